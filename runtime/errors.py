@@ -1,0 +1,31 @@
+"""The exceptions that a caller meets.
+
+Every message says what is wrong, where, and how to mend it, in one line. The command turns `UserError` into exit
+code 2 (the caller's mistake) and every other `RuntimeFault` into exit code 1 (ours), without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class RuntimeFault(Exception):
+    """Something went wrong that is not the caller's doing (a full disk, a backend that fails). Exit code 1."""
+
+
+class UserError(RuntimeFault):
+    """The caller can mend it: a bad argument, a bad file, a bundle that does not fit. Exit code 2."""
+
+
+class BundleError(UserError):
+    """A bundle is missing, incomplete, altered, of a newer format, or built for other hardware."""
+
+
+class PromptError(UserError):
+    """A prompt is empty, blank, too long, of the wrong type, or the bundle cannot take it."""
+
+
+class VideoError(UserError):
+    """A video or picture cannot be read, holds no frame, or changes its size on the way."""
+
+
+class BackendError(UserError):
+    """The backend that was asked for is not installed or cannot run this bundle on this machine."""

@@ -1,0 +1,1 @@
+"""Turns checkpoints into bundles. Needs torch; `runtime/` never imports it."""

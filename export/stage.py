@@ -1,0 +1,96 @@
+"""A stage on the torch side: signature, module, sample inputs, forms.
+
+A network file in `export/models/` yields a list of these; `export.onnx` turns each of them into graphs and
+`export.parity` compares those graphs with the module. Nothing here knows about ONNX or any backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from runtime.spec import StageSpec, TensorSpec
+
+Sampler = Callable[[Mapping[str, int], torch.Generator], dict[str, Tensor]]
+
+DTYPES = {
+    "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int64": torch.int64,
+    "int32": torch.int32, "uint8": torch.uint8, "bool": torch.bool,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One graph of a stage: the module to trace and the way its attention is written (`layers.attention.form`)."""
+
+    module: nn.Module
+    attention: str = "chunked"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage, ready to export.
+
+    `spec`    signature; `spec.files` stays empty until graphs exist.
+    `module`  the reference. `module(*inputs)` takes tensors in the order of `spec.inputs` and returns a tuple of tensors
+              in the order of `spec.outputs` (a tuple of one, too). In eval mode, no gradients, float32 on the CPU.
+    `sampler` (sizes of the symbols, generator) -> inputs by name, of realistic scale.
+    `bounds`  lowest and highest value of each symbol of `spec`.
+    `sizes`   the symbol values to trace with: none of them 0 or 1, no two alike, none a constant of the network by
+              accident, so that no symbol is specialised or merged with another.
+    `forms`   graphs to export by name; always has "default". Every form has the signature of `spec` and must agree
+              with `module`.
+    """
+
+    spec: StageSpec
+    module: nn.Module
+    sampler: Sampler
+    bounds: Mapping[str, tuple[int, int]]
+    sizes: Mapping[str, int]
+    forms: Mapping[str, Form] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def sample(self, sizes: Mapping[str, int] | None = None, seed: int = 0) -> dict[str, Tensor]:
+        """Seeded inputs by name, in spec order. `sizes` overrides the tracing sizes symbol by symbol."""
+        sizes = {**self.sizes, **(sizes or {})}
+        tensors = self.sampler(sizes, torch.Generator().manual_seed(seed))
+        for spec in self.spec.inputs:
+            tensor = tensors[spec.name]
+            assert tuple(tensor.shape) == spec.resolve(sizes), (self.name, spec.name, tuple(tensor.shape), sizes)
+            assert tensor.dtype == DTYPES[spec.dtype], (self.name, spec.name, tensor.dtype)
+        return {spec.name: tensors[spec.name] for spec in self.spec.inputs}
+
+    def dynamic_shapes(self) -> tuple[dict[int, torch.export.Dim], ...]:
+        """`dynamic_shapes` of torch.export for the positional inputs: one Dim per symbol, shared between inputs."""
+        dims = {s: torch.export.Dim(s, min=low, max=high) for s, (low, high) in self.bounds.items()}
+        return tuple({axis: dims[d] for axis, d in enumerate(spec.shape) if isinstance(d, str)}
+                     for spec in self.spec.inputs)
+
+    @torch.no_grad()
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The reference result by name."""
+        outputs = self.module(*(inputs[spec.name] for spec in self.spec.inputs))
+        return dict(zip((spec.name for spec in self.spec.outputs), outputs, strict=True))
+
+
+def tensor(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
+    """Shorthand for `TensorSpec`."""
+    return TensorSpec(name, dtype, tuple(shape))
+
+
+def stage(name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], module: nn.Module,
+          sampler: Sampler, bounds: Mapping[str, tuple[int, int]], sizes: Mapping[str, int],
+          forms: Mapping[str, Form] | None = None) -> Stage:
+    """Build a `Stage`; bounds and sizes of symbols that it does not use are dropped, "default" is added to the forms."""
+    module = module.eval().requires_grad_(False)
+    spec = StageSpec(name, inputs, outputs)
+    for form in (forms or {}).values():
+        form.module.eval().requires_grad_(False)
+    return Stage(spec, module, sampler, {s: bounds[s] for s in sorted(spec.symbols)},
+                 {s: sizes[s] for s in sorted(spec.symbols)}, {"default": Form(module), **(forms or {})})

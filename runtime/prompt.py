@@ -1,0 +1,331 @@
+"""What a caller may ask for: a sentence, clicks, a box, a mask; and sentences turned into token ids.
+
+The four types are plain values that check themselves when they are made, so that a mistake is told where it was made.
+What only a bundle can know (vocabulary, length limit, whether it has a tokenizer) is checked in `encode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import BundleError, PromptError
+from .spec import Manifest
+
+TOKENIZER = "tokenizer.json"
+
+MAX_CHARACTERS = 10_000
+"""A text longer than this is refused before it is tokenized: no network takes it, and tokenizing it takes seconds."""
+
+MAX_POINTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A referring expression, as `text` or as the `tokens` of the bundle's vocabulary (with `<s>` and `</s>`).
+
+    `verbs` names the verbs for bundles with a motion prompt: indices into the token sequence, counted with the special
+    tokens; or, beside `text`, words of the sentence. Raises PromptError unless exactly one of text and tokens is given.
+    """
+
+    text: str | None = None
+    tokens: Sequence[int] | None = field(default=None, kw_only=True)
+    verbs: Sequence[int | str] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.tokens is None):
+            raise PromptError("Text takes either a text or tokens=[...], exactly one of them")
+        if self.text is not None:
+            _check_text(self.text)
+        else:
+            tokens = _integers(self.tokens, "tokens")
+            if not tokens:
+                raise PromptError("Text(tokens=[]) is empty; give at least one token id")
+            object.__setattr__(self, "tokens", tokens)
+        if self.verbs is not None:
+            object.__setattr__(self, "verbs", _verbs(self.verbs, has_text=self.text is not None))
+
+    @property
+    def label(self) -> str:
+        """What to write beside the mask."""
+        if self.text is not None:
+            return " ".join(self.text.split())
+        head = ",".join(map(str, self.tokens[:8]))
+        return f"tokens {head}" + (",..." if len(self.tokens) > 8 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Clicks on one object: `points` (K,2) as x, y in source pixels (0..1 if `normalized`), `labels` (K,) 1 yes, 0 no."""
+
+    points: Sequence[Sequence[float]]
+    labels: Sequence[int]
+    normalized: bool = False
+
+    def __post_init__(self) -> None:
+        points = _floats(self.points, "points")
+        if points.ndim != 2 or points.shape[1] != 2 or not 1 <= len(points) <= MAX_POINTS:
+            raise PromptError(f"points must be (K,2) with K in 1..{MAX_POINTS}, not {points.shape}")
+        labels = _integers(self.labels, "labels")
+        if len(labels) != len(points) or not set(labels) <= {0, 1}:
+            raise PromptError(f"labels must be one 1 (object) or 0 (background) for each of the {len(points)} points")
+        _check_unit(points, self.normalized, "points")
+        object.__setattr__(self, "points", tuple(map(tuple, points.tolist())))
+        object.__setattr__(self, "labels", labels)
+
+    @property
+    def label(self) -> str:
+        return f"{len(self.points)} click" + ("s" if len(self.points) > 1 else "")
+
+    def scaled(self, height: int, width: int) -> np.ndarray:
+        """Points in source pixels, float32 (K,2). Raises PromptError for a point outside the picture."""
+        return _scaled(np.array(self.points, np.float32), self.normalized, height, width, "point")
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A box around one object: `xyxy` = left, top, right, bottom in source pixels (0..1 if `normalized`)."""
+
+    xyxy: Sequence[float]
+    normalized: bool = False
+
+    def __post_init__(self) -> None:
+        box = _floats(self.xyxy, "box")
+        if box.shape != (4,):
+            raise PromptError(f"a box is 4 numbers (left, top, right, bottom), not {box.shape}")
+        if not (box[0] < box[2] and box[1] < box[3]):
+            raise PromptError(f"box {box.tolist()}: left must be less than right, and top less than bottom")
+        _check_unit(box, self.normalized, "box")
+        object.__setattr__(self, "xyxy", tuple(box.tolist()))
+
+    @property
+    def label(self) -> str:
+        return "box"
+
+    def scaled(self, height: int, width: int) -> np.ndarray:
+        """Box in source pixels, float32 (4,). Raises PromptError if it lies outside the picture."""
+        corners = np.array(self.xyxy, np.float32).reshape(2, 2)
+        return _scaled(corners, self.normalized, height, width, "box corner").reshape(4)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mask:
+    """A mask of one object: `array` (H,W), true or non-zero inside, at source size."""
+
+    array: np.ndarray
+
+    def __post_init__(self) -> None:
+        try:
+            array = np.asarray(self.array)
+        except ValueError:
+            raise PromptError("a mask prompt must be one (H,W) array") from None
+        if array.ndim != 2 or array.dtype.kind not in "biuf" or 0 in array.shape:
+            raise PromptError(f"a mask prompt must be a (H,W) array of numbers, not {array.dtype} {array.shape}")
+        array = array > 0
+        if not array.any():
+            raise PromptError("the mask prompt is empty: no pixel of it is set")
+        object.__setattr__(self, "array", array)
+
+    @property
+    def label(self) -> str:
+        return "mask"
+
+    def checked(self, height: int, width: int) -> np.ndarray:
+        """The mask, bool (height,width). Raises PromptError if it was made for another size."""
+        if self.array.shape != (height, width):
+            raise PromptError(f"the mask prompt is {_size(self.array.shape)}, the video {_size((height, width))}; "
+                              "give a mask of the video's size")
+        return self.array
+
+
+Prompt = Text | Points | Box | Mask
+
+
+class Tokenizer:
+    """A bundle's `tokenizer.json`. The `tokenizers` library is loaded on first use, not with the package."""
+
+    def __init__(self, path: Path) -> None:
+        """`path`: the file, or the folder that holds it. Raises BundleError if it is missing or damaged."""
+        path = Path(path)
+        path = path / TOKENIZER if path.is_dir() else path
+        try:
+            from tokenizers import Tokenizer as Backend
+        except ImportError:
+            raise PromptError("text prompts need the tokenizers library: pip install tokenizers, "
+                              "or pass token ids") from None
+        if not path.is_file():
+            raise BundleError(f"{path}: the bundle names this tokenizer but it is not there; export the bundle again")
+        try:
+            self._backend = Backend.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise BundleError(f"{path}: not a tokenizer ({_line(error)}); export the bundle again") from None
+        # Padding and truncation come with some files; a sentence here goes alone and is refused when too long.
+        self._backend.no_padding()
+        self._backend.no_truncation()
+
+    @classmethod
+    def of(cls, folder: Path, manifest: Manifest) -> Tokenizer | None:
+        """The tokenizer of a bundle, or None if it was exported without one."""
+        return None if manifest.tokenizer is None else cls(Path(folder) / manifest.tokenizer)
+
+    def __call__(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids with special tokens, and for each its first and last+1 character ((0, 0) for special ones)."""
+        encoding = self._backend.encode(text)
+        ids, spans = list(encoding.ids), list(encoding.offsets)
+        first, last = self._backend.token_to_id("<s>"), self._backend.token_to_id("</s>")
+        # RoBERTa layout, also where the file carries no post-processor that adds it
+        if first is not None and last is not None and (not ids or ids[0] != first):
+            ids, spans = [first, *ids, last], [(0, 0), *spans, (0, 0)]
+        return ids, spans
+
+
+def encode(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> np.ndarray:
+    """Token ids of a prompt, int64 (L,), special tokens included.
+
+    Text is lower-cased and its white space collapsed first, as the networks were trained. Raises PromptError: no
+    tokenizer in the bundle, too many tokens for it, or an id outside its vocabulary.
+    """
+    limits = manifest.settings.get("text")
+    if not isinstance(prompt, Text):
+        raise PromptError(f"{type(prompt).__name__} is not a sentence; this bundle ({manifest.variant}) takes Text")
+    if not limits:
+        raise PromptError(f"the bundle {manifest.variant} takes no text prompts; choose another with --model")
+    tokens = list(prompt.tokens) if prompt.text is None else _tokenize(prompt.text, manifest, tokenizer)[0]
+    longest, vocabulary = limits["max_tokens"], limits["vocabulary"]
+    if len(tokens) > longest:
+        raise PromptError(f"the prompt {_short(prompt.label)} has {len(tokens)} tokens, more than the {longest} that "
+                          f"{manifest.variant} takes; shorten it")
+    for position, token in enumerate(tokens):
+        if not 0 <= token < vocabulary:
+            raise PromptError(f"token {token} at position {position} is outside the vocabulary 0..{vocabulary - 1} "
+                              f"of {manifest.variant}")
+    return np.array(tokens, np.int64)
+
+
+def verb_positions(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> np.ndarray:
+    """Positions of the prompt's verbs in its token sequence, int64 (V,), in order; empty if none was named.
+
+    Raises PromptError: a position outside the sequence, a word that the sentence does not hold, or a bundle without a
+    motion prompt.
+    """
+    if not prompt.verbs:
+        return np.empty(0, np.int64)
+    if not (manifest.settings.get("text") or {}).get("motion"):
+        raise PromptError(f"the bundle {manifest.variant} has no motion prompt; leave verbs away")
+    if prompt.text is None:
+        length, spans = len(prompt.tokens), []
+    else:
+        ids, spans = _tokenize(prompt.text, manifest, tokenizer)
+        length = len(ids)
+    found: set[int] = set()
+    for verb in prompt.verbs:
+        if isinstance(verb, str):
+            found.update(_positions(verb, _clean(prompt.text, manifest), spans))
+        elif not 0 <= verb < length:
+            raise PromptError(f"verb position {verb} is outside the {length} tokens of {_short(prompt.label)}")
+        else:
+            found.add(verb)
+    return np.array(sorted(found), np.int64)
+
+
+def _clean(text: str, manifest: Manifest) -> str:
+    text = " ".join(text.split())
+    return text.lower() if manifest.settings["text"].get("lowercase", True) else text
+
+
+def _tokenize(text: str, manifest: Manifest, tokenizer: Tokenizer | None) -> tuple[list[int], list[tuple[int, int]]]:
+    if tokenizer is None:
+        raise PromptError(f"the bundle {manifest.variant} has no tokenizer; export it again with --tokenizer DIR, "
+                          "or pass token ids (Text(tokens=[...]), --tokens on the command line)")
+    return tokenizer(_clean(text, manifest))
+
+
+def _positions(word: str, text: str, spans: list[tuple[int, int]]) -> list[int]:
+    """Tokens that lie within the first occurrence of `word` as a whole word (a leading blank belongs to the token)."""
+    word, start = word.strip().lower(), 0
+    for piece in text.split(" "):
+        if piece.strip(".,;:!?\"'").lower() == word:
+            end = start + len(piece)
+            return [i for i, (a, b) in enumerate(spans) if b > a and max(a, start) < min(b, end)]
+        start += len(piece) + 1
+    raise PromptError(f"the verb {word!r} is not a word of {_short(text)}")
+
+
+def _check_text(text: Any) -> None:
+    if not isinstance(text, str):
+        raise PromptError(f"a text prompt must be a str, not {type(text).__name__}")
+    if not text:
+        raise PromptError("the text prompt is empty; describe the object, like \"the horse jumping\"")
+    if not text.strip() or not any(c.isprintable() and not c.isspace() for c in text):
+        raise PromptError("the text prompt is blank; describe the object, like \"the horse jumping\"")
+    if len(text) > MAX_CHARACTERS:
+        raise PromptError(f"the text prompt has {len(text)} characters, more than {MAX_CHARACTERS}; shorten it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise PromptError("the text prompt is not text (bytes that are no UTF-8); retype it") from None
+    control = next((c for c in text if ord(c) < 32 and not c.isspace()), None)
+    if control is not None:
+        raise PromptError(f"the text prompt is not text (control character {ord(control):#04x} in it); retype it")
+
+
+def _integers(values: Any, name: str) -> tuple[int, ...]:
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise PromptError(f"{name} must be a flat list of integers") from None
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise PromptError(f"{name} must be a flat list of integers")
+    return tuple(int(v) for v in array)
+
+
+def _verbs(verbs: Any, has_text: bool) -> tuple[int | str, ...]:
+    if isinstance(verbs, str) or not isinstance(verbs, (Iterable, np.ndarray)):
+        raise PromptError("verbs must be a list of token positions or words")
+    verbs = tuple(verbs)
+    if all(isinstance(v, str) for v in verbs):
+        if verbs and not has_text:
+            raise PromptError("verbs of a prompt given as tokens must be token positions, not words")
+        return verbs
+    return _integers(verbs, "verbs")
+
+
+def _floats(values: Any, name: str) -> np.ndarray:
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise PromptError(f"{name} must be numbers") from None
+    if not np.isfinite(array).all():
+        raise PromptError(f"{name} must be finite numbers")
+    return array
+
+
+def _check_unit(values: np.ndarray, normalized: bool, name: str) -> None:
+    if normalized and not ((values >= 0) & (values <= 1)).all():
+        raise PromptError(f"normalized {name} must lie in 0..1")
+
+
+def _scaled(points: np.ndarray, normalized: bool, height: int, width: int, name: str) -> np.ndarray:
+    size = np.array([width, height], np.float32)
+    points = points * size if normalized else points
+    outside = ((points < 0) | (points > size)).any(axis=1)
+    if outside.any():
+        x, y = points[int(outside.argmax())].tolist()
+        raise PromptError(f"{name} ({x:g}, {y:g}) lies outside the picture, {_size((height, width))}")
+    return points
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]}"
+
+
+def _short(text: str, limit: int = 40) -> str:
+    return repr(text if len(text) <= limit else text[:limit - 3] + "...")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,182 @@
+"""Half precision, written into the graph.
+
+Engines without a precision switch (TensorRT 11) and ONNX Runtime alike compute what the types in the graph say, so a
+half bundle is a graph whose tensors are float16 with islands of float32 where range or rounding needs them. `LEVELS`
+is a ladder of such graphs from narrow to wide islands; `export.bundle` climbs it stage by stage until the stage agrees
+with torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+LARGEST = 65504.0
+"""Largest finite float16; larger constants (attention masks of -1e9) are set to it."""
+
+REDUCTIONS = frozenset({
+    "LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization", "BatchNormalization",
+    "LpNormalization", "MeanVarianceNormalization", "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2",
+    "ReduceProd", "ReduceLogSumExp", "CumSum", "GlobalAveragePool", "LogSoftmax"})
+"""Sums over many terms: they overflow (squares in a norm) or lose the small terms."""
+
+FUNCTIONS = frozenset({
+    "Exp", "Log", "Pow", "Sqrt", "Reciprocal", "Sin", "Cos", "Tan", "Sigmoid", "Softplus", "Softsign", "Div", "Mod"})
+"""Functions that are steep, or divide by small numbers: an epsilon of 1e-6 is next to nothing in half."""
+
+SOURCES = frozenset({"Cast", "Range", "ConstantOfShape", "EyeLike", "Constant", "OneHot", "CastLike", "QuantizeLinear",
+                     "DequantizeLinear", "DynamicQuantizeLinear"})
+"""They make a float32 from something else; whoever reads it casts it."""
+
+FOLLOWERS = frozenset({
+    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Expand", "Identity", "Flatten", "Gather",
+    "GatherElements", "GatherND", "Concat", "Pad", "Tile", "Where", "Add", "Sub", "Mul", "Neg", "Abs", "Relu", "Clip",
+    "Min", "Max", "MaxPool", "AveragePool", "Resize", "DepthToSpace", "SpaceToDepth"})
+"""They keep the type of what they are given: float32 if all of it is, so an island is not cut by a reshape."""
+
+COSTLY = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Attention", "MultiHeadAttention", "Einsum",
+                    "FusedMatMul", "GroupQueryAttention"})
+"""Where half precision pays. With the widest islands only these are half."""
+
+HALF_SLOTS = {"Resize": (0,), "OneHot": (), "Pad": (0, 2)}
+"""Inputs that take the type of the data; of the other operators all float inputs do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One rung: `attention_softmax` half between two matrix products (or fused attention is lost), `only_costly`."""
+
+    name: str
+    attention_softmax: bool = False
+    only_costly: bool = False
+
+
+LEVELS = (Level("fp16", attention_softmax=True), Level("fp16-softmax32"), Level("fp16-matmul", only_costly=True))
+"""From fastest to most exact; the last resort, whole float32 inside half inputs and outputs, is `FP32`."""
+
+FP32 = "fp32"
+
+
+def to_half(model: ir.Model, level: Level | None, half: Collection[str]) -> ir.Model:
+    """A copy of `model` at `level` (None: float32 inside) whose inputs and outputs named in `half` are float16.
+
+    Weights are converted lazily, when the graph is saved. The model must have no subgraphs.
+    """
+    model = model.clone()
+    graph = model.graph
+    casts: dict[tuple[int, ir.DataType], ir.Value] = {}
+    for value in graph.inputs:
+        if value.name in half and value.dtype == FLOAT:
+            value.type = ir.TensorType(HALF)
+    for node in list(graph):
+        if any(v is not None and v.dtype in (FLOAT, HALF) for v in (*node.inputs, *node.outputs)):
+            _convert(graph, node, _wanted(node, level), casts)
+    for index, value in enumerate(graph.outputs):
+        _convert_output(graph, index, value, HALF if value.name in half else FLOAT)
+    _drop_unused(graph)
+    return model
+
+
+def _wanted(node: ir.Node, level: Level | None) -> ir.DataType:
+    op = node.op_type
+    if level is None or op in REDUCTIONS or op in FUNCTIONS or op in SOURCES:
+        return FLOAT
+    if op == "Softmax":
+        return HALF if level.attention_softmax and _between_products(node) else FLOAT
+    if op in COSTLY:
+        return HALF
+    if op in FOLLOWERS:
+        data = [v for v in node.inputs if v is not None and v.dtype in (FLOAT, HALF) and v.const_value is None]
+        if op in HALF_SLOTS:
+            data = data[:1]
+        if level.only_costly and op in ("Add", "Sub", "Mul"):
+            return FLOAT
+        return FLOAT if data and all(v.dtype == FLOAT for v in data) or _is_rotation(node) else HALF
+    return FLOAT if level.only_costly else HALF
+
+
+def _between_products(node: ir.Node) -> bool:
+    """Is this the softmax of an attention: scores from a matrix product, weights into another?"""
+    value = node.inputs[0]
+    for _ in range(4):  # a scale and a mask may stand between
+        producer = value.producer() if value is not None else None
+        if producer is None:
+            return False
+        if producer.op_type == "MatMul":
+            break
+        value = next((v for v in producer.inputs if v is not None and v.const_value is None), None)
+    else:
+        return False
+    return any(user.op_type == "MatMul" for user in node.outputs[0].consumers())
+
+
+def _is_rotation(node: ir.Node) -> bool:
+    """Products with the tables of a rotary embedding: half a unit of rounding there is a turn of the vector."""
+    return any(v is not None and v.is_initializer() and "rope" in (v.name or "").lower() for v in node.inputs)
+
+
+def _convert(graph: ir.Graph, node: ir.Node, wanted: ir.DataType, casts: dict) -> None:
+    slots = HALF_SLOTS.get(node.op_type) if wanted == HALF else None
+    if node.op_type not in ("Cast", "CastLike"):
+        for index, value in enumerate(node.inputs):
+            if value is None or value.dtype not in (FLOAT, HALF):
+                continue
+            want = wanted if slots is None or index in slots else FLOAT
+            if node.op_type == "Resize" and index > 0:
+                want = FLOAT  # scales are float32 whatever the data is
+            if value.dtype != want:
+                node.replace_input_with(index, _cast(graph, node, value, want, casts))
+    for value in node.outputs:
+        if value.dtype == FLOAT:
+            value.type = ir.TensorType(wanted)  # not `.dtype = `: clones share their type objects
+
+
+def _cast(graph: ir.Graph, before: ir.Node, value: ir.Value, to: ir.DataType, casts: dict) -> ir.Value:
+    """The same value in the other type: a converted weight, or one cast for all readers."""
+    key = (id(value), to)
+    if key not in casts:
+        suffix = "half" if to == HALF else "float"
+        if value.is_initializer() and not value.is_graph_input():
+            tensor = _lazy(value.const_value, to, f"{value.name}_{suffix}")
+            casts[key] = ir.Value(name=tensor.name, type=ir.TensorType(to), shape=value.shape, const_value=tensor)
+            graph.register_initializer(casts[key])
+        else:
+            node = ir.node("Cast", [value], {"to": to.value}, name=f"{value.name}_to_{suffix}")
+            result = node.outputs[0]
+            result.name, result.type, result.shape = f"{value.name}_{suffix}", ir.TensorType(to), value.shape
+            producer = value.producer()
+            # right behind the producer, so that it stands before every reader
+            graph.insert_after(producer, node) if producer else graph.insert_before(graph[0], node)
+            casts[key] = result
+    return casts[key]
+
+
+def _lazy(tensor: ir.TensorProtocol, to: ir.DataType, name: str) -> ir.TensorProtocol:
+    def evaluate() -> ir.TensorProtocol:
+        array = tensor.numpy()
+        if to == HALF:
+            finite = np.isfinite(array)
+            array = np.where(finite, np.clip(array, -LARGEST, LARGEST), array).astype(np.float16)
+        return ir.Tensor(array.astype(to.numpy()), name=name)
+
+    return ir.LazyTensor(evaluate, dtype=to, shape=tensor.shape, name=name)
+
+
+def _convert_output(graph: ir.Graph, index: int, value: ir.Value, want: ir.DataType) -> None:
+    if value.dtype not in (FLOAT, HALF) or value.dtype == want:
+        return
+    node = ir.node("Cast", [value], {"to": want.value}, name=f"{value.name}_to_output")
+    result = node.outputs[0]
+    result.name, value.name = value.name, f"{value.name}_inner"
+    result.type, result.shape = ir.TensorType(want), value.shape
+    graph.append(node)
+    graph.outputs[index] = result
+
+
+def _drop_unused(graph: ir.Graph) -> None:
+    for name in [n for n, v in graph.initializers.items() if not v.uses() and not v.is_graph_output()]:
+        del graph.initializers[name]

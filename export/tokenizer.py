@@ -1,0 +1,105 @@
+"""Any form in which a tokenizer comes -> the bundle's one `tokenizer.json`.
+
+Accepted: a local Hugging Face folder, a `tokenizer.json`, or a folder (or either file) with `vocab.json` and
+`merges.txt`, from which RoBERTa's byte-level BPE is built. Nothing is ever downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+from runtime.errors import UserError
+
+FILE = "tokenizer.json"
+PROBE = "a person riding a horse on the left"
+
+
+def load(source: str | Path, vocabulary: int | None = None) -> Tokenizer:
+    """The tokenizer at `source`, checked on a sentence; `vocabulary` is the number of token embeddings.
+
+    Raises UserError that names the file: missing, damaged, without <s> and </s>, or larger than the vocabulary.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise UserError(f"{source}: no such tokenizer; give a Hugging Face folder, tokenizer.json, or vocab.json beside "
+                        "merges.txt")
+    folder = source if source.is_dir() else source.parent
+    if source.is_file() and source.name not in ("vocab.json", "merges.txt"):
+        tokenizer, path = _from_file(source), source
+    elif (folder / FILE).is_file() and source.is_dir():
+        tokenizer, path = _from_file(folder / FILE), folder / FILE
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        tokenizer, path = _roberta(folder / "vocab.json", folder / "merges.txt"), folder / "vocab.json"
+    else:
+        raise UserError(f"{folder}: holds neither {FILE} nor vocab.json with merges.txt; give --tokenizer a folder that "
+                        "does")
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    _check(tokenizer, path, vocabulary)
+    return tokenizer
+
+
+def write(source: str | Path, folder: Path, vocabulary: int | None = None) -> str:
+    """`load`, then write `folder/tokenizer.json`. Returns the file's name."""
+    load(source, vocabulary).save(str(folder / FILE))
+    return FILE
+
+
+def _from_file(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{path}: not a tokenizer file ({_line(error)}); give the tokenizer.json of roberta-base") from None
+
+
+def _roberta(vocabulary: Path, merges: Path) -> Tokenizer:
+    """Byte-level BPE as `roberta-base` has it: no leading blank added, `<s>` sentence `</s>`, offsets without blanks."""
+    try:
+        vocab = json.loads(vocabulary.read_text(encoding="utf-8"))
+        if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
+            raise ValueError("not an object of token -> number")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{vocabulary}: not a vocabulary ({_line(error)}); copy it again") from None
+    try:
+        lines = merges.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{merges}: not a list of merges ({_line(error)}); copy it again") from None
+    # the first line is a version comment; '#' may also begin a merge
+    pairs = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
+    bad = next((i for i, pair in enumerate(pairs) if len(pair) != 2), None)
+    if bad is not None:
+        raise UserError(f"{merges}: merge {bad + 1} is not two tokens; copy the file again")
+    for token in ("<s>", "</s>"):
+        if token not in vocab:
+            raise UserError(f"{vocabulary}: has no {token!r}; give the vocabulary of roberta-base")
+    try:
+        tokenizer = Tokenizer(BPE(vocab=vocab, merges=pairs, unk_token="<unk>" if "<unk>" in vocab else None))
+    except Exception as error:
+        raise UserError(f"{merges}: does not fit {vocabulary.name} ({_line(error)}); give a pair from one model") from None
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", vocab["</s>"]), ("<s>", vocab["<s>"]), trim_offsets=True, add_prefix_space=False)
+    special = [AddedToken(t, special=True, normalized=False, lstrip=t == "<mask>")
+               for t in ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if t in vocab]
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+def _check(tokenizer: Tokenizer, path: Path, vocabulary: int | None) -> None:
+    if tokenizer.token_to_id("<s>") is None or tokenizer.token_to_id("</s>") is None:
+        raise UserError(f"{path}: has no <s> and </s>; give a tokenizer of the RoBERTa kind")
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if vocabulary is not None and largest >= vocabulary:
+        raise UserError(f"{path}: knows token {largest}, the checkpoint only {vocabulary} of them; give the tokenizer that "
+                        "the checkpoint was trained with")
+    if not tokenizer.encode(PROBE).ids:
+        raise UserError(f"{path}: turns a sentence into no tokens; give a trained tokenizer")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

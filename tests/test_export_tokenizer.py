@@ -1,0 +1,82 @@
+"""Tokenizers in every accepted form become one file that gives RoBERTa's ids."""
+
+import json
+
+import pytest
+
+pytest.importorskip("torch")
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers  # noqa: E402
+
+from export import tokenizer as tok  # noqa: E402
+from runtime.errors import UserError  # noqa: E402
+
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+SENTENCES = ["a person riding a horse on the left", "the dog, running!", "Ünïcode café — 犬", "two  spaces"]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """vocab.json and merges.txt of a small byte-level BPE, as Hugging Face's slow tokenizers save them."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    t = Tokenizer(models.BPE())
+    t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    t.train_from_iterator(SENTENCES * 3, trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    t.model.save(str(folder))
+    return folder
+
+
+def reference(folder, sentence):
+    """The same through transformers, which knows how RoBERTa wraps a sentence."""
+    from transformers import RobertaTokenizer
+
+    merges = [tuple(line.split(" ")) for line in (folder / "merges.txt").read_text().splitlines()[1:]]
+    return RobertaTokenizer(vocab=json.loads((folder / "vocab.json").read_text()), merges=merges)(sentence)["input_ids"]
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_vocabulary_and_merges_give_robertas_ids(pair, sentence):
+    pytest.importorskip("transformers")
+    assert tok.load(pair).encode(sentence).ids == reference(pair, sentence)
+
+
+def test_all_forms_agree(pair, tmp_path):
+    want = tok.load(pair).encode(SENTENCES[0]).ids
+    assert tok.write(pair, tmp_path) == "tokenizer.json"
+    for source in (pair / "vocab.json", pair / "merges.txt", tmp_path, tmp_path / "tokenizer.json"):
+        assert tok.load(source).encode(SENTENCES[0]).ids == want
+    assert want[0] == 0 and want[-1] == 2
+
+
+def test_written_file_neither_pads_nor_cuts(pair, tmp_path):
+    t = tok.load(pair)
+    t.enable_truncation(4)
+    t.enable_padding(length=64)
+    t.save(str(tmp_path / "own.json"))
+    tok.write(tmp_path / "own.json", tmp_path)
+    assert len(Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(SENTENCES[0]).ids) not in (4, 64)
+
+
+@pytest.mark.parametrize("files, message", [
+    ({}, "neither"),
+    ({"tokenizer.json": "{"}, "not a tokenizer file"),
+    ({"vocab.json": "[]", "merges.txt": ""}, "not a vocabulary"),
+    ({"vocab.json": '{"a": 0}', "merges.txt": ""}, "has no '<s>'"),
+    ({"vocab.json": '{"<s>": 0, "</s>": 2, "a": 1}', "merges.txt": "a b c\n"}, "merge 1"),
+    ({"vocab.json": '{"<s>": 0, "</s>": 2, "a": 1}', "merges.txt": "#version: 0.2\na b\n"}, "does not fit"),
+])
+def test_bad_sources_name_the_file(tmp_path, files, message):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        tok.load(tmp_path)
+
+
+def test_missing_source(tmp_path):
+    with pytest.raises(UserError, match="no such tokenizer"):
+        tok.load(tmp_path / "nowhere")
+
+
+def test_larger_than_the_checkpoints_vocabulary(pair):
+    with pytest.raises(UserError, match="the checkpoint only 100"):
+        tok.load(pair, vocabulary=100)

@@ -1,0 +1,81 @@
+"""Bundles on disk: find, open, verify, load."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from .backends import Backend, Stage
+from .errors import BundleError
+from .spec import MANIFEST, Manifest
+
+DEMONSTRATION = "nano"
+"""Name of the bundle that ships with the project; any bundle of the user's own is preferred to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A folder with a manifest that has been read and checked."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def verify(self) -> None:
+        """Compare every file with its sha256. Raises BundleError that names the first file that differs."""
+        for name, digest in self.manifest.files.items():
+            path = self.folder / name
+            try:
+                with path.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") \
+                        else hashlib.sha256(file.read()).hexdigest()
+            except OSError:
+                raise BundleError(f"{path}: missing from the bundle; copy it again or export the bundle again") from None
+            if found != digest:
+                raise BundleError(f"{path}: altered since the export (sha256 differs); copy it again or export again")
+
+    def load_stages(self, backend: Backend) -> dict[str, Stage]:
+        """Load every stage in the form that the backend prefers."""
+        stages = {}
+        for name, spec in self.manifest.stages.items():
+            form = next((f for f in backend.forms if f in spec.files), None)
+            if form is None:
+                raise BundleError(f"{self.folder}: stage {name} has no form that {backend.name} takes "
+                                  f"({', '.join(backend.forms)}); export the bundle again")
+            stages[name] = backend.load(self.folder / spec.files[form], spec)
+        return stages
+
+
+def find(folder: str | Path) -> list[Bundle]:
+    """Every bundle at `folder` itself or directly inside it, by name. Raises BundleError for a folder that is missing."""
+    folder = Path(folder)
+    if (folder / MANIFEST).is_file():
+        return [Bundle(folder.resolve(), Manifest.load(folder))]
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such folder; export a bundle into it with `python -m export`")
+    return [Bundle(sub.resolve(), Manifest.load(sub)) for sub in sorted(folder.iterdir()) if (sub / MANIFEST).is_file()]
+
+
+def choose(folder: str | Path, model: str | None = None) -> Bundle:
+    """The one bundle that is meant: by name, else by network, else the only one that is the user's own.
+
+    Raises BundleError that lists the bundles when there is none or the choice is open.
+    """
+    bundles = find(folder)
+    if not bundles:
+        raise BundleError(f"{folder}: no bundle here; export one with `python -m export samwise --checkpoint X.pth "
+                          f"--out {folder}`")
+    names = ", ".join(f"{b.name} ({b.manifest.model})" for b in bundles)
+    if model is not None:
+        chosen = [b for b in bundles if b.name == model] or [b for b in bundles if b.manifest.model == model]
+        if not chosen:
+            raise BundleError(f"{folder}: no bundle or network {model!r}; found {names}")
+    else:
+        chosen = [b for b in bundles if b.name != DEMONSTRATION] or bundles
+    if len(chosen) > 1:
+        raise BundleError(f"{folder}: several bundles fit; choose one with model= or --model: {names}")
+    return chosen[0]

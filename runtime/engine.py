@@ -1,0 +1,109 @@
+"""The engine: one loaded bundle, and every session that runs on it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Iterable, Sequence
+
+from .backends import Backend, Stage, create
+from .bundle import Bundle, choose
+from .errors import UserError
+from .models import create_network
+from .prompt import Text
+from .result import Result
+from .session import Session
+
+MAX_OBJECTS = 16
+"""Rows of the memory pool unless `load` is told otherwise; a row that is never used costs no memory."""
+
+
+class Timed:
+    """A stage that adds up its calls and seconds. On an asynchronous device the seconds are those of enqueueing."""
+
+    __slots__ = ("stage", "spec", "calls", "seconds")
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.spec = stage, stage.spec
+        self.calls, self.seconds = 0, 0.0
+
+    def run(self, **arrays: Any) -> None:
+        start = time.perf_counter()
+        self.stage.run(**arrays)
+        self.seconds += time.perf_counter() - start
+        self.calls += 1
+
+
+class Engine:
+    """A bundle on a backend. Sessions are independent of each other and share the weights and the memory pool.
+
+    Not thread-safe: call it, and the sessions it gave out, from one thread.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, max_objects: int = MAX_OBJECTS) -> None:
+        self.bundle, self.backend = bundle, backend
+        self.stages = {name: Timed(stage) for name, stage in bundle.load_stages(backend).items()}
+        self.network = create_network(bundle, self.stages, backend.device, max_objects)
+        self._sessions: list[Session] = []
+
+    @property
+    def timings(self) -> dict[str, tuple[int, float]]:
+        """Stage -> (calls, seconds) since the engine was loaded."""
+        return {name: (s.calls, s.seconds) for name, s in self.stages.items()}
+
+    def session(self, prompts: Sequence[Text] = (), logits: bool = False, conditional_memory: bool | None = None) -> Session:
+        """Start following `prompts` through a new video.
+
+        prompts             sentences, one object each
+        logits              whether results carry `low_res_logits`
+        conditional_memory  False switches the conditional memory encoder off; None and True leave it as the bundle has it
+        Raises PromptError for a prompt the bundle cannot take, UserError when the pool has no row left.
+        """
+        session = Session(self, prompts, logits, conditional_memory)
+        self._sessions.append(session)
+        return session
+
+    def step(self) -> list[Result]:
+        """Run every session that has a complete clip waiting (see `Session.put`), in the order of their opening."""
+        return [result for session in self._sessions if session.ready for result in session.advance()]
+
+    def forget(self, session: Session) -> None:
+        """Called by a session that closes."""
+        if session in self._sessions:
+            self._sessions.remove(session)
+
+    def close(self) -> None:
+        """Close every session."""
+        for session in list(self._sessions):
+            session.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def segment(self, frames: Iterable[Any], *sentences: str) -> Iterable[Result]:
+        """Shortest way in: results of a whole video for these sentences."""
+        with self.session([Text(s) for s in sentences]) as session:
+            yield from session.stream(frames)
+
+
+def load(engine: str | Path, model: str | None = None, backend: str = "auto", threads: int | None = None,
+         max_objects: int = MAX_OBJECTS, verify: bool = True) -> Engine:
+    """Load a bundle, or one out of a folder of bundles.
+
+    engine       a bundle or a folder that holds bundles
+    model        name of the bundle or of the network; needed only when several fit
+    backend      `auto`, or a name in `runtime.backends.BACKENDS`; only `auto` may fall back
+    threads      CPU threads; None lets the backend decide
+    max_objects  rows of the memory pool, over all sessions
+    verify       compare every file with its sha256 first
+    Raises BundleError, BackendError, UserError.
+    """
+    if max_objects < 1:
+        raise UserError(f"max_objects must be 1 or more, not {max_objects}")
+    bundle = choose(engine, model)
+    if verify:
+        bundle.verify()
+    return Engine(bundle, create(backend, threads), max_objects)

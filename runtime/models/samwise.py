@@ -1,0 +1,265 @@
+"""SAMWISE: the order of its stages (Cuttano et al., CVPR 2025, arXiv:2411.17646).
+
+A clip of up to `window` frames is encoded together with each sentence; then its frames are decoded one after another
+against the memory of the frames before. What text has not entered runs once for all sentences, what vision has not
+entered runs once per sentence. See `docs/architecture.md` for the signature of every stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from .. import ops
+from ..backends import Stage
+from ..bundle import Bundle
+from ..device import Device
+from ..memory import MemoryPool, Row
+from ..prompt import Text, Tokenizer, encode, verb_positions
+from ..workspace import Workspace
+
+
+@dataclass(slots=True)
+class Lane:
+    """One sentence on its way through one video, with the feature maps of the current clip."""
+
+    row: Row
+    text_0: Any
+    verb: int | None
+    embedding: Any
+    embedding_no_memory: Any
+    high_res_1: Any
+    sparse: Any
+    sparse_count: int
+    last_fired: int = 0
+
+
+@dataclass(slots=True)
+class Clip:
+    """The frames that wait or run, and the lanes that look at them."""
+
+    pixels: Any
+    high_res_0: Any
+    lanes: list[Lane] = field(default_factory=list)
+    conditional_memory: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One frame of a clip, all its lanes: low_res_logits (N, s, s) and score (N,), float32 on the host."""
+
+    offset: int
+    low_res_logits: np.ndarray
+    score: np.ndarray
+
+
+class Samwise:
+    """Stages, buffers and memory of one SAMWISE bundle."""
+
+    STAGES = ("hiera_0", "hiera_1", "hiera_2", "text_0", "text_1", "text_2", "adapter_0", "adapter_1", "adapter_2", "neck",
+              "text_prompt", "memory_attention", "mask_decoder", "memory_encoder")
+
+    def __init__(self, bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> None:
+        manifest = bundle.manifest
+        settings = manifest.settings
+        self._bundle, self._stages, self._device = bundle, stages, device
+        self._tokenizer: Any = None
+        self.image_size = manifest.image_size
+        self.window: int = settings["window"]
+        self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])
+        self._resize = settings["resize"]
+        self._cme: Mapping[str, int] | None = settings["conditional_memory"]
+        self._motion: bool = settings["text"]["motion"]
+        specs = manifest.stages
+        self.low_res_side: int = specs["mask_decoder"].output("low_res_logits").shape[1]
+        # a batch never exceeds what the graphs were exported for; more sentences run in several batches
+        self.batch = min(objects, manifest.bounds["objects"][1])
+        self._work = Workspace(device, specs, {"frames": self.window, "objects": self.batch, "maps": self.batch,
+                                               "tokens": settings["text"]["max_tokens"]})
+        self._allocate(specs, settings, objects)
+
+    def _allocate(self, specs: Mapping[str, Any], settings: Mapping[str, Any], objects: int) -> None:
+        slot, pointer = specs["memory_encoder"].output("memory_slot"), specs["mask_decoder"].output("pointer")
+        memory = settings["memory"]
+        self.pool = MemoryPool(self._device, objects, memory["slots"], slot.shape[1], slot.shape[2],
+                               memory["pointers"], pointer.shape[1], slot.dtype)
+        work, attention, decoder = self._work, specs["memory_attention"], specs["mask_decoder"]
+        work.add("batch_embedding", attention.input("embedding"))
+        work.add("batch_sparse", decoder.input("sparse"))
+        work.add("batch_high_res_1", decoder.input("high_res_1"))
+        self._batch_memory = self._device.empty((self.batch, memory["slots"], *slot.shape[1:]), slot.dtype)
+        self._batch_pointers = self._device.empty((self.batch, memory["pointers"], pointer.shape[1]), pointer.dtype)
+        if self._cme is not None:
+            for tensor in decoder.outputs:
+                work.add("memoryless_" + tensor.name, tensor)
+                work.add("due_" + tensor.name, tensor)
+        self._index = np.arange(self.batch, dtype=np.int64)
+        self._zeros = np.zeros(self.batch, np.int64)
+
+    # -- sessions -------------------------------------------------------------------------------------------------
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of a source frame inside the square that the network sees."""
+        return ops.resized_size(*size, **self._resize)
+
+    def open(self, prompts: Sequence[Text], conditional_memory: bool | None = None) -> Clip:
+        """Buffers for one video, and a lane per sentence. Raises PromptError, UserError."""
+        manifest, new = self._bundle.manifest, self._device.empty
+        self._tokenizer = self._tokenizer or Tokenizer.of(self._bundle.folder, manifest)
+        encoded = [(encode(p, manifest, self._tokenizer), verb_positions(p, manifest, self._tokenizer)) for p in prompts]
+        pixels, fine = manifest.stages["hiera_0"].input("pixels"), manifest.stages["hiera_0"].output("high_res_0")
+        sizes = {"frames": self.window}
+        clip = Clip(new(pixels.resolve(sizes), pixels.dtype), new(fine.resolve(sizes), fine.dtype),
+                    conditional_memory=conditional_memory is not False)
+        try:
+            for tokens, verbs in encoded:
+                clip.lanes.append(self._lane(tokens, verbs))
+        except BaseException:
+            self.close(clip)
+            raise
+        return clip
+
+    def _lane(self, tokens: np.ndarray, verbs: np.ndarray) -> Lane:
+        specs, new = self._bundle.manifest.stages, self._device.empty
+        maps = {t.name: new(t.resolve({"frames": self.window}), t.dtype) for t in specs["neck"].outputs}
+        text, sparse = specs["text_0"].output("text_0"), specs["text_prompt"].output("sparse")
+        # the reference repeats every verb for every frame and then reads only the first; without a verb the token is absent
+        verb = int(verbs[0]) if len(verbs) else None
+        lane = Lane(self.pool.rent(), new((len(tokens), text.shape[1]), text.dtype), verb, **maps,
+                    sparse=new(sparse.shape, sparse.dtype), sparse_count=sparse.shape[1] - (self._motion and verb is None))
+        self._stages["text_0"].run(tokens=tokens, text_0=lane.text_0)
+        return lane
+
+    def close(self, clip: Clip) -> None:
+        """Give the rows of a clip's lanes back."""
+        while clip.lanes:
+            self.pool.release(clip.lanes.pop().row)
+
+    # -- one clip -------------------------------------------------------------------------------------------------
+
+    def run(self, clip: Clip, first: int, length: int) -> Iterator[Decoded]:
+        """Encode `length` frames whose first has number `first`, then decode them one by one."""
+        vision_0 = self._work.view("vision_0", length)
+        self._stages["hiera_0"].run(pixels=clip.pixels[:length], vision_0=vision_0, high_res_0=clip.high_res_0[:length])
+        for lane in clip.lanes:
+            self._encode(lane, vision_0, length)
+        for offset in range(length):
+            low_res = np.empty((len(clip.lanes), self.low_res_side, self.low_res_side), np.float32)
+            score = np.empty(len(clip.lanes), np.float32)
+            for i in range(0, len(clip.lanes), self.batch):
+                batch = slice(i, i + self.batch)
+                low_res[batch], score[batch] = self._frame(clip, clip.lanes[batch], first + offset, offset)
+            yield Decoded(offset, low_res, score)
+
+    def _encode(self, lane: Lane, vision: Any, length: int) -> None:
+        """Trunk, text tower and adapters in lockstep: stage k of each, then adapter k mixes the two."""
+        stages, view = self._stages, self._work.view
+        text, fused = lane.text_0, {}
+        tokens = text.shape[0]
+        for k in range(3):
+            fused[k], text_fused = view(f"vision_{k}_fused", length), view(f"text_{k}_fused", tokens)
+            stages[f"adapter_{k}"].run(**{f"vision_{k}": vision, f"text_{k}": text,
+                                          f"vision_{k}_fused": fused[k], f"text_{k}_fused": text_fused})
+            if k < 2:
+                vision, text = view(f"vision_{k + 1}", length), view(f"text_{k + 1}", tokens)
+                stages[f"hiera_{k + 1}"].run(**{f"vision_{k}_fused": fused[k], f"vision_{k + 1}": vision})
+                stages[f"text_{k + 1}"].run(**{f"text_{k}_fused": text_fused, f"text_{k + 1}": text})
+        stages["neck"].run(vision_0_fused=fused[0], vision_1_fused=fused[1], vision_2_fused=fused[2],
+                           embedding=lane.embedding[:length], embedding_no_memory=lane.embedding_no_memory[:length],
+                           high_res_1=lane.high_res_1[:length])
+        verb = {"verb": np.array([lane.verb or 0], np.int64)} if self._motion else {}
+        stages["text_prompt"].run(text_2_fused=text_fused, sparse=lane.sparse, **verb)
+
+    def _frame(self, clip: Clip, lanes: list[Lane], frame: int, offset: int) -> tuple[np.ndarray, np.ndarray]:
+        """Attend to the memory, decode, remember. All lanes have the same past: they started together."""
+        work, n = self._work, len(lanes)
+        embedding = work.gather("batch_embedding", [lane.embedding[offset] for lane in lanes])
+        high_res_1 = work.gather("batch_high_res_1", [lane.high_res_1[offset] for lane in lanes])
+        picture = clip.high_res_0[offset:offset + 1]
+        if frame == 0:
+            conditioned = work.gather("conditioned", [lane.embedding_no_memory[offset] for lane in lanes])
+        else:
+            conditioned = self._attend(lanes, embedding, frame)
+        counts = np.array([lane.sparse_count for lane in lanes], np.int64)
+        decoded = self._decode("", lanes, conditioned, counts, picture, high_res_1)
+        asked = self._asked(clip, lanes, frame)
+        for i, lane in enumerate(lanes):
+            self._device.copy(decoded["pointer"][i], self.pool.pointer(lane.row, frame))
+        remembered = self._reconsider(lanes, asked, decoded, picture, high_res_1, frame, offset)
+        self._remember(lanes, asked, embedding, decoded["low_res_logits"], remembered, frame)
+        download = self._device.download
+        return download(decoded["low_res_logits"]), download(decoded["score"])
+
+    def _attend(self, lanes: list[Lane], embedding: Any, frame: int) -> Any:
+        conditioned = self._work.view("conditioned", len(lanes))
+        self._stages["memory_attention"].run(
+            embedding=embedding, map_index=self._index[:len(lanes)], conditioned=conditioned,
+            memory=self._rows(self.pool.features, self._batch_memory, lanes, lanes[0].row.filled),
+            memory_age=np.stack([lane.row.ages(frame) for lane in lanes]),
+            pointers=self._rows(self.pool.pointers, self._batch_pointers, lanes, lanes[0].row.filled_pointers))
+        return conditioned
+
+    def _rows(self, pool: Any, batch: Any, lanes: list[Lane], filled: int) -> Any:
+        """The filled prefix of each lane's row as (lanes, filled, ...): read in place for one lane or for a run of full rows."""
+        rows = [lane.row.index for lane in lanes]
+        first, n = rows[0], len(rows)
+        if n == 1 or (filled == pool.shape[1] and rows == list(range(first, first + n))):
+            return pool[first:first + n, :filled]
+        # a batch of rows that are still filling is not contiguous in the pool: its prefix is copied, a few frames long
+        out = batch.reshape(-1)[:n * filled * (batch.size // (batch.shape[0] * batch.shape[1]))]
+        out = out.reshape(n, filled, *batch.shape[2:])
+        for i, row in enumerate(rows):
+            self._device.copy(pool[row, :filled], out[i])
+        return out
+
+    def _decode(self, prefix: str, lanes: list[Lane], conditioned: Any, counts: np.ndarray, picture: Any,
+                high_res_1: Any) -> dict[str, Any]:
+        n = len(lanes)
+        stage = self._stages["mask_decoder"]
+        outputs = {t.name: self._work.view(prefix + t.name, n) for t in stage.spec.outputs}
+        stage.run(conditioned=conditioned, sparse=self._work.gather("batch_sparse", [lane.sparse[0] for lane in lanes]),
+                  sparse_count=counts, high_res_0=picture, picture_index=self._zeros[:n], high_res_1=high_res_1,
+                  map_index=self._index[:n], **outputs)
+        return outputs
+
+    # -- conditional memory ---------------------------------------------------------------------------------------
+
+    def _asked(self, clip: Clip, lanes: list[Lane], frame: int) -> list[int]:
+        """Lanes whose conditional memory encoder is due: from frame `first`, `every` frames after it last fired."""
+        cme = self._cme
+        if cme is None or not clip.conditional_memory or frame < cme["first"]:
+            return []
+        return [i for i, lane in enumerate(lanes) if frame - lane.last_fired >= cme["every"]]
+
+    def _reconsider(self, lanes: list[Lane], asked: list[int], decoded: dict[str, Any], picture: Any, high_res_1: Any,
+                    frame: int, offset: int) -> Any:
+        """Decode again without memory and decide which mask to remember: (asked, I, I) logits, or None."""
+        if not asked:
+            return None
+        work, due = self._work, [lanes[i] for i in asked]
+        conditioned = work.gather("conditioned", [lane.embedding_no_memory[offset] for lane in due])
+        # the reference leaves the verb out of this second decode
+        counts = np.full(len(due), due[0].sparse.shape[1] - self._motion, np.int64)
+        again = self._decode("memoryless_", due, conditioned, counts, picture,
+                             work.gather("batch_high_res_1", [lane.high_res_1[offset] for lane in due]))
+        outputs = {name: work.view(name, len(due)) for name in ("remembered_logits", "decision", "switched")}
+
+        def pick(name: str) -> Any:
+            return work.gather("due_" + name, [decoded[name][i] for i in asked])
+
+        self._stages["conditional_memory"].run(
+            pointer=pick("pointer"), early_token=again["early_token"], low_res_logits=pick("low_res_logits"),
+            memoryless_logits=again["low_res_logits"], **outputs)
+        for lane, switched in zip(due, self._device.download(outputs["switched"])):
+            if switched:
+                lane.last_fired = frame
+        return outputs["remembered_logits"]
+
+    def _remember(self, lanes: list[Lane], asked: list[int], embedding: Any, low_res: Any, remembered: Any, frame: int) -> None:
+        """Encode each lane's mask straight into its slot of the pool."""
+        for i, lane in enumerate(lanes):
+            mask = low_res[i:i + 1] if i not in asked else remembered[asked.index(i):][:1]
+            self._stages["memory_encoder"].run(embedding=embedding[i:i + 1], map_index=self._zeros[:1], mask_logits=mask,
+                                               memory_slot=self.pool.slot(lane.row, frame)[None])

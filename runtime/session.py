@@ -1,0 +1,134 @@
+"""One video and its sentences: frames in, results out, a clip at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from . import ops
+from .errors import PromptError, UserError, VideoError
+from .prompt import Text
+from .result import Result
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+class Session:
+    """Follows sentences through one video. Made by `Engine.session`; a context manager that closes itself.
+
+    Text and vision are fused over a clip of `window` frames, so results come in bursts: `push` returns them when a clip
+    is complete, `flush` completes the rest. Pushing after a flush goes on with the same memory.
+    """
+
+    def __init__(self, engine: Engine, prompts: Sequence[Text], logits: bool, conditional_memory: bool | None) -> None:
+        if isinstance(prompts, (str, Text)) or not all(isinstance(p, Text) for p in prompts):
+            raise PromptError("prompts must be a list of runtime.Text, e.g. [runtime.Text('the horse on the left')]")
+        if not prompts:
+            raise PromptError("no prompt: give at least one runtime.Text")
+        self._engine, self._network = engine, engine.network
+        self._logits = logits
+        self._size: tuple[int, int] | None = None
+        self._resized = (0, 0)
+        self._upsampler: Any = None
+        self._frames = 0
+        self._waiting = 0
+        self._open = True
+        self._clip = self._network.open(prompts, conditional_memory)
+        self.object_ids = tuple(range(1, len(prompts) + 1))
+
+    # -- frames in ------------------------------------------------------------------------------------------------
+
+    def put(self, frame: Any) -> None:
+        """Take one frame, uint8 RGB (H, W, 3), and compute nothing yet: `Engine.step` or `push` does.
+
+        Raises VideoError for anything that is not such a frame or changes size, UserError when a clip is waiting.
+        """
+        self._check_open()
+        if self.ready:
+            raise UserError("a complete clip is waiting: call Engine.step() or push() before the next frame")
+        frame = self._checked(frame)
+        network = self._network
+        ops.preprocess(frame, self._resized, network.image_size, network.mean, network.std,
+                       out=self._clip.pixels[self._waiting])
+        self._waiting += 1
+
+    def push(self, frame: Any) -> list[Result]:
+        """Take one frame; the results of its clip when it completes one, else an empty list."""
+        self.put(frame)
+        return list(self.advance()) if self.ready else []
+
+    def flush(self) -> list[Result]:
+        """Results of the frames that wait for their clip to fill up."""
+        self._check_open()
+        return list(self.advance())
+
+    def stream(self, frames: Iterable[Any]) -> Iterator[Result]:
+        """Push every frame, then flush; results are yielded one by one as they are computed."""
+        for frame in frames:
+            self.put(frame)
+            if self.ready:
+                yield from self.advance()
+        yield from self.advance()
+
+    # -- results out ----------------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether a complete clip is waiting."""
+        return self._waiting == self._network.window
+
+    def advance(self) -> Iterator[Result]:
+        """Run the frames that wait, as one clip, complete or not."""
+        length, first = self._waiting, self._frames
+        if not length:
+            return
+        self._waiting = 0
+        self._frames += length
+        for decoded in self._network.run(self._clip, first, length):
+            yield self._result(first + decoded.offset, decoded.low_res_logits, decoded.score)
+
+    def _result(self, index: int, low_res: np.ndarray, score: np.ndarray) -> Result:
+        masks = self._upsampler.masks(low_res)
+        return Result(index, self.object_ids, masks, _sigmoid(score), score,
+                      ops.boxes_and_areas(masks)[0].astype(np.float32), low_res if self._logits else None)
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give the memory rows back. Closing twice is harmless."""
+        if self._open:
+            self._open = False
+            self._network.close(self._clip)
+            self._engine.forget(self)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise UserError("this session is closed; open another one with Engine.session()")
+
+    def _checked(self, frame: Any) -> np.ndarray:
+        frame = np.asarray(frame)
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+            raise VideoError(f"frame {self._frames + self._waiting}: must be uint8 RGB (height, width, 3), "
+                             f"not {frame.dtype} {frame.shape}")
+        size = frame.shape[:2]
+        if self._size is None:
+            self._size = size
+            network = self._network
+            self._resized = network.resized(size)
+            self._upsampler = ops.MaskUpsampler(network.low_res_side, network.image_size, self._resized, size)
+        elif size != self._size:
+            raise VideoError(f"frame {self._frames + self._waiting}: size changed from {self._size[1]}x{self._size[0]} to "
+                             f"{size[1]}x{size[0]}; open a new session for the new size")
+        return frame
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return (1.0 / (1.0 + np.exp(-x.astype(np.float64)))).astype(np.float32)

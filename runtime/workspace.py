@@ -1,0 +1,47 @@
+"""Scratch arrays that stages hand to each other, allocated when the bundle is loaded."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from .device import Device
+from .errors import BundleError
+from .spec import StageSpec, TensorSpec
+
+
+class Workspace:
+    """One array per stage output, as large as the bounds allow; `view` cuts it to the sizes of this call.
+
+    Two stages that write a tensor of the same name share its array.
+    """
+
+    def __init__(self, device: Device, stages: Mapping[str, StageSpec], limits: Mapping[str, int]) -> None:
+        self._device, self._limits = device, limits
+        self._arrays: dict[str, Any] = {}
+        for spec in stages.values():
+            for tensor in spec.outputs:
+                self.add(tensor.name, tensor)
+
+    def add(self, name: str, tensor: TensorSpec, **limits: int) -> None:
+        """Allocate `name` with the type and shape of `tensor`."""
+        if any(isinstance(d, str) for d in tensor.shape[1:]):
+            raise BundleError(f"{tensor.name}: only the first dimension of an output may be a symbol")
+        shape = tensor.resolve({**self._limits, **limits})
+        if name in self._arrays and tuple(self._arrays[name].shape) != shape:
+            raise BundleError(f"{name}: two stages give it different shapes")
+        if name not in self._arrays:
+            self._arrays[name] = self._device.empty(shape, tensor.dtype)
+
+    def view(self, name: str, size: int | None = None) -> Any:
+        """The array, or its first `size` entries."""
+        array = self._arrays[name]
+        return array if size is None else array[:size]
+
+    def gather(self, name: str, parts: list[Any]) -> Any:
+        """`parts` as one array (len(parts), ...): a view when there is one part, else a copy into `name`."""
+        if len(parts) == 1:
+            return parts[0][None]
+        out = self.view(name, len(parts))
+        for source, to in zip(parts, out):
+            self._device.copy(source, to)
+        return out

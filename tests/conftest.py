@@ -1,0 +1,10 @@
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory) -> Path:
+    """The toy bundle of `toy.py`, conditional memory on."""
+    import toy as module
+    return module.build(tmp_path_factory.mktemp("bundles") / "toy")

@@ -1,0 +1,114 @@
+"""The manifest: what is written is read back, what is wrong is refused with one line."""
+
+import json
+import shutil
+
+import pytest
+
+import runtime
+from runtime import bundle
+from runtime.errors import BackendError, BundleError
+from runtime.spec import MANIFEST, Manifest
+
+
+@pytest.fixture
+def copy(toy, tmp_path):
+    shutil.copytree(toy, tmp_path / "toy")
+    return tmp_path / "toy"
+
+
+def edit(folder, change):
+    data = json.loads((folder / MANIFEST).read_text())
+    change(data)
+    (folder / MANIFEST).write_text(json.dumps(data))
+
+
+def test_round_trip(copy, tmp_path):
+    manifest = Manifest.load(copy)
+    manifest.dump(tmp_path)
+    assert Manifest.load(tmp_path) == manifest
+    assert manifest.stages["memory_encoder"].output("memory_slot").resolve({"objects": 2}) == (2, 4, 2)
+
+
+CHANGES = {
+    "newer format": (lambda d: d.update(format=99), "upgrade"),
+    "no stages": (lambda d: d.pop("stages"), "manifest.stages"),
+    "size as text": (lambda d: d.update(image_size="big"), "image_size"),
+    "size true": (lambda d: d.update(image_size=True), "image_size"),
+    "huge size": (lambda d: d.update(image_size=10 ** 9), "image_size"),
+    "unknown dtype": (lambda d: d["stages"]["neck"]["inputs"][0].update(dtype="float1"), "float1"),
+    "negative size": (lambda d: d["stages"]["neck"]["inputs"][0].update(shape=[-1]), "neither"),
+    "symbol without bounds": (lambda d: d["bounds"].pop("frames"), "frames"),
+    "bounds upside down": (lambda d: d["bounds"].update(frames=[4, 1]), "bounds.frames"),
+    "outside": (lambda d: d["stages"]["neck"]["files"].update(default="../neck.onnx"), "inside the bundle"),
+    "absolute": (lambda d: d.update(tokenizer="/etc/passwd"), "inside the bundle"),
+    "unlisted file": (lambda d: d["files"].pop("neck.onnx"), "neck.onnx"),
+    "no form": (lambda d: d["stages"]["neck"].update(files={}), "default"),
+    "stages a list": (lambda d: d.update(stages=[]), "manifest.stages"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_bad_manifest_is_refused(copy, name):
+    change, words = CHANGES[name]
+    edit(copy, change)
+    with pytest.raises(BundleError, match=words) as error:
+        Manifest.load(copy)
+    assert "\n" not in str(error.value) and MANIFEST in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", "[" * 100_000])
+def test_what_is_no_manifest_is_refused(copy, text):
+    (copy / MANIFEST).write_text(text)
+    with pytest.raises(BundleError):
+        Manifest.load(copy)
+
+
+def test_altered_and_missing_files_are_refused(copy):
+    (copy / "neck.onnx").write_bytes((copy / "neck.onnx").read_bytes() + b" ")
+    with pytest.raises(BundleError, match="neck.onnx: altered"):
+        runtime.load(copy)
+    (copy / "neck.onnx").unlink()
+    with pytest.raises(BundleError, match="neck.onnx: missing"):
+        runtime.load(copy)
+
+
+def test_unknown_network_and_missing_stage(copy):
+    edit(copy, lambda d: d["stages"].pop("neck"))
+    with pytest.raises(BundleError, match="neck"):
+        runtime.load(copy)
+    edit(copy, lambda d: d.update(model="sam9"))
+    with pytest.raises(BundleError, match="sam9"):
+        runtime.load(copy)
+
+
+def test_signature_that_differs_from_the_graph_is_refused(copy):
+    edit(copy, lambda d: d["stages"]["neck"]["inputs"][0].update(name="vision"))
+    with pytest.raises(BundleError, match="neck.onnx"):
+        runtime.load(copy)
+
+
+def test_choosing_among_bundles(toy, tmp_path):
+    with pytest.raises(BundleError, match="no such folder"):
+        bundle.choose(tmp_path / "absent")
+    with pytest.raises(BundleError, match="no bundle here"):
+        bundle.choose(tmp_path)
+    for name in ("nano", "mine"):
+        shutil.copytree(toy, tmp_path / name)
+    assert bundle.choose(tmp_path).name == "mine", "the user's own before the demonstration"
+    assert bundle.choose(tmp_path, "nano").name == "nano"
+    with pytest.raises(BundleError, match="found mine.*nano"):
+        bundle.choose(tmp_path, "absent")
+    shutil.copytree(toy, tmp_path / "other")
+    with pytest.raises(BundleError, match="several"):
+        bundle.choose(tmp_path)
+    with pytest.raises(BundleError, match="several"):
+        bundle.choose(tmp_path, "samwise")
+
+
+def test_unknown_backend_and_bad_threads(toy):
+    with pytest.raises(BackendError, match="auto, ort"):
+        runtime.load(toy, backend="cuda9")
+    with pytest.raises(BackendError, match="threads"):
+        runtime.load(toy, threads=0)
+    assert runtime.load(toy, threads=1).backend.threads == 1

@@ -1,0 +1,115 @@
+"""What a sentence means, decided from the actors' paths alone.
+
+The puzzles promise that each sentence fits exactly one actor; this module looks again, with thresholds that leave a gap
+between "does" and "does not", and a sentence that fits none or several is dropped.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .scene import Actor, Expression, Scene
+
+
+def unambiguous(scene: Scene, expression: Expression) -> bool:
+    """Whether the expression fits its target and no other actor."""
+    fitting = [i for i, actor in enumerate(scene.actors) if holds(scene, expression, actor)]
+    return fitting == [expression.target]
+
+
+def holds(scene: Scene, expression: Expression, actor: Actor) -> bool:
+    """Whether the expression fits this actor. Errs on the side of yes for actors that come near it."""
+    target = scene.actors[expression.target]
+    if actor.noun != target.noun:
+        return False
+    rivals = [a for a in scene.actors if a.noun == actor.noun and a is not actor]
+    kind, attribute = expression.kind, expression.attribute
+    if kind == "noun":
+        return True
+    if kind == "colour":
+        return actor.colour == attribute
+    if kind == "size":
+        sizes = [a.size * a.scale for a in rivals]
+        mine = actor.size * actor.scale
+        return all(np.all(mine > 1.15 * s) if attribute == "big" else np.all(mine * 1.15 < s) for s in sizes)
+    if kind == "position":
+        return all(_beyond(actor, a, attribute) for a in rivals)
+    if kind == "relation":
+        return _related(actor, scene.actors[expression.anchor], attribute)
+    if kind == "border":
+        return _crosses(actor, attribute)
+    return _acts(scene, actor, kind, attribute)
+
+
+def _beyond(actor: Actor, other: Actor, side: str) -> bool:
+    a, b = (actor.x, other.x) if side in ("left", "right") else (actor.y, other.y)
+    return bool(np.all(a < b) if side in ("left", "top") else np.all(a > b))
+
+
+def _related(actor: Actor, anchor: Actor, relation: str) -> bool:
+    dx, dy = actor.x - anchor.x, actor.y - anchor.y
+    reach = 0.5 * (actor.size * actor.scale + anchor.size * anchor.scale)
+    near = np.hypot(dx, dy) / reach
+    if relation == "next to":
+        return bool(near.min() < 1.4)
+    if relation in ("behind", "in front of"):
+        over = near.min() < 0.8
+        return bool(over and (actor.depth < anchor.depth) == (relation == "behind"))
+    along, across = (dx, dy) if relation in ("left of", "right of") else (dy, dx)
+    sign = -1 if relation in ("left of", "above") else 1
+    return bool((sign * along > 0.5 * np.abs(across)).any())
+
+
+def _crosses(actor: Actor, border: str) -> bool:
+    half = 0.5 * actor.size * actor.scale
+    inside = (actor.x > -half) & (actor.x < 256 + half) & (actor.y > -half) & (actor.y < 256 + half)
+    first, last, always = inside[0], inside[-1], inside.all()
+    return bool({"leave": first and not always, "gone": first and not last, "return": first and last and not always,
+                 "enter": not first and last, "stay": always, "there": first}[border])
+
+
+def _acts(scene: Scene, actor: Actor, kind: str, attribute: str) -> bool:
+    """Whether it does so: during the clip (motion), in the first part only (earlier), or in the second only (later)."""
+    does = doing(scene, actor)
+    if kind == "motion":
+        return attribute in does if attribute != "still" else not does
+    moving = np.flatnonzero(activity(scene, actor))
+    if not len(moving):
+        return False
+    frames = scene.frames
+    if attribute == "stop":
+        return bool(moving[-1] < 0.8 * frames)
+    if attribute not in does:
+        return False
+    return bool(moving[0] >= 0.25 * frames) if kind == "later" else bool(moving[0] <= 1 and moving[-1] < 0.8 * frames)
+
+
+def activity(scene: Scene, actor: Actor) -> np.ndarray:
+    """(T-1,) whether anything about the actor changes from a frame to the next, camera taken away."""
+    x, y = actor.x - scene.camera[:, 0], actor.y - scene.camera[:, 1]
+    step = np.hypot(np.diff(x), np.diff(y)) > 1.6
+    return step | (np.abs(np.diff(actor.angle)) > 3) | (np.abs(np.diff(np.log(actor.scale))) > 0.01)
+
+
+def doing(scene: Scene, actor: Actor) -> set[str]:
+    """The motions that a viewer would see in the actor's path over the whole clip."""
+    x, y = actor.x - scene.camera[:, 0], actor.y - scene.camera[:, 1]
+    dx, dy, turn = x[-1] - x[0], y[-1] - y[0], actor.angle
+    growth, seen = actor.scale[-1] / actor.scale[0], set()
+    roams = np.ptp(x) > 12 and np.ptp(y) > 12 and np.hypot(np.diff(x), np.diff(y)).sum() > 2 * np.hypot(dx, dy)
+    if roams:
+        seen.add("circle")
+    elif np.abs(np.diff(y, 2)).max(initial=0) > 6:
+        seen.add("bounce")
+    else:
+        if abs(dx) > 20:
+            seen.add("right" if dx > 0 else "left")
+        if abs(dy) > 20:
+            seen.add("down" if dy > 0 else "up")
+    if np.abs(turn[-1] - turn[0]) > 60 and np.ptp(turn) < 1.05 * np.abs(turn[-1] - turn[0]) + 1:
+        seen.add("spin")
+    elif np.ptp(turn) > 10:
+        seen.add("wobble")
+    if growth > 1.2 or growth < 1 / 1.2:
+        seen.add("grow" if growth > 1 else "shrink")
+    return seen

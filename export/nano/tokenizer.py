@@ -1,0 +1,83 @@
+"""The byte-level BPE of the world's sentences, in RoBERTa's layout: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3.
+
+    python -m export.nano.tokenizer          # writes build/nano/tokenizer.json; the same bytes every time
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+
+from .words import COLOURS, KINDS, MOVES, NAMES, POSITION, RELATION, SIZE, absent, phrase
+
+FILE = Path(__file__).resolve().parents[2] / "build" / "nano" / "tokenizer.json"
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
+PAD = 1
+VOCABULARY = 640
+MAX_TOKENS = 32
+
+_ATTRIBUTES = {"noun": (None,), "colour": tuple(COLOURS), "size": tuple(SIZE), "position": tuple(POSITION),
+               "relation": tuple(RELATION), "motion": (*MOVES, "still"), "earlier": tuple(MOVES), "later": (*MOVES, "stop"),
+               "border": ("leave", "return", "gone", "enter", "stay", "there")}
+
+
+def sentences(count: int = 12000, seed: int = 0) -> list[str]:
+    """Sentences of every kind about every noun, without drawing a clip."""
+    rng, out = np.random.default_rng(seed), []
+    for i in range(count):
+        kind, noun = KINDS[i % len(KINDS)], NAMES[int(rng.integers(len(NAMES)))]
+        options = _ATTRIBUTES[kind]
+        colour = tuple(COLOURS)[int(rng.integers(len(COLOURS)))]
+        out.append(phrase(rng, kind, noun, options[int(rng.integers(len(options)))], colour,
+                          NAMES[int(rng.integers(len(NAMES)))]))
+    return out + [absent(rng, set()) for _ in range(count // 20)]
+
+
+def train(texts: list[str] | None = None) -> Tokenizer:
+    """A tokenizer learnt from the sentences. Same input, same vocabulary."""
+    tokenizer = Tokenizer(BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(vocab_size=VOCABULARY, special_tokens=list(SPECIAL), show_progress=False,
+                         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(sorted(texts or sentences()), trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=True)
+    return tokenizer
+
+
+def load(path: Path = FILE) -> Tokenizer:
+    """The tokenizer at `path`, made there first if it is not."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        train().save(str(path))
+    return Tokenizer.from_file(str(path))
+
+
+def encode(tokenizer: Tokenizer, texts: list[str], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids int64 (B,L), padded, and bool (B,L) true where there is a token. `length`: pad to at least this."""
+    ids = [tokenizer.encode(text).ids[:MAX_TOKENS] for text in texts]
+    width = max(length or 0, *map(len, ids))
+    tokens = np.full((len(ids), width), PAD, np.int64)
+    for row, sentence in zip(tokens, ids):
+        row[:len(sentence)] = sentence
+    return tokens, tokens != PAD
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m export.nano.tokenizer", description="learn the world's tokenizer")
+    parser.add_argument("--out", type=Path, default=FILE)
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer = train()
+    tokenizer.save(str(args.out))
+    longest = max(len(tokenizer.encode(s).ids) for s in sentences())
+    print(f"{args.out}: {tokenizer.get_vocab_size()} tokens, longest sentence {longest}")
+
+
+if __name__ == "__main__":
+    main()

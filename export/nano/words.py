@@ -1,0 +1,157 @@
+"""The vocabulary of the world and how its sentences are worded.
+
+A sentence is a noun phrase that picks one object of a clip. Kinds (`KINDS`) say what tells the object apart; results are
+reported per kind. Nouns and attributes are kept as data so that a held-out pair of them can be named and kept out of
+training.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+NOUNS: dict[str, tuple[str, tuple[str, ...]]] = {
+    # name: (character of Noto Color Emoji, other names for it)
+    "dog": ("\U0001F415", ("puppy",)), "cat": ("\U0001F408", ("kitty",)), "horse": ("\U0001F40E", ()),
+    "cow": ("\U0001F404", ()), "pig": ("\U0001F416", ()), "sheep": ("\U0001F411", ()),
+    "elephant": ("\U0001F418", ()), "rabbit": ("\U0001F407", ("bunny",)), "rooster": ("\U0001F413", ("chicken",)),
+    "duck": ("\U0001F986", ()), "owl": ("\U0001F989", ()), "penguin": ("\U0001F427", ()),
+    "turtle": ("\U0001F422", ("tortoise",)), "snake": ("\U0001F40D", ()), "frog": ("\U0001F438", ()),
+    "fish": ("\U0001F420", ()), "whale": ("\U0001F433", ()), "octopus": ("\U0001F419", ()),
+    "crab": ("\U0001F980", ()), "butterfly": ("\U0001F98B", ()), "bee": ("\U0001F41D", ()),
+    "snail": ("\U0001F40C", ()), "giraffe": ("\U0001F992", ()), "monkey": ("\U0001F412", ()),
+    "lion": ("\U0001F981", ()), "panda": ("\U0001F43C", ()),
+    "car": ("\U0001F697", ("automobile",)), "bus": ("\U0001F68C", ()), "truck": ("\U0001F69A", ("lorry",)),
+    "tractor": ("\U0001F69C", ()), "motorcycle": ("\U0001F3CD", ("motorbike",)),
+    "airplane": ("\u2708", ("plane",)), "helicopter": ("\U0001F681", ()), "rocket": ("\U0001F680", ()),
+    "train": ("\U0001F682", ("locomotive",)), "sailboat": ("\u26F5", ("boat",)),
+    "apple": ("\U0001F34E", ()), "banana": ("\U0001F34C", ()), "strawberry": ("\U0001F353", ()),
+    "pineapple": ("\U0001F34D", ()), "watermelon": ("\U0001F349", ()), "carrot": ("\U0001F955", ()),
+    "mushroom": ("\U0001F344", ()), "pizza": ("\U0001F355", ()), "hamburger": ("\U0001F354", ("burger",)),
+    "donut": ("\U0001F369", ()), "cake": ("\U0001F382", ()), "ice cream": ("\U0001F366", ()),
+    "guitar": ("\U0001F3B8", ()), "drum": ("\U0001F941", ()), "umbrella": ("\u2602", ()),
+    "clock": ("\u23F0", ("alarm clock",)), "camera": ("\U0001F4F7", ()), "book": ("\U0001F4D5", ()),
+    "shoe": ("\U0001F45F", ("sneaker",)), "hat": ("\U0001F3A9", ("top hat",)), "crown": ("\U0001F451", ()),
+    "balloon": ("\U0001F388", ()), "ball": ("\u26BD", ("football",)), "cactus": ("\U0001F335", ()),
+    "tree": ("\U0001F332", ()), "house": ("\U0001F3E0", ()), "chair": ("\U0001FA91", ()),
+    "robot": ("\U0001F916", ()),
+}
+NAMES = tuple(NOUNS)
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (224, 36, 36), "orange": (246, 138, 20), "yellow": (246, 220, 40), "green": (40, 170, 60),
+    "blue": (40, 90, 230), "purple": (140, 60, 200), "pink": (250, 130, 190), "gray": (140, 140, 140),
+}
+
+MOVES: dict[str, tuple[tuple[str, str, str], ...]] = {
+    # motion: ways to say it, each as (present participle, "that ...", bare verb after "starts to")
+    "left": (("moving left", "moves left", "move left"), ("going to the left", "goes to the left", "go to the left"),
+             ("heading left", "heads left", "head left")),
+    "right": (("moving right", "moves right", "move right"),
+              ("going to the right", "goes to the right", "go to the right"), ("heading right", "heads right", "head right")),
+    "up": (("moving up", "moves up", "move up"), ("rising", "rises", "rise"), ("going up", "goes up", "go up")),
+    "down": (("moving down", "moves down", "move down"), ("sinking", "sinks", "sink"), ("going down", "goes down", "go down")),
+    "spin": (("spinning", "spins", "spin"), ("rotating", "rotates", "rotate"), ("turning around", "turns around", "turn around")),
+    "grow": (("growing", "grows", "grow"), ("getting bigger", "gets bigger", "get bigger"),
+             ("coming closer", "comes closer", "come closer")),
+    "shrink": (("shrinking", "shrinks", "shrink"), ("getting smaller", "gets smaller", "get smaller")),
+    "bounce": (("jumping", "jumps", "jump"), ("bouncing", "bounces", "bounce"),
+               ("jumping up and down", "jumps up and down", "jump up and down")),
+    "wobble": (("wobbling", "wobbles", "wobble"), ("rocking", "rocks", "rock"), ("swinging", "swings", "swing")),
+    "circle": (("moving in a circle", "moves in a circle", "move in a circle"), ("circling", "circles", "circle")),
+}
+STILL = (("standing still", "stands still"), ("not moving", "does not move"), ("staying in place", "stays in place"))
+LEAVE = ("leaving", "that leaves", "that goes away", "that leaves the picture", "that disappears")
+RETURN = ("that comes back", "that leaves and comes back", "that returns", "that goes away and comes back")
+GONE = ("that leaves and does not come back", "that leaves for good", "that goes away and stays away")
+ENTER = ("that enters", "entering", "that comes in", "that appears", "that enters the picture")
+STAY = ("that stays", "that is always there", "that does not leave")
+NOT_NEW = ("that is there from the start", "that was already there")
+
+KINDS = ("noun", "colour", "size", "position", "relation", "motion", "border", "earlier", "later")
+
+POSITION = {
+    "left": ("the {n} on the left", "the left {n}", "the leftmost {n}", "the {n} on the left side"),
+    "right": ("the {n} on the right", "the right {n}", "the rightmost {n}", "the {n} on the right side"),
+    "top": ("the {n} at the top", "the upper {n}", "the top {n}", "the higher {n}"),
+    "bottom": ("the {n} at the bottom", "the lower {n}", "the bottom {n}", "the {n} further down"),
+}
+SIZE = {"big": ("big", "large", "bigger", "larger", "huge"), "small": ("small", "little", "smaller", "tiny")}
+RELATION = {
+    "next to": ("next to", "beside", "close to", "near"), "above": ("above", "over"), "below": ("below", "under"),
+    "left of": ("to the left of", "left of"), "right of": ("to the right of", "right of"),
+    "behind": ("behind", "partly hidden by"), "in front of": ("in front of", "covering"),
+}
+FRAMES = ("{}", "{}", "{}", "{}", "{} in the video", "find {}", "segment {}", "track {}", "{} please")
+
+ATTRIBUTES = (*COLOURS, *MOVES)
+
+
+def held_out(noun: str, attribute: str | None) -> bool:
+    """Whether this pair of noun and colour or motion never occurs in training (about one pair of nine)."""
+    return attribute in ATTRIBUTES and zlib.crc32(f"{noun}/{attribute}".encode()) % 9 == 0
+
+
+def pick(rng: np.random.Generator, options):
+    return options[int(rng.integers(len(options)))]
+
+
+def name(rng: np.random.Generator, noun: str) -> str:
+    """The noun or, one time in four, another name for it."""
+    other = NOUNS[noun][1]
+    return pick(rng, other) if other and rng.random() < 0.25 else noun
+
+
+def phrase(rng: np.random.Generator, kind: str, noun: str, attribute: str | None, colour: str | None = None,
+           anchor: str | None = None) -> str:
+    """Words for one meaning. `colour` is added where the object has one that does not tell it apart."""
+    plain = name(rng, noun)
+    n = f"{colour} {plain}" if colour and rng.random() < 0.3 else plain
+    if kind == "noun":
+        text = f"the {n}"
+    elif kind == "colour":
+        text = pick(rng, (f"the {attribute} {plain}", f"the {attribute} {plain}", f"the {plain} that is {attribute}",
+                          f"the {plain} colored {attribute}"))
+    elif kind == "size":
+        text = f"the {pick(rng, SIZE[attribute])} {n}"
+    elif kind == "position":
+        text = pick(rng, POSITION[attribute]).format(n=n)
+    elif kind == "relation":
+        text = f"the {n} {pick(rng, RELATION[attribute])} the {name(rng, anchor)}"
+    elif kind == "motion":
+        text = _motion(rng, n, attribute)
+    elif kind == "border":
+        text = f"the {n} " + pick(rng, {"leave": LEAVE, "return": RETURN, "gone": GONE, "enter": ENTER, "stay": STAY,
+                                        "there": NOT_NEW}[attribute])
+    else:
+        text = _timed(rng, n, kind, attribute)
+    return pick(rng, FRAMES).format(text)
+
+
+def _motion(rng: np.random.Generator, n: str, attribute: str) -> str:
+    if attribute == "still":
+        doing, does = pick(rng, STILL)
+    else:
+        doing, does, _ = pick(rng, MOVES[attribute])
+    return pick(rng, (f"the {n} {doing}", f"the {n} that is {doing}", f"the {n} that {does}"))
+
+
+def _timed(rng: np.random.Generator, n: str, kind: str, attribute: str) -> str:
+    if attribute == "stop":
+        return pick(rng, (f"the {n} that stops", f"the {n} that stops moving", f"the {n} that comes to a halt"))
+    doing, does, do = pick(rng, MOVES[attribute])
+    if kind == "later":
+        return pick(rng, (f"the {n} that starts {doing}", f"the {n} that later {does}", f"the {n} that starts to {do}",
+                          f"the {n} that {does} later", f"the {n} that begins to {do}"))
+    return pick(rng, (f"the {n} that was {doing} at first", f"the {n} that first {does}", f"the {n} that {does} at the start",
+                      f"the {n} {doing} at the beginning"))
+
+
+def absent(rng: np.random.Generator, nouns: set[str]) -> str:
+    """A sentence about a noun that is not among `nouns`."""
+    noun = pick(rng, [n for n in NAMES if n not in nouns])
+    kind = pick(rng, ("noun", "colour", "size", "position", "motion"))
+    attribute = {"noun": None, "colour": pick(rng, tuple(COLOURS)), "size": pick(rng, tuple(SIZE)),
+                 "position": pick(rng, tuple(POSITION)), "motion": pick(rng, tuple(MOVES))}[kind]
+    return phrase(rng, kind, noun, attribute)

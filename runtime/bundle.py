@@ -71,7 +71,7 @@ def choose(folder: str | Path, model: str | None = None) -> Bundle:
                           f"--out {folder}`")
     names = ", ".join(f"{b.name} ({b.manifest.model})" for b in bundles)
     if model is not None:
-        chosen = [b for b in bundles if b.name == model] or [b for b in bundles if b.manifest.model == model]
+        chosen = [b for b in bundles if b.name == model] or [b for b in bundles if model in b.manifest.model.split("+")]
         if not chosen:
             raise BundleError(f"{folder}: no bundle or network {model!r}; found {names}")
     else:

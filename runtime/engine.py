@@ -8,8 +8,8 @@ from typing import Any, Iterable, Sequence
 
 from .backends import Backend, Stage, create
 from .bundle import Bundle, choose
-from .errors import UserError
-from .models import create_network
+from .errors import PromptError, UserError
+from .models import create_networks
 from .prompt import Text
 from .result import Result
 from .session import Session
@@ -43,7 +43,7 @@ class Engine:
     def __init__(self, bundle: Bundle, backend: Backend, max_objects: int = MAX_OBJECTS) -> None:
         self.bundle, self.backend = bundle, backend
         self.stages = {name: Timed(stage) for name, stage in bundle.load_stages(backend).items()}
-        self.network = create_network(bundle, self.stages, backend.device, max_objects)
+        self.networks = create_networks(bundle, self.stages, backend.device, max_objects)
         self._sessions: list[Session] = []
 
     @property
@@ -51,7 +51,7 @@ class Engine:
         """Stage -> (calls, seconds) since the engine was loaded."""
         return {name: (s.calls, s.seconds) for name, s in self.stages.items()}
 
-    def session(self, prompts: Sequence[Text] = (), logits: bool = False, conditional_memory: bool | None = None) -> Session:
+    def session(self, prompts: Sequence[Text], logits: bool = False, conditional_memory: bool | None = None) -> Session:
         """Start following `prompts` through a new video.
 
         prompts             sentences, one object each
@@ -59,9 +59,21 @@ class Engine:
         conditional_memory  False switches the conditional memory encoder off; None and True leave it as the bundle has it
         Raises PromptError for a prompt the bundle cannot take, UserError when the pool has no row left.
         """
-        session = Session(self, prompts, logits, conditional_memory)
+        if isinstance(prompts, (str, Text)) or not all(isinstance(p, Text) for p in prompts):
+            raise PromptError("prompts must be a list of runtime.Text, e.g. [runtime.Text('the horse on the left')]")
+        if not prompts:
+            raise PromptError("no prompt: give at least one runtime.Text")
+        session = Session(self, self._network("open", "follow sentences"), prompts, logits, conditional_memory)
         self._sessions.append(session)
         return session
+
+    def _network(self, ability: str, words: str) -> Any:
+        """The network of this bundle that has the method `ability`. Raises UserError that says what is missing."""
+        for network in self.networks.values():
+            if hasattr(network, ability):
+                return network
+        raise UserError(f"the bundle {self.bundle.name} ({self.bundle.manifest.model}) cannot {words}; "
+                        f"choose another one with model= or --model")
 
     def step(self) -> list[Result]:
         """Run every session that has a complete clip waiting (see `Session.put`), in the order of their opening."""

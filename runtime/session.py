@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Iterable, Iterator, Sequence
 import numpy as np
 
 from . import ops
-from .errors import PromptError, UserError, VideoError
+from .errors import UserError, VideoError
 from .prompt import Text
 from .result import Result
 
@@ -22,12 +22,9 @@ class Session:
     is complete, `flush` completes the rest. Pushing after a flush goes on with the same memory.
     """
 
-    def __init__(self, engine: Engine, prompts: Sequence[Text], logits: bool, conditional_memory: bool | None) -> None:
-        if isinstance(prompts, (str, Text)) or not all(isinstance(p, Text) for p in prompts):
-            raise PromptError("prompts must be a list of runtime.Text, e.g. [runtime.Text('the horse on the left')]")
-        if not prompts:
-            raise PromptError("no prompt: give at least one runtime.Text")
-        self._engine, self._network = engine, engine.network
+    def __init__(self, engine: Engine, network: Any, prompts: Sequence[Text], logits: bool,
+                 conditional_memory: bool | None) -> None:
+        self._engine, self._network = engine, network
         self._logits = logits
         self._size: tuple[int, int] | None = None
         self._resized = (0, 0)

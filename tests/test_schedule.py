@@ -149,20 +149,20 @@ def test_nothing_is_allocated_on_the_device_after_opening(engine, monkeypatch):
 
 
 def test_rows_are_given_back(engine):
-    free = engine.network.pool.free
+    free = engine.networks["samwise"].pool.free
     for _ in range(3 * free):
         with engine.session([runtime.Text(tokens=A)]):
-            assert engine.network.pool.free == free - 1
-    assert engine.network.pool.free == free
+            assert engine.networks["samwise"].pool.free == free - 1
+    assert engine.networks["samwise"].pool.free == free
 
 
 def test_a_refused_prompt_costs_no_row(engine):
-    free = engine.network.pool.free
+    free = engine.networks["samwise"].pool.free
     with pytest.raises(runtime.PromptError):
         engine.session([runtime.Text(tokens=A), runtime.Text(tokens=[0, toy.VOCABULARY, 2])])
     with pytest.raises(runtime.UserError, match="max_objects"):
         engine.session([runtime.Text(tokens=A)] * (free + 1))
-    assert engine.network.pool.free == free
+    assert engine.networks["samwise"].pool.free == free
 
 
 def test_closed_session(engine):

@@ -20,9 +20,16 @@ NETWORKS = {
 }
 
 
-def create_network(bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> Any:
-    """The network of a bundle with its buffers allocated. Raises BundleError for one this runtime does not know."""
-    name = bundle.manifest.model
+def create_networks(bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> dict[str, Any]:
+    """The networks that a bundle serves, with their buffers allocated, by name.
+
+    `Manifest.model` is one name or several joined by `+`: weights trained for sentences and for clicks alike are one
+    bundle with two schedules. Raises BundleError for a network this runtime does not know.
+    """
+    return {name: _create(name, bundle, stages, device, objects) for name in bundle.manifest.model.split("+")}
+
+
+def _create(name: str, bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> Any:
     if name not in NETWORKS:
         raise BundleError(f"{bundle.folder}: network {name!r} is not one of {', '.join(NETWORKS)}; upgrade samwise-runtime")
     module, _, cls = NETWORKS[name].partition(":")

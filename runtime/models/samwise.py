@@ -60,10 +60,12 @@ class Samwise:
 
     STAGES = ("hiera_0", "hiera_1", "hiera_2", "text_0", "text_1", "text_2", "adapter_0", "adapter_1", "adapter_2", "neck",
               "text_prompt", "memory_attention", "mask_decoder", "memory_encoder")
+    OPTIONAL = ("conditional_memory",)
 
     def __init__(self, bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> None:
         manifest = bundle.manifest
         settings = manifest.settings
+        stages = {name: stages[name] for name in (*self.STAGES, *self.OPTIONAL) if name in stages}
         self._bundle, self._stages, self._device = bundle, stages, device
         self._tokenizer: Any = None
         self.image_size = manifest.image_size
@@ -72,7 +74,7 @@ class Samwise:
         self._resize = settings["resize"]
         self._cme: Mapping[str, int] | None = settings["conditional_memory"]
         self._motion: bool = settings["text"]["motion"]
-        specs = manifest.stages
+        specs = {name: stage.spec for name, stage in stages.items()}
         self.low_res_side: int = specs["mask_decoder"].output("low_res_logits").shape[1]
         # a batch never exceeds what the graphs were exported for; more sentences run in several batches
         self.batch = min(objects, manifest.bounds["objects"][1])

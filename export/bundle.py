@@ -1,0 +1,277 @@
+"""Stages -> a bundle: graphs, tokenizer, parity report, manifest; published whole or not at all.
+
+Everything is written into a hidden folder beside the target and swapped in at the end, so a reader sees the old bundle or
+the new one, and a failed export leaves nothing under its name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.backends import Backend, create
+from runtime.bundle import Bundle
+from runtime.engine import Engine
+from runtime.errors import UserError
+from runtime.spec import Manifest, StageSpec, TensorSpec
+
+from . import onnx, parity, precision, tokenizer
+from .stage import Stage
+
+GRAPHS = "graphs"
+PRECISIONS = ("fp32", "fp16")
+LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+KEPT_FLOAT = frozenset({"pixels", "score", "iou", "decision"})
+"""Tensors between stages that stay float32 in a half bundle, besides every `*_logits`: the schedule reads them on the
+host or compares them with zero, and pixels come from an integer picture that half would round once more."""
+
+Report = Callable[[str], None]
+Clip = Callable[[Sequence[np.ndarray], Sequence[int], Sequence[int]], Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What a network hands over to be exported.
+
+    `stages`      makes the stages one by one, so that folded weights of one can go before the next is made
+    `clip`        plain torch: (frames uint8, token ids, verb positions) -> per frame (masks, low_res_logits, scores)
+    `vocabulary`  number of token embeddings, None for a network without text
+    """
+
+    model: str
+    variant: str
+    image_size: int
+    settings: Mapping[str, Any]
+    stages: Callable[[], Iterable[Stage]]
+    clip: Clip | None = None
+    vocabulary: int | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def export_bundle(network: Network, out: str | Path, name: str, *, precision: str = "fp32",
+                  tokenizer_source: str | Path | None = None, check: bool = True, clip: bool = True,
+                  backend: str = "ort", threads: int | None = None, report: Report = lambda line: None) -> Path:
+    """Export `network` as `out/name` and return that folder; a bundle of that name is replaced in one step.
+
+    check    compare every stage with torch, and (with `clip`) a whole clip; without it nothing vouches for the graphs
+    backend  what the graphs are compared on
+    Raises ParityError or ExportError (nothing published), UserError for a bad name, precision or tokenizer.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+    with replacing(Path(out), name) as folder:
+        (folder / GRAPHS).mkdir()
+        file = tokenizer_source and tokenizer.write(tokenizer_source, folder, network.vocabulary)
+        runner = create(backend, threads)
+        specs, rows, bounds = _export_stages(network, folder, precision, check, runner, report)
+        manifest = Manifest(
+            model=network.model, variant=network.variant, precision=precision, image_size=network.image_size,
+            stages=specs, bounds=bounds, settings=network.settings, tokenizer=file or None,
+            provenance={**network.provenance, "exported_with": versions(), "opset": onnx.OPSET})
+        _write(manifest, folder)
+        frames: list[parity.ClipRow] = []
+        if check and clip and network.clip is not None:
+            report("whole clip with memory: torch against the runtime")
+            frames = _compare_clip(network, folder, parity.MASK_IOU[precision], runner)
+        if check:
+            report(parity.table(rows, frames))
+            parity.require(rows, frames)
+            (folder / parity.FILE).write_text(json.dumps(parity.as_json(rows, frames), indent=1) + "\n")
+            manifest = replace(manifest, provenance={**manifest.provenance, "parity": parity.summary(rows, frames)})
+        _write(manifest, folder)
+    return Path(out) / name
+
+
+def _export_stages(network: Network, folder: Path, wanted: str, check: bool, runner: Backend,
+                   report: Report) -> tuple[dict[str, StageSpec], list[parity.Row], dict[str, tuple[int, int]]]:
+    specs: dict[str, StageSpec] = {}
+    rows: list[parity.Row] = []
+    bounds: dict[str, tuple[int, int]] = {}
+    for stage in network.stages():
+        start = time.perf_counter()
+        spec, found = export_stage(stage, folder, wanted, check, runner)
+        specs[stage.name] = spec
+        rows += found
+        for symbol, pair in stage.bounds.items():
+            if bounds.setdefault(symbol, tuple(pair)) != tuple(pair):
+                raise onnx.ExportError(f"stage {stage.name}: bounds {pair} of {symbol!r} differ from {bounds[symbol]} "
+                                       "in an earlier stage")
+        size = sum((folder / f).stat().st_size for f in _files_of(folder, stage.name))
+        error = f"  rel. L2 {max(r.error for r in found):.1e}" if found else ""
+        report(f"{stage.name:20} {spec.precision:14} {size / 1e6:8.1f} MB  {time.perf_counter() - start:6.1f} s{error}")
+        if check:
+            parity.require(found)
+    return specs, rows, bounds
+
+
+def export_stage(stage: Stage, folder: Path, wanted: str, check: bool,
+                 runner: Backend) -> tuple[StageSpec, list[parity.Row]]:
+    """Write every form of one stage into `folder/graphs` and compare it with torch. Returns its signature and the rows."""
+    models = {form: onnx.trace(stage, form) for form in stage.forms}
+    if wanted == "fp32":
+        spec = _write_stage(stage, stage.spec, models, folder)
+    else:
+        spec = _climb(stage, models, folder, runner)
+    rows = []
+    for form in spec.files if check else ():
+        rows += parity.compare_stage(stage, spec, folder, runner, form)
+    return spec, rows
+
+
+def _climb(stage: Stage, models: Mapping[str, Any], folder: Path, runner: Backend) -> StageSpec:
+    """Half precision with the narrowest islands whose error is within the threshold; float32 inside if none is."""
+    signature = half_signature(stage.spec)
+    half = {t.name for t in (*signature.inputs, *signature.outputs) if t.dtype == "float16"}
+    sizes = parity.test_sizes(stage)
+    for level in (*precision.LEVELS, None):
+        spec = replace(signature, precision=level.name if level else precision.FP32)
+        converted = {form: precision.to_half(model, level, half) for form, model in models.items()}
+        spec = _write_stage(stage, spec, converted, folder)
+        if level is None:
+            return spec
+        rows = [row for form in spec.files
+                for row in parity.compare_stage(stage, spec, folder, runner, form, sizes, parity.STAGE_ERROR["fp16"])]
+        if all(row.passed for row in rows):
+            return spec
+    raise AssertionError("the ladder ends with float32")
+
+
+def half_signature(spec: StageSpec) -> StageSpec:
+    """The signature in a half bundle: every float32 tensor but logits and what `KEPT_FLOAT` names is float16.
+
+    It depends on names alone, so a tensor has one type on both sides of a cut, whatever its stages are inside.
+    """
+    def half(tensor: TensorSpec) -> TensorSpec:
+        keep = tensor.dtype != "float32" or tensor.name in KEPT_FLOAT or tensor.name.endswith("logits")
+        return tensor if keep else replace(tensor, dtype="float16")
+
+    return replace(spec, inputs=tuple(map(half, spec.inputs)), outputs=tuple(map(half, spec.outputs)))
+
+
+def _write_stage(stage: Stage, spec: StageSpec, models: Mapping[str, Any], folder: Path) -> StageSpec:
+    files = onnx.save(models, folder / GRAPHS, stage.name)
+    for form, file in files.items():
+        onnx.check(folder / GRAPHS / file, spec, form)
+    return replace(spec, files={form: f"{GRAPHS}/{file}" for form, file in files.items()})
+
+
+def _files_of(folder: Path, stage: str) -> Iterator[str]:
+    return (f"{GRAPHS}/{p.name}" for p in (folder / GRAPHS).iterdir() if p.name.split(".")[0] == stage)
+
+
+def _compare_clip(network: Network, folder: Path, limit: float, runner: Backend) -> list[parity.ClipRow]:
+    text = network.settings["text"]
+    tokens = parity.clip_tokens(text["vocabulary"], text["max_tokens"])
+    verbs = [1] if text.get("motion") and len(tokens) > 2 else []
+    want = list(network.clip(parity.clip_frames(network.settings["window"]), tokens, verbs))
+    engine = Engine(Bundle(folder, Manifest.load(folder)), runner, max_objects=1)
+    return parity.compare_clip(want, parity.clip_results(engine), limit)
+
+
+def _write(manifest: Manifest, folder: Path) -> None:
+    """Write the manifest with the sha256 of every other file. Written twice in an export; unchanged files hash alike."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"):
+        files[path.relative_to(folder).as_posix()] = sha256(path)
+    replace(manifest, files=files).dump(folder)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that shape the graphs."""
+    found = {}
+    for name in (*LIBRARIES, "samwise-runtime"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+# -- publishing ---------------------------------------------------------------------------------------------------------
+
+@contextmanager
+def replacing(out: Path, name: str) -> Iterator[Path]:
+    """A fresh folder that takes the place of `out/name` when the block ends, and vanishes when it raises.
+
+    The work lies one level down in a hidden folder, where no search for bundles looks. Raises UserError for a name that
+    is no plain folder name, or a target that cannot be written.
+    """
+    if not name or name.startswith(".") or name != os.path.basename(name) or any(c in name for c in '\\:*?"<>|'):
+        raise UserError(f"bundle name {name!r} is not a plain folder name; choose another with --name")
+    target = out / name
+    if target.exists() and not (target / "manifest.json").is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is no bundle; remove it or choose another --name")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _sweep(out, name)
+        work = out / f".{name}.partial-{os.getpid()}"
+        (work / name).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot write there ({error.strerror}); choose another --out") from None
+    try:
+        yield work / name
+        _swap(work / name, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _swap(new: Path, target: Path) -> None:
+    """Put `new` where `target` is; what was there ends up at `new`, or is gone."""
+    if not target.exists():
+        os.rename(new, target)
+        return
+    if _exchange(new, target):
+        return
+    old = new.with_name(new.name + ".old")  # without exchange: two renames, and for an instant no bundle
+    os.rename(target, old)
+    os.rename(new, target)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Linux's renameat2(RENAME_EXCHANGE): both names change places in one step. False where it does not exist."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
+
+
+def _sweep(out: Path, name: str) -> None:
+    """Remove what exports of this name left that were killed; one that still runs keeps its folder."""
+    for path in out.glob(f".{name}.partial-*"):
+        pid = path.name.rpartition("-")[2]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -1,0 +1,295 @@
+"""Does the bundle compute what torch computes?
+
+Every stage is compared on seeded inputs at two sizes (the sizes it was traced with, and all symbols at their lowest),
+then a whole clip with memory goes through the runtime and through plain torch. A bundle that misses a threshold is not
+published.
+
+    python -m export.parity engines/NAME [--backend B]
+
+checks a bundle that exists, without its checkpoint: a clip runs on ONNX Runtime's plain graphs, every stage's inputs
+are kept, and backend B gets the same inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.backends import Backend, create
+from runtime.bundle import Bundle, choose
+from runtime.engine import Engine
+from runtime.errors import BundleError, RuntimeFault, UserError
+from runtime.prompt import Text
+from runtime.spec import StageSpec
+
+FILE = "parity.json"
+
+STAGE_ERROR = {"fp32": 1e-4, "fp16": 1e-2}
+"""Largest relative L2 error of one output of one stage. fp32: the rounding of a different order of sums, with room to
+spare. fp16: storing inputs and outputs alone costs 3e-4; a stage above this climbs the ladder of `export.precision`."""
+
+MASK_IOU = {"fp32": 0.999, "fp16": 0.97}
+"""Smallest IoU of a frame's masks over the clip. fp16: rounding nothing but the weights costs up to 0.02."""
+
+FLOOR = 1e-3
+"""Outputs smaller than this (root mean square) are compared by their absolute error: their relative error is noise."""
+
+
+class ParityError(RuntimeFault):
+    """The exported graphs do not compute what the network does; nothing was published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One comparison: `what` is a stage, a form of it or a clip; `output` the worst of its outputs."""
+
+    what: str
+    sizes: str
+    precision: str
+    output: str
+    error: float
+    largest: float
+    cosine: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.limit  # false for NaN
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRow:
+    """One frame of the clip: IoU per object, and the relative L2 error of its logits."""
+
+    frame: int
+    iou: float
+    error: float
+    score_difference: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        return self.iou >= self.limit
+
+
+def relative_error(got: np.ndarray, want: np.ndarray) -> tuple[float, float, float]:
+    """(relative L2 error, largest absolute error, cosine) in float64; for bool and integers the share that differs."""
+    if want.dtype.kind in "biu":
+        differs = float(np.mean(got != want)) if want.size else 0.0
+        return differs, float(differs > 0), 1.0 - differs
+    a, b = got.astype(np.float64).ravel(), want.astype(np.float64).ravel()
+    if not np.isfinite(a).all():
+        return float("inf"), float("inf"), 0.0
+    norm, other = float(np.linalg.norm(b)), float(np.linalg.norm(a))
+    largest = float(np.abs(a - b).max(initial=0.0))
+    error = float(np.linalg.norm(a - b)) / max(norm, FLOOR * len(b) ** 0.5)
+    return error, largest, float(a @ b) / (norm * other) if norm and other else float(norm == other)
+
+
+def compare_stage(stage: Any, spec: StageSpec, folder: Path, backend: Backend, form: str = "default",
+                  sizes: Sequence[Mapping[str, int]] | None = None, limit: float | None = None) -> list[Row]:
+    """Torch (`stage`, an `export.stage.Stage`) against its graph `spec.files[form]`, on the same rounded inputs."""
+    limit = STAGE_ERROR["fp32" if spec.precision == "fp32" else "fp16"] if limit is None else limit
+    loaded = backend.load(folder / spec.files[form], spec)
+    rows = []
+    for values in sizes or test_sizes(stage):
+        # round first, so that both sides see the same numbers
+        inputs = {t.name: x.numpy().astype(t.dtype) for t, x in
+                  zip(spec.inputs, stage.sample(values, seed=1).values(), strict=True)}
+        want = stage.run(_tensors(stage, inputs))
+        got = run_stage(loaded, spec, backend, inputs, values)
+        name = stage.name if form == "default" else f"{stage.name} [{form}]"
+        rows.append(worst(name, values, spec, got, {k: v.numpy() for k, v in want.items()}, limit))
+    return rows
+
+
+def test_sizes(stage: Any) -> list[dict[str, int]]:
+    """The tracing sizes and all symbols at their lowest; one set for a stage without symbols."""
+    sets = [dict(stage.sizes), {symbol: low for symbol, (low, _) in stage.bounds.items()}]
+    return sets if sets[0] != sets[1] else sets[:1]
+
+
+def run_stage(loaded: Any, spec: StageSpec, backend: Backend, inputs: Mapping[str, np.ndarray],
+              sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Outputs by name, on the host."""
+    device = backend.device
+    arrays = {t.name: device.empty(inputs[t.name].shape, t.dtype) for t in spec.inputs}
+    for name, array in arrays.items():
+        device.upload(np.ascontiguousarray(inputs[name]), array)
+    outputs = {t.name: device.empty(t.resolve(sizes), t.dtype) for t in spec.outputs}
+    loaded.run(**arrays, **outputs)
+    device.synchronize()
+    return {name: np.array(device.download(array)) for name, array in outputs.items()}
+
+
+def worst(what: str, sizes: Mapping[str, int], spec: StageSpec, got: Mapping[str, np.ndarray],
+          want: Mapping[str, np.ndarray], limit: float) -> Row:
+    """The output with the largest error, as a row."""
+    results = {t.name: relative_error(got[t.name], want[t.name]) for t in spec.outputs}
+    name = max(results, key=lambda n: (np.isnan(results[n][0]), results[n][0]))
+    text = " ".join(f"{symbol}={value}" for symbol, value in sorted(sizes.items()))
+    return Row(what, text or "-", spec.precision, name, *results[name], limit)
+
+
+def clip_frames(window: int, height: int = 90, width: int = 160) -> list[np.ndarray]:
+    """A moving pattern: `window` frames of smooth colour with a bright disc that crosses it, uint8 RGB (H,W,3)."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    frames = []
+    for t in range(window):
+        base = np.stack([np.sin(x / (7 + 5 * c) + 0.4 * t) * np.cos(y / (11 - 2 * c) - 0.3 * t) for c in range(3)], -1)
+        disc = (x - width * (0.2 + 0.07 * t)) ** 2 + (y - height * 0.5) ** 2 < (height / 5) ** 2
+        frames.append(np.where(disc[..., None], (230, 180, 60), 110 + 80 * base).clip(0, 255).astype(np.uint8))
+    return frames
+
+
+def clip_tokens(vocabulary: int, longest: int) -> list[int]:
+    """`<s>` seven seeded tokens `</s>`, inside the vocabulary."""
+    inner = np.random.default_rng(0).integers(3, vocabulary, min(7, longest - 2)).tolist() if vocabulary > 3 else []
+    return [0, *inner, 2 % vocabulary]
+
+
+def compare_clip(want: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], results: Sequence[Any],
+                 limit: float) -> list[ClipRow]:
+    """(masks (N,H,W) bool, low_res_logits (N,s,s), scores (N,)) per frame against the runtime's `Result`s."""
+    rows = []
+    for (masks, logits, scores), result in zip(want, results, strict=True):
+        both = np.logical_and(masks, result.masks).sum((1, 2))
+        either = np.logical_or(masks, result.masks).sum((1, 2))
+        iou = np.where(either > 0, both / np.maximum(either, 1), 1.0)
+        difference = np.abs(scores.astype(np.float64) - result.score_logits).max()
+        rows.append(ClipRow(result.frame_index, float(iou.min()), relative_error(result.low_res_logits, logits)[0],
+                            float(difference), limit))
+    return rows
+
+
+def clip_results(engine: Engine) -> list[Any]:
+    """The parity clip through the runtime, with logits."""
+    settings = engine.bundle.manifest.settings
+    tokens = clip_tokens(settings["text"]["vocabulary"], settings["text"]["max_tokens"])
+    prompt = Text(tokens=tokens, verbs=[1] if settings["text"].get("motion") and len(tokens) > 2 else None)
+    with engine.session([prompt], logits=True) as session:
+        return list(session.stream(clip_frames(settings["window"])))
+
+
+def table(rows: Sequence[Row], clip: Sequence[ClipRow] = ()) -> str:
+    """Both comparisons as text."""
+    lines = [f"{'stage':24} {'precision':14} {'worst output':20} {'rel. L2':>9} {'max abs':>9} {'cosine':>9}  sizes"]
+    lines += [f"{r.what:24} {r.precision:14} {r.output:20} {r.error:9.1e} {r.largest:9.1e} {r.cosine:9.6f}  {r.sizes}"
+              + ("" if r.passed else f"  MISSES {r.limit:g}") for r in rows]
+    if clip:
+        lines += ["", f"{'frame':>5} {'mask IoU':>9} {'logits rel. L2':>15} {'score diff.':>12}"]
+        lines += [f"{c.frame:5} {c.iou:9.5f} {c.error:15.1e} {c.score_difference:12.1e}"
+                  + ("" if c.passed else f"  MISSES {c.limit:g}") for c in clip]
+    return "\n".join(lines)
+
+
+def as_json(rows: Sequence[Row], clip: Sequence[ClipRow]) -> dict[str, Any]:
+    """What `parity.json` holds."""
+    return {"stages": [asdict(r) | {"passed": r.passed} for r in rows],
+            "clip": [asdict(c) | {"passed": c.passed} for c in clip], "summary": summary(rows, clip)}
+
+
+def summary(rows: Sequence[Row], clip: Sequence[ClipRow]) -> dict[str, float]:
+    """The worst numbers, for the manifest."""
+    found: dict[str, float] = {}
+    if rows:
+        found["stage_error"] = max(r.error for r in rows)
+    if clip:
+        found |= {"mask_iou": min(c.iou for c in clip), "logits_error": max(c.error for c in clip)}
+    return found
+
+
+def require(rows: Sequence[Row], clip: Sequence[ClipRow] = ()) -> None:
+    """Raise ParityError that names the first miss."""
+    for r in rows:
+        if not r.passed:
+            raise ParityError(f"stage {r.what} misses its threshold: relative L2 error of {r.output} is {r.error:.2g}, "
+                              f"allowed {r.limit:g} ({r.sizes})")
+    for c in clip:
+        if not c.passed:
+            raise ParityError(f"frame {c.frame} of the clip misses its threshold: mask IoU {c.iou:.4f}, at least {c.limit:g}")
+
+
+class Recorder:
+    """A stage that keeps a copy of the first inputs it gets at each size, and of what it made of them."""
+
+    def __init__(self, stage: Any, device: Any) -> None:
+        self.stage, self.spec, self._device = stage, stage.spec, device
+        self.calls: dict[str, tuple[dict, dict, dict]] = {}
+
+    def run(self, **arrays: Any) -> None:
+        self.stage.run(**arrays)
+        sizes = {d: arrays[t.name].shape[i] for t in (*self.spec.inputs, *self.spec.outputs)
+                 for i, d in enumerate(t.shape) if isinstance(d, str)}
+        key = str(sorted(sizes.items()))
+        # the first and the latest size: an empty memory and a full one
+        if len(self.calls) > 1 and key not in self.calls:
+            self.calls.pop(list(self.calls)[-1])
+        if key not in self.calls:
+            self._device.synchronize()
+            take = {n: np.array(self._device.download(a)) for n, a in arrays.items()}
+            self.calls[key] = (sizes, {t.name: take[t.name] for t in self.spec.inputs},
+                               {t.name: take[t.name] for t in self.spec.outputs})
+
+
+def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None) -> tuple[list[Row], list[ClipRow]]:
+    """The graphs that `backend` prefers against ONNX Runtime's plain ones, stage by stage on a clip, then the clip."""
+    bundle.verify()
+    if "text" not in bundle.manifest.settings:
+        raise UserError(f"{bundle.folder}: {bundle.manifest.model} takes no text; the check runs a clip with a sentence")
+    plain = create("ort", threads)
+    plain.forms = ("default",)
+    reference = Engine(bundle, plain)
+    recorders = {name: Recorder(timed.stage, plain.device) for name, timed in reference.stages.items()}
+    for name, timed in reference.stages.items():
+        timed.stage = recorders[name]
+    want = clip_results(reference)
+    other = create(backend, threads)
+    precision = bundle.manifest.precision
+    rows = []
+    for name, spec in bundle.manifest.stages.items():
+        form = next((f for f in other.forms if f in spec.files), None)
+        if form is None:
+            raise BundleError(f"{bundle.folder}: stage {name} has no form that {other.name} takes; export the bundle again")
+        loaded = other.load(bundle.folder / spec.files[form], spec)
+        for sizes, inputs, outputs in recorders[name].calls.values():
+            got = run_stage(loaded, spec, other, inputs, sizes)
+            rows.append(worst(f"{name} [{form}]", sizes, spec, got, outputs, STAGE_ERROR[precision]))
+        recorders[name].calls.clear()
+    frames = [(r.masks, r.low_res_logits, r.score_logits) for r in want]
+    return rows, compare_clip(frames, clip_results(Engine(bundle, other)), MASK_IOU[precision])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m export.parity", description="Check an exported bundle on a backend.")
+    parser.add_argument("bundle", help="a bundle, or a folder of bundles with --model")
+    parser.add_argument("--model", help="name of the bundle or of the network")
+    parser.add_argument("--backend", default="auto", help="backend to check (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: the backend decides)")
+    options = parser.parse_args(arguments)
+    try:
+        rows, clip = recheck(choose(options.bundle, options.model), options.backend, options.threads)
+        print(table(rows, clip))
+        require(rows, clip)
+    except RuntimeFault as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    return 0
+
+
+def _tensors(stage: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    import torch
+
+    from .stage import DTYPES
+
+    return {t.name: torch.from_numpy(inputs[t.name]).to(DTYPES[t.dtype]) for t in stage.spec.inputs}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

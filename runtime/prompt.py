@@ -1,7 +1,8 @@
-"""What a caller may ask for: a sentence, clicks, a box, a mask; and sentences turned into token ids.
+"""What a caller may ask for, and sentences turned into token ids.
 
-The four types are plain values that check themselves when they are made, so that a mistake is told where it was made.
-What only a bundle can know (vocabulary, length limit, whether it has a tokenizer) is checked in `encode`.
+Prompts are plain values that check themselves when they are made, so that a mistake is told where it was made (clicks,
+boxes and masks: `geometry.py`). What only a bundle can know (vocabulary, length limit, whether it has a tokenizer) is
+checked in `encode`.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from .errors import BundleError, PromptError
+from .geometry import Box, Mask, Points, integers
 from .spec import Manifest
 
 TOKENIZER = "tokenizer.json"
 
 MAX_CHARACTERS = 10_000
 """A text longer than this is refused before it is tokenized: no network takes it, and tokenizing it takes seconds."""
-
-MAX_POINTS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Text:
         if self.text is not None:
             _check_text(self.text)
         else:
-            tokens = _integers(self.tokens, "tokens")
+            tokens = integers(self.tokens, "tokens")
             if not tokens:
                 raise PromptError("Text(tokens=[]) is empty; give at least one token id")
             object.__setattr__(self, "tokens", tokens)
@@ -56,90 +56,6 @@ class Text:
             return " ".join(self.text.split())
         head = ",".join(map(str, self.tokens[:8]))
         return f"tokens {head}" + (",..." if len(self.tokens) > 8 else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Points:
-    """Clicks on one object: `points` (K,2) as x, y in source pixels (0..1 if `normalized`), `labels` (K,) 1 yes, 0 no."""
-
-    points: Sequence[Sequence[float]]
-    labels: Sequence[int]
-    normalized: bool = False
-
-    def __post_init__(self) -> None:
-        points = _floats(self.points, "points")
-        if points.ndim != 2 or points.shape[1] != 2 or not 1 <= len(points) <= MAX_POINTS:
-            raise PromptError(f"points must be (K,2) with K in 1..{MAX_POINTS}, not {points.shape}")
-        labels = _integers(self.labels, "labels")
-        if len(labels) != len(points) or not set(labels) <= {0, 1}:
-            raise PromptError(f"labels must be one 1 (object) or 0 (background) for each of the {len(points)} points")
-        _check_unit(points, self.normalized, "points")
-        object.__setattr__(self, "points", tuple(map(tuple, points.tolist())))
-        object.__setattr__(self, "labels", labels)
-
-    @property
-    def label(self) -> str:
-        return f"{len(self.points)} click" + ("s" if len(self.points) > 1 else "")
-
-    def scaled(self, height: int, width: int) -> np.ndarray:
-        """Points in source pixels, float32 (K,2). Raises PromptError for a point outside the picture."""
-        return _scaled(np.array(self.points, np.float32), self.normalized, height, width, "point")
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """A box around one object: `xyxy` = left, top, right, bottom in source pixels (0..1 if `normalized`)."""
-
-    xyxy: Sequence[float]
-    normalized: bool = False
-
-    def __post_init__(self) -> None:
-        box = _floats(self.xyxy, "box")
-        if box.shape != (4,):
-            raise PromptError(f"a box is 4 numbers (left, top, right, bottom), not {box.shape}")
-        if not (box[0] < box[2] and box[1] < box[3]):
-            raise PromptError(f"box {box.tolist()}: left must be less than right, and top less than bottom")
-        _check_unit(box, self.normalized, "box")
-        object.__setattr__(self, "xyxy", tuple(box.tolist()))
-
-    @property
-    def label(self) -> str:
-        return "box"
-
-    def scaled(self, height: int, width: int) -> np.ndarray:
-        """Box in source pixels, float32 (4,). Raises PromptError if it lies outside the picture."""
-        corners = np.array(self.xyxy, np.float32).reshape(2, 2)
-        return _scaled(corners, self.normalized, height, width, "box corner").reshape(4)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Mask:
-    """A mask of one object: `array` (H,W), true or non-zero inside, at source size."""
-
-    array: np.ndarray
-
-    def __post_init__(self) -> None:
-        try:
-            array = np.asarray(self.array)
-        except ValueError:
-            raise PromptError("a mask prompt must be one (H,W) array") from None
-        if array.ndim != 2 or array.dtype.kind not in "biuf" or 0 in array.shape:
-            raise PromptError(f"a mask prompt must be a (H,W) array of numbers, not {array.dtype} {array.shape}")
-        array = array > 0
-        if not array.any():
-            raise PromptError("the mask prompt is empty: no pixel of it is set")
-        object.__setattr__(self, "array", array)
-
-    @property
-    def label(self) -> str:
-        return "mask"
-
-    def checked(self, height: int, width: int) -> np.ndarray:
-        """The mask, bool (height,width). Raises PromptError if it was made for another size."""
-        if self.array.shape != (height, width):
-            raise PromptError(f"the mask prompt is {_size(self.array.shape)}, the video {_size((height, width))}; "
-                              "give a mask of the video's size")
-        return self.array
 
 
 Prompt = Text | Points | Box | Mask
@@ -273,16 +189,6 @@ def _check_text(text: Any) -> None:
         raise PromptError(f"the text prompt is not text (control character {ord(control):#04x} in it); retype it")
 
 
-def _integers(values: Any, name: str) -> tuple[int, ...]:
-    try:
-        array = np.asarray(values)
-    except ValueError:
-        raise PromptError(f"{name} must be a flat list of integers") from None
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise PromptError(f"{name} must be a flat list of integers")
-    return tuple(int(v) for v in array)
-
-
 def _verbs(verbs: Any, has_text: bool) -> tuple[int | str, ...]:
     if isinstance(verbs, str) or not isinstance(verbs, (Iterable, np.ndarray)):
         raise PromptError("verbs must be a list of token positions or words")
@@ -291,36 +197,7 @@ def _verbs(verbs: Any, has_text: bool) -> tuple[int | str, ...]:
         if verbs and not has_text:
             raise PromptError("verbs of a prompt given as tokens must be token positions, not words")
         return verbs
-    return _integers(verbs, "verbs")
-
-
-def _floats(values: Any, name: str) -> np.ndarray:
-    try:
-        array = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
-        raise PromptError(f"{name} must be numbers") from None
-    if not np.isfinite(array).all():
-        raise PromptError(f"{name} must be finite numbers")
-    return array
-
-
-def _check_unit(values: np.ndarray, normalized: bool, name: str) -> None:
-    if normalized and not ((values >= 0) & (values <= 1)).all():
-        raise PromptError(f"normalized {name} must lie in 0..1")
-
-
-def _scaled(points: np.ndarray, normalized: bool, height: int, width: int, name: str) -> np.ndarray:
-    size = np.array([width, height], np.float32)
-    points = points * size if normalized else points
-    outside = ((points < 0) | (points > size)).any(axis=1)
-    if outside.any():
-        x, y = points[int(outside.argmax())].tolist()
-        raise PromptError(f"{name} ({x:g}, {y:g}) lies outside the picture, {_size((height, width))}")
-    return points
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]}x{shape[0]}"
+    return integers(verbs, "verbs")
 
 
 def _short(text: str, limit: int = 40) -> str:

@@ -1,0 +1,142 @@
+"""The command line: flags, their help, and the prompts made from them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .errors import PromptError, UserError
+from .prompt import Box, Mask, Points, Prompt, Text
+
+EXAMPLES = """\
+examples:
+  %(prog)s
+      run the demonstration clip of the bundle in engines/ and write out/overlay.mp4
+  %(prog)s --video clip.mp4 --text "the horse jumping"
+      follow one object; repeat --text for more
+  %(prog)s --video frames/ --text "a red car" --no-overlay --out results/
+      a folder of pictures in, masks and results.json out
+  %(prog)s --video 0 --text "a person" --max-frames 300
+      camera 0; rtsp:// and http:// addresses work as well
+  %(prog)s --list
+      show the bundles in engines/
+
+what is written into --out:
+  overlay.mp4   the video with every object outlined and named (overlay.png for a picture)
+  contact.png   eight frames of it on one sheet
+  masks/        one indexed PNG per frame, DAVIS palette: 0 background, 1 the first prompt, 2 the second ...
+  results.json  masks as COCO run lengths, boxes, scores, seconds per stage; results.jsonl while it runs
+
+exit codes: 0 done, 1 a fault of ours or of the machine (disk full, backend failed), 2 something to mend in what was
+given (file, prompt, bundle), 130 stopped by Ctrl-C. Whatever ends a run, the frames done before are in --out.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line instead of printing the usage over it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help shows all options)")
+
+
+class _Prompt(argparse.Action):
+    """Collects prompts of every kind in one list, in the order in which they were given."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        namespace.prompts = [*(namespace.prompts or []), (option, values)]
+
+
+def parser(prog: str) -> Parser:
+    """The command's parser. Prompts are in `prompts`, as pairs of option and value; `prompts_of` makes them real."""
+    p = Parser(prog=prog, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+               description="Find and follow objects in a video: say what to look for, get masks of it on every frame.")
+    p.set_defaults(prompts=None)
+    g = p.add_argument_group("input")
+    g.add_argument("--video", "--image", metavar="SOURCE", help="video file, folder of frames, picture, camera number, or "
+                   "rtsp:// or http:// address; without it the bundle's demonstration clip runs")
+    g.add_argument("--stride", type=_positive, default=1, metavar="N", help="look at every N-th frame only")
+    g.add_argument("--max-frames", type=_positive, metavar="N", help="stop after N frames")
+    g = p.add_argument_group("what to look for (one object each; may be repeated and mixed)")
+    g.add_argument("--text", action=_Prompt, metavar="SENTENCE", help='a description, like "the dog moving left"')
+    g.add_argument("--tokens", action=_Prompt, metavar="0,627,2", help="a description as token ids, for bundles without "
+                   "tokenizer")
+    g.add_argument("--verbs", action=_Prompt, metavar="WORD,...", help="verbs of the --text just before (or positions in "
+                   "the --tokens), for bundles with a motion prompt")
+    g.add_argument("--points", action=_Prompt, metavar="'X,Y[,0]; ...'", help="clicks on frame 0 in pixels; with ,0 a click "
+                   "beside the object")
+    g.add_argument("--box", action=_Prompt, metavar="L,T,R,B", help="a box on frame 0 in pixels")
+    g.add_argument("--mask", action=_Prompt, metavar="PNG", help="a mask for frame 0: a picture that is not black inside")
+    g = p.add_argument_group("output")
+    g.add_argument("--out", default="out", metavar="FOLDER", help="where to write (default: %(default)s)")
+    g.add_argument("--overlay", action=argparse.BooleanOptionalAction, default=True, help="draw the results")
+    g.add_argument("--masks", action=argparse.BooleanOptionalAction, default=True, help="write masks/")
+    g.add_argument("--json", action="store_true", help="print the summary as JSON on the standard output")
+    g = p.add_argument_group("how to run")
+    g.add_argument("--engine", default="engines", metavar="FOLDER", help="a bundle, or a folder of bundles "
+                   "(default: %(default)s)")
+    g.add_argument("--model", metavar="NAME", help="which bundle or network, where the folder holds several")
+    g.add_argument("--backend", default="auto", metavar="NAME", help="inference library; auto picks one that works here")
+    g.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: the backend decides)")
+    g.add_argument("--conditional-memory", choices=("on", "off"), help="correct the memory when the object becomes clear "
+                   "only later (default: as the bundle has it)")
+    g.add_argument("--list", action="store_true", help="list the bundles in --engine, and stop")
+    g.add_argument("--debug", action="store_true", help="show the traceback of a fault")
+    return p
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return value
+
+
+def prompts_of(pairs: Sequence[tuple[str, str]] | None) -> list[Prompt]:
+    """Prompts from the command line's options, in their order. Raises PromptError."""
+    prompts: list[Prompt] = []
+    for option, value in pairs or []:
+        if option == "--verbs":
+            if not prompts or not isinstance(prompts[-1], Text):
+                raise PromptError("--verbs belongs right after the --text or --tokens that it speaks of")
+            last = prompts.pop()
+            words = [w.strip() for w in value.split(",") if w.strip()]
+            verbs = words if last.text is not None else _numbers("--verbs", value, int)
+            prompts.append(Text(last.text, tokens=last.tokens, verbs=verbs))
+        else:
+            prompts.append(_MAKE[option](value))
+    return prompts
+
+
+def _points(value: str) -> Points:
+    clicks = [_numbers("--points", click, float) for click in value.split(";") if click.strip()]
+    if not clicks or any(len(c) not in (2, 3) for c in clicks):
+        raise PromptError(f"--points {value!r}: give x,y or x,y,0 for each click, with ; between clicks")
+    return Points([c[:2] for c in clicks], [int(c[2]) if len(c) == 3 else 1 for c in clicks])
+
+
+def _mask(value: str) -> Mask:
+    from .sources import read_picture
+
+    return Mask(read_picture(Path(value)).any(axis=2))
+
+
+def _numbers(option: str, text: str, kind: type) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        noun = "whole numbers" if kind is int else "numbers"
+        raise PromptError(f"{option} {text!r}: give {noun} with commas between them") from None
+
+
+_MAKE = {
+    "--text": lambda value: Text(value),
+    "--tokens": lambda value: Text(tokens=_numbers("--tokens", value, int)),
+    "--points": _points,
+    "--box": lambda value: Box(_numbers("--box", value, float)),
+    "--mask": _mask,
+}

@@ -18,7 +18,7 @@ from .words import COLOURS, KINDS, MOVES, NAMES, POSITION, RELATION, SIZE, absen
 FILE = Path(__file__).resolve().parents[2] / "build" / "nano" / "tokenizer.json"
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 PAD = 1
-VOCABULARY = 640
+VOCABULARY = 1024
 MAX_TOKENS = 32
 
 _ATTRIBUTES = {"noun": (None,), "colour": tuple(COLOURS), "size": tuple(SIZE), "position": tuple(POSITION),

@@ -1,0 +1,1 @@
+"""Torch modules that networks share. Parameter names follow the published checkpoints."""

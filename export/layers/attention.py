@@ -1,0 +1,123 @@
+"""The one door to attention, and the projections around it.
+
+Every attention of every network goes through `attend`, so that one switch decides how it is written into a graph:
+
+  plain    torch's own kernel when run, matmul-softmax-matmul when traced (what TensorRT fuses)
+  chunked  as plain, but large problems are cut along a static axis, so that no score matrix is huge
+  ort      ONNX Runtime's fused `com.microsoft::MultiHeadAttention`; values may be narrower than keys
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FORMS = ("plain", "chunked", "ort")
+_form: ContextVar[str] = ContextVar("attention_form", default="plain")
+
+MASKED = -1e4
+"""Added to hidden keys: exp() of it is 0 in float32 and in float16, and it is a number in both."""
+
+
+@contextmanager
+def form(name: str) -> Iterator[None]:
+    """Everything traced inside writes attention as `name`, one of `FORMS`."""
+    if name not in FORMS:
+        raise ValueError(f"attention form {name!r} is not one of {', '.join(FORMS)}")
+    token = _form.set(name)
+    try:
+        yield
+    finally:
+        _form.reset(token)
+
+
+def attend(q_blc: Tensor, k_bsc: Tensor, v_bsv: Tensor, heads: int = 1, mask_bs: Tensor | None = None,
+           split: tuple[int, int] | None = None) -> Tensor:
+    """softmax(q k' / sqrt(width of a head)) v, per head.
+
+    q (B,L,heads*d), k (B,S,heads*d), v (B,S,heads*e) -> (B,L,heads*e). `mask_bs` is true where a key is visible.
+    `split` = (axis of q, pieces): where the chunked form cuts; axis 0 cuts q, k and v, axis 1 cuts q alone. The size of
+    that axis must be static and a multiple of `pieces`.
+    """
+    name = _form.get()
+    if name == "ort" and mask_bs is None:
+        return _fused(q_blc, k_bsc, v_bsv, heads)
+    if name == "chunked" and split is not None and split[1] > 1:
+        axis, pieces = split
+        qs = q_blc.chunk(pieces, axis)
+        ks = k_bsc.chunk(pieces, axis) if axis == 0 else (k_bsc,) * pieces
+        vs = v_bsv.chunk(pieces, axis) if axis == 0 else (v_bsv,) * pieces
+        return torch.cat([_plain(q, k, v, heads, mask_bs, True) for q, k, v in zip(qs, ks, vs)], axis)
+    return _plain(q_blc, k_bsc, v_bsv, heads, mask_bs, name == "chunked" or torch.compiler.is_exporting())
+
+
+def _heads(x_blc: Tensor, heads: int) -> Tensor:
+    return x_blc.unflatten(2, (heads, x_blc.shape[2] // heads)).transpose(1, 2)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, heads: int, mask_bs: Tensor | None, written_out: bool) -> Tensor:
+    q, k, v = _heads(q, heads), _heads(k, heads), _heads(v, heads)
+    if not written_out:
+        mask = None if mask_bs is None else mask_bs[:, None, None, :]
+        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    if mask_bs is not None:
+        scores = scores + torch.where(mask_bs, 0.0, MASKED)[:, None, None, :]
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    if not torch.compiler.is_exporting():
+        return _plain(q, k, v, heads, None, False)
+    return torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention", (q, k, v), {"num_heads": heads}, dtype=q.dtype,
+        shape=(q.shape[0], q.shape[1], v.shape[2]), version=1)
+
+
+class Attention(nn.Module):
+    """Four separate projections, as in SAM: `inner` is the width between them, `key_width` that of keys and values."""
+
+    def __init__(self, width: int, heads: int, inner: int | None = None, key_width: int | None = None) -> None:
+        super().__init__()
+        inner, key_width = inner or width, key_width or width
+        self.heads = heads
+        self.q_proj = nn.Linear(width, inner)
+        self.k_proj = nn.Linear(key_width, inner)
+        self.v_proj = nn.Linear(key_width, inner)
+        self.out_proj = nn.Linear(inner, width)
+
+    def forward(self, q_blc: Tensor, k_bsc: Tensor, v_bsc: Tensor, mask_bs: Tensor | None = None) -> Tensor:
+        mixed = attend(self.q_proj(q_blc), self.k_proj(k_bsc), self.v_proj(v_bsc), self.heads, mask_bs)
+        return self.out_proj(mixed)
+
+
+class PackedAttention(nn.Module):
+    """Projections packed into one matrix, as in torch's MultiheadAttention (whose parameter names it keeps)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def mix(self, q_blc: Tensor, k_bsc: Tensor, mask_bs: Tensor | None = None,
+            split: tuple[int, int] | None = None) -> Tensor:
+        """Everything but the output projection. Keys are also the values."""
+        width = self.out_proj.in_features
+        if q_blc is k_bsc:
+            q, k, v = F.linear(q_blc, self.in_proj_weight, self.in_proj_bias).split(width, -1)
+        else:
+            q = F.linear(q_blc, self.in_proj_weight[:width], self.in_proj_bias[:width])
+            k, v = F.linear(k_bsc, self.in_proj_weight[width:], self.in_proj_bias[width:]).split(width, -1)
+        return attend(q, k, v, self.heads, mask_bs, split)
+
+    def forward(self, q_blc: Tensor, k_bsc: Tensor, mask_bs: Tensor | None = None,
+                split: tuple[int, int] | None = None) -> Tensor:
+        return self.out_proj(self.mix(q_blc, k_bsc, mask_bs, split))

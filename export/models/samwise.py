@@ -1,0 +1,178 @@
+"""SAMWISE: text-driven video segmentation on SAM 2 (Cuttano et al., CVPR 2025).
+
+`Samwise` is the whole network: it loads official checkpoints by name, trains, and is what every graph is compared with.
+`stages` cuts it (see `docs/architecture.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.common import Group, upsample
+from ..layers.hiera import HieraConfig
+from ..layers.roberta import Roberta, TextConfig
+from ..stage import Stage
+from ..stages.conditional_memory import ConditionalMemory
+from ..stages.cross_modal_adapter import Adapter
+from ..stages.mask_decoder import MASKS, NO_OBJECT, Decoded, gate
+from ..stages.sam import Sam, SamConfig
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """Cross-modal adapters. `patches` are the sides of HSA patches at strides 8, 16, 32; all 0 without HSA."""
+
+    width: int = 256
+    heads: int = 8
+    patches: tuple[int, int, int] = (8, 4, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class SamwiseConfig:
+    """Everything that sizes a SAMWISE. `text_stages` are the text layers done before each of the three adapters."""
+
+    sam: SamConfig = field(default_factory=lambda: SamConfig(text_width=768))
+    text: TextConfig = field(default_factory=TextConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    text_stages: tuple[int, int, int] = (4, 8, 12)
+    conditional_hidden: int = 128
+    """Hidden width of the conditional memory encoder; 0 for a network without one."""
+    conditional_heads: int = 8
+    window: int = 8
+    """Frames that are encoded together."""
+    slots: int = 6
+    """Remembered frames."""
+    pointers: int = 15
+    """Remembered object pointers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A clip after fusion: `embedding` (B,T,N,D), `high_res_0` (B,T,D/8,S4,S4), `high_res_1` (B,T,D/4,S8,S8), `text` (B,L,W)."""
+
+    embedding: Tensor
+    high_res_0: Tensor
+    high_res_1: Tensor
+    text: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One decode. `low_res_logits` (B,S4,S4), `iou`, `score` (B), `pointer`, `early_token` (B,D); `decoded` has all masks."""
+
+    low_res_logits: Tensor
+    iou: Tensor
+    score: Tensor
+    pointer: Tensor
+    early_token: Tensor
+    decoded: Decoded
+
+
+class Samwise(nn.Module):
+    def __init__(self, config: SamwiseConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text_encoder = Group(model=Group(encoder=Group(sentence_encoder=Roberta(config.text))))
+        self.sam = Sam(config.sam)
+        self.cmt_adapters = nn.ModuleList(
+            Adapter(vision, config.text.width, config.adapter.width, config.adapter.heads, patch)
+            for vision, patch in zip(config.sam.hiera.widths[1:], config.adapter.patches, strict=True))
+        if config.conditional_hidden:
+            self.conditional_memory_encoder = ConditionalMemory(
+                config.sam.width, config.conditional_heads, config.conditional_hidden)
+
+    @property
+    def tower(self) -> Roberta:
+        return self.text_encoder.model.encoder.sentence_encoder
+
+    def encode_clip(self, pixels_bt3ii: Tensor, tokens_bl: Tensor, mask_bl: Tensor | None = None) -> Clip:
+        """Clips (B,T,3,I,I) with one sentence each (B,L). `mask_bl` is true for tokens; None: no padding."""
+        frames, trunk = pixels_bt3ii.shape[1], self.sam.trunk
+        finest = trunk.run(0, trunk.start(pixels_bt3ii.flatten(0, 1)))
+        x, text, done = finest, self.tower.embed(tokens_bl, mask_bl), 0
+        maps = [finest]
+        for stage, (adapter, last) in enumerate(zip(self.cmt_adapters, self.config.text_stages), 1):
+            x = trunk.run(stage, x)
+            text = self.tower.run(done, last, text, mask_bl)
+            vision_add, text_add = adapter(x.unflatten(0, (-1, frames)), text, mask_bl)
+            x, text, done = x + vision_add.flatten(0, 1), text + text_add, last
+            maps.append(x)
+        neck, decoder = self.sam.neck, self.sam.sam_mask_decoder
+        fine = [conv(neck.lateral(level)(maps[level])).permute(0, 3, 1, 2)
+                for level, conv in enumerate((decoder.conv_s0, decoder.conv_s1))]
+        embedding = neck.embedding(maps[2], maps[3]).flatten(1, 2)
+        return Clip(*(y.unflatten(0, (-1, frames)) for y in (embedding, *fine)), text)
+
+    def prompt(self, text_blw: Tensor, verb_b: Tensor | None = None) -> Tensor:
+        """Fused text -> decoder tokens (B,3 or 4,D). `verb_b` is the index of each sentence's verb token."""
+        verb = None if verb_b is None else text_blw[torch.arange(len(text_blw), device=text_blw.device), verb_b]
+        return self.sam.sam_prompt_encoder.text(text_blw[:, 0], verb)
+
+    def attend_memory(self, embedding_bnd: Tensor, memory_bsnm: Tensor, memory_age_bs: Tensor, pointers_bpd: Tensor) -> Tensor:
+        """See `Sam.attend_memory`."""
+        return self.sam.attend_memory(embedding_bnd, memory_bsnm, memory_age_bs, pointers_bpd)
+
+    def without_memory(self, embedding_bnd: Tensor) -> Tensor:
+        return self.sam.without_memory(embedding_bnd)
+
+    def decode(self, conditioned_bnd: Tensor, sparse_bkd: Tensor, high_res_0: Tensor, high_res_1: Tensor,
+               mask_bk: Tensor | None = None, dense_bnd: Tensor | None = None, masks: int = MASKS) -> Frame:
+        """Decode frames. `mask_bk` is true for real prompt tokens, `dense_bnd` a mask prompt. In training mode the logits
+        are not gated by the object score (a gate passes no gradient); the pointer always is."""
+        prompts = self.sam.sam_prompt_encoder
+        dense = prompts.no_mask_embed.weight[0] if dense_bnd is None else dense_bnd
+        grid = prompts.pe_layer.grid(self.config.sam.side)
+        out = self.sam.sam_mask_decoder(conditioned_bnd + dense, grid, sparse_bkd, high_res_0, high_res_1, mask_bk, masks)
+        logits, pointer = out.logits[:, 0], self.sam.obj_ptr_proj(out.tokens[:, 0])
+        if self.config.sam.object_score:
+            gated, pointer = gate(out.score, logits, pointer, self.sam.no_pointer)
+            logits = logits if self.training else gated
+        return Frame(logits, out.iou[:, 0], out.score, pointer, out.early[:, 0], out)
+
+    def remember(self, embedding_bnd: Tensor, mask_logits_bhw: Tensor) -> Tensor:
+        """Map before memory attention and mask logits of any size -> memory slot (B,N,M)."""
+        mask = upsample(mask_logits_bhw, self.config.sam.image_size).sigmoid()
+        return self.sam.memory_encoder(embedding_bnd, mask)
+
+    def decide(self, pointer_bd: Tensor, early_bd: Tensor) -> Tensor:
+        """Conditional memory logits (B,2): (stay, switch)."""
+        return self.conditional_memory_encoder(pointer_bd, early_bd)
+
+
+def tiny_test_config(image_size: int = 64, motion: bool = False) -> SamwiseConfig:
+    """A toy network with every part of the real one, for tests: builds in milliseconds."""
+    hiera = HieraConfig(width=8, heads=1, blocks=(1, 2, 2, 1), windows=(4, 2, 3, 2), global_blocks=(4,), positions=3)
+    sam = SamConfig(
+        image_size=image_size, hiera=hiera, width=32, memory_width=16, memory_layers=2, memory_hidden=48, decoder_heads=4,
+        decoder_hidden=48, iou_hidden=24, prompt_channels=8, mask_channels=(2, 4, 8, 16), text_width=24, motion=motion)
+    text = TextConfig(vocabulary=100, positions=34, width=24, hidden=48, layers=3, heads=2)
+    return SamwiseConfig(sam=sam, text=text, adapter=AdapterConfig(width=16, heads=2, patches=(4, 2, 1)),
+                         text_stages=(1, 2, 3), conditional_hidden=16, conditional_heads=4, window=4, pointers=7)
+
+
+def stages(model: Samwise) -> list[Stage]:
+    """The network cut into stages. Puts it in eval mode, without gradients."""
+    from .samwise_cuts import stages as cut  # the cuts need the class above
+
+    return cut(model)
+
+
+def settings(model: Samwise) -> dict[str, Any]:
+    """The numbers that the schedule needs; see `docs/architecture.md`, "Settings of a manifest"."""
+    c = model.config
+    size = c.sam.image_size
+    return {
+        "window": c.window,
+        # the official video transform: short side 1020, long side at most 1024, both truncated
+        "resize": {"short": size - size // 256, "max": size, "rule": "truncate"},
+        "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+        "memory": {"slots": c.slots, "pointers": c.pointers},
+        "conditional_memory": {"first": 5, "every": 3} if c.conditional_hidden else None,
+        "text": {"max_tokens": c.text.max_tokens, "vocabulary": c.text.vocabulary, "motion": c.sam.motion},
+        "no_object_logit": NO_OBJECT,
+    }

@@ -1,0 +1,148 @@
+"""Memory attention: the current map looks at remembered maps and object pointers.
+
+Softmax does not see the order of its keys, so slots and pointers come in any order; `memory_age` picks each slot's
+temporal embedding. The values carry no rotation, hence softmax(QK')(M Wv) = (softmax(QK') M) Wv: the narrow form attends
+over the M-wide memory itself and projects afterwards (the bias of Wv passes, because a softmax row sums to 1, and with
+one head Wv and the output projection are one matrix). The wide form projects first, for backends that fuse attention
+only when keys and values are equally wide.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.attention import Attention, attend
+from ..layers.fold import compose, linear, reordered, stacked
+from ..layers.positions import pairs_to_halves, rotate_halves, rotate_pairs, rotation_tables, sine_distance, sine_grid
+
+
+def pieces(tokens: int) -> int:
+    """Into how many pieces of about 512 the chunked form cuts the queries."""
+    return max((n for n in (1, 2, 4, 8) if tokens % n == 0 and tokens // n >= 512), default=1)
+
+
+class MemoryLayer(nn.Module):
+    """Pre-norm: self-attention, cross-attention, feed-forward. One head, rotated queries and keys."""
+
+    def __init__(self, width: int, memory_width: int, hidden: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(width, 1)
+        self.cross_attn_image = Attention(width, 1, key_width=memory_width)
+        self.linear1 = nn.Linear(width, hidden)
+        self.linear2 = nn.Linear(hidden, width)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+
+    def forward(self, x_bnd: Tensor, keys_bsnm: Tensor, pointer_keys_bpm: Tensor, values_bsm: Tensor,
+                cos: Tensor, sin: Tensor) -> Tensor:
+        normed, own = self.norm1(x_bnd), self.self_attn
+        q, k = rotate_pairs(own.q_proj(normed), cos, sin), rotate_pairs(own.k_proj(normed), cos, sin)
+        x_bnd = x_bnd + own.out_proj(attend(q, k, own.v_proj(normed)))
+        cross = self.cross_attn_image
+        q = rotate_pairs(cross.q_proj(self.norm2(x_bnd)), cos, sin)
+        k = rotate_pairs(cross.k_proj(keys_bsnm), cos, sin).flatten(1, 2)
+        k = torch.cat((k, cross.k_proj(pointer_keys_bpm)), 1)
+        x_bnd = x_bnd + cross.out_proj(attend(q, k, cross.v_proj(values_bsm)))
+        return x_bnd + self.linear2(self.linear1(self.norm3(x_bnd)).relu())
+
+
+def remembered_tokens(memory_bsnm: Tensor, grid_nm: Tensor, ages_bsm: Tensor, pointers_bpd: Tensor,
+                      pointer_positions_bpm: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys of the maps (B,S,N,M), keys of the pointers (B,P*D/M,M), all values (B,S*N + P*D/M, M).
+
+    Positions are added to keys only: the grid and a temporal embedding per slot to maps, nothing or `pointer_positions`
+    to pointers. A pointer is split into D/M tokens, which share its position.
+    """
+    keys = memory_bsnm + grid_nm + ages_bsm[:, :, None]
+    width = memory_bsnm.shape[3]
+    split = pointers_bpd.unflatten(2, (pointers_bpd.shape[2] // width, width))
+    placed = split if pointer_positions_bpm is None else split + pointer_positions_bpm[:, :, None]
+    values = torch.cat((memory_bsnm.flatten(1, 2), split.flatten(1, 2)), 1)
+    return keys, placed.flatten(1, 2), values
+
+
+class MemoryAttention(nn.Module):
+    """The trainable module. `side` is the side of a map, `width` D, `memory_width` M."""
+
+    def __init__(self, side: int, width: int, memory_width: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(MemoryLayer(width, memory_width, hidden) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        cos, sin = rotation_tables(side, width)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.register_buffer("grid", 0.1 * sine_grid(side, width), persistent=False)
+        self.register_buffer("memory_grid", sine_grid(side, memory_width), persistent=False)
+
+    def forward(self, x_bnd: Tensor, memory_bsnm: Tensor, ages_bsm: Tensor, pointers_bpd: Tensor,
+                pointer_positions_bpm: Tensor | None = None) -> Tensor:
+        """Map (B,N,D), memory (B,S,N,M), temporal embedding of each slot (B,S,M), pointers (B,P,D) -> (B,N,D)."""
+        tokens = remembered_tokens(memory_bsnm, self.memory_grid, ages_bsm, pointers_bpd, pointer_positions_bpm)
+        x_bnd = x_bnd + self.grid
+        for layer in self.layers:
+            x_bnd = layer(x_bnd, *tokens, self.cos, self.sin)
+        return self.norm(x_bnd)
+
+
+class FoldedMemoryLayer(nn.Module):
+    """`MemoryLayer` for export: channels of q and k sorted so that rotation needs no interleaving, projections merged."""
+
+    def __init__(self, layer: MemoryLayer, wide: bool) -> None:
+        super().__init__()
+        own, cross = layer.self_attn, layer.cross_attn_image
+        self.wide = wide
+        self.width = own.q_proj.out_features
+        order = pairs_to_halves(self.width)
+        self.qkv = stacked(reordered(own.q_proj, order), reordered(own.k_proj, order), own.v_proj)
+        self.own_out = linear(own.out_proj.weight, own.out_proj.bias)
+        self.q, self.k = reordered(cross.q_proj, order), reordered(cross.k_proj, order)
+        if wide:
+            self.v = linear(cross.v_proj.weight, cross.v_proj.bias)
+            self.out = linear(cross.out_proj.weight, cross.out_proj.bias)
+        else:
+            self.out = compose(cross.v_proj, cross.out_proj)
+        self.linear1, self.linear2 = layer.linear1, layer.linear2
+        self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
+
+    def forward(self, x_bnd: Tensor, keys_bsnm: Tensor, pointer_keys_bpm: Tensor, values_bsm: Tensor,
+                cos: Tensor, sin: Tensor) -> Tensor:
+        split = (1, pieces(x_bnd.shape[1]))
+        q, k, v = self.qkv(self.norm1(x_bnd)).split(self.width, -1)
+        q, k = rotate_halves(q, cos, sin), rotate_halves(k, cos, sin)
+        x_bnd = x_bnd + self.own_out(attend(q, k, v, split=split))
+        q = rotate_halves(self.q(self.norm2(x_bnd)), cos, sin)
+        k = rotate_halves(self.k(keys_bsnm), cos, sin).flatten(1, 2)
+        k = torch.cat((k, self.k(pointer_keys_bpm)), 1)
+        x_bnd = x_bnd + self.out(attend(q, k, self.v(values_bsm) if self.wide else values_bsm, split=split))
+        return x_bnd + self.linear2(self.linear1(self.norm3(x_bnd)).relu())
+
+
+class MemoryAttentionStage(nn.Module):
+    """embedding (E,N,D), map_index (B), memory (B,S,N,M), memory_age (B,S), pointers (B,P,D) -> conditioned (B,N,D).
+
+    With `pointer_projection` (SAM 2.1) a further input `pointer_position` (B,P) float gives each pointer's distance as a
+    fraction of the longest one.
+    """
+
+    def __init__(self, attention: MemoryAttention, ages: Tensor, wide: bool = False,
+                 pointer_projection: nn.Linear | None = None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(FoldedMemoryLayer(layer, wide) for layer in attention.layers)
+        self.norm = attention.norm
+        self.pointer_projection = pointer_projection
+        self.register_buffer("ages", ages.detach().flatten(1).clone())
+        self.register_buffer("grid", attention.grid)
+        self.register_buffer("memory_grid", attention.memory_grid)
+        self.register_buffer("cos", attention.cos)
+        self.register_buffer("sin", attention.sin)
+
+    def forward(self, embedding: Tensor, map_index: Tensor, memory: Tensor, memory_age: Tensor, pointers: Tensor,
+                pointer_position: Tensor | None = None) -> tuple[Tensor]:
+        places = None
+        if self.pointer_projection is not None:
+            places = self.pointer_projection(sine_distance(pointer_position, self.pointer_projection.in_features))
+        tokens = remembered_tokens(memory, self.memory_grid, self.ages[memory_age], pointers, places)
+        x = embedding[map_index] + self.grid
+        for layer in self.layers:
+            x = layer(x, *tokens, self.cos, self.sin)
+        return (self.norm(x),)

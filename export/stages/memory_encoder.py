@@ -1,0 +1,61 @@
+"""Memory encoder: a mask and the picture's map become one slot of memory."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers.common import Group, LayerNorm2d, Pointwise, upsample
+
+
+class MixBlock(nn.Module):
+    """ConvNeXt block on (B,D,h,w): depthwise 7x7, then a pointwise feed-forward, scaled by `gamma`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.norm = nn.LayerNorm(width, 1e-6)
+        self.pwconv1 = nn.Linear(width, 4 * width)
+        self.pwconv2 = nn.Linear(4 * width, width)
+        self.gamma = nn.Parameter(torch.full((width,), 0.1))
+
+    def forward(self, x_bdhw: Tensor) -> Tensor:
+        x = self.norm(self.dwconv(x_bdhw).permute(0, 2, 3, 1))
+        x = self.gamma * self.pwconv2(F.gelu(self.pwconv1(x)))
+        return x_bdhw + x.permute(0, 3, 1, 2)
+
+
+class MemoryEncoder(nn.Module):
+    """The trainable module. `channels` are those of the four halvings of the mask."""
+
+    def __init__(self, width: int, memory_width: int, channels: tuple[int, ...], blocks: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for a, b in zip((1, *channels), channels):
+            layers += [nn.Conv2d(a, b, 3, 2, 1), LayerNorm2d(b), nn.GELU()]
+        self.mask_downsampler = Group(encoder=nn.Sequential(*layers, nn.Conv2d(channels[-1], width, 1)))
+        self.pix_feat_proj = Pointwise(width, width)
+        self.fuser = Group(layers=nn.ModuleList(MixBlock(width) for _ in range(blocks)))
+        self.out_proj = Pointwise(width, memory_width)
+
+    def forward(self, embedding_bnd: Tensor, mask_bhw: Tensor) -> Tensor:
+        """Map before memory attention (B,N,D), mask in 0..1 at image size (B,I,I) -> slot (B,N,M)."""
+        x = self.mask_downsampler.encoder(20 * mask_bhw[:, None] - 10)
+        pixels = self.pix_feat_proj(embedding_bnd).transpose(1, 2)
+        x = x + pixels.unflatten(2, x.shape[2:])
+        for block in self.fuser.layers:
+            x = block(x)
+        return self.out_proj(x.flatten(2).transpose(1, 2))
+
+
+class MemoryEncoderStage(nn.Module):
+    """embedding (E,N,D), map_index (B), mask_logits (B,m,m) -> memory_slot (B,N,M). Logits are resized inside."""
+
+    def __init__(self, encoder: MemoryEncoder, image_size: int) -> None:
+        super().__init__()
+        self.encoder, self.image_size = encoder, image_size
+
+    def forward(self, embedding: Tensor, map_index: Tensor, mask_logits: Tensor) -> tuple[Tensor]:
+        mask = upsample(mask_logits, self.image_size).sigmoid()
+        return (self.encoder(embedding[map_index], mask),)

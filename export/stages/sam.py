@@ -1,0 +1,95 @@
+"""The modules of SAM 2 in one container, named as in its checkpoints. SAMWISE holds one under `sam.`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.common import MLP, Group
+from ..layers.hiera import Hiera, HieraConfig
+from .mask_decoder import MaskDecoder
+from .memory_attention import MemoryAttention
+from .memory_encoder import MemoryEncoder
+from .neck import Neck
+from .prompt_encoder import PromptEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class SamConfig:
+    """Sizes of everything but the text tower and the adapters. `width` is D, `memory_width` M; D is a multiple of M and 8."""
+
+    image_size: int = 1024
+    hiera: HieraConfig = field(default_factory=HieraConfig)
+    width: int = 256
+    memory_width: int = 64
+    ages: int = 7
+    """Rows of the temporal embedding."""
+    memory_layers: int = 4
+    memory_hidden: int = 2048
+    decoder_depth: int = 2
+    decoder_heads: int = 8
+    decoder_hidden: int = 2048
+    iou_hidden: int = 256
+    prompt_channels: int = 16
+    """Channels of the mask prompt before its last convolution."""
+    mask_channels: tuple[int, ...] = (4, 16, 64, 256)
+    """Channels of the memory encoder's mask path."""
+    fuser_blocks: int = 2
+    object_score: bool = True
+    text_width: int = 0
+    """Width of the sentence vector; 0 where prompts are points, boxes and masks only."""
+    motion: bool = False
+    pointer_positions: bool = False
+    """SAM 2.1: pointers carry their distance, and absent objects mark their memory."""
+
+    @property
+    def side(self) -> int:
+        """Side of the stride-16 map."""
+        return self.image_size // 16
+
+
+class Sam(nn.Module):
+    def __init__(self, config: SamConfig) -> None:
+        super().__init__()
+        self.config = config
+        c, width, memory = config, config.width, config.memory_width
+        self.image_encoder = Group(trunk=Hiera(c.hiera), neck=Neck(c.hiera.widths, width))
+        self.maskmem_tpos_enc = nn.Parameter(0.02 * torch.randn(c.ages, 1, 1, memory))
+        self.no_mem_embed = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        self.mask_downsample = nn.Conv2d(1, 1, 4, 4)
+        self.memory_attention = MemoryAttention(c.side, width, memory, c.memory_hidden, c.memory_layers)
+        self.memory_encoder = MemoryEncoder(width, memory, c.mask_channels, c.fuser_blocks)
+        self.sam_prompt_encoder = PromptEncoder(c.image_size, width, c.prompt_channels, c.text_width, c.motion)
+        self.sam_mask_decoder = MaskDecoder(
+            width, c.decoder_heads, c.decoder_hidden, c.decoder_depth, c.iou_hidden, c.object_score)
+        self.obj_ptr_proj = MLP(width, width, width, 3)
+        if c.object_score:
+            self.no_obj_ptr = nn.Parameter(0.02 * torch.randn(1, width))
+        if c.pointer_positions:
+            self.no_obj_embed_spatial = nn.Parameter(0.02 * torch.randn(1, memory))
+            self.obj_ptr_tpos_proj = nn.Linear(width, memory)
+
+    @property
+    def trunk(self) -> Hiera:
+        return self.image_encoder.trunk
+
+    @property
+    def neck(self) -> Neck:
+        return self.image_encoder.neck
+
+    @property
+    def no_pointer(self) -> Tensor:
+        """Pointer of an absent object (1,D); zeros where the network has no object score and never uses it."""
+        return self.no_obj_ptr if self.config.object_score else self.no_mem_embed.new_zeros(1, self.config.width)
+
+    def without_memory(self, embedding_bnd: Tensor) -> Tensor:
+        """What the decoder sees where there is no memory."""
+        return embedding_bnd + self.no_mem_embed
+
+    def attend_memory(self, embedding_bnd: Tensor, memory_bsnm: Tensor, memory_age_bs: Tensor, pointers_bpd: Tensor,
+                      pointer_positions_bpm: Tensor | None = None) -> Tensor:
+        """(B,N,D), (B,S,N,M), (B,S) int64 rows of the temporal embedding, (B,P,D) -> (B,N,D)."""
+        ages = self.maskmem_tpos_enc[:, 0, 0][memory_age_bs]
+        return self.memory_attention(embedding_bnd, memory_bsnm, ages, pointers_bpd, pointer_positions_bpm)

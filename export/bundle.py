@@ -12,14 +12,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import onnx_ir as ir
 
 from runtime.backends import Backend, create
 from runtime.bundle import Bundle
@@ -28,6 +27,7 @@ from runtime.errors import UserError
 from runtime.spec import Manifest, StageSpec, TensorSpec
 
 from . import onnx, parity, precision, tokenizer
+from .network import Network
 from .stage import Stage
 
 GRAPHS = "graphs"
@@ -39,26 +39,6 @@ KEPT_FLOAT = frozenset({"pixels", "score", "iou", "decision"})
 host or compares them with zero, and pixels come from an integer picture that half would round once more."""
 
 Report = Callable[[str], None]
-Clip = Callable[[Sequence[np.ndarray], Sequence[int], Sequence[int]], Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """What a network hands over to be exported.
-
-    `stages`      makes the stages one by one, so that folded weights of one can go before the next is made
-    `clip`        plain torch: (frames uint8, token ids, verb positions) -> per frame (masks, low_res_logits, scores)
-    `vocabulary`  number of token embeddings, None for a network without text
-    """
-
-    model: str
-    variant: str
-    image_size: int
-    settings: Mapping[str, Any]
-    stages: Callable[[], Iterable[Stage]]
-    clip: Clip | None = None
-    vocabulary: int | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 def export_bundle(network: Network, out: str | Path, name: str, *, precision: str = "fp32",
@@ -73,19 +53,21 @@ def export_bundle(network: Network, out: str | Path, name: str, *, precision: st
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     with replacing(Path(out), name) as folder:
-        (folder / GRAPHS).mkdir()
+        job = _Job(folder, folder.with_name(".rounded"), precision, check, create(backend, threads), report)
+        job.prepare()
         file = tokenizer_source and tokenizer.write(tokenizer_source, folder, network.vocabulary)
-        runner = create(backend, threads)
-        specs, rows, bounds = _export_stages(network, folder, precision, check, runner, report)
+        for path, source in network.attachments.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / path)
+        specs, rows, bounds = job.stages(network)
         manifest = Manifest(
             model=network.model, variant=network.variant, precision=precision, image_size=network.image_size,
-            stages=specs, bounds=bounds, settings=network.settings, tokenizer=file or None,
+            stages=specs, bounds=bounds, settings=network.settings, tokenizer=file or None, demo=network.demo,
             provenance={**network.provenance, "exported_with": versions(), "opset": onnx.OPSET})
-        _write(manifest, folder)
         frames: list[parity.ClipRow] = []
         if check and clip and network.clip is not None:
             report("whole clip with memory: torch against the runtime")
-            frames = _compare_clip(network, folder, parity.MASK_IOU[precision], runner)
+            frames = job.clip(network, manifest)
         if check:
             report(parity.table(rows, frames))
             parity.require(rows, frames)
@@ -95,58 +77,81 @@ def export_bundle(network: Network, out: str | Path, name: str, *, precision: st
     return Path(out) / name
 
 
-def _export_stages(network: Network, folder: Path, wanted: str, check: bool, runner: Backend,
-                   report: Report) -> tuple[dict[str, StageSpec], list[parity.Row], dict[str, tuple[int, int]]]:
-    specs: dict[str, StageSpec] = {}
-    rows: list[parity.Row] = []
-    bounds: dict[str, tuple[int, int]] = {}
-    for stage in network.stages():
-        start = time.perf_counter()
-        spec, found = export_stage(stage, folder, wanted, check, runner)
-        specs[stage.name] = spec
-        rows += found
-        for symbol, pair in stage.bounds.items():
-            if bounds.setdefault(symbol, tuple(pair)) != tuple(pair):
-                raise onnx.ExportError(f"stage {stage.name}: bounds {pair} of {symbol!r} differ from {bounds[symbol]} "
-                                       "in an earlier stage")
-        size = sum((folder / f).stat().st_size for f in _files_of(folder, stage.name))
-        error = f"  rel. L2 {max(r.error for r in found):.1e}" if found else ""
-        report(f"{stage.name:20} {spec.precision:14} {size / 1e6:8.1f} MB  {time.perf_counter() - start:6.1f} s{error}")
-        if check:
-            parity.require(found)
-    return specs, rows, bounds
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One export: where graphs go, and where their doubles with every half result rounded (see `precision.emulated`)."""
 
+    folder: Path
+    rounded: Path
+    precision: str
+    check: bool
+    runner: Backend
+    report: Report
 
-def export_stage(stage: Stage, folder: Path, wanted: str, check: bool,
-                 runner: Backend) -> tuple[StageSpec, list[parity.Row]]:
-    """Write every form of one stage into `folder/graphs` and compare it with torch. Returns its signature and the rows."""
-    models = {form: onnx.trace(stage, form) for form in stage.forms}
-    if wanted == "fp32":
-        spec = _write_stage(stage, stage.spec, models, folder)
-    else:
-        spec = _climb(stage, models, folder, runner)
-    rows = []
-    for form in spec.files if check else ():
-        rows += parity.compare_stage(stage, spec, folder, runner, form)
-    return spec, rows
+    def prepare(self) -> None:
+        for folder in (self.folder, self.rounded):
+            (folder / GRAPHS).mkdir(parents=True, exist_ok=True)
 
+    def stages(self, network: Network) -> tuple[dict[str, StageSpec], list[parity.Row], dict[str, tuple[int, int]]]:
+        """Export every stage; signatures by name, comparisons, bounds of all symbols."""
+        specs: dict[str, StageSpec] = {}
+        rows: list[parity.Row] = []
+        bounds: dict[str, tuple[int, int]] = {}
+        for stage in network.stages():
+            start = time.perf_counter()
+            for symbol, pair in stage.bounds.items():
+                if bounds.setdefault(symbol, tuple(pair)) != tuple(pair):
+                    raise onnx.ExportError(f"stage {stage.name}: bounds {pair} of {symbol!r} differ from {bounds[symbol]} "
+                                           "in an earlier stage")
+            specs[stage.name], found = self.stage(stage)
+            rows += found
+            size = sum(p.stat().st_size for p in _files_of(self.folder, stage.name)) / 1e6
+            error = f"  rel. L2 {max(r.error for r in found):.1e}" if found else ""
+            self.report(f"{stage.name:20} {specs[stage.name].precision:14} {size:8.1f} MB "
+                        f"{time.perf_counter() - start:6.1f} s{error}")
+            if self.check:
+                parity.require(found)
+        return specs, rows, bounds
 
-def _climb(stage: Stage, models: Mapping[str, Any], folder: Path, runner: Backend) -> StageSpec:
-    """Half precision with the narrowest islands whose error is within the threshold; float32 inside if none is."""
-    signature = half_signature(stage.spec)
-    half = {t.name for t in (*signature.inputs, *signature.outputs) if t.dtype == "float16"}
-    sizes = parity.test_sizes(stage)
-    for level in (*precision.LEVELS, None):
-        spec = replace(signature, precision=level.name if level else precision.FP32)
+    def stage(self, stage: Stage) -> tuple[StageSpec, list[parity.Row]]:
+        """Write every form of one stage. Returns its signature and, if wanted, how it compares with torch."""
+        models = {form: onnx.trace(stage, form) for form in stage.forms}
+        if self.precision == "fp32":
+            spec, rows = _write_stage(stage, stage.spec, models, self.folder), []
+        else:
+            spec, rows = self.climb(stage, models)
+        for form in spec.files if self.check else ():
+            rows += parity.compare_stage(stage, spec, self.folder, self.runner, form)
+        return spec, rows if self.check else []
+
+    def climb(self, stage: Stage, models: Mapping[str, ir.Model]) -> tuple[StageSpec, list[parity.Row]]:
+        """Half precision with the narrowest islands whose error is within the threshold; float32 inside if none is."""
+        signature = half_signature(stage.spec)
+        half = {t.name for t in (*signature.inputs, *signature.outputs) if t.dtype == "float16"}
+        for level in (*precision.LEVELS, None):
+            spec = replace(signature, precision=level.name if level else precision.FP32)
+            model = precision.emulated(precision.to_half(models["default"], level, half))
+            rounded = _write_stage(stage, spec, {"default": model}, self.rounded)
+            rows = parity.compare_stage(stage, rounded, self.rounded, self.runner, limit=parity.STAGE_ERROR["fp16"])
+            if all(row.passed for row in rows):
+                break
+        rows = [replace(row, what=f"{stage.name} [rounded]") for row in rows]
         converted = {form: precision.to_half(model, level, half) for form, model in models.items()}
-        spec = _write_stage(stage, spec, converted, folder)
-        if level is None:
-            return spec
-        rows = [row for form in spec.files
-                for row in parity.compare_stage(stage, spec, folder, runner, form, sizes, parity.STAGE_ERROR["fp16"])]
-        if all(row.passed for row in rows):
-            return spec
-    raise AssertionError("the ladder ends with float32")
+        return _write_stage(stage, spec, converted, self.folder), rows
+
+    def clip(self, network: Network, manifest: Manifest) -> list[parity.ClipRow]:
+        """A clip through torch and through the runtime, which gets the rounded graphs of a half bundle."""
+        text = network.settings["text"]
+        tokens = parity.clip_tokens(text["vocabulary"], text["max_tokens"])
+        verbs = [1] if text.get("motion") and len(tokens) > 2 else []
+        want = list(network.clip(parity.clip_frames(network.settings["window"]), tokens, verbs))
+        folder = self.folder
+        if self.precision != "fp32":
+            folder = self.rounded
+            plain = {name: replace(spec, files={"default": spec.files["default"]}) for name, spec in manifest.stages.items()}
+            manifest = replace(manifest, stages=plain)
+        engine = Engine(Bundle(folder, manifest), self.runner, max_objects=1)
+        return parity.compare_clip(want, parity.clip_results(engine), parity.MASK_IOU[self.precision])
 
 
 def half_signature(spec: StageSpec) -> StageSpec:
@@ -161,28 +166,19 @@ def half_signature(spec: StageSpec) -> StageSpec:
     return replace(spec, inputs=tuple(map(half, spec.inputs)), outputs=tuple(map(half, spec.outputs)))
 
 
-def _write_stage(stage: Stage, spec: StageSpec, models: Mapping[str, Any], folder: Path) -> StageSpec:
+def _write_stage(stage: Stage, spec: StageSpec, models: Mapping[str, ir.Model], folder: Path) -> StageSpec:
     files = onnx.save(models, folder / GRAPHS, stage.name)
     for form, file in files.items():
         onnx.check(folder / GRAPHS / file, spec, form)
     return replace(spec, files={form: f"{GRAPHS}/{file}" for form, file in files.items()})
 
 
-def _files_of(folder: Path, stage: str) -> Iterator[str]:
-    return (f"{GRAPHS}/{p.name}" for p in (folder / GRAPHS).iterdir() if p.name.split(".")[0] == stage)
-
-
-def _compare_clip(network: Network, folder: Path, limit: float, runner: Backend) -> list[parity.ClipRow]:
-    text = network.settings["text"]
-    tokens = parity.clip_tokens(text["vocabulary"], text["max_tokens"])
-    verbs = [1] if text.get("motion") and len(tokens) > 2 else []
-    want = list(network.clip(parity.clip_frames(network.settings["window"]), tokens, verbs))
-    engine = Engine(Bundle(folder, Manifest.load(folder)), runner, max_objects=1)
-    return parity.compare_clip(want, parity.clip_results(engine), limit)
+def _files_of(folder: Path, stage: str) -> Iterator[Path]:
+    return (path for path in (folder / GRAPHS).iterdir() if path.name.split(".")[0] == stage)
 
 
 def _write(manifest: Manifest, folder: Path) -> None:
-    """Write the manifest with the sha256 of every other file. Written twice in an export; unchanged files hash alike."""
+    """Write the manifest with the sha256 of every other file."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"):
         files[path.relative_to(folder).as_posix()] = sha256(path)

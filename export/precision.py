@@ -81,6 +81,63 @@ def to_half(model: ir.Model, level: Level | None, half: Collection[str]) -> ir.M
     return model
 
 
+def emulated(model: ir.Model) -> ir.Model:
+    """A copy of a half graph that computes in float32 and rounds every half result, as half hardware would.
+
+    On a CPU, ONNX Runtime runs half operators in float32 and drops the rounding between them: what overflows or loses its
+    digits on a GPU passes unseen there. Casts that stand in the graph are kept, so here each result gets a pair of them.
+    Signature as before.
+    """
+    model = model.clone()
+    graph = model.graph
+    outputs = {id(v) for v in graph.outputs}
+    for name, value in list(graph.initializers.items()):
+        if value.dtype == HALF:
+            tensor = _lazy(value.const_value, FLOAT, name)
+            value.type, value.const_value = ir.TensorType(FLOAT), tensor
+    for value in graph.inputs:
+        if value.dtype == HALF and value.uses():
+            _read_as_float(graph, value, [u for u in value.uses()])
+    for node in list(graph):
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == FLOAT.value and node.inputs[0].dtype == FLOAT:
+            continue
+        for value in node.outputs:
+            if value.dtype != HALF:
+                continue
+            readers = list(value.uses())
+            if node.op_type != "Cast":
+                _round(graph, node, value, id(value) in outputs)
+            elif readers:
+                _read_as_float(graph, value, readers)
+    return model
+
+
+def _read_as_float(graph: ir.Graph, value: ir.Value, readers: list) -> None:
+    """Readers of a half value get a float32 copy of it."""
+    node = ir.node("Cast", [value], {"to": FLOAT.value}, name=f"{value.name}_widened")
+    result = node.outputs[0]
+    result.name, result.type, result.shape = f"{value.name}_widened", ir.TensorType(FLOAT), value.shape
+    producer = value.producer()
+    graph.insert_after(producer, node) if producer else graph.insert_before(graph[0], node)
+    for reader, index in readers:
+        reader.replace_input_with(index, result)
+
+
+def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, is_output: bool) -> None:
+    """`value`, now float32, is rounded to half and back before anybody reads it."""
+    readers, shape = list(value.uses()), value.shape
+    narrow = ir.node("Cast", [value], {"to": HALF.value}, name=f"{value.name}_narrowed")
+    half = narrow.outputs[0]
+    half.name, half.type, half.shape = f"{value.name}_narrowed", ir.TensorType(HALF), shape
+    value.type = ir.TensorType(FLOAT)
+    graph.insert_after(node, narrow)
+    if is_output:
+        half.name, value.name = value.name, f"{value.name}_exact"
+        graph.outputs[next(i for i, v in enumerate(graph.outputs) if v is value)] = half
+    if readers:
+        _read_as_float(graph, half, readers)
+
+
 def _wanted(node: ir.Node, level: Level | None) -> ir.DataType:
     op = node.op_type
     if level is None or op in REDUCTIONS or op in FUNCTIONS or op in SOURCES:

@@ -1,0 +1,68 @@
+"""A network as the export sees it: its stages, its numbers, and a clip in plain torch to be measured by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import models
+from .reference import samwise_clip
+from .stage import Stage
+
+Clip = Callable[[Sequence[np.ndarray], Sequence[int], Sequence[int]], Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]]
+
+CLIPS: Mapping[str, Callable[..., Any]] = {"samwise": samwise_clip}
+"""Plain torch schedules by network: (model, settings, frames, token ids, verb positions) -> masks, logits, scores."""
+
+TRUNKS = {(96, (1, 2, 7, 2)): "tiny", (96, (1, 2, 11, 2)): "small", (112, (2, 3, 16, 3)): "base_plus",
+          (144, (2, 6, 36, 4)): "large"}
+"""Hiera's sizes as SAM 2 publishes them: (width, blocks) -> name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What a network hands over to be exported.
+
+    `stages`       makes the stages, in the order of a frame's way through them
+    `clip`         plain torch: (frames uint8, token ids, verb positions) -> per frame (masks, low_res_logits, scores)
+    `vocabulary`   number of token embeddings, None for a network without text
+    `attachments`  further files of the bundle: path inside it -> where it is now; `demo` may name one of them
+    """
+
+    model: str
+    variant: str
+    image_size: int
+    settings: Mapping[str, Any]
+    stages: Callable[[], Iterable[Stage]]
+    clip: Clip | None = None
+    vocabulary: int | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    attachments: Mapping[str, Path] = field(default_factory=dict)
+    demo: str | None = None
+
+
+def describe(name: str, model: Any, **changes: Any) -> Network:
+    """`model`, an instance of the network `name` of `export.models`, ready for `export_bundle`.
+
+    `changes` override fields of the result (variant, provenance, attachments, demo ...).
+    """
+    module = models.network(name)
+    settings = module.settings(model)
+    text = settings.get("text")
+    clip = CLIPS.get(name)
+    fields = {
+        "model": name, "variant": variant(model), "image_size": model.config.sam.image_size, "settings": settings,
+        "stages": partial(module.stages, model), "clip": clip and partial(clip, model, settings),
+        "vocabulary": text["vocabulary"] if text else None}
+    return Network(**(fields | changes))
+
+
+def variant(model: Any) -> str:
+    """`tiny`, `small`, `base_plus`, `large`, or the trunk's width where it is none of them."""
+    trunk = model.config.sam.hiera
+    return TRUNKS.get((trunk.width, tuple(trunk.blocks)), f"width_{trunk.width}")

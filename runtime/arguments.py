@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import PromptError, UserError
-from .prompt import Box, Mask, Points, Prompt, Text
+from .prompt import Text
 
 EXAMPLES = """\
 examples:
@@ -42,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Prompt(argparse.Action):
-    """Collects prompts of every kind in one list, in the order in which they were given."""
+    """Collects sentences and token ids in one list, in the order in which they were given."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
         namespace.prompts = [*(namespace.prompts or []), (option, values)]
@@ -58,16 +57,12 @@ def parser(prog: str) -> Parser:
                    "rtsp:// or http:// address; without it the bundle's demonstration clip runs")
     g.add_argument("--stride", type=_positive, default=1, metavar="N", help="look at every N-th frame only")
     g.add_argument("--max-frames", type=_positive, metavar="N", help="stop after N frames")
-    g = p.add_argument_group("what to look for (one object each; may be repeated and mixed)")
+    g = p.add_argument_group("what to look for (one object each; repeat for more)")
     g.add_argument("--text", action=_Prompt, metavar="SENTENCE", help='a description, like "the dog moving left"')
     g.add_argument("--tokens", action=_Prompt, metavar="0,627,2", help="a description as token ids, for bundles without "
                    "tokenizer")
     g.add_argument("--verbs", action=_Prompt, metavar="WORD,...", help="verbs of the --text just before (or positions in "
                    "the --tokens), for bundles with a motion prompt")
-    g.add_argument("--points", action=_Prompt, metavar="'X,Y[,0]; ...'", help="clicks on frame 0 in pixels; with ,0 a click "
-                   "beside the object")
-    g.add_argument("--box", action=_Prompt, metavar="L,T,R,B", help="a box on frame 0 in pixels")
-    g.add_argument("--mask", action=_Prompt, metavar="PNG", help="a mask for frame 0: a picture that is not black inside")
     g = p.add_argument_group("output")
     g.add_argument("--out", default="out", metavar="FOLDER", help="where to write (default: %(default)s)")
     g.add_argument("--overlay", action=argparse.BooleanOptionalAction, default=True, help="draw the results")
@@ -96,47 +91,26 @@ def _positive(text: str) -> int:
     return value
 
 
-def prompts_of(pairs: Sequence[tuple[str, str]] | None) -> list[Prompt]:
+def prompts_of(pairs: Sequence[tuple[str, str]] | None) -> list[Text]:
     """Prompts from the command line's options, in their order. Raises PromptError."""
-    prompts: list[Prompt] = []
+    prompts: list[Text] = []
     for option, value in pairs or []:
         if option == "--verbs":
-            if not prompts or not isinstance(prompts[-1], Text):
+            if not prompts:
                 raise PromptError("--verbs belongs right after the --text or --tokens that it speaks of")
             last = prompts.pop()
             words = [w.strip() for w in value.split(",") if w.strip()]
-            verbs = words if last.text is not None else _numbers("--verbs", value, int)
+            verbs = words if last.text is not None else _numbers(option, value)
             prompts.append(Text(last.text, tokens=last.tokens, verbs=verbs))
+        elif option == "--tokens":
+            prompts.append(Text(tokens=_numbers(option, value)))
         else:
-            prompts.append(_MAKE[option](value))
+            prompts.append(Text(value))
     return prompts
 
 
-def _points(value: str) -> Points:
-    clicks = [_numbers("--points", click, float) for click in value.split(";") if click.strip()]
-    if not clicks or any(len(c) not in (2, 3) for c in clicks):
-        raise PromptError(f"--points {value!r}: give x,y or x,y,0 for each click, with ; between clicks")
-    return Points([c[:2] for c in clicks], [int(c[2]) if len(c) == 3 else 1 for c in clicks])
-
-
-def _mask(value: str) -> Mask:
-    from .sources import read_picture
-
-    return Mask(read_picture(Path(value)).any(axis=2))
-
-
-def _numbers(option: str, text: str, kind: type) -> list[Any]:
+def _numbers(option: str, text: str) -> list[int]:
     try:
-        return [kind(part) for part in text.split(",")]
+        return [int(part) for part in text.split(",")]
     except ValueError:
-        noun = "whole numbers" if kind is int else "numbers"
-        raise PromptError(f"{option} {text!r}: give {noun} with commas between them") from None
-
-
-_MAKE = {
-    "--text": lambda value: Text(value),
-    "--tokens": lambda value: Text(tokens=_numbers("--tokens", value, int)),
-    "--points": _points,
-    "--box": lambda value: Box(_numbers("--box", value, float)),
-    "--mask": _mask,
-}
+        raise PromptError(f"{option} {text!r}: give whole numbers with commas between them") from None

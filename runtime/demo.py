@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import BundleError
 from .metrics import boundary_f, jaccard
-from .prompt import Prompt, Text
+from .prompt import Text
 from .result import Result
 
 CLIP, SENTENCES, MASKS = "clip.mp4", "demo.json", "masks.npz"
@@ -25,7 +25,7 @@ class Demo:
     """`objects[k]` is the id, in `masks`, of what sentence k means."""
 
     clip: Path
-    prompts: list[Prompt]
+    prompts: list[Text]
     objects: list[int]
     masks: np.ndarray
 
@@ -36,7 +36,7 @@ class Demo:
             entries = json.loads((folder / SENTENCES).read_text(encoding="utf-8"))["sentences"]
             with np.load(folder / MASKS) as arrays:
                 masks = arrays["masks"]
-            prompts: list[Prompt] = [Text(e["text"]) for e in entries]
+            prompts: list[Text] = [Text(e["text"]) for e in entries]
             return cls(folder / CLIP, prompts, [int(e["object"]) for e in entries], masks)
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{folder}: the demonstration is damaged ({type(error).__name__}: {error}); "

@@ -14,8 +14,8 @@ import numpy as np
 from .metrics import contour, dilate
 from .result import Result
 
-FILL = 0.45
-"""Part of the object's colour in the fill."""
+FILL = 115
+"""Part of the object's colour in the fill, of 256."""
 
 SMALL_SIDE = 480
 """Overlays of smaller videos are enlarged by a whole number to at least this short side, or labels would not fit."""
@@ -98,7 +98,7 @@ class Painter:
         margin = 3 * self._unit
         window = (slice(max(0, y0 - margin), y1 + margin), slice(max(0, x0 - margin), x1 + margin))
         part, inside = image[window], mask[window]
-        part[inside] = (part[inside] * (1 - FILL) + self._lines[colour] * FILL).astype(np.uint8)
+        part[inside] = (part[inside] * np.uint16(256 - FILL) + self._lines[colour] * np.uint16(FILL)) >> 8
         edge = contour(inside)
         part[dilate(edge, 2 * self._unit)] //= 2  # a dark rim keeps the line visible on any ground
         part[dilate(edge, self._unit)] = self._lines[colour]
@@ -178,7 +178,7 @@ class ContactSheet:
             from PIL import Image
 
             height = max(1, round(picture.shape[0] * self._width / picture.shape[1]))
-            small = Image.fromarray(picture).resize((self._width, height), Image.Resampling.LANCZOS)
+            small = Image.fromarray(picture).resize((self._width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
             self._kept.append(np.asarray(small))
             if len(self._kept) > 2 * self._count:
                 self._kept, self._step = self._kept[::2], self._step * 2

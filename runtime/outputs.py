@@ -1,8 +1,8 @@
 """Results on disk: `results.json`, indexed masks, an overlay video and a contact sheet.
 
-Every frame is on disk before the next one is computed, in a form that can be read at any moment: a line of
-`results.jsonl`, a whole PNG, a fragment of the video. `Outputs.close` turns the lines into `results.json`. When the disk
-is full, what was cut off is taken back, what is whole stays, and a RuntimeFault says so in one line.
+Every frame that was added is on disk in forms that can be read at any moment: a line of `results.jsonl`, a whole PNG, a
+fragment of the video. `Outputs.close` turns the lines into `results.json`. When the disk is full, what was cut off is
+taken back, what is whole stays, and a RuntimeFault says so in one line.
 """
 
 from __future__ import annotations
@@ -210,12 +210,10 @@ class Outputs:
         self._overlay: Overlay | None = None
         if self._painter is not None and not still:
             self._overlay = Overlay(self.folder / "overlay.mp4", self._painter.canvas, fps)
-        self.frames = 0
 
     def add(self, name: str, frame: np.ndarray, result: Result) -> None:
         """Write one frame and its result. `name`: stem of its mask's file. Raises RuntimeFault."""
         self._records.add(name, result)
-        self.frames += 1
         if self._masks is not None:
             self._masks.add(name, result)
         if self._painter is not None:

@@ -1,30 +1,42 @@
 """Where arrays live. The schedule in `models/` asks a device for memory and never looks at the values in it.
 
-`Cpu` hands out numpy arrays. A CUDA device hands out arrays that expose `__cuda_array_interface__` and support the same
-few operations: slicing of leading dimensions, `shape`, `dtype`.
+`Cpu` hands out numpy arrays. `Cuda` hands out `DeviceArray`s and enqueues every copy on one stream; the few driver calls
+that it makes go through `Driver`, so that a fake driver on host memory can count them and run the same schedule anywhere.
 """
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, Protocol, Sequence
 
 import numpy as np
 
+from .arrays import DeviceArray
+from .errors import BackendError
+
 
 class Device(Protocol):
-    """Memory and copies of one device. Everything is enqueued in order; only `download` and `synchronize` wait."""
+    """Memory and copies of one device. Everything is enqueued in order; only `download` waits."""
 
     name: str
 
-    def empty(self, shape: Sequence[int], dtype: str) -> Any: ...
+    def empty(self, shape: Sequence[int], dtype: str) -> Any:
+        """Uninitialised memory."""
 
-    def upload(self, host: np.ndarray, to: Any) -> None: ...
+    def constant(self, host: np.ndarray) -> Any:
+        """A copy of `host` on the device, made once."""
 
-    def download(self, array: Any) -> np.ndarray: ...
+    def staging(self, array: Any) -> np.ndarray:
+        """Host memory of the shape of `array` to write into before `upload`; the array itself where that is the host."""
 
-    def copy(self, source: Any, to: Any) -> None: ...
+    def upload(self, host: np.ndarray, to: Any) -> None:
+        """Enqueue a copy of `staging` memory to the device."""
 
-    def synchronize(self) -> None: ...
+    def download(self, array: Any) -> np.ndarray:
+        """Wait for everything enqueued and return the array on the host, valid until the next download of it."""
+
+    def copy(self, source: Any, to: Any) -> None:
+        """Enqueue a copy inside the device."""
 
 
 class Cpu:
@@ -35,8 +47,15 @@ class Cpu:
     def empty(self, shape: Sequence[int], dtype: str) -> np.ndarray:
         return np.empty(tuple(shape), dtype)
 
+    def constant(self, host: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(host)
+
+    def staging(self, array: np.ndarray) -> np.ndarray:
+        return array
+
     def upload(self, host: np.ndarray, to: np.ndarray) -> None:
-        np.copyto(to, host)
+        if host is not to:
+            np.copyto(to, host)
 
     def download(self, array: np.ndarray) -> np.ndarray:
         return array
@@ -44,5 +63,106 @@ class Cpu:
     def copy(self, source: np.ndarray, to: np.ndarray) -> None:
         np.copyto(to, source)
 
+
+class Driver(Protocol):
+    """The driver calls that `Cuda` makes. Pointers are integers; `owner` keeps the memory alive."""
+
+    stream: int
+
+    def allocate(self, size: int) -> tuple[int, Any]: ...
+
+    def pinned(self, size: int) -> tuple[int, Any]: ...
+
+    def copy(self, to: int, source: int, size: int) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+class CudaCore:
+    """`Driver` on cuda.core: one device, one stream."""
+
+    def __init__(self, index: int = 0) -> None:
+        try:
+            from cuda.core import Buffer, LegacyPinnedMemoryResource
+            from cuda.core import Device as CudaDevice
+        except ImportError:
+            raise BackendError("a CUDA backend needs cuda-core: pip install 'samwise-runtime[gpu]'") from None
+        self._buffer = Buffer
+        try:
+            self._device = CudaDevice(index)
+            self._device.set_current()
+            self._stream = self._device.create_stream()
+            self._pinned = LegacyPinnedMemoryResource()
+        except Exception as error:  # the driver's own error types exist only where a driver does
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise BackendError(f"no CUDA device {index} here ({reason}); use --backend ort") from None
+        self.stream = int(self._stream.handle)
+
+    def allocate(self, size: int) -> tuple[int, Any]:
+        buffer = self._device.allocate(max(size, 1), stream=self._stream)
+        self._stream.sync()  # the allocation is ordered on the stream; other libraries use the pointer at once
+        return int(buffer.handle), buffer
+
+    def pinned(self, size: int) -> tuple[int, Any]:
+        buffer = self._pinned.allocate(max(size, 1), stream=self._stream)
+        return int(buffer.handle), buffer
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        target = self._buffer.from_handle(to, size)
+        target.copy_from(self._buffer.from_handle(source, size), stream=self._stream)
+
     def synchronize(self) -> None:
-        pass
+        self._stream.sync()
+
+
+class Cuda:
+    """Memory of one CUDA device. Uploads and downloads go through pinned twins that are made once per array."""
+
+    name = "cuda"
+
+    def __init__(self, driver: Driver | None = None) -> None:
+        self.driver = driver if driver is not None else CudaCore()
+        self._twins: dict[tuple[int, int], tuple[np.ndarray, Any]] = {}
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle, for backends that enqueue on it."""
+        return self.driver.stream
+
+    def empty(self, shape: Sequence[int], dtype: str) -> DeviceArray:
+        size = prod(shape) * np.dtype(dtype).itemsize
+        ptr, owner = self.driver.allocate(size)
+        return DeviceArray(ptr, tuple(shape), dtype, owner)
+
+    def constant(self, host: np.ndarray) -> DeviceArray:
+        array = self.empty(host.shape, host.dtype.name)
+        twin, ptr, owner = self._host(array)
+        twin[...] = host
+        self.driver.copy(array.ptr, ptr, array.nbytes)
+        self.driver.synchronize()  # the twin goes away with `owner`
+        return array
+
+    def staging(self, array: DeviceArray) -> np.ndarray:
+        key = (array.ptr, array.nbytes)
+        if key not in self._twins:
+            twin, _, owner = self._host(array)
+            self._twins[key] = (twin, owner)
+        return self._twins[key][0]
+
+    def upload(self, host: np.ndarray, to: DeviceArray) -> None:
+        self.driver.copy(to.ptr, host.ctypes.data, to.nbytes)
+
+    def download(self, array: DeviceArray) -> np.ndarray:
+        twin = self.staging(array)
+        self.driver.copy(twin.ctypes.data, array.ptr, array.nbytes)
+        self.driver.synchronize()
+        return twin
+
+    def copy(self, source: DeviceArray, to: DeviceArray) -> None:
+        self.driver.copy(to.ptr, source.ptr, to.nbytes)
+
+    def _host(self, array: DeviceArray) -> tuple[np.ndarray, int, Any]:
+        ptr, owner = self.driver.pinned(array.nbytes)
+        memory = (np.ctypeslib.ctypes.c_uint8 * max(array.nbytes, 1)).from_address(ptr)
+        twin = np.frombuffer(memory, np.uint8, array.nbytes).view(array.dtype).reshape(array.shape)
+        return twin, ptr, owner

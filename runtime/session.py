@@ -46,9 +46,7 @@ class Session:
         if self.ready:
             raise UserError("a complete clip is waiting: call Engine.step() or push() before the next frame")
         frame = self._checked(frame)
-        network = self._network
-        ops.preprocess(frame, self._resized, network.image_size, network.mean, network.std,
-                       out=self._clip.pixels[self._waiting])
+        self._network.load(self._clip, self._waiting, frame, self._resized)
         self._waiting += 1
 
     def push(self, frame: Any) -> list[Result]:

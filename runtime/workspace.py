@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from math import prod
+from typing import Any, Mapping, Sequence
+
+import numpy as np
 
 from .device import Device
 from .errors import BundleError
@@ -45,3 +48,29 @@ class Workspace:
         for source, to in zip(parts, out):
             self._device.copy(source, to)
         return out
+
+
+class Packed:
+    """Several outputs side by side in one block, so that one copy brings all of them to the host.
+
+    Bind `arrays[name]`, then `read(n)` waits once and returns the first n entries of each on the host.
+    """
+
+    ALIGNMENT = 256  # what CUDA allocations have and vectorised loads like
+
+    def __init__(self, device: Device, tensors: Sequence[TensorSpec], objects: int) -> None:
+        self._device, self._layout, size = device, [], 0
+        for tensor in tensors:
+            shape, dtype = tensor.resolve({"objects": objects}), np.dtype(tensor.dtype)
+            self._layout.append((tensor.name, size, shape, dtype))
+            size += -(-prod(shape) * dtype.itemsize // self.ALIGNMENT) * self.ALIGNMENT
+        self._block = device.empty((size,), "uint8")
+        self.arrays = self._views(self._block)
+
+    def _views(self, block: Any) -> dict[str, Any]:
+        return {name: block[at:at + prod(shape) * dtype.itemsize].view(dtype).reshape(*shape)
+                for name, at, shape, dtype in self._layout}
+
+    def read(self, n: int) -> dict[str, np.ndarray]:
+        """Host views by name, valid until the next `read`."""
+        return {name: array[:n] for name, array in self._views(self._device.download(self._block)).items()}

@@ -14,10 +14,11 @@ log = logging.getLogger("runtime")
 
 BACKENDS = {
     "ort": "runtime.backends.ort:OrtBackend",
+    "ort-cuda": "runtime.backends.ort:OrtCudaBackend",
 }
 """Name -> class, imported when asked for."""
 
-AUTO = ("ort",)
+AUTO = ("ort-cuda", "ort")
 """Order in which `auto` tries them."""
 
 

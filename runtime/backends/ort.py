@@ -1,8 +1,8 @@
-"""ONNX Runtime on the CPU.
+"""ONNX Runtime, on the CPU and on CUDA.
 
 Inputs and outputs are bound to the caller's own memory (IOBinding on raw pointers), so a stage neither allocates its
-results nor copies its arguments. All stages of a process share one arena: each stage's scratch space is reused by the
-next one, and resident memory is that of the largest stage, not of the sum.
+results nor copies its arguments. On a CPU all stages of a process share one arena: each stage's scratch space is reused by
+the next one, and resident memory is that of the largest stage, not of the sum.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..device import Cpu
+from ..arrays import DeviceArray
+from ..device import Cpu, Cuda
 from ..errors import BackendError, BundleError, RuntimeFault
 from ..spec import StageSpec
 
@@ -28,14 +29,15 @@ def _import() -> Any:
 
 
 class OrtBackend:
-    """`threads` None means one per physical core, as ONNX Runtime decides."""
+    """The CPU. `threads` None means one per physical core, as ONNX Runtime decides."""
 
     name = "ort"
     forms = ("ort", "default")
+    memory = "cpu"
 
     def __init__(self, threads: int | None = None) -> None:
         self._ort = _import()
-        self.device = Cpu()
+        self.device: Any = Cpu()
         if threads is not None and threads < 1:
             raise BackendError(f"threads must be 1 or more, not {threads}")
         self.threads = threads
@@ -51,6 +53,9 @@ class OrtBackend:
         self._ort.create_and_register_allocator(memory, self._ort.OrtArenaCfg(0, 1, -1, -1))
         _arena_registered = True
 
+    def _providers(self) -> list[Any]:
+        return ["CPUExecutionProvider"]
+
     def load(self, file: Path, spec: StageSpec) -> OrtStage:
         """Load one graph. Raises BundleError when ONNX Runtime refuses it or its signature is not the manifest's."""
         options = self._ort.SessionOptions()
@@ -59,48 +64,87 @@ class OrtBackend:
             options.intra_op_num_threads = self.threads
         options.add_session_config_entry("session.use_env_allocators", "1")
         try:
-            session = self._ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            session = self._ort.InferenceSession(str(file), options, providers=self._providers())
         except Exception as error:  # onnxruntime raises a dozen unrelated types
             raise BundleError(f"{file}: ONNX Runtime cannot load it ({_first_line(error)})") from None
+        self._check_provider(session, file)
         have = {i.name for i in session.get_inputs()} | {o.name for o in session.get_outputs()}
         want = {t.name for t in (*spec.inputs, *spec.outputs)}
         if have != want:
             raise BundleError(f"{file}: tensors {sorted(have ^ want)} differ from the manifest's; export the bundle again")
-        return OrtStage(session, spec)
+        return OrtStage(session, spec, self.memory, self._run_options())
+
+    def _check_provider(self, session: Any, file: Path) -> None:
+        pass
+
+    def _run_options(self) -> Any:
+        return None
+
+
+class OrtCudaBackend(OrtBackend):
+    """CUDA, on the device's own stream. ONNX Runtime falls back to the CPU without a word; this class does not."""
+
+    name = "ort-cuda"
+    forms = ("default",)
+    memory = "cuda"
+
+    def __init__(self, threads: int | None = None) -> None:
+        super().__init__(threads)
+        if "CUDAExecutionProvider" not in self._ort.get_available_providers():
+            raise BackendError("this onnxruntime has no CUDA: pip uninstall onnxruntime, then "
+                               "pip install 'samwise-runtime[gpu]'")
+        self.device = Cuda()
+
+    def _providers(self) -> list[Any]:
+        return [("CUDAExecutionProvider", {"user_compute_stream": str(self.device.stream), "use_tf32": "0"})]
+
+    def _check_provider(self, session: Any, file: Path) -> None:
+        if session.get_providers()[0] != "CUDAExecutionProvider":
+            raise BackendError(f"{file}: ONNX Runtime would run it on the CPU; its CUDA libraries (CUDA 13, cuDNN 9) are "
+                               f"missing or too old. Use --backend ort to run on the CPU on purpose")
+
+    def _run_options(self) -> Any:
+        options = self._ort.RunOptions()
+        # everything is on one stream, and the download waits for it
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return options
 
 
 class OrtStage:
-    """One session with its bindings."""
+    """One session with its bindings. `memory` is ONNX Runtime's name for where the arrays of the device are."""
 
-    def __init__(self, session: Any, spec: StageSpec) -> None:
+    def __init__(self, session: Any, spec: StageSpec, memory: str, run_options: Any) -> None:
         self.spec = spec
-        self._session = session
+        self._session, self._memory, self._run_options = session, memory, run_options
         self._binding = session.io_binding()
         self._inputs = {t.name: np.dtype(t.dtype) for t in spec.inputs}
         self._outputs = {t.name: np.dtype(t.dtype) for t in spec.outputs}
 
-    def run(self, **arrays: np.ndarray) -> None:
+    def run(self, **arrays: Any) -> None:
         """Run on these arrays; see `backends.Stage`. Raises RuntimeFault with the stage's name."""
         binding = self._binding
         for name, dtype in self._inputs.items():
-            a = _check(self.spec.name, name, arrays.pop(name), dtype)
-            binding.bind_input(name, "cpu", 0, dtype.type, a.shape, a.ctypes.data)
+            a = arrays.pop(name)
+            binding.bind_input(name, self._memory, 0, dtype.type, a.shape, self._pointer(name, a, dtype))
         for name, dtype in self._outputs.items():
-            a = _check(self.spec.name, name, arrays.pop(name), dtype)
-            binding.bind_output(name, "cpu", 0, dtype.type, a.shape, a.ctypes.data)
+            a = arrays.pop(name)
+            binding.bind_output(name, self._memory, 0, dtype.type, a.shape, self._pointer(name, a, dtype))
         if arrays:
             raise RuntimeFault(f"stage {self.spec.name}: no such tensor {', '.join(arrays)}")
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, self._run_options)
         except Exception as error:
             raise RuntimeFault(f"stage {self.spec.name} failed: {_first_line(error)}") from None
 
-
-def _check(stage: str, name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    # a raw pointer is handed over: a wrong type or a strided view would be read as garbage, silently
-    if array.dtype != dtype or not array.flags.c_contiguous:
-        raise RuntimeFault(f"stage {stage}: {name} must be contiguous {dtype}, got {array.dtype}, strides {array.strides}")
-    return array
+    def _pointer(self, name: str, array: Any, dtype: np.dtype) -> int:
+        # a raw pointer is handed over: a wrong type or a strided view would be read as garbage, silently
+        if array.dtype != dtype:
+            raise RuntimeFault(f"stage {self.spec.name}: {name} must be {dtype}, not {array.dtype}")
+        if isinstance(array, DeviceArray):
+            return array.ptr
+        if not array.flags.c_contiguous:
+            raise RuntimeFault(f"stage {self.spec.name}: {name} has gaps (strides {array.strides})")
+        return array.ctypes.data
 
 
 def _first_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ entered runs once per sentence. See `docs/architecture.md` for the signature of 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..bundle import Bundle
 from ..device import Device
 from ..memory import MemoryPool, Row
 from ..prompt import Text, Tokenizer, encode, verb_positions
-from ..workspace import Workspace
+from ..workspace import Packed, Workspace
 
 
 @dataclass(slots=True)
@@ -27,7 +28,7 @@ class Lane:
 
     row: Row
     text_0: Any
-    verb: int | None
+    verb: Any
     embedding: Any
     embedding_no_memory: Any
     high_res_1: Any
@@ -37,12 +38,23 @@ class Lane:
 
 
 @dataclass(slots=True)
+class Batch:
+    """Lanes that are decoded together, with the constants of that batch on the device."""
+
+    lanes: list[Lane]
+    sparse_count: Any
+    ages: list[Any]
+    """`ages[f]` for frames f < 2 * slots, then repeating with period `slots`: (lanes, filled) rows of the embedding."""
+
+
+@dataclass(slots=True)
 class Clip:
     """The frames that wait or run, and the lanes that look at them."""
 
     pixels: Any
     high_res_0: Any
     lanes: list[Lane] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
     conditional_memory: bool = True
 
 
@@ -63,10 +75,10 @@ class Samwise:
     OPTIONAL = ("conditional_memory",)
 
     def __init__(self, bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> None:
-        manifest = bundle.manifest
-        settings = manifest.settings
         stages = {name: stages[name] for name in (*self.STAGES, *self.OPTIONAL) if name in stages}
-        self._bundle, self._stages, self._device = bundle, stages, device
+        manifest, specs = bundle.manifest, {name: stage.spec for name, stage in stages.items()}
+        settings = manifest.settings
+        self._bundle, self._stages, self._specs, self._device = bundle, stages, specs, device
         self._tokenizer: Any = None
         self.image_size = manifest.image_size
         self.window: int = settings["window"]
@@ -74,31 +86,38 @@ class Samwise:
         self._resize = settings["resize"]
         self._cme: Mapping[str, int] | None = settings["conditional_memory"]
         self._motion: bool = settings["text"]["motion"]
-        specs = {name: stage.spec for name, stage in stages.items()}
+        self._slots: int = settings["memory"]["slots"]
         self.low_res_side: int = specs["mask_decoder"].output("low_res_logits").shape[1]
         # a batch never exceeds what the graphs were exported for; more sentences run in several batches
         self.batch = min(objects, manifest.bounds["objects"][1])
-        self._work = Workspace(device, specs, {"frames": self.window, "objects": self.batch, "maps": self.batch,
-                                               "tokens": settings["text"]["max_tokens"]})
-        self._allocate(specs, settings, objects)
+        self._allocate(settings, objects)
 
-    def _allocate(self, specs: Mapping[str, Any], settings: Mapping[str, Any], objects: int) -> None:
-        slot, pointer = specs["memory_encoder"].output("memory_slot"), specs["mask_decoder"].output("pointer")
+    def _allocate(self, settings: Mapping[str, Any], objects: int) -> None:
+        device, specs = self._device, self._specs
+        decoder, attention = specs["mask_decoder"], specs["memory_attention"]
+        slot, pointer = specs["memory_encoder"].output("memory_slot"), decoder.output("pointer")
         memory = settings["memory"]
-        self.pool = MemoryPool(self._device, objects, memory["slots"], slot.shape[1], slot.shape[2],
+        self.pool = MemoryPool(device, objects, memory["slots"], slot.shape[1], slot.shape[2],
                                memory["pointers"], pointer.shape[1], slot.dtype)
-        work, attention, decoder = self._work, specs["memory_attention"], specs["mask_decoder"]
+        self._work = work = Workspace(device, specs, {"frames": self.window, "objects": self.batch, "maps": self.batch,
+                                                      "tokens": settings["text"]["max_tokens"]})
         work.add("batch_embedding", attention.input("embedding"))
         work.add("batch_sparse", decoder.input("sparse"))
         work.add("batch_high_res_1", decoder.input("high_res_1"))
-        self._batch_memory = self._device.empty((self.batch, memory["slots"], *slot.shape[1:]), slot.dtype)
-        self._batch_pointers = self._device.empty((self.batch, memory["pointers"], pointer.shape[1]), pointer.dtype)
+        self._batch_memory = device.empty((self.batch, memory["slots"], *slot.shape[1:]), slot.dtype)
+        self._batch_pointers = device.empty((self.batch, memory["pointers"], pointer.shape[1]), pointer.dtype)
+        results = [decoder.output("low_res_logits"), decoder.output("score")]
         if self._cme is not None:
+            results.append(specs["conditional_memory"].output("switched"))
             for tensor in decoder.outputs:
                 work.add("memoryless_" + tensor.name, tensor)
                 work.add("due_" + tensor.name, tensor)
-        self._index = np.arange(self.batch, dtype=np.int64)
-        self._zeros = np.zeros(self.batch, np.int64)
+        self._results = Packed(device, results, self.batch)
+        self._index = device.constant(np.arange(self.batch, dtype=np.int64))
+        self._zeros = device.constant(np.zeros(self.batch, np.int64))
+        # the reference leaves the verb out of the decode without memory
+        without_verb = decoder.input("sparse").shape[1] - self._motion
+        self._count_without_verb = device.constant(np.full(self.batch, without_verb, np.int64))
 
     # -- sessions -------------------------------------------------------------------------------------------------
 
@@ -111,7 +130,7 @@ class Samwise:
         manifest, new = self._bundle.manifest, self._device.empty
         self._tokenizer = self._tokenizer or Tokenizer.of(self._bundle.folder, manifest)
         encoded = [(encode(p, manifest, self._tokenizer), verb_positions(p, manifest, self._tokenizer)) for p in prompts]
-        pixels, fine = manifest.stages["hiera_0"].input("pixels"), manifest.stages["hiera_0"].output("high_res_0")
+        pixels, fine = self._specs["hiera_0"].input("pixels"), self._specs["hiera_0"].output("high_res_0")
         sizes = {"frames": self.window}
         clip = Clip(new(pixels.resolve(sizes), pixels.dtype), new(fine.resolve(sizes), fine.dtype),
                     conditional_memory=conditional_memory is not False)
@@ -121,18 +140,34 @@ class Samwise:
         except BaseException:
             self.close(clip)
             raise
+        clip.batches = [self._batched(clip.lanes[i:i + self.batch]) for i in range(0, len(clip.lanes), self.batch)]
         return clip
 
     def _lane(self, tokens: np.ndarray, verbs: np.ndarray) -> Lane:
-        specs, new = self._bundle.manifest.stages, self._device.empty
+        specs, new, constant = self._specs, self._device.empty, self._device.constant
         maps = {t.name: new(t.resolve({"frames": self.window}), t.dtype) for t in specs["neck"].outputs}
         text, sparse = specs["text_0"].output("text_0"), specs["text_prompt"].output("sparse")
         # the reference repeats every verb for every frame and then reads only the first; without a verb the token is absent
-        verb = int(verbs[0]) if len(verbs) else None
+        verb = constant(verbs[:1] if len(verbs) else np.zeros(1, np.int64)) if self._motion else None
         lane = Lane(self.pool.rent(), new((len(tokens), text.shape[1]), text.dtype), verb, **maps,
-                    sparse=new(sparse.shape, sparse.dtype), sparse_count=sparse.shape[1] - (self._motion and verb is None))
-        self._stages["text_0"].run(tokens=tokens, text_0=lane.text_0)
+                    sparse=new(sparse.shape, sparse.dtype),
+                    sparse_count=sparse.shape[1] - (self._motion and not len(verbs)))
+        self._stages["text_0"].run(tokens=constant(tokens), text_0=lane.text_0)
         return lane
+
+    def _batched(self, lanes: list[Lane]) -> Batch:
+        """Slot s holds the newest frame before f that is s modulo `slots`; hence its age is (f - 1 - s) modulo `slots`."""
+        slots, constant = self._slots, self._device.constant
+        ages = [(f - 1 - np.arange(min(f, slots))) % slots for f in range(2 * slots)]
+        return Batch(lanes, constant(np.array([lane.sparse_count for lane in lanes], np.int64)),
+                     [constant(np.tile(a.astype(np.int64), (len(lanes), 1))) for a in ages])
+
+    def load(self, clip: Clip, offset: int, frame: np.ndarray, resized: tuple[int, int]) -> None:
+        """Preprocess a source frame, uint8 (H, W, 3), into its place in the clip."""
+        pixels = clip.pixels[offset]
+        host = self._device.staging(pixels)
+        ops.preprocess(frame, resized, self.image_size, self.mean, self.std, out=host)
+        self._device.upload(host, pixels)
 
     def close(self, clip: Clip) -> None:
         """Give the rows of a clip's lanes back."""
@@ -150,9 +185,9 @@ class Samwise:
         for offset in range(length):
             low_res = np.empty((len(clip.lanes), self.low_res_side, self.low_res_side), np.float32)
             score = np.empty(len(clip.lanes), np.float32)
-            for i in range(0, len(clip.lanes), self.batch):
-                batch = slice(i, i + self.batch)
-                low_res[batch], score[batch] = self._frame(clip, clip.lanes[batch], first + offset, offset)
+            for i, batch in enumerate(clip.batches):
+                part = slice(i * self.batch, (i + 1) * self.batch)
+                low_res[part], score[part] = self._frame(clip, batch, first + offset, offset)
             yield Decoded(offset, low_res, score)
 
     def _encode(self, lane: Lane, vision: Any, length: int) -> None:
@@ -171,35 +206,41 @@ class Samwise:
         stages["neck"].run(vision_0_fused=fused[0], vision_1_fused=fused[1], vision_2_fused=fused[2],
                            embedding=lane.embedding[:length], embedding_no_memory=lane.embedding_no_memory[:length],
                            high_res_1=lane.high_res_1[:length])
-        verb = {"verb": np.array([lane.verb or 0], np.int64)} if self._motion else {}
+        verb = {"verb": lane.verb} if self._motion else {}
         stages["text_prompt"].run(text_2_fused=text_fused, sparse=lane.sparse, **verb)
 
-    def _frame(self, clip: Clip, lanes: list[Lane], frame: int, offset: int) -> tuple[np.ndarray, np.ndarray]:
+    # -- one frame ------------------------------------------------------------------------------------------------
+
+    def _frame(self, clip: Clip, batch: Batch, frame: int, offset: int) -> tuple[np.ndarray, np.ndarray]:
         """Attend to the memory, decode, remember. All lanes have the same past: they started together."""
-        work, n = self._work, len(lanes)
+        work, lanes = self._work, batch.lanes
         embedding = work.gather("batch_embedding", [lane.embedding[offset] for lane in lanes])
         high_res_1 = work.gather("batch_high_res_1", [lane.high_res_1[offset] for lane in lanes])
         picture = clip.high_res_0[offset:offset + 1]
         if frame == 0:
             conditioned = work.gather("conditioned", [lane.embedding_no_memory[offset] for lane in lanes])
         else:
-            conditioned = self._attend(lanes, embedding, frame)
-        counts = np.array([lane.sparse_count for lane in lanes], np.int64)
-        decoded = self._decode("", lanes, conditioned, counts, picture, high_res_1)
+            conditioned = self._attend(batch, embedding, frame)
+        outputs = {name: self._results.arrays[name][:len(lanes)] for name in ("low_res_logits", "score")}
+        decoded = self._decode(lanes, conditioned, batch.sparse_count, picture, high_res_1, outputs)
         asked = self._asked(clip, lanes, frame)
+        remembered = self._reconsider(lanes, asked, decoded, picture, offset)
         for i, lane in enumerate(lanes):
             self._device.copy(decoded["pointer"][i], self.pool.pointer(lane.row, frame))
-        remembered = self._reconsider(lanes, asked, decoded, picture, high_res_1, frame, offset)
         self._remember(lanes, asked, embedding, decoded["low_res_logits"], remembered, frame)
-        download = self._device.download
-        return download(decoded["low_res_logits"]), download(decoded["score"])
+        read = self._results.read(len(lanes))
+        for i, at in enumerate(asked):
+            if read["switched"][i]:
+                lanes[at].last_fired = frame
+        return read["low_res_logits"], read["score"]
 
-    def _attend(self, lanes: list[Lane], embedding: Any, frame: int) -> Any:
+    def _attend(self, batch: Batch, embedding: Any, frame: int) -> Any:
+        lanes, slots = batch.lanes, self._slots
         conditioned = self._work.view("conditioned", len(lanes))
         self._stages["memory_attention"].run(
             embedding=embedding, map_index=self._index[:len(lanes)], conditioned=conditioned,
             memory=self._rows(self.pool.features, self._batch_memory, lanes, lanes[0].row.filled),
-            memory_age=np.stack([lane.row.ages(frame) for lane in lanes]),
+            memory_age=batch.ages[frame if frame < slots else slots + frame % slots],
             pointers=self._rows(self.pool.pointers, self._batch_pointers, lanes, lanes[0].row.filled_pointers))
         return conditioned
 
@@ -210,23 +251,22 @@ class Samwise:
         if n == 1 or (filled == pool.shape[1] and rows == list(range(first, first + n))):
             return pool[first:first + n, :filled]
         # a batch of rows that are still filling is not contiguous in the pool: its prefix is copied, a few frames long
-        out = batch.reshape(-1)[:n * filled * (batch.size // (batch.shape[0] * batch.shape[1]))]
-        out = out.reshape(n, filled, *batch.shape[2:])
+        out = batch.reshape(-1)[:n * filled * prod(batch.shape[2:])].reshape(n, filled, *batch.shape[2:])
         for i, row in enumerate(rows):
             self._device.copy(pool[row, :filled], out[i])
         return out
 
-    def _decode(self, prefix: str, lanes: list[Lane], conditioned: Any, counts: np.ndarray, picture: Any,
-                high_res_1: Any) -> dict[str, Any]:
-        n = len(lanes)
-        stage = self._stages["mask_decoder"]
-        outputs = {t.name: self._work.view(prefix + t.name, n) for t in stage.spec.outputs}
+    def _decode(self, lanes: list[Lane], conditioned: Any, counts: Any, picture: Any, high_res_1: Any,
+                outputs: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        """Run the decoder; outputs that are not given go to the workspace under `prefix` + name."""
+        n, stage = len(lanes), self._stages["mask_decoder"]
+        outputs = {t.name: self._work.view(prefix + t.name, n) for t in stage.spec.outputs} | outputs
         stage.run(conditioned=conditioned, sparse=self._work.gather("batch_sparse", [lane.sparse[0] for lane in lanes]),
                   sparse_count=counts, high_res_0=picture, picture_index=self._zeros[:n], high_res_1=high_res_1,
                   map_index=self._index[:n], **outputs)
         return outputs
 
-    # -- conditional memory ---------------------------------------------------------------------------------------
+    # -- memory ---------------------------------------------------------------------------------------------------
 
     def _asked(self, clip: Clip, lanes: list[Lane], frame: int) -> list[int]:
         """Lanes whose conditional memory encoder is due: from frame `first`, `every` frames after it last fired."""
@@ -235,33 +275,29 @@ class Samwise:
             return []
         return [i for i, lane in enumerate(lanes) if frame - lane.last_fired >= cme["every"]]
 
-    def _reconsider(self, lanes: list[Lane], asked: list[int], decoded: dict[str, Any], picture: Any, high_res_1: Any,
-                    frame: int, offset: int) -> Any:
+    def _reconsider(self, lanes: list[Lane], asked: list[int], decoded: dict[str, Any], picture: Any, offset: int) -> Any:
         """Decode again without memory and decide which mask to remember: (asked, I, I) logits, or None."""
         if not asked:
             return None
         work, due = self._work, [lanes[i] for i in asked]
-        conditioned = work.gather("conditioned", [lane.embedding_no_memory[offset] for lane in due])
-        # the reference leaves the verb out of this second decode
-        counts = np.full(len(due), due[0].sparse.shape[1] - self._motion, np.int64)
-        again = self._decode("memoryless_", due, conditioned, counts, picture,
-                             work.gather("batch_high_res_1", [lane.high_res_1[offset] for lane in due]))
-        outputs = {name: work.view(name, len(due)) for name in ("remembered_logits", "decision", "switched")}
+        n = len(due)
+        again = self._decode(due, work.gather("conditioned", [lane.embedding_no_memory[offset] for lane in due]),
+                             self._count_without_verb[:n], picture,
+                             work.gather("batch_high_res_1", [lane.high_res_1[offset] for lane in due]), {}, "memoryless_")
+        outputs = {name: work.view(name, n) for name in ("remembered_logits", "decision")}
 
         def pick(name: str) -> Any:
             return work.gather("due_" + name, [decoded[name][i] for i in asked])
 
         self._stages["conditional_memory"].run(
-            pointer=pick("pointer"), early_token=again["early_token"], low_res_logits=pick("low_res_logits"),
-            memoryless_logits=again["low_res_logits"], **outputs)
-        for lane, switched in zip(due, self._device.download(outputs["switched"])):
-            if switched:
-                lane.last_fired = frame
+            pointer=pick("pointer"), early_token=pick("early_token"), low_res_logits=pick("low_res_logits"),
+            memoryless_logits=again["low_res_logits"], switched=self._results.arrays["switched"][:n], **outputs)
         return outputs["remembered_logits"]
 
     def _remember(self, lanes: list[Lane], asked: list[int], embedding: Any, low_res: Any, remembered: Any, frame: int) -> None:
         """Encode each lane's mask straight into its slot of the pool."""
         for i, lane in enumerate(lanes):
-            mask = low_res[i:i + 1] if i not in asked else remembered[asked.index(i):][:1]
+            at = asked.index(i) if i in asked else None
+            mask = low_res[i:i + 1] if at is None else remembered[at:at + 1]
             self._stages["memory_encoder"].run(embedding=embedding[i:i + 1], map_index=self._zeros[:1], mask_logits=mask,
                                                memory_slot=self.pool.slot(lane.row, frame)[None])

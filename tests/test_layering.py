@@ -1,0 +1,131 @@
+"""Who may import whom. The whole of it is read from the sources; what is loaded is seen in a fresh interpreter."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STANDARD = set(sys.stdlib_module_names)
+
+# Libraries outside the standard one that each package may name anywhere, also inside functions.
+LIBRARIES = {
+    "kernels": {"numpy", "triton"},
+    "runtime": {"numpy", "av", "PIL", "tokenizers", "pycocotools", "tqdm", "onnxruntime", "cuda", "tensorrt",
+                "tensorrt_rtx", "openvino"},
+}
+# Parts of runtime that export may use: the contract, and the engine that parity runs clips on. Not the command.
+FOR_EXPORT = {"runtime", "spec", "bundle", "backends", "errors", "engine", "prompt", "metrics", "ops", "result", "device",
+              "video", "drawing", "sources", "session", "geometry"}
+
+
+def sources(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path):
+    """(absolute name, line, whether it is for type checkers only) of every import of a file, relative ones resolved."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    hints = {id(node) for top in ast.walk(tree) if isinstance(top, ast.If) and "TYPE_CHECKING" in ast.unparse(top.test)
+             for node in ast.walk(top)}
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join([*package[:len(package) - node.level + 1], *filter(None, [node.module])]) if node.level \
+                else node.module
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            yield name, node.lineno, id(node) in hints
+
+
+def offences(package, forbidden):
+    return [f"{path.relative_to(ROOT)}:{line}: {name}" for path in sources(package)
+            for name, line, hint in imports(path) if forbidden(path, name, hint)]
+
+
+def under(name, *packages):
+    return any(name == p or name.startswith(p + ".") for p in packages)
+
+
+def test_the_walk_sees_imports():
+    found = {name for name, _, _ in imports(ROOT / "runtime" / "video.py")}
+    assert {"numpy", "threading", "runtime.errors.VideoError", "runtime.sources.open_source"} <= found
+
+
+@pytest.mark.parametrize("package", ["runtime", "kernels"])
+def test_only_the_libraries_of_the_package(package):
+    allowed = STANDARD | LIBRARIES[package] | {package}
+    assert offences(package, lambda path, name, hint: name.split(".")[0] not in allowed) == []
+
+
+def test_kernels_are_reached_through_ops_only():
+    def forbidden(path, name, hint):
+        return path.name != "ops.py" and under(name, "kernels", "runtime.kernels")
+    assert offences("runtime", forbidden) == []
+
+
+def test_models_and_backends_do_not_know_each_other():
+    def forbidden(path, name, hint):
+        part = path.relative_to(ROOT / "runtime").parts[0]
+        return not hint and (part == "models" and under(name, "runtime.backends")
+                             or part == "backends" and under(name, "runtime.models"))
+    assert offences("runtime", forbidden) == []
+
+
+def test_export_uses_the_contract_not_the_command():
+    def forbidden(path, name, hint):
+        parts = name.split(".")
+        return parts[0] == "runtime" and len(parts) > 1 and parts[1].islower() and parts[1] != "load" \
+            and parts[1] not in FOR_EXPORT
+    assert offences("export", forbidden) == []
+
+
+@pytest.mark.parametrize("package", ["runtime", "kernels", "export"])
+def test_nothing_imports_tests_or_benchmarks(package):
+    assert offences(package, lambda path, name, hint: under(name, "tests", "benchmarks")) == []
+
+
+def test_no_name_of_a_model_or_backend_is_compared():
+    """A network or backend is chosen by its registry; code that asks for a name would grow with every new one."""
+    found = []
+    for path in sources("runtime"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Eq, ast.NotEq)):
+                left, right = ast.unparse(node.left).split(".")[-1], node.comparators[0]
+                if left in ("model", "backend", "network") and isinstance(right, ast.Constant) and isinstance(right.value, str):
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    assert found == []
+
+
+def test_kernels_is_no_package_of_its_own():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def fresh(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_loads_nothing_heavy():
+    loaded = set(fresh("import runtime, sys; print(*{m.split('.')[0] for m in sys.modules})").split())
+    heavy = {"torch", "transformers", "export", "onnx", "onnxruntime", "tensorrt", "av", "PIL", "tokenizers", "pycocotools",
+             "triton", "tqdm", "cuda"}
+    assert loaded & heavy == set()
+
+
+def test_help_needs_no_library_either():
+    out = fresh("import sys\nfrom runtime.run import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+                "print(*{m.split('.')[0] for m in sys.modules})")
+    assert {"onnxruntime", "av", "PIL", "tokenizers"} & set(out.splitlines()[-1].split()) == set()
+
+
+def test_import_is_quick():
+    code = "import time; t = time.process_time(); import runtime; print(time.process_time() - t)"
+    assert min(float(fresh(code)) for _ in range(3)) < 0.3

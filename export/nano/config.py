@@ -1,0 +1,46 @@
+"""Sizes of the nano network: the modules of the real one, narrow and shallow, for 256 px pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ..layers.hiera import HieraConfig
+from ..layers.roberta import TextConfig
+from ..models.samwise import AdapterConfig, SamwiseConfig
+from ..stages.sam import SamConfig
+from .scene import SIDE
+from .tokenizer import MAX_TOKENS, VOCABULARY
+
+
+def nano_config() -> SamwiseConfig:
+    """About six million parameters.
+
+    HSA patches are 8x8 at every stride, so that at stride 32 one patch is the whole picture: a motion is seen by one
+    attention over all frames, however far it goes.
+    """
+    hiera = HieraConfig(width=48, heads=1, blocks=(1, 2, 4, 1), windows=(8, 8, 16, 8), global_blocks=(), positions=8)
+    sam = SamConfig(
+        image_size=SIDE, hiera=hiera, width=128, memory_width=32, memory_layers=2, memory_hidden=256, decoder_heads=4,
+        decoder_hidden=256, iou_hidden=64, prompt_channels=16, mask_channels=(4, 8, 16, 32), fuser_blocks=1, text_width=128)
+    text = TextConfig(vocabulary=VOCABULARY, positions=MAX_TOKENS + 2, width=128, hidden=384, layers=6, heads=4)
+    return SamwiseConfig(sam=sam, text=text, adapter=AdapterConfig(width=128, heads=4, patches=(8, 8, 8)),
+                         text_stages=(2, 4, 6), conditional_hidden=64, conditional_heads=4)
+
+
+def to_dict(config: SamwiseConfig) -> dict[str, Any]:
+    """Plain data for a checkpoint's 'config'; `from_dict` reads it back."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(data: dict[str, Any]) -> SamwiseConfig:
+    """The config that `to_dict` wrote. Raises TypeError for unknown or missing fields."""
+    data = dict(data)
+    sam = dict(data.pop("sam"))
+    hiera = HieraConfig(**_tuples(sam.pop("hiera")))
+    return SamwiseConfig(sam=SamConfig(hiera=hiera, **_tuples(sam)), text=TextConfig(**data.pop("text")),
+                         adapter=AdapterConfig(**_tuples(data.pop("adapter"))), **_tuples(data))
+
+
+def _tuples(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}

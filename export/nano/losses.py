@@ -1,0 +1,91 @@
+"""What training asks of the network, per frame and object: mask (binary cross-entropy and dice), presence, IoU, decision.
+
+O objects, T frames. Ground truth `truth` (O,T,I,I) bool; an object is present on a frame if any pixel of it is.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .network import Tracked
+
+WEIGHTS = {"bce": 6.0, "dice": 2.0, "score": 1.0, "iou": 0.5, "cme": 0.5}
+ABSENT = 0.1
+"""Weight of the mask loss where the object is away: the presence score empties the mask there, so this matters little."""
+
+
+def ground_truth(owners: Tensor, targets: Tensor) -> Tensor:
+    """Owners (B,T,I,I) uint8 and owner numbers (B,K) -> (B*K,T,I,I) bool."""
+    return (owners[:, None] == targets[:, :, None, None, None]).flatten(0, 1)
+
+
+def mask_losses(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """Logits (O,T,s,s) of any size against the truth at its own size. Dice on present frames only."""
+    logits = F.interpolate(logits.float(), size=truth.shape[-2:], mode="bilinear", align_corners=False).flatten(0, 1)
+    wanted = truth.flatten(0, 1).flatten(1).float()
+    logits = logits.flatten(1)
+    present = wanted.amax(1)
+    weight = present + ABSENT * (1 - present)
+    bce = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    # focal-like: a pixel that is already right by a wide margin counts less
+    hard = (logits.detach().sigmoid() - wanted).abs()
+    bce = (bce * (0.25 + 0.75 * hard)).mean(1)
+    probability = logits.sigmoid()
+    dice = 1 - (2 * (probability * wanted).sum(1) + 1) / (probability.sum(1) + wanted.sum(1) + 1)
+    total = weight.sum().clamp(min=1)
+    return {"bce": (bce * weight).sum() / total, "dice": (dice * present).sum() / present.sum().clamp(min=1)}
+
+
+def score_losses(score: Tensor, iou: Tensor, logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """Presence logit (O,T) and predicted IoU (O,T) in 0..1."""
+    present = truth.flatten(2).any(2).float()
+    with torch.no_grad():
+        seen = F.interpolate(logits.detach().float(), size=truth.shape[-2:], mode="bilinear", align_corners=False) > 0
+        union = (seen | truth).flatten(2).sum(2)
+        real = (seen & truth).flatten(2).sum(2) / union.clamp(min=1)
+    score_loss = F.binary_cross_entropy_with_logits(score.float(), present)
+    iou_loss = ((iou.float() - real).abs() * present).sum() / present.sum().clamp(min=1)
+    return {"score": score_loss, "iou": iou_loss, "_j": (real * present).sum() / present.sum().clamp(min=1)}
+
+
+def frame_losses(logits: Tensor, iou: Tensor, score: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    return {**mask_losses(logits, truth), **score_losses(score, iou, logits, truth)}
+
+
+def decision_labels(with_memory: Tensor, without: Tensor, truth: Tensor) -> Tensor:
+    """What the conditional memory encoder should say: 1 switch, 0 stay, -1 no matter. Masks (O,s,s) bool.
+
+    The reference labels 1 wherever the two masks hardly overlap. Here the truth decides as well: where only the mask with
+    memory is right, the answer is to stay, for an action seen earlier is remembered and not visible any more.
+    """
+    a, b = with_memory.flatten(1), without.flatten(1)
+    gt = truth.flatten(1)
+    smaller = torch.minimum(a.sum(1), b.sum(1))
+    apart = (a & b).sum(1) < 0.1 * smaller.clamp(min=1)
+    right_a, right_b = (a & gt).sum(1) / gt.sum(1).clamp(min=1), (b & gt).sum(1) / gt.sum(1).clamp(min=1)
+    label = torch.where(apart & (right_b > right_a + 0.2), 1, 0)
+    return torch.where((b.sum(1) == 0) | (gt.sum(1) == 0), -1, label)
+
+
+def decision_loss(tracked: Tracked, truth: Tensor) -> Tensor | None:
+    """Cross-entropy over all decisions asked in the clip, switching weighted twice as in the reference; None if none was."""
+    if not tracked.decisions:
+        return None
+    side = tracked.logits.shape[-1]
+    scores, labels = [], []
+    for t, decision, other in tracked.decisions:
+        small = F.interpolate(truth[:, t, None].float(), size=(side, side), mode="area")[:, 0] > 0.5
+        with_memory = (tracked.logits[:, t] > 0) & (tracked.score[:, t, None, None] > 0)
+        scores.append(decision.float())
+        labels.append(decision_labels(with_memory, other > 0, small))
+    label = torch.cat(labels)
+    weight = torch.where(label == 1, 2.0, 1.0) * (label >= 0)
+    loss = F.cross_entropy(torch.cat(scores), label.clamp(min=0), reduction="none")
+    return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    """Weighted sum; names that begin with '_' are for the log only."""
+    return sum(WEIGHTS[name] * value for name, value in losses.items() if not name.startswith("_"))

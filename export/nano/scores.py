@@ -1,0 +1,83 @@
+"""Scores of many masks: one record per object and clip, means with bootstrap confidence intervals, per kind of sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from runtime.metrics import boundary_f, jaccard
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Scores of one object in one clip, each the mean over its frames."""
+
+    clip: str
+    text: str
+    kind: str
+    unseen: bool
+    j: float
+    f: float
+
+    @property
+    def jf(self) -> float:
+        return (self.j + self.f) / 2
+
+
+def score(predicted: np.ndarray, truth: np.ndarray, boundary: bool = True) -> tuple[float, float]:
+    """Mean J and F over the frames of one object, masks (T,H,W) bool. Without `boundary`, F repeats J."""
+    j = float(np.mean(jaccard(predicted, truth)))
+    return j, float(np.mean(boundary_f(predicted, truth))) if boundary else j
+
+
+def interval(values: Sequence[float], groups: Sequence[str], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean. Whole groups (clips) are drawn, for sentences of one clip share its fate."""
+    values, labels = np.asarray(values, float), np.unique(np.asarray(groups), return_inverse=True)[1]
+    if len(values) == 0:
+        return float("nan"), float("nan")
+    sums, counts = np.bincount(labels, values), np.bincount(labels)
+    picks = np.random.default_rng(seed).integers(0, len(sums), (draws, len(sums)))
+    means = sums[picks].sum(1) / counts[picks].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def line(records: Sequence[Record]) -> dict[str, float | int | list[float]]:
+    """Count, J, F, J&F and its interval of some records."""
+    if not records:
+        return {"n": 0}
+    low, high = interval([r.jf for r in records], [r.clip for r in records])
+    j, f = float(np.mean([r.j for r in records])), float(np.mean([r.f for r in records]))
+    return {"n": len(records), "J": round(j, 4), "F": round(f, 4), "J&F": round((j + f) / 2, 4),
+            "interval": [round(low, 4), round(high, 4)]}
+
+
+def table(records: Iterable[Record]) -> dict[str, dict]:
+    """Lines for all, each kind, and seen and unseen pairs of noun and attribute."""
+    records = list(records)
+    out = {"all": line(records)}
+    for kind in sorted({r.kind for r in records}):
+        out[kind] = line([r for r in records if r.kind == kind])
+    if any(r.unseen for r in records):
+        out["unseen pairs"] = line([r for r in records if r.unseen])
+        # seen pairs of the same kinds, or the comparison would be one of kinds
+        kinds = {r.kind for r in records if r.unseen}
+        out["seen pairs of those kinds"] = line([r for r in records if not r.unseen and r.kind in kinds])
+    return out
+
+
+def text(rows: dict[str, dict]) -> str:
+    """The table for a terminal."""
+    width = max(map(len, rows))
+    lines = [f"{'':{width}}  {'n':>5}  {'J':>6}  {'F':>6}  {'J&F':>6}  95 % interval"]
+    for name, row in rows.items():
+        if row["n"]:
+            low, high = row["interval"]
+            lines.append(f"{name:{width}}  {row['n']:5}  {row['J']:6.3f}  {row['F']:6.3f}  {row['J&F']:6.3f}  {low:.3f} .. {high:.3f}")
+    return "\n".join(lines)
+
+
+def dump(records: Iterable[Record]) -> list[dict]:
+    return [asdict(r) for r in records]

@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -168,11 +168,18 @@ def settings(model: Samwise) -> dict[str, Any]:
     size = c.sam.image_size
     return {
         "window": c.window,
-        # the official video transform: short side 1020, long side at most 1024, both truncated
-        "resize": {"short": size - size // 256, "max": size, "rule": "truncate"},
+        # the official video transform aims the short side at 1020 of 1024; networks of other sizes fill their picture
+        "resize": {"rule": "samwise_video", "short": 1020 if size == 1024 else size, "max": size},
         "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
         "memory": {"slots": c.slots, "pointers": c.pointers},
         "conditional_memory": {"first": 5, "every": 3} if c.conditional_hidden else None,
         "text": {"max_tokens": c.text.max_tokens, "vocabulary": c.text.vocabulary, "motion": c.sam.motion},
         "no_object_logit": NO_OBJECT,
     }
+
+
+def load(path: str | Path) -> Samwise:
+    """The network of a checkpoint. Raises UserError for a file that is not a whole SAMWISE checkpoint."""
+    from ..checkpoints import samwise  # checkpoints need the class above
+
+    return samwise(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,12 @@ class Progress:
     def __init__(self, video: Frames) -> None:
         from tqdm import tqdm
 
+        known = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames, {rate_fmt}, {remaining} left"
+        # a terminal without a size (docker run -t) would hide the bar if tqdm asked for it itself
+        columns, rows = shutil.get_terminal_size()
         self._bar = tqdm(total=video.count, unit=" frames", desc=Path(video.name).name[-30:] or video.name, leave=False,
-                         disable=not sys.stderr.isatty(), file=sys.stderr, dynamic_ncols=True, smoothing=0.1,
-                         bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames, {rate_fmt}, {remaining} left"
-                         if video.count else "{desc}: {n_fmt} frames, {rate_fmt}")
+                         disable=not sys.stderr.isatty(), file=sys.stderr, ncols=columns, nrows=rows, smoothing=0.1,
+                         bar_format="{desc}: " + (known if video.count else "{n_fmt} frames, {rate_fmt}"))
 
     def step(self) -> None:
         """One frame is done."""

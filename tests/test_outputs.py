@@ -1,0 +1,215 @@
+"""Files out: what is written can be read back, at any moment, and is what the engine said."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from runtime import Result, RuntimeFault, UserError
+from runtime.drawing import ContactSheet, Painter, palette, stack
+from runtime.outputs import Outputs
+
+
+def result(index=0, count=2, height=30, width=41):
+    y, x = np.mgrid[:height, :width]
+    masks = np.stack([(y - 12) ** 2 + (x - 10 - 9 * k - index) ** 2 < 80 for k in range(count)])
+    boxes = np.array([[c.min(), r.min(), c.max() + 1, r.max() + 1] for r, c in map(np.nonzero, masks)], np.float32)
+    scores = np.linspace(0.9, 0.5, count).astype(np.float32)
+    return Result(index, tuple(range(1, count + 1)), masks, scores, np.log(scores / (1 - scores)), boxes)
+
+
+def outputs(folder, **kwargs):
+    return Outputs(folder, (30, 41), 10.0, ["the first", "the second"], {"video": {"name": "x"}}, **kwargs)
+
+
+def frame():
+    return np.full((30, 41, 3), 90, np.uint8)
+
+
+def test_everything_can_be_read_back(tmp_path):
+    with outputs(tmp_path / "out") as out:
+        for i in range(12):
+            out.add(f"{i:05d}", frame(), result(i))
+        written = out.close({"complete": True})
+    assert [p.name for p in written] == ["overlay.mp4", "contact.png", "masks", "results.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["contact.png", "masks", "overlay.mp4", "results.json"]
+
+    data = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert data["complete"] is True and data["video"] == {"name": "x"} and len(data["frames"]) == 12
+    for i, entry in enumerate(data["frames"]):
+        assert (entry["frame"], entry["name"]) == (i, f"{i:05d}")
+        for k, one in enumerate(entry["objects"]):
+            want = result(i).masks[k]
+            assert (coco.decode(one["segmentation"]) == want).all()
+            assert one["bbox"] == coco.toBbox(one["segmentation"]).tolist()
+            assert one["area"] == want.sum() and one["score"] == pytest.approx(float(result(i).scores[k]), abs=1e-6)
+
+    image = Image.open(tmp_path / "out" / "masks" / "00003.png")
+    assert image.mode == "P" and image.getpalette()[:9] == [0, 0, 0, 128, 0, 0, 0, 128, 0]
+    indexed, masks = np.asarray(image), result(3).masks
+    assert (indexed[masks[0]] == 1).all() and (indexed[masks[1] & ~masks[0]] == 2).all()
+    assert (indexed[~masks.any(0)] == 0).all()
+
+    with av.open(str(tmp_path / "out" / "overlay.mp4")) as video:
+        stream = video.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 10)
+        pictures = list(video.decode(stream))
+    assert len(pictures) == 12 and pictures[0].width % 2 == pictures[0].height % 2 == 0
+
+
+def test_lines_are_there_before_the_end(tmp_path):
+    with outputs(tmp_path, overlay=False) as out:
+        out.add("a", frame(), result(0))
+        out.add("b", frame(), result(1))
+        head, *lines = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+        assert head["video"] == {"name": "x"} and [line["name"] for line in lines] == ["a", "b"]
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_what_is_not_wanted_is_not_written(tmp_path):
+    with outputs(tmp_path, overlay=False, masks=False) as out:
+        out.add("a", frame(), result(0))
+        out.close({})
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_no_frame_at_all(tmp_path):
+    with outputs(tmp_path) as out:
+        out.close({"complete": False})
+    assert json.loads((tmp_path / "results.json").read_text())["frames"] == []
+
+
+def test_a_picture_gives_a_picture(tmp_path):
+    with outputs(tmp_path, still=True) as out:
+        out.add("photo", frame(), result(0))
+        out.close({})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["masks", "overlay.png", "results.json"]
+    assert (tmp_path / "masks" / "photo.png").exists()
+
+
+def test_an_earlier_run_leaves_nothing(tmp_path):
+    for count in (5, 2):
+        with outputs(tmp_path) as out:
+            for i in range(count):
+                out.add(f"{i:05d}", frame(), result(i))
+            out.close({})
+    assert len(list((tmp_path / "masks").iterdir())) == 2
+
+
+def test_files_of_others_are_not_touched(tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "precious.png").write_bytes(b"x")
+    with pytest.raises(UserError, match="choose another --out"):
+        outputs(tmp_path)
+    assert (tmp_path / "masks" / "precious.png").exists()
+
+
+def test_a_full_disk_keeps_what_is_whole(tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "00002.part").symlink_to("/dev/full")
+    with outputs(tmp_path) as out:
+        out.add("00000", frame(), result(0))
+        out.add("00001", frame(), result(1))
+        with pytest.raises(RuntimeFault, match="00002.png: the disk is full") as caught:
+            out.add("00002", frame(), result(2))
+    assert not isinstance(caught.value, UserError)
+    assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == ["00000.png", "00001.png"]
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 4
+
+
+def test_half_a_line_is_taken_back(tmp_path, monkeypatch):
+    with outputs(tmp_path, overlay=False, masks=False) as out:
+        out.add("a", frame(), result(0))
+        whole = (tmp_path / "results.jsonl").read_bytes()
+        real = out._records._file
+
+        class Full:
+            tell, truncate = real.tell, real.truncate
+            calls = 0
+
+            def write(self, data):
+                self.calls += 1
+                if self.calls > 1:
+                    raise OSError(28, "No space left on device")
+                return real.write(data[:10])
+
+        out._records._file = Full()
+        with pytest.raises(RuntimeFault, match="disk is full"):
+            out.add("b", frame(), result(1))
+    assert (tmp_path / "results.jsonl").read_bytes() == whole
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RuntimeFault, match="file"):
+        outputs(tmp_path / "file" / "out")
+
+
+def test_too_many_objects_for_indexed_masks(tmp_path):
+    with pytest.raises(UserError, match="--no-masks"):
+        Outputs(tmp_path, (4, 4), 10.0, ["x"] * 256, {})
+
+
+def test_the_better_score_lies_on_top():
+    masks = np.ones((3, 2, 2), bool)
+    assert (stack(masks, np.array([0.5, 0.9, 0.1])) == 2).all()
+    masks[1, 0] = False
+    assert stack(masks, np.array([0.5, 0.9, 0.1]))[:, 0].tolist() == [1, 2]
+
+
+def test_palette_is_that_of_davis():
+    assert palette()[:5].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
+    assert palette()[[8, 255]].tolist() == [[64, 0, 0], [224, 224, 192]]
+
+
+@pytest.mark.parametrize("size, canvas", [((30, 41), (480, 656)), ((480, 853), (480, 854)), ((5000, 10), (3840, 8)),
+                                          ((2160, 3840), (2160, 3840)), ((1, 1), (480, 480))])
+def test_the_canvas_is_even_and_readable(size, canvas):
+    assert Painter(size, ["x"]).canvas == canvas
+
+
+def test_drawing_marks_the_object_and_leaves_the_rest():
+    painter = Painter((480, 640), ["the first", "second " * 40])
+    ground, masks = np.full((480, 640, 3), 90, np.uint8), np.zeros((2, 480, 640), bool)
+    masks[0, 200:300, 100:200] = True
+    boxes = np.array([[100, 200, 200, 300], [0, 0, 0, 0]], np.float32)
+    drawn = painter(ground, Result(0, (1, 2), masks, np.array([0.9, 0.1]), np.zeros(2), boxes))
+    assert (ground == 90).all(), "the frame belongs to the caller"
+    inside = drawn[250, 150].astype(int)
+    assert inside[0] > 130 and inside[1] < 60
+    assert [255, 0, 0] in drawn[250, 97:103].tolist(), "a full line around it"
+    assert (drawn[320:] == 90).all() and (drawn[:, 300:] == 90).all()
+
+
+@pytest.mark.parametrize("size", [(5000, 10), (10, 5000), (1, 1), (7, 3)])
+def test_frames_of_odd_shapes_can_be_drawn(size):
+    masks = np.ones((1, *size), bool)
+    boxes = np.array([[0, 0, size[1], size[0]]], np.float32)
+    drawn = Painter(size, ["a label far too long for it"])(np.zeros((*size, 3), np.uint8),
+                                                           Result(0, (1,), masks, np.ones(1), np.ones(1), boxes))
+    assert drawn.shape == (*Painter(size, ["x"]).canvas, 3)
+
+
+def test_labels_stay_inside_and_apart():
+    painter = Painter((480, 640), ["one", "two", "three"])
+    taken = []
+    for box in ((0, 0, 640, 480), (0, 0, 640, 480), (600, 470, 640, 480)):
+        tag = painter._place((0, 0, 200, 16), box, taken)
+        assert 0 <= tag[0] < tag[2] <= 640 and 0 <= tag[1] < tag[3] <= 480
+        assert not any(tag[0] < t[2] and t[0] < tag[2] and tag[1] < t[3] and t[1] < tag[3] for t in taken)
+        taken.append(tag)
+
+
+def test_a_contact_sheet_spans_the_whole_video():
+    sheet = ContactSheet(count=8, width=16)
+    assert sheet.render() is None
+    for i in range(1000):
+        sheet.add(np.full((12, 16, 3), i // 4, np.uint8))
+        assert len(sheet._kept) <= 16
+    picture = sheet.render()
+    assert picture.shape == (2 * 12 + 4, 4 * 16 + 3 * 4, 3)
+    levels = [int(picture[y, x, 0]) for y in (2, 18) for x in (2, 22, 42, 62)]
+    assert levels == sorted(levels) and levels[0] == 0 and levels[-1] > 200

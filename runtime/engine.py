@@ -9,10 +9,13 @@ from typing import Any, Iterable, Sequence
 from .backends import Backend, Stage, create
 from .bundle import Bundle, choose
 from .errors import PromptError, UserError
+from .image import ImageSession
+from .live import LiveSession
 from .models import create_networks
 from .prompt import Text
 from .result import Result
 from .session import Session
+from .video_session import VideoSession
 
 MAX_OBJECTS = 16
 """Rows of the memory pool unless `load` is told otherwise; a row that is never used costs no memory."""
@@ -44,27 +47,51 @@ class Engine:
         self.bundle, self.backend = bundle, backend
         self.stages = {name: Timed(stage) for name, stage in bundle.load_stages(backend).items()}
         self.networks = create_networks(bundle, self.stages, backend.device, max_objects)
-        self._sessions: list[Session] = []
+        self._sessions: list[Any] = []
 
     @property
     def timings(self) -> dict[str, tuple[int, float]]:
         """Stage -> (calls, seconds) since the engine was loaded."""
         return {name: (s.calls, s.seconds) for name, s in self.stages.items()}
 
-    def session(self, prompts: Sequence[Text], logits: bool = False, conditional_memory: bool | None = None) -> Session:
-        """Start following `prompts` through a new video.
+    def session(self, prompts: Sequence[Text] | None = None, logits: bool = False,
+                conditional_memory: bool | None = None, **options: Any) -> Session | LiveSession:
+        """Start following `prompts` through a new video; without prompts, follow clicks, boxes and masks as they come.
 
-        prompts             sentences, one object each
+        prompts             sentences, one object each; None: a `LiveSession`, whose `push` takes prompts
         logits              whether results carry `low_res_logits`
         conditional_memory  False switches the conditional memory encoder off; None and True leave it as the bundle has it
+        options             of a live session: see `runtime.tracks.Options`
         Raises PromptError for a prompt the bundle cannot take, UserError when the pool has no row left.
         """
+        if prompts is None:
+            return self._register(self._network("live", "follow clicks").live(logits, **options))
+        if options:
+            raise UserError(f"sessions with sentences have no option {', '.join(sorted(options))}")
         if isinstance(prompts, (str, Text)) or not all(isinstance(p, Text) for p in prompts):
             raise PromptError("prompts must be a list of runtime.Text, e.g. [runtime.Text('the horse on the left')]")
         if not prompts:
             raise PromptError("no prompt: give at least one runtime.Text")
         session = Session(self, self._network("open", "follow sentences"), prompts, logits, conditional_memory)
         self._sessions.append(session)
+        return session
+
+    def video(self, frames: Any, logits: bool = False, **options: Any) -> VideoSession:
+        """Follow clicks, boxes and masks through a video whose frames are known: any frame, any order, either way.
+
+        frames   uint8 RGB array (T,H,W,3), list of frames or of picture files, or a path that `runtime.video` opens
+        logits   whether results carry `low_res_logits`
+        options  fill_hole_area=8, non_overlap_masks, max_cond_frames_in_attn ...: see `runtime.tracks.Options`
+        Raises VideoError, UserError.
+        """
+        return self._register(self._network("video", "follow clicks").video(frames, logits, **options))
+
+    def image(self, picture: Any) -> ImageSession:
+        """Masks for clicks and boxes on one picture: uint8 RGB array (H,W,3), or a path. Raises VideoError."""
+        return self._network("image", "segment by clicks").image(picture)
+
+    def _register(self, session: Any) -> Any:
+        self._sessions.append(session.belongs_to(self))
         return session
 
     def _network(self, ability: str, words: str) -> Any:
@@ -79,7 +106,7 @@ class Engine:
         """Run every session that has a complete clip waiting (see `Session.put`), in the order of their opening."""
         return [result for session in self._sessions if session.ready for result in session.advance()]
 
-    def forget(self, session: Session) -> None:
+    def forget(self, session: Any) -> None:
         """Called by a session that closes."""
         if session in self._sessions:
             self._sessions.remove(session)

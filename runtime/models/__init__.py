@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 NETWORKS = {
     "samwise": "runtime.models.samwise:Samwise",
+    "sam2": "runtime.models.sam2:Sam2",
 }
 
 

@@ -58,8 +58,8 @@ def preprocess(frame_hwc: np.ndarray, resized_hw: tuple[int, int], image_size: i
                out: np.ndarray | None = None, resample: str = "bilinear") -> np.ndarray:
     """One RGB frame as network input: (3, image_size, image_size) float32.
 
-    frame_hwc: uint8 (H, W, 3). Resized to `resized_hw` as Pillow does (antialiased; two passes in fixed point, rounded
-    to bytes after each), scaled to [0, 1], normalised, padded with zeros on the right and at the bottom. `resample` is
+    frame_hwc: uint8 (H, W, 3). Resized to `resized_hw` as Pillow does (antialiased; columns, then rows, in fixed point,
+    rounded to bytes after each), scaled to [0, 1], normalised, padded with zeros on the right and at the bottom. `resample` is
     `bilinear` (SAMWISE), `bicubic` (SAM 2 video) or `float` (SAM 2 pictures: torchvision's antialiased resize of the
     float tensor, nothing rounded to bytes). `out` is reused when given: it must be float32, of that shape.
     Raises UserError when the frame is not uint8 RGB or `resample` is unknown.
@@ -75,9 +75,9 @@ def preprocess(frame_hwc: np.ndarray, resized_hw: tuple[int, int], image_size: i
     if resample == "float":
         _resize_float(frame_hwc, resized_hw, mean, std, out)
     elif resample in RESAMPLE:
+        # one pass per call: Pillow 13 may turn the order of the passes around, and the rounding between them with it
         picture = Image.fromarray(np.ascontiguousarray(frame_hwc))
-        if picture.size != (width, height):
-            picture = picture.resize((width, height), RESAMPLE[resample])
+        picture = picture.resize((width, picture.height), RESAMPLE[resample]).resize((width, height), RESAMPLE[resample])
         table_cv = Normalization.of(mean, std).table_cv
         for c, plane in enumerate(picture.split()):
             out[c, :height, :width] = table_cv[c].take(np.asarray(plane))

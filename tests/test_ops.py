@@ -35,14 +35,15 @@ def test_resized_size_refuses(arguments):
         ops.resized_size(*arguments)
 
 
-@pytest.mark.parametrize("source, target", [((45, 80), (144, 256)), ((300, 411), (187, 256)), ((256, 144), (256, 144))])
+@pytest.mark.parametrize("source, target", [((45, 80), (144, 256)), ((300, 411), (187, 256)), ((256, 144), (256, 144)), ((400, 90), (200, 90))])
 @pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
 def test_preprocess_is_pillow_then_normalise_then_pad(source, target, resample):
     frame = np.random.default_rng(1).integers(0, 256, (*source, 3), dtype=np.uint8)
     out = np.full((3, 256, 256), np.nan, np.float32)
     result = ops.preprocess(frame, target, 256, MEAN, STD, out, resample)
     assert result is out
-    expected = normalised(Image.fromarray(frame).resize(target[::-1], ops.RESAMPLE[resample]))
+    wide = Image.fromarray(frame).resize((target[1], source[0]), ops.RESAMPLE[resample])
+    expected = normalised(wide.resize(target[::-1], ops.RESAMPLE[resample]))
     np.testing.assert_array_equal(out[:, :target[0], :target[1]], expected)
     assert not out[:, target[0]:].any() and not out[:, :, target[1]:].any()
 

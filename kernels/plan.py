@@ -1,0 +1,239 @@
+"""What to launch for an op: kernel, grid, arguments and constants. No Triton here: the runtime, which launches compiled
+kernels without it, and the Triton launcher share these functions.
+
+A pointer argument is whatever the launcher takes (a torch tensor, a device array): it is passed through untouched.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One kernel launch. `arguments` stand in the kernel's order, without its constants."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    arguments: tuple[Any, ...]
+    constants: Mapping[str, Any]
+    warps: int = 4
+    stages: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class FlashConfig:
+    """Block sizes of the flash launch. `splits` None: as many as fill the device (`choose_splits`)."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+    tma: bool = False
+    specialize: bool = False
+    splits: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WindowConfig:
+    """Block sizes of the two-launch form; `project` and `attend` as (rows, columns, warps, stages)."""
+
+    project: tuple[int, int, int, int] = (64, 64, 4, 3)
+    attend: tuple[int, int, int, int] = (64, 64, 4, 2)
+    fused_rows: int = 64
+    fused_warps: int = 4
+
+
+FLASH = {
+    # 99 KB of shared memory: queries 64 x 256 (32 KB) and two stages of keys 32 x 256 (16 KB) and values
+    86: FlashConfig(64, 32, 4, 2), 89: FlashConfig(64, 32, 4, 2), 120: FlashConfig(64, 32, 4, 2),
+    80: FlashConfig(128, 32, 8, 3),
+    90: FlashConfig(128, 64, 8, 3),
+}
+"""By compute capability; the largest that fits shared memory, until `benchmarks.gpu_check` has measured better."""
+
+FLASH_CANDIDATES = (
+    FlashConfig(128, 64, 8, 2), FlashConfig(128, 64, 8, 3), FlashConfig(128, 128, 8, 2),
+    FlashConfig(128, 128, 8, 2, tma=True), FlashConfig(128, 64, 8, 3, tma=True), FlashConfig(128, 64, 8, 4, tma=True),
+    FlashConfig(128, 64, 4, 3, tma=True), FlashConfig(256, 64, 8, 2, tma=True), FlashConfig(64, 64, 4, 2),
+    FlashConfig(64, 128, 4, 2, tma=True), FlashConfig(128, 64, 4, 3, tma=True, specialize=True),
+    FlashConfig(128, 128, 4, 2, tma=True, specialize=True), FlashConfig(128, 64, 8, 3, tma=True, specialize=True),
+)
+"""Measured by `benchmarks.gpu_check`; all fit the 227 KB of sm_90."""
+
+WINDOW = {86: WindowConfig(), 89: WindowConfig(), 120: WindowConfig(), 80: WindowConfig(), 90: WindowConfig()}
+
+WINDOW_CANDIDATES = tuple(
+    WindowConfig(project, attend)
+    for project, attend in (
+        ((64, 64, 4, 3), (64, 64, 4, 2)), ((128, 64, 8, 3), (64, 128, 4, 2)), ((128, 128, 8, 3), (128, 64, 8, 2)),
+        ((64, 128, 4, 3), (128, 128, 8, 2)), ((64, 64, 4, 2), (64, 64, 8, 2)), ((64, 256, 8, 2), (128, 64, 4, 2))))
+
+HEAD = 32
+LOG2_E = math.log2(math.e)
+FUSED_TOKENS = 128
+"""Longest window held whole by one program: 128 x 256 in half is 64 KB of shared memory, 99 KB with the weights."""
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def power_of_two(n: int, least: int = 1) -> int:
+    return max(least, 1 << (n - 1).bit_length())
+
+
+def choose_splits(blocks: int, multiprocessors: int, most: int = 16) -> int:
+    """Shares of the keys per block of queries: the fewest among those that need the least time in full waves.
+
+    A wave of programs costs 1 / splits; 2 % per split stand for the merge.
+    """
+    return min(range(1, most + 1), key=lambda s: (cdiv(blocks * s, multiprocessors) / s * (1 + 0.02 * (s - 1)), s))
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySizes:
+    """objects B, tokens N of a map, slots S and pointer tokens P that the pool can hold, widths."""
+
+    objects: int
+    tokens: int
+    slots: int
+    pointers: int
+    width: int = 256
+    memory_width: int = 64
+
+    @property
+    def capacity(self) -> int:
+        """Rows of keys of an object, in full."""
+        return self.slots * self.tokens + self.pointers
+
+    def scratch(self, splits: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Scratch arrays by name: shape and dtype; "same" is the dtype of the memory."""
+        b, n, d, m = self.objects, self.tokens, self.width, self.memory_width
+        return {"rotated": ((b, n, d), "same"), "keys": ((b, self.capacity, d), "same"),
+                "values": ((b, self.capacity, m), "same"), "partial": ((b, splits, n, m), "float32"),
+                "lse": ((b, splits, n), "float32")}
+
+
+def flash_config(capability: int, sizes: MemorySizes, multiprocessors: int, config: FlashConfig | None = None,
+                 itemsize: int = 2) -> FlashConfig:
+    """The configuration for a device, with the number of splits settled."""
+    config = config or FLASH[capability]
+    if itemsize == 4:  # float32 is for checks: blocks that fit everywhere
+        config = replace(config, block_m=32, block_n=32, warps=4, stages=1, tma=False, specialize=False)
+    splits = config.splits or choose_splits(sizes.objects * cdiv(sizes.tokens, config.block_m), multiprocessors)
+    return replace(config, splits=splits)
+
+
+def memory_attention(inputs: Mapping[str, Any], scratch: Mapping[str, Any], out: Any, sizes: MemorySizes,
+                     config: FlashConfig) -> list[Launch]:
+    """`kernels/memory_attention.py`. `inputs` are named as in `reference.memory_attention`, without shape suffixes."""
+    i, b = inputs, sizes.objects
+    d, m = sizes.width, sizes.memory_width
+    padded = power_of_two(sizes.slots)
+    block_t = 64
+    prepare = Launch(
+        "memory_attention_prepare", (cdiv(max(sizes.tokens, sizes.pointers), block_t), sizes.slots + 2, b),
+        (i["queries"], i["memory"], i["ages"], i["pointers"], i["pointer_counts"], i["key_weight"], i["key_bias"],
+         i["position"], i["temporal"], i["cosine"], i["sine"], scratch["rotated"], scratch["keys"], scratch["values"],
+         sizes.tokens, sizes.slots, sizes.pointers, sizes.capacity, LOG2_E / math.sqrt(d)),
+        {"D": d, "M": m, "BLOCK_T": block_t, "SLOTS_PADDED": padded}, 8, 1)
+    flash = Launch(
+        "memory_attention_flash", (cdiv(sizes.tokens, config.block_m), config.splits, b),
+        (scratch["rotated"], scratch["keys"], scratch["values"], i["ages"], i["pointer_counts"], out,
+         scratch["partial"], scratch["lse"], sizes.tokens, sizes.slots, sizes.capacity),
+        {"D": d, "M": m, "SPLITS": config.splits, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
+         "STAGES": config.stages, "TMA": config.tma, "SPECIALIZE": config.specialize, "SLOTS_PADDED": padded},
+        config.warps, config.stages)
+    if config.splits == 1:
+        return [prepare, flash]
+    combine = Launch("memory_attention_combine", (cdiv(sizes.tokens, 32), b, 1),
+                     (scratch["partial"], scratch["lse"], out, sizes.tokens),
+                     {"M": m, "SPLITS": config.splits, "BLOCK_T": 32}, 4, 1)
+    return [prepare, flash, combine]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSizes:
+    """frames T, height, width of the map (multiples of `patch`), channels."""
+
+    frames: int
+    height: int
+    width: int
+    patch: int
+    channels: int = 256
+
+    @property
+    def length(self) -> int:
+        """Tokens of a window."""
+        return self.frames * self.patch * self.patch
+
+    @property
+    def windows(self) -> int:
+        return (self.height // self.patch) * (self.width // self.patch)
+
+    @property
+    def fused(self) -> bool:
+        return self.length <= FUSED_TOKENS
+
+    def scratch(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Scratch arrays by name: shape and dtype. Empty when one program holds a window."""
+        shape = (3, self.windows, self.channels // HEAD, self.length, HEAD)
+        return {} if self.fused else {"qkv": (shape, "same")}
+
+
+def window_attention(inputs: Mapping[str, Any], scratch: Mapping[str, Any], out: Any, sizes: WindowSizes,
+                     config: WindowConfig, epsilon: float = 1e-5) -> list[Launch]:
+    """`kernels/window_attention.py`. `inputs` are named as in `reference.window_attention`, without shape suffixes."""
+    i, c = inputs, sizes.channels
+    common = (sizes.frames, sizes.height, sizes.width, sizes.windows)
+    norm = (i["x"], i["time"], i["position"], i["norm_weight"], i["norm_bias"], i["qkv_weight"], i["qkv_bias"])
+    scale = LOG2_E / math.sqrt(HEAD)
+    if sizes.fused:
+        rows = power_of_two(sizes.length, config.fused_rows)
+        group = rows // sizes.length
+        return [Launch("window_attention_fused", (cdiv(sizes.windows, group), 1, 1),
+                       (*norm, i["out_weight"], i["out_bias"], out, *common, scale, epsilon),
+                       {"C": c, "HEAD": HEAD, "PATCH": sizes.patch, "ROWS": rows, "GROUP": group},
+                       config.fused_warps * rows // 64, 2)]
+    rows, columns, warps, stages = config.project
+    project = Launch("window_attention_project", (cdiv(sizes.windows * sizes.length, rows), 1, 1),
+                     (*norm, scratch["qkv"], *common, scale, epsilon),
+                     {"C": c, "HEAD": HEAD, "PATCH": sizes.patch, "BLOCK_T": rows, "BLOCK_C": columns}, warps, stages)
+    rows, columns, warps, stages = config.attend
+    attend = Launch("window_attention_attend", (cdiv(sizes.length, rows), sizes.windows, 1),
+                    (i["x"], scratch["qkv"], i["out_weight"], i["out_bias"], out, *common),
+                    {"C": c, "HEAD": HEAD, "PATCH": sizes.patch, "BLOCK_M": rows, "BLOCK_N": columns,
+                     "EVEN": sizes.length % columns == 0, "STAGES": stages}, warps, stages)
+    return [project, attend]
+
+
+def preprocess(frame: Any, rows: tuple[Any, Any], columns: tuple[Any, Any], table: Any, out: Any,
+               source_hw: tuple[int, int], resized_hw: tuple[int, int], image_size: int, taps: tuple[int, int],
+               bits: int) -> list[Launch]:
+    """`kernels/preprocess.py`. rows, columns: (first, weight) of `reference.pillow_taps`; taps: their weights' widths."""
+    block_y, block_x = 4, 128
+    return [Launch("preprocess", (cdiv(image_size, block_x), cdiv(image_size, block_y), 3),
+                   (frame, *rows, *columns, table, out, *source_hw, *resized_hw, image_size, *taps),
+                   {"BITS": bits, "BLOCK_Y": block_y, "BLOCK_X": block_x}, 4, 1)]
+
+
+def postprocess(low: Any, rows: tuple[Any, Any], columns: tuple[Any, Any], packed: Any, stats: Any, objects: int,
+                side: int, source_hw: tuple[int, int], taps: int) -> list[Launch]:
+    """`kernels/postprocess.py`. rows, columns: (first, weight) of `reference.mask_taps`; stats must hold zeros."""
+    block = 128
+    size = cdiv(source_hw[0] * source_hw[1], 8)
+    return [Launch("postprocess", (cdiv(size, block), objects, 1),
+                   (low, *rows, *columns, packed, stats, side, *source_hw, size), {"TAPS": taps, "BLOCK": block}, 4, 1)]
+
+
+def boxes(stats_n5: Any, source_hw: tuple[int, int]) -> Any:
+    """Raw stats of the kernel -> area, x0, y0, x1, y1 as in `reference.postprocess` (numpy or any array alike)."""
+    height, width = source_hw
+    result = stats_n5.copy()
+    filled = stats_n5[:, 0] > 0
+    result[:, 1] = (width - stats_n5[:, 1]) * filled
+    result[:, 2] = (height - stats_n5[:, 2]) * filled
+    return result

@@ -1,0 +1,72 @@
+"""`kernels/window_attention.py` in Triton's interpreter against the numpy reference, over P, T and odd maps."""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from runtime.kernels import launch, plan, reference  # noqa: E402
+
+LIMIT = {"float16": 2e-3, "float32": 1e-5}
+ORDER = ("time", "position", "norm_weight", "norm_bias", "qkv_weight", "qkv_bias", "out_weight", "out_bias")
+
+
+def make_inputs(sizes, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    c = sizes.channels
+    shapes = {"x": (sizes.frames, sizes.height, sizes.width, c), "position": (sizes.patch ** 2, c), "norm_weight": (c,),
+              "norm_bias": (c,), "qkv_weight": (3 * c, c), "qkv_bias": (3 * c,), "out_weight": (c, c), "out_bias": (c,)}
+    arrays = {name: torch.tensor(rng.standard_normal(shape)).to(getattr(torch, dtype)) for name, shape in shapes.items()}
+    for name in ("qkv_weight", "out_weight"):
+        arrays[name] *= 1.5 / c ** 0.5
+    arrays["time"] = torch.tensor(reference.time_embedding(sizes.frames, c)).to(getattr(torch, dtype))
+    return arrays
+
+
+def check(sizes, config, dtype):
+    arrays = make_inputs(sizes, dtype)
+    scratch = {name: torch.full(shape, float("nan"), dtype=arrays["x"].dtype)
+               for name, (shape, _) in sizes.scratch().items()}
+    out = torch.full_like(arrays["x"], float("nan"))
+    launches = plan.window_attention(arrays, scratch, out, sizes, config)
+    launch.run(launches)
+    exact = {name: array.double().numpy() for name, array in arrays.items()}
+    expected = reference.window_attention(exact["x"], sizes.patch, *(exact[name] for name in ORDER))
+    # the branch alone: the residual would hide its error
+    branch, result = expected - exact["x"], out.double().numpy() - exact["x"]
+    error = np.linalg.norm(result - branch) / np.linalg.norm(expected if dtype == "float16" else branch)
+    assert error <= LIMIT[dtype]
+    return [item.kernel for item in launches]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("patch, frames", [(8, 1), (8, 2), (4, 1), (4, 5), (4, 8), (2, 1), (2, 3), (2, 8)])
+def test_short_windows_are_one_launch(patch, frames, dtype):
+    sizes = plan.WindowSizes(frames, patch * 1, patch * 3, patch)
+    assert check(sizes, plan.WindowConfig(), dtype) == ["window_attention_fused"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("frames", [3, 5, 8])
+def test_long_windows_are_two_launches(frames, dtype):
+    sizes = plan.WindowSizes(frames, 8, 16, 8)
+    names = check(sizes, plan.WindowConfig((64, 128, 4, 2), (128, 128, 4, 2)), dtype)
+    assert names == ["window_attention_project", "window_attention_attend"]
+
+
+@pytest.mark.parametrize("config", plan.WINDOW_CANDIDATES[:3])
+def test_every_block_size_computes_the_same(config):
+    check(plan.WindowSizes(3, 8, 8, 8), config, "float16")
+
+
+def test_windows_and_back():
+    x = np.random.default_rng(0).standard_normal((3, 8, 12, 5))
+    windows = reference.to_windows(x, 4)
+    assert windows.shape == (6, 48, 5)
+    np.testing.assert_array_equal(windows[4, 16 + 4 * 2 + 1], x[1, 4 + 2, 4 + 1])
+    np.testing.assert_array_equal(reference.from_windows(windows, 4, x.shape), x)

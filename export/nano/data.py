@@ -16,7 +16,8 @@ import numpy as np
 
 from . import tokenizer as bpe
 from .scene import SIDE
-from .world import World
+from .words import COLOURS, NAMES
+from .world import Clip, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class Stream:
 @dataclass(slots=True)
 class Batch:
     """`frames` uint8 (B,T,S,S,3), `owners` uint8 (B,T,S,S), both views that the next batches overwrite; `targets` int64
-    (B,K) owner number or 255 for nothing; `tokens` int64 (B*K,L), `token_mask` bool (B*K,L); `kinds` of the B*K sentences."""
+    (B,K) owner number or 255 for nothing; `tokens` int64 (B*K,L), `token_mask` bool (B*K,L); `kinds` of the B*K sentences;
+    `looks` int64 (B,OWNERS,2) noun and colour of each owner, 0 where there is none."""
 
     stream: Stream
     index: int
@@ -46,17 +48,20 @@ class Batch:
     tokens: np.ndarray
     token_mask: np.ndarray
     kinds: list[str]
+    looks: np.ndarray
 
 
 NOBODY = 255
+OWNERS = 10
+NOUN_CLASSES, COLOUR_CLASSES = len(NAMES) + 1, len(COLOURS) + 2
 
 
-def sample(world: World, stream: Stream, seed: int) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str, str]]]:
-    """Frames, owners and `sentences` triples (owner number, text, kind) of clip `seed` of the training split."""
+def sample(world: World, stream: Stream, seed: int) -> tuple[Clip, list[tuple[int, str, str]]]:
+    """Clip `seed` of the training split and `sentences` triples (owner number, text, kind)."""
     clip = world.clip("train", seed, stream.frames)
     rng = np.random.default_rng([7, seed, stream.frames])
     if stream.visual:
-        return clip.frames, clip.owners, _visible_first(clip, rng, stream.sentences)
+        return clip, _visible_first(clip, rng, stream.sentences)
     chosen = rng.permutation(len(clip.expressions))
     said = []
     for k in range(stream.sentences):
@@ -65,10 +70,18 @@ def sample(world: World, stream: Stream, seed: int) -> tuple[np.ndarray, np.ndar
         else:
             e = clip.expressions[chosen[k % len(chosen)]]
             said.append((e.target + 1, e.text, e.kind))
-    return clip.frames, clip.owners, said
+    return clip, said
 
 
-def _visible_first(clip, rng: np.random.Generator, count: int) -> list[tuple[int, str, str]]:
+def looks(clip: Clip) -> np.ndarray:
+    """(OWNERS,2) noun and colour of each owner: 0 for background, nouns from 1, colours from 2 (1 is the natural one)."""
+    table = np.zeros((OWNERS, 2), np.int64)
+    for i, actor in enumerate(clip.scene.actors):
+        table[i + 1] = NAMES.index(actor.noun) + 1, 1 if actor.colour is None else 2 + tuple(COLOURS).index(actor.colour)
+    return table
+
+
+def _visible_first(clip: Clip, rng: np.random.Generator, count: int) -> list[tuple[int, str, str]]:
     """Actors that show well on frame 0, for prompts that are given there."""
     shown = np.bincount(clip.owners[0].ravel(), minlength=len(clip.scene.actors) + 1)[1:]
     good = np.flatnonzero(shown > 0.3 * np.maximum(clip.areas[0], 1))
@@ -77,15 +90,15 @@ def _visible_first(clip, rng: np.random.Generator, count: int) -> list[tuple[int
     return [(int(good[k % len(good)]) + 1, "", "visual") for k in rng.permutation(max(count, len(good)))[:count]]
 
 
-def _worker(tasks, results, buffer, shapes, size: int, atlas) -> None:
+def _worker(tasks, results, buffer, slot_bytes: int, size: int, atlas) -> None:
     world = World(size, atlas)
     while (task := tasks.get()) is not None:
         slot, row, stream, seed = task
         try:
-            frames, owners, said = sample(world, stream, seed)
-            frames_at, owners_at = _views(buffer, shapes, slot, stream, size)
-            frames_at[row], owners_at[row] = frames, owners
-            results.put((slot, row, said, None))
+            clip, said = sample(world, stream, seed)
+            frames_at, owners_at = _views(buffer, slot_bytes, slot, stream, size)
+            frames_at[row], owners_at[row] = clip.frames, clip.owners
+            results.put((slot, row, (said, looks(clip)), None))
         except Exception:  # told to the trainer, which stops
             results.put((slot, row, None, traceback.format_exc()))
 
@@ -123,23 +136,23 @@ class Loader:
         self.slots.append(slot)
         self.waiting.append((slot, stream, index, {}))
         for row in range(stream.clips):
-            # seeds of a stream never repeat; streams of equal length are kept apart by the name's stride
-            self.tasks.put((slot, row, stream, 2 * (index * stream.clips + row) + int(stream.visual)))
+                self.tasks.put((slot, row, stream, 2 * (index * stream.clips + row) + int(stream.visual)))
 
     def next(self) -> Batch:
         """The oldest batch asked for. Raises RuntimeError with the worker's traceback if it could not be drawn."""
         slot, stream, index, rows = self.waiting[0]
         while len(rows) < stream.clips:
-            at, row, said, error = self.results.get(timeout=300)
+            at, row, content, error = self.results.get(timeout=300)
             if error:
                 raise RuntimeError(f"a worker could not draw a clip:\n{error}")
-            next(w for w in self.waiting if w[0] == at)[3][row] = said
+            next(w for w in self.waiting if w[0] == at)[3][row] = content
         self.waiting.popleft()
         frames, owners = _views(self.buffer, self.slot_bytes, slot, stream, self.size)
-        said = [triple for row in range(stream.clips) for triple in rows[row]]
+        said = [triple for row in range(stream.clips) for triple in rows[row][0]]
         tokens, mask = bpe.encode(self.tokenizer, [text for _, text, _ in said], bpe.MAX_TOKENS // 2)
         targets = np.array([t for t, _, _ in said], np.int64).reshape(stream.clips, stream.sentences)
-        return Batch(stream, index, frames, owners, targets, tokens, mask, [kind for *_, kind in said])
+        return Batch(stream, index, frames, owners, targets, tokens, mask, [kind for *_, kind in said],
+                     np.stack([rows[row][1] for row in range(stream.clips)]))
 
     def close(self) -> None:
         for _ in self.workers:

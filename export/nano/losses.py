@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from .data import COLOUR_CLASSES, NOUN_CLASSES
 from .network import Tracked
 
-WEIGHTS = {"bce": 6.0, "dice": 2.0, "score": 1.0, "iou": 0.5, "cme": 0.5}
+WEIGHTS = {"bce": 6.0, "dice": 2.0, "score": 1.0, "iou": 0.5, "cme": 0.5, "noun": 0.5, "colour": 0.25}
 ABSENT = 0.1
 """Weight of the mask loss where the object is away: the presence score empties the mask there, so this matters little."""
 
@@ -84,6 +85,33 @@ def decision_loss(tracked: Tracked, truth: Tensor) -> Tensor | None:
     weight = torch.where(label == 1, 2.0, 1.0) * (label >= 0)
     loss = F.cross_entropy(torch.cat(scores), label.clamp(min=0), reduction="none")
     return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+class LooksHead(nn.Module):
+    """Tells noun and colour of what stands in each cell of the stride-16 map, without any sentence.
+
+    Only training has it: it teaches the trunk all objects of a picture at once, where a sentence teaches one.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.classes = nn.Linear(width, NOUN_CLASSES + COLOUR_CLASSES)
+
+    def forward(self, embedding_bnd: Tensor, owners_bii: Tensor, looks_bo2: Tensor) -> dict[str, Tensor]:
+        """Losses for maps (B,N,D) against owners (B,I,I) uint8 and the table of `data.looks`; background counts a fifth."""
+        side = int(embedding_bnd.shape[1] ** 0.5)
+        step = owners_bii.shape[1] // side
+        cells = owners_bii[:, step // 2::step, step // 2::step].flatten(1).long()
+        noun, colour = looks_bo2.gather(1, cells[..., None].expand(-1, -1, 2)).unbind(2)
+        said = self.classes(self.norm(embedding_bnd)).float()
+        weight = torch.where(cells > 0, 1.0, 0.2).flatten()
+        out = {}
+        for name, logits, label in (("noun", said[..., :NOUN_CLASSES], noun), ("colour", said[..., NOUN_CLASSES:], colour)):
+            loss = F.cross_entropy(logits.flatten(0, 1), label.flatten(), reduction="none")
+            out[name] = (loss * weight).sum() / weight.sum()
+        right = (said[..., :NOUN_CLASSES].argmax(-1) == noun) & (noun > 0)
+        return out | {"_right": right.sum() / (noun > 0).sum().clamp(min=1)}
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:

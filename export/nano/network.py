@@ -6,7 +6,7 @@ K prompts per clip, O = B*K objects (clip-major).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,12 +33,15 @@ class Encoded:
 
 @dataclass(slots=True)
 class Tracked:
-    """What the network said: `logits` (O,T,S4,S4), `iou`, `score` (O,T); `decisions` [(frame, (O,2), memory-less logits)]."""
+    """What the network said: `logits` (O,T,S4,S4), `iou`, `score` (O,T); `decisions` [(frame, (O,2), memory-less logits)];
+    `all_logits` (O,T,4,S4,S4) and `all_ious` (O,T,4) of all mask tokens, where they were asked for."""
 
     logits: Tensor
     iou: Tensor
     score: Tensor
     decisions: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    all_logits: Tensor | None = None
+    all_ious: Tensor | None = None
 
 
 def normalize(frames_bthwc: Tensor) -> Tensor:
@@ -122,6 +125,9 @@ class Policy:
     memory: bool = True
     decide_all: bool = False
     """Ask on all due frames and never switch: for training."""
+    tokens: tuple[int, ...] | None = None
+    """For training visual prompts: decode all four masks, and follow this one of them on each frame. SAM 2 follows the best
+    of tokens 1 to 3 after a single click, so any of them must do."""
 
 
 def track(model: Samwise, clip: Encoded, policy: Policy, start: Start | None = None, teach: Tensor | None = None) -> Tracked:
@@ -140,7 +146,10 @@ def track(model: Samwise, clip: Encoded, policy: Policy, start: Start | None = N
         prompt, mask, dense = clip.sparse[:, t], None, None
         if start is not None and t == 0:
             prompt, mask, dense = start.sparse, start.mask, start.dense
-        frame = model.decode(conditioned, prompt, clip.fine_0[:, t], clip.fine_1[:, t], mask, dense, masks=1)
+        frame = model.decode(conditioned, prompt, clip.fine_0[:, t], clip.fine_1[:, t], mask, dense,
+                             masks=4 if policy.tokens else 1)
+        if policy.tokens:
+            frame = _follow(model, frame, policy.tokens[t])
         out.append(frame)
         if t + 1 == frames or not policy.memory:
             continue
@@ -163,14 +172,28 @@ def track(model: Samwise, clip: Encoded, policy: Policy, start: Start | None = N
                 side = model.config.sam.image_size
                 remembered = reweight(upsample(logits, side), upsample(other, side), switched)
         if start is not None and t == 0:
+            if start.permanent:  # SAM 2 remembers what a prompt gave as black and white
+                remembered = torch.where(remembered > 0, 10.0, -10.0)
             remembered = _given(remembered, start.masks, start.given, model.config.sam.image_size)
         if teach is not None:
             known = teach[:, t, 0, 0] >= 0
             remembered = _given(remembered, teach[:, t] > 0.5, known, model.config.sam.image_size)
         slots.append(model.remember(clip.embedding[:, t], remembered))
         pointers.append(frame.pointer)
-    return Tracked(torch.stack([f.low_res_logits for f in out], 1), torch.stack([f.iou for f in out], 1),
-                   torch.stack([f.score for f in out], 1), decisions)
+    result = Tracked(torch.stack([f.low_res_logits for f in out], 1), torch.stack([f.iou for f in out], 1),
+                     torch.stack([f.score for f in out], 1), decisions)
+    if policy.tokens:
+        result.all_logits = torch.stack([f.decoded.logits for f in out], 1)
+        result.all_ious = torch.stack([f.decoded.iou for f in out], 1)
+    return result
+
+
+def _follow(model: Samwise, frame: Frame, token: int) -> Frame:
+    """The same decode, with the mask and pointer of another mask token."""
+    decoded = frame.decoded
+    pointer = model.sam.obj_ptr_proj(decoded.tokens[:, token])
+    logits, pointer = decoded.logits[:, token], torch.where(decoded.score[:, None] > 0, pointer, model.sam.no_pointer)
+    return replace(frame, low_res_logits=logits, iou=decoded.iou[:, token], pointer=pointer)
 
 
 def _given(logits: Tensor, masks: Tensor, use: Tensor, side: int) -> Tensor:

@@ -274,5 +274,7 @@ def _fill(builder: Builder, kinds: tuple[str, ...]) -> None:
         actors, said = len(builder.scene.actors), len(builder.scene.expressions)
         try:
             getattr(builder, f"{kind}_puzzle")()
+            if len(builder.scene.actors) > builder.room:
+                raise LookupError
         except LookupError:  # no room: the scene stays as it was before this puzzle
             del builder.scene.actors[actors:], builder.scene.expressions[said:]

@@ -76,25 +76,31 @@ class Painter:
 
     def _scroll(self, backdrop: Image.Image, shift: np.ndarray) -> Image.Image:
         offset = np.clip(MARGIN - shift, 0, 2 * MARGIN) * self.k
-        return backdrop.transform((self.size, self.size), Image.AFFINE, (1, 0, offset[0], 0, 1, offset[1]), Image.BILINEAR)
+        grain = backdrop.width / ((SIDE + 2 * MARGIN) * self.k)
+        if grain == 1 and not shift.any():
+            left, top = offset.astype(int).tolist()
+            return backdrop.crop((left, top, left + self.size, top + self.size))
+        x, y = (offset * grain).tolist()
+        return backdrop.transform((self.size, self.size), Image.AFFINE, (grain, 0, x, 0, grain, y), Image.BILINEAR)
 
     def backdrop(self, scene: Scene, rng: np.random.Generator) -> Image.Image:
-        """A larger picture of smooth noise, stripes or a gradient, with clutter: shapes and scraps of sprites' colours."""
-        side = int((SIDE + 2 * MARGIN) * self.k)
+        """A larger picture of smooth noise, stripes or a gradient, with clutter: crisp, or soft and then at half the size."""
+        soft = rng.uniform(0.6, 1.6) if rng.random() < 0.6 else 0.0
+        side = int((SIDE + 2 * MARGIN) * self.k) // (2 if soft else 1)
         base = rng.uniform(20, 235, 3)
         noise = np.zeros((48, 48, 3), np.float32)
         for cells in (3, 7, 17):
             coarse = rng.standard_normal((cells, cells, 3)).astype(np.float32)
             coarse = 0.5 * coarse + 0.5 * coarse.mean(axis=-1, keepdims=True)
-            planes = [np.asarray(Image.fromarray(np.ascontiguousarray(coarse[..., c])).resize((48, 48), Image.BICUBIC)) for c in range(3)]
-            noise += np.stack(planes, -1) * rng.uniform(4, 30)
-        canvas = Image.fromarray(np.clip(base + noise, 0, 255).astype(np.uint8)).resize((side, side), Image.BICUBIC)
+            planes = [Image.fromarray(np.ascontiguousarray(coarse[..., c])).resize((48, 48), Image.BICUBIC) for c in range(3)]
+            noise += np.stack([np.asarray(p) for p in planes], -1) * rng.uniform(4, 30)
+        canvas = Image.fromarray(np.clip(base + noise, 0, 255).astype(np.uint8)).resize((side, side), Image.BILINEAR)
         pen = ImageDraw.Draw(canvas)
         if rng.random() < 0.3:
             self._stripes(pen, side, base, rng)
         for _ in range(int(rng.integers(0, 26))):
             self._clutter(pen, side, base, rng)
-        return canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0, 2.2) * self.k))
+        return canvas.filter(ImageFilter.GaussianBlur(soft * self.k)) if soft else canvas
 
     @staticmethod
     def _stripes(pen: ImageDraw.ImageDraw, side: int, base: np.ndarray, rng: np.random.Generator) -> None:

@@ -33,12 +33,13 @@ from .evaluate import Options, clips_of, evaluate
 from .network import Policy, encode, memoryless, normalize, track
 
 STREAMS = (
-    Stream("image", 1, 160, 3), Stream("clip", 8, 32, 3), Stream("long16", 16, 16, 2), Stream("long12", 12, 16, 2),
-    Stream("visual", 8, 24, 2, visual=True), Stream("visual_image", 1, 96, 3, visual=True),
+    Stream("image", 1, 128, 5), Stream("clip", 8, 32, 3), Stream("long16", 16, 20, 2), Stream("long12", 12, 24, 2),
+    Stream("visual", 8, 24, 2, visual=True), Stream("visual_image", 1, 192, 2, visual=True),
 )
 # part of the steps per stream at the given part of the budget; between two rows the mix changes linearly
-MIX = ((0.0, (0.85, 0.05, 0.0, 0.0, 0.0, 0.10)), (0.15, (0.45, 0.42, 0.0, 0.0, 0.06, 0.07)),
-       (0.35, (0.15, 0.55, 0.08, 0.05, 0.14, 0.03)), (1.0, (0.08, 0.44, 0.20, 0.12, 0.14, 0.02)))
+MIX = ((0.0, (0.75, 0.0, 0.0, 0.0, 0.0, 0.25)), (0.06, (0.75, 0.10, 0.0, 0.0, 0.0, 0.15)),
+       (0.18, (0.40, 0.44, 0.0, 0.0, 0.08, 0.08)), (0.4, (0.18, 0.52, 0.08, 0.06, 0.13, 0.03)),
+       (1.0, (0.10, 0.42, 0.20, 0.12, 0.14, 0.02)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Settings:
     out: Path = Path("build/nano/run")
     total_minutes: float = 17.0
     minutes: float = 1e9
-    rate: float = 1.5e-3
+    rate: float = 1e-3
     warmup: int = 200
     decay: float = 0.04
     average: float = 0.999
@@ -57,7 +58,8 @@ class Settings:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     scale: float = 0.0
     """Clips per batch as a part of `STREAMS`; 0 is 1 on a GPU and 1/16 on a CPU."""
-    compile: bool = False
+    profile: bool = False
+    """Wait for the device after each step and log milliseconds per stream."""
     validate: float = 2.5
     """Minutes between validations."""
     validation_clips: int = 36
@@ -77,6 +79,7 @@ class Trainer:
         self.streams = [replace(x, clips=max(2, round(x.clips * scale))) for x in STREAMS]
         self.model = Samwise(nano_config()).to(self.device)
         initialize(self.model)
+        self.looks = losses.LooksHead(self.model.config.sam.width).to(self.device)
         self.average = {k: v.detach().clone().float() for k, v in self.model.state_dict().items() if v.is_floating_point()}
         self.optimizer = self._optimizer()
         self.step, self.spent, self.taken = 0, 0.0, dict.fromkeys((x.name for x in self.streams), 0)
@@ -87,26 +90,12 @@ class Trainer:
         settings.out.mkdir(parents=True, exist_ok=True)
         if (settings.out / "last.pth").is_file():
             self._resume(settings.out / "last.pth")
-        if settings.compile:
-            self._compile()
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        matrices = [p for p in self.model.parameters() if p.ndim >= 2 and p.requires_grad]
-        vectors = [p for p in self.model.parameters() if p.ndim < 2 and p.requires_grad]
+        everything = [*self.model.parameters(), *self.looks.parameters()]
+        matrices, vectors = ([p for p in everything if (p.ndim >= 2) == many] for many in (True, False))
         return torch.optim.AdamW([{"params": matrices, "weight_decay": self.s.decay}, {"params": vectors, "weight_decay": 0.0}],
                                  lr=self.s.rate, betas=(0.9, 0.98), fused=self.gpu)
-
-    def _compile(self) -> None:
-        """Compile what runs often with fixed shapes; falls back to eager if the compiler is missing."""
-        import torch._dynamo
-
-        torch._dynamo.config.suppress_errors = True
-        torch._dynamo.config.cache_size_limit = 64
-        self.model.sam.trunk.run = torch.compile(self.model.sam.trunk.run, dynamic=False)
-        for adapter in self.model.cmt_adapters:
-            adapter.forward = torch.compile(adapter.forward, dynamic=False)
-        self.model.decode = torch.compile(self.model.decode, dynamic=False)
-        self.model.remember = torch.compile(self.model.remember, dynamic=False)
 
     # ---- one step -------------------------------------------------------------------------------------------------
 
@@ -117,8 +106,9 @@ class Trainer:
         targets = torch.from_numpy(batch.targets).to(self.device)
         truth = losses.ground_truth(owners, targets)
         half = torch.autocast("cuda", torch.bfloat16) if self.gpu else nullcontext()
+        began = time.monotonic()
         with half:
-            parts = self._visual(batch, frames, truth) if batch.stream.visual else self._sentences(batch, frames, truth)
+            parts = self._visual(batch, frames, owners, truth) if batch.stream.visual else self._sentences(batch, frames, truth)
             loss = sum(losses.total(part) for part in parts.values())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -128,6 +118,9 @@ class Trainer:
         self.optimizer.step()
         self._average()
         self.step += 1
+        if self.s.profile and self.gpu:
+            torch.cuda.synchronize()
+            parts["time"] = {"_ms": torch.tensor(1000 * (time.monotonic() - began))}
         self.pending.append({f"{batch.stream.name}.{part}.{name}": value.detach() for part, values in parts.items()
                              for name, value in values.items()} | {"norm": norm})
 
@@ -155,13 +148,19 @@ class Trainer:
         chosen = torch.rand(len(truth), device=self.device, generator=self.random) < part
         return torch.where(chosen[:, None, None, None], truth.to(torch.int8), -1)
 
-    def _visual(self, batch: Batch, frames: Tensor, truth: Tensor) -> dict[str, dict[str, Tensor]]:
+    def _visual(self, batch: Batch, frames: Tensor, owners: Tensor, truth: Tensor) -> dict[str, dict[str, Tensor]]:
         clip = encode(self.model, normalize(frames), None, None, batch.stream.sentences)
         modes = torch.randint(0, len(prompts.MODES), (len(truth),), device=self.device, generator=self.random)
         begin = prompts.start(self.model, truth[:, 0], modes, permanent=bool(self.draw.random() < 0.6), generator=self.random,
                               scaled=bool(self.draw.random() < 0.5))
-        tracked = track(self.model, clip, Policy(), begin)
-        return {"tracked": losses.frame_losses(tracked.logits, tracked.iou, tracked.score, truth)}
+        tokens = tuple(self.draw.choice(4, batch.stream.frames, p=(0.4, 0.2, 0.2, 0.2)).tolist())
+        tracked = track(self.model, clip, Policy(tokens=tokens), begin)
+        every = [losses.frame_losses(tracked.all_logits[:, :, i], tracked.all_ious[:, :, i], tracked.score, truth)
+                 for i in range(4)]
+        looks = torch.from_numpy(batch.looks).to(self.device)
+        shown = clip.embedding[::batch.stream.sentences, 0]
+        return {"tracked": {name: sum(e[name] for e in every) / 4 for name in every[0]},
+                "looks": self.looks(shown, owners[:, 0], looks)}
 
     # ---- schedule -------------------------------------------------------------------------------------------------
 
@@ -270,13 +269,14 @@ class Trainer:
         write({"model": state, "config": to_dict(nano_config())}, path)
 
     def save(self) -> None:
-        write({"model": self.model.state_dict(), "average": self.average, "optimizer": self.optimizer.state_dict(),
+        write({"model": self.model.state_dict(), "looks": self.looks.state_dict(), "average": self.average, "optimizer": self.optimizer.state_dict(),
                "step": self.step, "spent": self.spent, "taken": self.taken, "random": self.random.get_state(),
                "draw": self.draw.bit_generator.state}, self.s.out / "last.pth")
 
     def _resume(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
+        self.looks.load_state_dict(state["looks"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.spent, self.taken = state["step"], state["spent"], state["taken"]
@@ -314,7 +314,7 @@ def main() -> None:
     parser.add_argument("--validate", type=float, default=d.validate, help="minutes between validations")
     parser.add_argument("--validation-clips", type=int, default=d.validation_clips)
     parser.add_argument("--report", type=int, default=d.report, help="steps between lines of the log")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the parts that run often")
+    parser.add_argument("--profile", action="store_true", help="log milliseconds per step of each stream (slower)")
     args = vars(parser.parse_args())
     steps = args.pop("steps")
     Trainer(Settings(**args)).run(steps)

@@ -1,0 +1,170 @@
+"""J, F and J&F of a bundle, on the nano test set or on a folder in a public layout.
+
+    python -m benchmarks.accuracy --engine engines/nano                             # fresh clips of the world
+    python -m benchmarks.accuracy --engine engines/nano --all                       # every switch in turn
+    python -m benchmarks.accuracy --engine engines/samwise --data DIR --layout mevis
+
+J is region similarity, F contour accuracy with a tolerance of 0.8 % of the diagonal (DAVIS). Intervals are 95 % bootstrap
+intervals over clips. Layouts: `davis` (JPEGImages, Annotations as indexed PNG, meta_expressions.json),
+`ytvos` (Ref-YouTube-VOS: meta_expressions.json, Annotations as indexed PNG), `mevis` (meta_expressions.json, mask_dict.json
+with run-length codes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import runtime
+from export.nano import scores
+from export.nano.scores import Record
+
+from . import datasets
+from .datasets import Case
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """One way to run. `prompt` other than text gives a click, box or mask on frame 0, which then does not count."""
+
+    prompt: str = "text"
+    shuffled: bool = False
+    conditional: bool = True
+    memory: bool = True
+    latency: str = "exact"
+
+
+VARIANTS = {
+    "text": Switches(), "shuffled sentences": Switches(shuffled=True), "memory off": Switches(memory=False),
+    "CME off": Switches(conditional=False), "low latency": Switches(latency="low"),
+    "click": Switches(prompt="click"), "box": Switches(prompt="box"), "mask": Switches(prompt="mask"),
+}
+
+
+def sentences(engine: runtime.Engine, case: Case, texts: list[str], switches: Switches) -> np.ndarray:
+    """Masks (N,T,H,W) bool of some sentences in one clip."""
+    prompts = [runtime.Text(text) for text in texts]
+    options: dict = {} if switches.conditional else {"conditional_memory": False}
+    # switches that a runtime may not have: it then refuses them by name
+    options |= {} if switches.memory else {"memory": False}
+    options |= {} if switches.latency == "exact" else {"latency": switches.latency}
+    with engine.session(prompts, **options) as session:
+        return np.stack([result.masks for result in session.stream(case.frames())], 1)
+
+
+def visual(engine: runtime.Engine, case: Case, kind: str) -> np.ndarray:
+    """Masks (N,T,H,W) of prompts drawn from the truth of frame 0: its most inner point, its box, or itself."""
+    with engine.session() as session:
+        masks = []
+        for t, frame in enumerate(case.frames()):
+            given = {k + 1: prompt_of(m[0], kind) for k, m in enumerate(case.masks)} if t == 0 else None
+            for result in session.push(frame, prompts=given) if given else session.push(frame):
+                masks.append(result.masks)
+    return np.stack(masks, 1)
+
+
+def prompt_of(mask: np.ndarray, kind: str) -> runtime.Points | runtime.Box | runtime.Mask:
+    """A click in the middle of the mask's thickest part, its tight box, or the mask, (H,W) bool."""
+    if kind == "mask":
+        return runtime.Mask(mask)
+    ys, xs = np.nonzero(mask)
+    if kind == "box":
+        return runtime.Box([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+    thick = mask
+    while True:  # peel until nothing is left
+        peeled = np.zeros_like(thick)
+        peeled[1:-1, 1:-1] = thick[1:-1, 1:-1] & thick[:-2, 1:-1] & thick[2:, 1:-1] & thick[1:-1, :-2] & thick[1:-1, 2:]
+        if not peeled.any():
+            break
+        thick = peeled
+    ys, xs = np.nonzero(thick)
+    middle = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)
+    return runtime.Points([[float(xs[middle]), float(ys[middle])]], [1])
+
+
+def measure(engine: runtime.Engine, cases: list[Case], switches: Switches, progress: Callable[[str], None]) -> list[Record]:
+    """Records of all cases."""
+    records: list[Record] = []
+    for i, case in enumerate(cases):
+        if switches.prompt == "text":
+            other = cases[(i + 1) % len(cases)].texts if switches.shuffled else case.texts
+            predicted = sentences(engine, case, [other[k % len(other)] for k in range(len(case.texts))], switches)
+            skip = 0
+        else:
+            case = case.promptable()
+            if not case.texts:
+                continue
+            predicted, skip = visual(engine, case, switches.prompt), 1
+        for mask, truth, text, kind, unseen in zip(predicted, case.masks, case.texts, case.kinds, case.unseen):
+            counted = [t for t in range(skip, len(truth)) if case.annotated is None or t in case.annotated]
+            j, f = scores.score(mask[counted], truth[counted])
+            records.append(Record(case.name, text, kind, unseen, j, f))
+        progress(f"{i + 1}/{len(cases)} clips, J&F {np.mean([r.jf for r in records]):.3f}")
+    return records
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{text}  ", end="", file=sys.stderr, flush=True)
+
+
+def _cases(args: argparse.Namespace) -> Iterator[Case]:
+    if args.data is None:
+        return datasets.nano(args.clips, args.first, args.split)
+    return datasets.LAYOUTS[args.layout](args.data)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description="J&F of a bundle")
+    parser.add_argument("--engine", default="engines/nano", help="bundle, or folder of bundles (default: %(default)s)")
+    parser.add_argument("--model", help="which bundle of the folder")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--data", type=Path, help="data set; without it fresh clips of the nano world are drawn")
+    parser.add_argument("--layout", choices=datasets.LAYOUTS, default="davis", help="layout of --data")
+    parser.add_argument("--clips", type=int, default=60, help="clips to measure (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first clip of the nano test set")
+    parser.add_argument("--split", choices=("val", "test"), default="test")
+    parser.add_argument("--variant", choices=VARIANTS, action="append", help="what to run; may be repeated (default: text)")
+    parser.add_argument("--all", action="store_true", help="all variants that the bundle can run")
+    parser.add_argument("--json", type=Path, help="write tables and records here")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        engine = runtime.load(args.engine, model=args.model, backend=args.backend, threads=args.threads)
+        cases = [case for _, case in zip(range(args.clips), _cases(args))]
+    except (runtime.RuntimeFault, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    report = {"engine": str(args.engine), "data": str(args.data or f"nano {args.split}"), "clips": len(cases), "variants": {}}
+    for name in VARIANTS if args.all else args.variant or ["text"]:
+        began = time.perf_counter()
+        try:
+            records = measure(engine, cases, VARIANTS[name], _progress)
+        except (runtime.UserError, TypeError) as error:
+            if not args.all:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+            print(f"\n{name}: not run ({error})")
+            continue
+        rows = scores.table(records)
+        print(f"\n{name} ({time.perf_counter() - began:.0f} s)\n{scores.text(rows)}", flush=True)
+        report["variants"][name] = {"table": rows, "records": scores.dump(records)}
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,123 @@
+"""Clips with sentences and ground truth: the nano world, and folders in the layouts of public data sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One clip. `frames()` yields uint8 (H,W,3); sentence k means `masks[k]` (T,H,W) bool. `annotated`: the frames that have
+    ground truth, None for all."""
+
+    name: str
+    frames: Callable[[], Iterator[np.ndarray]]
+    texts: list[str]
+    masks: list[np.ndarray]
+    kinds: list[str] = field(default_factory=list)
+    unseen: list[bool] = field(default_factory=list)
+    annotated: frozenset[int] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", self.kinds or ["sentence"] * len(self.texts))
+        object.__setattr__(self, "unseen", self.unseen or [False] * len(self.texts))
+
+    def promptable(self) -> Case:
+        """One sentence per object, of those that show well on frame 0: for clicks, boxes and masks there."""
+        chosen: list[int] = []
+        for k, mask in enumerate(self.masks):
+            shows = mask[0].sum() > max(60, 0.3 * mask.sum(axis=(1, 2)).max())
+            if shows and not any((self.masks[c] == mask).all() for c in chosen):
+                chosen.append(k)
+        return replace(self, texts=[self.texts[k] for k in chosen], masks=[self.masks[k] for k in chosen],
+                       kinds=[self.kinds[k] for k in chosen], unseen=[self.unseen[k] for k in chosen])
+
+
+def nano(count: int, first: int = 0, split: str = "test") -> Iterator[Case]:
+    """Clips of the world, drawn here and now. Needs the sprites (see `export.nano.sprites`)."""
+    from export.nano.world import World, test_clips
+
+    for i, clip in enumerate(test_clips(World(), count, split, first)):
+        yield Case(f"{split}{first + i}", partial(iter, clip.frames), [e.text for e in clip.expressions],
+                   [clip.masks(e) for e in clip.expressions], [e.kind for e in clip.expressions],
+                   [e.unseen for e in clip.expressions])
+
+
+def _read(paths: list[Path]) -> Iterator[np.ndarray]:
+    for path in paths:
+        yield np.asarray(Image.open(path).convert("RGB"))
+
+
+def _need(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: missing; is --data the folder that holds it, and --layout right?")
+    return path
+
+
+def _frames(folder: Path, names: list[str] | None = None) -> list[Path]:
+    files = sorted(p for p in _need(folder).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    by_name = {p.stem: p for p in files}
+    return files if names is None else [by_name[n] for n in names]
+
+
+def _indexed(folder: Path, frames: list[Path]) -> tuple[np.ndarray, frozenset[int] | None]:
+    """Object numbers (T,H,W) of indexed PNGs, and which frames have one."""
+    found = {t: folder / f"{p.stem}.png" for t, p in enumerate(frames)}
+    found = {t: p for t, p in found.items() if p.is_file()}
+    if not found:
+        raise FileNotFoundError(f"{folder}: no mask for any frame")
+    first = np.asarray(Image.open(next(iter(found.values()))))
+    owners = np.zeros((len(frames), *first.shape[:2]), np.uint8)
+    for t, path in found.items():
+        owners[t] = np.asarray(Image.open(path))
+    return owners, None if len(found) == len(frames) else frozenset(found)
+
+
+def _pictures(root: Path, video: str) -> Path:
+    """JPEGImages/video, or under the resolution folder that DAVIS puts between."""
+    for folder in (root / "JPEGImages" / "480p" / video, root / "JPEGImages" / "Full-Resolution" / video,
+                   root / "JPEGImages" / video):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"{root / 'JPEGImages' / video}: missing; is --data the folder that holds JPEGImages?")
+
+
+def expressions(root: Path) -> Iterator[Case]:
+    """DAVIS-17 and Ref-YouTube-VOS: JPEGImages, Annotations (indexed PNG), meta_expressions.json with exp and obj_id."""
+    meta = json.loads(_need(root / "meta_expressions.json").read_text(encoding="utf-8"))["videos"]
+    for video, entry in meta.items():
+        folder = _pictures(root, video)
+        frames = _frames(folder, entry.get("frames"))
+        annotations = root / "Annotations" / folder.relative_to(root / "JPEGImages")
+        owners, annotated = _indexed(annotations if annotations.is_dir() else _need(root / "Annotations" / video), frames)
+        said = list(entry["expressions"].values())
+        yield Case(video, partial(_read, frames), [e["exp"] for e in said], [owners == int(e["obj_id"]) for e in said],
+                   annotated=annotated)
+
+
+def mevis(root: Path) -> Iterator[Case]:
+    """MeViS: JPEGImages, meta_expressions.json (exp, anno_id) and mask_dict.json (COCO run-length codes per frame)."""
+    from pycocotools import mask as coco
+
+    meta = json.loads(_need(root / "meta_expressions.json").read_text(encoding="utf-8"))["videos"]
+    codes = json.loads(_need(root / "mask_dict.json").read_text(encoding="utf-8"))
+    for video, entry in meta.items():
+        frames = _frames(_pictures(root, video), entry.get("frames"))
+        texts, masks = [], []
+        for e in entry["expressions"].values():
+            layers = [[None if c is None else coco.decode(c).astype(bool) for c in codes[str(a)]] for a in e["anno_id"]]
+            empty = np.zeros_like(next(m for layer in layers for m in layer if m is not None))
+            masks.append(np.stack([np.logical_or.reduce([empty if layer[t] is None else layer[t] for layer in layers])
+                                   for t in range(len(frames))]))
+            texts.append(e["exp"])
+        yield Case(video, partial(_read, frames), texts, masks)
+
+
+LAYOUTS: dict[str, Callable[[Path], Iterator[Case]]] = {"davis": expressions, "ytvos": expressions, "mevis": mevis}

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -34,18 +34,20 @@ GRAPHS = "graphs"
 PRECISIONS = ("fp32", "fp16")
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
-KEPT_FLOAT = frozenset({"pixels", "score", "iou", "decision"})
+KEPT_FLOAT = frozenset({"pixels", "score", "iou", "ious", "decision", "points", "pointer_distance", "mask"})
 """Tensors between stages that stay float32 in a half bundle, besides every `*_logits`: the schedule reads them on the
-host or compares them with zero, and pixels come from an integer picture that half would round once more."""
+host or compares them with zero, pixels come from an integer picture that half would round once more, and so do points."""
 
 Report = Callable[[str], None]
 
 
 def export_bundle(network: Network, out: str | Path, name: str, *, precision: str = "fp32",
-                  tokenizer_source: str | Path | None = None, check: bool = True, clip: bool = True,
-                  backend: str = "ort", threads: int | None = None, report: Report = lambda line: None) -> Path:
+                  tokenizer_source: str | Path | None = None, forms: Collection[str] | None = None, check: bool = True,
+                  clip: bool = True, backend: str = "ort", threads: int | None = None,
+                  report: Report = lambda line: None) -> Path:
     """Export `network` as `out/name` and return that folder; a bundle of that name is replaced in one step.
 
+    forms    forms to write besides "default"; None for all that the stages have
     check    compare every stage with torch, and (with `clip`) a whole clip; without it nothing vouches for the graphs
     backend  what the graphs are compared on
     Raises ParityError or ExportError (nothing published), UserError for a bad name, precision or tokenizer.
@@ -53,7 +55,7 @@ def export_bundle(network: Network, out: str | Path, name: str, *, precision: st
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     with replacing(Path(out), name) as folder:
-        job = _Job(folder, folder.with_name(".rounded"), precision, check, create(backend, threads), report)
+        job = _Job(folder, folder.with_name(".rounded"), precision, forms, check, create(backend, threads), report)
         job.prepare()
         file = tokenizer_source and tokenizer.write(tokenizer_source, folder, network.vocabulary)
         for path, source in network.attachments.items():
@@ -84,6 +86,7 @@ class _Job:
     folder: Path
     rounded: Path
     precision: str
+    forms: Collection[str] | None
     check: bool
     runner: Backend
     report: Report
@@ -97,7 +100,8 @@ class _Job:
         specs: dict[str, StageSpec] = {}
         rows: list[parity.Row] = []
         bounds: dict[str, tuple[int, int]] = {}
-        for stage in network.stages():
+        stages = list(network.stages())
+        for number, stage in enumerate(stages, 1):
             start = time.perf_counter()
             for symbol, pair in stage.bounds.items():
                 if bounds.setdefault(symbol, tuple(pair)) != tuple(pair):
@@ -107,7 +111,7 @@ class _Job:
             rows += found
             size = sum(p.stat().st_size for p in _files_of(self.folder, stage.name)) / 1e6
             error = f"  rel. L2 {max(r.error for r in found):.1e}" if found else ""
-            self.report(f"{stage.name:20} {specs[stage.name].precision:14} {size:8.1f} MB "
+            self.report(f"[{number:2}/{len(stages)}] {stage.name:20} {specs[stage.name].precision:14} {size:8.1f} MB "
                         f"{time.perf_counter() - start:6.1f} s{error}")
             if self.check:
                 parity.require(found)
@@ -115,14 +119,13 @@ class _Job:
 
     def stage(self, stage: Stage) -> tuple[StageSpec, list[parity.Row]]:
         """Write every form of one stage. Returns its signature and, if wanted, how it compares with torch."""
-        models = {form: onnx.trace(stage, form) for form in stage.forms}
+        wanted = stage.forms if self.forms is None else {"default", *self.forms} & stage.forms.keys()
+        models = {form: onnx.trace(stage, form) for form in sorted(wanted)}
         if self.precision == "fp32":
             spec, rows = _write_stage(stage, stage.spec, models, self.folder), []
         else:
             spec, rows = self.climb(stage, models)
-        for form in spec.files if self.check else ():
-            rows += parity.compare_stage(stage, spec, self.folder, self.runner, form)
-        return spec, rows if self.check else []
+        return spec, [*rows, *parity.compare_stage(stage, spec, self.folder, self.runner)] if self.check else []
 
     def climb(self, stage: Stage, models: Mapping[str, ir.Model]) -> tuple[StageSpec, list[parity.Row]]:
         """Half precision with the narrowest islands whose error is within the threshold; float32 inside if none is."""
@@ -132,7 +135,7 @@ class _Job:
             spec = replace(signature, precision=level.name if level else precision.FP32)
             model = precision.emulated(precision.to_half(models["default"], level, half))
             rounded = _write_stage(stage, spec, {"default": model}, self.rounded)
-            rows = parity.compare_stage(stage, rounded, self.rounded, self.runner, limit=parity.STAGE_ERROR["fp16"])
+            rows = parity.compare_stage(stage, rounded, self.rounded, self.runner, parity.STAGE_ERROR["fp16"])
             if all(row.passed for row in rows):
                 break
         rows = [replace(row, what=f"{stage.name} [rounded]") for row in rows]

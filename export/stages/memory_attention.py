@@ -104,12 +104,16 @@ class FoldedMemoryLayer(nn.Module):
         self.linear1, self.linear2 = layer.linear1, layer.linear2
         self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
 
-    def forward(self, x_bnd: Tensor, keys_bsnm: Tensor, pointer_keys_bpm: Tensor, values_bsm: Tensor,
-                cos: Tensor, sin: Tensor) -> Tensor:
-        split = (1, pieces(x_bnd.shape[1]))
+    def own(self, x_bnd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Self-attention."""
         q, k, v = self.qkv(self.norm1(x_bnd)).split(self.width, -1)
         q, k = rotate_halves(q, cos, sin), rotate_halves(k, cos, sin)
-        x_bnd = x_bnd + self.own_out(attend(q, k, v, split=split))
+        return x_bnd + self.own_out(attend(q, k, v, split=(1, pieces(x_bnd.shape[1]))))
+
+    def forward(self, x_bnd: Tensor, keys_bsnm: Tensor, pointer_keys_bpm: Tensor, values_bsm: Tensor,
+                cos: Tensor, sin: Tensor) -> Tensor:
+        """Everything after self-attention."""
+        split = (1, pieces(x_bnd.shape[1]))
         q = rotate_halves(self.q(self.norm2(x_bnd)), cos, sin)
         k = rotate_halves(self.k(keys_bsnm), cos, sin).flatten(1, 2)
         k = torch.cat((k, self.k(pointer_keys_bpm)), 1)
@@ -120,8 +124,9 @@ class FoldedMemoryLayer(nn.Module):
 class MemoryAttentionStage(nn.Module):
     """embedding (E,N,D), map_index (B), memory (B,S,N,M), memory_age (B,S), pointers (B,P,D) -> conditioned (B,N,D).
 
-    With `pointer_projection` (SAM 2.1) a further input `pointer_position` (B,P) float gives each pointer's distance as a
-    fraction of the longest one.
+    With `pointer_projection` (SAM 2.1) a further input `pointer_distance` (B,P) float gives each pointer's distance as a
+    fraction of the longest one. The first self-attention sees nothing of the memory: it runs once per map, before
+    `map_index` hands the maps out to objects.
     """
 
     def __init__(self, attention: MemoryAttention, ages: Tensor, wide: bool = False,
@@ -137,12 +142,12 @@ class MemoryAttentionStage(nn.Module):
         self.register_buffer("sin", attention.sin)
 
     def forward(self, embedding: Tensor, map_index: Tensor, memory: Tensor, memory_age: Tensor, pointers: Tensor,
-                pointer_position: Tensor | None = None) -> tuple[Tensor]:
+                pointer_distance: Tensor | None = None) -> tuple[Tensor]:
         places = None
         if self.pointer_projection is not None:
-            places = self.pointer_projection(sine_distance(pointer_position, self.pointer_projection.in_features))
+            places = self.pointer_projection(sine_distance(pointer_distance, self.pointer_projection.in_features))
         tokens = remembered_tokens(memory, self.memory_grid, self.ages[memory_age], pointers, places)
-        x = embedding[map_index] + self.grid
-        for layer in self.layers:
-            x = layer(x, *tokens, self.cos, self.sin)
+        x = self.layers[0].own(embedding + self.grid, self.cos, self.sin)[map_index]
+        for i, layer in enumerate(self.layers):
+            x = layer(layer.own(x, self.cos, self.sin) if i else x, *tokens, self.cos, self.sin)
         return (self.norm(x),)

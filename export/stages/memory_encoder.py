@@ -59,3 +59,25 @@ class MemoryEncoderStage(nn.Module):
     def forward(self, embedding: Tensor, map_index: Tensor, mask_logits: Tensor) -> tuple[Tensor]:
         mask = upsample(mask_logits, self.image_size).sigmoid()
         return (self.encoder(embedding[map_index], mask),)
+
+
+class PromptMemoryStage(nn.Module):
+    """SAM 2's: further inputs `binarize` (B) bool and, with `absent` (SAM 2.1), `score` (B).
+
+    Prompted masks are binarised, tracked ones keep their soft edge; a frame on which the object is absent is marked. The
+    result is rounded to bfloat16, as the reference keeps its memory, whatever type it travels in.
+    """
+
+    def __init__(self, encoder: MemoryEncoder, image_size: int, absent: Tensor | None = None) -> None:
+        super().__init__()
+        self.encoder, self.image_size = encoder, image_size
+        self.register_buffer("absent", None if absent is None else absent.detach()[0].clone())
+
+    def forward(self, embedding: Tensor, map_index: Tensor, mask_logits: Tensor, binarize: Tensor,
+                score: Tensor | None = None) -> tuple[Tensor]:
+        logits = upsample(mask_logits, self.image_size)
+        mask = torch.where(binarize[:, None, None], (logits > 0).float(), logits.sigmoid())
+        slot = self.encoder(embedding[map_index], mask)
+        if self.absent is not None:
+            slot = slot + torch.where(score > 0, 0.0, 1.0)[:, None, None] * self.absent
+        return (slot.to(torch.bfloat16).to(slot.dtype),)

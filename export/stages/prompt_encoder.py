@@ -58,25 +58,3 @@ class TextPromptStage(nn.Module):
 
     def forward(self, text: Tensor, verb: Tensor | None = None) -> tuple[Tensor]:
         return (self.encoder.text(text[:1], None if verb is None else text[verb]),)
-
-
-class PointPromptStage(nn.Module):
-    """points (B,K,2) in input pixels, labels (B,K) int64 -> sparse (B,K,D)."""
-
-    def __init__(self, encoder: PromptEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, points: Tensor, labels: Tensor) -> tuple[Tensor]:
-        return (self.encoder.points(points, labels),)
-
-
-class MaskPromptStage(nn.Module):
-    """mask_logits (B,S4,S4) -> dense (B,N,D)."""
-
-    def __init__(self, encoder: PromptEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, mask_logits: Tensor) -> tuple[Tensor]:
-        return (self.encoder.masks(mask_logits),)

@@ -86,7 +86,7 @@ class Decoded:
 class Sam2:
     """Stages, buffers and memory of one SAM 2 bundle."""
 
-    STAGES = ("image_encoder", "prompt_encoder", "mask_prompt", "prompt_decoder", "memory_attention", "memory_encoder")
+    STAGES = ("image_encoder", "prompt_encoder", "mask_prompt", "prompt_decoder", "memory_attention", "prompt_memory_encoder")
 
     def __init__(self, bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> None:
         manifest = bundle.manifest
@@ -114,7 +114,7 @@ class Sam2:
 
     def _allocate(self) -> None:
         sizes = {"objects": self.batch, "prompt_tokens": 2, "slots": self.reach.slots + 1, "pointers": self.reach.pointers + 1}
-        for stage in ("prompt_encoder", "mask_prompt", "prompt_decoder", "memory_attention", "memory_encoder"):
+        for stage in ("prompt_encoder", "mask_prompt", "prompt_decoder", "memory_attention", "prompt_memory_encoder"):
             for tensor in self._specs[stage].outputs:
                 self._view(tensor, sizes)
         self._view(self._specs["memory_attention"].input("memory"), sizes)
@@ -141,7 +141,7 @@ class Sam2:
     def pool(self, pages: int = VIDEO_PAGES) -> PagePool:
         """The page pool with shelves of `pages`, made on first use and kept."""
         if pages not in self._pools:
-            slot = self._specs["memory_encoder"].output("memory_slot")
+            slot = self._specs["prompt_memory_encoder"].output("memory_slot")
             self._pools[pages] = PagePool(self._device, self.objects, pages, slot.shape[1], slot.shape[2], slot.dtype)
         return self._pools[pages]
 
@@ -193,7 +193,7 @@ class Sam2:
             high_res_1=picture.high_res_1, map_index=self._zeros[:n],
             multimask=np.array([q.multimask for q in queries]), **outputs)
         host = {name: self._device.download(array) for name, array in outputs.items() if name != "all_logits" or all_logits}
-        _, tokens, channels = self._specs["memory_encoder"].output("memory_slot").shape
+        _, tokens, channels = self._specs["prompt_memory_encoder"].output("memory_slot").shape
         per_pointer = spec.output("pointer").shape[1] // channels
         for i, query in enumerate(queries):
             slots, pointers = query.fill
@@ -251,7 +251,7 @@ class Sam2:
     def remember(self, picture: Picture, logits: Sequence[np.ndarray], binarize: Sequence[bool], scores: Sequence[float],
                  pages: Sequence[Page]) -> None:
         """Write what objects look like on `picture` into their pages: low-res mask logits, prompted or not, presence."""
-        spec = self._specs["memory_encoder"]
+        spec = self._specs["prompt_memory_encoder"]
         names = {t.name for t in spec.inputs}
         for start in range(0, len(pages), self.batch):
             part = slice(start, start + self.batch)
@@ -259,7 +259,7 @@ class Sam2:
             more = {"binarize": np.array(binarize[part], bool), "score": np.array(scores[part], np.float32)}
             # one object is written in place, several are written side by side and then put where they belong
             out = pages[start].array[None] if n == 1 else self._view(spec.output("memory_slot"), {"objects": n})
-            self._stages["memory_encoder"].run(
+            self._stages["prompt_memory_encoder"].run(
                 embedding=picture.embedding, map_index=self._zeros[:n],
                 mask_logits=np.stack(logits[part]).astype(np.float32, copy=False), memory_slot=out,
                 **{name: value for name, value in more.items() if name in names})

@@ -53,16 +53,16 @@ def parser(prog: str) -> Parser:
                description="Find and follow objects in a video: say what to look for, get masks of it on every frame.")
     p.set_defaults(prompts=None)
     g = p.add_argument_group("input")
-    g.add_argument("--video", "--image", metavar="SOURCE", help="video file, folder of frames, picture, camera number, or "
-                   "rtsp:// or http:// address; without it the bundle's demonstration clip runs")
+    g.add_argument("--video", "--image", metavar="SOURCE", help="video file, folder of frames, picture, camera number, "
+                   "or rtsp:// or http:// address; without it the bundle's demonstration clip runs")
     g.add_argument("--stride", type=_positive, default=1, metavar="N", help="look at every N-th frame only")
     g.add_argument("--max-frames", type=_positive, metavar="N", help="stop after N frames")
     g = p.add_argument_group("what to look for (one object each; repeat for more)")
     g.add_argument("--text", action=_Prompt, metavar="SENTENCE", help='a description, like "the dog moving left"')
-    g.add_argument("--tokens", action=_Prompt, metavar="0,627,2", help="a description as token ids, for bundles without "
-                   "tokenizer")
-    g.add_argument("--verbs", action=_Prompt, metavar="WORD,...", help="verbs of the --text just before (or positions in "
-                   "the --tokens), for bundles with a motion prompt")
+    g.add_argument("--tokens", action=_Prompt, metavar="0,627,2", help="a description as token ids, for bundles "
+                   "without tokenizer")
+    g.add_argument("--verbs", action=_Prompt, metavar="WORD,...", help="verbs of the --text just before (or "
+                   "positions in the --tokens), for bundles with a motion prompt")
     g = p.add_argument_group("output")
     g.add_argument("--out", default="out", metavar="FOLDER", help="where to write (default: %(default)s)")
     g.add_argument("--overlay", action=argparse.BooleanOptionalAction, default=True, help="draw the results")
@@ -72,10 +72,11 @@ def parser(prog: str) -> Parser:
     g.add_argument("--engine", default="engines", metavar="FOLDER", help="a bundle, or a folder of bundles "
                    "(default: %(default)s)")
     g.add_argument("--model", metavar="NAME", help="which bundle or network, where the folder holds several")
-    g.add_argument("--backend", default="auto", metavar="NAME", help="inference library; auto picks one that works here")
+    g.add_argument("--backend", default="auto", metavar="NAME",
+                   help="inference library; auto picks one that works here")
     g.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: the backend decides)")
-    g.add_argument("--conditional-memory", choices=("on", "off"), help="correct the memory when the object becomes clear "
-                   "only later (default: as the bundle has it)")
+    g.add_argument("--conditional-memory", choices=("on", "off"), help="correct the memory when the object becomes "
+                   "clear only later (default: as the bundle has it)")
     g.add_argument("--list", action="store_true", help="list the bundles in --engine, and stop")
     g.add_argument("--debug", action="store_true", help="show the traceback of a fault")
     return p

@@ -14,6 +14,9 @@ import numpy as np
 from .metrics import contour, dilate
 from .result import Result
 
+Corners = tuple[int, int, int, int]
+"""x0, y0, x1, y1."""
+
 FILL = 115
 """Part of the object's colour in the fill, of 256."""
 
@@ -25,7 +28,7 @@ LARGE_SIDE = 3840
 
 
 def palette() -> np.ndarray:
-    """The DAVIS palette, uint8 (256, 3): bits 0, 3, 6 of an index make the top bits of red, 1, 4, 7 green, 2, 5 blue."""
+    """The DAVIS palette, uint8 (256, 3): bits 0, 3, 6 of an index are the top bits of red, 1, 4, 7 green, 2, 5 blue."""
     index = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)
     for channel in range(3):
@@ -37,7 +40,7 @@ def palette() -> np.ndarray:
 
 
 def stack(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """One index per pixel, uint8 (H, W): 0 background, k+1 the object k; where objects overlap, the better score wins."""
+    """One index per pixel, uint8 (H, W): 0 background, k+1 object k; where objects overlap, the better score wins."""
     indexed = np.zeros(masks.shape[1:], np.uint8)
     for k in np.argsort(scores, kind="stable"):
         indexed[masks[k]] = k + 1
@@ -47,8 +50,8 @@ def stack(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
 class Painter:
     """Draws results of one video.
 
-    `size` (height, width) of the source; `labels` one text per object. `canvas` is the (height, width) of what comes out:
-    even, as H.264 wants it, and of a size at which letters can be read.
+    `size` (height, width) of the source; `labels` one text per object. `canvas` is the (height, width) of what comes
+    out: even, as H.264 wants it, and of a size at which letters can be read.
     """
 
     def __init__(self, size: tuple[int, int], labels: Sequence[str]) -> None:
@@ -72,7 +75,8 @@ class Painter:
                 boxes.append((int(k), self._object(image, self._enlarge_mask(result.masks[k]), int(k) + 1)))
         if boxes:
             image = self._write(image, sorted(boxes), result.scores)
-        return np.pad(image, ((0, self.canvas[0] - image.shape[0]), (0, self.canvas[1] - image.shape[1]), (0, 0)), "edge")
+        below, right = (whole - part for whole, part in zip(self.canvas, image.shape))
+        return np.pad(image, ((0, below), (0, right), (0, 0)), "edge")
 
     def _enlarge(self, frame: np.ndarray) -> np.ndarray:
         if self._inner == frame.shape[:2]:
@@ -89,8 +93,8 @@ class Painter:
         image = Image.fromarray(mask.astype(np.uint8) * 255).resize(self._inner[::-1], Image.Resampling.BILINEAR)
         return np.asarray(image) > 127
 
-    def _object(self, image: np.ndarray, mask: np.ndarray, colour: int) -> tuple[int, int, int, int]:
-        """Fill and outline one mask in place; returns its box (x0, y0, x1, y1)."""
+    def _object(self, image: np.ndarray, mask: np.ndarray, colour: int) -> Corners:
+        """Fill and outline one mask in place; returns its box."""
         rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
         if not len(rows):
             return 0, 0, 0, 0
@@ -104,12 +108,12 @@ class Painter:
         part[dilate(edge, self._unit)] = self._lines[colour]
         return x0, y0, x1, y1
 
-    def _write(self, image: np.ndarray, boxes: list[tuple[int, tuple[int, int, int, int]]], scores: np.ndarray) -> np.ndarray:
+    def _write(self, image: np.ndarray, boxes: list[tuple[int, Corners]], scores: np.ndarray) -> np.ndarray:
         from PIL import Image, ImageDraw
 
         picture = Image.fromarray(image)
         draw = ImageDraw.Draw(picture)
-        taken: list[tuple[int, int, int, int]] = []
+        taken: list[Corners] = []
         for k, box in boxes:
             font = _font(max(13, round(min(self._inner) / 26)), self._labels[k])
             text = _fit(draw, self._labels[k], f"  {scores[k]:.2f}", font, self._inner[1] - 4 * self._unit)
@@ -122,8 +126,7 @@ class Painter:
                       fill=(255, 255, 255) if light else (0, 0, 0))
         return np.asarray(picture)
 
-    def _place(self, extent: tuple[float, ...], box: tuple[int, int, int, int],
-               taken: list[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
+    def _place(self, extent: tuple[float, ...], box: Corners, taken: list[Corners]) -> Corners:
         """Where a label goes: above its object, else below, else wherever no other label is."""
         pad = 3 * self._unit
         width, height = round(extent[2] - extent[0]) + 2 * pad, round(extent[3] - extent[1]) + 2 * pad

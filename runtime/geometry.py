@@ -19,7 +19,7 @@ MAX_POINTS = 256
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Clicks on one object: `points` (K,2) as x, y in source pixels (0..1 if `normalized`), `labels` (K,) 1 yes, 0 no."""
+    """Clicks on one object: `points` (K,2) x, y in source pixels (0..1 if `normalized`), `labels` (K,) 1 yes, 0 no."""
 
     points: Sequence[Sequence[float]]
     labels: Sequence[int]

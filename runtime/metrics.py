@@ -16,7 +16,7 @@ BOUND = 0.008
 
 
 def jaccard(pred: np.ndarray, gt: np.ndarray) -> np.ndarray | float:
-    """J of masks (..., H, W), bool: float for one pair of masks, else an array of the leading shape. Empty on empty is 1."""
+    """J of masks (..., H, W), bool: a float for one pair, else an array of the leading shape. Empty on empty is 1."""
     pred, gt = _pair(pred, gt)
     union = (pred | gt).sum(axis=(-2, -1))
     score = np.where(union == 0, 1.0, (pred & gt).sum(axis=(-2, -1)) / np.maximum(union, 1))
@@ -24,15 +24,15 @@ def jaccard(pred: np.ndarray, gt: np.ndarray) -> np.ndarray | float:
 
 
 def boundary_f(pred: np.ndarray, gt: np.ndarray, bound: float = BOUND) -> np.ndarray | float:
-    """F of masks (..., H, W), bool: float for one pair of masks, else an array of the leading shape. Empty on empty is 1.
+    """F of masks (..., H, W), bool: a float for one pair, else an array of the leading shape. Empty on empty is 1.
 
     `bound`: tolerance, a part of the diagonal if below 1, else pixels.
     """
     pred, gt = _pair(pred, gt)
     if pred.ndim == 2:
         return _boundary_f(pred, gt, bound)
-    flat = [_boundary_f(p, g, bound) for p, g in zip(pred.reshape(-1, *pred.shape[-2:]), gt.reshape(-1, *gt.shape[-2:]))]
-    return np.array(flat).reshape(pred.shape[:-2])
+    pairs = zip(pred.reshape(-1, *pred.shape[-2:]), gt.reshape(-1, *gt.shape[-2:]))
+    return np.array([_boundary_f(p, g, bound) for p, g in pairs]).reshape(pred.shape[:-2])
 
 
 def contour(mask: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ import numpy as np
 
 from .drawing import ContactSheet, Painter, palette, stack
 from .errors import RuntimeFault, UserError
+from .pictures import reason
 from .result import Result
 
 MAX_INDEXED = 255
@@ -39,12 +40,12 @@ def writing(path: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError) as error:  # FFmpeg's own errors derive from one of these
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = "the disk is full; free some space" if full else f"cannot be written ({_why(error)}); check the folder"
+        why = "the disk is full; free some space" if full else f"cannot be written ({reason(error)}); check the folder"
         raise RuntimeFault(f"{path}: {why} or choose another --out; what was finished before is kept") from None
 
 
 class Records:
-    """`results.jsonl` while it runs, `results.json` in the end. Masks are COCO run lengths, boxes x, y, width, height."""
+    """`results.jsonl` while it runs, then `results.json`. Masks are COCO run lengths, boxes x, y, width, height."""
 
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
         self._lines, self.path = folder / "results.jsonl", folder / "results.json"
@@ -74,7 +75,7 @@ class Records:
         try:
             with writing(self.path), open(self._lines, "rb") as lines, open(part, "wb") as out:
                 next(lines)
-                head = json.dumps({**self._header, **footer}, ensure_ascii=False, indent=1).encode()
+                head = _encode({**self._header, **footer}, indent=1)
                 out.write(head[:-2] + b',\n "frames": [')  # head ends in a line feed and a brace
                 for i, line in enumerate(lines):
                     out.write((b",\n  " if i else b"\n  ") + line.rstrip(b"\n"))
@@ -87,7 +88,7 @@ class Records:
             self._lines.unlink()
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        line = _encode(record, separators=(",", ":")) + b"\n"
         start = self._file.tell()
         with writing(self._lines):
             try:
@@ -134,7 +135,7 @@ def write_png(path: Path, image: Any) -> None:
 
 
 class Overlay:
-    """H.264 video. Written in fragments, so that it plays even when the process is killed; an ordinary MP4 in the end."""
+    """H.264 video, written in fragments so that it plays even if the process is killed; an ordinary MP4 in the end."""
 
     def __init__(self, path: Path, canvas: tuple[int, int], fps: float) -> None:
         import av
@@ -149,11 +150,12 @@ class Overlay:
             try:
                 self._stream = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
             except (av.FFmpegError, ValueError):
-                raise RuntimeFault("this build of PyAV has no libx264; run with --no-overlay or pip install av") from None
+                raise RuntimeFault("this build of PyAV has no libx264; pip install av, or use --no-overlay") from None
         self._stream.height, self._stream.width = canvas
         self._stream.pix_fmt = "yuv420p"
-        seconds = max(1, round(fps))
-        self._stream.options = {"crf": "20", "preset": "veryfast", "g": str(seconds), "rc-lookahead": str(min(20, seconds))}
+        second = max(1, round(fps))
+        self._stream.options = {"crf": "20", "preset": "veryfast", "g": str(second),
+                                "rc-lookahead": str(min(20, second))}
         self._stream.codec_context.time_base = 1 / self._stream.codec_context.framerate
         self._count = 0
 
@@ -250,17 +252,17 @@ class Outputs:
             self._overlay.abandon()
 
 
+def _encode(record: Mapping[str, Any], **kwargs: Any) -> bytes:
+    # a file name may hold bytes that are no text; escaped they are JSON all the same
+    return json.dumps(record, ensure_ascii=False, **kwargs).encode("utf-8", "backslashreplace")
+
+
 def _clear(folder: Path) -> None:
-    """Make the folder, without what an earlier run left: it would pass for results of this one. Nobody else's files go."""
+    """Make the folder, without what an earlier run left: it would pass for results of this one. Other files stay."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         old = list((folder / "masks").glob("*.png"))
         if old and not any((folder / name).exists() for name in ("results.json", "results.jsonl")):
-            raise UserError(f"{folder / 'masks'}: holds pictures that no run of this command left; choose another --out")
+            raise UserError(f"{folder / 'masks'}: holds pictures that are not from this command; choose another --out")
         for path in (*old, *(folder / name for name in ("overlay.mp4", "overlay.png", "contact.png"))):
             path.unlink(missing_ok=True)
-
-
-def _why(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())[:160].rstrip(".")

@@ -59,7 +59,8 @@ class Summary(dict):
         rows += [[f"{o['id']}", _short(o["prompt"]), f"{o['visible']}/{self['done']}", f"{o['score']:.2f}",
                   *(f"{o[key]:.3f}" for key in measures)] for o in objects]
         if measures and len(objects) > 1:
-            rows.append(["", "mean", "", "", *(f"{sum(o[key] for o in objects) / len(objects):.3f}" for key in measures)])
+            means = [sum(o[key] for o in objects) / len(objects) for key in measures]
+            rows.append(["", "mean", "", "", *(f"{mean:.3f}" for mean in means)])
         lines = _table(rows)
         if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
             colours = palette().tolist()
@@ -67,7 +68,8 @@ class Summary(dict):
                 r, g, b = (min(255, 2 * c) for c in colours[number % 256])
                 lines[number] = f"\033[38;2;{r};{g};{b}m\N{BLACK SQUARE}\033[0m " + lines[number][2:]
         lines.append("")
-        lines.append(f"{self['done']} frame{'s' * (self['done'] != 1)} in {self['seconds']:.1f} s, {self['fps']:.2f} frames per second"
+        frames = f"{self['done']} frame{'s' * (self['done'] != 1)}"
+        lines.append(f"{frames} in {self['seconds']:.1f} s, {self['fps']:.2f} frames per second"
                      + (f" ({self['dropped']} dropped: slower than the camera)" if self.get("dropped") else ""))
         if self.get("files"):
             lines.append("written: " + "  ".join(self["files"]))
@@ -99,8 +101,9 @@ def listing(folder: Path, as_json: bool) -> int:
         print(json.dumps({"bundles": bundles, "broken": broken}, ensure_ascii=False))
     else:
         rows = [["name", "network", "variant", "precision", "picture", "MB", "text", "demo"]]
-        rows += [[b["name"], b["network"], b["variant"], b["precision"], f"{b['image_size']} px", f"{b['megabytes']:.0f}",
-                  "yes" if b["tokenizer"] else "token ids only", "yes" if b["demo"] else "no"] for b in bundles]
+        rows += [[b["name"], b["network"], b["variant"], b["precision"], f"{b['image_size']} px",
+                  f"{b['megabytes']:.0f}", "yes" if b["tokenizer"] else "token ids only", "yes" if b["demo"] else "no"]
+                 for b in bundles]
         print("\n".join(_table(rows) if bundles else [f"no bundle in {folder}"]))
     for message in broken:
         print("error: " + message, file=sys.stderr)

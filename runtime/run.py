@@ -1,8 +1,8 @@
 """The command: `python -m runtime.run --video clip.mp4 --text "the horse jumping" --out out/`.
 
 From the command line to files on disk, one frame at a time. Errors become one line and an exit code: 2 for what the
-caller can mend, 1 for the rest, 130 for Ctrl-C (128 + the signal's number in general). Whatever ends the run, the frames
-that were done are on disk and `results.json` says that it is not complete.
+caller can mend, 1 for the rest, 130 for Ctrl-C (128 + the signal's number in general). Whatever ends the run, the
+frames that were done are on disk and `results.json` says that it is not complete.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None, load: Any = None) -> int:
     """Run the command and return its exit code. `load` replaces `runtime.load` (for tests)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
+    if hasattr(sys.stdout, "reconfigure"):  # a prompt may hold letters that the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _main(argv, load)
     except UserError as error:
@@ -62,7 +64,9 @@ def _main(argv: list[str], load: Any) -> int:
     if args.video is not None and not prompts:
         raise UserError('say what to look for: --text "the horse jumping" (--help shows all options)')
     with contextlib.ExitStack() as stack:
-        video = stack.enter_context(frames(args.video, args.stride, args.max_frames)) if args.video is not None else None
+        video = None
+        if args.video is not None:
+            video = stack.enter_context(frames(args.video, args.stride, args.max_frames))
         if load is None:
             from . import load
         engine = stack.enter_context(
@@ -152,7 +156,7 @@ class Job:
         return self._fault
 
     def _feed(self) -> Iterator[np.ndarray]:
-        """Frames for the session. Where the video breaks off they end, and what waits in the session is still computed."""
+        """Frames for the session. They end where the video breaks off; what waits in the session is still computed."""
         while True:
             start = time.perf_counter()
             try:

@@ -1,8 +1,8 @@
 """Where frames come from: a picture, a folder of pictures, a video file, a camera or a network address.
 
 Each opener returns a `Source`: facts about the video, and an iterator of uint8 RGB arrays (H, W, 3) in display
-orientation. Grayscale becomes three equal channels, 16 bits keep their high byte, and transparency is shown over black.
-Pillow and PyAV are imported only here, and only when a source needs them.
+orientation, with grayscale, deep and transparent frames treated as in `pictures.py`. PyAV is imported when a source
+needs it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,7 @@ from typing import Any
 import numpy as np
 
 from .errors import VideoError
-
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".gif")
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF", "MPO")
-
-MAX_PIXELS = 1 << 26
-"""Frames above 67 megapixels (8192 x 8192) are refused: twice 8K, and far above what the networks look at."""
+from .pictures import PICTURES, check_size, is_picture, over_black, read_picture, reason
 
 FOLDER_FPS = 24.0
 """A folder of frames carries no speed; 24 is that of DAVIS."""
@@ -67,71 +62,8 @@ def open_source(source: str | Path | int, stride: int = 1) -> Source:
         if path.stat().st_size == 0:
             raise VideoError(f"{path}: the file is empty (0 bytes); copy or record it again")
     except OSError as error:
-        raise VideoError(f"{path}: not readable ({_why(error)}); check the path and its permissions") from None
-    return _picture(path) if _is_picture(path) else _file(path, stride)
-
-
-# ---------------------------------------------------------------------------------------------------------- pictures
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """One picture as uint8 RGB (H, W, 3), turned as its EXIF data says. Raises VideoError."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with _open_picture(path) as image:
-            check_size(image.height, image.width, path)
-            image = ImageOps.exif_transpose(image)
-            return _rgb(image, path)
-    except UnidentifiedImageError:
-        raise VideoError(f"{path}: not a picture, or its header is damaged") from None
-    except Image.DecompressionBombError:
-        raise VideoError(f"{path}: the picture is larger than {MAX_PIXELS:,} pixels; scale it down") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise VideoError(f"{path}: the picture is damaged or cut short ({_why(error)})") from None
-
-
-def _open_picture(path: Path) -> Any:
-    import warnings
-
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter, and an error
-        return Image.open(path, formats=FORMATS)
-
-
-def _rgb(image: Any, where: Path) -> np.ndarray:
-    if image.mode == "F":
-        raise VideoError(f"{where}: a picture of floating point numbers; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16 bits of gray, also where Pillow holds them in 32
-        gray = np.asarray(image).astype(np.int64).clip(0, 0xFFFF) >> 8
-        return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        return over_black(np.asarray(image.convert("RGBA")))
-    return np.array(image.convert("RGB"))
-
-
-def over_black(rgba: np.ndarray) -> np.ndarray:
-    """uint8 RGBA (H,W,4) shown over black, rounded, uint8 RGB (H,W,3)."""
-    product = rgba[..., :3].astype(np.uint16) * rgba[..., 3:] + 127
-    return (product // 255).astype(np.uint8)
-
-
-def check_size(height: int, width: int, where: Any) -> None:
-    """Raise VideoError for a frame without area or with too much of it."""
-    if height < 1 or width < 1:
-        raise VideoError(f"{where}: frames of {width}x{height} pixels hold nothing to look at")
-    if height * width > MAX_PIXELS:
-        raise VideoError(f"{where}: frames of {width}x{height} are larger than {MAX_PIXELS:,} pixels; scale them down")
-
-
-def _is_picture(path: Path) -> bool:
-    try:
-        with _open_picture(path) as image:
-            return getattr(image, "n_frames", 1) == 1 or image.format == "MPO"
-    except Exception:  # whatever is wrong with it is told by the reader that gets it
-        return path.suffix.lower() in PICTURES and path.suffix.lower() != ".gif"
+        raise VideoError(f"{path}: not readable ({reason(error)}); check the path and its permissions") from None
+    return _picture(path) if is_picture(path) else _file(path, stride)
 
 
 def _picture(path: Path) -> Source:
@@ -148,7 +80,8 @@ def _folder(path: Path, stride: int) -> Source:
 
 def natural(name: str) -> list[Any]:
     """Sort key under which frame2 comes before frame10."""
-    return [(0, int(part), part) if part.isdigit() else (1, 0, part.lower()) for part in re.findall(r"[0-9]+|[^0-9]+", name)]
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(0, int(part), part) if part.isdigit() else (1, 0, part.lower()) for part in parts]
 
 
 # ------------------------------------------------------------------------------------------------------------- video
@@ -224,8 +157,8 @@ def _stream(container: Any, name: str) -> Any:
         raise VideoError(f"{name}: a text file, not a video")
     streams = [s for s in container.streams.video if "attached" not in str(getattr(s, "disposition", "")).lower()]
     if not streams:
-        kinds = sorted({s.type for s in container.streams}) or ["nothing"]
-        raise VideoError(f"{name}: no video in this file (it holds {' and '.join(kinds)})")
+        kinds = " and ".join(sorted({s.type for s in container.streams}))
+        raise VideoError(f"{name}: no video in it, " + (f"only {kinds}" if kinds else "it is damaged or cut short"))
     if streams[0].codec_context is None:
         raise VideoError(f"{name}: the video is in a format that this build of PyAV cannot decode; convert it to H.264")
     streams[0].thread_type = "AUTO"
@@ -250,7 +183,7 @@ def _decode(source: Source, container: Any, stride: int) -> Iterator[np.ndarray]
                     decoded += 1
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"{source.name}: damaged or cut short after {decoded} "
-                             f"frame{'s' * (decoded != 1)} ({_why(error)})") from None
+                             f"frame{'s' * (decoded != 1)} ({reason(error)})") from None
         promised = _promised_seconds(container, stream)
     if decoded == 0:
         raise VideoError(f"{source.name}: holds no frame that can be decoded; the file is damaged or cut short")
@@ -287,7 +220,7 @@ def _live(source: Source, container: Any, opened: Callable[[], Any], stride: int
                         decoded += 1
             why = "it ended"
         except (av.FFmpegError, OSError) as error:
-            why = _why(error)
+            why = reason(error)
         container = None
         failures += 1
         if failures > RETRIES:
@@ -319,12 +252,7 @@ def _array(frame: Any, where: str) -> np.ndarray:
 
 def _open_failed(error: BaseException, live: bool) -> str:
     if live:
-        return f"does not answer ({_why(error)}); check the address, the cable or the network"
+        return f"does not answer ({reason(error)}); check the address, the cable or the network"
     if type(error).__name__ == "InvalidDataError":
         return "not a video, or damaged beyond reading (no valid header); copy or record it again"
-    return f"cannot be opened ({_why(error)})"
-
-
-def _why(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())[:160].rstrip(".")
+    return f"cannot be opened ({reason(error)})"

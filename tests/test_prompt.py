@@ -113,7 +113,8 @@ def test_a_damaged_tokenizer(tmp_path, content, error):
 
 
 @pytest.mark.parametrize("text, error", [
-    ("", "empty"), ("   \t", "blank"), ("\u200b", "blank"), (7, "must be a str, not int"), (b"dog", "must be a str, not bytes"),
+    ("", "empty"), ("   \t", "blank"), ("\u200b", "blank"), (7, "must be a str, not int"),
+    (b"dog", "must be a str, not bytes"),
     ("a\0b", "control character 0x00"), ("dog \udcff", "not text"), ("x" * 10_001, "10001 characters"),
 ])
 def test_what_is_no_sentence(text, error):
@@ -124,7 +125,8 @@ def test_what_is_no_sentence(text, error):
 @pytest.mark.parametrize("kwargs, error", [
     ({}, "exactly one"), ({"text": "a", "tokens": [1]}, "exactly one"), ({"tokens": []}, "empty"),
     ({"tokens": [0.5]}, "integers"), ({"tokens": [[1]]}, "integers"), ({"tokens": "abc"}, "integers"),
-    ({"tokens": [[1], [1, 2]]}, "integers"), ({"text": "a", "verbs": "run"}, "list"), ({"tokens": [1], "verbs": ["run"]}, "positions"),
+    ({"tokens": [[1], [1, 2]]}, "integers"), ({"text": "a", "verbs": "run"}, "list"),
+    ({"tokens": [1], "verbs": ["run"]}, "positions"),
 ])
 def test_mistakes_in_text(kwargs, error):
     with pytest.raises(PromptError, match=error):
@@ -167,9 +169,11 @@ def test_points_and_boxes_scale():
 
 
 @pytest.mark.parametrize("make, error", [
-    (lambda: Points([], []), "must be"), (lambda: Points([[1, 2]], [2]), "labels"), (lambda: Points([[1, 2]], [1, 0]), "labels"),
+    (lambda: Points([], []), "must be"), (lambda: Points([[1, 2]], [2]), "labels"),
+    (lambda: Points([[1, 2]], [1, 0]), "labels"),
     (lambda: Points([[1, float("nan")]], [1]), "finite"), (lambda: Points([[2, 0]], [1], normalized=True), "0..1"),
-    (lambda: Points([[5, 50]], [1]).scaled(10, 10), r"\(5, 50\) lies outside"), (lambda: Box([3, 0, 1, 4]), "left must be less"),
+    (lambda: Points([[5, 50]], [1]).scaled(10, 10), r"\(5, 50\) lies outside"),
+    (lambda: Box([3, 0, 1, 4]), "left must be less"),
     (lambda: Box([1, 2, 3]), "4 numbers"), (lambda: Box("abcd"), "numbers"), (lambda: Mask(np.zeros((4, 4))), "empty"),
     (lambda: Mask(np.ones((4, 4, 3))), "(H,W)"), (lambda: Mask(np.ones((4, 4))).checked(8, 6), "4x4, the video 6x8"),
 ])

@@ -15,7 +15,8 @@ from PIL import Image
 
 import runtime.sources
 from runtime import VideoError
-from runtime.sources import Source, natural, over_black, read_picture
+from runtime.pictures import over_black, read_picture
+from runtime.sources import Source, natural
 from runtime.video import Frames, frames
 
 
@@ -97,7 +98,8 @@ def test_pictures_of_every_kind_become_rgb(tmp_path, mode, level):
 def test_transparency_is_shown_over_black(tmp_path):
     Image.new("RGBA", (2, 2), (200, 100, 50, 128)).save(tmp_path / "a.png")
     assert read_picture(tmp_path / "a.png")[0, 0].tolist() == [100, 50, 25]
-    assert over_black(np.array([[[255, 255, 255, 0], [255, 7, 0, 255]]], np.uint8)).tolist() == [[[0, 0, 0], [255, 7, 0]]]
+    pixels = np.array([[[255, 255, 255, 0], [255, 7, 0, 255]]], np.uint8)
+    assert over_black(pixels).tolist() == [[[0, 0, 0], [255, 7, 0]]]
 
 
 def test_photos_are_turned_as_they_say(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
+import os
 import traceback
 from collections import deque
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ def _visible_first(clip: Clip, rng: np.random.Generator, count: int) -> list[tup
 
 
 def _worker(tasks, results, buffer, slot_bytes: int, size: int, atlas) -> None:
+    os.nice(5)  # the trainer feeds the device and must not wait for a core
     world = World(size, atlas)
     while (task := tasks.get()) is not None:
         slot, row, stream, seed = task

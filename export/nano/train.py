@@ -17,7 +17,6 @@ import json
 import math
 import os
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from .network import Policy, encode, memoryless, normalize, track
 
 STREAMS = (
     Stream("image", 1, 128, 5), Stream("clip", 8, 32, 3), Stream("long16", 16, 20, 2), Stream("long12", 12, 24, 2),
-    Stream("visual", 8, 24, 2, visual=True), Stream("visual_image", 1, 192, 2, visual=True),
+    Stream("visual", 8, 24, 2, visual=True), Stream("visual_image", 1, 128, 2, visual=True),
 )
 # part of the steps per stream at the given part of the budget; between two rows the mix changes linearly
 MIX = ((0.0, (0.75, 0.0, 0.0, 0.0, 0.0, 0.25)), (0.06, (0.75, 0.10, 0.0, 0.0, 0.0, 0.15)),
@@ -60,23 +59,25 @@ class Settings:
     """Clips per batch as a part of `STREAMS`; 0 is 1 on a GPU and 1/16 on a CPU."""
     profile: bool = False
     """Wait for the device after each step and log milliseconds per stream."""
-    validate: float = 2.5
+    validate: float = 4.0
     """Minutes between validations."""
-    validation_clips: int = 36
+    validation_clips: int = 24
     report: int = 50
 
 
 class Trainer:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, atlas: np.ndarray | None = None) -> None:
         self.s = settings
         torch.manual_seed(settings.seed)
         torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
         self.device = torch.device(settings.device)
-        self.gpu = self.device.type == "cuda"
-        if not self.gpu:
-            torch.set_num_threads(max(1, (os.cpu_count() or 2) - (settings.workers if settings.workers < 2 else 0)))
+        self.gpu = self.half = self.device.type == "cuda"
         scale = settings.scale or (1.0 if self.gpu else 1 / 16)
         self.streams = [replace(x, clips=max(2, round(x.clips * scale))) for x in STREAMS]
+        # the workers fork before the device is touched
+        self.loader = Loader(self.streams, settings.workers, ahead=6 if self.gpu else 3,
+                             atlas=sprites.load() if atlas is None else atlas)
         self.model = Samwise(nano_config()).to(self.device)
         initialize(self.model)
         self.looks = losses.LooksHead(self.model.config.sam.width).to(self.device)
@@ -105,9 +106,8 @@ class Trainer:
         frames = torch.from_numpy(batch.frames).to(self.device, non_blocking=True)
         targets = torch.from_numpy(batch.targets).to(self.device)
         truth = losses.ground_truth(owners, targets)
-        half = torch.autocast("cuda", torch.bfloat16) if self.gpu else nullcontext()
         began = time.monotonic()
-        with half:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             parts = self._visual(batch, frames, owners, truth) if batch.stream.visual else self._sentences(batch, frames, truth)
             loss = sum(losses.total(part) for part in parts.values())
         self.optimizer.zero_grad(set_to_none=True)
@@ -196,13 +196,13 @@ class Trainer:
     # ---- the run --------------------------------------------------------------------------------------------------
 
     def run(self, max_steps: int | None = None) -> None:
-        loader = Loader(self.streams, self.s.workers, ahead=6 if self.gpu else 3, atlas=sprites.load())
+        loader = self.loader
         began = clock = saved = time.monotonic()
         validated = self.spent
         waited = 0.0
-        for _ in range(loader.ahead):
-            self.request(loader)
         try:
+            for _ in range(loader.ahead):
+                self.request(loader)
             while self.fraction() < 1 and time.monotonic() - began < 60 * self.s.minutes:
                 before = time.monotonic()
                 batch = loader.next()
@@ -217,7 +217,7 @@ class Trainer:
                 if now - saved > 60:
                     self.save()
                     saved = now
-                if self.spent - validated > 60 * self.s.validate:
+                if self.s.validation_clips and self.spent - validated > 60 * self.s.validate:
                     validated = self.spent
                     self.validate()
                 if max_steps is not None and self.step >= max_steps:
@@ -226,8 +226,9 @@ class Trainer:
             loader.close()
         self.report(waited)
         self.save()
-        self.validate()
         self.export(self.s.out / "nano.pth")
+        if self.s.validation_clips:
+            self.validate()
 
     def report(self, waited: float = 0.0) -> None:
         if not self.pending:
@@ -264,8 +265,9 @@ class Trainer:
         return model.eval()
 
     def export(self, path: Path) -> None:
-        """The averaged weights in the layout of official checkpoints, float32."""
-        state = {k: v.detach().float().cpu() if v.is_floating_point() else v.cpu() for k, v in self.averaged().state_dict().items()}
+        """The averaged weights in the layout of official checkpoints: matrices in half precision, vectors in single."""
+        state = {name: value.cpu().half() if value.is_floating_point() and value.ndim >= 2 else value.cpu()
+                 for name, value in self.averaged().state_dict().items()}
         write({"model": state, "config": to_dict(nano_config())}, path)
 
     def save(self) -> None:

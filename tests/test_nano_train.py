@@ -1,0 +1,170 @@
+"""Training the nano network: gradients reach everything, labels are right, runs resume where they stopped."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from export.nano import losses, prompts, tokenizer, train
+from export.nano.config import from_dict, nano_config, to_dict
+from export.nano.data import NOBODY, Loader, Stream, looks, sample
+from export.nano.evaluate import Options, evaluate, load
+from export.nano.network import Policy, encode, memoryless, track
+from export.nano.sprites import placeholder
+from export.nano.world import World
+from export.models.samwise import Samwise, tiny_test_config
+
+
+@pytest.fixture(scope="module")
+def toy_network():
+    torch.manual_seed(0)
+    return Samwise(tiny_test_config())
+
+
+def pictures(count, frames, side=64):
+    return torch.randn(count, frames, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def test_config_survives_a_checkpoint():
+    config = nano_config()
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    parameters = sum(p.numel() for p in Samwise(config).parameters())
+    assert parameters < 8e6  # half of the 25 MB that weights and graphs may take, in half precision
+
+
+def test_sentences_that_share_a_clip_equal_sentences_alone(toy_network):
+    """The fused pass for several sentences, in windows, against the plain one."""
+    toy_network.eval()
+    pixels, tokens = pictures(2, 6), torch.randint(4, 90, (4, 5))
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    with torch.no_grad():
+        together = encode(toy_network, pixels, tokens, mask, 2)
+        for o in range(4):
+            for first in (0, 4):  # the toy's window is 4 frames
+                alone = toy_network.encode_clip(pixels[o // 2:o // 2 + 1, first:first + 4], tokens[o:o + 1])
+                part = slice(first, first + 4)
+                assert torch.allclose(together.embedding[o, part], alone.embedding[0], atol=1e-5)
+                assert torch.allclose(together.fine_1[o, part], alone.high_res_1[0], atol=1e-5)
+                assert torch.allclose(together.sparse[o, first], toy_network.prompt(alone.text)[0], atol=1e-5)
+
+
+def test_first_frame_has_no_memory_and_later_ones_do(toy_network):
+    toy_network.eval()
+    tokens = torch.randint(4, 90, (2, 5))
+    with torch.no_grad():
+        clip = encode(toy_network, pictures(1, 4), tokens, None, 2)
+        alone = memoryless(toy_network, clip).low_res_logits.unflatten(0, (2, 4))
+        with_memory = track(toy_network, clip, Policy()).logits
+        without = track(toy_network, clip, Policy(memory=False)).logits
+    assert torch.allclose(without, alone, atol=1e-5)
+    assert torch.allclose(with_memory[:, 0], alone[:, 0], atol=1e-5)
+    assert not torch.allclose(with_memory[:, 3], alone[:, 3], atol=1e-3)
+
+
+def test_every_parameter_learns(toy_network):
+    """Sentences with memory and decisions, and visual prompts, together reach every weight."""
+    toy_network.train().zero_grad()
+    with torch.no_grad():
+        toy_network.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(3.0)  # objects count as present
+    truth = torch.zeros(2, 8, 64, 64, dtype=torch.bool)
+    truth[:, :, 10:40, 20:50] = True
+    tokens = torch.randint(4, 90, (2, 5))
+    clip = encode(toy_network, pictures(1, 8), tokens, torch.ones_like(tokens, dtype=torch.bool), 2)
+    said = track(toy_network, clip, Policy(conditional=True, first=2, decide_all=True))
+    loss = losses.total(losses.frame_losses(said.logits, said.iou, said.score, truth))
+    loss = loss + sum(decision.sum() for _, decision, _ in said.decisions)
+    begin = prompts.start(toy_network, truth[:, 0].repeat(2, 1, 1), torch.arange(4), permanent=True)
+    shown = encode(toy_network, pictures(1, 8), None, None, 4)
+    seen = track(toy_network, shown, Policy(tokens=(0, 1, 2, 3, 0, 1, 2, 3)), begin)
+    loss = loss + sum(losses.total(losses.frame_losses(seen.all_logits[:, :, i], seen.all_ious[:, :, i], seen.score,
+                                                       truth.repeat(2, 1, 1, 1))) for i in range(4))
+    loss.backward()
+    idle = [name for name, p in toy_network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # the pointer of an absent object is not used while all are present
+    assert set(idle) <= {"sam.no_obj_ptr", "sam.sam_prompt_encoder.point_embeddings.0.weight"}, idle
+
+
+def test_decision_labels():
+    side = 8
+    left, right, none = (torch.zeros(side, side, dtype=torch.bool) for _ in range(3))
+    left[:, :3], right[:, 5:] = True, True
+    cases = [((left, right, right), 1), ((right, left, right), 0), ((right, right, right), 0), ((left, none, right), -1),
+             ((left, right, none), -1), ((none, right, right), 1)]
+    for (memory, alone, truth), label in cases:
+        assert losses.decision_labels(memory[None], alone[None], truth[None]).item() == label
+
+
+def test_losses_fall_with_better_masks():
+    truth = torch.zeros(1, 2, 32, 32, dtype=torch.bool)
+    truth[:, 0, 8:24, 8:24] = True
+    small = truth[:, :, ::4, ::4].float()
+    worse = losses.mask_losses(small * 2 - 1, truth)
+    better = losses.mask_losses(small * 16 - 8, truth)
+    wrong = losses.mask_losses(8 - small * 16, truth)
+    assert better["bce"] < worse["bce"] < wrong["bce"] and better["dice"] < worse["dice"] < wrong["dice"]
+    empty = losses.mask_losses(torch.full((1, 2, 8, 8), -9.0), torch.zeros_like(truth))
+    assert empty["dice"] == 0 and empty["bce"] < 1e-3
+
+
+def test_prompts_lie_in_the_mask():
+    masks = torch.zeros(3, 64, 64, dtype=torch.bool)
+    masks[0, 5:20, 30:60] = masks[1, 40:60, 3:9] = masks[2, 20:50, 20:50] = True
+    assert prompts.boxes(masks).tolist() == [[30, 5, 60, 20], [3, 40, 9, 60], [20, 20, 50, 50]]
+    for points, mask in zip(prompts.inner_points(masks, 5, torch.Generator().manual_seed(0)).long(), masks):
+        assert all(mask[y, x] for x, y in points.tolist())
+
+
+def test_batches_are_the_same_for_any_number_of_workers():
+    stream = Stream("clip", 2, 3, 2, negatives=0.5)
+    got = []
+    for workers in (1, 2):
+        loader = Loader([stream], workers, ahead=2, size=64, atlas=placeholder())
+        try:
+            loader.request(stream, 5)
+            loader.request(stream, 6)
+            batch = loader.next()
+            got.append((batch.frames.copy(), batch.owners.copy(), batch.targets, batch.tokens, batch.kinds, batch.looks))
+        finally:
+            loader.close()
+    for a, b in zip(*got):
+        assert np.array_equal(a, b)
+    targets, kinds = got[0][2].ravel(), got[0][4]
+    assert [t == NOBODY for t in targets] == [k == "absent" for k in kinds]
+
+
+def test_looks_name_what_stands_there():
+    world = World(64, placeholder())
+    clip, _ = sample(world, Stream("image", 1, 1, 2, visual=True), 3)
+    table = looks(clip)
+    assert table[0].tolist() == [0, 0]
+    assert (table[1:len(clip.scene.actors) + 1] > 0).all() and not table[len(clip.scene.actors) + 1:].any()
+
+
+def test_tokenizer_layout():
+    words = tokenizer.train(tokenizer.sentences(3000))
+    ids, mask = tokenizer.encode(words, ["the red dog", "the cat that starts to spin"])
+    assert words.get_vocab_size() <= tokenizer.VOCABULARY
+    assert ids[:, 0].tolist() == [0, 0] and ids[0, mask[0].sum() - 1] == 2 and ids[0, -1] == tokenizer.PAD
+    assert words.decode(ids[0][mask[0]].tolist()).strip() == "the red dog"
+    assert [words.token_to_id(t) for t in tokenizer.SPECIAL] == [0, 1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_run_trains_resumes_and_exports(tmp_path, monkeypatch):
+    every = [Stream("image", 1, 2, 2), Stream("clip", 3, 2, 1), Stream("visual", 2, 2, 1, visual=True)]
+    monkeypatch.setattr(train, "STREAMS", tuple(every))
+    monkeypatch.setattr(train, "MIX", ((0.0, (0.4, 0.3, 0.3)), (1.0, (0.4, 0.3, 0.3))))
+    settings = train.Settings(out=tmp_path, total_minutes=60, workers=1, device="cpu", scale=1.0, report=2, validation_clips=0,
+                              warmup=2)
+    train.Trainer(settings, placeholder()).run(max_steps=3)
+    second = train.Trainer(settings, placeholder())
+    second.half = True  # mixed precision, as on a GPU
+    assert second.step == 3 and second.spent > 0
+    second.run(max_steps=6)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "norm" in line][-1] == 6
+    model = load(tmp_path / "nano.pth")
+    world = World(atlas=placeholder())
+    records = evaluate(model, Options(boundary=False, clips=1), [world.clip("test", 0, 8)])
+    assert records and all(0 <= r.j <= 1 for r in records)

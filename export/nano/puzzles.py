@@ -14,7 +14,7 @@ from .meaning import unambiguous
 from .scene import SIDE, Actor, Expression, Path, Scene, camera, crossing, drift, motion
 from .words import COLOURS, MOVES, NAMES, held_out, phrase, pick
 
-STATIC = ("colour", "size", "position", "relation")
+STATIC = ("colour", "size", "position", "relation", "relation")
 MOVING = ("motion", "border", "earlier", "later")
 
 
@@ -255,7 +255,7 @@ def _gap(x: np.ndarray, y: np.ndarray, size: np.ndarray, other: Actor) -> float:
 def build(rng: np.random.Generator, frames: int, allow_unseen: bool, kinds: tuple[str, ...] | None = None) -> Scene:
     """A scene of 3 to 7 actors. `kinds`: puzzles to draw from, default all that `frames` frames can show."""
     if kinds is None:
-        kinds = STATIC if frames < 6 else (*STATIC, *MOVING, "motion", "motion")
+        kinds = STATIC if frames < 6 else (*STATIC, *MOVING, "motion", "motion", "earlier")
     while True:
         builder = Builder(rng, frames, allow_unseen)
         _fill(builder, kinds)

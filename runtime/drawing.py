@@ -6,7 +6,7 @@ agree on who is who. Drawing needs Pillow for the letters only; it is imported w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -39,23 +39,23 @@ def palette() -> np.ndarray:
     return colours
 
 
-def stack(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """One index per pixel, uint8 (H, W): 0 background, k+1 object k; where objects overlap, the better score wins."""
-    indexed = np.zeros(masks.shape[1:], np.uint8)
-    for k in np.argsort(scores, kind="stable"):
-        indexed[masks[k]] = k + 1
+def stack(result: Result) -> np.ndarray:
+    """Object id per pixel, uint8 (H, W), 0 for the background; where objects overlap, the better score wins."""
+    indexed = np.zeros(result.masks.shape[1:], np.uint8)
+    for k in np.argsort(result.scores, kind="stable"):
+        indexed[result.masks[k]] = result.object_ids[k]
     return indexed
 
 
 class Painter:
     """Draws results of one video.
 
-    `size` (height, width) of the source; `labels` one text per object. `canvas` is the (height, width) of what comes
+    `size` (height, width) of the source; `labels` one text per object id. `canvas` is the (height, width) of what comes
     out: even, as H.264 wants it, and of a size at which letters can be read.
     """
 
-    def __init__(self, size: tuple[int, int], labels: Sequence[str]) -> None:
-        self._labels = [" ".join(label.split()) for label in labels]
+    def __init__(self, size: tuple[int, int], labels: Mapping[int, str]) -> None:
+        self._labels = {identity: " ".join(label.split()) for identity, label in labels.items()}
         height, width = size
         self._repeat = max(1, min(-(-SMALL_SIDE // min(size)), LARGE_SIDE // max(size)))
         shrink = min(1.0, LARGE_SIDE / max(size))
@@ -72,9 +72,10 @@ class Painter:
         boxes = []
         for k in np.argsort(result.scores, kind="stable"):
             if result.masks[k].any():
-                boxes.append((int(k), self._object(image, self._enlarge_mask(result.masks[k]), int(k) + 1)))
+                colour = self._lines[result.object_ids[k] % 256]
+                boxes.append((int(k), self._object(image, self._enlarge_mask(result.masks[k]), colour)))
         if boxes:
-            image = self._write(image, sorted(boxes), result.scores)
+            image = self._write(image, sorted(boxes), result)
         below, right = (whole - part for whole, part in zip(self.canvas, image.shape))
         return np.pad(image, ((0, below), (0, right), (0, 0)), "edge")
 
@@ -93,7 +94,7 @@ class Painter:
         image = Image.fromarray(mask.astype(np.uint8) * 255).resize(self._inner[::-1], Image.Resampling.BILINEAR)
         return np.asarray(image) > 127
 
-    def _object(self, image: np.ndarray, mask: np.ndarray, colour: int) -> Corners:
+    def _object(self, image: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> Corners:
         """Fill and outline one mask in place; returns its box."""
         rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
         if not len(rows):
@@ -102,24 +103,26 @@ class Painter:
         margin = 3 * self._unit
         window = (slice(max(0, y0 - margin), y1 + margin), slice(max(0, x0 - margin), x1 + margin))
         part, inside = image[window], mask[window]
-        part[inside] = (part[inside] * np.uint16(256 - FILL) + self._lines[colour] * np.uint16(FILL)) >> 8
+        part[inside] = (part[inside] * np.uint16(256 - FILL) + colour * np.uint16(FILL)) >> 8
         edge = contour(inside)
         part[dilate(edge, 2 * self._unit)] //= 2  # a dark rim keeps the line visible on any ground
-        part[dilate(edge, self._unit)] = self._lines[colour]
+        part[dilate(edge, self._unit)] = colour
         return x0, y0, x1, y1
 
-    def _write(self, image: np.ndarray, boxes: list[tuple[int, Corners]], scores: np.ndarray) -> np.ndarray:
+    def _write(self, image: np.ndarray, boxes: list[tuple[int, Corners]], result: Result) -> np.ndarray:
         from PIL import Image, ImageDraw
 
         picture = Image.fromarray(image)
         draw = ImageDraw.Draw(picture)
         taken: list[Corners] = []
         for k, box in boxes:
-            font = _font(max(13, round(min(self._inner) / 26)), self._labels[k])
-            text = _fit(draw, self._labels[k], f"  {scores[k]:.2f}", font, self._inner[1] - 4 * self._unit)
+            identity = result.object_ids[k]
+            label = self._labels.get(identity, f"object {identity}")
+            font = _font(max(13, round(min(self._inner) / 26)), label)
+            text = _fit(draw, label, f"  {result.scores[k]:.2f}", font, self._inner[1] - 4 * self._unit)
             tag = self._place(draw.textbbox((0, 0), text, font=font), box, taken)
             taken.append(tag)
-            colour = tuple(int(c) for c in self._lines[k + 1])
+            colour = tuple(int(c) for c in self._lines[identity % 256])
             draw.rectangle((tag[0], tag[1], tag[2] - 1, tag[3] - 1), fill=colour)
             light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 120
             draw.text(((tag[0] + tag[2]) / 2, (tag[1] + tag[3]) / 2), text, font=font, anchor="mm",

@@ -12,7 +12,7 @@ import errno
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from .pictures import reason
 from .result import Result
 
 MAX_INDEXED = 255
-"""Objects that an indexed PNG can tell apart."""
+"""Largest object id in an indexed PNG."""
 
 FORMAT = 1
 """Version of results.json."""
@@ -103,7 +103,7 @@ class Records:
 
 
 class Masks:
-    """One indexed PNG per frame in the DAVIS palette; the object k of the results has index k."""
+    """One indexed PNG per frame in the DAVIS palette; an object's index is its id."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "masks"
@@ -115,7 +115,7 @@ class Masks:
         """Write one frame."""
         from PIL import Image
 
-        image = Image.fromarray(stack(result.masks, result.scores), "P")
+        image = Image.fromarray(stack(result), "P")
         image.putpalette(self._palette)
         write_png(self.folder / f"{name}.png", image)
 
@@ -197,12 +197,12 @@ class Overlay:
 class Outputs:
     """All that one run writes into one folder. A context manager; leave it by `close` for a finished `results.json`."""
 
-    def __init__(self, folder: str | Path, size: tuple[int, int], fps: float, labels: Sequence[str],
+    def __init__(self, folder: str | Path, size: tuple[int, int], fps: float, labels: Mapping[int, str],
                  header: Mapping[str, Any], overlay: bool = True, masks: bool = True, still: bool = False) -> None:
-        """`size` (height, width) of the source; `still`: one picture, so the overlay is a PNG and no sheet is made."""
+        """`size` (height, width) of the source; `labels` by object id; `still`: one picture, so the overlay is one too."""
         self.folder = Path(folder)
-        if masks and len(labels) > MAX_INDEXED:
-            raise UserError(f"{len(labels)} objects do not fit into indexed masks ({MAX_INDEXED}); use --no-masks")
+        if masks and not all(1 <= identity <= MAX_INDEXED for identity in labels):
+            raise UserError(f"indexed masks hold objects 1 to {MAX_INDEXED}, not {max(labels)}; use --no-masks")
         _clear(self.folder)
         self._records = Records(self.folder, header)
         self._masks = Masks(self.folder) if masks else None

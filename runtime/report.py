@@ -56,7 +56,7 @@ class Summary(dict):
         objects = self["objects"]
         measures = [key for key in ("J", "F", "J&F") if objects and key in objects[0]]
         rows = [["", "what", "visible", "score", *measures]]
-        rows += [[f"{o['id']}", _short(o["prompt"]), f"{o['visible']}/{self['done']}", f"{o['score']:.2f}",
+        rows += [[f"{o['id']}", _short(o["prompt"]), f"{o['visible']}/{o['followed']}", f"{o['score']:.2f}",
                   *(f"{o[key]:.3f}" for key in measures)] for o in objects]
         if measures and len(objects) > 1:
             means = [sum(o[key] for o in objects) / len(objects) for key in measures]
@@ -64,8 +64,8 @@ class Summary(dict):
         lines = _table(rows)
         if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
             colours = palette().tolist()
-            for number in range(1, len(objects) + 1):
-                r, g, b = (min(255, 2 * c) for c in colours[number % 256])
+            for number, entry in enumerate(objects, 1):
+                r, g, b = (min(255, 2 * c) for c in colours[entry["id"] % 256])
                 lines[number] = f"\033[38;2;{r};{g};{b}m\N{BLACK SQUARE}\033[0m " + lines[number][2:]
         lines.append("")
         frames = f"{self['done']} frame{'s' * (self['done'] != 1)}"
@@ -76,13 +76,15 @@ class Summary(dict):
         return lines + [f"note: {note}" for note in self["notes"]]
 
 
-def summary(job: Job, engine: Any, labels: list[str], complete: bool, quality: Quality | None) -> Summary:
+def summary(job: Job, engine: Any, labels: dict[int, str], complete: bool, quality: Quality | None) -> Summary:
     """Facts about a finished or interrupted run. Seconds per stage are sums over all calls."""
-    done = max(job.done, 1)
     out = Summary(complete=complete, done=job.done, seconds=round(job.seconds, 3),
                   fps=round(job.done / job.seconds, 3) if job.seconds else 0.0)
-    out["objects"] = [{"id": i + 1, "prompt": label, "visible": int(job.visible[i]),
-                       "score": round(float(job.score_sum[i]) / done, 4)} for i, label in enumerate(labels)]
+    out["objects"] = []
+    for identity, label in labels.items():
+        followed, visible, score = job.sums.get(identity, (0, 0, 0.0))
+        out["objects"].append({"id": identity, "prompt": label, "followed": int(followed), "visible": int(visible),
+                               "score": round(float(score) / max(followed, 1), 4)})
     for entry, row in zip(out["objects"], quality.table() if quality is not None else []):
         entry.update({key: round(value, 4) for key, value in row.items()})
     stages = {name: {"calls": calls, "seconds": round(seconds, 4)}

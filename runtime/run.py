@@ -91,11 +91,11 @@ def _run(args: Any, engine: Any, video: Frames, prompts: list[Text], quality: Qu
     """Everything between open sources and finished files. Returns the exit code of a run that came to its end."""
     memory = {"on": True, "off": False, None: None}[args.conditional_memory]
     with engine.session(prompts, conditional_memory=memory) as session, Interrupt() as interrupt:
-        labels = [prompt.label for prompt in prompts]
-        header = _header(engine, video, prompts)
+        labels = {number: prompt.label for number, prompt in enumerate(prompts, 1)}
+        header = _header(engine, video, labels)
         still = video.count == 1
         outputs = Outputs(args.out, video.size, video.fps, labels, header, args.overlay, args.masks, still)
-        job = Job(session, video, outputs, quality, len(prompts))
+        job = Job(session, video, outputs, quality)
         with outputs:
             fault = job.run(interrupt)
             with interrupt.held():
@@ -114,9 +114,9 @@ def _run(args: Any, engine: Any, video: Frames, prompts: list[Text], quality: Qu
         return 0
 
 
-def _header(engine: Any, video: Frames, prompts: list[Text]) -> dict[str, Any]:
+def _header(engine: Any, video: Frames, labels: dict[int, str]) -> dict[str, Any]:
     manifest = engine.bundle.manifest
-    objects = [{"id": i, "prompt": prompt.label} for i, prompt in enumerate(prompts, 1)]
+    objects = [{"id": identity, "prompt": label} for identity, label in labels.items()]
     return {"video": {"name": video.name, "width": video.size[1], "height": video.size[0], "fps": round(video.fps, 3),
                       "stride": video.stride},
             "model": {"bundle": engine.bundle.name, "network": manifest.model, "variant": manifest.variant,
@@ -127,10 +127,10 @@ def _header(engine: Any, video: Frames, prompts: list[Text]) -> dict[str, Any]:
 class Job:
     """One video on its way through a session into files, with what is worth telling about it."""
 
-    def __init__(self, session: Any, video: Frames, outputs: Outputs, quality: Quality | None, objects: int) -> None:
+    def __init__(self, session: Any, video: Frames, outputs: Outputs, quality: Quality | None) -> None:
         self.video, self.done = video, 0
-        self.visible = np.zeros(objects, np.int64)
-        self.score_sum = np.zeros(objects)
+        self.sums: dict[int, np.ndarray] = {}
+        """By object id: frames on which it was followed, frames on which it has a mask, sum of its scores."""
         self.seconds = self.reading = self.writing = 0.0
         self._session, self._outputs, self._quality = session, outputs, quality
         self._waiting: deque[np.ndarray] = deque()
@@ -173,8 +173,8 @@ class Job:
         """One frame into the files, then into the sums; runs in the background, so nothing interrupts it half-way."""
         self._outputs.add(self.video.frame_name(result.frame_index), frame, result)
         self.done += 1
-        self.visible += result.masks.any(axis=(1, 2))
-        self.score_sum += result.scores
+        for identity, mask, score in zip(result.object_ids, result.masks, result.scores):
+            self.sums[identity] = self.sums.get(identity, np.zeros(3)) + (1, mask.any(), score)
         if self._quality is not None:
             self._quality.add(result)
 

@@ -1,0 +1,58 @@
+"""Multi-scale deformable attention (Zhu et al., Deformable DETR, 2021) on maps of fixed size."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def cell_centres(side: int) -> Tensor:
+    """Centres of the cells of a square map in the unit square, x before y: (side*side, 2)."""
+    steps = (torch.arange(side, dtype=torch.float32) + 0.5) / side
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    return torch.stack((x, y), -1).flatten(0, 1)
+
+
+def sample(value_bnhd: Tensor, grids: list[Tensor], weights: list[Tensor], sides: tuple[int, ...]) -> Tensor:
+    """Weighted sum of bilinear samples, zero outside the maps.
+
+    value (B,N,h,d), the square maps of `sides` one after another; for each map a grid (B,h,Q,P,2) in -1..1 (x before y, -1
+    and 1 are the outer edges) and weights (B,h,Q,P). Returns (B,Q,h*d).
+    """
+    total = None
+    for level, (side, grid, weight) in enumerate(zip(sides, grids, weights)):
+        start = sum(s * s for s in sides[:level])
+        maps = value_bnhd[:, start:start + side * side].permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, (side, side))
+        found = F.grid_sample(maps, grid.flatten(0, 1), mode="bilinear", padding_mode="zeros", align_corners=False)
+        part = (found * weight.flatten(0, 1)[:, None]).sum(-1)
+        total = part if total is None else total + part
+    heads, width = value_bnhd.shape[2:]
+    return total.unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2)
+
+
+class Deformable(nn.Module):
+    """Each query reads `points` places near its reference on every level. `value_width` is the width of what it reads."""
+
+    def __init__(self, width: int, heads: int, levels: int, points: int, value_width: int) -> None:
+        super().__init__()
+        self.heads, self.levels, self.points = heads, levels, points
+        self.sampling_offsets = nn.Linear(width, heads * levels * points * 2)
+        self.attention_weights = nn.Linear(width, heads * levels * points)
+        self.value_proj = nn.Linear(width, value_width)
+        self.output_proj = nn.Linear(value_width, width)
+
+    def forward(self, query_bqd: Tensor, value_bnd: Tensor, references_q2: Tensor, sides: tuple[int, ...]) -> Tensor:
+        """Queries (B,Q,D), values (B,N,D) of maps with these sides, references in the unit square (Q,2) -> (B,Q,D).
+
+        Offsets count cells of the map they read. They are divided, not multiplied: a division stays in float32 when a graph
+        is made half precision, and rounding a place to half costs more than all the rest.
+        """
+        h, levels, points = self.heads, self.levels, self.points
+        offsets = self.sampling_offsets(query_bqd).unflatten(2, (h, levels, points, 2)).permute(3, 0, 2, 1, 4, 5)
+        weights = self.attention_weights(query_bqd).unflatten(2, (h, levels * points)).softmax(-1)
+        weights = weights.unflatten(3, (levels, points)).permute(3, 0, 2, 1, 4)
+        centre = (2 * references_q2 - 1)[:, None]
+        grids = [offsets[level] / (side / 2) + centre for level, side in enumerate(sides)]
+        value = self.value_proj(value_bnd).unflatten(2, (h, -1))
+        return self.output_proj(sample(value, grids, [weights[level] for level in range(levels)], sides))

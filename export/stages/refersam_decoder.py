@@ -1,0 +1,45 @@
+"""The mask end of ReferSAM: coarse mask from the sentence, then SAM's first mask decoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.common import MLP, LayerNorm2d
+from .mask_decoder import MASKS, TwoWayTransformer
+
+
+class SamDecoder(nn.Module):
+    """The mask decoder of the first SAM: two-way transformer, no fine maps, one mask out of its four tokens."""
+
+    def __init__(self, width: int, heads: int, hidden: int, depth: int) -> None:
+        super().__init__()
+        fine, finest = width // 4, width // 8
+        self.transformer = TwoWayTransformer(width, heads, hidden, depth)
+        self.iou_token = nn.Embedding(1, width)
+        self.mask_tokens = nn.Embedding(MASKS, width)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(width, fine, 2, 2), LayerNorm2d(fine), nn.GELU(),
+            nn.ConvTranspose2d(fine, finest, 2, 2), nn.GELU())
+        self.output_hypernetworks_mlps = nn.ModuleList(MLP(width, width, finest, 3) for _ in range(MASKS))
+        self.iou_prediction_head = MLP(width, width, MASKS, 3)
+
+    def forward(self, image_bnd: Tensor, grid_nd: Tensor, sparse_bkd: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        """Image tokens with the dense prompt added -> logits of mask 0 (B,4*side,4*side), its IoU (B), no sigmoid."""
+        own = torch.cat((self.iou_token.weight, self.mask_tokens.weight)).expand(sparse_bkd.shape[0], -1, -1)
+        tokens, image, _ = self.transformer(torch.cat((own, sparse_bkd), 1), image_bnd, grid_nd, None)
+        fine = self.output_upscaling(image.transpose(1, 2).unflatten(2, (side, side)))
+        hyper = self.output_hypernetworks_mlps[0](tokens[:, 1])
+        logits = (hyper[:, None] @ fine.flatten(2))[:, 0].unflatten(1, (4 * side, 4 * side))
+        return logits, self.iou_prediction_head(tokens[:, 0])[:, 0]
+
+
+def coarse_mask(embedding: nn.Sequential, last: nn.Conv2d, prompt_bo: Tensor, fine_boss: Tensor) -> Tensor:
+    """Dot product of the sentence prompt with the 1/4 map: (B,I/4,I/4).
+
+    The map's last 1x1 convolution, `last`, is read by nothing else, so it is applied to the prompt: (W'm).G + m.b instead of
+    m.(W G + b), one row for 0.8 GMAC.
+    """
+    m = embedding(prompt_bo)
+    row, constant = m @ last.weight.flatten(1), m @ last.bias
+    return (row[:, None] @ fine_boss.flatten(2)).unflatten(2, fine_boss.shape[2:])[:, 0] + constant[:, None, None]

@@ -1,0 +1,118 @@
+"""Where sentence and picture meet in ReferSAM: vision-language layers and the prompter.
+
+The vision side of each attention is projected for few text rows. With `folded` the projections move to the rows: per head
+q (Wk x)' = (q Wk) x' and softmax(..) (x Wv) = (softmax(..) x) Wv, and likewise with picture tokens as queries. A bias of Wk
+is the same for all keys of a row and drops out of the softmax; a bias of Wv passes through, because the weights sum to 1.
+Exact algebra, and for 36 rows half of the products.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers.attention import MASKED, Attention
+
+EPS = 1e-6
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class LevelAttention(Attention):
+    """Attention to a pyramid: a softmax per level, then a weighted sum of the levels; the weights depend on the query."""
+
+    def __init__(self, width: int, heads: int, inner: int, key_width: int, levels: int = 3) -> None:
+        super().__init__(width, heads, inner, key_width)
+        self.level_weights = nn.Linear(width, heads * levels)
+
+    def forward(self, q_bld: Tensor, k_bnc: Tensor, v_bnc: Tensor, sizes: tuple[int, ...], folded: bool = False) -> Tensor:
+        """Queries (B,L,D), keys and values (B or 1,N,C), tokens per level -> (B,L,D)."""
+        h = self.heads
+        weights = self.level_weights(q_bld).unflatten(2, (h, len(sizes))).softmax(-1).transpose(1, 2)
+        q = self.q_proj(q_bld).unflatten(2, (h, -1)).transpose(1, 2)
+        q = q * q.shape[-1] ** -0.5
+        if folded:
+            return self.out_proj(self._folded(q, weights, k_bnc, v_bnc, sizes))
+        k, v = (p(x).unflatten(2, (h, -1)).transpose(1, 2) for p, x in ((self.k_proj, k_bnc), (self.v_proj, v_bnc)))
+        parts = zip(k.split(sizes, 2), v.split(sizes, 2), weights.unbind(-1))
+        mixed = sum((q @ kl.transpose(2, 3)).softmax(-1) @ vl * w[..., None] for kl, vl, w in parts)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _folded(self, q_bhld: Tensor, weights_bhls: Tensor, k_bnc: Tensor, v_bnc: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        h = self.heads
+        rows = (q_bhld @ self.k_proj.weight.unflatten(0, (h, -1))).flatten(1, 2)
+        parts = zip(k_bnc.split(sizes, 1), v_bnc.split(sizes, 1), weights_bhls.flatten(1, 2).split(1, -1))
+        mixed = sum((rows @ kl.transpose(1, 2)).softmax(-1) @ vl * w for kl, vl, w in parts)
+        values = self.v_proj.weight.unflatten(0, (h, -1)).transpose(1, 2)
+        return (mixed.unflatten(1, (h, -1)) @ values).transpose(1, 2).flatten(2) + self.v_proj.bias
+
+
+def look_at_text(attention: Attention, q_bnc: Tensor, text_bmd: Tensor, bias_bm: Tensor, folded: bool = False) -> Tensor:
+    """Many picture tokens attend to few text rows: (B or 1,N,C), (B,M,D), (B,M) added to the scores -> (B,N,C)."""
+    if not folded:
+        return attention(q_bnc.expand(len(text_bmd), -1, -1), text_bmd, text_bmd, bias_bm > MASKED / 2)
+    h = attention.heads
+    k, v = (p(text_bmd).unflatten(2, (h, -1)).transpose(1, 2) for p in (attention.k_proj, attention.v_proj))
+    k = k * k.shape[-1] ** -0.5
+    keys = (k @ attention.q_proj.weight.unflatten(0, (h, -1))).flatten(1, 2)
+    own = (k @ attention.q_proj.bias.unflatten(0, (h, -1))[:, :, None])[..., 0]
+    bias = (own + bias_bm[:, None]).flatten(1, 2)
+    values = (v @ attention.out_proj.weight.T.unflatten(0, (h, -1))).flatten(1, 2)
+    scores = q_bnc @ keys.transpose(1, 2) + bias[:, None]
+    weights = scores.unflatten(2, (h, -1)).softmax(-1).flatten(2)
+    return weights @ values + attention.out_proj.bias
+
+
+class VisionLanguage(nn.Module):
+    """Both ways between pyramid and sentence, post-norm. Text and context tokens are updated first, then the pyramid."""
+
+    def __init__(self, width: int, text_width: int, heads: int, ratio: int = 2) -> None:
+        super().__init__()
+        self.l2v_cross_attn = LevelAttention(text_width, heads, width, width)
+        self.p2l_cross_attn = Attention(text_width, heads, width)
+        self.v2l_cross_attn = Attention(width, heads, width, text_width)
+        self.prompt_mlp = FeedForward(text_width, ratio * text_width)
+        self.vis_mlp = FeedForward(width, ratio * width)
+        self.gamma_v2l = nn.Parameter(torch.ones(1, 1, width))
+        self.gamma_l2v = nn.Parameter(torch.ones(1, 1, text_width))
+        self.v_norm1, self.v_norm2 = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
+        self.l_norm1, self.l_norm2, self.l_norm3 = (nn.LayerNorm(text_width, EPS) for _ in range(3))
+
+    def forward(self, pyramid_bnd: Tensor, rows_bmw: Tensor, bias_bm: Tensor, positions_nd: Tensor,
+                sizes: tuple[int, ...], folded: bool = False) -> tuple[Tensor, Tensor]:
+        """Pyramid (B or 1,N,D), text then context (B,M,W), score bias that hides padding (B,M) -> both, updated."""
+        x, placed = rows_bmw, pyramid_bnd + positions_nd
+        x = self.l_norm2(x + self.p2l_cross_attn(x, x, x, bias_bm > MASKED / 2))
+        x = self.l_norm1(x + self.l2v_cross_attn(x, placed, pyramid_bnd, sizes, folded) * self.gamma_l2v)
+        x = self.l_norm3(x + self.prompt_mlp(x))
+        y = self.v_norm1(pyramid_bnd + look_at_text(self.v2l_cross_attn, placed, x, bias_bm, folded) * self.gamma_v2l)
+        return self.v_norm2(y + self.vis_mlp(y)), x
+
+
+class PromptLayer(nn.Module):
+    """Five prompts look at themselves, at the pyramid and at the sentence; only the prompts change."""
+
+    def __init__(self, width: int, heads: int, ratio: int = 4) -> None:
+        super().__init__()
+        self.p2v_cross_attn = LevelAttention(width, heads, width, width)
+        self.p2l_cross_attn = Attention(width, heads)
+        self.p_self_attn = Attention(width, heads)
+        self.prompt_mlp = FeedForward(width, ratio * width)
+        self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(width, EPS) for _ in range(4))
+
+    def forward(self, prompts_bpd: Tensor, pyramid_bnd: Tensor, text_bld: Tensor, mask_bl: Tensor, places_pd: Tensor,
+                positions_nd: Tensor, sizes: tuple[int, ...], folded: bool = False) -> Tensor:
+        q = prompts_bpd + places_pd
+        x = self.norm1(prompts_bpd + self.p_self_attn(q, q, prompts_bpd))
+        placed = pyramid_bnd + positions_nd
+        x = self.norm2(x + self.p2v_cross_attn(x + places_pd, placed, pyramid_bnd, sizes, folded))
+        x = self.norm3(x + self.p2l_cross_attn(x + places_pd, text_bld, text_bld, mask_bl))
+        return self.norm4(x + self.prompt_mlp(x))

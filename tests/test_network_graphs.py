@@ -1,0 +1,47 @@
+"""Every stage of a toy SAMWISE as an ONNX graph, at sizes it was not traced with."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from export import onnx as graphs  # noqa: E402
+from export.models.samwise import Samwise, stages, tiny_test_config  # noqa: E402
+
+CONFIG = tiny_test_config(motion=True)
+SIZES = [
+    {}, {"frames": 1, "tokens": 3, "objects": 1, "maps": 1, "pictures": 1, "slots": 1, "pointers": 1, "mask_side": 16},
+    {"frames": 4, "tokens": 11, "objects": 5, "maps": 2, "pictures": 3, "slots": 6, "pointers": 7, "mask_side": 64}]
+
+
+@pytest.fixture(scope="module")
+def cuts():
+    torch.manual_seed(0)
+    return {s.name: s for s in stages(Samwise(CONFIG))}
+
+
+NAMES = [*(f"{kind}_{i}" for kind in ("hiera", "text", "adapter") for i in range(3)), "neck", "text_prompt",
+         "memory_attention", "mask_decoder", "conditional_memory", "memory_encoder"]
+
+
+def test_names(cuts):
+    assert sorted(cuts) == sorted(NAMES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_graph_equals_module(cuts, name, tmp_path):
+    stage = cuts[name]
+    files = graphs.save({form: graphs.trace(stage, form) for form in stage.forms}, tmp_path, name)
+    for form, file in files.items():
+        graphs.check(tmp_path / file, stage.spec, form)
+        session = ort.InferenceSession(tmp_path / file, providers=["CPUExecutionProvider"])
+        for seed, sizes in enumerate(SIZES):
+            inputs = stage.sample({s: n for s, n in sizes.items() if s in stage.sizes}, seed)
+            expected = stage.run(inputs)
+            results = session.run(list(expected), {k: v.numpy() for k, v in inputs.items()})
+            for (output, ours), theirs in zip(expected.items(), results):
+                np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-4, atol=2e-5 * max(1, ours.float().abs().max().item()),
+                                           err_msg=f"{name} {form} {output} {sizes}")

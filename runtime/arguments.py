@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from . import clicks
 from .errors import PromptError, UserError
 from .prompt import Text
 
@@ -19,6 +20,8 @@ examples:
       a folder of pictures in, masks and results.json out
   %(prog)s --video 0 --text "a person" --max-frames 300
       camera 0; rtsp:// and http:// addresses work as well
+  %(prog)s --video clip.mp4 --box 350,150,600,330 --point 80,40@12
+      follow what is in the box, from frame 12 on with a click more
   %(prog)s --list
       show the bundles in engines/
 
@@ -41,17 +44,18 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Prompt(argparse.Action):
-    """Collects sentences and token ids in one list, in the order in which they were given."""
+    """Collects prompts of every kind in one list, in the order in which they were given."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
-        namespace.prompts = [*(namespace.prompts or []), (option, values)]
+        namespace.asked = [*namespace.asked, (option, values)]
 
 
 def parser(prog: str) -> Parser:
-    """The command's parser. Prompts are in `prompts`, as pairs of option and value; `prompts_of` makes them real."""
-    p = Parser(prog=prog, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    """The command's parser. Prompts are in `asked`, as pairs of option and value; `prompts_of` makes them real."""
+    p = Parser(prog=prog, usage=f"{prog} [--video SOURCE] [--text SENTENCE ...] [--out FOLDER] [options]",
+               epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
                description="Find and follow objects in a video: say what to look for, get masks of it on every frame.")
-    p.set_defaults(prompts=None)
+    p.set_defaults(asked=[])
     g = p.add_argument_group("input")
     g.add_argument("--video", "--image", metavar="SOURCE", help="video file, folder of frames, picture, camera number, "
                    "or rtsp:// or http:// address; without it the bundle's demonstration clip runs")
@@ -63,6 +67,15 @@ def parser(prog: str) -> Parser:
                    "without tokenizer")
     g.add_argument("--verbs", action=_Prompt, metavar="WORD,...", help="verbs of the --text just before (or "
                    "positions in the --tokens), for bundles with a motion prompt")
+    g = p.add_argument_group("or where it is (bundles that take clicks; X,Y in pixels; may be repeated and mixed)")
+    g.add_argument("--point", action=_Prompt, metavar="X,Y[,-][@FRAME][#OBJECT]", help="a click on the object, or with "
+                   ",- beside it; without # it belongs to the object named last")
+    g.add_argument("--box", action=_Prompt, metavar="L,T,R,B[@FRAME][#OBJECT]", help="a box around a new object")
+    g.add_argument("--mask", action=_Prompt, metavar="PNG[@FRAME][#OBJECT]", help="a new object's mask: a picture "
+                   "that is not black where the object is")
+    g.add_argument("--prompts", action=_Prompt, metavar="JSON", help='a file of these: [{"object": 1, "frame": 0, '
+                   '"points": [[X, Y]], "labels": [1]}, {"object": 2, "box": [L, T, R, B]}, {"object": 3, "mask": "a.png"}]')
+    g.add_argument("--auto", action="store_true", help="everything in a picture")
     g = p.add_argument_group("output")
     g.add_argument("--out", default="out", metavar="FOLDER", help="where to write (default: %(default)s)")
     g.add_argument("--overlay", action=argparse.BooleanOptionalAction, default=True, help="draw the results")
@@ -92,10 +105,19 @@ def _positive(text: str) -> int:
     return value
 
 
-def prompts_of(pairs: Sequence[tuple[str, str]] | None) -> list[Text]:
-    """Prompts from the command line's options, in their order. Raises PromptError."""
+def prompts_of(pairs: Sequence[tuple[str, str]]) -> list[Text] | clicks.Pointed:
+    """Prompts from the command line's options, in their order: all sentences, or all pointing. Raises PromptError."""
+    spoken = [pair for pair in pairs if pair[0] in ("--text", "--tokens", "--verbs")]
+    if len(spoken) == len(pairs):
+        return _sentences(spoken)
+    if spoken:
+        raise PromptError("sentences and clicks cannot be followed in one run; leave one kind away")
+    return clicks.read(list(pairs))
+
+
+def _sentences(pairs: Sequence[tuple[str, str]]) -> list[Text]:
     prompts: list[Text] = []
-    for option, value in pairs or []:
+    for option, value in pairs:
         if option == "--verbs":
             if not prompts:
                 raise PromptError("--verbs belongs right after the --text or --tokens that it speaks of")

@@ -39,10 +39,16 @@ def palette() -> np.ndarray:
     return colours
 
 
-def stack(result: Result) -> np.ndarray:
-    """Object id per pixel, uint8 (H, W), 0 for the background; where objects overlap, the better score wins."""
+def order(result: Result, small_on_top: bool = False) -> np.ndarray:
+    """Objects from the lowest to the topmost: by score, or the smaller ones on top."""
+    keys = -result.masks.sum(axis=(1, 2)) if small_on_top else result.scores
+    return np.argsort(keys, kind="stable")
+
+
+def stack(result: Result, small_on_top: bool = False) -> np.ndarray:
+    """Object id per pixel, uint8 (H, W), 0 for the background; overlaps as `order` says."""
     indexed = np.zeros(result.masks.shape[1:], np.uint8)
-    for k in np.argsort(result.scores, kind="stable"):
+    for k in order(result, small_on_top):
         indexed[result.masks[k]] = result.object_ids[k]
     return indexed
 
@@ -50,11 +56,12 @@ def stack(result: Result) -> np.ndarray:
 class Painter:
     """Draws results of one video.
 
-    `size` (height, width) of the source; `labels` one text per object id. `canvas` is the (height, width) of what comes
-    out: even, as H.264 wants it, and of a size at which letters can be read.
+    `size` (height, width) of the source; `labels` one text per object id, none for objects without. `canvas` is the
+    (height, width) of what comes out: even, as H.264 wants it, and of a size at which letters can be read.
     """
 
-    def __init__(self, size: tuple[int, int], labels: Mapping[int, str]) -> None:
+    def __init__(self, size: tuple[int, int], labels: Mapping[int, str], small_on_top: bool = False) -> None:
+        self._small_on_top = small_on_top
         self._labels = {identity: " ".join(label.split()) for identity, label in labels.items()}
         height, width = size
         self._repeat = max(1, min(-(-SMALL_SIDE // min(size)), LARGE_SIDE // max(size)))
@@ -70,7 +77,7 @@ class Painter:
         """`frame` uint8 (H, W, 3) with its objects, uint8 (*canvas, 3)."""
         image = self._enlarge(frame)
         boxes = []
-        for k in np.argsort(result.scores, kind="stable"):
+        for k in order(result, self._small_on_top):
             if result.masks[k].any():
                 colour = self._lines[result.object_ids[k] % 256]
                 boxes.append((int(k), self._object(image, self._enlarge_mask(result.masks[k]), colour)))
@@ -117,7 +124,9 @@ class Painter:
         taken: list[Corners] = []
         for k, box in boxes:
             identity = result.object_ids[k]
-            label = self._labels.get(identity, f"object {identity}")
+            if identity not in self._labels:
+                continue
+            label = self._labels[identity]
             font = _font(max(13, round(min(self._inner) / 26)), label)
             text = _fit(draw, label, f"  {result.scores[k]:.2f}", font, self._inner[1] - 4 * self._unit)
             tag = self._place(draw.textbbox((0, 0), text, font=font), box, taken)

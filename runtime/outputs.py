@@ -12,7 +12,7 @@ import errno
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -105,19 +105,27 @@ class Records:
 class Masks:
     """One indexed PNG per frame in the DAVIS palette; an object's index is its id."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "masks"
+    def __init__(self, folder: Path, small_on_top: bool = False) -> None:
+        self.folder, self._small_on_top = folder / "masks", small_on_top
         self._palette = palette().tobytes()
         with writing(self.folder):
             self.folder.mkdir(exist_ok=True)
 
     def add(self, name: str, result: Result) -> None:
-        """Write one frame."""
+        """Write one frame. Raises UserError for an object that does not fit."""
         from PIL import Image
 
-        image = Image.fromarray(stack(result), "P")
+        check_ids(result.object_ids)
+        image = Image.fromarray(stack(result, self._small_on_top), "P")
         image.putpalette(self._palette)
         write_png(self.folder / f"{name}.png", image)
+
+
+def check_ids(identities: Iterable[int]) -> None:
+    """Raise UserError for an object id that an indexed PNG cannot hold."""
+    for identity in identities:
+        if not 1 <= identity <= MAX_INDEXED:
+            raise UserError(f"indexed masks hold objects 1 to {MAX_INDEXED}, not {identity}; use --no-masks")
 
 
 def write_png(path: Path, image: Any) -> None:
@@ -198,15 +206,16 @@ class Outputs:
     """All that one run writes into one folder. A context manager; leave it by `close` for a finished `results.json`."""
 
     def __init__(self, folder: str | Path, size: tuple[int, int], fps: float, labels: Mapping[int, str],
-                 header: Mapping[str, Any], overlay: bool = True, masks: bool = True, still: bool = False) -> None:
-        """`size` (height, width) of the source; `labels` by object id; `still`: one picture, so the overlay is one too."""
+                 header: Mapping[str, Any], overlay: bool = True, masks: bool = True, still: bool = False,
+                 small_on_top: bool = False) -> None:
+        """`size` (height, width) of the source; `labels` by object id; `still`: one picture, so the overlay is one."""
         self.folder = Path(folder)
-        if masks and not all(1 <= identity <= MAX_INDEXED for identity in labels):
-            raise UserError(f"indexed masks hold objects 1 to {MAX_INDEXED}, not {max(labels)}; use --no-masks")
+        if masks:
+            check_ids(labels)
         _clear(self.folder)
         self._records = Records(self.folder, header)
-        self._masks = Masks(self.folder) if masks else None
-        self._painter = Painter(size, labels) if overlay else None
+        self._masks = Masks(self.folder, small_on_top) if masks else None
+        self._painter = Painter(size, labels, small_on_top) if overlay else None
         self._still = still
         self._sheet = ContactSheet() if overlay and not still else None
         self._overlay: Overlay | None = None

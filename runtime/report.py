@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from .video import Frames
 
 
+MAX_ROWS = 40
+"""Objects that the summary lists for a person; results.json has all."""
+
+
 class Progress:
     """A bar with frames per second on a terminal; nothing anywhere else."""
 
@@ -56,18 +60,19 @@ class Summary(dict):
         objects = self["objects"]
         measures = [key for key in ("J", "F", "J&F") if objects and key in objects[0]]
         rows = [["", "what", "visible", "score", *measures]]
+        shown = objects[:MAX_ROWS]
         rows += [[f"{o['id']}", _short(o["prompt"]), f"{o['visible']}/{o['followed']}", f"{o['score']:.2f}",
-                  *(f"{o[key]:.3f}" for key in measures)] for o in objects]
+                  *(f"{o[key]:.3f}" for key in measures)] for o in shown]
         if measures and len(objects) > 1:
             means = [sum(o[key] for o in objects) / len(objects) for key in measures]
             rows.append(["", "mean", "", "", *(f"{mean:.3f}" for mean in means)])
         lines = _table(rows)
         if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
             colours = palette().tolist()
-            for number, entry in enumerate(objects, 1):
+            for number, entry in enumerate(shown, 1):
                 r, g, b = (min(255, 2 * c) for c in colours[entry["id"] % 256])
                 lines[number] = f"\033[38;2;{r};{g};{b}m\N{BLACK SQUARE}\033[0m " + lines[number][2:]
-        lines.append("")
+        lines.append(f"... and {len(objects) - MAX_ROWS} more" if len(objects) > MAX_ROWS else "")
         frames = f"{self['done']} frame{'s' * (self['done'] != 1)}"
         lines.append(f"{frames} in {self['seconds']:.1f} s, {self['fps']:.2f} frames per second"
                      + (f" ({self['dropped']} dropped: slower than the camera)" if self.get("dropped") else ""))
@@ -81,7 +86,8 @@ def summary(job: Job, engine: Any, labels: dict[int, str], complete: bool, quali
     out = Summary(complete=complete, done=job.done, seconds=round(job.seconds, 3),
                   fps=round(job.done / job.seconds, 3) if job.seconds else 0.0)
     out["objects"] = []
-    for identity, label in labels.items():
+    for identity in [*labels, *(i for i in job.sums if i not in labels)]:
+        label = labels.get(identity, f"object {identity}")
         followed, visible, score = job.sums.get(identity, (0, 0, 0.0))
         out["objects"].append({"id": identity, "prompt": label, "followed": int(followed), "visible": int(visible),
                                "score": round(float(score) / max(followed, 1), 4)})

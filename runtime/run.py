@@ -20,13 +20,14 @@ import numpy as np
 
 from .arguments import parser, prompts_of
 from .background import Background
+from .clicks import Pointed
 from .demo import Demo, Quality
 from .errors import RuntimeFault, UserError, VideoError
 from .interrupt import Interrupt
 from .outputs import Outputs
-from .prompt import Text
 from .report import Progress, listing, summary
 from .result import Result
+from .tasks import Task, everything, pointed_at, sentences
 from .video import Frames, frames
 
 
@@ -60,8 +61,10 @@ def _main(argv: list[str], load: Any) -> int:
     args = parser(prog).parse_args(argv)
     if args.list:
         return listing(Path(args.engine), args.json)
-    prompts = prompts_of(args.prompts)
-    if args.video is not None and not prompts:
+    if args.auto and args.asked:
+        raise UserError("--auto looks for everything; leave the prompts away")
+    prompts = prompts_of(args.asked)
+    if args.video is not None and not args.asked and not args.auto:
         raise UserError('say what to look for: --text "the horse jumping" (--help shows all options)')
     with contextlib.ExitStack() as stack:
         video = None
@@ -75,9 +78,16 @@ def _main(argv: list[str], load: Any) -> int:
         if video is None:
             demo = _demo(engine)
             video = stack.enter_context(frames(demo.clip, args.stride, args.max_frames))
-            if not prompts:
+            if not args.asked and not args.auto:
                 prompts, quality = demo.prompts, Quality(demo, args.stride)
-        return _run(args, engine, video, prompts, quality)
+        if args.auto:
+            task = everything(engine, video)
+        elif isinstance(prompts, Pointed):
+            task = pointed_at(engine, prompts, video)
+        else:
+            task = sentences(engine, prompts, {"on": True, "off": False, None: None}[args.conditional_memory])
+        with task.session:
+            return _run(args, engine, video, task, quality)
 
 
 def _demo(engine: Any) -> Demo:
@@ -87,19 +97,17 @@ def _demo(engine: Any) -> Demo:
     return Demo.load(engine.bundle.folder / manifest.demo)
 
 
-def _run(args: Any, engine: Any, video: Frames, prompts: list[Text], quality: Quality | None) -> int:
+def _run(args: Any, engine: Any, video: Frames, task: Task, quality: Quality | None) -> int:
     """Everything between open sources and finished files. Returns the exit code of a run that came to its end."""
-    memory = {"on": True, "off": False, None: None}[args.conditional_memory]
-    with engine.session(prompts, conditional_memory=memory) as session, Interrupt() as interrupt:
-        labels = {number: prompt.label for number, prompt in enumerate(prompts, 1)}
-        header = _header(engine, video, labels)
-        still = video.count == 1
-        outputs = Outputs(args.out, video.size, video.fps, labels, header, args.overlay, args.masks, still)
-        job = Job(session, video, outputs, quality)
+    with Interrupt() as interrupt:
+        header = _header(engine, video, task.labels)
+        outputs = Outputs(args.out, video.size, video.fps, task.labels, header, args.overlay, args.masks,
+                          still=video.count == 1, small_on_top=task.small_on_top)
+        job = Job(task, video, outputs, quality)
         with outputs:
             fault = job.run(interrupt)
             with interrupt.held():
-                report = summary(job, engine, labels, complete=fault is None, quality=quality)
+                report = summary(job, engine, task.labels, complete=fault is None, quality=quality)
                 try:
                     report["files"] = [str(path) for path in outputs.close(report)]
                 except RuntimeFault as error:
@@ -127,12 +135,12 @@ def _header(engine: Any, video: Frames, labels: dict[int, str]) -> dict[str, Any
 class Job:
     """One video on its way through a session into files, with what is worth telling about it."""
 
-    def __init__(self, session: Any, video: Frames, outputs: Outputs, quality: Quality | None) -> None:
+    def __init__(self, task: Task, video: Frames, outputs: Outputs, quality: Quality | None) -> None:
         self.video, self.done = video, 0
         self.sums: dict[int, np.ndarray] = {}
         """By object id: frames on which it was followed, frames on which it has a mask, sum of its scores."""
         self.seconds = self.reading = self.writing = 0.0
-        self._session, self._outputs, self._quality = session, outputs, quality
+        self._task, self._outputs, self._quality = task, outputs, quality
         self._waiting: deque[np.ndarray] = deque()
         self._fault: BaseException | None = None
 
@@ -142,7 +150,7 @@ class Job:
         background = Background(self._write)
         try:
             with Progress(self.video) as progress:
-                for result in self._session.stream(self._feed()):
+                for result in self._task.stream(self._feed()):
                     background.put(self._waiting.popleft(), result)
                     progress.step()
         except (Exception, KeyboardInterrupt) as error:  # first what was computed is brought home

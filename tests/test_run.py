@@ -216,6 +216,7 @@ def test_verbs_belong_to_the_sentence_before():
     from runtime.arguments import prompts_of
     made = prompts_of([("--text", "a dog running"), ("--verbs", "running, "), ("--tokens", "0,1,2"), ("--verbs", "1")])
     assert made == [runtime.Text("a dog running", verbs=["running"]), runtime.Text(tokens=[0, 1, 2], verbs=[1])]
+    assert prompts_of([]) == []
     for pairs in ([("--verbs", "x")], [("--tokens", "1"), ("--verbs", "x")], [("--tokens", "1,x")]):
         with pytest.raises(runtime.PromptError):
             prompts_of(pairs)

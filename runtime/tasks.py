@@ -1,0 +1,57 @@
+"""What the command can do with a video: follow sentences, follow clicks, or cut a picture into everything it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .clicks import Pointed
+from .errors import PromptError
+from .prompt import Text
+from .result import Result
+from .video import Frames
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """`stream` turns frames into results, one for each, in order; `labels` by object id, as far as they are known."""
+
+    labels: dict[int, str]
+    stream: Callable[[Iterable[np.ndarray]], Iterator[Result]]
+    session: AbstractContextManager = field(default_factory=nullcontext)
+    small_on_top: bool = False
+
+
+def sentences(engine: Any, prompts: Sequence[Text], conditional_memory: bool | None) -> Task:
+    """Follow one object per sentence. Raises PromptError."""
+    session = engine.session(prompts, conditional_memory=conditional_memory)
+    return Task({i: prompt.label for i, prompt in enumerate(prompts, 1)}, session.stream, session)
+
+
+def pointed_at(engine: Any, pointed: Pointed, video: Frames) -> Task:
+    """Follow what was clicked, each object from its first prompt on. Raises PromptError, UserError."""
+    pointed.check(video.size, video.stride, video.count)
+    session = engine.session()
+    return Task(pointed.labels, partial(session.stream, prompts=pointed.by_index(video.stride)), session)
+
+
+def everything(engine: Any, video: Frames) -> Task:
+    """Segments of a picture, the largest first. Raises PromptError for a video."""
+    if video.count != 1:
+        raise PromptError(f"--auto takes one picture, not {video.name}; add --max-frames 1 for its first frame")
+
+    def stream(frames: Iterable[np.ndarray]) -> Iterator[Result]:
+        for index, frame in enumerate(frames):
+            found = sorted(engine.image(frame).segment_all(), key=lambda s: -s.area)
+            scores = np.array([s.score for s in found], np.float32)
+            masks = np.array([s.mask for s in found], bool).reshape(-1, *frame.shape[:2])
+            boxes = np.array([s.box for s in found], np.float32).reshape(-1, 4)
+            logits = np.log(scores / np.maximum(1 - scores, 1e-6))
+            yield Result(index, tuple(range(1, len(found) + 1)), masks, scores, logits, boxes)
+
+    return Task({}, stream, small_on_top=True)

@@ -16,9 +16,8 @@ LIBRARIES = {
     "runtime": {"numpy", "av", "PIL", "tokenizers", "pycocotools", "tqdm", "onnxruntime", "cuda", "tensorrt",
                 "tensorrt_rtx", "openvino"},
 }
-# Parts of runtime that export may use: the contract, and the engine that parity runs clips on. Not the command.
-FOR_EXPORT = {"spec", "bundle", "backends", "errors", "engine", "session", "prompt", "geometry", "metrics", "ops",
-              "result", "device", "video", "sources", "pictures", "drawing"}
+# The command. Export may use the contract (spec, errors, bundle), and what parity runs (backends, engine), but not this.
+COMMAND = {"run", "arguments", "clicks", "tasks", "demo", "outputs", "report", "background", "interrupt"}
 
 
 def sources(package):
@@ -78,12 +77,17 @@ def test_models_and_backends_do_not_know_each_other():
     assert offences("runtime", forbidden) == []
 
 
-def test_export_uses_the_contract_not_the_command():
+def test_export_does_not_use_the_command():
+    assert all((ROOT / "runtime" / f"{name}.py").exists() for name in COMMAND)
+    assert offences("export", lambda path, name, hint: under(name, *(f"runtime.{part}" for part in COMMAND))) == []
+
+
+def test_the_engine_does_not_use_the_command():
+    command = [f"runtime.{part}" for part in COMMAND]
+
     def forbidden(path, name, hint):
-        parts = name.split(".")
-        return parts[0] == "runtime" and len(parts) > 1 and parts[1].islower() and parts[1] != "load" \
-            and parts[1] not in FOR_EXPORT
-    assert offences("export", forbidden) == []
+        return path.stem not in COMMAND and not hint and under(name, *command)
+    assert offences("runtime", forbidden) == []
 
 
 @pytest.mark.parametrize("package", ["runtime", "kernels", "export"])

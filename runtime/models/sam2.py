@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
-from typing import Any, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from .. import ops
-from ..backends import Stage
 from ..bundle import Bundle
 from ..device import Device
 from ..errors import PromptError, UserError
@@ -25,6 +24,9 @@ from ..pages import Page, PagePool, in_place
 from ..spec import TensorSpec
 from ..tracks import Clicks, Options, Reach, Recall
 from ..video_session import VideoSession
+
+if TYPE_CHECKING:
+    from ..backends import Stage
 
 NOTHING = Clicks(np.zeros((2, 2), np.float32), np.full(2, -1, np.int64))
 """The decoder's prompt where there is none: an empty click and the padding point that ends every prompt."""

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from .. import ops
-from ..backends import Stage
 from ..bundle import Bundle
 from ..device import Device
 from ..memory import MemoryPool, Row
 from ..prompt import Text, Tokenizer, encode, verb_positions
 from ..workspace import Packed, Workspace
+
+if TYPE_CHECKING:
+    from ..backends import Stage
 
 
 @dataclass(slots=True)

@@ -124,9 +124,10 @@ def test_step_runs_every_session_that_is_ready(engine):
 def test_shared_stages_run_once(engine):
     run(engine, frames(8), A, B)
     calls = {name: calls for name, (calls, _) in engine.timings.items()}
-    assert calls["hiera_0"] == 2, "once per clip, for all sentences"
+    assert calls["hiera_0"] == 8, "once per frame, for all sentences"
     assert calls["text_0"] == 2, "once per sentence, for all clips"
-    assert calls["adapter_0"] == calls["hiera_1"] == calls["text_2"] == calls["neck"] == 4
+    assert calls["adapter_0"] == calls["text_2"] == 4, "once per clip and sentence"
+    assert calls["hiera_1"] == calls["neck"] == 16, "once per frame and sentence"
     assert calls["memory_attention"] == 7, "never on frame 0; two sentences are one batch"
     asked = calls["conditional_memory"]
     assert 0 < asked < 8 and calls["mask_decoder"] == 8 + asked, "decoded again only where the question is asked"

@@ -181,7 +181,7 @@ class Samwise:
     def run(self, clip: Clip, first: int, length: int) -> Iterator[Decoded]:
         """Encode `length` frames whose first has number `first`, then decode them one by one."""
         vision_0 = self._work.view("vision_0", length)
-        self._stages["hiera_0"].run(pixels=clip.pixels[:length], vision_0=vision_0, high_res_0=clip.high_res_0[:length])
+        self._each("hiera_0", length, pixels=clip.pixels, vision_0=vision_0, high_res_0=clip.high_res_0)
         for lane in clip.lanes:
             self._encode(lane, vision_0, length)
         for offset in range(length):
@@ -191,6 +191,12 @@ class Samwise:
                 part = slice(i * self.batch, (i + 1) * self.batch)
                 low_res[part], score[part] = self._frame(clip, batch, first + offset, offset)
             yield Decoded(offset, low_res, score)
+
+    def _each(self, stage: str, length: int, **arrays: Any) -> None:
+        """Run a stage that never mixes frames, as many frames at a time as the device likes."""
+        step = self._device.frames_per_call or length
+        for at in range(0, length, step):
+            self._stages[stage].run(**{name: array[at:min(at + step, length)] for name, array in arrays.items()})
 
     def _encode(self, lane: Lane, vision: Any, length: int) -> None:
         """Trunk, text tower and adapters in lockstep: stage k of each, then adapter k mixes the two."""
@@ -203,11 +209,10 @@ class Samwise:
                                           f"vision_{k}_fused": fused[k], f"text_{k}_fused": text_fused})
             if k < 2:
                 vision, text = view(f"vision_{k + 1}", length), view(f"text_{k + 1}", tokens)
-                stages[f"hiera_{k + 1}"].run(**{f"vision_{k}_fused": fused[k], f"vision_{k + 1}": vision})
+                self._each(f"hiera_{k + 1}", length, **{f"vision_{k}_fused": fused[k], f"vision_{k + 1}": vision})
                 stages[f"text_{k + 1}"].run(**{f"text_{k}_fused": text_fused, f"text_{k + 1}": text})
-        stages["neck"].run(vision_0_fused=fused[0], vision_1_fused=fused[1], vision_2_fused=fused[2],
-                           embedding=lane.embedding[:length], embedding_no_memory=lane.embedding_no_memory[:length],
-                           high_res_1=lane.high_res_1[:length])
+        self._each("neck", length, vision_0_fused=fused[0], vision_1_fused=fused[1], vision_2_fused=fused[2],
+                   embedding=lane.embedding, embedding_no_memory=lane.embedding_no_memory, high_res_1=lane.high_res_1)
         verb = {"verb": lane.verb} if self._motion else {}
         stages["text_prompt"].run(text_2_fused=text_fused, sparse=lane.sparse, **verb)
 

@@ -102,10 +102,10 @@ def _attend(q, k, v, highest, total, acc, valid, MASKED: tl.constexpr):
 @triton.jit
 def memory_attention_flash(
         rotated_ptr, keys_ptr, values_ptr, ages_ptr, counts_ptr, out_ptr, partial_ptr, lse_ptr, tokens, slots, capacity,
-        D: tl.constexpr, M: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+        splits, D: tl.constexpr, M: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
         STAGES: tl.constexpr, TMA: tl.constexpr, SPECIALIZE: tl.constexpr, SLOTS_PADDED: tl.constexpr):
-    """Grid (blocks of BLOCK_M queries, SPLITS, objects). rotated (b, tokens, D), keys (b, capacity, D), values
-    (b, capacity, M) -> out (b, tokens, M) when SPLITS is 1, else partial (b, SPLITS, tokens, M) and lse (b, SPLITS,
+    """Grid (blocks of BLOCK_M queries, splits, objects). rotated (b, tokens, D), keys (b, capacity, D), values
+    (b, capacity, M) -> out (b, tokens, M) when splits is 1, else partial (b, splits, tokens, M) and lse (b, splits,
     tokens) float32, in powers of two.
 
     TMA: key and value blocks come through tensor descriptors (sm_90 on). SPECIALIZE: producer and consumer warps.
@@ -116,7 +116,7 @@ def memory_attention_flash(
     slot = tl.arange(0, SLOTS_PADDED)
     ages = tl.load(ages_ptr + b * slots + slot, mask=slot < slots, other=-1)
     length = tl.sum((ages >= 0).to(tl.int32), axis=0) * tokens + tl.load(counts_ptr + b)
-    share = tl.cdiv(tl.cdiv(length, BLOCK_N), SPLITS) * BLOCK_N
+    share = tl.cdiv(tl.cdiv(length, BLOCK_N), splits) * BLOCK_N
     begin = tl.minimum(split * share, length)
     end = tl.minimum(begin + share, length)
     whole = begin + (end - begin) // BLOCK_N * BLOCK_N
@@ -145,33 +145,33 @@ def memory_attention_flash(
 
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
     inside = row < tokens
-    if SPLITS == 1:
+    if splits == 1:
         out = out_ptr + (b * tokens + row[:, None]) * M + m[None, :]
         tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=inside[:, None])
     else:
-        place = (b * SPLITS + split) * tokens + row
+        place = (b * splits + split) * tokens + row
         tl.store(partial_ptr + place[:, None] * M + m[None, :], acc, mask=inside[:, None])
         tl.store(lse_ptr + place, highest + tl.log2(total), mask=inside)
 
 
 @triton.jit
-def memory_attention_combine(partial_ptr, lse_ptr, out_ptr, tokens, M: tl.constexpr, SPLITS: tl.constexpr,
+def memory_attention_combine(partial_ptr, lse_ptr, out_ptr, tokens, splits, M: tl.constexpr,
                              BLOCK_T: tl.constexpr):
-    """Grid (blocks of BLOCK_T queries, objects). partial (b, SPLITS, tokens, M), lse (b, SPLITS, tokens) -> out
+    """Grid (blocks of BLOCK_T queries, objects). partial (b, splits, tokens, M), lse (b, splits, tokens) -> out
     (b, tokens, M): the mean of the splits, weighted by their share of the softmax sum."""
     b = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     m = tl.arange(0, M)
     inside = row < tokens
     highest = tl.full([BLOCK_T], float("-inf"), tl.float32)
-    for split in tl.static_range(SPLITS):
-        lse = tl.load(lse_ptr + (b * SPLITS + split) * tokens + row, mask=inside, other=0.0)
+    for split in range(splits):
+        lse = tl.load(lse_ptr + (b * splits + split) * tokens + row, mask=inside, other=0.0)
         highest = tl.maximum(highest, lse)
     highest = tl.where(highest == float("-inf"), 0.0, highest)  # an object without memory
     total = tl.zeros([BLOCK_T], tl.float32)
     acc = tl.zeros([BLOCK_T, M], tl.float32)
-    for split in tl.static_range(SPLITS):
-        place = (b * SPLITS + split) * tokens + row
+    for split in range(splits):
+        place = (b * splits + split) * tokens + row
         share = tl.exp2(tl.load(lse_ptr + place, mask=inside, other=0.0) - highest)
         total += share
         acc += share[:, None] * tl.load(partial_ptr + place[:, None] * M + m[None, :], mask=inside[:, None], other=0.0)

@@ -38,12 +38,12 @@ class FlashConfig:
 
 @dataclass(frozen=True, slots=True)
 class WindowConfig:
-    """Block sizes of the two-launch form; `project` and `attend` as (rows, columns, warps, stages)."""
+    """Block sizes. `project` and `attend` of the two-launch form as (rows, columns, warps, stages); `fused` as (rows at
+    least, warps per 64 rows, stages)."""
 
-    project: tuple[int, int, int, int] = (64, 64, 4, 3)
+    project: tuple[int, int, int, int] = (64, 64, 4, 2)
     attend: tuple[int, int, int, int] = (64, 64, 4, 2)
-    fused_rows: int = 64
-    fused_warps: int = 4
+    fused: tuple[int, int, int] = (64, 4, 1)
 
 
 FLASH = {
@@ -63,13 +63,15 @@ FLASH_CANDIDATES = (
 )
 """Measured by `benchmarks.gpu_check`; all fit the 227 KB of sm_90."""
 
-WINDOW = {86: WindowConfig(), 89: WindowConfig(), 120: WindowConfig(), 80: WindowConfig(), 90: WindowConfig()}
+WINDOW = {86: WindowConfig(project=(64, 32, 4, 2)), 89: WindowConfig(project=(64, 32, 4, 2)),
+          120: WindowConfig(project=(64, 32, 4, 2)), 80: WindowConfig(), 90: WindowConfig()}
+"""By compute capability. Columns of `attend` divide 64, so that no window of 8 x 8 patches needs a mask."""
 
-WINDOW_CANDIDATES = tuple(
-    WindowConfig(project, attend)
-    for project, attend in (
-        ((64, 64, 4, 3), (64, 64, 4, 2)), ((128, 64, 8, 3), (64, 128, 4, 2)), ((128, 128, 8, 3), (128, 64, 8, 2)),
-        ((64, 128, 4, 3), (128, 128, 8, 2)), ((64, 64, 4, 2), (64, 64, 8, 2)), ((64, 256, 8, 2), (128, 64, 4, 2))))
+WINDOW_CANDIDATES = (
+    WindowConfig((64, 64, 4, 2), (64, 64, 4, 2), (64, 4, 1)), WindowConfig((128, 64, 8, 2), (128, 64, 8, 2), (64, 8, 1)),
+    WindowConfig((128, 128, 8, 2), (64, 32, 4, 2), (64, 4, 2)), WindowConfig((128, 32, 8, 3), (128, 32, 8, 2), (128, 4, 1)),
+    WindowConfig((64, 32, 4, 3), (64, 64, 4, 3), (128, 8, 1)), WindowConfig((128, 64, 8, 3), (64, 64, 4, 1), (32, 4, 1)))
+"""Measured by `benchmarks.gpu_check`, which picks the best of each column."""
 
 HEAD = 32
 LOG2_E = math.log2(math.e)
@@ -143,15 +145,15 @@ def memory_attention(inputs: Mapping[str, Any], scratch: Mapping[str, Any], out:
     flash = Launch(
         "memory_attention_flash", (cdiv(sizes.tokens, config.block_m), config.splits, b),
         (scratch["rotated"], scratch["keys"], scratch["values"], i["ages"], i["pointer_counts"], out,
-         scratch["partial"], scratch["lse"], sizes.tokens, sizes.slots, sizes.capacity),
-        {"D": d, "M": m, "SPLITS": config.splits, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
+         scratch["partial"], scratch["lse"], sizes.tokens, sizes.slots, sizes.capacity, config.splits),
+        {"D": d, "M": m, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
          "STAGES": config.stages, "TMA": config.tma, "SPECIALIZE": config.specialize, "SLOTS_PADDED": padded},
         config.warps, config.stages)
     if config.splits == 1:
         return [prepare, flash]
     combine = Launch("memory_attention_combine", (cdiv(sizes.tokens, 32), b, 1),
-                     (scratch["partial"], scratch["lse"], out, sizes.tokens),
-                     {"M": m, "SPLITS": config.splits, "BLOCK_T": 32}, 4, 1)
+                     (scratch["partial"], scratch["lse"], out, sizes.tokens, config.splits),
+                     {"M": m, "BLOCK_T": 32}, 4, 1)
     return [prepare, flash, combine]
 
 
@@ -192,12 +194,13 @@ def window_attention(inputs: Mapping[str, Any], scratch: Mapping[str, Any], out:
     norm = (i["x"], i["time"], i["position"], i["norm_weight"], i["norm_bias"], i["qkv_weight"], i["qkv_bias"])
     scale = LOG2_E / math.sqrt(HEAD)
     if sizes.fused:
-        rows = power_of_two(sizes.length, config.fused_rows)
+        least, warps, stages = config.fused
+        rows = power_of_two(sizes.length, least)
         group = rows // sizes.length
         return [Launch("window_attention_fused", (cdiv(sizes.windows, group), 1, 1),
-                       (*norm, i["out_weight"], i["out_bias"], out, *common, scale, epsilon),
-                       {"C": c, "HEAD": HEAD, "PATCH": sizes.patch, "ROWS": rows, "GROUP": group},
-                       config.fused_warps * rows // 64, 2)]
+                       (*norm, i["out_weight"], i["out_bias"], out, *common, scale, epsilon, group),
+                       {"C": c, "HEAD": HEAD, "PATCH": sizes.patch, "ROWS": rows},
+                       max(4, warps * rows // 64), stages)]
     rows, columns, warps, stages = config.project
     project = Launch("window_attention_project", (cdiv(sizes.windows * sizes.length, rows), 1, 1),
                      (*norm, scratch["qkv"], *common, scale, epsilon),

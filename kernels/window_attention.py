@@ -19,7 +19,7 @@ attention (a program holds all heads of its queries): that saves 134 MB, and the
 
 `window_attention_project`: gather, positions, layer norm, q/k/v    -> scratch (3, windows, heads, n, 32)
 `window_attention_attend`:  attention, output projection, scatter, residual
-`window_attention_fused`:   all of it, `GROUP` windows per program so that the matrix units see 64 rows or more
+`window_attention_fused`:   all of it, several windows per program so that the matrix units see 64 rows or more
 """
 
 from __future__ import annotations
@@ -145,14 +145,14 @@ def _softmax_step_even(q, k, v, highest, total, acc):
 @triton.jit
 def window_attention_fused(
         x_ptr, time_ptr, position_ptr, norm_weight_ptr, norm_bias_ptr, qkv_weight_ptr, qkv_bias_ptr, out_weight_ptr,
-        out_bias_ptr, y_ptr, frames, height, width, windows, scale, epsilon,
-        C: tl.constexpr, HEAD: tl.constexpr, PATCH: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr):
-    """Grid (groups of GROUP windows). A program holds all ROWS >= GROUP * n tokens; a token sees its own window only."""
+        out_bias_ptr, y_ptr, frames, height, width, windows, scale, epsilon, group,
+        C: tl.constexpr, HEAD: tl.constexpr, PATCH: tl.constexpr, ROWS: tl.constexpr):
+    """Grid (groups of `group` windows). A program holds all ROWS >= group * n tokens; a token sees its own window only."""
     length = frames * PATCH * PATCH
     row = tl.arange(0, ROWS)
     member, token = row // length, row % length
-    window = tl.program_id(0) * GROUP + member
-    inside = (member < GROUP) & (window < windows)
+    window = tl.program_id(0) * group + member
+    inside = (member < group) & (window < windows)
     pixel = _pixel(window, token, frames, height, width, PATCH)
     z = _normalised(x_ptr, time_ptr, position_ptr, norm_weight_ptr, norm_bias_ptr, pixel, token, inside, epsilon, C, PATCH)
     z = z.to(x_ptr.dtype.element_ty)

@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from .errors import UserError
 
 RULES = ("samwise_video", "square")
-RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+RESAMPLE = {"bilinear": 2, "bicubic": 3}
+"""Pillow's numbers of its filters; Pillow itself is imported when a picture is resized."""
 
 
 def resized_size(height: int, width: int, rule: str = "samwise_video", short: int = 1020, max: int = 1024) -> tuple[int, int]:
@@ -66,6 +66,8 @@ def preprocess(frame_hwc: np.ndarray, resized_hw: tuple[int, int], image_size: i
     """
     if frame_hwc.dtype != np.uint8 or frame_hwc.ndim != 3 or frame_hwc.shape[2] != 3:
         raise UserError(f"a frame must be uint8 (height, width, 3), not {frame_hwc.dtype} {frame_hwc.shape}; convert it to RGB")
+    from PIL import Image
+
     height, width = resized_hw
     if out is None:
         out = np.zeros((3, image_size, image_size), np.float32)
@@ -88,10 +90,12 @@ def preprocess(frame_hwc: np.ndarray, resized_hw: tuple[int, int], image_size: i
 
 def _resize_float(frame_hwc: np.ndarray, resized_hw: tuple[int, int], mean, std, out: np.ndarray) -> None:
     """torchvision's antialiased tensor resize has Pillow's weights and no rounding: Pillow's own 32-bit float mode."""
+    from PIL import Image
+
     height, width = resized_hw
     for c in range(3):
         plane = Image.fromarray(frame_hwc[:, :, c].astype(np.float32) / np.float32(255))
-        plane = plane.resize((width, height), Image.Resampling.BILINEAR)
+        plane = plane.resize((width, height), RESAMPLE["bilinear"])
         out[c, :height, :width] = (np.asarray(plane) - np.float32(mean[c])) / np.float32(std[c])
 
 

@@ -1,0 +1,234 @@
+"""One command for a GPU machine: `python -m benchmarks.gpu_check [--quick] [--out FILE.json]`.
+
+Needs PyTorch, Triton and numpy; says what else it looked for and skipped. Checks every kernel against references,
+measures them against PyTorch and against ceilings measured in the same run, and writes one JSON file. A section that
+fails is recorded with its error and the rest goes on; the file is rewritten after every section.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+
+from runtime.kernels import launch, plan
+
+from . import bench_kernel_memory_attention as memory_attention
+from . import bench_kernel_postprocess as postprocess
+from . import bench_kernel_preprocess as preprocess
+from . import bench_kernel_window_attention as window_attention
+from .gpu_bench import Bench, Cuda, normal
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How large everything is. The defaults are SAMWISE at 1024 px: 64 x 64 tokens, 7 remembered maps, 16 pointers."""
+
+    memory: plan.MemorySizes = plan.MemorySizes(1, 4096, 7, 64)
+    objects: tuple[int, ...] = (1, 4, 16, 64)
+    flash: tuple[plan.FlashConfig, ...] = plan.FLASH_CANDIDATES
+    windows: tuple[plan.WindowSizes, ...] = (
+        plan.WindowSizes(8, 128, 128, 8), plan.WindowSizes(8, 64, 64, 4), plan.WindowSizes(8, 32, 32, 2),
+        plan.WindowSizes(2, 128, 128, 8), plan.WindowSizes(3, 128, 128, 8))
+    window: tuple[plan.WindowConfig, ...] = plan.WINDOW_CANDIDATES
+    frames: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = (
+        ((360, 640), (576, 1024)), ((1080, 1920), (576, 1024)), ((2160, 3840), (576, 1024)))
+    image_size: int = 1024
+    matrix: int = 8192
+    copy_bytes: int = 2 << 30
+    steps: int = 200
+    compiled: bool = True
+
+    def quick(self) -> Plan:
+        return replace(self, objects=(1, 16), windows=self.windows[:3], frames=self.frames[:2], compiled=False, steps=50)
+
+
+TARGETS = {"memory_attention_over_pytorch": 1.3, "memory_attention_share_of_ceiling": 0.5, "window_attention_over_eager": 2.0}
+
+
+def machine(bench: Bench) -> dict[str, Any]:
+    """Where this ran."""
+    import triton
+
+    found = {"device": getattr(bench, "name", "fake"), "capability": bench.capability,
+             "multiprocessors": bench.multiprocessors, "python": platform.python_version(), "torch": torch.__version__,
+             "triton": triton.__version__, "cuda": torch.version.cuda, "date": time.strftime("%Y-%m-%d")}
+    try:
+        import onnxruntime
+
+        found["onnxruntime"] = {"version": onnxruntime.__version__, "providers": onnxruntime.get_available_providers()}
+    except ImportError:
+        found["onnxruntime"] = "not installed"
+    return found
+
+
+def ceilings(bench: Bench, sizes: Plan) -> dict[str, float]:
+    """What the device does at best: a large product in both half types on random data, and a large copy."""
+    n = sizes.matrix
+    found = {}
+    for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
+        a, b = normal(bench, (n, n), dtype, 1), normal(bench, (n, n), dtype, 2)
+        out = torch.empty_like(a)
+        found[f"{name}_tflops"] = 2 * n ** 3 / bench.seconds(lambda: torch.mm(a, b, out=out)) / 1e12
+    source = normal(bench, (sizes.copy_bytes // 4,), torch.float32, 3)
+    target = torch.empty_like(source)
+    found["copy_gbytes_per_second"] = 2 * source.numel() * 4 / bench.seconds(lambda: target.copy_(source)) / 1e9
+    return found
+
+
+def graph_gain(bench: Bench, sizes: Plan, config: plan.FlashConfig) -> dict[str, Any]:
+    """Four layers of memory attention as a frame runs them: launched from Python, and replayed as one graph."""
+    case = memory_attention.make_case(bench, sizes.memory)
+    launches = case.launches(config) * 4
+    plain = bench.eager_seconds(lambda: launch.run(launches))
+    replayed = bench.seconds(lambda: launch.run(launches))
+    return {"launches": len(launches), "plain_seconds": plain, "graph_seconds": replayed, "gain": plain / replayed}
+
+
+def flat_memory(bench: Bench, sizes: Plan, config: plan.FlashConfig) -> dict[str, Any]:
+    """Bytes held before and after many steps, with ages and counts changing in place as a ring does."""
+    case = memory_attention.make_case(bench, sizes.memory)
+    launches = case.launches(config)
+    launch.run(launches)
+    before = bench.allocated()
+    for step in range(sizes.steps):
+        case.inputs["ages"].fill_(-1)[:, : 1 + step % sizes.memory.slots] = step % 6
+        launch.run(launches)
+    after = bench.allocated()
+    return {"steps": sizes.steps, "before_bytes": before, "after_bytes": after, "flat": before == after}
+
+
+def cubins(bench: Bench, sizes: Plan) -> dict[str, Any]:
+    """Compiled kernels through `runtime/cubin.py`, launched by the driver alone."""
+    if bench.device != "cuda":
+        return {"skipped": "no CUDA driver here"}
+    from . import gpu_cubins
+
+    return gpu_cubins.check(bench, sizes.memory, sizes.windows[:3])
+
+
+class Report:
+    """Sections by name; each is guarded, and the file is written after each."""
+
+    def __init__(self, path: Path | None, bench: Bench, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.data: dict[str, Any] = {"sections": {}, "failed": []}
+        self._path, self._clock = path, clock
+        self.section("machine", lambda: machine(bench))
+
+    def section(self, name: str, work: Callable[[], Any]) -> Any:
+        """Result of `work`, or None when it failed; what went wrong is recorded and printed."""
+        begin, result = self._clock(), None
+        try:
+            result = work()
+            self.data["sections"][name] = result
+            print(f"{name}: done in {self._clock() - begin:.1f} s", flush=True)
+        except Exception as error:  # noqa: BLE001 - the point of this class
+            self.data["failed"].append(name)
+            where = traceback.format_exc().splitlines()[-8:]
+            self.data["sections"][name] = {"error": f"{type(error).__name__}: {str(error)[:500]}", "where": where}
+            print(f"{name}: FAILED {type(error).__name__}: {str(error)[:300]}", flush=True)
+        self.write()
+        return result
+
+    def write(self) -> None:
+        if self._path:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps(self.data, indent=1) + "\n")
+
+
+def check(bench: Bench, sizes: Plan, path: Path | None = None) -> dict[str, Any]:
+    """Run every section; returns what is written to `path`."""
+    report = Report(path, bench)
+    found = report.section("ceilings", lambda: ceilings(bench, sizes))
+    ceiling = max(found["fp16_tflops"], found["bf16_tflops"]) if found else float("nan")
+    memory = report.section("memory_attention", lambda: memory_attention.measure(
+        bench, sizes.memory, ceiling, sizes.objects, sizes.flash, sizes.compiled))
+    windows = [report.section(
+        f"window_attention_p{w.patch}_t{w.frames}", lambda: window_attention.measure(bench, w, sizes.window, sizes.compiled))
+        for w in sizes.windows]
+    for source, resized in sizes.frames:
+        name = f"{source[0]}p"
+        report.section(f"preprocess_{name}", lambda: preprocess.measure(bench, source, resized, sizes.image_size))
+        report.section(f"postprocess_{name}", lambda: postprocess.measure(
+            bench, 3, sizes.image_size // 4, sizes.image_size, resized, source))
+    config = plan.FlashConfig(**memory["winner"]["config"]) if memory else plan.FLASH.get(bench.capability, plan.FLASH[80])
+    report.section("graph_gain", lambda: graph_gain(bench, sizes, config))
+    report.section("flat_memory", lambda: flat_memory(bench, sizes, config))
+    report.section("cubins", lambda: cubins(bench, sizes))
+    report.data["verdicts"] = verdicts(memory, windows)
+    report.write()
+    return report.data
+
+
+def verdicts(memory: dict[str, Any] | None, windows: list[dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """Targets against measurements; a missing measurement is not met."""
+    slowest = min((w["speedup_over_eager"] for w in windows if w and "speedup_over_eager" in w), default=None)
+    measured = {"memory_attention_over_pytorch": memory and memory["speedup_over_fastest_pytorch"],
+                "memory_attention_share_of_ceiling": memory and memory["share_of_ceiling"],
+                "window_attention_over_eager": slowest}
+    return [{"what": name, "target": target, "measured": measured[name],
+             "met": measured[name] is not None and measured[name] >= target} for name, target in TARGETS.items()]
+
+
+def summary(data: dict[str, Any]) -> str:
+    """A short table for the terminal."""
+    lines = []
+    memory = data["sections"].get("memory_attention", {})
+    for entry in memory.get("sweep", []):
+        c = entry["config"]
+        name = f"{c['block_m']}x{c['block_n']} warps {c['warps']} stages {c['stages']}" + " tma" * c["tma"] + \
+            " specialized" * c["specialize"] + (f" {c['form']}" if c.get("form") else "")
+        value = entry.get("error") or (f"{entry['seconds'] * 1e6:8.1f} us (flash {entry['flash_seconds'] * 1e6:.1f}, "
+                                       f"splits {entry['splits']}) {entry['tflops']:6.1f} TFLOP/s")
+        lines.append(f"  flash {name:48} {value[:150]}")
+    for name, entry in memory.get("pytorch", {}).items():
+        value = entry.get("error") or f"{entry['seconds'] * 1e6:8.1f} us {entry['tflops']:6.1f} TFLOP/s"
+        lines.append(f"  PyTorch {name:12} {value[:150]}")
+    for name, entry in memory.get("modules", {}).items():
+        lines.append(f"  whole operation, {name:10} {entry.get('error') or '%.1f us' % (entry['seconds'] * 1e6)}")
+    for entry in memory.get("objects", []):
+        lines.append(f"  objects {entry['objects']:3} " + (entry.get("error") or (
+            f"{entry['seconds'] * 1e6:9.1f} us {entry['tflops']:6.1f} TFLOP/s, grown {entry['grown_bytes']} bytes")))
+    for name, section in data["sections"].items():
+        if name.startswith("window") and "winner" in section:
+            for entry in section["sweep"]:
+                value = entry.get("error") or {k: round(v * 1e6, 1) for k, v in entry.items() if isinstance(v, float)
+                                               and (k == "seconds" or k.startswith("window"))}
+                lines.append(f"  {name} {list(entry['config'].values())}: {str(value)[:150]}")
+            lines.append(f"  {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in section.items() if k.startswith("speedup")))
+        elif name in ("machine", "ceilings", "graph_gain", "flat_memory", "cubins") or name.startswith("p"):
+            lines.append(f"  {name}: {json.dumps(section)[:300]}")
+    lines += [f"{'met    ' if v['met'] else 'NOT MET'} {v['what']}: {v['measured']} (target {v['target']})"
+              for v in data["verdicts"]]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Check and measure the kernels on this machine's GPU.")
+    parser.add_argument("--quick", action="store_true", help="fewer sizes, no torch.compile")
+    parser.add_argument("--out", type=Path, default=Path("gpu_check.json"), help="result file (default: %(default)s)")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no CUDA device is visible to PyTorch; run this on a GPU machine")
+        return 2
+    import triton
+
+    # tensor descriptors made on the device need a little scratch memory per launch
+    triton.set_allocator(lambda size, align, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
+    torch.backends.cuda.matmul.allow_tf32 = False
+    sizes = Plan().quick() if options.quick else Plan()
+    with torch.inference_mode():
+        data = check(Cuda(), sizes, options.out)
+    print(summary(data))
+    return 1 if data["failed"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,53 @@
+"""Compiled kernels through `runtime/cubin.py`, launched by the driver alone, against the Triton launches of the same plan."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.cubin import Kernels
+from runtime.kernels import launch, plan
+from runtime.spec import Manifest
+
+from . import bench_kernel_memory_attention as memory_attention
+from . import bench_kernel_window_attention as window_attention
+from .gpu_bench import Bench, scratch
+
+
+def check(bench: Bench, sizes: plan.MemorySizes, windows: tuple[plan.WindowSizes, ...]) -> dict[str, Any]:
+    """Compile for this device, load, launch, compare: largest difference to Triton's own launch of the same kernels."""
+    from export import kernels as aot
+
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = Path(folder)
+        settings = {"memory": {"slots": sizes.slots, "pointers": sizes.pointers // 4}, "window": 8}
+        Manifest("samwise", "kernels", "fp16", 1024, {}, {}, settings).dump(bundle)
+        entries = aot.compile_bundle(bundle, [bench.capability], report=lambda line: None)
+        kernels = Kernels(bundle, bench.capability)
+        results: dict[str, Any] = {"compiled": len(entries)}
+        case = memory_attention.make_case(bench, sizes)
+        config = replace(plan.FLASH[bench.capability], splits=None)
+        results["memory_attention"] = compare(bench, kernels, case.launches(config), case.out)
+        for window in windows:
+            inputs = window_attention.make_inputs(bench, window)
+            out = torch.empty_like(inputs["x"])
+            arrays = scratch(bench, window.scratch(), torch.float16)
+            launches = plan.window_attention(inputs, arrays, out, window, plan.WINDOW[bench.capability])
+            results[f"window_attention_p{window.patch}"] = compare(bench, kernels, launches, out)
+    return results
+
+
+def compare(bench: Bench, kernels: Kernels, launches: list[plan.Launch], out: torch.Tensor) -> dict[str, float]:
+    """Run both ways on the current stream."""
+    launch.run(launches)
+    expected = out.clone()
+    out.fill_(float("nan"))
+    bound = kernels.bind(launches)
+    bound.run(torch.cuda.current_stream().cuda_stream)
+    difference = float((out.float() - expected.float()).abs().max())
+    return {"largest_difference": difference,
+            "seconds": bench.seconds(lambda: bound.run(torch.cuda.current_stream().cuda_stream))}

@@ -9,9 +9,9 @@ from typing import Any, Iterable, Sequence
 from .backends import Backend, Stage, create
 from .bundle import Bundle, choose
 from .errors import PromptError, UserError
-from .image import ImageSession
 from .live import LiveSession
 from .models import create_networks
+from .picture import Picture
 from .prompt import Text
 from .result import Result
 from .session import Session
@@ -65,14 +65,14 @@ class Engine:
         Raises PromptError for a prompt the bundle cannot take, UserError when the pool has no row left.
         """
         if prompts is None:
-            return self._register(self._network("live", "follow clicks").live(logits, **options))
+            return self._register(self.network("live", "follow clicks").live(logits, **options))
         if options:
             raise UserError(f"sessions with sentences have no option {', '.join(sorted(options))}")
         if isinstance(prompts, (str, Text)) or not all(isinstance(p, Text) for p in prompts):
             raise PromptError("prompts must be a list of runtime.Text, e.g. [runtime.Text('the horse on the left')]")
         if not prompts:
             raise PromptError("no prompt: give at least one runtime.Text")
-        session = Session(self, self._network("open", "follow sentences"), prompts, logits, conditional_memory)
+        session = Session(self, self.network("open", "follow sentences"), prompts, logits, conditional_memory)
         self._sessions.append(session)
         return session
 
@@ -84,17 +84,20 @@ class Engine:
         options  fill_hole_area=8, non_overlap_masks, max_cond_frames_in_attn ...: see `runtime.tracks.Options`
         Raises VideoError, UserError.
         """
-        return self._register(self._network("video", "follow clicks").video(frames, logits, **options))
+        return self._register(self.network("video", "follow clicks").video(frames, logits, **options))
 
-    def image(self, picture: Any) -> ImageSession:
-        """Masks for clicks and boxes on one picture: uint8 RGB array (H,W,3), or a path. Raises VideoError."""
-        return self._network("image", "segment by clicks").image(picture)
+    def image(self, picture: Any) -> Picture:
+        """Masks on one picture, uint8 RGB array (H,W,3) or a path: `predict` for clicks and boxes, `refer` for sentences.
+
+        Raises VideoError.
+        """
+        return Picture(self, picture)
 
     def _register(self, session: Any) -> Any:
         self._sessions.append(session.belongs_to(self))
         return session
 
-    def _network(self, ability: str, words: str) -> Any:
+    def network(self, ability: str, words: str) -> Any:
         """The network of this bundle that has the method `ability`. Raises UserError that says what is missing."""
         for network in self.networks.values():
             if hasattr(network, ability):

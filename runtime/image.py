@@ -40,10 +40,10 @@ class Prediction:
 
 
 class ImageSession:
-    """Made by `Engine.image`: a picture, encoded once, that answers any number of prompts."""
+    """A picture, encoded once, that answers any number of prompts; `Engine.image` makes it when it is asked for clicks."""
 
     def __init__(self, network: Any, picture: Any) -> None:
-        frame = checked_frame(_picture(picture), 0, None)
+        frame = checked_frame(picture, 0, None)
         self._network, self._frame = network, frame
         self.size = frame.shape[:2]
         self._maps = network.picture()
@@ -142,13 +142,3 @@ def _array(values: Any) -> np.ndarray:
         return np.asarray(values, np.float64)
     except (TypeError, ValueError):
         raise PromptError("points, labels, boxes and mask inputs must be arrays of numbers") from None
-
-
-def _picture(picture: Any) -> Any:
-    """An array as it is; a path is opened."""
-    if isinstance(picture, str) or hasattr(picture, "__fspath__"):
-        from .video import frames
-
-        with frames(picture, max_frames=1) as opened:
-            return next(opened)
-    return picture

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 NETWORKS = {
     "samwise": "runtime.models.samwise:Samwise",
     "sam2": "runtime.models.sam2:Sam2",
+    "refersam": "runtime.models.refersam:ReferSam",
 }
 
 

@@ -154,7 +154,7 @@ class _Job:
             plain = {name: replace(spec, files={"default": spec.files["default"]}) for name, spec in manifest.stages.items()}
             manifest = replace(manifest, stages=plain)
         engine = Engine(Bundle(folder, manifest), self.runner, max_objects=1)
-        return parity.compare_clip(want, parity.clip_results(engine), parity.MASK_IOU[self.precision])
+        return parity.compare_clip(want, parity.clip_results(engine), self.precision)
 
 
 def half_signature(spec: StageSpec) -> StageSpec:

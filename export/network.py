@@ -56,13 +56,15 @@ def describe(name: str, model: Any, **changes: Any) -> Network:
     text = settings.get("text")
     clip = CLIPS.get(name)
     fields = {
-        "model": name, "variant": variant(model), "image_size": model.config.sam.image_size, "settings": settings,
+        "model": name, "variant": getattr(module, "variant", variant)(model), "image_size": settings["resize"]["max"],
+        "settings": settings,
         "stages": partial(module.stages, model), "clip": clip and partial(clip, model, settings),
         "vocabulary": text["vocabulary"] if text else None}
     return Network(**(fields | changes))
 
 
 def variant(model: Any) -> str:
-    """`tiny`, `small`, `base_plus`, `large`, or the trunk's width where it is none of them."""
+    """`tiny`, `small`, `base_plus`, `large`, or the trunk's width where it is none of them. A network without a Hiera
+    brings its own function of this name."""
     trunk = model.config.sam.hiera
     return TRUNKS.get((trunk.width, tuple(trunk.blocks)), f"width_{trunk.width}")

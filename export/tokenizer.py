@@ -16,12 +16,14 @@ from runtime.errors import UserError
 
 FILE = "tokenizer.json"
 PROBE = "a person riding a horse on the left"
+ENDS = (("<s>", "</s>"), ("[CLS]", "[SEP]"))
+"""What RoBERTa and BERT put around a sentence."""
 
 
 def load(source: str | Path, vocabulary: int | None = None) -> Tokenizer:
     """The tokenizer at `source`, checked on a sentence; `vocabulary` is the number of token embeddings.
 
-    Raises UserError that names the file: missing, damaged, without <s> and </s>, or larger than the vocabulary.
+    Raises UserError that names the file: missing, damaged, without the tokens around a sentence, or larger than the vocabulary.
     """
     source = Path(source)
     if not source.exists():
@@ -91,8 +93,8 @@ def _roberta(vocabulary: Path, merges: Path) -> Tokenizer:
 
 
 def _check(tokenizer: Tokenizer, path: Path, vocabulary: int | None) -> None:
-    if tokenizer.token_to_id("<s>") is None or tokenizer.token_to_id("</s>") is None:
-        raise UserError(f"{path}: has no <s> and </s>; give a tokenizer of the RoBERTa kind")
+    if not any(all(tokenizer.token_to_id(t) is not None for t in pair) for pair in ENDS):
+        raise UserError(f"{path}: has neither <s> and </s> nor [CLS] and [SEP]; give the tokenizer of a text encoder")
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if vocabulary is not None and largest >= vocabulary:
         raise UserError(f"{path}: knows token {largest}, the checkpoint only {vocabulary} of them; give the tokenizer that "

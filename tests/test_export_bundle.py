@@ -155,7 +155,7 @@ def test_failing_parity_leaves_nothing(tmp_path):
 
 def test_failing_clip_leaves_nothing(tmp_path, monkeypatch):
     bad = bundle.replace(network(mixer()), clip=lambda *_: ())
-    monkeypatch.setattr(bundle._Job, "clip", lambda *_: [parity.ClipRow(3, 0.5, 0.1, 0.1, 0.999)])
+    monkeypatch.setattr(bundle._Job, "clip", lambda *_: [parity.ClipRow(3, 0.5, 0.1, 0.1, 0.999, 0.05)])
     with pytest.raises(parity.ParityError, match="frame 3 .* 0.5000"):
         bundle.export_bundle(bad, tmp_path, "toy")
     assert os.listdir(tmp_path) == []

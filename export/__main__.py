@@ -1,0 +1,112 @@
+"""The command: `python -m export samwise --checkpoint X.pth --out engines/`.
+
+One subcommand per network of `export.models`. Exit code 2 for what the caller can mend, 1 for an export that failed (its
+parity, say); either way one line says why, and nothing half-written is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import RuntimeFault, UserError
+
+from .models import MODELS
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of every network."""
+    top = argparse.ArgumentParser(
+        prog="python -m export", description="Turn a PyTorch checkpoint into a bundle that runs without PyTorch.",
+        epilog="The graphs are compared with the checkpoint before anything is published; see parity.json in the bundle.")
+    networks = top.add_subparsers(dest="network", required=True, metavar="NETWORK")
+    for name in sorted(MODELS):
+        sub = networks.add_parser(name, help=f"export a {name} checkpoint",
+                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub.add_argument("--checkpoint", required=True, type=Path, metavar="FILE", help="official checkpoint (.pth, .pt)")
+        sub.add_argument("--out", default=Path("engines"), type=Path, metavar="DIR", help="folder of bundles")
+        sub.add_argument("--name", help="name of the bundle (default: from network, size and precision)",
+                         default=argparse.SUPPRESS)
+        sub.add_argument("--precision", default="fp32", choices=("fp32", "fp16"),
+                         help="fp16: half the size, for GPUs; stages that need it stay wider")
+        sub.add_argument("--tokenizer", type=Path, metavar="DIR", default=argparse.SUPPRESS,
+                         help="Hugging Face folder, tokenizer.json, or folder with vocab.json and merges.txt; without it "
+                              "the bundle takes token ids only")
+        sub.add_argument("--threads", type=int, default=argparse.SUPPRESS, help="CPU threads for the comparison")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = vars(parser().parse_args(arguments))
+    previous = _cleanly_on_sigterm()
+    try:
+        _export(options)
+        return 0
+    except RuntimeFault as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("stopped; nothing was published", file=sys.stderr)
+        return 130
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}; nothing was published", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("error: out of memory; close other programs or export on a larger machine", file=sys.stderr)
+        return 1
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _export(options: dict[str, Any]) -> None:
+    started = time.perf_counter()
+    if not options["checkpoint"].is_file():
+        raise UserError(f"{options['checkpoint']}: no such file; give the path of a checkpoint (.pth or .pt)")
+    if options.get("threads", 1) < 1:
+        raise UserError(f"--threads must be 1 or more, not {options['threads']}")
+    _say(f"reading {options['checkpoint'].name}")
+    try:
+        from . import bundle, models, network
+    except ImportError as error:
+        raise UserError(f"the export needs {error.name}: pip install 'samwise-runtime[cpu,export]'") from None
+    if threads := options.get("threads"):
+        import torch
+
+        torch.set_num_threads(threads)
+    model = models.network(options["network"]).load(options["checkpoint"])
+    source = {"checkpoint": options["checkpoint"].name, "checkpoint_sha256": bundle.sha256(options["checkpoint"])}
+    subject = network.describe(options["network"], model, provenance=source)
+    half = "-fp16" if options["precision"] == "fp16" else ""
+    name = options.get("name", f"{subject.model}-{subject.variant}{half}")
+    if subject.vocabulary and "tokenizer" not in options:
+        _say("no --tokenizer: the bundle will take token ids, not sentences")
+    folder = bundle.export_bundle(subject, options["out"], name, precision=options["precision"], threads=threads,
+                                  tokenizer_source=options.get("tokenizer"), report=_say)
+    _say(f"published {folder} in {time.perf_counter() - started:.0f} s")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _cleanly_on_sigterm() -> Any:
+    """Let a polite kill unwind like Ctrl-C, so that the work folder is removed."""
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        return signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,6 +7,7 @@ parity, say); either way one line says why, and nothing half-written is left.
 from __future__ import annotations
 
 import argparse
+import inspect
 import signal
 import sys
 import time
@@ -37,6 +38,8 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--tokenizer", type=Path, metavar="DIR", default=argparse.SUPPRESS,
                          help="Hugging Face folder, tokenizer.json, or folder with vocab.json and merges.txt; without it "
                               "the bundle takes token ids only")
+        sub.add_argument("--image-size", type=int, metavar="PIXELS", default=argparse.SUPPRESS,
+                         help="side of the network's input, for networks that take several")
         sub.add_argument("--threads", type=int, default=argparse.SUPPRESS, help="CPU threads for the comparison")
     return top
 
@@ -81,7 +84,11 @@ def _export(options: dict[str, Any]) -> None:
         import torch
 
         torch.set_num_threads(threads)
-    model = models.network(options["network"]).load(options["checkpoint"])
+    load = models.network(options["network"]).load
+    chosen = {"image_size": options["image_size"]} if "image_size" in options else {}
+    if chosen and "image_size" not in inspect.signature(load).parameters:
+        raise UserError(f"{options['network']} has one input size; leave --image-size away")
+    model = load(options["checkpoint"], **chosen)
     source = {"checkpoint": options["checkpoint"].name, "checkpoint_sha256": bundle.sha256(options["checkpoint"])}
     subject = network.describe(options["network"], model, provenance=source)
     half = "-fp16" if options["precision"] == "fp16" else ""

@@ -147,7 +147,7 @@ class _Job:
         text = network.settings["text"]
         tokens = parity.clip_tokens(text["vocabulary"], text["max_tokens"])
         verbs = [1] if text.get("motion") and len(tokens) > 2 else []
-        want = list(network.clip(parity.clip_frames(network.settings["window"]), tokens, verbs))
+        want = list(network.clip(parity.clip_frames(network.settings.get("window", 1)), tokens, verbs))
         folder = self.folder
         if self.precision != "fp32":
             folder = self.rounded

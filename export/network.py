@@ -17,7 +17,7 @@ from .stage import Stage
 Clip = Callable[[Sequence[np.ndarray], Sequence[int], Sequence[int]], Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]]
 
 CLIPS: Mapping[str, Callable[..., Any]] = {"samwise": samwise_clip}
-"""Plain torch schedules by network: (model, settings, frames, token ids, verb positions) -> masks, logits, scores."""
+"""Plain torch schedules by network, where the network's file has no function `clip` of its own: (model, settings, frames, token ids, verb positions) -> masks, logits, scores."""
 
 TRUNKS = {(96, (1, 2, 7, 2)): "tiny", (96, (1, 2, 11, 2)): "small", (112, (2, 3, 16, 3)): "base_plus",
           (144, (2, 6, 36, 4)): "large"}
@@ -54,7 +54,7 @@ def describe(name: str, model: Any, **changes: Any) -> Network:
     module = models.network(name)
     settings = module.settings(model)
     text = settings.get("text")
-    clip = CLIPS.get(name)
+    clip = CLIPS.get(name) or getattr(module, "clip", None)
     fields = {
         "model": name, "variant": getattr(module, "variant", variant)(model), "image_size": settings["resize"]["max"],
         "settings": settings,

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from runtime.errors import UserError
 
-MODELS = {"samwise": "export.models.samwise", "sam2": "export.models.sam2"}
+MODELS = {"samwise": "export.models.samwise", "sam2": "export.models.sam2", "refersam": "export.models.refersam"}
 
 
 def network(name: str) -> ModuleType:

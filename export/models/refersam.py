@@ -1,22 +1,24 @@
 """ReferSAM: referring image segmentation on SAM (IEEE TCSVT 2024, 10.1109/TCSVT.2024.3524543).
 
-`ReferSam` is the whole network and loads official checkpoints by name; `config_of` reads every size out of the tensors;
-`stages` cuts it in three. The official code publishes the model only: size, preprocessing and tokens follow CARIS, the
+`ReferSam` is the whole network and what every graph is compared with; `stages` cuts it in three. The official code publishes the model only: size, preprocessing and tokens follow CARIS, the
 predecessor by the same authors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from runtime.errors import UserError
 
-from ..layers.text_towers import HEAD_WIDTH, TOWERS, TowerConfig
+from ..layers.text_towers import TOWERS, TowerConfig
 from ..layers.vit import VitConfig
 from ..stage import Stage, stage, tensor
 from ..stages.prompt_encoder import PromptEncoder
@@ -36,11 +38,18 @@ SENTENCES = 16
 SUBDIVISION = 32
 """The input size is a multiple of it: the coarsest level of the pyramid has a whole number of cells."""
 
+LARGEST = 2048
+
+VARIANTS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+"""SAM's encoders by width."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReferSamConfig:
-    """Everything that sizes a ReferSAM but the input, which is chosen when it is exported."""
+    """Everything that sizes a ReferSAM. The weights fit any `image_size`: position tables are resized."""
 
+    image_size: int = IMAGE_SIZE
+    max_tokens: int = MAX_TOKENS
     vit: VitConfig = field(default_factory=VitConfig)
     text: TowerConfig = field(default_factory=TowerConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -49,10 +58,10 @@ class ReferSamConfig:
     decoder_depth: int = 2
     mask_channels: int = 16
 
-    @property
-    def variant(self) -> str:
-        names = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
-        return f"{names.get(self.vit.width, f'vit_{self.vit.width}')}-{self.text.kind}"
+    def __post_init__(self) -> None:
+        if self.image_size % SUBDIVISION or not SUBDIVISION <= self.image_size <= LARGEST:
+            raise UserError(f"image size {self.image_size} is not a multiple of {SUBDIVISION} in {SUBDIVISION}..{LARGEST}; "
+                            f"try {IMAGE_SIZE}")
 
 
 class ReferSam(nn.Module):
@@ -86,109 +95,10 @@ class ReferSam(nn.Module):
         return FuseStage(self, grid, folded=False)(vit, pyramid, stem, self.text_encoder(tokens_bl, mask), count_b)
 
 
-def config_of(tensors: Mapping[str, Tensor], activation: str | None = None) -> ReferSamConfig:
-    """Sizes from the tensors of a checkpoint. Raises UserError when they are not ReferSAM's.
-
-    `activation` of a CLIP tower cannot be seen in its tensors; None means quick_gelu, OpenAI's.
-    """
-    try:
-        return ReferSamConfig(vit=_vit(tensors), text=_text(tensors, activation), adapter=_adapter(tensors),
-                              decoder_hidden=len(tensors["sam_mask_decoder.transformer.layers.0.mlp.layers.0.bias"]),
-                              decoder_depth=_count(tensors, "sam_mask_decoder.transformer.layers."),
-                              mask_channels=len(tensors["sam_prompt_encoder.mask_downscaling.3.bias"]))
-    except KeyError as error:
-        raise UserError(f"not a ReferSAM checkpoint: it has no tensor {error}; give the file that training wrote") from None
-
-
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered modules there are under `prefix`."""
-    return 1 + max((int(k[len(prefix):].split(".")[0]) for k in tensors if k.startswith(prefix)), default=-1)
-
-
-def _vit(tensors: Mapping[str, Tensor]) -> VitConfig:
-    root = "vl_adapter.vis_model."
-    positions, width = tensors[root + "pos_embed"].shape[1::2]
-    rows = [len(tensors[f"{root}blocks.{i}.attn.rel_pos_h"]) for i in range(_count(tensors, root + "blocks."))]
-    # a block is global where its table spans the whole grid that SAM was trained on
-    windows = tuple(0 if n == 2 * positions - 1 else (n + 1) // 2 for n in rows)
-    return VitConfig(
-        width=width, heads=width // tensors[root + "blocks.0.attn.rel_pos_h"].shape[1], windows=windows,
-        hidden=len(tensors[root + "blocks.0.mlp.lin1.bias"]), positions=positions,
-        patch=tensors[root + "patch_embed.proj.weight"].shape[2], out=len(tensors[root + "neck.0.weight"]))
-
-
-def _text(tensors: Mapping[str, Tensor], activation: str | None) -> TowerConfig:
-    if "text_encoder.embeddings.word_embeddings.weight" in tensors:
-        kind, table, places = "bert", "embeddings.word_embeddings", "embeddings.position_embeddings"
-        layers, hidden = "encoder.layer.", "encoder.layer.0.intermediate.dense.bias"
-    else:
-        kind, table = "clip", "text_model.embeddings.token_embedding"
-        places = "text_model.embeddings.position_embedding"
-        layers, hidden = "text_model.encoder.layers.", "text_model.encoder.layers.0.mlp.fc1.bias"
-    vocabulary, width = tensors[f"text_encoder.{table}.weight"].shape
-    return TowerConfig(
-        kind=kind, vocabulary=vocabulary, positions=len(tensors[f"text_encoder.{places}.weight"]), width=width,
-        hidden=len(tensors[f"text_encoder.{hidden}"]), layers=_count(tensors, "text_encoder." + layers),
-        heads=max(1, width // HEAD_WIDTH), activation=activation or ("gelu" if kind == "bert" else "quick_gelu"))
-
-
-def _adapter(tensors: Mapping[str, Tensor]) -> AdapterConfig:
-    root, first = "vl_adapter.", "vl_adapter.interactions.0."
-    levels = len(tensors[root + "level_embed"])
-    heads = len(tensors[first + "vl_extractor.l2v_cross_attn.level_weights.bias"]) // levels
-    runs = _count(tensors, root + "interactions.")
-    return AdapterConfig(
-        text_width=tensors[root + "lang_prompts.weight"].shape[1], stem=len(tensors[root + "spm.stem.0.weight"]), runs=runs,
-        extra=_count(tensors, f"{root}interactions.{runs - 1}.extra_extractors."),
-        points=len(tensors[first + "extractor.attn.attention_weights.bias"]) // heads, heads=heads,
-        value_width=len(tensors[first + "extractor.attn.value_proj.bias"]),
-        context=len(tensors[root + "lang_prompts.weight"]), prompts=len(tensors[root + "sparse_prompts.weight"]),
-        prompt_layers=_count(tensors, root + "prompt_blocks."),
-        prompt_heads=len(tensors[root + "prompt_blocks.0.p2v_cross_attn.level_weights.bias"]) // levels)
-
-
-UNUSED = ("text_encoder.pooler.", "text_encoder.embeddings.position_ids", "text_encoder.embeddings.token_type_ids",
-          "text_encoder.text_model.embeddings.position_ids")
-"""Tensors that old libraries wrote and no result depends on."""
-
-
-def build(tensors: Mapping[str, Tensor], activation: str | None = None) -> ReferSam:
-    """The network with these weights. Raises UserError for tensors that are missing, left over or of another shape."""
-    tensors = {_renamed(k): v for k, v in tensors.items()}
-    tensors = {k: v for k, v in tensors.items() if not k.startswith(UNUSED)}
-    model = ReferSam(config_of(tensors, activation))
-    wanted = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    wrong = sorted(k for k in wanted.keys() | tensors.keys()
-                   if k not in tensors or wanted.get(k) != tuple(tensors[k].shape))
-    if wrong:
-        raise UserError(f"checkpoint does not fit ReferSAM: {len(wrong)} tensors are missing, left over or of another "
-                        f"shape, the first {wrong[0]}; give the file that training wrote")
-    model.load_state_dict(tensors)
-    return model.float().eval().requires_grad_(False)
-
-
-def _renamed(name: str) -> str:
-    """Our names: no parallel wrapper, one name for the decoder's MLP, CLIP's inner prefix that new releases dropped."""
-    name = name.removeprefix("module.")
-    if name.startswith("sam_mask_decoder."):
-        return name.replace(".mlp.lin1.", ".mlp.layers.0.").replace(".mlp.lin2.", ".mlp.layers.1.")
-    head, _, tail = name.partition("text_encoder.")
-    if not head and tail.startswith(("embeddings.token_embedding", "embeddings.position_embedding.", "encoder.layers.",
-                                     "final_layer_norm")):
-        return f"text_encoder.text_model.{tail}"
-    return name
-
-
-def check_size(size: int) -> int:
-    """The input size, if the network takes it. Raises UserError."""
-    if size % SUBDIVISION or not SUBDIVISION <= size <= 2048:
-        raise UserError(f"image size {size} is not a multiple of {SUBDIVISION} in {SUBDIVISION}..2048; try {IMAGE_SIZE}")
-    return size
-
-
-def stages(model: ReferSam, image_size: int = IMAGE_SIZE, max_tokens: int = MAX_TOKENS, folded: bool = True) -> list[Stage]:
+def stages(model: ReferSam, folded: bool = True) -> list[Stage]:
     """`image` once per picture, `text` once per sentence, `fuse` once per pair, batched over sentences."""
-    config, grid = model.config, Grid(model.vl_adapter, check_size(image_size))
+    config, grid = model.eval().config, Grid(model.vl_adapter, model.config.image_size)
+    image_size, max_tokens = config.image_size, config.max_tokens
     model.vl_adapter.vis_model.freeze(grid.side)
     side, d, w, fine = grid.side, config.vit.width, config.text.width, image_size // 4
     vit, pyramid = tensor("vit", 1, side, side, d), tensor("pyramid", 1, sum(grid.sizes), d)
@@ -225,7 +135,50 @@ def _tokens(text: TowerConfig, count: int, generator: torch.Generator) -> Tensor
     return torch.randint(1, text.vocabulary, (count,), generator=generator)
 
 
-def settings(model: ReferSam, max_tokens: int = MAX_TOKENS, image_size: int = IMAGE_SIZE) -> dict[str, Any]:
-    """What a schedule must know; see `docs/architecture.md`."""
-    return {"resize": {"rule": "square", "max": image_size}, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
-            "text": {"max_tokens": max_tokens, "vocabulary": model.config.text.vocabulary, "motion": False}}
+def load(path: str | Path, image_size: int = IMAGE_SIZE) -> ReferSam:
+    """An official checkpoint, vit_b or vit_l, with BERT or CLIP, in eval mode. Raises UserError."""
+    from ..refersam_checkpoints import refersam  # it needs the classes above
+
+    return refersam(path, image_size)
+
+
+def variant(model: ReferSam) -> str:
+    """Such as `vit_b-bert-448`."""
+    c = model.config
+    return f"{VARIANTS.get(c.vit.width, f'vit_{c.vit.width}')}-{c.text.kind}-{c.image_size}"
+
+
+def settings(model: ReferSam) -> dict[str, Any]:
+    """The numbers that the schedule needs; see `docs/architecture.md`, "Settings of a manifest"."""
+    c = model.config
+    return {"resize": {"rule": "square", "max": c.image_size},
+            "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+            "text": {"max_tokens": c.max_tokens, "vocabulary": c.text.vocabulary, "motion": False}}
+
+
+@torch.no_grad()
+def clip(model: ReferSam, settings: Mapping[str, Any], frames: Sequence[np.ndarray], tokens: Sequence[int],
+         verbs: Sequence[int] = ()) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Each frame as a picture of its own through plain torch, nothing folded, nothing cached: the yardstick.
+
+    Yields masks (1,H,W) bool at source size, low_res_logits (1,s,s), scores (1,).
+    """
+    size, ids = model.config.image_size, torch.tensor([list(tokens)])
+    mean, std = (torch.tensor(settings[k])[:, None, None] for k in ("mean", "std"))
+    for frame in frames:
+        picture = np.array(Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR))
+        pixels = (torch.from_numpy(picture).permute(2, 0, 1).float() / 255 - mean) / std
+        low_res, _, iou = model(pixels[None], ids, torch.tensor([len(tokens)]))
+        logits = nn.functional.interpolate(low_res[:, None], frame.shape[:2], mode="bilinear", align_corners=True)
+        yield (logits[:, 0] >= 0).numpy(), low_res.numpy(), iou.numpy()
+
+
+def tiny_test_config(kind: str = "bert", image_size: int = 64) -> ReferSamConfig:
+    """A toy network with every part of the real one, for tests: windows that need padding, tables that are resized."""
+    return ReferSamConfig(
+        image_size=image_size, max_tokens=12, decoder_hidden=40, mask_channels=8,
+        vit=VitConfig(width=128, heads=2, windows=(3, 0, 3, 0), hidden=48, positions=8, out=32),
+        text=TowerConfig(kind=kind, vocabulary=100, positions=24, width=64, hidden=40, layers=2, heads=1,
+                         activation="gelu" if kind == "bert" else "quick_gelu"),
+        adapter=AdapterConfig(text_width=64, stem=4, runs=2, extra=1, points=4, heads=2, value_width=16, context=3, prompts=2,
+                              prompt_layers=1, prompt_heads=8))

@@ -48,7 +48,7 @@ def reference(clip, tokens, conditional_memory=True):
             remembered = low
             if conditional_memory and frame >= 2 and frame - last >= 2:
                 remembered = low + decode(without)
-                if pointer[0] > 0:
+                if pointer[0] > 1.3 * without.mean(0)[0]:
                     fired.append(frame)
                     last = frame
             memory.append(embedding[i][:, :2] + remembered.mean())
@@ -78,7 +78,7 @@ def test_one_sentence_equals_the_plain_loop(engine, length):
     expected, expected_scores, fired = reference(clip, A)
     np.testing.assert_allclose(logits[0], expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(scores[0], expected_scores, rtol=1e-4, atol=1e-5)
-    assert length < 9 or len(fired) > 1, "the clip never asks the conditional memory: it tests nothing"
+    assert length < 9 or 1 < len(fired) < length // 2, "the decision never differs: it tests nothing"
 
 
 def test_several_sentences_equal_one_at_a_time(engine):

@@ -297,7 +297,7 @@ class Samwise:
             return work.gather("due_" + name, [decoded[name][i] for i in asked])
 
         self._stages["conditional_memory"].run(
-            pointer=pick("pointer"), early_token=pick("early_token"), low_res_logits=pick("low_res_logits"),
+            pointer=pick("pointer"), early_token=again["early_token"], low_res_logits=pick("low_res_logits"),
             memoryless_logits=again["low_res_logits"], switched=self._results.arrays["switched"][:n], **outputs)
         return outputs["remembered_logits"]
 

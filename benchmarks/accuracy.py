@@ -38,12 +38,12 @@ class Switches:
     shuffled: bool = False
     conditional: bool = True
     memory: bool = True
-    latency: str = "exact"
+    window: int = 0
 
 
 VARIANTS = {
     "text": Switches(), "shuffled sentences": Switches(shuffled=True), "memory off": Switches(memory=False),
-    "CME off": Switches(conditional=False), "low latency": Switches(latency="low"),
+    "CME off": Switches(conditional=False), "clips of one frame": Switches(window=1), "clips of four": Switches(window=4),
     "click": Switches(prompt="click"), "box": Switches(prompt="box"), "mask": Switches(prompt="mask"),
 }
 
@@ -54,7 +54,7 @@ def sentences(engine: runtime.Engine, case: Case, texts: list[str], switches: Sw
     options: dict = {} if switches.conditional else {"conditional_memory": False}
     # switches that a runtime may not have: it then refuses them by name
     options |= {} if switches.memory else {"memory": False}
-    options |= {} if switches.latency == "exact" else {"latency": switches.latency}
+    options |= {"window": switches.window} if switches.window else {}
     with engine.session(prompts, **options) as session:
         return np.stack([result.masks for result in session.stream(case.frames())], 1)
 

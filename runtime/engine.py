@@ -61,18 +61,22 @@ class Engine:
         prompts             sentences, one object each; None: a `LiveSession`, whose `push` takes prompts
         logits              whether results carry `low_res_logits`
         conditional_memory  False switches the conditional memory encoder off; None and True leave it as the bundle has it
-        options             of a live session: see `runtime.tracks.Options`
+        options             of a session with sentences: `memory=False` decodes every frame alone, `window=n` fuses clips of
+                            n frames instead of the trained length, so that results come sooner; both are
+                            approximations. Of a live session: see `runtime.tracks.Options`
         Raises PromptError for a prompt the bundle cannot take, UserError when the pool has no row left.
         """
         if prompts is None:
             return self._register(self.network("live", "follow clicks").live(logits, **options))
-        if options:
-            raise UserError(f"sessions with sentences have no option {', '.join(sorted(options))}")
+        unknown = sorted(set(options) - {"memory", "window"})
+        if unknown:
+            raise UserError(f"sessions with sentences have no option {', '.join(unknown)}; they have memory and window")
         if isinstance(prompts, (str, Text)) or not all(isinstance(p, Text) for p in prompts):
             raise PromptError("prompts must be a list of runtime.Text, e.g. [runtime.Text('the horse on the left')]")
         if not prompts:
             raise PromptError("no prompt: give at least one runtime.Text")
-        session = Session(self, self.network("open", "follow sentences"), prompts, logits, conditional_memory)
+        session = Session(self, self.network("open", "follow sentences"), prompts, logits, conditional_memory,
+                          options.get("memory", True), options.get("window"))
         self._sessions.append(session)
         return session
 

@@ -23,7 +23,10 @@ class Session:
     """
 
     def __init__(self, engine: Engine, network: Any, prompts: Sequence[Text], logits: bool,
-                 conditional_memory: bool | None) -> None:
+                 conditional_memory: bool | None, memory: bool, window: int | None) -> None:
+        if window is not None and not 1 <= window <= network.window:
+            raise UserError(f"window must be 1 to {network.window}, the clip length this bundle was trained with, not {window}")
+        self._window = window or network.window
         self._engine, self._network = engine, network
         self._logits = logits
         self._size: tuple[int, int] | None = None
@@ -32,7 +35,7 @@ class Session:
         self._frames = 0
         self._waiting = 0
         self._open = True
-        self._clip = self._network.open(prompts, conditional_memory)
+        self._clip = self._network.open(prompts, conditional_memory, memory)
         self.object_ids = tuple(range(1, len(prompts) + 1))
 
     # -- frames in ------------------------------------------------------------------------------------------------
@@ -72,7 +75,7 @@ class Session:
     @property
     def ready(self) -> bool:
         """Whether a complete clip is waiting."""
-        return self._waiting == self._network.window
+        return self._waiting == self._window
 
     def advance(self) -> Iterator[Result]:
         """Run the frames that wait, as one clip, complete or not."""

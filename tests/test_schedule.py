@@ -95,6 +95,26 @@ def test_conditional_memory_off(engine):
     assert np.abs(on - off)[:, 3:].max() > 1e-3 and (on[:, :3] == off[:, :3]).all()
 
 
+def test_memory_off_decodes_every_frame_alone(engine):
+    clip = frames(6)
+    off = run(engine, clip, A, memory=False)[0]
+    assert engine.stages["memory_attention"].calls == engine.stages["conditional_memory"].calls == 0
+    first = run(engine, clip[:4], A)[0]
+    assert (off[:, 0] == first[:, 0]).all() and np.abs(off[:, 1:4] - first[:, 1:]).max() > 1e-3
+
+
+def test_a_shorter_window_answers_sooner(engine):
+    clip = frames(5)
+    with engine.session([runtime.Text(tokens=A)], logits=True, window=2) as session:
+        counts = [len(session.push(frame)) for frame in clip] + [len(session.flush())]
+    assert counts == [0, 2, 0, 2, 0, 1]
+    for window in (0, toy.WINDOW + 1):
+        with pytest.raises(runtime.UserError, match="window must be 1 to 4"):
+            engine.session([runtime.Text(tokens=A)], window=window)
+    with pytest.raises(runtime.UserError, match="no option windows"):
+        engine.session([runtime.Text(tokens=A)], windows=2)
+
+
 def test_interleaved_sessions_do_not_see_each_other(engine):
     one, two = frames(9, seed=1), frames(9, 18, 24, seed=2)
     first, second = (engine.session([runtime.Text(tokens=t)], logits=True) for t in (A, B))

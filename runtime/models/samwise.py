@@ -58,6 +58,7 @@ class Clip:
     lanes: list[Lane] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
     conditional_memory: bool = True
+    memory: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ class Samwise:
         """(height, width) of a source frame inside the square that the network sees."""
         return ops.resized_size(*size, **self._resize)
 
-    def open(self, prompts: Sequence[Text], conditional_memory: bool | None = None) -> Clip:
+    def open(self, prompts: Sequence[Text], conditional_memory: bool | None = None, memory: bool = True) -> Clip:
         """Buffers for one video, and a lane per sentence. Raises PromptError, UserError."""
         manifest, new = self._bundle.manifest, self._device.empty
         self._tokenizer = self._tokenizer or Tokenizer.of(self._bundle.folder, manifest)
@@ -135,7 +136,7 @@ class Samwise:
         pixels, fine = self._specs["hiera_0"].input("pixels"), self._specs["hiera_0"].output("high_res_0")
         sizes = {"frames": self.window}
         clip = Clip(new(pixels.resolve(sizes), pixels.dtype), new(fine.resolve(sizes), fine.dtype),
-                    conditional_memory=conditional_memory is not False)
+                    conditional_memory=conditional_memory is not False, memory=memory)
         try:
             for tokens, verbs in encoded:
                 clip.lanes.append(self._lane(tokens, verbs))
@@ -224,7 +225,7 @@ class Samwise:
         embedding = work.gather("batch_embedding", [lane.embedding[offset] for lane in lanes])
         high_res_1 = work.gather("batch_high_res_1", [lane.high_res_1[offset] for lane in lanes])
         picture = clip.high_res_0[offset:offset + 1]
-        if frame == 0:
+        if frame == 0 or not clip.memory:
             conditioned = work.gather("conditioned", [lane.embedding_no_memory[offset] for lane in lanes])
         else:
             conditioned = self._attend(batch, embedding, frame)
@@ -278,7 +279,7 @@ class Samwise:
     def _asked(self, clip: Clip, lanes: list[Lane], frame: int) -> list[int]:
         """Lanes whose conditional memory encoder is due: from frame `first`, `every` frames after it last fired."""
         cme = self._cme
-        if cme is None or not clip.conditional_memory or frame < cme["first"]:
+        if cme is None or not (clip.conditional_memory and clip.memory) or frame < cme["first"]:
             return []
         return [i for i, lane in enumerate(lanes) if frame - lane.last_fired >= cme["every"]]
 

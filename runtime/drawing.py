@@ -110,7 +110,7 @@ class Painter:
         margin = 3 * self._unit
         window = (slice(max(0, y0 - margin), y1 + margin), slice(max(0, x0 - margin), x1 + margin))
         part, inside = image[window], mask[window]
-        part[inside] = (part[inside] * np.uint16(256 - FILL) + colour * np.uint16(FILL)) >> 8
+        part[inside] = (part[inside].astype(np.uint16) * (256 - FILL) + colour.astype(np.uint16) * FILL) >> 8
         edge = contour(inside)
         part[dilate(edge, 2 * self._unit)] //= 2  # a dark rim keeps the line visible on any ground
         part[dilate(edge, self._unit)] = colour

@@ -246,7 +246,7 @@ def _array(frame: Any, where: str) -> np.ndarray:
     else:
         array = frame.to_ndarray(format="rgb24")
     # PyAV gives degrees counter-clockwise, as rot90 takes them
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
 
 

@@ -46,7 +46,7 @@ class Frames:
     def __init__(self, source: Source, stride: int, max_frames: int | None) -> None:
         self.name, self.fps, self.live, self.notes = source.name, source.fps, source.live, source.notes
         self.stride = stride
-        self._names = source.names
+        self._names, self._read = source.names, source.read
         known = [n for n in (source.count, max_frames) if n is not None]
         self.count = min(known) if known else None
         first = next(source.read, None)
@@ -92,6 +92,8 @@ class Frames:
         self._state.stop.set()
         if self._started:
             self._thread.join(timeout=1.0)  # one that is blocked in a dead network read ends by its own timeout
+        else:
+            _close(self._read)
 
     def __enter__(self) -> Frames:
         return self
@@ -158,7 +160,11 @@ def _work(limited: Iterator[np.ndarray], read: Iterator[np.ndarray], state: _Sta
     except Exception as error:  # a thread has nobody to raise to: the consumer raises it
         end = VideoError(f"the video cannot be read on: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
     finally:
-        close = getattr(read, "close", None)  # frees the decoder here, in the thread that used it
-        if close is not None:
-            close()
+        _close(read)  # frees the decoder here, in the thread that used it
     state.put(end)
+
+
+def _close(read: Iterator[np.ndarray]) -> None:
+    close = getattr(read, "close", None)
+    if close is not None:
+        close()

@@ -55,11 +55,11 @@ class VitAttention(nn.Module):
             self.register_buffer(name, None, persistent=False)
 
     def tables(self, side: int) -> tuple[Tensor, Tensor, Tensor]:
-        """For rows and for columns (side, width of a head, side); and the unit vectors of each cell (side,side,1,2*side)."""
+        """For rows (side, 1, width of a head, side) and for columns without the 1; unit vectors of cells (side,side,1,2*side)."""
         unit = torch.eye(side, device=self.rel_pos_h.device)
         cells = torch.cat((unit[:, None].expand(-1, side, -1), unit[None].expand(side, -1, -1)), -1)
         y, x = (relative_table(t, side).transpose(1, 2) for t in (self.rel_pos_h, self.rel_pos_w))
-        return y, x, cells[:, :, None]
+        return y[:, None], x, cells[:, :, None]
 
     def freeze(self, side: int) -> None:
         """Compute the tables once, for grids of this side."""
@@ -71,11 +71,11 @@ class VitAttention(nn.Module):
         table_y, table_x, cells = (self.table_y, self.table_x, self.cells) if frozen else self.tables(side)
         q, k, v = self.qkv(x_bssd).chunk(3, -1)
         q, k = (x.unflatten(3, (heads, -1)) for x in (q, k))
-        by_row = (q.flatten(2, 3) @ table_y).unflatten(2, (side, heads))
-        by_column = q @ table_x
+        # no reshape around these products: onnxscript's optimizer takes them for broadcasts and swaps rows and columns
+        bias = torch.cat((q @ table_y, q @ table_x), -1)
         width = q.shape[-1] + 2 * side
-        scale = (width / q.shape[-1]) ** 0.5  # `attend` divides by the root of the longer width
-        q = torch.cat((q * scale, torch.cat((by_row, by_column), -1) * width ** 0.5), -1)
+        # `attend` divides by the root of the longer width
+        q = torch.cat((q * (width / q.shape[-1]) ** 0.5, bias * width ** 0.5), -1)
         k = torch.cat((k, cells.expand(k.shape[0], -1, -1, heads, -1)), -1)
         mixed = attend(q.flatten(3).flatten(1, 2), k.flatten(3).flatten(1, 2), v.flatten(1, 2), heads)
         return self.proj(mixed).unflatten(1, (side, side))

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from export import checkpoints  # noqa: E402
-from export.models.samwise import Samwise, SamwiseConfig, stages, tiny_test_config  # noqa: E402
+from export.models.samwise import Samwise, SamwiseConfig, settings, tiny_test_config  # noqa: E402
 from export.stages.sam import SamConfig  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 
@@ -56,6 +56,28 @@ def test_prefix_and_unused_tensors(tmp_path, network):
     assert same(checkpoints.samwise(saved(tmp_path, network, change)), network)
 
 
+def test_whole_training_state(tmp_path, network):
+    """What the official training writes beside the weights: optimiser, schedule (with a Counter), arguments."""
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.AdamW([weight])
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [60000])
+    weight.sum().backward()
+    optimizer.step()
+    path = saved(tmp_path, network, lambda d: d.update(
+        optimizer=optimizer.state_dict(), lr_scheduler=schedule.state_dict(), epoch=3,
+        args=argparse.Namespace(lr=1e-5, use_cme_head=True)))
+    assert same(checkpoints.samwise(path), network)
+
+
+def test_untrained_conditional_memory_is_left_out(tmp_path, network):
+    """The official code always builds it, and uses it only when told to."""
+    def change(data):
+        data["config"]["conditional_hidden"] = 0
+        data["args"] = argparse.Namespace(use_cme_head=False)
+    model = checkpoints.samwise(saved(tmp_path, network, change))
+    assert model.config.conditional_hidden == 0 and settings(model)["conditional_memory"] is None
+
+
 def test_half_precision_is_widened(tmp_path, network):
     path = saved(tmp_path, network, lambda d: d["model"].update(
         {k: v.half() for k, v in d["model"].items() if v.is_floating_point()}))
@@ -81,17 +103,6 @@ def test_variants_are_recognised(trunk, motion, score, conditional, patches):
     with torch.device("meta"):
         model = Samwise(config)
     assert checkpoints.samwise_config(model.state_dict()) == config
-
-
-def test_every_parameter_reaches_a_stage(network):
-    """What the network holds and its graphs do not: only prompts by points, boxes and masks, and three of four masks."""
-    used = set()
-    for stage in stages(network):
-        used |= {p.data_ptr() for p in stage.module.parameters()}
-    folded = ("neck.convs", "conv_s", "proj_vis", "memory_attention.layers", "hsa", "spatial_pos_embed", "no_mem_embed",
-              "maskmem_tpos_enc", "no_obj_ptr", "pos_embed", "no_mask_embed")
-    left = [n for n, p in network.named_parameters() if p.data_ptr() not in used and not any(f in n for f in folded)]
-    assert all("mask_downsample" in n for n in left), left
 
 
 def drop(data):

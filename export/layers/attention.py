@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .common import Linear, affine
+
 FORMS = ("plain", "chunked", "ort")
 _form: ContextVar[str] = ContextVar("attention_form", default="plain")
 
@@ -64,6 +66,11 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, heads: int, mask_bs: Tensor | None, 
     q, k, v = _heads(q, heads), _heads(k, heads), _heads(v, heads)
     if not written_out:
         mask = None if mask_bs is None else mask_bs[:, None, None, :]
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+            # torch's kernel for a CPU goes backwards eight times slower in bfloat16 than in single precision (torch 2.13)
+            with torch.autocast("cpu", enabled=False):
+                mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask)
+            return mixed.to(q.dtype).transpose(1, 2).flatten(2)
         return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
     if mask_bs is not None:
@@ -86,10 +93,10 @@ class Attention(nn.Module):
         super().__init__()
         inner, key_width = inner or width, key_width or width
         self.heads = heads
-        self.q_proj = nn.Linear(width, inner)
-        self.k_proj = nn.Linear(key_width, inner)
-        self.v_proj = nn.Linear(key_width, inner)
-        self.out_proj = nn.Linear(inner, width)
+        self.q_proj = Linear(width, inner)
+        self.k_proj = Linear(key_width, inner)
+        self.v_proj = Linear(key_width, inner)
+        self.out_proj = Linear(inner, width)
 
     def forward(self, q_blc: Tensor, k_bsc: Tensor, v_bsc: Tensor, mask_bs: Tensor | None = None) -> Tensor:
         mixed = attend(self.q_proj(q_blc), self.k_proj(k_bsc), self.v_proj(v_bsc), self.heads, mask_bs)
@@ -104,18 +111,14 @@ class PackedAttention(nn.Module):
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def mix(self, q_blc: Tensor, k_bsc: Tensor, mask_bs: Tensor | None = None,
             split: tuple[int, int] | None = None) -> Tensor:
         """Everything but the output projection. Keys are also the values."""
-        width = self.out_proj.in_features
-        if q_blc is k_bsc:
-            q, k, v = F.linear(q_blc, self.in_proj_weight, self.in_proj_bias).split(width, -1)
-        else:
-            q = F.linear(q_blc, self.in_proj_weight[:width], self.in_proj_bias[:width])
-            k, v = F.linear(k_bsc, self.in_proj_weight[width:], self.in_proj_bias[width:]).split(width, -1)
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q, k, v = (affine(x, w, b) for x, w, b in zip((q_blc, k_bsc, k_bsc), weights, biases))
         return attend(q, k, v, self.heads, mask_bs, split)
 
     def forward(self, q_blc: Tensor, k_bsc: Tensor, mask_bs: Tensor | None = None,

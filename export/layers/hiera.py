@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attend
-from .common import MLP, Group
+from .common import MLP, Group, Linear
 
 
 @dataclass(frozen=True, slots=True)
 class HieraConfig:
-    """Sizes of a trunk. `windows` are token counts per side; blocks numbered in `global_blocks` have no window."""
+    """Sizes of a trunk. `windows` are token counts per side, even in every stage but the last, because a window is halved
+    on the way to the next stage; blocks numbered in `global_blocks` have no window."""
 
     width: int = 96
     heads: int = 1
@@ -30,11 +31,11 @@ class HieraConfig:
         return tuple(self.width << i for i in range(len(self.blocks)))
 
 
-def _pool(x_bhwc: Tensor) -> Tensor:
+def pool(x_bhwc: Tensor) -> Tensor:
     return F.max_pool2d(x_bhwc.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
 
 
-def _to_windows(x_bhwc: Tensor, side: int) -> Tensor:
+def to_windows(x_bhwc: Tensor, side: int) -> Tensor:
     """Zero-pad to whole windows and cut: (B,H,W,C) -> (B*windows, side, side, C)."""
     b, h, w, c = x_bhwc.shape
     x_bhwc = F.pad(x_bhwc, (0, 0, 0, -w % side, 0, -h % side)) if h % side or w % side else x_bhwc
@@ -43,12 +44,21 @@ def _to_windows(x_bhwc: Tensor, side: int) -> Tensor:
     return x.reshape(b * rows * columns, side, side, c)
 
 
-def _from_windows(x: Tensor, height: int, width: int) -> Tensor:
+def from_windows(x: Tensor, height: int, width: int) -> Tensor:
     """Put windows back on the map and drop the padding: (B*windows, side, side, C) -> (B,height,width,C)."""
     side, c = x.shape[1], x.shape[3]
     rows, columns = -(-height // side), -(-width // side)
     x = x.reshape(-1, rows, columns, side, side, c).permute(0, 1, 3, 2, 4, 5)
     return x.reshape(-1, rows * side, columns * side, c)[:, :height, :width]
+
+
+def attend_map(q_bhwc: Tensor, k_bhwc: Tensor, v_bhwc: Tensor, heads: int) -> Tensor:
+    """Attention over whole maps; the result has the side of the queries."""
+    h, w = q_bhwc.shape[1:3]
+    # a global block of a large picture is the only place where scores are large, and its query axis is static
+    pieces = 4 if h * w % 4 == 0 and h * w >= 2048 else 1
+    x = attend(q_bhwc.flatten(1, 2), k_bhwc.flatten(1, 2), v_bhwc.flatten(1, 2), heads, split=(1, pieces))
+    return x.unflatten(1, (h, w))
 
 
 class HieraAttention(nn.Module):
@@ -59,14 +69,8 @@ class HieraAttention(nn.Module):
         self.proj = nn.Linear(out, out)
 
     def forward(self, x_bhwc: Tensor) -> Tensor:
-        b, h, w, _ = x_bhwc.shape
         q, k, v = self.qkv(x_bhwc).chunk(3, -1)
-        if self.pool:
-            q, h, w = _pool(q), h // 2, w // 2
-        # a global block of a large picture is the only place where scores are large, and its query axis is static
-        pieces = 4 if h * w % 4 == 0 and h * w >= 2048 else 1
-        x = attend(q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), self.heads, split=(1, pieces))
-        return self.proj(x.unflatten(1, (h, w)))
+        return self.proj(attend_map(pool(q) if self.pool else q, k, v, self.heads))
 
 
 class HieraBlock(nn.Module):
@@ -80,14 +84,14 @@ class HieraBlock(nn.Module):
         self.norm2 = nn.LayerNorm(out, 1e-6)
         self.mlp = MLP(out, 4 * out, out, 2, gelu=True)
         if self.pool:
-            self.proj = nn.Linear(width, out)
+            self.proj = Linear(width, out)
 
     def forward(self, x_bhwc: Tensor) -> Tensor:
         normed = self.norm1(x_bhwc)
-        shortcut = _pool(self.proj(normed)) if self.pool else x_bhwc
+        shortcut = pool(self.proj(normed)) if self.pool else x_bhwc
         if self.window:
-            x = self.attn(_to_windows(normed, self.window))
-            x = _from_windows(x, shortcut.shape[1], shortcut.shape[2])
+            x = self.attn(to_windows(normed, self.window))
+            x = from_windows(x, shortcut.shape[1], shortcut.shape[2])
         else:
             x = self.attn(normed)
         x = shortcut + x

@@ -146,7 +146,7 @@ class Samwise(nn.Module):
 
 def tiny_test_config(image_size: int = 64, motion: bool = False) -> SamwiseConfig:
     """A toy network with every part of the real one, for tests: builds in milliseconds."""
-    hiera = HieraConfig(width=8, heads=1, blocks=(1, 2, 2, 1), windows=(4, 2, 3, 2), global_blocks=(4,), positions=3)
+    hiera = HieraConfig(width=8, heads=1, blocks=(1, 2, 2, 1), windows=(4, 2, 6, 2), global_blocks=(4,), positions=3)
     sam = SamConfig(
         image_size=image_size, hiera=hiera, width=32, memory_width=16, memory_layers=2, memory_hidden=48, decoder_heads=4,
         decoder_hidden=48, iou_hidden=24, prompt_channels=8, mask_channels=(2, 4, 8, 16), text_width=24, motion=motion)

@@ -35,9 +35,10 @@ TRUNKS = {
 
 UNUSED = (
     "*.num_batches_tracked", "text_encoder._float_tensor", "*.sentence_encoder.version", "*.lm_head.*",
-    "*no_mem_pos_enc", "conditional_memory_encoder.transformerBlock.norm2.*",
+    "*no_mem_pos_enc", "conditional_memory_encoder.transformerBlock.norm2.*", "*total_ops", "*total_params",
 )
-"""Tensors that official checkpoints hold and no computation reads."""
+"""Tensors that official checkpoints hold and no computation reads. The last two are left by a counter of operations, and
+the official code passes over them, too."""
 
 LARGEST = 1 << 20
 """Largest number a 'config' may hold; no real size comes near."""
@@ -48,6 +49,11 @@ DEEPEST = 1024
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | None]:
     """Tensors by name and the 'config' of a checkpoint, if it has one. Raises UserError; never runs code from the file."""
+    return _contents(path)[:2]
+
+
+def _contents(path: str | Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | None, Mapping[str, Any]]:
+    """Tensors, 'config', and the arguments of the official training command ('args'; empty where there are none)."""
     data = _load(Path(path))
     tensors = data.get("model", data) if isinstance(data, Mapping) else None
     if not isinstance(tensors, Mapping) or not tensors or not all(isinstance(k, str) for k in tensors):
@@ -56,8 +62,11 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | None]
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{path}: {name} is a {type(value).__name__}, not a tensor; is this a whole checkpoint?")
-    config = data.get("config")
-    return tensors, config if isinstance(config, Mapping) else None
+    config, arguments = data.get("config"), data.get("args")
+    if isinstance(arguments, argparse.Namespace):
+        arguments = vars(arguments)
+    return (tensors, config if isinstance(config, Mapping) else None,
+            arguments if isinstance(arguments, Mapping) else {})
 
 
 def _load(path: Path) -> Any:
@@ -114,7 +123,10 @@ def _some(names: list[str]) -> str:
 
 def samwise(path: str | Path) -> Samwise:
     """A SAMWISE checkpoint as a network in eval mode. Raises UserError."""
-    tensors, written = read(path)
+    tensors, written, arguments = _contents(path)
+    # official files always hold a conditional memory encoder, untrained if the training was not told to use it
+    if arguments.get("use_cme_head") is False:
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("conditional_memory_encoder.")}
     try:
         config = config_from(SamwiseConfig, written) if written else samwise_config(tensors)
         with torch.device("meta"), torch.no_grad():  # sizes are checked before any memory is spent on them

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from export import checkpoints  # noqa: E402
-from export.models.samwise import Samwise, SamwiseConfig, settings, tiny_test_config  # noqa: E402
+from export.models.samwise import Samwise, SamwiseConfig, tiny_test_config  # noqa: E402
 from export.stages.sam import SamConfig  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 
@@ -54,28 +54,6 @@ def test_prefix_and_unused_tensors(tmp_path, network):
         data["model"]["text_encoder.model.encoder.lm_head.bias"] = torch.zeros(100)
         data["model"] = {f"module.{k}": v for k, v in data["model"].items() if not k.endswith("num_batches_tracked")}
     assert same(checkpoints.samwise(saved(tmp_path, network, change)), network)
-
-
-def test_whole_training_state(tmp_path, network):
-    """What the official training writes beside the weights: optimiser, schedule (with a Counter), arguments."""
-    weight = torch.nn.Parameter(torch.zeros(3))
-    optimizer = torch.optim.AdamW([weight])
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [60000])
-    weight.sum().backward()
-    optimizer.step()
-    path = saved(tmp_path, network, lambda d: d.update(
-        optimizer=optimizer.state_dict(), lr_scheduler=schedule.state_dict(), epoch=3,
-        args=argparse.Namespace(lr=1e-5, use_cme_head=True)))
-    assert same(checkpoints.samwise(path), network)
-
-
-def test_untrained_conditional_memory_is_left_out(tmp_path, network):
-    """The official code always builds it, and uses it only when told to."""
-    def change(data):
-        data["config"]["conditional_hidden"] = 0
-        data["args"] = argparse.Namespace(use_cme_head=False)
-    model = checkpoints.samwise(saved(tmp_path, network, change))
-    assert model.config.conditional_hidden == 0 and settings(model)["conditional_memory"] is None
 
 
 def test_half_precision_is_widened(tmp_path, network):

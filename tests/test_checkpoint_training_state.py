@@ -1,0 +1,48 @@
+"""Checkpoints as the official training writes them: with optimiser, schedule and arguments beside the weights."""
+
+import argparse
+import dataclasses
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from export import checkpoints  # noqa: E402
+from export.models.samwise import Samwise, settings, tiny_test_config  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return Samwise(tiny_test_config())
+
+
+def saved(tmp_path, network, **more):
+    data = {"model": network.state_dict(), "config": dataclasses.asdict(network.config)}
+    torch.save(data | more, tmp_path / "x.pth")
+    return tmp_path / "x.pth"
+
+
+def test_optimiser_and_schedule(tmp_path, network):
+    """The schedule's state holds a Counter, which is not plain data."""
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.AdamW([weight])
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [60000])
+    weight.sum().backward()
+    optimizer.step()
+    path = saved(tmp_path, network, optimizer=optimizer.state_dict(), lr_scheduler=schedule.state_dict(), epoch=3,
+                 args=argparse.Namespace(lr=1e-5, use_cme_head=True))
+    assert checkpoints.samwise(path).config == network.config
+
+
+def test_counters_of_operations_are_passed_over(tmp_path, network):
+    tensors = {**network.state_dict(), "total_ops": torch.zeros(1), "sam.total_params": torch.zeros(1)}
+    torch.save({"model": tensors, "config": dataclasses.asdict(network.config)}, tmp_path / "x.pth")
+    assert checkpoints.samwise(tmp_path / "x.pth").config == network.config
+
+
+def test_untrained_conditional_memory_is_left_out(tmp_path, network):
+    """The official code always builds it, and uses it only when told to."""
+    bare = dataclasses.replace(network.config, conditional_hidden=0)
+    path = saved(tmp_path, network, config=dataclasses.asdict(bare), args=argparse.Namespace(use_cme_head=False))
+    assert settings(checkpoints.samwise(path))["conditional_memory"] is None

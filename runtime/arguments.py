@@ -90,6 +90,8 @@ def parser(prog: str) -> Parser:
     g.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: the backend decides)")
     g.add_argument("--conditional-memory", choices=("on", "off"), help="correct the memory when the object becomes "
                    "clear only later (default: as the bundle has it)")
+    g.add_argument("--window", type=_positive, metavar="N", help="fuse N frames at a time with the sentence, not the "
+                   "trained number: results come sooner, and are approximations")
     g.add_argument("--list", action="store_true", help="list the bundles in --engine, and stop")
     g.add_argument("--debug", action="store_true", help="show the traceback of a fault")
     return p

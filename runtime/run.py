@@ -85,7 +85,9 @@ def _main(argv: list[str], load: Any) -> int:
         elif isinstance(prompts, Pointed):
             task = pointed_at(engine, prompts, video)
         else:
-            task = sentences(engine, prompts, {"on": True, "off": False, None: None}[args.conditional_memory])
+            options = {} if args.window is None else {"window": args.window}
+            memory = {"on": True, "off": False, None: None}[args.conditional_memory]
+            task = sentences(engine, prompts, conditional_memory=memory, **options)
         with task.session:
             return _run(args, engine, video, task, quality)
 

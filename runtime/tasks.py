@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -27,10 +27,22 @@ class Task:
     small_on_top: bool = False
 
 
-def sentences(engine: Any, prompts: Sequence[Text], conditional_memory: bool | None) -> Task:
-    """Follow one object per sentence. Raises PromptError."""
-    session = engine.session(prompts, conditional_memory=conditional_memory)
-    return Task({i: prompt.label for i, prompt in enumerate(prompts, 1)}, session.stream, session)
+def sentences(engine: Any, prompts: Sequence[Text], **options: Any) -> Task:
+    """One object per sentence: followed, or found on every frame anew by a network that knows only pictures.
+
+    `options` are those of `Engine.session`. Raises PromptError, UserError.
+    """
+    labels = {i: prompt.label for i, prompt in enumerate(prompts, 1)}
+    abilities = [(hasattr(network, "open"), hasattr(network, "refer")) for network in engine.networks.values()]
+    if not any(follows for follows, _ in abilities) and any(finds for _, finds in abilities):
+        return Task(labels, partial(_find, engine, prompts))
+    session = engine.session(prompts, **options)
+    return Task(labels, session.stream, session)
+
+
+def _find(engine: Any, prompts: Sequence[Text], frames: Iterable[np.ndarray]) -> Iterator[Result]:
+    for index, frame in enumerate(frames):
+        yield replace(engine.image(frame).refer(prompts), frame_index=index)
 
 
 def pointed_at(engine: Any, pointed: Pointed, video: Frames) -> Task:

@@ -206,10 +206,32 @@ def test_flags_reach_the_engine(toy, clip, tmp_path):
         engine.session = lambda prompts, **kw: asked.update(kw, prompts=prompts) or session(prompts, **kw)
         return engine
 
-    assert main(["--engine", "E", "--model", "M", "--backend", "B", "--threads", "3", "--conditional-memory", "off",
+    assert main(["--engine", "E", "--model", "M", "--backend", "B", "--threads", "3", "--conditional-memory", "off", "--window", "2",
                  "--video", str(clip), "--tokens", "0,5,2", "--tokens", "7", "--out", str(tmp_path)], load) == 0
-    assert asked == {"engine": "E", "model": "M", "backend": "B", "threads": 3, "conditional_memory": False,
+    assert asked == {"engine": "E", "model": "M", "backend": "B", "threads": 3, "conditional_memory": False, "window": 2,
                      "prompts": [runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[7])]}
+
+
+def test_a_network_for_pictures_takes_each_frame_alone(clip, tmp_path):
+    class Finder:
+        """An engine whose network knows only pictures: the object is the left half, named by its sentence."""
+
+        networks = {"x": type("Network", (), {"refer": None, "see": None})()}
+
+        def image(self, frame):
+            self.frame = frame
+            return self
+
+        def refer(self, prompts):
+            mask = np.zeros((len(prompts), *self.frame.shape[:2]), bool)
+            mask[:, :, :32] = True
+            ones, boxes = np.ones(len(prompts), np.float32), np.tile(np.float32([0, 0, 32, 48]), (len(prompts), 1))
+            return runtime.Result(0, tuple(range(1, len(prompts) + 1)), mask, ones, ones, boxes)
+
+    from runtime.tasks import sentences
+    with runtime.video.frames(clip) as video:
+        results = list(sentences(Finder(), [runtime.Text("a"), runtime.Text("b")]).stream(video))
+    assert [r.frame_index for r in results] == list(range(10)) and results[3].object_ids == (1, 2)
 
 
 def test_verbs_belong_to_the_sentence_before():

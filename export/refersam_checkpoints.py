@@ -91,7 +91,8 @@ def _adapter(tensors: Mapping[str, Tensor]) -> AdapterConfig:
     heads = len(tensors[first + "vl_extractor.l2v_cross_attn.level_weights.bias"]) // levels
     runs = _count(tensors, root + "interactions.")
     return AdapterConfig(
-        text_width=tensors[root + "lang_prompts.weight"].shape[1], stem=len(tensors[root + "spm.stem.0.weight"]), runs=runs,
+        text_width=tensors[root + "lang_prompts.weight"].shape[1], runs=runs,
+        stem=len(tensors[root + "spm.stem.0.weight"]),
         extra=_count(tensors, f"{root}interactions.{runs - 1}.extra_extractors."),
         points=len(tensors[first + "extractor.attn.attention_weights.bias"]) // heads, heads=heads,
         value_width=len(tensors[first + "extractor.attn.value_proj.bias"]),

@@ -14,16 +14,17 @@ def cell_centres(side: int) -> Tensor:
     return torch.stack((x, y), -1).flatten(0, 1)
 
 
-def sample(value_bnhd: Tensor, grids: list[Tensor], weights: list[Tensor], sides: tuple[int, ...]) -> Tensor:
+def sample(value_bnhd: Tensor, grids: list[Tensor], weights: list[Tensor],
+           shapes: tuple[tuple[int, int], ...]) -> Tensor:
     """Weighted sum of bilinear samples, zero outside the maps.
 
-    value (B,N,h,d), the square maps of `sides` one after another; for each map a grid (B,h,Q,P,2) in -1..1 (x before y, -1
+    value (B,N,h,d), maps of `shapes` one after another; for each map a grid (B,h,Q,P,2) in -1..1 (x before y, -1
     and 1 are the outer edges) and weights (B,h,Q,P). Returns (B,Q,h*d).
     """
     total = None
-    for level, (side, grid, weight) in enumerate(zip(sides, grids, weights)):
-        start = sum(s * s for s in sides[:level])
-        maps = value_bnhd[:, start:start + side * side].permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, (side, side))
+    levels = value_bnhd.split([h * w for h, w in shapes], 1)
+    for value, shape, grid, weight in zip(levels, shapes, grids, weights):
+        maps = value.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, shape)
         found = F.grid_sample(maps, grid.flatten(0, 1), mode="bilinear", padding_mode="zeros", align_corners=False)
         part = (found * weight.flatten(0, 1)[:, None]).sum(-1)
         total = part if total is None else total + part
@@ -32,7 +33,7 @@ def sample(value_bnhd: Tensor, grids: list[Tensor], weights: list[Tensor], sides
 
 
 class Deformable(nn.Module):
-    """Each query reads `points` places near its reference on every level. `value_width` is the width of what it reads."""
+    """Each query reads `points` places near its reference on every level, each `value_width` / heads wide."""
 
     def __init__(self, width: int, heads: int, levels: int, points: int, value_width: int) -> None:
         super().__init__()
@@ -45,8 +46,8 @@ class Deformable(nn.Module):
     def forward(self, query_bqd: Tensor, value_bnd: Tensor, references_q2: Tensor, sides: tuple[int, ...]) -> Tensor:
         """Queries (B,Q,D), values (B,N,D) of maps with these sides, references in the unit square (Q,2) -> (B,Q,D).
 
-        Offsets count cells of the map they read. They are divided, not multiplied: a division stays in float32 when a graph
-        is made half precision, and rounding a place to half costs more than all the rest.
+        Offsets count cells of the map they read. They are divided, not multiplied: a division stays in float32 when a
+        graph is made half precision, and rounding a place to half costs more than all the rest.
         """
         h, levels, points = self.heads, self.levels, self.points
         offsets = self.sampling_offsets(query_bqd).unflatten(2, (h, levels, points, 2)).permute(3, 0, 2, 1, 4, 5)
@@ -55,4 +56,4 @@ class Deformable(nn.Module):
         centre = (2 * references_q2 - 1)[:, None]
         grids = [offsets[level] / (side / 2) + centre for level, side in enumerate(sides)]
         value = self.value_proj(value_bnd).unflatten(2, (h, -1))
-        return self.output_proj(sample(value, grids, [weights[level] for level in range(levels)], sides))
+        return self.output_proj(sample(value, grids, list(weights.unbind(0)), tuple((s, s) for s in sides)))

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 class OneGroupNorm(nn.Module):
     """`nn.GroupNorm(1, channels)`, summed in two short steps: over each channel's pixels, then over the channels.
 
-    Exported as it is, that norm becomes an InstanceNormalization over one row of millions of numbers, which ONNX Runtime
-    sums in sequence: 1e-4 of the map is lost, and 9e-4 of the logits behind it. Mean, norm and division are operators that
-    half precision leaves in float32 (`export.precision`).
+    Exported as it is, that norm becomes an InstanceNormalization over one row of millions of numbers, which ONNX
+    Runtime sums in sequence: 1e-4 of the map is lost, and 9e-4 of the logits behind it. Mean, norm and division are
+    operators that half precision leaves in float32 (`export.precision`).
     """
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:

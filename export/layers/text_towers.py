@@ -21,7 +21,7 @@ HEAD_WIDTH = 64
 
 @dataclass(frozen=True, slots=True)
 class TowerConfig:
-    """Sizes of a text tower. `kind` is "bert" or "clip"; `activation` "gelu" (exact) or "quick_gelu" (OpenAI's CLIP)."""
+    """Sizes of a tower. `kind` is "bert" or "clip"; `activation` "gelu" (exact) or "quick_gelu" (OpenAI's CLIP)."""
 
     kind: str = "bert"
     vocabulary: int = 30522
@@ -100,7 +100,7 @@ class ClipLayer(nn.Module):
 
 
 class ClipText(nn.Module):
-    """Last hidden state of CLIP's text tower after its final norm, without the projection. A token sees those before it."""
+    """Last hidden state of CLIP's text tower after its final norm, not projected. A token sees those before it."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
@@ -113,8 +113,8 @@ class ClipText(nn.Module):
 
     def forward(self, tokens_bl: Tensor, mask_bl: Tensor | None = None) -> Tensor:
         """Token ids (B,L) int64 -> (B,L,W). `mask_bl` is true for tokens; padding stands on the right."""
-        model = self.text_model
-        x = model.embeddings.token_embedding(tokens_bl) + model.embeddings.position_embedding.weight[:tokens_bl.shape[1]]
+        model, table = self.text_model, self.text_model.embeddings
+        x = table.token_embedding(tokens_bl) + table.position_embedding.weight[:tokens_bl.shape[1]]
         steps = torch.arange(tokens_bl.shape[1], device=tokens_bl.device)
         bias = torch.where(steps[None] <= steps[:, None], 0.0, MASKED)[None]
         if mask_bl is not None:

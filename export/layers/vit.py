@@ -41,8 +41,8 @@ def relative_table(table_rc: Tensor, side: int) -> Tensor:
 class VitAttention(nn.Module):
     """Self-attention with a bias q.R_y + q.R_x that depends on the distance of two cells in rows and in columns.
 
-    The bias is a dot product too: q is lengthened by its products with the two tables, k by the cell's row and column as
-    unit vectors. Attention then needs no bias, and any fused kernel computes it.
+    The bias is a dot product too: q is lengthened by its products with the two tables, k by the cell's row and column
+    as unit vectors. Attention then needs no bias, and any fused kernel computes it.
     """
 
     def __init__(self, width: int, heads: int, rows: int) -> None:
@@ -54,31 +54,31 @@ class VitAttention(nn.Module):
         for name in ("table_y", "table_x", "cells"):
             self.register_buffer(name, None, persistent=False)
 
-    def tables(self, side: int) -> tuple[Tensor, Tensor, Tensor]:
-        """For rows (side, 1, width of a head, side) and for columns without the 1; unit vectors of cells (side,side,1,2*side)."""
-        unit = torch.eye(side, device=self.rel_pos_h.device)
-        cells = torch.cat((unit[:, None].expand(-1, side, -1), unit[None].expand(side, -1, -1)), -1)
-        y, x = (relative_table(t, side).transpose(1, 2) for t in (self.rel_pos_h, self.rel_pos_w))
+    def tables(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """For rows (h,1,C,h) and for columns (w,C,w), C the width of a head; unit vectors of the cells (h,w,1,h+w)."""
+        y, x = (relative_table(t, n).transpose(1, 2) for t, n in ((self.rel_pos_h, height), (self.rel_pos_w, width)))
+        rows, columns = (torch.eye(n, device=y.device) for n in (height, width))
+        cells = torch.cat((rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)), -1)
         return y[:, None], x, cells[:, :, None]
 
     def freeze(self, side: int) -> None:
-        """Compute the tables once, for grids of this side."""
-        self.table_y, self.table_x, self.cells = (t.detach().contiguous() for t in self.tables(side))
+        """Compute the tables once, for square grids of this side."""
+        self.table_y, self.table_x, self.cells = (t.detach().contiguous() for t in self.tables(side, side))
 
-    def forward(self, x_bssd: Tensor) -> Tensor:
-        side, heads = x_bssd.shape[1], self.heads
+    def forward(self, x_bhwd: Tensor) -> Tensor:
+        height, width = x_bhwd.shape[1:3]
         frozen = self.cells is not None
-        table_y, table_x, cells = (self.table_y, self.table_x, self.cells) if frozen else self.tables(side)
-        q, k, v = self.qkv(x_bssd).chunk(3, -1)
-        q, k = (x.unflatten(3, (heads, -1)) for x in (q, k))
+        table_y, table_x, cells = (self.table_y, self.table_x, self.cells) if frozen else self.tables(height, width)
+        q, k, v = self.qkv(x_bhwd).chunk(3, -1)
+        q, k = (x.unflatten(3, (self.heads, -1)) for x in (q, k))
         # no reshape around these products: onnxscript's optimizer takes them for broadcasts and swaps rows and columns
         bias = torch.cat((q @ table_y, q @ table_x), -1)
-        width = q.shape[-1] + 2 * side
+        longer = q.shape[-1] + height + width
         # `attend` divides by the root of the longer width
-        q = torch.cat((q * (width / q.shape[-1]) ** 0.5, bias * width ** 0.5), -1)
-        k = torch.cat((k, cells.expand(k.shape[0], -1, -1, heads, -1)), -1)
-        mixed = attend(q.flatten(3).flatten(1, 2), k.flatten(3).flatten(1, 2), v.flatten(1, 2), heads)
-        return self.proj(mixed).unflatten(1, (side, side))
+        q = torch.cat((q * (longer / q.shape[-1]) ** 0.5, bias * longer ** 0.5), -1)
+        k = torch.cat((k, cells.expand(k.shape[0], -1, -1, self.heads, -1)), -1)
+        mixed = attend(q.flatten(3).flatten(1, 2), k.flatten(3).flatten(1, 2), v.flatten(1, 2), self.heads)
+        return self.proj(mixed).unflatten(1, (height, width))
 
 
 class VitBlock(nn.Module):
@@ -97,13 +97,13 @@ class VitBlock(nn.Module):
         return x + self.mlp.lin2(F.gelu(self.mlp.lin1(self.norm2(x))))
 
     def _windowed(self, x_bhwd: Tensor) -> Tensor:
-        side, s = x_bhwd.shape[1], self.window
-        padding = -side % s
-        x = F.pad(x_bhwd, (0, 0, 0, padding, 0, padding)) if padding else x_bhwd
-        n = (side + padding) // s
-        x = x.unflatten(2, (n, s)).unflatten(1, (n, s)).transpose(2, 3).flatten(0, 2)
-        x = self.attn(x).unflatten(0, (-1, n, n)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        return x[:, :side, :side] if padding else x
+        (height, width), s = x_bhwd.shape[1:3], self.window
+        down, right = -height % s, -width % s
+        x = F.pad(x_bhwd, (0, 0, 0, right, 0, down)) if down or right else x_bhwd
+        rows, columns = (height + down) // s, (width + right) // s
+        x = x.unflatten(2, (columns, s)).unflatten(1, (rows, s)).transpose(2, 3).flatten(0, 2)
+        x = self.attn(x).unflatten(0, (-1, rows, columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return x[:, :height, :width] if down or right else x
 
 
 class Vit(nn.Module):

@@ -1,7 +1,7 @@
 """ReferSAM: referring image segmentation on SAM (IEEE TCSVT 2024, 10.1109/TCSVT.2024.3524543).
 
-`ReferSam` is the whole network and what every graph is compared with; `stages` cuts it in three. The official code publishes the model only: size, preprocessing and tokens follow CARIS, the
-predecessor by the same authors.
+`ReferSam` is the whole network and what every graph is compared with; `stages` cuts it in three. The official code
+publishes the model only: size, preprocessing and tokens follow CARIS, the predecessor by the same authors.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class ReferSamConfig:
 
     def __post_init__(self) -> None:
         if self.image_size % SUBDIVISION or not SUBDIVISION <= self.image_size <= LARGEST:
-            raise UserError(f"image size {self.image_size} is not a multiple of {SUBDIVISION} in {SUBDIVISION}..{LARGEST}; "
-                            f"try {IMAGE_SIZE}")
+            raise UserError(f"image size {self.image_size} is not a multiple of {SUBDIVISION} in "
+                            f"{SUBDIVISION}..{LARGEST}; try {IMAGE_SIZE}")
 
 
 class ReferSam(nn.Module):
@@ -153,7 +153,8 @@ def settings(model: ReferSam) -> dict[str, Any]:
     c = model.config
     return {"resize": {"rule": "square", "max": c.image_size},
             "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
-            "text": {"max_tokens": c.max_tokens, "vocabulary": c.text.vocabulary, "motion": False}}
+            "text": {"max_tokens": c.max_tokens, "vocabulary": c.text.vocabulary, "motion": False,
+                     "keep_end": c.text.kind == "clip"}}
 
 
 @torch.no_grad()
@@ -180,5 +181,5 @@ def tiny_test_config(kind: str = "bert", image_size: int = 64) -> ReferSamConfig
         vit=VitConfig(width=128, heads=2, windows=(3, 0, 3, 0), hidden=48, positions=8, out=32),
         text=TowerConfig(kind=kind, vocabulary=100, positions=24, width=64, hidden=40, layers=2, heads=1,
                          activation="gelu" if kind == "bert" else "quick_gelu"),
-        adapter=AdapterConfig(text_width=64, stem=4, runs=2, extra=1, points=4, heads=2, value_width=16, context=3, prompts=2,
-                              prompt_layers=1, prompt_heads=8))
+        adapter=AdapterConfig(text_width=64, stem=4, runs=2, extra=1, points=4, heads=2, value_width=16, context=3,
+                              prompts=2, prompt_layers=1, prompt_heads=8))

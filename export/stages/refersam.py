@@ -46,7 +46,8 @@ class FuseStage(nn.Module):
     def __init__(self, model: ReferSam, grid: Grid, folded: bool = True) -> None:
         super().__init__()
         self.model, self.grid, self.folded = model, grid, folded
-        self.register_buffer("dense_positions", model.sam_prompt_encoder.pe_layer.grid(grid.side).detach(), persistent=False)
+        dense = model.sam_prompt_encoder.pe_layer.grid(grid.side).detach()
+        self.register_buffer("dense_positions", dense, persistent=False)
 
     def forward(self, vit: Tensor, pyramid: Tensor, stem: Tensor, text: Tensor,
                 text_count: Tensor) -> tuple[Tensor, Tensor, Tensor]:

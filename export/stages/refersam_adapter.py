@@ -47,7 +47,8 @@ class Grid(nn.Module):
         constants = {
             "centres": cell_centres(self.side),
             "references": torch.cat([cell_centres(s) for s in self.sides]),
-            "positions": self._codes(adapter.level_embed), "prompter_positions": self._codes(adapter.level_embed_prompter),
+            "positions": self._codes(adapter.level_embed),
+            "prompter_positions": self._codes(adapter.level_embed_prompter),
             "vit_positions": adapter.vis_model.positions(self.side)}
         for name, value in constants.items():
             self.register_buffer(name, value.detach().contiguous(), persistent=False)
@@ -178,7 +179,7 @@ class Adapter(nn.Module):
         return vit, interaction.extractor(pyramid_bnd, vit.flatten(1, 2), grid)
 
     def image(self, pixels_b3ii: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-        """All that no sentence enters: ViT map (B,s,s,D) and pyramid (B,N,D) after the first run, stem (B,C,I/4,I/4)."""
+        """All that no sentence enters: ViT (B,s,s,D) and pyramid (B,N,D) after the first run, stem (B,C,I/4,I/4)."""
         stem, pyramid = self.spm(pixels_b3ii)
         vit, pyramid = self.run(0, self.vis_model.embed(pixels_b3ii) + grid.vit_positions, pyramid, grid)
         return vit, pyramid, stem
@@ -216,6 +217,6 @@ class Adapter(nn.Module):
         learned = self.sparse_prompts.weight.expand(text_blo.shape[0], -1, -1)
         prompts, pyramid = torch.cat((sentence_bo[:, None], learned), 1), torch.cat(levels, 1)
         for block in self.prompt_blocks:
-            prompts = block(prompts, pyramid, text_blo, mask_bl, self.prompt_pos.weight, grid.prompter_positions, grid.sizes,
-                            folded)
+            prompts = block(prompts, pyramid, text_blo, mask_bl, self.prompt_pos.weight, grid.prompter_positions,
+                            grid.sizes, folded)
         return prompts

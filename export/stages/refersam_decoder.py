@@ -37,8 +37,8 @@ class SamDecoder(nn.Module):
 def coarse_mask(embedding: nn.Sequential, last: nn.Conv2d, prompt_bo: Tensor, fine_boss: Tensor) -> Tensor:
     """Dot product of the sentence prompt with the 1/4 map: (B,I/4,I/4).
 
-    The map's last 1x1 convolution, `last`, is read by nothing else, so it is applied to the prompt: (W'm).G + m.b instead of
-    m.(W G + b), one row for 0.8 GMAC.
+    The map's last 1x1 convolution, `last`, is read by nothing else, so it is applied to the prompt: (W'm).G + m.b
+    instead of m.(W G + b), one row for 0.8 GMAC.
     """
     m = embedding(prompt_bo)
     row, constant = m @ last.weight.flatten(1), m @ last.bias

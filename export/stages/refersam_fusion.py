@@ -1,9 +1,9 @@
 """Where sentence and picture meet in ReferSAM: vision-language layers and the prompter.
 
-The vision side of each attention is projected for few text rows. With `folded` the projections move to the rows: per head
-q (Wk x)' = (q Wk) x' and softmax(..) (x Wv) = (softmax(..) x) Wv, and likewise with picture tokens as queries. A bias of Wk
-is the same for all keys of a row and drops out of the softmax; a bias of Wv passes through, because the weights sum to 1.
-Exact algebra, and for 36 rows half of the products.
+The vision side of each attention is projected for few text rows. With `folded` the projections move to the rows: per
+head q (Wk x)' = (q Wk) x' and softmax(..) (x Wv) = (softmax(..) x) Wv, and likewise with picture tokens as queries. A
+bias of Wk is the same for all keys of a row and drops out of the softmax; a bias of Wv passes through, because the
+weights sum to 1. Exact algebra, and for 36 rows half of the products.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ class FeedForward(nn.Module):
 
 
 class LevelAttention(Attention):
-    """Attention to a pyramid: a softmax per level, then a weighted sum of the levels; the weights depend on the query."""
+    """Attention to a pyramid: a softmax per level, then a weighted sum of the levels, weighted by the query."""
 
     def __init__(self, width: int, heads: int, inner: int, key_width: int, levels: int = 3) -> None:
         super().__init__(width, heads, inner, key_width)
         self.level_weights = nn.Linear(width, heads * levels)
 
-    def forward(self, q_bld: Tensor, k_bnc: Tensor, v_bnc: Tensor, sizes: tuple[int, ...], folded: bool = False) -> Tensor:
+    def forward(self, q_bld: Tensor, k_bnc: Tensor, v_bnc: Tensor, sizes: tuple[int, ...],
+                folded: bool = False) -> Tensor:
         """Queries (B,L,D), keys and values (B or 1,N,C), tokens per level -> (B,L,D)."""
         h = self.heads
         weights = self.level_weights(q_bld).unflatten(2, (h, len(sizes))).softmax(-1).transpose(1, 2)
@@ -46,7 +47,8 @@ class LevelAttention(Attention):
         mixed = sum((q @ kl.transpose(2, 3)).softmax(-1) @ vl * w[..., None] for kl, vl, w in parts)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
-    def _folded(self, q_bhld: Tensor, weights_bhls: Tensor, k_bnc: Tensor, v_bnc: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    def _folded(self, q_bhld: Tensor, weights_bhls: Tensor, k_bnc: Tensor, v_bnc: Tensor,
+                sizes: tuple[int, ...]) -> Tensor:
         h = self.heads
         rows = (q_bhld @ self.k_proj.weight.unflatten(0, (h, -1))).flatten(1, 2)
         parts = zip(k_bnc.split(sizes, 1), v_bnc.split(sizes, 1), weights_bhls.flatten(1, 2).split(1, -1))
@@ -55,7 +57,8 @@ class LevelAttention(Attention):
         return (mixed.unflatten(1, (h, -1)) @ values).transpose(1, 2).flatten(2) + self.v_proj.bias
 
 
-def look_at_text(attention: Attention, q_bnc: Tensor, text_bmd: Tensor, bias_bm: Tensor, folded: bool = False) -> Tensor:
+def look_at_text(attention: Attention, q_bnc: Tensor, text_bmd: Tensor, bias_bm: Tensor,
+                 folded: bool = False) -> Tensor:
     """Many picture tokens attend to few text rows: (B or 1,N,C), (B,M,D), (B,M) added to the scores -> (B,N,C)."""
     if not folded:
         return attention(q_bnc.expand(len(text_bmd), -1, -1), text_bmd, text_bmd, bias_bm > MASKED / 2)
@@ -72,7 +75,7 @@ def look_at_text(attention: Attention, q_bnc: Tensor, text_bmd: Tensor, bias_bm:
 
 
 class VisionLanguage(nn.Module):
-    """Both ways between pyramid and sentence, post-norm. Text and context tokens are updated first, then the pyramid."""
+    """Both ways between pyramid and sentence, post-norm. Text and context are updated first, then the pyramid."""
 
     def __init__(self, width: int, text_width: int, heads: int, ratio: int = 2) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ class Seen:
 
 
 class CornerUpsampler(ops.MaskUpsampler):
-    """Low-res logits (N,side,side) straight to the source size, bilinear with align_corners true; a mask holds zero, too.
+    """Low-res logits (N,side,side) straight to the source size, bilinear with align_corners true; zero is inside.
 
     The official code goes to the input size and stops there. Its grid spans corner to corner, so the source size is the
     same grid with other steps.
@@ -100,8 +100,8 @@ class ReferSam:
     def see(self, frame_hwc: np.ndarray) -> Seen:
         """Encode a picture, uint8 RGB (H,W,3)."""
         size = frame_hwc.shape[:2]
-        host = self._device.staging(self._pixels)
-        ops.preprocess(frame_hwc, ops.resized_size(*size, **self._resize), self.image_size, self.mean, self.std, out=host[0])
+        host, resized = self._device.staging(self._pixels), ops.resized_size(*size, **self._resize)
+        ops.preprocess(frame_hwc, resized, self.image_size, self.mean, self.std, out=host[0])
         self._device.upload(host, self._pixels)
         outputs = self._stages["image"].spec.outputs
         maps = {t.name: self._device.empty(t.shape, t.dtype) for t in outputs}
@@ -116,8 +116,9 @@ class ReferSam:
         parts = [self._fuse(seen, texts[i:i + self.batch]) for i in range(0, len(texts), self.batch)]
         low_res, coarse, iou = (np.concatenate(part) for part in zip(*parts))
         masks = seen.upsampler.masks(low_res)
-        return Result(0, tuple(range(1, len(texts) + 1)), masks, iou, iou, ops.boxes_and_areas(masks)[0].astype(np.float32),
-                      low_res if logits else None, coarse if logits else None)
+        boxes = ops.boxes_and_areas(masks)[0].astype(np.float32)
+        return Result(0, tuple(range(1, len(texts) + 1)), masks, iou, iou, boxes, low_res if logits else None,
+                      coarse if logits else None)
 
     def _read(self, tokens: np.ndarray) -> Any:
         """Features of a sentence (L,W), without padding."""
@@ -144,4 +145,5 @@ class ReferSam:
         outputs = {t.name: self._work.view(t.name, n) for t in self._stages["fuse"].spec.outputs}
         self._stages["fuse"].run(**seen.maps, text=batch, text_count=counts, **outputs)
         # a view of the workspace is overwritten by the next batch
-        return tuple(np.array(self._device.download(outputs[name])) for name in ("low_res_logits", "coarse_logits", "iou"))
+        wanted = ("low_res_logits", "coarse_logits", "iou")
+        return tuple(np.array(self._device.download(outputs[name])) for name in wanted)

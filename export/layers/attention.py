@@ -17,8 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .common import Linear, affine
-
 FORMS = ("plain", "chunked", "ort")
 _form: ContextVar[str] = ContextVar("attention_form", default="plain")
 
@@ -93,10 +91,10 @@ class Attention(nn.Module):
         super().__init__()
         inner, key_width = inner or width, key_width or width
         self.heads = heads
-        self.q_proj = Linear(width, inner)
-        self.k_proj = Linear(key_width, inner)
-        self.v_proj = Linear(key_width, inner)
-        self.out_proj = Linear(inner, width)
+        self.q_proj = nn.Linear(width, inner)
+        self.k_proj = nn.Linear(key_width, inner)
+        self.v_proj = nn.Linear(key_width, inner)
+        self.out_proj = nn.Linear(inner, width)
 
     def forward(self, q_blc: Tensor, k_bsc: Tensor, v_bsc: Tensor, mask_bs: Tensor | None = None) -> Tensor:
         mixed = attend(self.q_proj(q_blc), self.k_proj(k_bsc), self.v_proj(v_bsc), self.heads, mask_bs)
@@ -111,14 +109,14 @@ class PackedAttention(nn.Module):
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def mix(self, q_blc: Tensor, k_bsc: Tensor, mask_bs: Tensor | None = None,
             split: tuple[int, int] | None = None) -> Tensor:
         """Everything but the output projection. Keys are also the values."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        q, k, v = (affine(x, w, b) for x, w, b in zip((q_blc, k_bsc, k_bsc), weights, biases))
+        q, k, v = (F.linear(x, w, b) for x, w, b in zip((q_blc, k_bsc, k_bsc), weights, biases))
         return attend(q, k, v, self.heads, mask_bs, split)
 
     def forward(self, q_blc: Tensor, k_bsc: Tensor, mask_bs: Tensor | None = None,

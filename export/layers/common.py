@@ -7,31 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def affine(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """x matrix' + bias over the last axis.
-
-    Written into a graph as one two-dimensional product: ONNX Runtime adds the bias inside it, where for more axes it
-    makes another pass over memory.
-    """
-    if bias is None or x.dim() == 2 or not torch.compiler.is_exporting():
-        return F.linear(x, matrix, bias)
-    return F.linear(x.reshape(-1, x.shape[-1]), matrix, bias).reshape(*x.shape[:-1], matrix.shape[0])
-
-
-class Linear(nn.Linear):
-    """torch's, through `affine`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return affine(x, self.weight, self.bias)
-
-
 class MLP(nn.Module):
     """Linear layers with an activation between them; parameters `layers.0` .. `layers.n-1`."""
 
     def __init__(self, width: int, hidden: int, out: int, depth: int, gelu: bool = False) -> None:
         super().__init__()
         widths = [width, *[hidden] * (depth - 1), out]
-        self.layers = nn.ModuleList(Linear(a, b) for a, b in zip(widths, widths[1:]))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
         self.activation = F.gelu if gelu else F.relu
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +39,7 @@ class Pointwise(nn.Module):
         return matrix.T if self.transposed else matrix
 
     def forward(self, x_bhwc: Tensor) -> Tensor:
-        return affine(x_bhwc, self.matrix, self.bias)
+        return F.linear(x_bhwc, self.matrix, self.bias)
 
 
 class ChannelBatchNorm(nn.BatchNorm2d):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attend
-from .common import MLP, Group, Linear
+from .common import MLP, Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class HieraBlock(nn.Module):
         self.norm2 = nn.LayerNorm(out, 1e-6)
         self.mlp = MLP(out, 4 * out, out, 2, gelu=True)
         if self.pool:
-            self.proj = Linear(width, out)
+            self.proj = nn.Linear(width, out)
 
     def forward(self, x_bhwc: Tensor) -> Tensor:
         normed = self.norm1(x_bhwc)

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attention
-from .common import Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +33,8 @@ class RobertaLayer(nn.Module):
         super().__init__()
         self.self_attn = Attention(config.width, config.heads)
         self.self_attn_layer_norm = nn.LayerNorm(config.width)
-        self.fc1 = Linear(config.width, config.hidden)
-        self.fc2 = Linear(config.hidden, config.width)
+        self.fc1 = nn.Linear(config.width, config.hidden)
+        self.fc2 = nn.Linear(config.hidden, config.width)
         self.final_layer_norm = nn.LayerNorm(config.width)
 
     def forward(self, x_blw: Tensor, mask_bl: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.attention import PackedAttention
-from ..layers.common import Linear, upsample
+from ..layers.common import upsample
 
 
 class DecisionBlock(nn.Module):
@@ -18,8 +18,8 @@ class DecisionBlock(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.self_attn = PackedAttention(width, heads)
-        self.linear1 = Linear(width, hidden)
-        self.linear2 = Linear(hidden, width)
+        self.linear1 = nn.Linear(width, hidden)
+        self.linear2 = nn.Linear(hidden, width)
         self.norm1, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, x_blc: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class ConditionalMemory(nn.Module):
         super().__init__()
         self.transformerBlock = DecisionBlock(width, heads, hidden)
         self.decision_token = nn.Embedding(1, width)
-        self.decision_class_head = Linear(width, 2)
+        self.decision_class_head = nn.Linear(width, 2)
 
     def forward(self, pointer_bd: Tensor, early_bd: Tensor) -> Tensor:
         """Pointer of the decode with memory, early token of the one without -> (B,2)."""

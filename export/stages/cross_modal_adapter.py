@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.attention import PackedAttention
-from ..layers.common import ChannelBatchNorm, Group, Linear, Pointwise
+from ..layers.common import ChannelBatchNorm, Group, Pointwise
 from ..layers.fold import compose, with_batch_norm
 from ..layers.positions import sine_steps
 
@@ -45,7 +45,7 @@ class SelectiveAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.self_attn = PackedAttention(width, heads)
-        self.linear = Linear(width, width)
+        self.linear = nn.Linear(width, width)
 
     def forward(self, x_blc: Tensor) -> Tensor:
         return self.linear(self.self_attn(x_blc, x_blc))
@@ -60,8 +60,8 @@ class Adapter(nn.Module):
         self.proj_vis_down = nn.Sequential(Pointwise(vision_width, width, False), ChannelBatchNorm(width), nn.ReLU())
         self.proj_vis_up = nn.Sequential(Pointwise(width, vision_width, False, transposed=True),
                                          ChannelBatchNorm(vision_width), nn.ReLU())
-        self.proj_text_down = nn.Sequential(Linear(text_width, width, bias=False))
-        self.proj_text_up = nn.Sequential(Linear(width, text_width, bias=False))
+        self.proj_text_down = nn.Sequential(nn.Linear(text_width, width, bias=False))
+        self.proj_text_up = nn.Sequential(nn.Linear(width, text_width, bias=False))
         self.ca_V2T = CrossAttention(width, heads)
         self.ca_T2V = CrossAttention(width, heads)
         if patch:

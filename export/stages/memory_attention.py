@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.attention import Attention, attend
-from ..layers.common import Linear
 from ..layers.fold import compose, linear, reordered, stacked
 from ..layers.positions import pairs_to_halves, rotate_halves, rotate_pairs, rotation_tables, sine_distance, sine_grid
 
@@ -30,8 +29,8 @@ class MemoryLayer(nn.Module):
         super().__init__()
         self.self_attn = Attention(width, 1)
         self.cross_attn_image = Attention(width, 1, key_width=memory_width)
-        self.linear1 = Linear(width, hidden)
-        self.linear2 = Linear(hidden, width)
+        self.linear1 = nn.Linear(width, hidden)
+        self.linear2 = nn.Linear(hidden, width)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
 
     def forward(self, x_bnd: Tensor, keys_bsnm: Tensor, pointer_keys_bpm: Tensor, values_bsm: Tensor,

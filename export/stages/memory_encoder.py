@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.common import Group, LayerNorm2d, Linear, Pointwise, upsample
+from ..layers.common import Group, LayerNorm2d, Pointwise, upsample
 
 
 class MixBlock(nn.Module):
@@ -16,8 +16,8 @@ class MixBlock(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv2d(width, width, 7, padding=3, groups=width)
         self.norm = nn.LayerNorm(width, 1e-6)
-        self.pwconv1 = Linear(width, 4 * width)
-        self.pwconv2 = Linear(4 * width, width)
+        self.pwconv1 = nn.Linear(width, 4 * width)
+        self.pwconv2 = nn.Linear(4 * width, width)
         self.gamma = nn.Parameter(torch.full((width,), 0.1))
 
     def forward(self, x_bdhw: Tensor) -> Tensor:

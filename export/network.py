@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,8 @@ from .stage import Stage
 Clip = Callable[[Sequence[np.ndarray], Sequence[int], Sequence[int]], Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]]
 
 CLIPS: Mapping[str, Callable[..., Any]] = {"samwise": samwise_clip}
-"""Plain torch schedules by network, where the network's file has no function `clip` of its own: (model, settings, frames, token ids, verb positions) -> masks, logits, scores."""
+"""Plain torch schedules by network, where its file has no function `clip` of its own: (model, settings, frames, token
+ids, verb positions) -> masks, logits, scores."""
 
 TRUNKS = {(96, (1, 2, 7, 2)): "tiny", (96, (1, 2, 11, 2)): "small", (112, (2, 3, 16, 3)): "base_plus",
           (144, (2, 6, 36, 4)): "large"}
@@ -60,7 +62,9 @@ def describe(name: str, model: Any, **changes: Any) -> Network:
         "settings": settings,
         "stages": partial(module.stages, model), "clip": clip and partial(clip, model, settings),
         "vocabulary": text["vocabulary"] if text else None}
-    return Network(**(fields | changes))
+    # with its sizes in the manifest, the same modules can be built again and timed beside the graphs
+    provenance = {"config": dataclasses.asdict(model.config)} if dataclasses.is_dataclass(model.config) else {}
+    return Network(**(fields | changes | {"provenance": provenance | dict(changes.get("provenance", {}))}))
 
 
 def variant(model: Any) -> str:

@@ -1,0 +1,115 @@
+"""Whole clips through the runtime: against plain PyTorch in the same run, and how the time grows with sentences and memory."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+import runtime
+
+PROMPTS = (1, 2, 4, 8)
+
+
+def clip(frames: int, height: int = 360, width: int = 640) -> np.ndarray:
+    """A drifting gradient with a moving square: uint8 (T,H,W,3)."""
+    y, x = np.mgrid[:height, :width]
+    out = np.empty((frames, height, width, 3), np.uint8)
+    for t in range(frames):
+        out[t] = np.stack([(x + 3 * t) % 256, (y + 2 * t) % 256, (x + y) % 256], -1)
+        out[t, 40 + 4 * t:120 + 4 * t, 60 + 8 * t:160 + 8 * t] = (220, 40, 60)
+    return out
+
+
+def sentences(engine, count: int) -> list[runtime.Text]:
+    settings = engine.bundle.manifest.settings.get("text")
+    if not settings or not follows_sentences(engine):
+        pytest.skip("this bundle follows no sentences")
+    top = settings["vocabulary"]
+    return [runtime.Text(tokens=[0, *(3 + (7 * i + 13 * j) % (top - 3) for j in range(6)), 2]) for i in range(count)]
+
+
+def follows_sentences(engine) -> bool:
+    return any(hasattr(network, "open") for network in engine.networks.values())
+
+
+def play(engine, prompts, frames) -> int:
+    with engine.session(prompts) as session:
+        return sum(1 for _ in session.stream(frames))
+
+
+@pytest.mark.parametrize("count", PROMPTS)
+def test_sentences(benchmark, info, loaded, count):
+    """One window of frames with 1, 2, 4, 8 sentences; compare `per_sentence` to see what is shared."""
+    prompts = sentences(loaded, count)
+    frames = clip(loaded.network("open", "follow sentences").window)
+    benchmark.pedantic(play, (loaded, prompts, frames), rounds=3, warmup_rounds=1)
+    seconds = float(np.median(benchmark.stats.stats.data))
+    info(sentences=count, frames=len(frames), frames_per_second=len(frames) / seconds, per_sentence=seconds / count)
+
+
+def test_memory_fill(benchmark, info, loaded):
+    """Seconds of memory attention on the frames 1 to 8 of a video: grows with the memory, then stays."""
+    prompts, frames, filled = sentences(loaded, 1), clip(9), {}
+    window = loaded.network("open", "follow sentences").window
+    stage = loaded.stages["memory_attention"]
+
+    def run():
+        with loaded.session(prompts, window=min(8, window)) as session:
+            before = stage.seconds
+            for result in session.stream(frames):
+                filled[result.frame_index] = min(filled.get(result.frame_index, 1e9), stage.seconds - before)
+                before = stage.seconds
+
+    benchmark.pedantic(run, rounds=3, warmup_rounds=1)
+    info(seconds_by_frame=filled)
+
+
+def test_load(benchmark, info, bundle, request):
+    """Open a bundle with every file verified, and decode a first frame: what a user waits for."""
+    options = request.config.option
+
+    def start():
+        with runtime.load(bundle.folder, backend=options.backend, threads=options.threads) as engine:
+            play(engine, sentences(engine, 1), clip(1))
+
+    benchmark.pedantic(start, rounds=3)
+    info(megabytes=sum(f.stat().st_size for f in bundle.folder.rglob("*") if f.is_file()) / 1e6)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_against_pytorch(benchmark, info, loaded, bundle, compiled, request):
+    """Two windows of one sentence, here and in PyTorch with modules of the same sizes, alternating in one process."""
+    if compiled and not request.config.option.compiled:
+        pytest.skip("asked for by --compiled")
+    torch = pytest.importorskip("torch")
+    from export import network
+    from export.checkpoints import config_from
+    from export.models.samwise import Samwise, SamwiseConfig
+
+    config = bundle.manifest.provenance.get("config")
+    if config is None or not follows_sentences(loaded):
+        pytest.skip("the bundle does not say how its modules were sized")
+    model = Samwise(config_from(SamwiseConfig, config)).eval()
+    if compiled:
+        for method in ("encode_clip", "attend_memory", "decode", "remember"):
+            setattr(model, method, torch.compile(getattr(model, method), dynamic=True))
+    plain = network.CLIPS["samwise"]
+    window, prompts = loaded.network("open", "follow sentences").window, sentences(loaded, 1)
+    frames = clip(2 * window)
+    tokens = list(prompts[0].tokens)
+    ours, theirs = [], []
+
+    def pair():
+        start = time.perf_counter()
+        play(loaded, prompts, frames)
+        middle = time.perf_counter()
+        with torch.inference_mode():
+            list(plain(model, bundle.manifest.settings, frames, tokens))
+        ours.append(middle - start)
+        theirs.append(time.perf_counter() - middle)
+
+    benchmark.pedantic(pair, rounds=3, warmup_rounds=1)
+    info(frames=len(frames), runtime_seconds=ours[1:], pytorch_seconds=theirs[1:],
+         pytorch_over_runtime=float(np.median(np.divide(theirs[1:], ours[1:]))))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.attention import Attention, attend
-from ..layers.fold import compose, linear, reordered, stacked
+from ..layers.fold import compose, reordered
 from ..layers.positions import pairs_to_halves, rotate_halves, rotate_pairs, rotation_tables, sine_distance, sine_grid
 
 
@@ -91,14 +91,12 @@ class FoldedMemoryLayer(nn.Module):
         super().__init__()
         own, cross = layer.self_attn, layer.cross_attn_image
         self.wide = wide
-        self.width = own.q_proj.out_features
-        order = pairs_to_halves(self.width)
-        self.qkv = stacked(reordered(own.q_proj, order), reordered(own.k_proj, order), own.v_proj)
-        self.own_out = linear(own.out_proj.weight, own.out_proj.bias)
+        order = pairs_to_halves(own.q_proj.out_features)
+        self.own_q, self.own_k = reordered(own.q_proj, order), reordered(own.k_proj, order)
+        self.own_v, self.own_out = own.v_proj, own.out_proj
         self.q, self.k = reordered(cross.q_proj, order), reordered(cross.k_proj, order)
         if wide:
-            self.v = linear(cross.v_proj.weight, cross.v_proj.bias)
-            self.out = linear(cross.out_proj.weight, cross.out_proj.bias)
+            self.v, self.out = cross.v_proj, cross.out_proj
         else:
             self.out = compose(cross.v_proj, cross.out_proj)
         self.linear1, self.linear2 = layer.linear1, layer.linear2
@@ -106,9 +104,9 @@ class FoldedMemoryLayer(nn.Module):
 
     def own(self, x_bnd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Self-attention."""
-        q, k, v = self.qkv(self.norm1(x_bnd)).split(self.width, -1)
-        q, k = rotate_halves(q, cos, sin), rotate_halves(k, cos, sin)
-        return x_bnd + self.own_out(attend(q, k, v, split=(1, pieces(x_bnd.shape[1]))))
+        normed = self.norm1(x_bnd)
+        q, k = rotate_halves(self.own_q(normed), cos, sin), rotate_halves(self.own_k(normed), cos, sin)
+        return x_bnd + self.own_out(attend(q, k, self.own_v(normed), split=(1, pieces(x_bnd.shape[1]))))
 
     def forward(self, x_bnd: Tensor, keys_bsnm: Tensor, pointer_keys_bpm: Tensor, values_bsm: Tensor,
                 cos: Tensor, sin: Tensor) -> Tensor:

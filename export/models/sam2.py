@@ -48,8 +48,6 @@ class Sam2Config:
     """`sam` sizes the network; the rest is how it is scheduled."""
 
     sam: SamConfig = field(default_factory=SamConfig)
-    slots: int = 7
-    """Rows of the temporal embedding: remembered frames, the last row for conditioning ones."""
     pointers: int = 16
     """Object pointers reach back one frame less than this."""
 
@@ -81,15 +79,17 @@ def load(path: str | Path) -> Sam2:
 
 def settings(model: Any) -> dict[str, Any]:
     """The numbers that the schedule needs; see `docs/architecture.md`, "Settings of a manifest"."""
-    return {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "sam2": schedule(model)}
+    size = model.config.sam.image_size
+    return {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "sam2": schedule(model),
+            "resize": {"rule": "square", "short": size, "max": size}}
 
 
 def schedule(model: Any) -> dict[str, Any]:
     """SAM 2's own part of the settings."""
     config = model.config
+    pointers = config.pointers if isinstance(config, Sam2Config) else Sam2Config.__dataclass_fields__["pointers"].default
     return {
-        "memory": {"slots": config.sam.ages if isinstance(config, Sam2Config) else 7,
-                   "pointers": getattr(config, "sam2_pointers", 16)},
+        "memory": {"slots": config.sam.ages, "pointers": pointers},
         "resample": {"video": "bicubic", "image": "float"}}
 
 

@@ -61,6 +61,8 @@ def parser(prog: str) -> Parser:
                    "or rtsp:// or http:// address; without it the bundle's demonstration clip runs")
     g.add_argument("--stride", type=_positive, default=1, metavar="N", help="look at every N-th frame only")
     g.add_argument("--max-frames", type=_positive, metavar="N", help="stop after N frames")
+    g.add_argument("--sentences", metavar="FILE", help="sentences for a folder of pictures: CSV with the columns "
+                   'picture,sentence, or JSON {"a.jpg": ["the dog", "the cat"]}')
     g = p.add_argument_group("what to look for (one object each; repeat for more)")
     g.add_argument("--text", action=_Prompt, metavar="SENTENCE", help='a description, like "the dog moving left"')
     g.add_argument("--tokens", action=_Prompt, metavar="0,627,2", help="a description as token ids, for bundles "

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from . import referring
 from .arguments import parser, prompts_of
 from .background import Background
 from .clicks import Pointed
@@ -63,6 +64,8 @@ def _main(argv: list[str], load: Any) -> int:
         return listing(Path(args.engine), args.json)
     if args.auto and args.asked:
         raise UserError("--auto looks for everything; leave the prompts away")
+    if args.sentences is not None:
+        return referring.run(args, load)
     prompts = prompts_of(args.asked)
     if args.video is not None and not args.asked and not args.auto:
         raise UserError('say what to look for: --text "the horse jumping" (--help shows all options)')

@@ -17,7 +17,8 @@ LIBRARIES = {
                 "tensorrt_rtx", "openvino"},
 }
 # The command. Export may use the contract (spec, errors, bundle), and what parity runs (backends, engine), but not this.
-COMMAND = {"run", "arguments", "clicks", "tasks", "demo", "outputs", "report", "background", "interrupt"}
+COMMAND = {"run", "arguments", "clicks", "tasks", "demo", "outputs", "report", "background", "interrupt",
+           "referring"}
 
 
 def sources(package):

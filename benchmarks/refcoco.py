@@ -1,0 +1,188 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg in the REFER layout: oIoU, mIoU and precision of a bundle.
+
+    python -m benchmarks.refcoco --engine engines/refersam --data refer/refcoco --images refer/images/train2014 --split val
+
+`--data` holds `instances.json` (COCO: images, annotations with polygons or run lengths) and `refs(unc).p`, `refs(umd).p`,
+`refs(google).p` or the same list as `refs.json`. A `.p` is a pickle; it is read with an unpickler that makes nothing but
+plain values. Every sentence counts once:
+
+    oIoU   sum of intersections / sum of unions       mIoU   mean of the sentences' IoU
+    P@X    share of sentences with an IoU of at least X
+
+Masks are scored at the picture's own size. `--at-input` scores at the network's size against the target shrunk to it
+(nearest neighbour), as CARIS does it, whose figures ReferSAM's paper continues. Sentences longer than the bundle takes
+are cut as in training: plainly for BERT, keeping the end token for CLIP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import pickle
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco
+
+import runtime
+from runtime.errors import RuntimeFault, UserError
+from runtime.models.refersam import CornerUpsampler
+from runtime.pictures import read_picture
+from runtime.prompt import Text, Tokenizer
+
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One object of one picture with its sentences; `mask` (H,W) bool."""
+
+    picture: str
+    mask: np.ndarray
+    sentences: tuple[str, ...]
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Numbers, strings, lists, dicts; a pickle that names any class is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it wants {module}.{name}")
+
+
+def load_references(data: Path, split: str) -> Iterator[Reference]:
+    """References of a split, picture by picture. Raises UserError for files that are missing or not in that layout."""
+    references, instances = _references(data), _json(data / "instances.json")
+    try:
+        pictures = {image["id"]: image for image in instances["images"]}
+        objects = {annotation["id"]: annotation for annotation in instances["annotations"]}
+        chosen = [r for r in references if r["split"] == split]
+        if not chosen:
+            raise UserError(f"{data}: no reference of split {split!r}; there are {sorted({r['split'] for r in references})}")
+        for r in sorted(chosen, key=lambda r: r["image_id"]):
+            image = pictures[r["image_id"]]
+            mask = decode(objects[r["ann_id"]]["segmentation"], image["height"], image["width"])
+            yield Reference(image["file_name"], mask, tuple(s["sent"] for s in r["sentences"]))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{data}: not in the REFER layout ({type(error).__name__}: {error})") from None
+
+
+def _references(data: Path) -> list[dict[str, Any]]:
+    if (data / "refs.json").is_file():
+        return _json(data / "refs.json")
+    files = sorted(data.glob("refs*.p"))
+    if not files:
+        raise UserError(f"{data}: holds neither refs.json nor refs(...).p; --data is the folder of one data set")
+    try:
+        return _PlainUnpickler(io.BytesIO(files[0].read_bytes()), encoding="utf-8").load()
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise UserError(f"{files[0]}: not a list of plain values ({' '.join(str(error).split())[:100]})") from None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; --data is the folder of one data set") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+
+
+def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """COCO's three forms of a mask (polygons, run lengths, compressed run lengths) as bool (H,W)."""
+    if isinstance(segmentation, list):
+        lengths = coco.frPyObjects(segmentation, height, width)
+    elif isinstance(segmentation["counts"], list):
+        lengths = [coco.frPyObjects(segmentation, height, width)]
+    else:
+        lengths = [segmentation]
+    return coco.decode(coco.merge(lengths)).astype(bool)
+
+
+@dataclass(slots=True)
+class Score:
+    """Sums over sentences."""
+
+    intersection: int = 0
+    union: int = 0
+    ious: list[float] = field(default_factory=list)
+
+    def add(self, mask: np.ndarray, target: np.ndarray) -> None:
+        both, either = int((mask & target).sum()), int((mask | target).sum())
+        self.intersection, self.union = self.intersection + both, self.union + either
+        self.ious.append(both / either if either else 0.0)
+
+    def figures(self) -> dict[str, float]:
+        """In percent."""
+        ious = np.array(self.ious)
+        precision = {f"P@{x:g}": 100 * float((ious >= x).mean()) for x in THRESHOLDS}
+        return {"oIoU": 100 * self.intersection / max(1, self.union), "mIoU": 100 * float(ious.mean()), **precision}
+
+
+def prompt(engine: runtime.Engine, tokenizer: Tokenizer | None, sentence: str) -> Text:
+    """The sentence, cut to what the bundle takes."""
+    text = engine.bundle.manifest.settings["text"]
+    tokens = tokenizer(" ".join(sentence.lower().split()))[0] if tokenizer else []
+    if len(tokens) <= text["max_tokens"]:
+        return Text(sentence)
+    cut = tokens[:text["max_tokens"]]
+    return Text(tokens=[*cut[:-1], tokens[-1]] if text.get("keep_end") else cut)
+
+
+def evaluate(engine: runtime.Engine, references: Iterator[Reference], images: Path, at_input: bool = False,
+             limit: int | None = None) -> dict[str, Any]:
+    """Figures over all sentences, with their number and the seconds it took."""
+    manifest = engine.bundle.manifest
+    tokenizer = Tokenizer.of(engine.bundle.folder, manifest)
+    score, start, last = Score(), time.perf_counter(), ("", None)
+    for number, reference in enumerate(references):
+        if limit is not None and number >= limit:
+            break
+        if last[0] != reference.picture:  # references of one picture follow each other: it is encoded once
+            last = reference.picture, engine.image(read_picture(images / reference.picture))
+        if last[1].size != reference.mask.shape:
+            raise UserError(f"{images / reference.picture}: is {last[1].size}, its masks are {reference.mask.shape}")
+        result = last[1].refer([prompt(engine, tokenizer, s) for s in reference.sentences], logits=at_input)
+        masks, target = result.masks, reference.mask
+        if at_input:
+            size = (manifest.image_size, manifest.image_size)
+            masks = CornerUpsampler(result.low_res_logits.shape[1], size).masks(result.low_res_logits)
+            target = np.asarray(Image.fromarray(target).resize(size, Image.Resampling.NEAREST))
+        for mask in masks:
+            score.add(mask, target)
+    if not score.ious:
+        raise UserError("no reference to score; raise --limit")
+    return {**score.figures(), "sentences": len(score.ious), "seconds": time.perf_counter() - start}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.refcoco", description=__doc__.splitlines()[0])
+    parser.add_argument("--engine", default="engines", help="a bundle, or a folder of bundles with --model")
+    parser.add_argument("--model", help="name of the bundle or of the network")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--data", required=True, type=Path, help="folder with instances.json and refs(...).p or refs.json")
+    parser.add_argument("--images", required=True, type=Path, help="folder of the pictures")
+    parser.add_argument("--split", default="val", help="val, testA, testB, test (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="only the first N objects")
+    parser.add_argument("--at-input", action="store_true", help="score at the network's size")
+    options = parser.parse_args(arguments)
+    try:
+        with runtime.load(options.engine, options.model, options.backend, options.threads) as engine:
+            figures = evaluate(engine, load_references(options.data, options.split), options.images, options.at_input,
+                               options.limit)
+    except RuntimeFault as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

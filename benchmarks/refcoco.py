@@ -1,10 +1,10 @@
 """RefCOCO, RefCOCO+ and RefCOCOg in the REFER layout: oIoU, mIoU and precision of a bundle.
 
-    python -m benchmarks.refcoco --engine engines/refersam --data refer/refcoco --images refer/images/train2014 --split val
+    python -m benchmarks.refcoco --engine engines/refersam --data refer/refcoco --images refer/train2014 --split val
 
-`--data` holds `instances.json` (COCO: images, annotations with polygons or run lengths) and `refs(unc).p`, `refs(umd).p`,
-`refs(google).p` or the same list as `refs.json`. A `.p` is a pickle; it is read with an unpickler that makes nothing but
-plain values. Every sentence counts once:
+`--data` holds `instances.json` (COCO: images, annotations with polygons or run lengths) and `refs(unc).p`,
+`refs(umd).p`, `refs(google).p` or the same list as `refs.json`. A `.p` is a pickle; it is read with an unpickler that
+makes nothing but plain values. Every sentence counts once:
 
     oIoU   sum of intersections / sum of unions       mIoU   mean of the sentences' IoU
     P@X    share of sentences with an IoU of at least X
@@ -64,7 +64,8 @@ def load_references(data: Path, split: str) -> Iterator[Reference]:
         objects = {annotation["id"]: annotation for annotation in instances["annotations"]}
         chosen = [r for r in references if r["split"] == split]
         if not chosen:
-            raise UserError(f"{data}: no reference of split {split!r}; there are {sorted({r['split'] for r in references})}")
+            splits = ", ".join(sorted({r["split"] for r in references}))
+            raise UserError(f"{data}: no reference of split {split!r}; there are {splits}")
         for r in sorted(chosen, key=lambda r: r["image_id"]):
             image = pictures[r["image_id"]]
             mask = decode(objects[r["ann_id"]]["segmentation"], image["height"], image["width"])
@@ -167,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="name of the bundle or of the network")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--data", required=True, type=Path, help="folder with instances.json and refs(...).p or refs.json")
+    parser.add_argument("--data", required=True, type=Path, help="folder with instances.json and refs(...).p or .json")
     parser.add_argument("--images", required=True, type=Path, help="folder of the pictures")
     parser.add_argument("--split", default="val", help="val, testA, testB, test (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="only the first N objects")

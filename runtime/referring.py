@@ -1,8 +1,9 @@
 """A folder of pictures and a list of sentences about each: `--image FOLDER --sentences FILE`.
 
 The list is CSV with a header line (`picture,sentence`, one line per sentence) or JSON, either
-`{"a.jpg": ["the dog", "the cat"]}` or `[{"picture": "a.jpg", "sentences": ["the dog", "the cat"]}]`. Every picture gets a
-folder of its own in --out, with the files that a run with one picture writes; what is there stays when a run is stopped.
+`{"a.jpg": ["the dog", "the cat"]}` or `[{"picture": "a.jpg", "sentences": ["the dog", "the cat"]}]`. Every picture gets
+a folder of its own in --out, with the files that a run with one picture writes; what is there stays when a run is
+stopped.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def _json(path: Path, text: str) -> Iterator[tuple[str, Any, Any]]:
 
 
 def run(args: Any, load: Any) -> int:
-    """The command for a list: one result per picture. Raises UserError before anything runs when a picture is missing."""
+    """The command for a list: one result per picture. Raises UserError, before anything runs if a picture is missing."""
     if args.video is None or not Path(args.video).is_dir():
         raise UserError("--sentences needs a folder of pictures: --image FOLDER")
     if args.asked or args.auto:
@@ -99,7 +100,8 @@ def run(args: Any, load: Any) -> int:
                 print(f"{picture}: {len(prompts)} sentence{'s' * (len(prompts) > 1)}", file=sys.stderr)
     seconds = time.perf_counter() - start
     if args.json:
-        print(json.dumps({"pictures": len(listed), "sentences": done, "seconds": round(seconds, 3), "out": str(args.out)}))
+        numbers = {"pictures": len(listed), "sentences": done, "seconds": round(seconds, 3)}
+        print(json.dumps({**numbers, "out": str(args.out)}))
     else:
         print(f"{len(listed)} pictures, {done} sentences in {seconds:.1f} s; written: {args.out}")
     return 0

@@ -54,8 +54,8 @@ def pictures(tmp_path):
 def test_list_of_sentences(bundle, pictures, tmp_path, name, content, capsys):
     (tmp_path / name).write_text(content, encoding="utf-8-sig")
     out = tmp_path / "out"
-    code = main(["--engine", str(bundle), "--image", str(pictures), "--sentences", str(tmp_path / name), "--out", str(out),
-                 "--json"])
+    code = main(["--engine", str(bundle), "--image", str(pictures), "--sentences", str(tmp_path / name),
+                 "--out", str(out), "--json"])
     assert code == 0 and json.loads(capsys.readouterr().out)["sentences"] == 3
     results = json.loads((out / "a" / "results.json").read_text())
     assert [o["prompt"] for o in results["objects"]] == ["the dog", "the cat, left"] and results["complete"]
@@ -76,9 +76,11 @@ def test_pictures_that_share_a_stem(bundle, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("name, content, message", [
-    ("l.csv", "file,text\na,b\n", "must name the columns"), ("l.csv", "picture,sentence\na.png,\n", "line 2: the text prompt"),
+    ("l.csv", "file,text\na,b\n", "must name the columns"),
+    ("l.csv", "picture,sentence\na.png,\n", "line 2: the text prompt"),
     ("l.csv", "picture,sentence\n", "holds no sentence"), ("l.csv", "picture,sentence\n../x.png,dog\n", "does not lie"),
-    ("l.csv", "picture,sentence\nmissing.png,dog\n", "no such picture"), ("l.csv", "picture,sentence\n,dog\n", "no picture"),
+    ("l.csv", "picture,sentence\nmissing.png,dog\n", "no such picture"),
+    ("l.csv", "picture,sentence\n,dog\n", "no picture"),
     ("l.json", "{", "not JSON"), ("l.json", "3", "must be an object"), ("l.json", '[{"picture": "a.png"}]', "entry 0"),
     ("l.json", '{"a.png": [3]}', "must be a str"), ("l.json", "{}", "holds no sentence")])
 def test_bad_lists(bundle, pictures, tmp_path, name, content, message, capsys):
@@ -99,8 +101,8 @@ def test_bad_combinations(bundle, pictures, tmp_path, capsys):
 
 
 def test_one_picture_from_the_command(bundle, pictures, tmp_path, capsys):
-    code = main(["--engine", str(bundle), "--image", str(pictures / "b.png"), "--text", "the dog", "--text", "cat", "--out",
-                 str(tmp_path / "out"), "--json"])
+    code = main(["--engine", str(bundle), "--image", str(pictures / "b.png"), "--text", "the dog", "--text", "cat",
+                 "--out", str(tmp_path / "out"), "--json"])
     assert code == 0, capsys.readouterr().err
     assert np.asarray(Image.open(tmp_path / "out" / "masks" / "b.png")).shape == (50, 33)
 
@@ -125,7 +127,8 @@ def refer(bundle, pictures, tmp_path):
         return {"size": code["size"], "counts": code["counts"].decode()}
     data = tmp_path / "refcoco"
     data.mkdir()
-    images = [{"id": i, "file_name": p, "height": m.shape[0], "width": m.shape[1]} for i, (p, m) in enumerate(found.items(), 1)]
+    images = [{"id": i, "file_name": p, "height": m.shape[0], "width": m.shape[1]}
+              for i, (p, m) in enumerate(found.items(), 1)]
     annotations = [{"id": 10 + i, "segmentation": lengths(m)} for i, m in targets.items()]
     (data / "instances.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     refs = [{"image_id": i, "ann_id": 10 + i, "split": "val", "sentences": [{"sent": "the dog"}]} for i in (1, 2)]
@@ -140,10 +143,9 @@ def test_refcoco_figures(refer, capsys):
     assert figures["mIoU"] == 50 and figures["P@0.5"] == 50 and figures["P@0.9"] == 50 and figures["sentences"] == 2
     area = targets[1].sum()
     assert figures["oIoU"] == pytest.approx(100 * area / (area + targets[2].size))
-    assert refcoco.main(["--engine", str(engine.bundle.folder), "--data", str(data), "--images", str(pictures), "--at-input"]) == 0
-    assert json.loads(capsys.readouterr().out)["sentences"] == 2
-    assert refcoco.main(["--engine", str(engine.bundle.folder), "--data", str(data), "--images", str(pictures), "--split",
-                         "testA"]) == 2
+    command = ["--engine", str(engine.bundle.folder), "--data", str(data), "--images", str(pictures)]
+    assert refcoco.main([*command, "--at-input"]) == 0 and json.loads(capsys.readouterr().out)["sentences"] == 2
+    assert refcoco.main([*command, "--split", "testA"]) == 2
     assert "no reference of split" in capsys.readouterr().err
 
 

@@ -79,7 +79,7 @@ def _json(path: Path, text: str) -> Iterator[tuple[str, Any, Any]]:
 
 
 def run(args: Any, load: Any) -> int:
-    """The command for a list: one result per picture. Raises UserError, before anything runs if a picture is missing."""
+    """The command for a list: one result per picture. Raises UserError, before anything runs if a picture is amiss."""
     if args.video is None or not Path(args.video).is_dir():
         raise UserError("--sentences needs a folder of pictures: --image FOLDER")
     if args.asked or args.auto:

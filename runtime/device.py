@@ -6,13 +6,16 @@ that it makes go through `Driver`, so that a fake driver on host memory can coun
 
 from __future__ import annotations
 
+import logging
 from math import prod
-from typing import Any, Protocol, Sequence
+from typing import Any, Callable, Protocol, Sequence
 
 import numpy as np
 
 from .arrays import DeviceArray
 from .errors import BackendError
+
+log = logging.getLogger("runtime")
 
 
 class Device(Protocol):
@@ -21,6 +24,8 @@ class Device(Protocol):
     name: str
     frames_per_call: int | None
     """How many frames a stage that never mixes them should take at once; None for all there are."""
+    replays: bool
+    """Whether `capture` may succeed, so that it pays to keep arrays at fixed places."""
 
     def empty(self, shape: Sequence[int], dtype: str) -> Any:
         """Uninitialised memory."""
@@ -40,6 +45,10 @@ class Device(Protocol):
     def copy(self, source: Any, to: Any) -> None:
         """Enqueue a copy inside the device."""
 
+    def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
+        """Record what `work` enqueues without running it. The result enqueues all of it at once, on the same arrays; None
+        where it cannot be recorded."""
+
 
 class Cpu:
     """Host memory. Pages are committed when they are first written, so a generous pool costs nothing until it is used."""
@@ -48,6 +57,7 @@ class Cpu:
     # one frame's activations nearly fit the cache, eight frames' do not: Hiera tiny at 1024 px takes 0.3 s a frame one by
     # one and 0.9 s in pairs or eights, and a quarter of the memory
     frames_per_call = 1
+    replays = False
 
     def empty(self, shape: Sequence[int], dtype: str) -> np.ndarray:
         return np.empty(tuple(shape), dtype)
@@ -68,11 +78,16 @@ class Cpu:
     def copy(self, source: np.ndarray, to: np.ndarray) -> None:
         np.copyto(to, source)
 
+    def capture(self, work: Callable[[], None]) -> None:
+        return None
+
 
 class Driver(Protocol):
     """The driver calls that `Cuda` makes. Pointers are integers; `owner` keeps the memory alive."""
 
     stream: int
+    capability: int
+    """Compute capability without the dot: 89 is sm_89."""
 
     def allocate(self, size: int) -> tuple[int, Any]: ...
 
@@ -81,6 +96,12 @@ class Driver(Protocol):
     def copy(self, to: int, source: int, size: int) -> None: ...
 
     def synchronize(self) -> None: ...
+
+    def begin_capture(self) -> Any: ...
+
+    def end_capture(self, recording: Any, keep: bool) -> Any: ...
+
+    def launch(self, graph: Any) -> None: ...
 
 
 class CudaCore:
@@ -99,9 +120,10 @@ class CudaCore:
             self._stream = self._device.create_stream()
             self._pinned = LegacyPinnedMemoryResource()
         except Exception as error:  # the driver's own error types exist only where a driver does
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise BackendError(f"no CUDA device {index} here ({reason}); use --backend ort") from None
+            raise BackendError(f"no CUDA device {index} here ({_first_line(error)}); use --backend ort") from None
         self.stream = int(self._stream.handle)
+        capability = self._device.compute_capability
+        self.capability = 10 * capability.major + capability.minor
 
     def allocate(self, size: int) -> tuple[int, Any]:
         buffer = self._device.allocate(max(size, 1), stream=self._stream)
@@ -119,21 +141,41 @@ class CudaCore:
     def synchronize(self) -> None:
         self._stream.sync()
 
+    def begin_capture(self) -> Any:
+        return self._stream.create_graph_builder().begin_building("relaxed")
+
+    def end_capture(self, recording: Any, keep: bool) -> Any:
+        recording.end_building()
+        graph = recording.complete() if keep else None
+        recording.close()
+        return graph
+
+    def launch(self, graph: Any) -> None:
+        graph.launch(self._stream)
+
 
 class Cuda:
     """Memory of one CUDA device. Uploads and downloads go through pinned twins that are made once per array."""
 
     name = "cuda"
     frames_per_call = None
+    replays = True
 
     def __init__(self, driver: Driver | None = None) -> None:
         self.driver = driver if driver is not None else CudaCore()
         self._twins: dict[tuple[int, int], tuple[np.ndarray, Any]] = {}
+        self.captures = 0
+        """Recordings made so far; memory that a backend may have handed to one must not be given back."""
 
     @property
     def stream(self) -> int:
         """The stream's handle, for backends that enqueue on it."""
         return self.driver.stream
+
+    @property
+    def capability(self) -> int:
+        """Compute capability without the dot: 89 is sm_89."""
+        return self.driver.capability
 
     def empty(self, shape: Sequence[int], dtype: str) -> DeviceArray:
         size = prod(shape) * np.dtype(dtype).itemsize
@@ -167,8 +209,35 @@ class Cuda:
     def copy(self, source: DeviceArray, to: DeviceArray) -> None:
         self.driver.copy(to.ptr, source.ptr, to.nbytes)
 
+    def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
+        """See `Device.capture`. What cannot be recorded (a library that waits or allocates) is said once, in the log."""
+        recording = self.driver.begin_capture()
+        try:
+            work()
+        except Exception as error:  # each library has its own types
+            self._abandon(recording, error)
+            return None
+        try:
+            graph = self.driver.end_capture(recording, keep=True)
+        except Exception as error:
+            log.warning("no CUDA graph: %s; frames are launched stage by stage", _first_line(error))
+            return None
+        self.captures += 1
+        return lambda: self.driver.launch(graph)
+
+    def _abandon(self, recording: Any, error: Exception) -> None:
+        log.warning("no CUDA graph: %s; frames are launched stage by stage", _first_line(error))
+        try:
+            self.driver.end_capture(recording, keep=False)
+        except Exception as second:  # an invalidated recording ends with an error of its own
+            log.info("the recording ended with: %s", _first_line(second))
+
     def _host(self, array: DeviceArray) -> tuple[np.ndarray, int, Any]:
         ptr, owner = self.driver.pinned(array.nbytes)
         memory = (np.ctypeslib.ctypes.c_uint8 * max(array.nbytes, 1)).from_address(ptr)
         twin = np.frombuffer(memory, np.uint8, array.nbytes).view(array.dtype).reshape(array.shape)
         return twin, ptr, owner
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -40,9 +40,9 @@ class Workspace:
         array = self._arrays[name]
         return array if size is None else array[:size]
 
-    def gather(self, name: str, parts: list[Any]) -> Any:
-        """`parts` as one array (len(parts), ...): a view when there is one part, else a copy into `name`."""
-        if len(parts) == 1:
+    def gather(self, name: str, parts: list[Any], fixed: bool = False) -> Any:
+        """`parts` as one array (len(parts), ...): a view when there is one part, else (or when `fixed`) a copy into `name`."""
+        if len(parts) == 1 and not fixed:
             return parts[0][None]
         out = self.view(name, len(parts))
         for source, to in zip(parts, out):

@@ -43,6 +43,52 @@ def test_one_upload_one_download_one_wait_per_frame_and_no_allocation(engine):
     assert spent["device"] == spent["pinned"] == 0
 
 
+@pytest.mark.parametrize("prompts", [[A], [A, B, C]])
+def test_steady_frames_are_one_graph_and_equal_the_plain_loop(engine, prompts):
+    """Memory is full from frame 5 on; a batch falls due or not, so it has two graphs at most per set of due lanes."""
+    clip, driver = frames(41, seed=5), engine.backend.device.driver
+    plain = Counter({name: timed.calls for name, timed in engine.stages.items()})
+    logits, _ = run(engine, clip, *prompts)
+    for got, prompt in zip(logits, prompts):
+        np.testing.assert_allclose(got, reference(clip, prompt)[0], rtol=1e-5, atol=1e-5)
+    spent = Counter({name: timed.calls for name, timed in engine.stages.items()})
+    spent.subtract(plain)
+    batches = -(-len(prompts) // 2)
+    assert driver.calls["launch"] + spent["memory_attention"] - driver.calls["capture"] == 40 * batches
+    assert 0 < driver.calls["capture"] <= 8 * batches and driver.calls["launch"] > 20 * batches
+
+
+def test_a_device_that_cannot_record_runs_on_and_says_so(engine, monkeypatch, caplog):
+    driver = engine.backend.device.driver
+
+    def refuse(recording, keep):
+        driver.recording = None
+        if keep:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(driver, "end_capture", refuse)
+    clip = frames(14)
+    np.testing.assert_allclose(run(engine, clip, A)[0][0], reference(clip, A)[0], rtol=1e-5, atol=1e-5)
+    assert [r.message for r in caplog.records if "no CUDA graph" in r.message] == [
+        "no CUDA graph: operation not permitted when stream is capturing; frames are launched stage by stage"]
+    assert not driver.calls["launch"]
+
+
+def test_a_stage_that_fails_while_recording_leaves_the_stream_usable(engine, monkeypatch, caplog):
+    driver, stage = engine.backend.device.driver, engine.stages["mask_decoder"].stage
+    run_stage = stage.run
+
+    def fails(**arrays):
+        if driver.recording is not None:
+            raise RuntimeError("cudaMalloc while capturing")
+        run_stage(**arrays)
+
+    monkeypatch.setattr(stage, "run", fails)
+    clip = frames(14)
+    np.testing.assert_allclose(run(engine, clip, A)[0][0], reference(clip, A)[0], rtol=1e-5, atol=1e-5)
+    assert driver.recording is None and "cudaMalloc while capturing" in caplog.text
+
+
 def test_views_of_a_device_array_are_those_of_numpy():
     host = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
     array = DeviceArray(host.ctypes.data, host.shape, host.dtype, host)

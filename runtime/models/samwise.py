@@ -7,9 +7,11 @@ entered runs once per sentence. See `docs/architecture.md` for the signature of 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -22,6 +24,10 @@ from ..workspace import Packed, Workspace
 
 if TYPE_CHECKING:
     from ..backends import Stage
+
+
+RECORDINGS = 8
+"""Most recorded graphs of one batch: lanes fall due together or not at all, unless they fired on different frames."""
 
 
 @dataclass(slots=True)
@@ -47,6 +53,23 @@ class Batch:
     sparse_count: Any
     ages: list[Any]
     """`ages[f]` for frames f < 2 * slots, then repeating with period `slots`: (lanes, filled) rows of the embedding."""
+    recorded: dict[tuple[int, ...], Any] = field(default_factory=dict)
+    """Due lanes -> the recorded frame; None where it ran plainly once and is recorded next."""
+
+
+@dataclass(slots=True)
+class Reads:
+    """What one frame of a batch reads. `due`: lanes whose conditional memory is asked; `memory` is None where
+    there is none to look at."""
+
+    embedding: Any
+    high_res_1: Any
+    picture: Any
+    due: list[int]
+    without_memory: Any = None
+    memory: Any = None
+    age: Any = None
+    pointers: Any = None
 
 
 @dataclass(slots=True)
@@ -106,15 +129,20 @@ class Samwise:
                                                       "tokens": settings["text"]["max_tokens"]})
         work.add("batch_embedding", attention.input("embedding"))
         work.add("batch_sparse", decoder.input("sparse"))
+        work.add("batch_embedding_no_memory", attention.input("embedding"))
         work.add("batch_high_res_1", decoder.input("high_res_1"))
+        work.add("batch_high_res_0", decoder.input("high_res_0"), pictures=1)
         self._batch_memory = device.empty((self.batch, memory["slots"], *slot.shape[1:]), slot.dtype)
         self._batch_pointers = device.empty((self.batch, memory["pointers"], pointer.shape[1]), pointer.dtype)
+        self._batch_age = device.empty((self.batch, memory["slots"]), attention.input("memory_age").dtype)
+        self._steady = max(memory["slots"], memory["pointers"])  # from this frame on, no shape changes
         results = [decoder.output("low_res_logits"), decoder.output("score")]
         if self._cme is not None:
             results.append(specs["conditional_memory"].output("switched"))
             for tensor in decoder.outputs:
                 work.add("memoryless_" + tensor.name, tensor)
                 work.add("due_" + tensor.name, tensor)
+            work.add("due_high_res_1", decoder.input("high_res_1"))
         self._results = Packed(device, results, self.batch)
         self._index = device.constant(np.arange(self.batch, dtype=np.int64))
         self._zeros = device.constant(np.zeros(self.batch, np.int64))
@@ -221,35 +249,72 @@ class Samwise:
 
     def _frame(self, clip: Clip, batch: Batch, frame: int, offset: int) -> tuple[np.ndarray, np.ndarray]:
         """Attend to the memory, decode, remember. All lanes have the same past: they started together."""
-        work, lanes = self._work, batch.lanes
-        embedding = work.gather("batch_embedding", [lane.embedding[offset] for lane in lanes])
-        high_res_1 = work.gather("batch_high_res_1", [lane.high_res_1[offset] for lane in lanes])
-        picture = clip.high_res_0[offset:offset + 1]
-        if frame == 0 or not clip.memory:
-            conditioned = work.gather("conditioned", [lane.embedding_no_memory[offset] for lane in lanes])
-        else:
-            conditioned = self._attend(batch, embedding, frame)
-        outputs = {name: self._results.arrays[name][:len(lanes)] for name in ("low_res_logits", "score")}
-        decoded = self._decode(lanes, conditioned, batch.sparse_count, picture, high_res_1, outputs)
-        asked = self._asked(clip, lanes, frame)
-        remembered = self._reconsider(lanes, asked, decoded, picture, offset)
+        lanes, n = batch.lanes, len(batch.lanes)
+        due = self._asked(clip, lanes, frame)
+        steady = self._device.replays and frame >= self._steady
+        reads = self._reads(clip, batch, frame, offset, due, fixed=steady)
+        slots = [self.pool.slot(lane.row, frame) for lane in lanes]
+        work = partial(self._compute, batch, reads, None if steady else slots)
+        self._replay(batch, tuple(due), work) if steady else work()
+        pointer, memory = self._work.view("pointer", n), self._work.view("memory_slot", n)
         for i, lane in enumerate(lanes):
-            self._device.copy(decoded["pointer"][i], self.pool.pointer(lane.row, frame))
-        self._remember(lanes, asked, embedding, decoded["low_res_logits"], remembered, frame)
-        read = self._results.read(len(lanes))
-        for i, at in enumerate(asked):
+            self._device.copy(pointer[i], self.pool.pointer(lane.row, frame))
+            if steady:
+                self._device.copy(memory[i], slots[i])
+        read = self._results.read(n)
+        for i, at in enumerate(due):
             if read["switched"][i]:
                 lanes[at].last_fired = frame
         return read["low_res_logits"], read["score"]
 
-    def _attend(self, batch: Batch, embedding: Any, frame: int) -> Any:
-        lanes, slots = batch.lanes, self._slots
-        conditioned = self._work.view("conditioned", len(lanes))
+    def _reads(self, clip: Clip, batch: Batch, frame: int, offset: int, due: list[int], fixed: bool) -> Reads:
+        """Gather what a frame reads; `fixed`: into the same arrays on every frame, so that a recorded frame finds it."""
+        work, lanes, slots = self._work, batch.lanes, self._slots
+        first, alone = lanes[0].row, frame == 0 or not clip.memory
+        without = lanes if alone else [lanes[i] for i in due]
+        reads = Reads(
+            work.gather("batch_embedding", [lane.embedding[offset] for lane in lanes], fixed),
+            work.gather("batch_high_res_1", [lane.high_res_1[offset] for lane in lanes], fixed),
+            work.gather("batch_high_res_0", [clip.high_res_0[offset]], fixed), due)
+        if without:
+            reads.without_memory = work.gather("batch_embedding_no_memory",
+                                               [lane.embedding_no_memory[offset] for lane in without], fixed)
+        if not alone:
+            reads.memory = self._rows(self.pool.features, self._batch_memory, lanes, first.filled)
+            reads.pointers = self._rows(self.pool.pointers, self._batch_pointers, lanes, first.filled_pointers)
+            reads.age = batch.ages[frame if frame < slots else slots + frame % slots]
+            if fixed:
+                age = self._batch_age.reshape(-1)[:len(lanes) * slots].reshape(len(lanes), slots)
+                self._device.copy(reads.age, age)
+                reads.age = age
+        return reads
+
+    def _replay(self, batch: Batch, due: tuple[int, ...], work: Callable[[], None]) -> None:
+        """Run `work` as one recorded graph per set of due lanes. The first time it runs plainly: that settles every
+        allocation that a library makes for these shapes."""
+        recorded = batch.recorded
+        if due in recorded and recorded[due] is None:
+            recorded[due] = self._device.capture(work)
+            if recorded[due] is None:
+                self._steady = sys.maxsize
+        elif len(recorded) < RECORDINGS:
+            recorded.setdefault(due, None)
+        (recorded.get(due) or work)()
+
+    def _compute(self, batch: Batch, reads: Reads, slots: list[Any] | None) -> None:
+        """All stages of one frame. The memory goes to `slots`, or to the workspace if they are None."""
+        lanes, due = batch.lanes, reads.due
+        conditioned = reads.without_memory if reads.memory is None else self._attend(len(lanes), reads)
+        outputs = {name: self._results.arrays[name][:len(lanes)] for name in ("low_res_logits", "score")}
+        decoded = self._decode(lanes, conditioned, batch.sparse_count, reads.picture, reads.high_res_1, outputs)
+        remembered = self._reconsider(lanes, reads, decoded) if due else None
+        self._remember(reads, decoded["low_res_logits"], remembered, slots)
+
+    def _attend(self, n: int, reads: Reads) -> Any:
+        conditioned = self._work.view("conditioned", n)
         self._stages["memory_attention"].run(
-            embedding=embedding, map_index=self._index[:len(lanes)], conditioned=conditioned,
-            memory=self._rows(self.pool.features, self._batch_memory, lanes, lanes[0].row.filled),
-            memory_age=batch.ages[frame if frame < slots else slots + frame % slots],
-            pointers=self._rows(self.pool.pointers, self._batch_pointers, lanes, lanes[0].row.filled_pointers))
+            embedding=reads.embedding, map_index=self._index[:n], memory=reads.memory, memory_age=reads.age,
+            pointers=reads.pointers, conditioned=conditioned)
         return conditioned
 
     def _rows(self, pool: Any, batch: Any, lanes: list[Lane], filled: int) -> Any:
@@ -283,29 +348,30 @@ class Samwise:
             return []
         return [i for i, lane in enumerate(lanes) if frame - lane.last_fired >= cme["every"]]
 
-    def _reconsider(self, lanes: list[Lane], asked: list[int], decoded: dict[str, Any], picture: Any, offset: int) -> Any:
-        """Decode again without memory and decide which mask to remember: (asked, I, I) logits, or None."""
-        if not asked:
-            return None
-        work, due = self._work, [lanes[i] for i in asked]
-        n = len(due)
-        again = self._decode(due, work.gather("conditioned", [lane.embedding_no_memory[offset] for lane in due]),
-                             self._count_without_verb[:n], picture,
-                             work.gather("batch_high_res_1", [lane.high_res_1[offset] for lane in due]), {}, "memoryless_")
+    def _reconsider(self, lanes: list[Lane], reads: Reads, decoded: dict[str, Any]) -> Any:
+        """Decode the due lanes again without memory and decide which mask to remember: (due, I, I) logits."""
+        work, due, n = self._work, reads.due, len(reads.due)
+
+        def pick(name: str, array: Any) -> Any:
+            return array if n == len(lanes) else work.gather("due_" + name, [array[i] for i in due])
+
+        again = self._decode([lanes[i] for i in due], reads.without_memory, self._count_without_verb[:n], reads.picture,
+                             pick("high_res_1", reads.high_res_1), {}, "memoryless_")
         outputs = {name: work.view(name, n) for name in ("remembered_logits", "decision")}
-
-        def pick(name: str) -> Any:
-            return work.gather("due_" + name, [decoded[name][i] for i in asked])
-
         self._stages["conditional_memory"].run(
-            pointer=pick("pointer"), early_token=again["early_token"], low_res_logits=pick("low_res_logits"),
+            pointer=pick("pointer", decoded["pointer"]), early_token=again["early_token"],
+            low_res_logits=pick("low_res_logits", decoded["low_res_logits"]),
             memoryless_logits=again["low_res_logits"], switched=self._results.arrays["switched"][:n], **outputs)
         return outputs["remembered_logits"]
 
-    def _remember(self, lanes: list[Lane], asked: list[int], embedding: Any, low_res: Any, remembered: Any, frame: int) -> None:
-        """Encode each lane's mask straight into its slot of the pool."""
-        for i, lane in enumerate(lanes):
-            at = asked.index(i) if i in asked else None
-            mask = low_res[i:i + 1] if at is None else remembered[at:at + 1]
-            self._stages["memory_encoder"].run(embedding=embedding[i:i + 1], map_index=self._zeros[:1], mask_logits=mask,
-                                               memory_slot=self.pool.slot(lane.row, frame)[None])
+    def _remember(self, reads: Reads, low_res: Any, remembered: Any, slots: list[Any] | None) -> None:
+        """Encode each lane's mask: straight into its slot, or all into the workspace, in one call where they are alike."""
+        n, due, encode = low_res.shape[0], reads.due, self._stages["memory_encoder"].run
+        if slots is None and len(due) in (0, n):
+            encode(embedding=reads.embedding, map_index=self._index[:n], mask_logits=remembered if due else low_res,
+                   memory_slot=self._work.view("memory_slot", n))
+            return
+        slots = list(self._work.view("memory_slot", n)) if slots is None else slots
+        for i, slot in enumerate(slots):
+            mask = remembered[due.index(i)] if i in due else low_res[i]
+            encode(embedding=reads.embedding[i:i + 1], map_index=self._zeros[:1], mask_logits=mask[None], memory_slot=slot[None])

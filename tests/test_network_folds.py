@@ -11,6 +11,7 @@ from export.layers.common import ChannelBatchNorm, Pointwise, double, upsample  
 from export.models.samwise import Samwise, stages, tiny_test_config  # noqa: E402
 from export.stages.conditional_memory import reweight  # noqa: E402
 from export.stages.cross_modal_adapter import AdapterStage, from_patches, to_patches  # noqa: E402
+from export.stages.hiera import FoldedBlock  # noqa: E402
 from export.stages.memory_attention import MemoryAttentionStage  # noqa: E402
 
 
@@ -159,6 +160,29 @@ def test_linear_folds():
     close(b(a(x)), transposed.permute(0, 2, 3, 1))
     nearest = torch.nn.functional.interpolate(x.permute(0, 3, 1, 2), scale_factor=2, mode="nearest")
     assert torch.equal(double(x), nearest.permute(0, 2, 3, 1))
+
+
+@torch.no_grad()
+def test_attention_without_biases():
+    """Zero inputs among the keys (padding) included: they attend with the biases alone."""
+    torch.manual_seed(8)
+    packed = attention.PackedAttention(12, 3)
+    packed.in_proj_bias.normal_(), packed.out_proj.bias.normal_()
+    folded = fold.FoldedAttention(packed.in_proj_weight, packed.in_proj_bias, packed.out_proj, 3)
+    q, k = torch.randn(2, 5, 12), torch.cat((torch.randn(2, 4, 12), torch.zeros(2, 2, 12)), 1)
+    close(folded(q, k), packed(q, k))
+    assert folded.k.bias is None and folded.v.bias is None
+
+
+@pytest.mark.parametrize("block", range(6))
+@torch.no_grad()
+def test_trunk_blocks(network, block):
+    """Windowed, padded, pooled and global blocks."""
+    blocks = network.sam.trunk.blocks
+    x = torch.randn(2, *[(16, 16), (16, 16), (8, 8), (8, 8), (4, 4), (4, 4)][block], blocks[block].norm1.weight.numel())
+    for form in attention.FORMS:
+        with attention.form(form):
+            close(FoldedBlock(blocks[block]).eval()(x), blocks[block](x))
 
 
 def test_rotation_orders_agree():

@@ -112,13 +112,8 @@ class PackedAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
-    def mix(self, q_blc: Tensor, k_bsc: Tensor, mask_bs: Tensor | None = None,
-            split: tuple[int, int] | None = None) -> Tensor:
-        """Everything but the output projection. Keys are also the values."""
+    def forward(self, q_blc: Tensor, k_bsc: Tensor, mask_bs: Tensor | None = None) -> Tensor:
+        """Keys are also the values."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (F.linear(x, w, b) for x, w, b in zip((q_blc, k_bsc, k_bsc), weights, biases))
-        return attend(q, k, v, self.heads, mask_bs, split)
-
-    def forward(self, q_blc: Tensor, k_bsc: Tensor, mask_bs: Tensor | None = None,
-                split: tuple[int, int] | None = None) -> Tensor:
-        return self.out_proj(self.mix(q_blc, k_bsc, mask_bs, split))
+        return self.out_proj(attend(q, k, v, self.heads, mask_bs))

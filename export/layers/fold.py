@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .attention import attend
 from .common import ChannelBatchNorm, Pointwise
 
 
@@ -43,6 +44,23 @@ def reordered(layer: nn.Linear, order: Tensor) -> nn.Linear:
     return linear(layer.weight[order], layer.bias[order])
 
 
-def stacked(*layers: nn.Linear) -> nn.Linear:
-    """Several layers of the same input side by side: one matrix product."""
-    return linear(torch.cat([x.weight for x in layers]), torch.cat([x.bias for x in layers]))
+class FoldedAttention(nn.Module):
+    """Attention whose keys and values need no bias.
+
+    A bias shared by all keys shifts every score of a query alike, which softmax does not see; a bias shared by all
+    values passes through, because a softmax row sums to 1, and moves behind the output projection. Keys that stand for
+    zero inputs (padding) are zero, too. Not for rotated keys: a rotated bias differs from key to key.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, out: nn.Linear, heads: int) -> None:
+        """`weight` (3C,D) and `bias` (3C) hold queries, keys and values; `out` takes the mixed values (C)."""
+        super().__init__()
+        (q, k, v), (q_bias, _, v_bias) = weight.detach().chunk(3), bias.detach().chunk(3)
+        self.heads = heads
+        self.q, self.k, self.v = linear(q, q_bias), linear(k, None), linear(v, None)
+        matrix, out_bias = _affine(out)
+        self.out = linear(matrix, out_bias + matrix @ v_bias.double())
+
+    def forward(self, q_blc: Tensor, k_bsc: Tensor, split: tuple[int, int] | None = None) -> Tensor:
+        mixed = attend(self.q(q_blc), self.k(k_bsc), self.v(k_bsc), self.heads, split=split)
+        return self.out(mixed)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.attention import PackedAttention
-from ..layers.common import ChannelBatchNorm, Group, Pointwise
-from ..layers.fold import compose, with_batch_norm
+from ..layers.common import ChannelBatchNorm, Pointwise
+from ..layers.fold import FoldedAttention, compose, with_batch_norm
 from ..layers.positions import sine_steps
 
 
@@ -92,20 +92,25 @@ class Adapter(nn.Module):
         return up, self.proj_text_up(t)
 
 
+def _folded(attention: PackedAttention, out: nn.Linear) -> FoldedAttention:
+    return FoldedAttention(attention.in_proj_weight, attention.in_proj_bias, out, attention.heads)
+
+
 class AdapterStage(nn.Module):
     """vision (T,h,w,C), text (L,W) -> both, adapted. Batch norms and `linear . out_proj` are folded."""
 
     def __init__(self, adapter: Adapter) -> None:
         super().__init__()
-        self.adapter = Group(text_down=adapter.proj_text_down, text_up=adapter.proj_text_up,
-                             v2t=adapter.ca_V2T, t2v=adapter.ca_T2V)
         self.patch = adapter.patch
+        self.text_down, self.text_up = adapter.proj_text_down, adapter.proj_text_up
         self.down = with_batch_norm(adapter.proj_vis_down[0], adapter.proj_vis_down[1])
         self.up = with_batch_norm(adapter.proj_vis_up[0], adapter.proj_vis_up[1])
+        v2t, t2v = adapter.ca_V2T.multihead_attn, adapter.ca_T2V.multihead_attn
+        self.v2t, self.t2v = _folded(v2t, v2t.out_proj), _folded(t2v, t2v.out_proj)
         if adapter.patch:
+            own = adapter.hsa.self_attn
             self.norm = adapter.norm_pre_HSA
-            self.attention = adapter.hsa.self_attn
-            self.out = compose(adapter.hsa.self_attn.out_proj, adapter.hsa.linear)
+            self.attention = _folded(own, compose(own.out_proj, adapter.hsa.linear))
             self.register_buffer("places", adapter.spatial_pos_embed.detach()[0, 0, 0].clone())
 
     def selective(self, x_thwc: Tensor) -> Tensor:
@@ -114,13 +119,13 @@ class AdapterStage(nn.Module):
         x = self.norm(x + time[:, None] + self.places).flatten(1, 2)
         # one piece of all patches would be 2 GB of scores for a clip of 8 at stride 8
         pieces = max(n for n in (1, 2, 4, 8, 16) if x.shape[0] % n == 0)
-        x = self.attention.mix(x, x, split=(0, pieces))
-        return from_patches(self.out(x), self.patch, *x_thwc.shape[1:3])[0]
+        return from_patches(self.attention(x, x, (0, pieces)), self.patch, *x_thwc.shape[1:3])[0]
 
     def forward(self, vision: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         x = self.down(vision).relu()
-        t = self.adapter.text_down(text)[None]
+        t = self.text_down(text)[None]
         y = x + self.selective(x) if self.patch else x
-        y = self.adapter.v2t(y.flatten(0, 2)[None], t)[0].view_as(x)
-        t = self.adapter.t2v(t, x.mean(0).flatten(0, 1)[None])[0]
-        return vision + self.up(y).relu(), text + self.adapter.text_up(t)
+        pixels = y.flatten(0, 2)[None]
+        y = (pixels * self.v2t(pixels, t))[0].view_as(x)
+        t = t * self.t2v(t, x.mean(0).flatten(0, 1)[None])
+        return vision + self.up(y).relu(), text + self.text_up(t[0])

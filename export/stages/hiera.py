@@ -10,42 +10,37 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..layers.common import Pointwise
-from ..layers.fold import compose, linear
+from ..layers.fold import FoldedAttention, compose
 from ..layers.hiera import Hiera, HieraBlock, attend_map, from_windows, pool, to_windows
 
 
 class FoldedBlock(nn.Module):
     """`HieraBlock` for export: projects the map first and cuts windows afterwards, so that padding is never projected.
 
-    Padding of the normed map has the biases as its query, key and value. Its query is thrown away; a bias shared by all
-    keys shifts every score of a query alike, which softmax does not see; a bias shared by all values passes through,
-    because a softmax row sums to 1, and moves behind the output projection. So keys and values need no bias and their
-    padding is zero.
+    Padding of the normed map has zero keys and values, thanks to `FoldedAttention`; its queries are thrown away.
     """
 
     def __init__(self, block: HieraBlock) -> None:
         super().__init__()
         attn = block.attn
-        (q, k, v), (q_bias, _, v_bias) = attn.qkv.weight.chunk(3), attn.qkv.bias.chunk(3)
-        self.q, self.k, self.v = linear(q, q_bias), linear(k, None), linear(v, None)
-        self.out = linear(attn.proj.weight, attn.proj.bias + attn.proj.weight @ v_bias)
-        self.heads, self.window, self.pool = attn.heads, block.window, block.pool
+        self.attn = FoldedAttention(attn.qkv.weight, attn.qkv.bias, attn.proj, attn.heads)
+        self.window, self.pool = block.window, block.pool
         self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
         if self.pool:
             self.proj = block.proj
 
     def forward(self, x_bhwc: Tensor) -> Tensor:
-        normed = self.norm1(x_bhwc)
+        normed, attn = self.norm1(x_bhwc), self.attn
         shortcut = pool(self.proj(normed)) if self.pool else x_bhwc
-        q, k, v = self.q(normed), self.k(normed), self.v(normed)
+        q, k, v = attn.q(normed), attn.k(normed), attn.v(normed)
         q = pool(q) if self.pool else q
         if self.window:
             q = to_windows(q, self.window // 2 if self.pool else self.window)
-            x = attend_map(q, to_windows(k, self.window), to_windows(v, self.window), self.heads)
+            x = attend_map(q, to_windows(k, self.window), to_windows(v, self.window), attn.heads)
             x = from_windows(x, shortcut.shape[1], shortcut.shape[2])
         else:
-            x = attend_map(q, k, v, self.heads)
-        x = shortcut + self.out(x)
+            x = attend_map(q, k, v, attn.heads)
+        x = shortcut + attn.out(x)
         return x + self.mlp(self.norm2(x))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+FLOAT, HALF, BFLOAT = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 LARGEST = 65504.0
 """Largest finite float16; larger constants (attention masks of -1e9) are set to it."""
 
@@ -71,6 +71,7 @@ def to_half(model: ir.Model, level: Level | None, half: Collection[str]) -> ir.M
     model = model.clone()
     graph = model.graph
     casts: dict[tuple[int, ir.DataType], ir.Value] = {}
+    _skip_bfloat(graph)
     for value in graph.inputs:
         if value.name in half and value.dtype == FLOAT:
             value.type = ir.TensorType(HALF)
@@ -138,6 +139,20 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, is_output: bool) -> 
         graph.outputs[next(i for i, v in enumerate(graph.outputs) if v is value)] = half
     if readers:
         _read_as_float(graph, half, readers)
+
+
+def _skip_bfloat(graph: ir.Graph) -> None:
+    """Rounding to bfloat16 and back, as SAM 2 keeps its memory, is left out: half has three more bits, and engines for GPUs
+    before Ampere cannot be built with the type in them."""
+    for node in list(graph):
+        if node.op_type != "Cast" or node.attributes["to"].as_int() != BFLOAT.value:
+            continue
+        value, readers = node.outputs[0], list(node.outputs[0].uses())
+        if value.is_graph_output() or any(reader.op_type != "Cast" for reader, _ in readers):
+            continue
+        for reader, index in readers:
+            reader.replace_input_with(index, node.inputs[0])
+        graph.remove(node)
 
 
 def _wanted(node: ir.Node, level: Level | None) -> ir.DataType:

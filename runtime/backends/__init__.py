@@ -15,11 +15,13 @@ log = logging.getLogger("runtime")
 BACKENDS = {
     "ort": "runtime.backends.ort:OrtBackend",
     "ort-cuda": "runtime.backends.ort:OrtCudaBackend",
+    "tensorrt": "runtime.backends.trt:TrtBackend",
+    "tensorrt_rtx": "runtime.backends.trt_rtx:TrtRtxBackend",
 }
 """Name -> class, imported when asked for."""
 
 AUTO = ("ort-cuda", "ort")
-"""Order in which `auto` tries them."""
+"""Order in which `auto` tries them. Engines have to be built first, so TensorRT is used where it is asked for."""
 
 
 class Stage(Protocol):

@@ -1,0 +1,239 @@
+"""Graphs -> engines, what an engine depends on, and that every stage builds for every target with no GPU."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import toy
+from export import build
+from runtime import engine_files
+from runtime.bundle import choose
+from runtime.errors import BackendError, BundleError, RuntimeFault, UserError
+from runtime.spec import Manifest, StageSpec, TensorSpec
+
+
+class FakeLibrary(build.Library):
+    """Builds nothing; counts."""
+
+    def __init__(self, name="tensorrt_rtx", version="1.7.1"):
+        self.name, self.version, self.ahead, self.built = name, version, name == "tensorrt_rtx", []
+
+    def capabilities(self, targets):
+        return tuple(sorted(targets or build.TARGETS))
+
+    def build(self, graph, spec, profile, capabilities, timing=None):
+        self.built.append((spec.name, capabilities))
+        return build.Engine(graph.read_bytes(), 1000, 0.5)
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return choose(toy.build(tmp_path / "toy"))
+
+
+def find(bundle, stage="neck", version="1.7.1", capability=89):
+    manifest = Manifest.load(bundle.folder)
+    return engine_files.find(bundle.folder, manifest, manifest.stages[stage], "default", "tensorrt_rtx", version, capability)
+
+
+def test_profile_comes_from_bounds_and_settings():
+    spec = StageSpec("s", (TensorSpec("a", "float16", ("objects", "slots", "pointers", 4)),
+                           TensorSpec("t", "int64", ("tokens",))), ())
+    manifest = Manifest("sam2", "t", "fp16", 64, {}, {"objects": (1, 16), "slots": (1, 32), "pointers": (0, 48),
+                                                      "tokens": (1, 5)}, {"sam2": {"memory": {"slots": 7, "pointers": 16}}})
+    assert build.profile(spec, manifest) == {"objects": (1, 1, 16), "slots": (1, 7, 32), "pointers": (0, 16, 48),
+                                                 "tokens": (1, 5, 5)}
+
+
+def test_targets():
+    assert build.parse_targets("sm_120, 89") == [89, 120] and build.parse_targets(None) is None
+    for bad in ("sm_8x", "", "89;120"):
+        with pytest.raises(UserError, match="not a list"):
+            build.parse_targets(bad)
+
+
+def test_second_build_keeps_what_is_fresh_and_adds_a_missing_target(bundle):
+    library = FakeLibrary()
+    build.build_bundle(bundle, library, [86, 89], report=lambda line: None)
+    assert len(library.built) == len(bundle.manifest.stages) and library.built[0][1] == (86, 89)
+    bundle = choose(bundle.folder)
+    bundle.verify()                         # the manifest has the sha256 of every engine
+    again = FakeLibrary()
+    lines = []
+    build.build_bundle(bundle, again, [86, 89], report=lines.append)
+    assert not again.built and all("up to date" in line for line in lines[1:])
+    build.build_bundle(choose(bundle.folder), again, [89, 120], stages=["neck"], report=lambda line: None)
+    assert again.built == [("neck", (120,))]
+    assert find(bundle, capability=120).file != find(bundle, capability=89).file
+    choose(bundle.folder).verify()
+
+
+def test_what_does_not_fit_is_refused_with_the_reason(bundle):
+    with pytest.raises(BundleError, match="has no tensorrt_rtx engine; run `python -m export.build"):
+        find(bundle)
+    build.build_bundle(bundle, FakeLibrary(), [89], report=lambda line: None)
+    assert find(bundle).scratch == 1000
+    with pytest.raises(BundleError, match="built with tensorrt_rtx 1.7.1, this machine has 1.8.0"):
+        find(bundle, version="1.8.0")
+    with pytest.raises(BundleError, match="built for sm_89, this GPU is sm_90"):
+        find(bundle, capability=90)
+    engine = bundle.folder / engine_files.FOLDER / find(bundle).file
+    content = engine.read_bytes()
+    engine.unlink()
+    with pytest.raises(BundleError, match="missing"):
+        find(bundle)
+    engine.write_bytes(content + b"x")
+    with pytest.raises(BundleError, match="altered"):
+        choose(bundle.folder).verify()
+
+
+@pytest.mark.parametrize("change", ["graph", "bounds", "precision"])
+def test_an_engine_of_another_graph_is_stale_and_is_built_again(bundle, change):
+    build.build_bundle(bundle, FakeLibrary(), [89], report=lambda line: None)
+    manifest = Manifest.load(bundle.folder)
+    spec = manifest.stages["neck"]
+    changed = {
+        "graph": dict(files={**manifest.files, "neck.onnx": "0" * 64}),
+        "bounds": dict(bounds={**manifest.bounds, "frames": (1, 3)}),
+        "precision": dict(stages={**manifest.stages, "neck": replace(spec, precision="fp16")})}[change]
+    replace(manifest, **changed).dump(bundle.folder)
+    with pytest.raises(BundleError, match="stale: its graph, precision or bounds have changed"):
+        find(bundle)
+    library = FakeLibrary()
+    build.build_bundle(choose(bundle.folder), library, [89], report=lambda line: None)
+    assert "neck" in [name for name, _ in library.built]
+    assert find(bundle)
+    files = [e.file for e in engine_files.read(bundle.folder)]
+    assert len(files) == len(set(files)) == len(list((bundle.folder / "engines").rglob("*.engine"))), "no stale file stays"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1, "engines": [{}]}', '{"format": 2, "engines": []}'])
+def test_damaged_index_is_one_line(bundle, text):
+    (bundle.folder / "engines").mkdir()
+    (bundle.folder / "engines" / "index.json").write_text(text)
+    with pytest.raises(BundleError, match="index.json") as error:
+        find(bundle)
+    assert "\n" not in str(error.value)
+
+
+def test_index_never_points_outside(bundle):
+    build.build_bundle(bundle, FakeLibrary(), [89], report=lambda line: None)
+    path = bundle.folder / "engines" / "index.json"
+    data = json.loads(path.read_text())
+    data["engines"][0]["file"] = "../../x"
+    path.write_text(json.dumps(data))
+    with pytest.raises(BundleError, match="not a path inside"):
+        find(bundle)
+
+
+def test_command_reports_errors_in_one_line(bundle, capsys, monkeypatch):
+    assert build.main([str(bundle.folder / "nowhere"), "--backend", "tensorrt_rtx"]) == 2
+    monkeypatch.setattr(build, "Library", lambda name: FakeLibrary())
+    assert build.main([str(bundle.folder), "--backend", "tensorrt_rtx", "--stage", "nose"]) == 2
+    assert "no stage 'nose'" in capsys.readouterr().err
+    assert build.main([str(bundle.folder), "--backend", "tensorrt_rtx", "--target", "sm_89", "--stage", "neck"]) == 0
+    assert "float32 bundle" in capsys.readouterr().out
+
+
+def test_library_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+    with pytest.raises(BackendError, match=r"pip install 'samwise-runtime\[tensorrt\]'"):
+        build.Library("tensorrt")
+
+
+# -- TensorRT-RTX itself, on a CPU ----------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def rtx():
+    pytest.importorskip("tensorrt_rtx")
+    return build.Library("tensorrt_rtx")
+
+
+def test_toy_bundle_builds_and_hopper_is_refused(bundle, rtx):
+    with pytest.raises(UserError, match="sm_90 is not one of .* on Hopper use tensorrt or ort-cuda"):
+        rtx.capabilities([90])
+    entries = build.build_bundle(bundle, rtx, report=lambda line: None)
+    assert {e.stage for e in entries} == set(bundle.manifest.stages)
+    assert all(e.capabilities == build.TARGETS and e.version == rtx.version for e in entries)
+
+
+def test_a_graph_that_cannot_be_built_says_why(bundle, rtx, tmp_path):
+    spec = bundle.manifest.stages["neck"]
+    (tmp_path / "neck.onnx").write_bytes(b"not a graph")
+    with pytest.raises(RuntimeFault, match="neck.onnx: tensorrt_rtx cannot read it"):
+        rtx.build(tmp_path / "neck.onnx", spec, build.profile(spec, bundle.manifest), (89,))
+
+
+def half_graphs(stages, folder: Path, settings) -> Path:
+    """The half graphs that TensorRT takes, one form per stage, without comparing them with torch: `tests/test_export_*` do."""
+    pytest.importorskip("torch")
+    from export import bundle, onnx, precision
+
+    (folder / "graphs").mkdir(parents=True)
+    specs, bounds = {}, {}
+    for stage in stages:
+        form = next(f for f in build.FORMS if f in stage.forms)
+        signature = bundle.half_signature(stage.spec)
+        half = {t.name for t in (*signature.inputs, *signature.outputs) if t.dtype == "float16"}
+        level = precision.LEVELS[0]
+        model = precision.to_half(onnx.trace(stage, form), level, half)
+        files = onnx.save({"default": model}, folder / "graphs", stage.name)
+        specs[stage.name] = replace(signature, precision=level.name, files={"default": f"graphs/{files['default']}"})
+        bounds |= stage.bounds
+    manifest = Manifest("test", "tiny", "fp16", settings["resize"]["max"], specs, bounds, settings)
+    bundle._write(manifest, folder)
+    return folder
+
+
+def networks(name):
+    """Hiera tiny and the real decoder, memory and adapters at 1024 px; a small text tower, whose shapes have no pixels."""
+    torch = pytest.importorskip("torch")
+    from export.layers.roberta import TextConfig
+    from export.models import sam2, samwise
+    from export.stages.sam import SamConfig
+
+    torch.manual_seed(0)
+    if name == "samwise":
+        text = TextConfig(vocabulary=100, positions=66, layers=3)
+        config = samwise.SamwiseConfig(sam=SamConfig(text_width=text.width), text=text, text_stages=(1, 2, 3))
+        return samwise, samwise.Samwise(config)
+    return sam2, sam2.Sam2(sam2.Sam2Config(SamConfig(memory_layers=2, pointer_positions=True)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["samwise", "sam2"])
+def test_every_stage_builds_in_half_for_every_target(name, rtx, tmp_path):
+    module, model = networks(name)
+    folder = half_graphs(module.stages(model), tmp_path / name, module.settings(model))
+    lines = []
+    entries = build.build_bundle(choose(folder), rtx, report=lines.append)
+    print("\n".join(lines))
+    assert sorted(e.stage for e in entries) == sorted(s.name for s in module.stages(model))
+    assert all(e.capabilities == build.TARGETS for e in entries)
+
+
+@pytest.mark.slow
+def test_scratch_tells_that_memory_attention_is_fused(rtx, tmp_path):
+    """One layer at full memory. The score matrix alone, 4096 x 24,636 in half, is 202 MB; a form with values narrower than
+    keys has it in its scratch, the form for TensorRT has not."""
+    pytest.importorskip("torch")
+    from export.models import samwise
+    from export.stage import Form
+    from export.stages.memory_attention import MemoryAttentionStage
+    from export.stages.sam import SamConfig
+
+    model = samwise.Samwise(samwise.SamwiseConfig(sam=SamConfig(memory_layers=1)))
+    stage = next(s for s in samwise.stages(model) if s.name == "memory_attention")
+    narrow = MemoryAttentionStage(model.sam.memory_attention, model.sam.maskmem_tpos_enc, False).eval()
+    found = {}
+    for name, form in (("wide", stage.forms["trt"]), ("narrow", Form(narrow, "plain"))):
+        folder = half_graphs([replace(stage, forms={"default": form})], tmp_path / name, samwise.settings(model))
+        manifest = Manifest.load(folder)
+        spec = manifest.stages["memory_attention"]
+        sizes = build.profile(spec, manifest) | {"objects": (1, 1, 1), "maps": (1, 1, 1)}
+        found[name] = {c: rtx.build(folder / spec.files["default"], spec, sizes, (c,)).scratch for c in build.TARGETS}
+    scores = 2 * 4096 * (6 * 4096 + 60)
+    assert all(scratch < scores / 2 for scratch in found["wide"].values()), found
+    assert all(scratch > scores for scratch in found["narrow"].values()), found

@@ -28,7 +28,7 @@ from .interrupt import Interrupt
 from .outputs import Outputs
 from .report import Progress, listing, summary
 from .result import Result
-from .tasks import Task, everything, pointed_at, sentences
+from .tasks import Task, everything, pointed_at, refuse, sentences
 from .video import Frames, frames
 
 
@@ -83,16 +83,19 @@ def _main(argv: list[str], load: Any) -> int:
             video = stack.enter_context(frames(demo.clip, args.stride, args.max_frames))
             if not args.asked and not args.auto:
                 prompts, quality = demo.prompts, Quality(demo, args.stride)
-        if args.auto:
-            task = everything(engine, video)
-        elif isinstance(prompts, Pointed):
-            task = pointed_at(engine, prompts, video)
-        else:
-            options = {} if args.window is None else {"window": args.window}
-            memory = {"on": True, "off": False, None: None}[args.conditional_memory]
-            task = sentences(engine, prompts, conditional_memory=memory, **options)
+        task = _task(args, engine, video, prompts)
         with task.session:
             return _run(args, engine, video, task, quality)
+
+
+def _task(args: Any, engine: Any, video: Frames, prompts: Any) -> Task:
+    options = {"conditional_memory": {"on": True, "off": False, None: None}[args.conditional_memory]}
+    if args.window is not None:
+        options["window"] = args.window
+    if not args.auto and not isinstance(prompts, Pointed):
+        return sentences(engine, prompts, **options)
+    refuse(options, "--auto or clicks, which know no sentence")
+    return everything(engine, video) if args.auto else pointed_at(engine, prompts, video)
 
 
 def _demo(engine: Any) -> Demo:

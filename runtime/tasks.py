@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .clicks import Pointed
-from .errors import PromptError
+from .errors import PromptError, UserError
 from .prompt import Text
 from .result import Result
 from .video import Frames
@@ -35,9 +35,17 @@ def sentences(engine: Any, prompts: Sequence[Text], **options: Any) -> Task:
     labels = {i: prompt.label for i, prompt in enumerate(prompts, 1)}
     abilities = [(hasattr(network, "open"), hasattr(network, "refer")) for network in engine.networks.values()]
     if not any(follows for follows, _ in abilities) and any(finds for _, finds in abilities):
+        refuse(options, f"the bundle {engine.bundle.name}, which looks at every frame alone")
         return Task(labels, partial(_find, engine, prompts))
     session = engine.session(prompts, **options)
     return Task(labels, session.stream, session)
+
+
+def refuse(options: Mapping[str, Any], who: str) -> None:
+    """Raise UserError for an option that was given and that `who` does not have."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if given:
+        raise UserError(f"{' and '.join(given)} cannot be had with {who}; leave it away")
 
 
 def _find(engine: Any, prompts: Sequence[Text], frames: Iterable[np.ndarray]) -> Iterator[Result]:

@@ -187,6 +187,7 @@ def test_everything_in_a_picture(tmp_path, capsys):
 @pytest.mark.parametrize("args, error", [
     (["--text", "a dog", "--point", "1,1"], "one run"), (["--auto", "--point", "1,1"], "--auto"),
     (["--auto"], "one picture"), (["--point", "100,1"], "outside the picture"),
+    (["--point", "1,1", "--window", "2"], "--window cannot be had"),
     (["--point", "1,1@99"], "the last one is 9"), (["--box", "1,1,5,5#256"], "--no-masks"),
 ])
 def test_what_does_not_go_together(clip, tmp_path, args, error, capsys):

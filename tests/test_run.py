@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import media
@@ -216,7 +217,8 @@ def test_a_network_for_pictures_takes_each_frame_alone(clip, tmp_path):
     class Finder:
         """An engine whose network knows only pictures: the object is the left half, named by its sentence."""
 
-        networks = {"x": type("Network", (), {"refer": None, "see": None})()}
+        networks = {"x": SimpleNamespace(refer=None, see=None)}
+        bundle = SimpleNamespace(name="finder")
 
         def image(self, frame):
             self.frame = frame
@@ -232,6 +234,8 @@ def test_a_network_for_pictures_takes_each_frame_alone(clip, tmp_path):
     with runtime.video.frames(clip) as video:
         results = list(sentences(Finder(), [runtime.Text("a"), runtime.Text("b")]).stream(video))
     assert [r.frame_index for r in results] == list(range(10)) and results[3].object_ids == (1, 2)
+    with pytest.raises(runtime.UserError, match="--window cannot be had with the bundle finder"):
+        sentences(Finder(), [runtime.Text("a")], window=2)
 
 
 def test_verbs_belong_to_the_sentence_before():

@@ -16,7 +16,7 @@ LIBRARIES = {
     "runtime": {"numpy", "av", "PIL", "tokenizers", "pycocotools", "tqdm", "onnxruntime", "cuda", "tensorrt",
                 "tensorrt_rtx", "openvino"},
 }
-# The command. Export may use the contract (spec, errors, bundle), and what parity runs (backends, engine), but not this.
+# The command. Export may use the contract (spec, errors, bundle, demo) and what parity runs (backends, engine), not this.
 COMMAND = {"run", "arguments", "clicks", "tasks", "demo", "outputs", "report", "background", "interrupt",
            "referring"}
 

@@ -17,8 +17,7 @@ LIBRARIES = {
                 "tensorrt_rtx", "openvino"},
 }
 # The command. Export may use the contract (spec, errors, bundle, demo) and what parity runs (backends, engine), not this.
-COMMAND = {"run", "arguments", "clicks", "tasks", "demo", "outputs", "report", "background", "interrupt",
-           "referring"}
+COMMAND = {"run", "arguments", "clicks", "tasks", "referring", "outputs", "report", "background", "interrupt"}
 
 
 def sources(package):

@@ -1,7 +1,7 @@
 """Stages -> a bundle: graphs, tokenizer, parity report, manifest; published whole or not at all.
 
-Everything is written into a hidden folder beside the target and swapped in at the end, so a reader sees the old bundle or
-the new one, and a failed export leaves nothing under its name.
+Everything is written into a hidden folder beside the target and swapped in at the end, so a reader sees the old bundle
+or the new one, and a failed export leaves nothing under its name.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from runtime.backends import Backend, create
-from runtime.bundle import Bundle
-from runtime.engine import Engine
 from runtime.errors import UserError
 from runtime.spec import Manifest, StageSpec, TensorSpec
 
-from . import onnx, parity, precision, tokenizer
+from . import clips, onnx, parity, precision, tokenizer
 from .network import Network
 from .stage import Stage
 
@@ -36,7 +34,7 @@ LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 KEPT_FLOAT = frozenset({"pixels", "score", "iou", "ious", "decision", "points", "pointer_distance", "mask"})
 """Tensors between stages that stay float32 in a half bundle, besides every `*_logits`: the schedule reads them on the
-host or compares them with zero, pixels come from an integer picture that half would round once more, and so do points."""
+host or compares them with zero, pixels come from an integer picture that half would round again, and so do points."""
 
 Report = Callable[[str], None]
 
@@ -55,7 +53,8 @@ def export_bundle(network: Network, out: str | Path, name: str, *, precision: st
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     with replacing(Path(out), name) as folder:
-        job = _Job(folder, folder.with_name(".rounded"), precision, forms, check, create(backend, threads), report)
+        job = _Job(folder, folder.with_name(".rounded"), precision, forms, check, create(backend, threads), threads,
+                   report)
         job.prepare()
         file = tokenizer_source and tokenizer.write(tokenizer_source, folder, network.vocabulary)
         for path, source in network.attachments.items():
@@ -81,7 +80,7 @@ def export_bundle(network: Network, out: str | Path, name: str, *, precision: st
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One export: where graphs go, and where their doubles with every half result rounded (see `precision.emulated`)."""
+    """One export: where graphs go, and where their doubles with all half results rounded (see `precision.emulated`)."""
 
     folder: Path
     rounded: Path
@@ -89,6 +88,7 @@ class _Job:
     forms: Collection[str] | None
     check: bool
     runner: Backend
+    threads: int | None
     report: Report
 
     def prepare(self) -> None:
@@ -105,8 +105,8 @@ class _Job:
             start = time.perf_counter()
             for symbol, pair in stage.bounds.items():
                 if bounds.setdefault(symbol, tuple(pair)) != tuple(pair):
-                    raise onnx.ExportError(f"stage {stage.name}: bounds {pair} of {symbol!r} differ from {bounds[symbol]} "
-                                           "in an earlier stage")
+                    raise onnx.ExportError(f"stage {stage.name}: bounds {pair} of {symbol!r} differ from "
+                                           f"{bounds[symbol]} in an earlier stage")
             specs[stage.name], found = self.stage(stage)
             rows += found
             size = sum(p.stat().st_size for p in _files_of(self.folder, stage.name)) / 1e6
@@ -145,16 +145,17 @@ class _Job:
     def clip(self, network: Network, manifest: Manifest) -> list[parity.ClipRow]:
         """A clip through torch and through the runtime, which gets the rounded graphs of a half bundle."""
         text = network.settings["text"]
-        tokens = parity.clip_tokens(text["vocabulary"], text["max_tokens"])
+        tokens = clips.clip_tokens(text["vocabulary"], text["max_tokens"])
         verbs = [1] if text.get("motion") and len(tokens) > 2 else []
-        want = list(network.clip(parity.clip_frames(network.settings.get("window", 1)), tokens, verbs))
+        want = list(network.clip(clips.clip_frames(network.settings.get("window", 1)), tokens, verbs))
         folder = self.folder
         if self.precision != "fp32":
             folder = self.rounded
-            plain = {name: replace(spec, files={"default": spec.files["default"]}) for name, spec in manifest.stages.items()}
-            manifest = replace(manifest, stages=plain)
-        engine = Engine(Bundle(folder, manifest), self.runner, max_objects=1)
-        return parity.compare_clip(want, parity.clip_results(engine), self.precision)
+            manifest = replace(manifest, stages={
+                name: replace(spec, files={"default": spec.files["default"]}) for name, spec in manifest.stages.items()})
+        _write(manifest, folder)
+        results = clips.clip_in_child(folder, self.runner.name, self.threads)
+        return parity.compare_clip(want, results, self.precision)
 
 
 def half_signature(spec: StageSpec) -> StageSpec:
@@ -208,7 +209,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-# -- publishing ---------------------------------------------------------------------------------------------------------
+# -- publishing --------------------------------------------------------------------------------------------------------
 
 @contextmanager
 def replacing(out: Path, name: str) -> Iterator[Path]:

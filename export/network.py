@@ -15,7 +15,8 @@ from . import models
 from .reference import samwise_clip
 from .stage import Stage
 
-Clip = Callable[[Sequence[np.ndarray], Sequence[int], Sequence[int]], Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]]
+Clip = Callable[[Sequence[np.ndarray], Sequence[int], Sequence[int]],
+                Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]]
 
 CLIPS: Mapping[str, Callable[..., Any]] = {"samwise": samwise_clip}
 """Plain torch schedules by network, where its file has no function `clip` of its own: (model, settings, frames, token

@@ -25,8 +25,9 @@ from runtime.backends import Backend, create
 from runtime.bundle import Bundle, choose
 from runtime.engine import Engine
 from runtime.errors import BundleError, RuntimeFault, UserError
-from runtime.prompt import Text
 from runtime.spec import StageSpec
+
+from .clips import clip_results, save_clip
 
 FILE = "parity.json"
 
@@ -38,8 +39,8 @@ MASK_IOU = {"fp32": 0.999, "fp16": 0.97}
 """Smallest IoU of a frame's masks over the clip. fp16: rounding nothing but the weights costs up to 0.02."""
 
 SCORE_DIFFERENCE = {"fp32": 0.05, "fp16": 2.0}
-"""Largest difference of a frame's score logit. Masks of an object that is not in the picture are empty on both sides and
-say nothing; the score still passes through everything."""
+"""Largest difference of a frame's score logit. Masks of an object that is not in the picture are empty on both sides
+and say nothing; the score still passes through everything."""
 
 FLOOR = 1e-3
 """Outputs smaller than this (root mean square) are compared by their absolute error: their relative error is noise."""
@@ -138,23 +139,6 @@ def worst(what: str, sizes: Mapping[str, int], spec: StageSpec, got: Mapping[str
     return Row(what, text or "-", spec.precision, name, *results[name], limit)
 
 
-def clip_frames(window: int, height: int = 90, width: int = 160) -> list[np.ndarray]:
-    """A moving pattern: `window` frames of smooth colour with a bright disc that crosses it, uint8 RGB (H,W,3)."""
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    frames = []
-    for t in range(window):
-        base = np.stack([np.sin(x / (7 + 5 * c) + 0.4 * t) * np.cos(y / (11 - 2 * c) - 0.3 * t) for c in range(3)], -1)
-        disc = (x - width * (0.2 + 0.07 * t)) ** 2 + (y - height * 0.5) ** 2 < (height / 5) ** 2
-        frames.append(np.where(disc[..., None], (230, 180, 60), 110 + 80 * base).clip(0, 255).astype(np.uint8))
-    return frames
-
-
-def clip_tokens(vocabulary: int, longest: int) -> list[int]:
-    """`<s>` seven seeded tokens `</s>`, inside the vocabulary."""
-    inner = np.random.default_rng(0).integers(3, vocabulary, min(7, longest - 2)).tolist() if vocabulary > 3 else []
-    return [0, *inner, 2 % vocabulary]
-
-
 def compare_clip(want: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], results: Sequence[Any],
                  precision: str) -> list[ClipRow]:
     """(masks (N,H,W) bool, low_res_logits (N,s,s), scores (N,)) per frame against the runtime's `Result`s, held to the
@@ -165,20 +149,9 @@ def compare_clip(want: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], resu
         either = np.logical_or(masks, result.masks).sum((1, 2))
         iou = np.where(either > 0, both / np.maximum(either, 1), 1.0)
         difference = np.abs(scores.astype(np.float64) - result.score_logits).max()
-        rows.append(ClipRow(result.frame_index, float(iou.min()), relative_error(result.low_res_logits, logits)[0],
+        rows.append(ClipRow(int(result.frame_index), float(iou.min()), relative_error(result.low_res_logits, logits)[0],
                             float(difference), MASK_IOU[precision], SCORE_DIFFERENCE[precision]))
     return rows
-
-
-def clip_results(engine: Engine) -> list[Any]:
-    """The parity clip through the runtime, with logits; one picture where the network knows no clips."""
-    settings = engine.bundle.manifest.settings
-    tokens = clip_tokens(settings["text"]["vocabulary"], settings["text"]["max_tokens"])
-    prompt = Text(tokens=tokens, verbs=[1] if settings["text"].get("motion") and len(tokens) > 2 else None)
-    if "window" not in settings:
-        return [engine.image(frame).refer([prompt], logits=True) for frame in clip_frames(1)]
-    with engine.session([prompt], logits=True) as session:
-        return list(session.stream(clip_frames(settings["window"])))
 
 
 def table(rows: Sequence[Row], clip: Sequence[ClipRow] = ()) -> str:
@@ -217,8 +190,8 @@ def require(rows: Sequence[Row], clip: Sequence[ClipRow] = ()) -> None:
                               f"allowed {r.limit:g} ({r.sizes})")
     for c in clip:
         if not c.passed:
-            raise ParityError(f"frame {c.frame} of the clip misses its threshold: mask IoU {c.iou:.4f}, at least {c.limit:g}; "
-                              f"score off by {c.score_difference:.2g}, at most {c.score_limit:g}")
+            raise ParityError(f"frame {c.frame} of the clip misses its threshold: mask IoU {c.iou:.4f}, at least "
+                              f"{c.limit:g}; score off by {c.score_difference:.2g}, at most {c.score_limit:g}")
 
 
 class Recorder:
@@ -246,7 +219,7 @@ def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None) -
     """The graphs that `backend` prefers against ONNX Runtime's plain ones, stage by stage on a clip, then the clip."""
     bundle.verify()
     if "text" not in bundle.manifest.settings:
-        raise UserError(f"{bundle.folder}: {bundle.manifest.model} takes no text; the check runs a clip with a sentence")
+        raise UserError(f"{bundle.folder}: {bundle.manifest.model} takes no text; the check needs a sentence")
     plain = create("ort", threads)
     plain.forms = ("default",)
     reference = Engine(bundle, plain)
@@ -260,7 +233,8 @@ def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None) -
     for name, spec in bundle.manifest.stages.items():
         form = next((f for f in other.forms if f in spec.files), None)
         if form is None:
-            raise BundleError(f"{bundle.folder}: stage {name} has no form that {other.name} takes; export the bundle again")
+            raise BundleError(f"{bundle.folder}: stage {name} has no form that {other.name} takes; export it "
+                              "again")
         loaded = other.load(bundle.folder / spec.files[form], spec)
         for sizes, inputs, outputs in recorders[name].calls.values():
             got = run_stage(loaded, spec, other, inputs, sizes)
@@ -271,13 +245,17 @@ def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None) -
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m export.parity", description="Check an exported bundle on a backend.")
+    parser = argparse.ArgumentParser(prog="python -m export.parity", description="Check a bundle on a backend.")
     parser.add_argument("bundle", help="a bundle, or a folder of bundles with --model")
     parser.add_argument("--model", help="name of the bundle or of the network")
     parser.add_argument("--backend", default="auto", help="backend to check (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the backend decides)")
+    parser.add_argument("--save", metavar="FILE", help=argparse.SUPPRESS)  # used by the export itself
     options = parser.parse_args(arguments)
     try:
+        if options.save:
+            save_clip(Path(options.bundle), options.backend, options.threads, options.save)
+            return 0
         rows, clip = recheck(choose(options.bundle, options.model), options.backend, options.threads)
         print(table(rows, clip))
         require(rows, clip)

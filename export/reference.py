@@ -52,7 +52,7 @@ def samwise_clip(model: Any, settings: Mapping[str, Any], frames: Sequence[np.nd
 
 
 def preprocess(frame: np.ndarray, image_size: int, settings: Mapping[str, Any]) -> tuple[Tensor, tuple[int, int]]:
-    """Pixels (3,I,I), resized, normalised and then padded with zeros; and the (height, width) of the resized picture."""
+    """Pixels (3,I,I), resized, normalised, then padded with zeros; and (height, width) of the resized picture."""
     height, width = frame.shape[:2]
     short, longest = settings["resize"]["short"], settings["resize"]["max"]
     size = [short, int(short * max(height, width) / min(height, width))]

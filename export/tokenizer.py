@@ -23,12 +23,12 @@ ENDS = (("<s>", "</s>"), ("[CLS]", "[SEP]"))
 def load(source: str | Path, vocabulary: int | None = None) -> Tokenizer:
     """The tokenizer at `source`, checked on a sentence; `vocabulary` is the number of token embeddings.
 
-    Raises UserError that names the file: missing, damaged, without the tokens around a sentence, or larger than the vocabulary.
+    Raises UserError that names the file: missing, damaged, without tokens around a sentence, or beyond the vocabulary.
     """
     source = Path(source)
     if not source.exists():
-        raise UserError(f"{source}: no such tokenizer; give a Hugging Face folder, tokenizer.json, or vocab.json beside "
-                        "merges.txt")
+        raise UserError(f"{source}: no such tokenizer; give a Hugging Face folder, tokenizer.json, or vocab.json "
+                        "beside merges.txt")
     folder = source if source.is_dir() else source.parent
     if source.is_file() and source.name not in ("vocab.json", "merges.txt"):
         tokenizer, path = _from_file(source), source
@@ -37,8 +37,8 @@ def load(source: str | Path, vocabulary: int | None = None) -> Tokenizer:
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         tokenizer, path = _roberta(folder / "vocab.json", folder / "merges.txt"), folder / "vocab.json"
     else:
-        raise UserError(f"{folder}: holds neither {FILE} nor vocab.json with merges.txt; give --tokenizer a folder that "
-                        "does")
+        raise UserError(f"{folder}: holds neither {FILE} nor vocab.json with merges.txt; give --tokenizer a folder "
+                        "that does")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     _check(tokenizer, path, vocabulary)
@@ -55,11 +55,11 @@ def _from_file(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path}: not a tokenizer file ({_line(error)}); give the tokenizer.json of roberta-base") from None
+        raise UserError(f"{path}: not a tokenizer file ({_line(error)}); give the network's tokenizer.json") from None
 
 
 def _roberta(vocabulary: Path, merges: Path) -> Tokenizer:
-    """Byte-level BPE as `roberta-base` has it: no leading blank added, `<s>` sentence `</s>`, offsets without blanks."""
+    """Byte-level BPE as `roberta-base` has it: no leading blank, `<s>` sentence `</s>`, offsets without blanks."""
     try:
         vocab = json.loads(vocabulary.read_text(encoding="utf-8"))
         if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
@@ -81,7 +81,7 @@ def _roberta(vocabulary: Path, merges: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer(BPE(vocab=vocab, merges=pairs, unk_token="<unk>" if "<unk>" in vocab else None))
     except Exception as error:
-        raise UserError(f"{merges}: does not fit {vocabulary.name} ({_line(error)}); give a pair from one model") from None
+        raise UserError(f"{merges}: does not fit {vocabulary.name} ({_line(error)}); give a pair of one model") from None
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.RobertaProcessing(
@@ -97,8 +97,8 @@ def _check(tokenizer: Tokenizer, path: Path, vocabulary: int | None) -> None:
         raise UserError(f"{path}: has neither <s> and </s> nor [CLS] and [SEP]; give the tokenizer of a text encoder")
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if vocabulary is not None and largest >= vocabulary:
-        raise UserError(f"{path}: knows token {largest}, the checkpoint only {vocabulary} of them; give the tokenizer that "
-                        "the checkpoint was trained with")
+        raise UserError(f"{path}: knows token {largest}, the checkpoint only {vocabulary} of them; give the tokenizer "
+                        "that the checkpoint was trained with")
     if not tokenizer.encode(PROBE).ids:
         raise UserError(f"{path}: turns a sentence into no tokens; give a trained tokenizer")
 

@@ -144,7 +144,8 @@ class Drifted(nn.Module):
 
 def drifted():
     good = mixer()
-    return type(good)(good.spec, good.module, good.sampler, good.bounds, good.sizes, {"default": Form(Drifted(good.module))})
+    forms = {"default": Form(Drifted(good.module))}
+    return type(good)(good.spec, good.module, good.sampler, good.bounds, good.sizes, forms)
 
 
 def test_failing_parity_leaves_nothing(tmp_path):
@@ -243,7 +244,7 @@ def test_bounds_must_agree_between_stages(tmp_path):
 def test_relative_error():
     want = np.array([3.0, 4.0], np.float32)
     error, largest, cosine = parity.relative_error(want * np.float32(1.01), want)
-    assert error == pytest.approx(0.01, rel=1e-4) and largest == pytest.approx(0.04, rel=1e-4) and cosine == pytest.approx(1)
+    assert (error, largest) == pytest.approx((0.01, 0.04), rel=1e-4) and cosine == pytest.approx(1)
     assert parity.relative_error(np.array([np.nan]), np.array([1.0]))[0] == float("inf")
     assert parity.relative_error(np.zeros(3), np.zeros(3)) == (0.0, 0.0, 1.0)
     assert parity.relative_error(np.array([True, False]), np.array([True, True]))[0] == 0.5

@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime")
 
 import runtime  # noqa: E402
 from export import __main__ as command  # noqa: E402
-from export import bundle, network, parity, reference  # noqa: E402
+from export import bundle, clips, network, parity, reference  # noqa: E402
 from export.models.samwise import Samwise, settings, tiny_test_config  # noqa: E402
 
 TOKENS = [0, 17, 5, 42, 2]
@@ -50,9 +50,10 @@ def test_bundle_tells_where_it_comes_from_and_how_exact_it_is(exported, checkpoi
     manifest = json.loads((exported / "toy" / "manifest.json").read_text())
     assert manifest["provenance"]["checkpoint"] == "toy.pth" and len(manifest["provenance"]["checkpoint_sha256"]) == 64
     assert str(checkpoint.parent) not in json.dumps(manifest)
-    assert manifest["provenance"]["parity"]["stage_error"] <= 1e-4 and manifest["provenance"]["parity"]["mask_iou"] >= 0.999
+    found = manifest["provenance"]["parity"]
+    assert found["stage_error"] <= 1e-4 and found["mask_iou"] >= 0.999
     report = json.loads((exported / "toy" / "parity.json").read_text())
-    assert {r["what"] for r in report["stages"]} >= {"hiera_0", "hiera_0 [ort]", "memory_attention [trt]", "mask_decoder"}
+    assert {r["what"] for r in report["stages"]} >= {"hiera_0", "hiera_0 [ort]", "memory_attention [trt]", "neck"}
     assert len(report["clip"]) == 4 and all(r["passed"] for r in (*report["clip"], *report["stages"]))
     assert any("objects=1" in r["sizes"] for r in report["stages"]), "symbols at their lowest"
 
@@ -75,7 +76,7 @@ def test_every_stage_is_there_with_symbols(exported):
 def test_two_clips_and_a_last_short_one_follow_torch(exported, model):
     """Memory over clip boundaries, conditional memory on, the verb given: the runtime against plain torch."""
     numbers = settings(model)
-    frames = parity.clip_frames(10, 60, 100)
+    frames = clips.clip_frames(10, 60, 100)
     want = list(reference.samwise_clip(model, numbers, frames, TOKENS, [1]))
     engine = runtime.load(exported, backend="ort")
     with engine.session([runtime.Text(tokens=TOKENS, verbs=[1])], logits=True) as session:
@@ -87,13 +88,14 @@ def test_two_clips_and_a_last_short_one_follow_torch(exported, model):
 
 def test_the_reference_depends_on_memory_and_sentence(model):
     """Else agreement with it would say little."""
-    numbers, frames = settings(model), parity.clip_frames(4, 60, 100)
+    numbers, frames = settings(model), clips.clip_frames(4, 60, 100)
 
     def last_logits(tokens=TOKENS, verbs=(1,), **changes):
         return list(reference.samwise_clip(model, numbers | changes, frames, tokens, verbs))[-1][1]
 
     full = last_logits()
-    for other in (last_logits(memory={"slots": 1, "pointers": 1}), last_logits(verbs=()), last_logits(tokens=[0, 3, 9, 2])):
+    forgetful = last_logits(memory={"slots": 1, "pointers": 1})
+    for other in (forgetful, last_logits(verbs=()), last_logits(tokens=[0, 3, 9, 2])):
         assert parity.relative_error(other, full)[0] > 1e-3
 
 

@@ -1,7 +1,7 @@
 """The command: `python -m export samwise --checkpoint X.pth --out engines/`.
 
-One subcommand per network of `export.models`. Exit code 2 for what the caller can mend, 1 for an export that failed (its
-parity, say); either way one line says why, and nothing half-written is left.
+One subcommand per network of `export.models`. Exit code 2 for what the caller can mend, 1 for an export that failed
+(its parity, say); either way one line says why, and nothing half-written is left.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.demo import CLIP, MASKS, SENTENCES, Demo
 from runtime.errors import RuntimeFault, UserError
 
 from .models import MODELS
@@ -24,22 +25,25 @@ def parser() -> argparse.ArgumentParser:
     """Options of every network."""
     top = argparse.ArgumentParser(
         prog="python -m export", description="Turn a PyTorch checkpoint into a bundle that runs without PyTorch.",
-        epilog="The graphs are compared with the checkpoint before anything is published; see parity.json in the bundle.")
+        epilog="The graphs are compared with the checkpoint before anything is published; see the bundle's parity.json.")
     networks = top.add_subparsers(dest="network", required=True, metavar="NETWORK")
     for name in sorted(MODELS):
         sub = networks.add_parser(name, help=f"export a {name} checkpoint",
                                   formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        sub.add_argument("--checkpoint", required=True, type=Path, metavar="FILE", help="official checkpoint (.pth, .pt)")
+        sub.add_argument("--checkpoint", required=True, type=Path, metavar="FILE",
+                         help="official checkpoint (.pth, .pt)")
         sub.add_argument("--out", default=Path("engines"), type=Path, metavar="DIR", help="folder of bundles")
         sub.add_argument("--name", help="name of the bundle (default: from network, size and precision)",
                          default=argparse.SUPPRESS)
         sub.add_argument("--precision", default="fp32", choices=("fp32", "fp16"),
                          help="fp16: half the size, for GPUs; stages that need it stay wider")
         sub.add_argument("--tokenizer", type=Path, metavar="DIR", default=argparse.SUPPRESS,
-                         help="Hugging Face folder, tokenizer.json, or folder with vocab.json and merges.txt; without it "
-                              "the bundle takes token ids only")
+                         help="Hugging Face folder, tokenizer.json, or folder with vocab.json and merges.txt; without "
+                              "it the bundle takes token ids only")
         sub.add_argument("--image-size", type=int, metavar="PIXELS", default=argparse.SUPPRESS,
                          help="side of the network's input, for networks that take several")
+        sub.add_argument("--demo", type=Path, metavar="DIR", default=argparse.SUPPRESS,
+                         help="demonstration that the bundle shall carry: clip.mp4, demo.json and masks.npz")
         sub.add_argument("--threads", type=int, default=argparse.SUPPRESS, help="CPU threads for the comparison")
     return top
 
@@ -90,7 +94,7 @@ def _export(options: dict[str, Any]) -> None:
         raise UserError(f"{options['network']} has one input size; leave --image-size away")
     model = load(options["checkpoint"], **chosen)
     source = {"checkpoint": options["checkpoint"].name, "checkpoint_sha256": bundle.sha256(options["checkpoint"])}
-    subject = network.describe(options["network"], model, provenance=source)
+    subject = network.describe(options["network"], model, provenance=source, **_demonstration(options.get("demo")))
     half = "-fp16" if options["precision"] == "fp16" else ""
     name = options.get("name", f"{subject.model}-{subject.variant}{half}")
     if subject.vocabulary and "tokenizer" not in options:
@@ -98,6 +102,14 @@ def _export(options: dict[str, Any]) -> None:
     folder = bundle.export_bundle(subject, options["out"], name, precision=options["precision"], threads=threads,
                                   tokenizer_source=options.get("tokenizer"), report=_say)
     _say(f"published {folder} in {time.perf_counter() - started:.0f} s")
+
+
+def _demonstration(folder: Path | None) -> dict[str, Any]:
+    """Fields of a `Network` that carry a demonstration. Raises BundleError for one that is not whole."""
+    if folder is None:
+        return {}
+    Demo.load(folder)
+    return {"demo": "demo", "attachments": {f"demo/{name}": folder / name for name in (CLIP, SENTENCES, MASKS)}}
 
 
 def _say(line: str) -> None:

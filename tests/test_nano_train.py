@@ -1,14 +1,17 @@
 """Training the nano network: gradients reach everything, labels are right, runs resume where they stopped."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from export.nano import losses, prompts, tokenizer, train
-from export.nano.config import from_dict, nano_config, to_dict
-from export.nano.data import NOBODY, Loader, Stream, looks, sample
+from export.nano.config import SIZES, from_dict, nano_config, to_dict
+from export.nano.data import LOOKS, NOBODY, Loader, Stream, looks, sample
+from export.nano.optimizer import Both, cost
+from export.nano.peers import Peers
 from export.nano.evaluate import Options, evaluate, load
 from export.nano.network import Policy, encode, memoryless, track
 from export.nano.sprites import placeholder
@@ -26,8 +29,9 @@ def pictures(count, frames, side=64):
     return torch.randn(count, frames, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-def test_config_survives_a_checkpoint():
-    config = nano_config()
+@pytest.mark.parametrize("size", SIZES)
+def test_config_survives_a_checkpoint(size):
+    config = nano_config(size)
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
     parameters = sum(p.numel() for p in Samwise(config).parameters())
     assert parameters < 8e6  # half of the 25 MB that weights and graphs may take, in half precision
@@ -118,7 +122,7 @@ def test_prompts_lie_in_the_mask():
 def test_batches_are_the_same_for_any_number_of_workers():
     stream = Stream("clip", 2, 3, 2, negatives=0.5)
     got = []
-    for workers in (1, 2):
+    for workers in (0, 1, 2):
         loader = Loader([stream], workers, ahead=2, size=64, atlas=placeholder())
         try:
             loader.request(stream, 5)
@@ -127,8 +131,8 @@ def test_batches_are_the_same_for_any_number_of_workers():
             got.append((batch.frames.copy(), batch.owners.copy(), batch.targets, batch.tokens, batch.kinds, batch.looks))
         finally:
             loader.close()
-    for a, b in zip(*got):
-        assert np.array_equal(a, b)
+    for some in zip(*got):
+        assert all(np.array_equal(some[0], other) for other in some[1:])
     targets, kinds = got[0][2].ravel(), got[0][4]
     assert [t == NOBODY for t in targets] == [k == "absent" for k in kinds]
 
@@ -137,8 +141,21 @@ def test_looks_name_what_stands_there():
     world = World(64, placeholder())
     clip, _ = sample(world, Stream("image", 1, 1, 2, visual=True), 3)
     table = looks(clip)
-    assert table[0].tolist() == [0, 0]
+    assert table[0].tolist() == [0, 0, 0]
     assert (table[1:len(clip.scene.actors) + 1] > 0).all() and not table[len(clip.scene.actors) + 1:].any()
+    assert (table < list(LOOKS.values())).all()
+
+
+def test_looks_tell_motions_apart_by_when():
+    seen = set()
+    for seed in range(60):
+        clip = World(64, placeholder()).clip("train", seed, 8)
+        table = looks(clip)[1:len(clip.scene.actors) + 1, 2]
+        for actor, move in zip(clip.scene.actors, table):
+            if actor.border is None:
+                assert (move == 1) == (actor.move == "still")
+            seen.add(int(move))
+    assert len(seen) > 20 and max(seen) < LOOKS["move"]
 
 
 def test_tokenizer_layout():
@@ -150,20 +167,65 @@ def test_tokenizer_layout():
     assert [words.token_to_id(t) for t in tokenizer.SPECIAL] == [0, 1, 2, 3]
 
 
+class Square(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wide, self.table = torch.nn.Linear(40, 40), torch.nn.Parameter(torch.ones(3))
+
+
+def test_peers_step_like_one_process_with_their_mean_gradient():
+    """Two processes that own one half of the weights each, against plain averaging."""
+    def gradients(rank, model):
+        torch.manual_seed(rank)
+        return [torch.randn_like(p) for p in model.parameters()]
+
+    torch.manual_seed(5)
+    alone = Square()
+    torch.manual_seed(5)
+    peers = Peers(2, sum(p.numel() for p in Square().parameters()))
+
+    def work(peers):
+        torch.manual_seed(5)
+        model = Square()
+        parameters = list(model.parameters())
+        owned = peers.share(parameters, [cost(n, p) for n, p in model.named_parameters()])
+        optimizer = Both([pair for pair, mine in zip(model.named_parameters(), owned) if mine], 0.1, 0.0)
+        for p, g in zip(parameters, gradients(peers.rank, model)):
+            p.grad = g
+        peers.reduce(parameters, owned)
+        optimizer.step()
+        clock = peers.finish(2.0 * peers.rank)
+        found = peers.gather([(peers.rank, owned, clock, [p.detach().numpy().copy() for p in parameters])])
+        return found
+
+    peers.start(work)
+    found = work(peers)
+    for p, a, b in zip(alone.parameters(), gradients(0, alone), gradients(1, alone)):
+        p.grad = (a + b) / 2
+    Both(list(alone.named_parameters()), 0.1, 0.0).step()
+    assert [rank for rank, *_ in found] == [0, 1]
+    owners = torch.tensor([owned for _, owned, *_ in found])
+    assert (owners.sum(0) == 1).all() and owners.any(1).all()
+    for _, _, clock, weights in found:
+        assert clock == 1.0
+        for mine, other in zip(weights, alone.parameters()):
+            assert np.allclose(mine, other.detach().numpy(), atol=1e-6)
+
+
 @pytest.mark.slow
 def test_a_run_trains_resumes_and_exports(tmp_path, monkeypatch):
-    every = [Stream("image", 1, 2, 2), Stream("clip", 3, 2, 1), Stream("visual", 2, 2, 1, visual=True)]
-    monkeypatch.setattr(train, "STREAMS", tuple(every))
-    monkeypatch.setattr(train, "MIX", ((0.0, (0.4, 0.3, 0.3)), (1.0, (0.4, 0.3, 0.3))))
-    settings = train.Settings(out=tmp_path, total_minutes=60, workers=1, device="cpu", scale=1.0, report=2, validation_clips=0,
-                              warmup=2)
-    train.Trainer(settings, placeholder()).run(max_steps=3)
-    second = train.Trainer(settings, placeholder())
-    second.half = True  # mixed precision, as on a GPU
-    assert second.step == 3 and second.spent > 0
-    second.run(max_steps=6)
+    every = (Stream("image", 1, 2, 2), Stream("clip", 3, 1, 1), Stream("visual", 2, 1, 1, visual=True),
+             Stream("look", 1, 2, 0, visual=True))
+    recipe = train.Recipe(every, ((0.0, (0.25,) * 4), (1.0, (0.25,) * 4)))
+    monkeypatch.setitem(train.RECIPES, "small", recipe)
+    settings = train.Settings(out=tmp_path, total_minutes=60, processes=2, device="cpu", report=2, validation_clips=1, warmup=2)
+    train.launch(settings, 4, placeholder())
+    train.launch(settings, 8, placeholder())
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "norm" in line][-1] == 6
+    assert [line["step"] for line in lines if "norm" in line][-1] == 8
+    assert any(line.get("resumed") and line["step"] == 4 for line in lines)
+    with pytest.raises(SystemExit, match="--processes"):
+        train.Trainer(replace(settings, processes=1), placeholder())
     model = load(tmp_path / "nano.pth")
     world = World(atlas=placeholder())
     records = evaluate(model, Options(boundary=False, clips=1), [world.clip("test", 0, 8)])

@@ -23,7 +23,7 @@ def scenes(count, frames, unseen=False, kinds=None):
 def test_same_seed_same_clip_and_splits_differ(world):
     a, b, c = world.clip("val", 3, 8), world.clip("val", 3, 8), world.clip("test", 3, 8)
     assert (a.frames == b.frames).all() and (a.owners == b.owners).all() and a.expressions == b.expressions
-    assert a.frames.shape == (8, 256, 256, 3) and a.frames.dtype == np.uint8
+    assert a.frames.shape == (8, 128, 128, 3) and a.frames.dtype == np.uint8
     assert not (a.frames == c.frames).all()
 
 
@@ -31,7 +31,7 @@ def test_same_seed_same_clip_and_splits_differ(world):
 def test_each_sentence_fits_one_object(frames):
     seen = set()
     for scene in scenes(60, frames):
-        assert 3 <= len(scene.actors) <= 7
+        assert 3 <= len(scene.actors) <= 6
         for e in scene.expressions:
             seen.add(e.kind)
             assert [i for i, a in enumerate(scene.actors) if holds(scene, e, a)] == [e.target], e
@@ -72,7 +72,7 @@ def test_masks_hold_visible_pixels_only(world):
     clip = world.clip("val", 5, 8)
     e = clip.expressions[0]
     masks = clip.masks(e)
-    assert masks.shape == (8, 256, 256) and masks.any()
+    assert masks.shape == (8, 128, 128) and masks.any()
     total = sum(int((clip.owners == i + 1).sum()) for i in range(len(clip.scene.actors))) + int((clip.owners == 0).sum())
     assert total == clip.owners.size
     for i in range(len(clip.scene.actors)):

@@ -1,4 +1,4 @@
-"""Sizes of the nano network: the modules of the real one, narrow and shallow, for 256 px pictures."""
+"""Sizes of the nano network: the modules of the real one, narrow and shallow, for small pictures."""
 
 from __future__ import annotations
 
@@ -9,19 +9,39 @@ from ..layers.hiera import HieraConfig
 from ..layers.roberta import TextConfig
 from ..models.samwise import AdapterConfig, SamwiseConfig
 from ..stages.sam import SamConfig
-from .scene import SIDE
 from .tokenizer import MAX_TOKENS, VOCABULARY
+from .world import PIXELS
+
+SIZES = ("small", "large")
 
 
-def nano_config() -> SamwiseConfig:
-    """About six million parameters.
+def nano_config(size: str = "small") -> SamwiseConfig:
+    """`small`: five million parameters for 128 px, what two CPU cores can train in an hour and a half, and what ships.
+    `large`: six million for 256 px, with four times the arithmetic per frame, for a GPU.
 
-    HSA patches are 8x8 at every stride, so that at stride 32 one patch is the whole picture: a motion is seen by one
-    attention over all frames, however far it goes.
+    HSA patches are chosen so that at stride 32, and in the small network at stride 16 too, one patch is the whole picture:
+    a motion is seen by one attention over all frames, however far it goes. Most of the small trunk lies before the first
+    adapter, where all sentences of a clip share it.
     """
+    if size not in SIZES:
+        raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}")
+    return _small() if size == "small" else _large()
+
+
+def _small() -> SamwiseConfig:
+    hiera = HieraConfig(width=48, heads=1, blocks=(1, 3, 1, 1), windows=(8, 8, 8, 4), global_blocks=(), positions=8)
+    sam = SamConfig(
+        image_size=PIXELS, hiera=hiera, width=128, memory_width=32, memory_layers=2, memory_hidden=256, decoder_heads=4,
+        decoder_hidden=256, iou_hidden=64, prompt_channels=16, mask_channels=(4, 8, 16, 32), fuser_blocks=1, text_width=96)
+    text = TextConfig(vocabulary=VOCABULARY, positions=MAX_TOKENS + 2, width=96, hidden=192, layers=3, heads=4)
+    return SamwiseConfig(sam=sam, text=text, adapter=AdapterConfig(width=96, heads=3, patches=(4, 8, 4)),
+                         text_stages=(1, 2, 3), conditional_hidden=64, conditional_heads=4)
+
+
+def _large() -> SamwiseConfig:
     hiera = HieraConfig(width=48, heads=1, blocks=(1, 2, 4, 1), windows=(8, 8, 16, 8), global_blocks=(), positions=8)
     sam = SamConfig(
-        image_size=SIDE, hiera=hiera, width=128, memory_width=32, memory_layers=2, memory_hidden=256, decoder_heads=4,
+        image_size=2 * PIXELS, hiera=hiera, width=128, memory_width=32, memory_layers=2, memory_hidden=256, decoder_heads=4,
         decoder_hidden=256, iou_hidden=64, prompt_channels=16, mask_channels=(4, 8, 16, 32), fuser_blocks=1, text_width=128)
     text = TextConfig(vocabulary=VOCABULARY, positions=MAX_TOKENS + 2, width=128, hidden=384, layers=6, heads=4)
     return SamwiseConfig(sam=sam, text=text, adapter=AdapterConfig(width=128, heads=4, patches=(8, 8, 8)),

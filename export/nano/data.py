@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import os
+import queue
 import traceback
 from collections import deque
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import tokenizer as bpe
-from .scene import SIDE
-from .words import COLOURS, NAMES
-from .world import Clip, World
+from .scene import Actor
+from .words import COLOURS, MOVES, NAMES
+from .world import PIXELS, Clip, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,18 @@ class Stream:
     """Clicks, boxes and masks instead of sentences."""
     negatives: float = 0.06
     """Part of the sentences that speak of something that is not in the clip."""
+    kinds: tuple[str, ...] | None = None
+    """Puzzles to draw from; None for all that so many frames can show."""
+    memory: bool = True
+    """Follow the objects with memory; without, every frame is decoded alone, which is much cheaper."""
 
 
 @dataclass(slots=True)
 class Batch:
     """`frames` uint8 (B,T,S,S,3), `owners` uint8 (B,T,S,S), both views that the next batches overwrite; `targets` int64
     (B,K) owner number or 255 for nothing; `tokens` int64 (B*K,L), `token_mask` bool (B*K,L); `kinds` of the B*K sentences;
-    `looks` int64 (B,OWNERS,2) noun and colour of each owner, 0 where there is none."""
+    `looks` int64 (B,OWNERS,3) noun, colour and
+    motion of each owner, 0 where there is none."""
 
     stream: Stream
     index: int
@@ -54,12 +60,14 @@ class Batch:
 
 NOBODY = 255
 OWNERS = 10
-NOUN_CLASSES, COLOUR_CLASSES = len(NAMES) + 1, len(COLOURS) + 2
+BORDERS = ("leave", "return", "gone", "enter")
+LOOKS = {"noun": len(NAMES) + 1, "colour": len(COLOURS) + 2, "move": 2 + 3 * len(MOVES) + len(BORDERS)}
+"""Classes of each column of `Batch.looks`."""
 
 
 def sample(world: World, stream: Stream, seed: int) -> tuple[Clip, list[tuple[int, str, str]]]:
     """Clip `seed` of the training split and `sentences` triples (owner number, text, kind)."""
-    clip = world.clip("train", seed, stream.frames)
+    clip = world.clip("train", seed, stream.frames, stream.kinds)
     rng = np.random.default_rng([7, seed, stream.frames])
     if stream.visual:
         return clip, _visible_first(clip, rng, stream.sentences)
@@ -75,11 +83,22 @@ def sample(world: World, stream: Stream, seed: int) -> tuple[Clip, list[tuple[in
 
 
 def looks(clip: Clip) -> np.ndarray:
-    """(OWNERS,2) noun and colour of each owner: 0 for background, nouns from 1, colours from 2 (1 is the natural one)."""
-    table = np.zeros((OWNERS, 2), np.int64)
+    """(OWNERS,3) noun, colour and motion of each owner: 0 for background, nouns from 1, colours and motions from 2 (1: none)."""
+    table = np.zeros((OWNERS, 3), np.int64)
     for i, actor in enumerate(clip.scene.actors):
-        table[i + 1] = NAMES.index(actor.noun) + 1, 1 if actor.colour is None else 2 + tuple(COLOURS).index(actor.colour)
+        colour = 1 if actor.colour is None else 2 + tuple(COLOURS).index(actor.colour)
+        table[i + 1] = NAMES.index(actor.noun) + 1, colour, _move(actor)
     return table
+
+
+def _move(actor: Actor) -> int:
+    """The class of what an actor does: a motion all the time, only early or only late, or a way over the border."""
+    if actor.border in BORDERS:
+        return 2 + 3 * len(MOVES) + BORDERS.index(actor.border)
+    if actor.move == "still" or actor.active is None or not actor.active.any():
+        return 1
+    when = 0 if actor.active.all() else 1 if actor.active[0] else 2
+    return 2 + 3 * tuple(MOVES).index(actor.move) + when
 
 
 def _visible_first(clip: Clip, rng: np.random.Generator, count: int) -> list[tuple[int, str, str]]:
@@ -91,16 +110,20 @@ def _visible_first(clip: Clip, rng: np.random.Generator, count: int) -> list[tup
     return [(int(good[k % len(good)]) + 1, "", "visual") for k in rng.permutation(max(count, len(good)))[:count]]
 
 
+def _draw(world: World, buffer, slot_bytes: int, slot: int, row: int, stream: Stream, seed: int) -> tuple:
+    clip, said = sample(world, stream, seed)
+    frames_at, owners_at = _views(buffer, slot_bytes, slot, stream, world.painter.size)
+    frames_at[row], owners_at[row] = clip.frames, clip.owners
+    return slot, row, (said, looks(clip)), None
+
+
 def _worker(tasks, results, buffer, slot_bytes: int, size: int, atlas) -> None:
     os.nice(5)  # the trainer feeds the device and must not wait for a core
     world = World(size, atlas)
     while (task := tasks.get()) is not None:
         slot, row, stream, seed = task
         try:
-            clip, said = sample(world, stream, seed)
-            frames_at, owners_at = _views(buffer, slot_bytes, slot, stream, size)
-            frames_at[row], owners_at[row] = clip.frames, clip.owners
-            results.put((slot, row, (said, looks(clip)), None))
+            results.put(_draw(world, buffer, slot_bytes, slot, row, stream, seed))
         except Exception:  # told to the trainer, which stops
             results.put((slot, row, None, traceback.format_exc()))
 
@@ -116,19 +139,20 @@ def _views(buffer, slot_bytes: int, slot: int, stream: Stream, size: int) -> tup
 class Loader:
     """Draws batches ahead. `request(stream, index)` queues one, `next()` gives them back in the order of the requests.
 
-    A batch's arrays stay valid until `ahead` further batches have been requested.
+    Without workers batches are drawn in `request`. A batch's arrays stay valid until `ahead` further batches have been requested.
     """
 
-    def __init__(self, streams: list[Stream], workers: int, ahead: int = 4, size: int = SIDE, atlas=None) -> None:
-        self.size, self.ahead = size, ahead
+    def __init__(self, streams: list[Stream], workers: int, ahead: int = 4, size: int = PIXELS, atlas=None) -> None:
+        self.size, self.ahead, self.atlas = size, ahead, atlas
         self.slot_bytes = max(s.clips * s.frames for s in streams) * size * size * 4
         self.buffer = mmap.mmap(-1, self.slot_bytes * (ahead + 1))
         context = multiprocessing.get_context("fork")
-        self.tasks, self.results = context.Queue(), context.Queue()
+        self.tasks, self.results = (context.Queue(), context.Queue()) if workers else (None, queue.SimpleQueue())
         self.workers = [context.Process(target=_worker, daemon=True, args=(
             self.tasks, self.results, self.buffer, self.slot_bytes, size, atlas)) for _ in range(workers)]
         for worker in self.workers:
             worker.start()
+        self.world = None if workers else World(size, atlas)
         self.tokenizer = bpe.load()
         self.waiting: deque[tuple[int, Stream, int, dict]] = deque()
         self.slots = deque(range(ahead + 1))
@@ -138,7 +162,11 @@ class Loader:
         self.slots.append(slot)
         self.waiting.append((slot, stream, index, {}))
         for row in range(stream.clips):
-                self.tasks.put((slot, row, stream, 2 * (index * stream.clips + row) + int(stream.visual)))
+            task = (slot, row, stream, 2 * (index * stream.clips + row) + int(stream.visual))
+            if self.workers:
+                self.tasks.put(task)
+            else:
+                self.results.put(_draw(self.world, self.buffer, self.slot_bytes, *task))
 
     def next(self) -> Batch:
         """The oldest batch asked for. Raises RuntimeError with the worker's traceback if it could not be drawn."""

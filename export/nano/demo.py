@@ -1,6 +1,6 @@
 """The demonstration clip of the nano bundle: a scene of the world at a size that is pleasant to look at.
 
-    python -m export.nano.demo --out engines/nano/demo
+    python -m export.nano.demo --out build/nano/demo
 
 writes `clip.mp4` (H.264), `masks.npz` and `demo.json` (three sentences), as `runtime.demo` reads them. The masks belong to
 what was drawn; the video that the network sees has gone through a lossy codec once more.
@@ -19,7 +19,7 @@ import numpy as np
 from .scene import Expression
 from .world import Clip, World
 
-SIZE, FRAMES, RATE = 448, 24, 8
+SIZE, FRAMES, RATE = 384, 16, 6
 SEED = 0
 
 
@@ -67,7 +67,7 @@ def write(clip: Clip, folder: Path) -> list[Expression]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m export.nano.demo", description="draw the demonstration clip")
-    parser.add_argument("--out", type=Path, default=Path("engines/nano/demo"))
+    parser.add_argument("--out", type=Path, default=Path("build/nano/demo"))
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
     for e in write(scene(args.seed), args.out):

@@ -9,7 +9,7 @@ import argparse
 import json
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -128,9 +128,7 @@ def main() -> None:
     args = parser.parse_args()
     model = load(args.checkpoint, args.device)
     base = Options(split=args.split, clips=args.clips, first=args.first)
-    clips = clips_of(base)
-    from dataclasses import replace
-
+    clips = clips_of(base, World(model.config.sam.image_size))
     runs = {"text": base}
     if args.all:
         runs |= {"shuffled": replace(base, shuffled=True), "memory off": replace(base, memory=False),

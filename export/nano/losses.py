@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import COLOUR_CLASSES, NOUN_CLASSES
+from .data import LOOKS
 from .network import Tracked
 
-WEIGHTS = {"bce": 6.0, "dice": 2.0, "score": 1.0, "iou": 0.5, "cme": 0.5, "noun": 0.5, "colour": 0.25}
+WEIGHTS = {"bce": 6.0, "dice": 2.0, "score": 1.0, "iou": 0.5, "cme": 0.5, "noun": 0.5, "colour": 0.25, "move": 0.5}
 ABSENT = 0.1
 """Weight of the mask loss where the object is away: the presence score empties the mask there, so this matters little."""
 
@@ -24,10 +24,11 @@ def ground_truth(owners: Tensor, targets: Tensor) -> Tensor:
 
 def mask_losses(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
     """Logits (O,T,s,s) of any size against the truth at its own size. Dice on present frames only."""
-    logits = F.interpolate(logits.float(), size=truth.shape[-2:], mode="bilinear", align_corners=False).flatten(0, 1)
-    wanted = truth.flatten(0, 1).flatten(1).float()
-    logits = logits.flatten(1)
-    present = wanted.amax(1)
+    # half the picture's side is enough for a boundary that bilinear interpolation draws, at a quarter of the work
+    wanted = F.avg_pool2d(truth.flatten(0, 1)[:, None].float(), 2)
+    logits = F.interpolate(logits.flatten(0, 1)[:, None].float(), size=wanted.shape[-2:], mode="bilinear", align_corners=False)
+    logits, wanted = logits.flatten(1), wanted.flatten(1)
+    present = (wanted.amax(1) > 0).float()
     weight = present + ABSENT * (1 - present)
     bce = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
     # focal-like: a pixel that is already right by a wide margin counts less
@@ -88,30 +89,34 @@ def decision_loss(tracked: Tracked, truth: Tensor) -> Tensor | None:
 
 
 class LooksHead(nn.Module):
-    """Tells noun and colour of what stands in each cell of the stride-16 map, without any sentence.
+    """Tells noun, colour and motion of what stands in each cell of a map, without a sentence.
 
     Only training has it: it teaches the trunk all objects of a picture at once, where a sentence teaches one.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, names: tuple[str, ...]) -> None:
         super().__init__()
+        self.names = names
         self.norm = nn.LayerNorm(width)
-        self.classes = nn.Linear(width, NOUN_CLASSES + COLOUR_CLASSES)
+        self.classes = nn.Linear(width, sum(LOOKS[n] for n in names))
 
-    def forward(self, embedding_bnd: Tensor, owners_bii: Tensor, looks_bo2: Tensor) -> dict[str, Tensor]:
+    def forward(self, map_bnd: Tensor, owners_bii: Tensor, looks_bo3: Tensor) -> dict[str, Tensor]:
         """Losses for maps (B,N,D) against owners (B,I,I) uint8 and the table of `data.looks`; background counts a fifth."""
-        side = int(embedding_bnd.shape[1] ** 0.5)
+        side = int(map_bnd.shape[1] ** 0.5)
         step = owners_bii.shape[1] // side
         cells = owners_bii[:, step // 2::step, step // 2::step].flatten(1).long()
-        noun, colour = looks_bo2.gather(1, cells[..., None].expand(-1, -1, 2)).unbind(2)
-        said = self.classes(self.norm(embedding_bnd)).float()
+        labels = looks_bo3.gather(1, cells[..., None].expand(-1, -1, 3)).unbind(2)
         weight = torch.where(cells > 0, 1.0, 0.2).flatten()
+        parts = self.classes(self.norm(map_bnd)).float().flatten(0, 1).split([LOOKS[n] for n in self.names], 1)
         out = {}
-        for name, logits, label in (("noun", said[..., :NOUN_CLASSES], noun), ("colour", said[..., NOUN_CLASSES:], colour)):
-            loss = F.cross_entropy(logits.flatten(0, 1), label.flatten(), reduction="none")
-            out[name] = (loss * weight).sum() / weight.sum()
-        right = (said[..., :NOUN_CLASSES].argmax(-1) == noun) & (noun > 0)
-        return out | {"_right": right.sum() / (noun > 0).sum().clamp(min=1)}
+        for name, logits in zip(self.names, parts):
+            label = labels[tuple(LOOKS).index(name)].flatten()
+            loss = F.cross_entropy(logits, label, reduction="none")
+            shown = label > (name == "move")  # most objects stand still, and count less there
+            wanted = weight if name != "move" else weight * torch.where(shown, 1.0, 0.3)
+            out[name] = (loss * wanted).sum() / wanted.sum()
+            out[f"_{name}_right"] = ((logits.argmax(1) == label) & shown).sum() / shown.sum().clamp(min=1)
+        return out
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:

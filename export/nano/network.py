@@ -6,7 +6,7 @@ K prompts per clip, O = B*K objects (clip-major).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -23,12 +23,14 @@ CONDITIONING = 6
 
 @dataclass(slots=True)
 class Encoded:
-    """Maps of a clip: `embedding` (O,T,N,D), `fine_0` (O,T,D/8,S4,S4), `fine_1` (O,T,D/4,S8,S8), `sparse` (O,T,K,D)."""
+    """Maps of a clip: `embedding` (O,T,N,D), `fine_0` (O,T,D/8,S4,S4), `fine_1` (O,T,D/4,S8,S8), `sparse` (O,T,K,D),
+    and before any sentence `shared` (B,T,S8*S8,C)."""
 
     embedding: Tensor
     fine_0: Tensor
     fine_1: Tensor
     sparse: Tensor
+    shared: Tensor
 
 
 @dataclass(slots=True)
@@ -56,7 +58,7 @@ def encode(model: Samwise, pixels: Tensor, tokens: Tensor | None, token_mask: Te
     parts = [_encode_window(model, part, tokens, token_mask, prompts) for part in pixels.split(window, 1)]
     if len(parts) == 1:
         return parts[0]
-    return Encoded(*(torch.cat([getattr(p, name) for p in parts], 1) for name in ("embedding", "fine_0", "fine_1", "sparse")))
+    return Encoded(*(torch.cat([getattr(p, field.name) for p in parts], 1) for field in fields(Encoded)))
 
 
 def _encode_window(model: Samwise, pixels: Tensor, tokens: Tensor | None, token_mask: Tensor | None, prompts: int) -> Encoded:
@@ -72,6 +74,7 @@ def _encode_window(model: Samwise, pixels: Tensor, tokens: Tensor | None, token_
     finest = trunk.run(0, trunk.start(pixels.flatten(0, 1)))
     fine_0 = each(decoder.conv_s0(neck.lateral(0)(finest)))
     x = trunk.run(1, finest)
+    shared = x.flatten(1, 2).unflatten(0, (-1, frames))
     if tokens is None:
         fine, mid = x, trunk.run(2, x)
         maps = [each(y) for y in (fine, mid, trunk.run(3, mid))]
@@ -88,7 +91,7 @@ def _encode_window(model: Samwise, pixels: Tensor, tokens: Tensor | None, token_
     fine_1 = decoder.conv_s1(neck.lateral(1)(maps[0]))
     embedding = neck.embedding(maps[1], maps[2]).flatten(1, 2)
     return Encoded(*(y.unflatten(0, (-1, frames)) for y in
-                     (embedding, fine_0.permute(0, 3, 1, 2), fine_1.permute(0, 3, 1, 2))), sparse)
+                     (embedding, fine_0.permute(0, 3, 1, 2), fine_1.permute(0, 3, 1, 2))), sparse, shared)
 
 
 def nothing(model: Samwise, objects: int) -> Tensor:

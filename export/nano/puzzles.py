@@ -24,7 +24,7 @@ class Builder:
     def __init__(self, rng: np.random.Generator, frames: int, allow_unseen: bool) -> None:
         self.rng, self.frames, self.allow_unseen = rng, frames, allow_unseen
         self.scene = Scene(frames, camera(rng, frames))
-        self.room = int(rng.integers(3, 8))
+        self.room = int(rng.integers(3, 7))
         self.crowded = rng.random() < 0.4
         # in the test split, part of the scenes ask for pairs that training never showed
         self.want_unseen = allow_unseen and rng.random() < 0.35
@@ -49,7 +49,7 @@ class Builder:
             order.sort(key=lambda a: not held_out(noun, a))
         return noun, order[:count]
 
-    def size(self, low: float = 50, high: float = 90) -> float:
+    def size(self, low: float = 58, high: float = 96) -> float:
         return float(self.rng.uniform(low, high) * (0.9 if self.room > 5 else 1.0))
 
     # ---- placing --------------------------------------------------------------------------------------------------
@@ -124,13 +124,13 @@ class Builder:
 
     def size_puzzle(self) -> None:
         noun = self.noun()
-        colour, big = self.colour(noun), self.rng.uniform(78, 104)
+        colour, big = self.colour(noun), self.rng.uniform(86, 110)
         path = self.calm()
-        for attribute, size in (("big", big), ("small", big * self.rng.uniform(0.42, 0.58))):
+        for attribute, size in (("big", big), ("small", big * self.rng.uniform(0.45, 0.6))):
             self.say(self.place(noun, path, size, colour=colour), "size", attribute)
 
     def position_puzzle(self) -> None:
-        noun, size, path = self.noun(), self.size(48, 80), self.calm()
+        noun, size, path = self.noun(), self.size(54, 84), self.calm()
         colour, apart = self.colour(noun), self.rng.uniform(70, 110)
         first = self.place(noun, path, size, colour=colour)
         horizontal = self.rng.random() < 0.5
@@ -147,7 +147,7 @@ class Builder:
 
     def relation_puzzle(self) -> None:
         """Two of a noun around or away from one anchor, all on the same path."""
-        rng, size = self.rng, self.size(44, 62)
+        rng, size = self.rng, self.size(50, 66)
         noun, anchor_noun, path = self.noun(), self.noun(), self.calm()
         big, colour = self.size(60, 84), self.colour(noun)
         kind = pick(rng, ("next to", "sides", "sides", "depth"))
@@ -253,7 +253,7 @@ def _gap(x: np.ndarray, y: np.ndarray, size: np.ndarray, other: Actor) -> float:
 
 
 def build(rng: np.random.Generator, frames: int, allow_unseen: bool, kinds: tuple[str, ...] | None = None) -> Scene:
-    """A scene of 3 to 7 actors. `kinds`: puzzles to draw from, default all that `frames` frames can show."""
+    """A scene of 3 to 6 actors. `kinds`: puzzles to draw from, default all that `frames` frames can show."""
     if kinds is None:
         kinds = STATIC if frames < 6 else (*STATIC, *MOVING, "motion", "motion", "earlier")
     while True:

@@ -25,12 +25,17 @@ class Painter:
         rng = np.random.default_rng(0)
         self.grain = (rng.standard_normal((size + 64, size + 64, 3)) * 32).astype(np.int8)
 
-    def _sprite(self, noun: str, colour: str | None, flip: bool, half: bool) -> Image.Image:
+    def _sprite(self, noun: str, colour: str | None, flip: bool, shrink: int) -> Image.Image:
         pixels = self.atlas[NAMES.index(noun)]
         if colour is not None:
             pixels = sprites.tint(pixels, colour)
         image = Image.fromarray(np.ascontiguousarray(pixels[:, ::-1] if flip else pixels))
-        return image.reduce(2) if half else image
+        return image.reduce(shrink) if shrink > 1 else image
+
+    @staticmethod
+    def _shrink(side: float) -> int:
+        """By how much to reduce a sprite before it is sampled: bilinear sampling alone would skip pixels."""
+        return 4 if side < 0.28 * sprites.SIDE else 2 if side < 0.55 * sprites.SIDE else 1
 
     def paint(self, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Frames uint8 (T,s,s,3); owners uint8 (T,s,s): 0 background, i+1 actor i; areas int (T,N) of the unhidden actors."""
@@ -49,7 +54,7 @@ class Painter:
 
     def _stamp(self, picture: Image.Image, owner: Image.Image, actor: Actor, t: int, label: int, trail: bool) -> int:
         side = actor.size * actor.scale[t] * self.k
-        sprite = self.sprite(actor.noun, actor.colour, actor.flip, side < 0.55 * sprites.SIDE)
+        sprite = self.sprite(actor.noun, actor.colour, actor.flip, self._shrink(side))
         zoom = sprite.width / side  # the sprite fills its square but for a thin rim
         reach = int(np.ceil(side * 0.72)) + 2
         cx, cy = actor.x[t] * self.k, actor.y[t] * self.k

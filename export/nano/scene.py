@@ -85,8 +85,8 @@ def motion(rng: np.random.Generator, move: str, frames: int, start: int = 0, sto
     path, clock = Path.rest(frames), progress(frames, start, stop)
     steps = max(clock.max(), 1.0)
     if move in ("left", "right", "up", "down"):
-        # at least 25 units in all, at most 130, however long it runs
-        speed = np.clip(rng.uniform(4, 8.5), 25 / steps, 130 / steps)
+        # at least 40 units in all, at most 130, however long it runs
+        speed = np.clip(rng.uniform(5, 9.5), 40 / steps, 130 / steps)
         along = clock * speed * (1 if move in ("right", "down") else -1)
         if move in ("left", "right"):
             path.x = along

@@ -61,7 +61,7 @@ def load(path: Path = FILE) -> Tokenizer:
 def encode(tokenizer: Tokenizer, texts: list[str], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Token ids int64 (B,L), padded, and bool (B,L) true where there is a token. `length`: pad to at least this."""
     ids = [tokenizer.encode(text).ids[:MAX_TOKENS] for text in texts]
-    width = max(length or 0, *map(len, ids))
+    width = max([length or 0, *map(len, ids)])
     tokens = np.full((len(ids), width), PAD, np.int64)
     for row, sentence in zip(tokens, ids):
         row[:len(sentence)] = sentence

@@ -1,10 +1,10 @@
 """Train the nano network on the procedural world.
 
     python -m export.nano.sprites && python -m export.nano.tokenizer
-    python -m export.nano.train --out build/nano/run --total-minutes 17            # one GPU
-    python -m export.nano.train --out build/nano/run --total-minutes 600           # CPU: smaller batches by itself
+    python -m export.nano.train                                     # what ships: two CPU cores, an hour and a quarter
+    python -m export.nano.train --size large --out build/nano/large --total-minutes 17                        # one GPU
 
-Training time is the budget: the learning rate and the mix of batches follow the part of `--total-minutes` that is spent,
+On a CPU one process per core trains, and they average their gradients. Training time is the budget: the learning rate and the mix of batches follow the part of `--total-minutes` that is spent,
 over all calls that resume from `--out`. `--minutes` ends this call earlier. Every minute `last.pth` (weights, averages,
 optimizer, counters) is replaced; `log.jsonl` has one line per report; at the end `nano.pth` holds the averaged weights in the
 layout of official checkpoints, {'model', 'config'}.
@@ -22,23 +22,44 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..models.samwise import Samwise
+from ..models.samwise import Samwise, SamwiseConfig
 from . import losses, prompts, scores, sprites
-from .config import nano_config, to_dict
+from .config import SIZES, nano_config, to_dict
 from .data import Batch, Loader, Stream
 from .evaluate import Options, clips_of, evaluate
 from .network import Policy, encode, memoryless, normalize, track
+from .optimizer import Both, cost
+from .peers import Peers, keep_memory
+from .puzzles import MOVING
+from .world import World
 
-STREAMS = (
-    Stream("image", 1, 128, 5), Stream("clip", 8, 32, 3), Stream("long16", 16, 20, 2), Stream("long12", 12, 24, 2),
-    Stream("visual", 8, 24, 2, visual=True), Stream("visual_image", 1, 128, 2, visual=True),
-)
-# part of the steps per stream at the given part of the budget; between two rows the mix changes linearly
-MIX = ((0.0, (0.75, 0.0, 0.0, 0.0, 0.0, 0.25)), (0.06, (0.75, 0.10, 0.0, 0.0, 0.0, 0.15)),
-       (0.18, (0.40, 0.44, 0.0, 0.0, 0.08, 0.08)), (0.4, (0.18, 0.52, 0.08, 0.06, 0.13, 0.03)),
-       (1.0, (0.10, 0.42, 0.20, 0.12, 0.14, 0.02)))
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a size of network is fed. `mix`: part of the steps per stream at the given part of the budget; between two rows
+    the mix changes linearly."""
+
+    streams: tuple[Stream, ...]
+    mix: tuple[tuple[float, tuple[float, ...]], ...]
+
+
+RECIPES = {
+    # batches per process
+    "small": Recipe(
+        (Stream("image", 1, 5, 4), Stream("clip", 8, 1, 4), Stream("long12", 12, 1, 3), Stream("visual", 8, 1, 6, visual=True),
+         Stream("visual_image", 1, 6, 8, visual=True), Stream("look", 1, 12, 0, visual=True),
+         Stream("moves", 8, 3, 1, kinds=MOVING, memory=False)),
+        ((0.0, (0.38, 0.0, 0.0, 0.0, 0.14, 0.48, 0.0)), (0.1, (0.38, 0.10, 0.0, 0.02, 0.14, 0.36, 0.0)),
+         (0.2, (0.22, 0.25, 0.0, 0.10, 0.14, 0.09, 0.20)), (0.3, (0.16, 0.26, 0.02, 0.14, 0.11, 0.02, 0.29)),
+         (1.0, (0.10, 0.41, 0.10, 0.15, 0.05, 0.0, 0.19)))),
+    "large": Recipe(
+        (Stream("image", 1, 128, 5), Stream("clip", 8, 32, 3), Stream("long16", 16, 20, 2), Stream("long12", 12, 24, 2),
+         Stream("visual", 8, 24, 2, visual=True), Stream("visual_image", 1, 128, 2, visual=True)),
+        ((0.0, (0.75, 0.0, 0.0, 0.0, 0.0, 0.25)), (0.06, (0.75, 0.10, 0.0, 0.0, 0.0, 0.15)),
+         (0.18, (0.40, 0.44, 0.0, 0.0, 0.08, 0.08)), (0.4, (0.18, 0.52, 0.08, 0.06, 0.13, 0.03)),
+         (1.0, (0.10, 0.42, 0.20, 0.12, 0.14, 0.02)))),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,57 +67,66 @@ class Settings:
     """All that shapes a run. CLI defaults are read from here."""
 
     out: Path = Path("build/nano/run")
-    total_minutes: float = 17.0
+    size: str = "small"
+    total_minutes: float = 75.0
     minutes: float = 1e9
-    rate: float = 1e-3
-    warmup: int = 200
+    rate: float = 2e-3
+    warmup: int = 100
     decay: float = 0.04
-    average: float = 0.999
+    average: float = 0.997
     seed: int = 0
-    workers: int = max(1, (os.cpu_count() or 2) - 2)
+    workers: int = max(1, (os.cpu_count() or 2) - 2) if torch.cuda.is_available() else 0
+    """Processes that only draw clips; 0: each training process draws its own."""
+    processes: int = 1 if torch.cuda.is_available() else 4
+    """Processes that train together."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    scale: float = 0.0
-    """Clips per batch as a part of `STREAMS`; 0 is 1 on a GPU and 1/16 on a CPU."""
+    scale: float = 1.0
+    """Clips per batch as a part of the recipe's."""
     profile: bool = False
     """Wait for the device after each step and log milliseconds per stream."""
-    validate: float = 4.0
+    validate: float = 10.0
     """Minutes between validations."""
     validation_clips: int = 24
     report: int = 50
 
 
 class Trainer:
-    def __init__(self, settings: Settings, atlas: np.ndarray | None = None) -> None:
-        self.s = settings
+    """One of the processes of a run; rank 0 also keeps the log and the files."""
+
+    def __init__(self, settings: Settings, atlas: np.ndarray | None = None, peers: Peers | None = None) -> None:
+        self.s, self.peers = settings, peers or Peers()
         torch.manual_seed(settings.seed)
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
         self.device = torch.device(settings.device)
-        self.gpu = self.half = self.device.type == "cuda"
-        scale = settings.scale or (1.0 if self.gpu else 1 / 16)
-        self.streams = [replace(x, clips=max(2, round(x.clips * scale))) for x in STREAMS]
+        self.gpu = self.device.type == "cuda"
+        self.half = True
+        recipe, self.config = RECIPES[settings.size], nano_config(settings.size)
+        self.mix = recipe.mix
+        self.streams = [replace(x, clips=max(1, round(x.clips * settings.scale))) for x in recipe.streams]
         # the workers fork before the device is touched
-        self.loader = Loader(self.streams, settings.workers, ahead=6 if self.gpu else 3,
+        self.loader = Loader(self.streams, settings.workers, ahead=6 if self.gpu else 2, size=self.config.sam.image_size,
                              atlas=sprites.load() if atlas is None else atlas)
-        self.model = Samwise(nano_config()).to(self.device)
+        self.model = Samwise(self.config).to(self.device)
         initialize(self.model)
-        self.looks = losses.LooksHead(self.model.config.sam.width).to(self.device)
+        self.looks = looks_heads(self.config).to(self.device)
+        named = [*self.model.named_parameters(), *self.looks.named_parameters()]
+        self.parameters = [p for _, p in named]
+        self.owned = self.peers.share(self.parameters, [cost(name, p) for name, p in named])
+        self.optimizer = Both([pair for pair, mine in zip(named, self.owned) if mine], settings.rate, settings.decay)
+        mine = {name for (name, _), own in zip(named, self.owned) if own}
         self.average = {k: v.detach().clone().float() for k, v in self.model.state_dict().items() if v.is_floating_point()}
-        self.optimizer = self._optimizer()
+        self.average |= {name: self.peers.averages_of(p) for name, p in self.model.named_parameters()}
+        weights = {name for name, _ in self.model.named_parameters()}
+        self.averaging = [n for n in self.average if n in mine or (n not in weights and self.peers.rank == 0)]
         self.step, self.spent, self.taken = 0, 0.0, dict.fromkeys((x.name for x in self.streams), 0)
-        self.random = torch.Generator(device=self.device).manual_seed(settings.seed)
+        self.random = torch.Generator(device=self.device).manual_seed(settings.seed + 1000 * self.peers.rank)
         self.draw = np.random.default_rng(settings.seed)
         self.clips: list = []
         self.pending: list[dict[str, Tensor]] = []
         settings.out.mkdir(parents=True, exist_ok=True)
         if (settings.out / "last.pth").is_file():
             self._resume(settings.out / "last.pth")
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        everything = [*self.model.parameters(), *self.looks.parameters()]
-        matrices, vectors = ([p for p in everything if (p.ndim >= 2) == many] for many in (True, False))
-        return torch.optim.AdamW([{"params": matrices, "weight_decay": self.s.decay}, {"params": vectors, "weight_decay": 0.0}],
-                                 lr=self.s.rate, betas=(0.9, 0.98), fused=self.gpu)
 
     # ---- one step -------------------------------------------------------------------------------------------------
 
@@ -110,9 +140,11 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             parts = self._visual(batch, frames, owners, truth) if batch.stream.visual else self._sentences(batch, frames, truth)
             loss = sum(losses.total(part) for part in parts.values())
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in self.parameters:
+            p.grad = None
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.peers.reduce(self.parameters, self.owned)
+        norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters if p.grad is not None], 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         self.optimizer.step()
@@ -126,12 +158,15 @@ class Trainer:
 
     def _sentences(self, batch: Batch, frames: Tensor, truth: Tensor) -> dict[str, dict[str, Tensor]]:
         tokens, mask = (torch.from_numpy(x).to(self.device) for x in (batch.tokens, batch.token_mask))
+        owners = torch.from_numpy(batch.owners).to(self.device)
         clip = encode(self.model, normalize(frames), tokens, mask, batch.stream.sentences)
         shape = clip.embedding.shape[:2]
         alone = memoryless(self.model, clip)
         parts = {"alone": losses.frame_losses(alone.low_res_logits.unflatten(0, shape), alone.iou.unflatten(0, shape),
-                                              alone.score.unflatten(0, shape), truth)}
-        if batch.stream.frames == 1 or self.draw.random() < 0.3 * (1 - min(1.0, 2 * self.fraction())):
+                                              alone.score.unflatten(0, shape), truth),
+                 "looks": self._look(batch, clip.shared, owners, "shared"),
+                 "fused": self._look(batch, clip.embedding[::batch.stream.sentences], owners, "fused")}
+        if batch.stream.frames == 1 or not batch.stream.memory or self.draw.random() < 0.3 * (1 - min(1.0, 2 * self.fraction())):
             return parts
         # a switch that the decision asks for changes what is remembered in half of the later batches, as it will in use
         acts = self.fraction() > 0.6 and self.draw.random() < 0.5
@@ -149,6 +184,11 @@ class Trainer:
         return torch.where(chosen[:, None, None, None], truth.to(torch.int8), -1)
 
     def _visual(self, batch: Batch, frames: Tensor, owners: Tensor, truth: Tensor) -> dict[str, dict[str, Tensor]]:
+        if not batch.stream.sentences:  # pictures to recognise and nothing else, each also mirrored
+            both, owners = torch.cat((frames, frames.flip(3))), torch.cat((owners, owners.flip(3)))
+            clip = encode(self.model, normalize(both), None, None, 1)
+            return {"looks": self._look(batch, clip.shared, owners, "shared"),
+                    "plain": self._look(batch, clip.embedding, owners, "plain")}
         clip = encode(self.model, normalize(frames), None, None, batch.stream.sentences)
         modes = torch.randint(0, len(prompts.MODES), (len(truth),), device=self.device, generator=self.random)
         begin = prompts.start(self.model, truth[:, 0], modes, permanent=bool(self.draw.random() < 0.6), generator=self.random,
@@ -157,10 +197,15 @@ class Trainer:
         tracked = track(self.model, clip, Policy(tokens=tokens), begin)
         every = [losses.frame_losses(tracked.all_logits[:, :, i], tracked.all_ious[:, :, i], tracked.score, truth)
                  for i in range(4)]
-        looks = torch.from_numpy(batch.looks).to(self.device)
-        shown = clip.embedding[::batch.stream.sentences, 0]
         return {"tracked": {name: sum(e[name] for e in every) / 4 for name in every[0]},
-                "looks": self.looks(shown, owners[:, 0], looks)}
+                "looks": self._look(batch, clip.shared, owners, "shared"),
+                "plain": self._look(batch, clip.embedding[::batch.stream.sentences], owners, "plain")}
+
+    def _look(self, batch: Batch, maps: Tensor, owners: Tensor, head: str) -> dict[str, Tensor]:
+        """What all objects are, told from maps (B,T,N,C) of all frames."""
+        looks = torch.from_numpy(batch.looks).to(self.device).repeat_interleave(maps.shape[1], 0)
+        looks = looks.repeat(maps.shape[0] // len(batch.looks), 1, 1)
+        return self.looks[head](maps.flatten(0, 1), owners.flatten(0, 1), looks)
 
     # ---- schedule -------------------------------------------------------------------------------------------------
 
@@ -176,12 +221,11 @@ class Trainer:
         """Exponential mean of weights and batch-norm statistics; quick at first, so that early weights are forgotten."""
         weight = 1 - min(self.s.average, (1 + self.step) / (20 + self.step))
         state = self.model.state_dict()
-        names = list(self.average)
-        torch._foreach_lerp_([self.average[n] for n in names], [state[n].float() for n in names], weight)
+        torch._foreach_lerp_([self.average[n] for n in self.averaging], [state[n].float() for n in self.averaging], weight)
 
     def choose(self) -> Stream:
         f = self.fraction()
-        for (a, low), (b, high) in zip(MIX, MIX[1:]):
+        for (a, low), (b, high) in zip(self.mix, self.mix[1:]):
             if f <= b:
                 part = (f - a) / (b - a)
                 weights = np.array(low) * (1 - part) + np.array(high) * part
@@ -190,33 +234,33 @@ class Trainer:
 
     def request(self, loader: Loader) -> None:
         stream = self.choose()
-        loader.request(stream, self.taken[stream.name])
+        loader.request(stream, self.taken[stream.name] * self.peers.count + self.peers.rank)
         self.taken[stream.name] += 1
 
     # ---- the run --------------------------------------------------------------------------------------------------
 
     def run(self, max_steps: int | None = None) -> None:
         loader = self.loader
-        began = clock = saved = time.monotonic()
-        validated = self.spent
+        clock = time.monotonic()
+        started = saved = validated = self.spent
         waited = 0.0
         try:
             for _ in range(loader.ahead):
                 self.request(loader)
-            while self.fraction() < 1 and time.monotonic() - began < 60 * self.s.minutes:
+            while self.fraction() < 1 and self.spent - started < 60 * self.s.minutes:
                 before = time.monotonic()
                 batch = loader.next()
                 waited += time.monotonic() - before
                 self.learn(batch)
                 self.request(loader)
                 now = time.monotonic()
-                self.spent, clock = self.spent + now - clock, now
+                self.spent, clock = self.peers.finish(self.spent + now - clock), now
                 if self.step % self.s.report == 0:
                     self.report(waited)
                     waited = 0.0
-                if now - saved > 60:
+                if self.spent - saved > 60:
                     self.save()
-                    saved = now
+                    saved = self.spent
                 if self.s.validation_clips and self.spent - validated > 60 * self.s.validate:
                     validated = self.spent
                     self.validate()
@@ -226,13 +270,16 @@ class Trainer:
             loader.close()
         self.report(waited)
         self.save()
-        self.export(self.s.out / "nano.pth")
+        if self.peers.rank == 0:
+            self.export(self.s.out / "nano.pth")
         if self.s.validation_clips:
             self.validate()
 
     def report(self, waited: float = 0.0) -> None:
         if not self.pending:
             return
+        if self.peers.rank:
+            return self.pending.clear()
         sums: dict[str, list[float]] = {}
         for entry in self.pending:
             for name, value in entry.items():
@@ -253,14 +300,18 @@ class Trainer:
         """J of the averaged weights on validation clips, per kind of sentence, and with a click."""
         model = self.averaged()
         options = Options(split="val", clips=self.s.validation_clips, boundary=False)
-        self.clips = self.clips or clips_of(options)
-        rows = scores.table(evaluate(model, options, self.clips))
-        click = scores.line(evaluate(model, replace(options, prompt="click"), self.clips))
+        part = slice(self.peers.rank, None, self.peers.count)
+        self.clips = self.clips or clips_of(options, World(self.config.sam.image_size, self.loader.atlas))[part]
+        rows = scores.table(self.peers.gather(evaluate(model, options, self.clips)))
+        click = scores.line(self.peers.gather(evaluate(model, replace(options, prompt="click"), self.clips)))
+        if self.peers.rank:
+            return
+        self.export(self.s.out / "nano.pth")
         self.log(step=self.step, spent=round(self.spent, 1), validation={k: v.get("J") for k, v in rows.items()},
                  click=click.get("J"))
 
     def averaged(self) -> Samwise:
-        model = Samwise(nano_config()).to(self.device)
+        model = Samwise(self.config).to(self.device)
         model.load_state_dict({**self.model.state_dict(), **self.average})
         return model.eval()
 
@@ -268,23 +319,43 @@ class Trainer:
         """The averaged weights in the layout of official checkpoints: matrices in half precision, vectors in single."""
         state = {name: value.cpu().half() if value.is_floating_point() and value.ndim >= 2 else value.cpu()
                  for name, value in self.averaged().state_dict().items()}
-        write({"model": state, "config": to_dict(nano_config())}, path)
+        write({"model": state, "config": to_dict(self.config)}, path)
 
     def save(self) -> None:
-        write({"model": self.model.state_dict(), "looks": self.looks.state_dict(), "average": self.average, "optimizer": self.optimizer.state_dict(),
-               "step": self.step, "spent": self.spent, "taken": self.taken, "random": self.random.get_state(),
-               "draw": self.draw.bit_generator.state}, self.s.out / "last.pth")
+        """Rank 0 keeps everything, the others what only they know: the optimizer's state of their weights."""
+        if self.peers.rank:
+            return write({"optimizer": self.optimizer.state_dict()}, self._file())
+        write({"model": self.model.state_dict(), "looks": self.looks.state_dict(), "average": self.average,
+               "optimizer": self.optimizer.state_dict(), "step": self.step, "spent": self.spent, "taken": self.taken,
+               "random": self.random.get_state(), "draw": self.draw.bit_generator.state, "processes": self.peers.count},
+              self._file())
+
+    def _file(self) -> Path:
+        return self.s.out / (f"last.{self.peers.rank}.pth" if self.peers.rank else "last.pth")
 
     def _resume(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["processes"] != self.peers.count:
+            raise SystemExit(f"{path}: the run had {state['processes']} processes; resume it with as many (--processes)")
         self.model.load_state_dict(state["model"])
         self.looks.load_state_dict(state["looks"])
-        self.average = state["average"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.spent, self.taken = state["step"], state["spent"], state["taken"]
-        self.random.set_state(state["random"].cpu())
+        for name, value in state["average"].items():
+            self.average[name].copy_(value)
+        own = state if self.peers.rank == 0 else torch.load(self._file(), map_location=self.device, weights_only=True)
+        self.optimizer.load_state_dict(own["optimizer"])
+        self.step, self.spent = state["step"], state["spent"]
+        self.taken |= state["taken"]
         self.draw.bit_generator.state = state["draw"]
-        self.log(resumed=str(path.name), step=self.step, spent=round(self.spent, 1))
+        if self.peers.rank == 0:
+            self.random.set_state(state["random"].cpu())
+            self.log(resumed=str(path.name), step=self.step, spent=round(self.spent, 1))
+
+
+def looks_heads(config: SamwiseConfig) -> nn.ModuleDict:
+    """Heads on the map that all sentences share, on the one that a sentence has changed, and on the one without sentence."""
+    width, both = config.sam.width, ("noun", "colour")
+    return nn.ModuleDict({"shared": losses.LooksHead(config.sam.hiera.widths[1], both), "plain": losses.LooksHead(width, both),
+                          "fused": losses.LooksHead(width, (*both, "move"))})
 
 
 def initialize(model: Samwise) -> None:
@@ -305,10 +376,12 @@ def main() -> None:
     d = Settings()
     parser = argparse.ArgumentParser(prog="python -m export.nano.train", description="train the nano network")
     parser.add_argument("--out", type=Path, default=d.out, help="folder of the run; resumes what it finds there")
+    parser.add_argument("--size", choices=SIZES, default=d.size, help="small for a CPU, large for a GPU")
     parser.add_argument("--total-minutes", type=float, default=d.total_minutes, help="whole budget, over all calls")
     parser.add_argument("--minutes", type=float, default=d.minutes, help="end this call after so long")
     parser.add_argument("--steps", type=int, help="end this call at this step")
     parser.add_argument("--rate", type=float, default=d.rate, help="peak learning rate (default %(default)s)")
+    parser.add_argument("--processes", type=int, default=d.processes, help="processes that train together")
     parser.add_argument("--workers", type=int, default=d.workers, help="processes that draw clips")
     parser.add_argument("--device", default=d.device)
     parser.add_argument("--scale", type=float, default=d.scale, help="batch size as a part of the full one")
@@ -319,7 +392,26 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="log milliseconds per step of each stream (slower)")
     args = vars(parser.parse_args())
     steps = args.pop("steps")
-    Trainer(Settings(**args)).run(steps)
+    launch(Settings(**args), steps)
+
+
+def launch(settings: Settings, steps: int | None = None, atlas: np.ndarray | None = None) -> None:
+    """Train with as many processes as the settings say."""
+    keep_memory()
+    if settings.processes == 1:
+        return Trainer(settings, atlas).run(steps)
+    config = nano_config(settings.size)
+    sizes = [p.numel() for module in (Samwise(config), looks_heads(config)) for p in module.parameters()]
+    peers = Peers(settings.processes, sum(sizes))
+
+    def work(peers: Peers) -> None:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // peers.count))
+        Trainer(settings, atlas, peers).run(steps)
+
+    others = peers.start(work)
+    work(peers)
+    for process in others:
+        process.join()
 
 
 if __name__ == "__main__":

@@ -14,28 +14,13 @@ import numpy as np
 NOUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     # name: (character of Noto Color Emoji, other names for it)
     "dog": ("\U0001F415", ("puppy",)), "cat": ("\U0001F408", ("kitty",)), "horse": ("\U0001F40E", ()),
-    "cow": ("\U0001F404", ()), "pig": ("\U0001F416", ()), "sheep": ("\U0001F411", ()),
-    "elephant": ("\U0001F418", ()), "rabbit": ("\U0001F407", ("bunny",)), "rooster": ("\U0001F413", ("chicken",)),
-    "duck": ("\U0001F986", ()), "owl": ("\U0001F989", ()), "penguin": ("\U0001F427", ()),
-    "turtle": ("\U0001F422", ("tortoise",)), "snake": ("\U0001F40D", ()), "frog": ("\U0001F438", ()),
-    "fish": ("\U0001F420", ()), "whale": ("\U0001F433", ()), "octopus": ("\U0001F419", ()),
-    "crab": ("\U0001F980", ()), "butterfly": ("\U0001F98B", ()), "bee": ("\U0001F41D", ()),
-    "snail": ("\U0001F40C", ()), "giraffe": ("\U0001F992", ()), "monkey": ("\U0001F412", ()),
-    "lion": ("\U0001F981", ()), "panda": ("\U0001F43C", ()),
-    "car": ("\U0001F697", ("automobile",)), "bus": ("\U0001F68C", ()), "truck": ("\U0001F69A", ("lorry",)),
-    "tractor": ("\U0001F69C", ()), "motorcycle": ("\U0001F3CD", ("motorbike",)),
-    "airplane": ("\u2708", ("plane",)), "helicopter": ("\U0001F681", ()), "rocket": ("\U0001F680", ()),
-    "train": ("\U0001F682", ("locomotive",)), "sailboat": ("\u26F5", ("boat",)),
-    "apple": ("\U0001F34E", ()), "banana": ("\U0001F34C", ()), "strawberry": ("\U0001F353", ()),
-    "pineapple": ("\U0001F34D", ()), "watermelon": ("\U0001F349", ()), "carrot": ("\U0001F955", ()),
-    "mushroom": ("\U0001F344", ()), "pizza": ("\U0001F355", ()), "hamburger": ("\U0001F354", ("burger",)),
-    "donut": ("\U0001F369", ()), "cake": ("\U0001F382", ()), "ice cream": ("\U0001F366", ()),
-    "guitar": ("\U0001F3B8", ()), "drum": ("\U0001F941", ()), "umbrella": ("\u2602", ()),
-    "clock": ("\u23F0", ("alarm clock",)), "camera": ("\U0001F4F7", ()), "book": ("\U0001F4D5", ()),
-    "shoe": ("\U0001F45F", ("sneaker",)), "hat": ("\U0001F3A9", ("top hat",)), "crown": ("\U0001F451", ()),
-    "balloon": ("\U0001F388", ()), "ball": ("\u26BD", ("football",)), "cactus": ("\U0001F335", ()),
-    "tree": ("\U0001F332", ()), "house": ("\U0001F3E0", ()), "chair": ("\U0001FA91", ()),
-    "robot": ("\U0001F916", ()),
+    "elephant": ("\U0001F418", ()), "penguin": ("\U0001F427", ()), "turtle": ("\U0001F422", ("tortoise",)),
+    "fish": ("\U0001F420", ()), "crab": ("\U0001F980", ()), "butterfly": ("\U0001F98B", ()),
+    "lion": ("\U0001F981", ()), "car": ("\U0001F697", ("automobile",)), "bus": ("\U0001F68C", ()),
+    "airplane": ("\u2708", ("plane",)), "sailboat": ("\u26F5", ("boat",)), "apple": ("\U0001F34E", ()),
+    "banana": ("\U0001F34C", ()), "pizza": ("\U0001F355", ()), "donut": ("\U0001F369", ()),
+    "guitar": ("\U0001F3B8", ()), "umbrella": ("\u2602", ()), "ball": ("\u26BD", ("football",)),
+    "cactus": ("\U0001F335", ()), "house": ("\U0001F3E0", ()), "robot": ("\U0001F916", ()),
 }
 NAMES = tuple(NOUNS)
 
@@ -58,8 +43,6 @@ MOVES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "shrink": (("shrinking", "shrinks", "shrink"), ("getting smaller", "gets smaller", "get smaller")),
     "bounce": (("jumping", "jumps", "jump"), ("bouncing", "bounces", "bounce"),
                ("jumping up and down", "jumps up and down", "jump up and down")),
-    "wobble": (("wobbling", "wobbles", "wobble"), ("rocking", "rocks", "rock"), ("swinging", "swings", "swing")),
-    "circle": (("moving in a circle", "moves in a circle", "move in a circle"), ("circling", "circles", "circle")),
 }
 STILL = (("standing still", "stands still"), ("not moving", "does not move"), ("staying in place", "stays in place"))
 LEAVE = ("leaving", "that leaves", "that goes away", "that leaves the picture", "that disappears")

@@ -1,7 +1,7 @@
 """The world: clips with masks and sentences, each a pure function of split, seed and length.
 
     clip = World().clip("test", 7, frames=16)
-    clip.frames (T,256,256,3) uint8, clip.owners (T,256,256) uint8, clip.expressions
+    clip.frames (T,128,128,3) uint8, clip.owners (T,128,128) uint8, clip.expressions
 
 `clip.masks(expression)` is the ground truth: visible pixels only, and none on frames on which the object is away. The
 splits draw from different random streams; only "test" shows pairs of noun and attribute that are held out of training.
@@ -20,9 +20,11 @@ import numpy as np
 from . import sprites
 from .puzzles import build
 from .render import Painter
-from .scene import SIDE, Expression, Scene
+from .scene import Expression, Scene
 from .words import absent
 
+PIXELS = 128
+"""Side of the clips that are trained and measured on."""
 SPLITS = {"train": 1, "val": 2, "test": 3}
 TEST_LENGTHS = (8, 12, 16)
 TEST_CLIPS = 200
@@ -51,7 +53,7 @@ class Clip:
 class World:
     """Draws clips of `size` pixels square. `atlas`: sprites (N,128,128,4), default the one of `export.nano.sprites`."""
 
-    def __init__(self, size: int = SIDE, atlas: np.ndarray | None = None) -> None:
+    def __init__(self, size: int = PIXELS, atlas: np.ndarray | None = None) -> None:
         self.painter = Painter(sprites.load() if atlas is None else atlas, size)
 
     def clip(self, split: str, seed: int, frames: int = 16, kinds: tuple[str, ...] | None = None) -> Clip:

@@ -8,3 +8,10 @@ def toy(tmp_path_factory) -> Path:
     """The toy bundle of `toy.py`, conditional memory on."""
     import toy as module
     return module.build(tmp_path_factory.mktemp("bundles") / "toy")
+
+
+@pytest.fixture(scope="session")
+def toy_sam2_bundle(tmp_path_factory) -> Path:
+    """The toy bundle of `toy_sam2.py`."""
+    import toy_sam2 as module
+    return module.build(tmp_path_factory.mktemp("bundles") / "toy_sam2")

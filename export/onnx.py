@@ -90,18 +90,23 @@ def tidy(model: ir.Model, spec: StageSpec, form: str = "default") -> None:
 def save(models: Mapping[str, ir.Model], folder: Path, name: str) -> dict[str, str]:
     """Write the forms of one stage as `folder/name[.form].onnx` and their weights, each once, as `folder/name.data`.
 
-    Returns form -> file name. There is no data file if all weights are small. The models are not changed.
+    Returns form -> file name; forms that came out alike share a file. There is no data file if all weights are small.
+    The models are not changed.
     """
     data = folder / f"{name}.data"
     places: dict[str, tuple[int, int]] = {}
+    written: dict[bytes, str] = {}
     files = {}
     with data.open("wb") as file:
         for form, model in models.items():
-            files[form] = f"{name}.onnx" if form == "default" else f"{name}.{form}.onnx"
             model = model.clone()
             for value in model.graph.initializers.values():
                 value.const_value = _outside(value, file, data, places)
-            ir.save(model, folder / files[form])
+            content = ir.to_proto(model).SerializeToString(deterministic=True)
+            own = f"{name}.onnx" if form == "default" else f"{name}.{form}.onnx"
+            files[form] = written.setdefault(content, own)
+            if files[form] == own:
+                (folder / own).write_bytes(content)
     if data.stat().st_size == 0:
         data.unlink()
     return files

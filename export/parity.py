@@ -101,7 +101,7 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> tuple[float, float, flo
 def compare_stage(stage: Any, spec: StageSpec, folder: Path, backend: Backend, limit: float | None = None) -> list[Row]:
     """Torch (`stage`, an `export.stage.Stage`) against every graph of `spec.files`, on the same rounded inputs."""
     limit = STAGE_ERROR["fp32" if spec.precision == "fp32" else "fp16"] if limit is None else limit
-    loaded = {form: backend.load(folder / file, spec) for form, file in spec.files.items()}
+    loaded = {form: backend.load(folder / file, spec) for file, form in distinct(spec).items()}
     rows = []
     for values in test_sizes(stage):
         # round first, so that both sides see the same numbers
@@ -112,6 +112,14 @@ def compare_stage(stage: Any, spec: StageSpec, folder: Path, backend: Backend, l
             name = stage.name if form == "default" else f"{stage.name} [{form}]"
             rows.append(worst(name, values, spec, run_stage(graph, spec, backend, inputs, values), want, limit))
     return sorted(rows, key=lambda row: row.what)
+
+
+def distinct(spec: StageSpec) -> dict[str, str]:
+    """File -> the first form that has it."""
+    files: dict[str, str] = {}
+    for form in sorted(spec.files, key=lambda form: (form != "default", form)):
+        files.setdefault(spec.files[form], form)
+    return files
 
 
 def test_sizes(stage: Any) -> list[dict[str, int]]:

@@ -100,6 +100,13 @@ def test_forms_share_their_weights(published):
     assert weights * 0.8 < size < weights * 1.3
 
 
+def test_forms_that_come_out_alike_share_a_file(tmp_path):
+    bundle.export_bundle(network(mixer(forms={"ort": "ort", "trt": "plain"})), tmp_path, "toy", check=False)
+    files = choose(tmp_path).manifest.stages["mixer"].files
+    assert files["trt"] == files["default"] != files["ort"]
+    assert len(list((tmp_path / "toy" / "graphs").glob("*.onnx"))) == 2
+
+
 def test_nothing_of_the_exporting_machine_in_the_graphs(published):
     out, _ = published
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__))).encode()

@@ -29,7 +29,7 @@ def refersam(path: str | Path, image_size: int, activation: str | None = None) -
 
 def build(tensors: Mapping[str, Tensor], path: str | Path, image_size: int, activation: str | None = None) -> ReferSam:
     """The network with these tensors; `path` names them in errors."""
-    tensors = {_renamed(k): v for k, v in tensors.items()}
+    tensors = {renamed(k): v for k, v in tensors.items()}
     try:
         config = replace(config_of(tensors, activation), image_size=image_size)
         with torch.device("meta"), torch.no_grad():  # sizes are checked before any memory is spent on them
@@ -101,7 +101,7 @@ def _adapter(tensors: Mapping[str, Tensor]) -> AdapterConfig:
         prompt_heads=len(tensors[root + "prompt_blocks.0.p2v_cross_attn.level_weights.bias"]) // levels)
 
 
-def _renamed(name: str) -> str:
+def renamed(name: str) -> str:
     """Our names: no parallel wrapper, one name for the decoder's MLP, CLIP's inner prefix that new releases dropped."""
     name = name.removeprefix("module.")
     if name.startswith("sam_mask_decoder."):

@@ -1,0 +1,101 @@
+"""Sentences on pictures: what the second one on a picture costs, what a batch saves, and plain PyTorch beside it.
+
+    python -m pytest benchmarks/bench_refersam.py --benchmark-only --engine engines/refersam-vit_b-bert-448
+"""
+
+from __future__ import annotations
+
+from itertools import count
+
+import numpy as np
+import pytest
+
+import runtime
+
+TOKENS = 11
+"""Length of a sentence, special tokens included: "the man in the red shirt on the left"."""
+
+ROUNDS = 3
+
+
+@pytest.fixture
+def pictures(loaded):
+    """Skips bundles that answer on no single picture."""
+    if not any(hasattr(network, "refer") for network in loaded.networks.values()):
+        pytest.skip("this bundle answers no sentences on single pictures")
+
+
+def frame(height: int = 360, width: int = 480) -> np.ndarray:
+    """Colour gradients with a disc, uint8 (H,W,3)."""
+    y, x = np.mgrid[:height, :width]
+    picture = np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], -1).astype(np.uint8)
+    picture[(x - width // 3) ** 2 + (y - height // 2) ** 2 < (height // 5) ** 2] = (220, 40, 60)
+    return picture
+
+
+_number = count()
+
+
+def sentences(engine, n: int) -> list[runtime.Text]:
+    """Sentences that the engine has not read before."""
+    top = engine.bundle.manifest.settings["text"]["vocabulary"]
+    return [runtime.Text(tokens=[1 + (17 * k + 5 * j) % (top - 1) for j in range(TOKENS)])
+            for k in (next(_number) for _ in range(n))]
+
+
+def test_first_sentence(benchmark, info, loaded, pictures):
+    """A new picture and a new sentence: all three stages."""
+    picture = frame()
+    benchmark.pedantic(lambda prompts: loaded.image(picture).refer(prompts), rounds=ROUNDS, warmup_rounds=1,
+                       setup=lambda: ((sentences(loaded, 1),), {}))
+    info(sentences=1, new_picture=True)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_further_sentences(benchmark, info, loaded, pictures, n):
+    """New sentences on a picture that is encoded already."""
+    picture = loaded.image(frame())
+    picture.refer(sentences(loaded, 1))
+    benchmark.pedantic(picture.refer, rounds=ROUNDS, warmup_rounds=1, setup=lambda: ((sentences(loaded, n),), {}))
+    info(sentences=n, new_picture=False, per_sentence=float(np.median(benchmark.stats.stats.data)) / n)
+
+
+@pytest.mark.parametrize("folded", [False, True], ids=["official", "folded"])
+def test_torch_eager(benchmark, info, bundle, loaded, pictures, folded):
+    """The same modules in PyTorch, random weights: as the official code computes them, and with the exact folds."""
+    torch = pytest.importorskip("torch")
+    from export.models.refersam import ReferSam, stages
+
+    if threads := loaded.backend.threads:
+        torch.set_num_threads(threads)
+    cut = {s.name: s for s in stages(ReferSam(config(bundle)), folded)}
+    inputs = {name: stage.sample({"objects": 1, "tokens": TOKENS} if stage.sizes else {}) for name, stage in
+              (("image", cut["image"]), ("text", cut["text"]))}
+
+    def run():
+        seen, text = cut["image"].run(inputs["image"]), cut["text"].run(inputs["text"])["text"]
+        return cut["fuse"].run({**seen, "text": text[None], "text_count": torch.tensor([TOKENS])})
+
+    benchmark.pedantic(run, rounds=ROUNDS, warmup_rounds=1)
+    info(sentences=1, new_picture=True, folded=folded)
+
+
+def config(bundle):
+    """The published network that has the bundle's width and text tower."""
+    from dataclasses import replace
+
+    from export.layers.text_towers import TowerConfig
+    from export.layers.vit import VitConfig
+    from export.models.refersam import ReferSamConfig
+
+    manifest = bundle.manifest
+    width = manifest.stages["image"].output("vit").shape[-1]
+    plain = ReferSamConfig(image_size=manifest.image_size)
+    text = TowerConfig() if "bert" in manifest.variant else TowerConfig("clip", 49408, 77, activation="quick_gelu")
+    if width == 768:
+        return replace(plain, text=text)
+    if width != 1024:
+        pytest.skip(f"no published ReferSAM is {width} wide")
+    windows = tuple(0 if i % 6 == 5 else 14 for i in range(24))
+    return replace(plain, text=text, vit=VitConfig(1024, 16, windows, 4096),
+                   adapter=replace(plain.adapter, heads=16, value_width=512))

@@ -65,7 +65,9 @@ def choose(folder: str | Path, model: str | None = None) -> Bundle:
 
     Raises BundleError that lists the bundles when there is none or the choice is open.
     """
-    bundles = find(folder)
+    folder = Path(folder)
+    # one damaged neighbour must not keep the bundle that was named from being loaded
+    bundles = find(folder / model if model is not None and (folder / model / MANIFEST).is_file() else folder)
     if not bundles:
         raise BundleError(f"{folder}: no bundle here; export one with `python -m export samwise --checkpoint X.pth "
                           f"--out {folder}`")

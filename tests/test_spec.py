@@ -106,6 +106,15 @@ def test_choosing_among_bundles(toy, tmp_path):
         bundle.choose(tmp_path, "samwise")
 
 
+def test_a_damaged_neighbour_does_not_matter_to_a_bundle_that_is_named(toy, tmp_path):
+    shutil.copytree(toy, tmp_path / "good")
+    shutil.copytree(toy, tmp_path / "bad")
+    (tmp_path / "bad" / MANIFEST).write_text("{")
+    assert bundle.choose(tmp_path, "good").name == "good"
+    with pytest.raises(BundleError, match="bad"):
+        bundle.choose(tmp_path)
+
+
 def test_unknown_backend_and_bad_threads(toy):
     with pytest.raises(BackendError, match="auto, ort"):
         runtime.load(toy, backend="cuda9")

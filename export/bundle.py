@@ -151,7 +151,7 @@ class _Job:
         folder = self.folder
         if self.precision != "fp32":
             folder = self.rounded
-            manifest = replace(manifest, stages={
+            manifest = replace(manifest, tokenizer=None, demo=None, stages={  # neither lies beside the rounded graphs
                 name: replace(spec, files={"default": spec.files["default"]}) for name, spec in manifest.stages.items()})
         _write(manifest, folder)
         results = clips.clip_in_child(folder, self.runner.name, self.threads)

@@ -109,7 +109,7 @@ class ImageSession:
             if deep == 2:
                 sets.append([self._one(Box(row, normalized)) for row in rows])
             else:
-                marks = list(_array(labels)) if array.ndim == deep else [labels]
+                marks = list(np.asarray(labels)) if array.ndim == deep else [labels]
                 if len(marks) != len(rows):
                     raise PromptError(f"{len(rows)} sets of points need as many sets of labels, not {len(marks)}")
                 sets.append([self._one(Points(row, mark, normalized)) for row, mark in zip(rows, marks)])

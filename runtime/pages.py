@@ -1,10 +1,14 @@
 """Remembered maps of tracked objects, in pages.
 
 A *page* holds one remembered map (tokens, channels), a *shelf* a fixed number of pages in one piece, a *bank* the shelves
-of one object. A page is written in place by the memory encoder, given back when nothing can look at it any more, and
-taken again, lowest first: in a live video an object never needs more than its first shelf, and its pages in use stay
-together, so that they can be read in place. Where frames are known and any of them may be looked at again, a bank grows
-by whole shelves. Shelves that an object leaves are used by the next one: nothing is returned to the device.
+of one object. A page is written once, given back when nothing can look at it any more, and taken again, lowest first: in
+a live video an object never needs more than its first shelf. Where frames are known and any of them may be looked at
+again, a bank grows by whole shelves. Shelves that an object leaves are used by the next one: nothing is returned to the
+device.
+
+What one frame looks at is gathered from pages that lie apart: a conditioning frame, the latest ones, an old one that a
+correction may still need between them. That copies a few megabytes per object and frame, a thousandth of the time that
+attention to them takes.
 """
 
 from __future__ import annotations
@@ -90,10 +94,3 @@ class Bank:
             self._pool.release(self._shelves)
             self._pool, self._shelves, self._free = None, [], []
 
-
-def in_place(pages: list[Page]) -> Any:
-    """(1, pages, tokens, channels): a view of pages that lie side by side in this order, else None."""
-    first = pages[0]
-    if any(p.shelf is not first.shelf or p.place != first.place + i for i, p in enumerate(pages)):
-        return None
-    return first.shelf[first.place:first.place + len(pages)][None]

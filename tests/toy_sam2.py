@@ -208,8 +208,8 @@ def build(folder: Path) -> Path:
 class Arithmetic:
     """The graphs' arithmetic for one object and one picture, in float64."""
 
-    def __init__(self, frame: np.ndarray) -> None:
-        pixels = ops.preprocess(frame, (SIZE, SIZE), SIZE, MEAN, STD, resample="bicubic").astype(np.float64)
+    def __init__(self, frame: np.ndarray, resample: str = "bicubic") -> None:
+        pixels = ops.preprocess(frame, (SIZE, SIZE), SIZE, MEAN, STD, resample=resample).astype(np.float64)
         self.embedding = pixels.reshape(3, 2, 16, 2, 16).mean((2, 4)).reshape(3, 4).T
         self.red = pixels.reshape(3, 8, 4, 8, 4).mean((2, 4))[0]
         self.mean = pixels.mean()

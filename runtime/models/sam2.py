@@ -20,7 +20,7 @@ from ..device import Device
 from ..errors import PromptError, UserError
 from ..image import ImageSession
 from ..live import LiveSession
-from ..pages import Page, PagePool, in_place
+from ..pages import Page, PagePool
 from ..spec import TensorSpec
 from ..tracks import Clicks, Options, Reach, Recall
 from ..video_session import VideoSession
@@ -240,9 +240,7 @@ class Sam2:
         return np.array([r.distances for r in recalls], np.float32).reshape(len(recalls), -1) / far
 
     def _gather(self, pages: list[list[Page]]) -> Any:
-        """(objects, slots, N, M): in place for one object whose pages lie side by side, else copied together."""
-        if len(pages) == 1 and (view := in_place(pages[0])) is not None:
-            return view
+        """What the objects look at, side by side: (objects, slots, N, M)."""
         sizes = {"objects": len(pages), "slots": len(pages[0])}
         out = self._view(self._specs["memory_attention"].input("memory"), sizes)
         for row, own in zip(out, pages):

@@ -1,7 +1,8 @@
 """Any form in which a tokenizer comes -> the bundle's one `tokenizer.json`.
 
-Accepted: a local Hugging Face folder, a `tokenizer.json`, or a folder (or either file) with `vocab.json` and
-`merges.txt`, from which RoBERTa's byte-level BPE is built. Nothing is ever downloaded.
+Accepted: a local Hugging Face folder, a `tokenizer.json`, a folder (or either file) with `vocab.json` and `merges.txt`,
+from which RoBERTa's byte-level BPE is built, or with `vocab.txt`, from which BERT's word pieces are. Nothing is ever
+downloaded.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
-from tokenizers.models import BPE
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE, WordPiece
 
 from runtime.errors import UserError
 
 FILE = "tokenizer.json"
 PROBE = "a person riding a horse on the left"
-ENDS = (("<s>", "</s>"), ("[CLS]", "[SEP]"))
-"""What RoBERTa and BERT put around a sentence."""
+ENDS = (("<s>", "</s>"), ("[CLS]", "[SEP]"), ("<|startoftext|>", "<|endoftext|>"))
+"""What RoBERTa, BERT and CLIP put around a sentence."""
 
 
 def load(source: str | Path, vocabulary: int | None = None) -> Tokenizer:
@@ -27,18 +28,20 @@ def load(source: str | Path, vocabulary: int | None = None) -> Tokenizer:
     """
     source = Path(source)
     if not source.exists():
-        raise UserError(f"{source}: no such tokenizer; give a Hugging Face folder, tokenizer.json, or vocab.json "
-                        "beside merges.txt")
+        raise UserError(f"{source}: no such tokenizer; give a Hugging Face folder, tokenizer.json, vocab.json "
+                        "beside merges.txt, or vocab.txt")
     folder = source if source.is_dir() else source.parent
-    if source.is_file() and source.name not in ("vocab.json", "merges.txt"):
+    if source.is_file() and source.name not in ("vocab.json", "merges.txt", "vocab.txt"):
         tokenizer, path = _from_file(source), source
     elif (folder / FILE).is_file() and source.is_dir():
         tokenizer, path = _from_file(folder / FILE), folder / FILE
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         tokenizer, path = _roberta(folder / "vocab.json", folder / "merges.txt"), folder / "vocab.json"
+    elif (folder / "vocab.txt").is_file():
+        tokenizer, path = _bert(folder / "vocab.txt"), folder / "vocab.txt"
     else:
-        raise UserError(f"{folder}: holds neither {FILE} nor vocab.json with merges.txt; give --tokenizer a folder "
-                        "that does")
+        raise UserError(f"{folder}: holds neither {FILE} nor vocab.json with merges.txt nor vocab.txt; give --tokenizer "
+                        "a folder that does")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     _check(tokenizer, path, vocabulary)
@@ -92,9 +95,28 @@ def _roberta(vocabulary: Path, merges: Path) -> Tokenizer:
     return tokenizer
 
 
+def _bert(vocabulary: Path) -> Tokenizer:
+    """Word pieces as `bert-base-uncased` has them: lower case, without accents, `[CLS]` sentence `[SEP]`."""
+    try:
+        vocab = {token: i for i, token in enumerate(vocabulary.read_text(encoding="utf-8").splitlines())}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{vocabulary}: not a vocabulary ({_line(error)}); copy it again") from None
+    for token in ("[CLS]", "[SEP]", "[UNK]"):
+        if token not in vocab:
+            raise UserError(f"{vocabulary}: has no {token!r}; give the vocabulary of bert-base-uncased")
+    tokenizer = Tokenizer(WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", vocab["[SEP]"]), ("[CLS]", vocab["[CLS]"]))
+    tokenizer.add_special_tokens([t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in vocab])
+    return tokenizer
+
+
 def _check(tokenizer: Tokenizer, path: Path, vocabulary: int | None) -> None:
     if not any(all(tokenizer.token_to_id(t) is not None for t in pair) for pair in ENDS):
-        raise UserError(f"{path}: has neither <s> and </s> nor [CLS] and [SEP]; give the tokenizer of a text encoder")
+        pairs = ", ".join(f"{a} and {b}" for a, b in ENDS)
+        raise UserError(f"{path}: has none of the pairs {pairs}; give the tokenizer of a text encoder")
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if vocabulary is not None and largest >= vocabulary:
         raise UserError(f"{path}: knows token {largest}, the checkpoint only {vocabulary} of them; give the tokenizer "

@@ -81,3 +81,24 @@ def test_missing_source(tmp_path):
 def test_larger_than_the_checkpoints_vocabulary(pair):
     with pytest.raises(UserError, match="the checkpoint only 100"):
         tok.load(pair, vocabulary=100)
+
+
+def test_bert_from_a_word_list(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "dog", "##s", "cafe", ",", "left", "a", "on"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    for source in (tmp_path, tmp_path / "vocab.txt"):
+        ids = tok.load(source, len(words)).encode("The dogs, Café").ids
+        assert [words[i] for i in ids] == ["[CLS]", "the", "dog", "##s", ",", "cafe", "[SEP]"]
+    (tmp_path / "vocab.txt").write_text("the\ndog\n")
+    with pytest.raises(UserError, match="has no '\\[CLS\\]'"):
+        tok.load(tmp_path)
+
+
+def test_clip_tokenizer_is_known(tmp_path):
+    from tokenizers import processors
+
+    vocab = {"<|startoftext|>": 1, "<|endoftext|>": 2, "<unk>": 0, "a": 3}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.post_processor = processors.RobertaProcessing(("<|endoftext|>", 2), ("<|startoftext|>", 1))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert tok.load(tmp_path, 4).encode("a").ids == [1, 3, 2]

@@ -33,6 +33,8 @@ POINTERS = {
     "low_ptr": "fp32", "packed_ptr": "u8", "stats_ptr": "i32"}
 """Types of what the pointers point to; half where nothing stands. Weights of taps differ by kernel: `TAP_WEIGHTS`."""
 TAP_WEIGHTS = {"preprocess": "i32", "postprocess": "fp32"}
+PIXELS = "fp32"
+"""What `preprocess` writes: `pixels` is float32 in every bundle (`export.bundle.KEPT_FLOAT`)."""
 FLOATS = ("scale", "epsilon")
 
 
@@ -69,6 +71,8 @@ def signature(function: Any, launch: plan.Launch) -> dict[str, str]:
             types[name] = "constexpr"
         elif name.endswith("_weight_ptr") and launch.kernel in TAP_WEIGHTS:
             types[name] = "*" + TAP_WEIGHTS[launch.kernel]
+        elif launch.kernel == "preprocess" and name == "out_ptr":
+            types[name] = "*" + PIXELS
         elif name.endswith("_ptr"):
             types[name] = "*" + POINTERS.get(name, "fp16")
         else:

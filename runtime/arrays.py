@@ -27,6 +27,10 @@ class DeviceArray:
         return prod(self.shape)
 
     @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
 

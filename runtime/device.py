@@ -88,6 +88,8 @@ class Driver(Protocol):
     stream: int
     capability: int
     """Compute capability without the dot: 89 is sm_89."""
+    kernel_driver: Any
+    """`runtime.cubin.CubinDriver`; None for the driver library of the machine."""
 
     def allocate(self, size: int) -> tuple[int, Any]: ...
 
@@ -96,6 +98,8 @@ class Driver(Protocol):
     def copy(self, to: int, source: int, size: int) -> None: ...
 
     def synchronize(self) -> None: ...
+
+    def wait_for(self, stream: int) -> None: ...
 
     def begin_capture(self) -> Any: ...
 
@@ -106,6 +110,8 @@ class Driver(Protocol):
 
 class CudaCore:
     """`Driver` on cuda.core: one device, one stream."""
+
+    kernel_driver = None
 
     def __init__(self, index: int = 0) -> None:
         try:
@@ -141,6 +147,12 @@ class CudaCore:
     def synchronize(self) -> None:
         self._stream.sync()
 
+    def wait_for(self, stream: int) -> None:
+        from cuda.core import Stream
+
+        # 1 and 2 are the legacy and the per-thread default stream, as in __cuda_array_interface__ and DLPack
+        self._stream.wait(Stream.from_handle(stream))
+
     def begin_capture(self) -> Any:
         return self._stream.create_graph_builder().begin_building("relaxed")
 
@@ -171,6 +183,10 @@ class Cuda:
     def stream(self) -> int:
         """The stream's handle, for backends that enqueue on it."""
         return self.driver.stream
+
+    @property
+    def kernel_driver(self) -> Any:
+        return self.driver.kernel_driver
 
     @property
     def capability(self) -> int:
@@ -224,6 +240,10 @@ class Cuda:
             return None
         self.captures += 1
         return lambda: self.driver.launch(graph)
+
+    def wait_for(self, stream: int) -> None:
+        """What is enqueued from now on runs after what `stream` of another library holds now."""
+        self.driver.wait_for(stream)
 
     def _abandon(self, recording: Any, error: Exception) -> None:
         log.warning("no CUDA graph: %s; frames are launched stage by stage", _first_line(error))

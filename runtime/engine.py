@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
+from . import device_images
 from .backends import Backend, Stage, create
 from .bundle import Bundle, choose
 from .errors import PromptError, UserError
@@ -43,10 +44,14 @@ class Engine:
     Not thread-safe: call it, and the sessions it gave out, from one thread.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, max_objects: int = MAX_OBJECTS) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, max_objects: int = MAX_OBJECTS, kernels: str = "auto") -> None:
         self.bundle, self.backend = bundle, backend
         self.stages = {name: Timed(stage) for name, stage in bundle.load_stages(backend).items()}
         self.networks = create_networks(bundle, self.stages, backend.device, max_objects)
+        self.kernels = device_images.choose(kernels, bundle.folder, backend.device)
+        for network in self.networks.values():
+            if hasattr(network, "kernels"):
+                network.kernels = self.kernels
         self._sessions: list[Any] = []
 
     @property
@@ -136,7 +141,7 @@ class Engine:
 
 
 def load(engine: str | Path, model: str | None = None, backend: str = "auto", threads: int | None = None,
-         max_objects: int = MAX_OBJECTS, verify: bool = True) -> Engine:
+         max_objects: int = MAX_OBJECTS, verify: bool = True, kernels: str = "auto") -> Engine:
     """Load a bundle, or one out of a folder of bundles.
 
     engine       a bundle or a folder that holds bundles
@@ -145,6 +150,7 @@ def load(engine: str | Path, model: str | None = None, backend: str = "auto", th
     threads      CPU threads; None lets the backend decide
     max_objects  rows of the memory pool, over all sessions
     verify       compare every file with its sha256 first
+    kernels      `on`, `off` or `auto`: frames in and masks out by the bundle's compiled kernels (`python -m export.kernels`)
     Raises BundleError, BackendError, UserError.
     """
     if max_objects < 1:
@@ -152,4 +158,4 @@ def load(engine: str | Path, model: str | None = None, backend: str = "auto", th
     bundle = choose(engine, model)
     if verify:
         bundle.verify()
-    return Engine(bundle, create(backend, threads), max_objects)
+    return Engine(bundle, create(backend, threads), max_objects, kernels)

@@ -42,6 +42,13 @@ def resized_size(height: int, width: int, rule: str = "samwise_video", short: in
     return (new_small, new_large) if height <= width else (new_large, new_small)
 
 
+def kernel_plans():
+    """`plan` and `reference` of `kernels/`: what to launch and the formulas behind it. Needs no Triton."""
+    from .kernels import plan, reference
+
+    return plan, reference
+
+
 @dataclass(frozen=True, slots=True)
 class Normalization:
     """`(x / 255 - mean) / std` of every byte value: table_cv (3, 256) float32, rounded as the float32 formula rounds."""

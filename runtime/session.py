@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from . import ops
+from . import foreign, ops
 from .errors import UserError, VideoError
 from .prompt import Text
 from .result import Result
@@ -43,7 +43,8 @@ class Session:
     def put(self, frame: Any) -> None:
         """Take one frame, uint8 RGB (H, W, 3), and compute nothing yet: `Engine.step` or `push` does.
 
-        Raises VideoError for anything that is not such a frame or changes size, UserError when a clip is waiting.
+        With kernels the frame may lie on the GPU (`__cuda_array_interface__` or DLPack: PyCUDA, CuPy, torch) and is read
+        there, in the order of the stream; leave it alone until the result is there. Raises VideoError for anything that is not such a frame or changes size, UserError when a clip is waiting.
         """
         self._check_open()
         if self.ready:
@@ -84,13 +85,16 @@ class Session:
             return
         self._waiting = 0
         self._frames += length
-        for decoded in self._network.run(self._clip, first, length):
-            yield self._result(first + decoded.offset, decoded.low_res_logits, decoded.score)
+        for decoded in self._network.run(self._clip, first, length, self._logits):
+            yield self._result(first + decoded.offset, decoded)
 
-    def _result(self, index: int, low_res: np.ndarray, score: np.ndarray) -> Result:
-        masks = self._upsampler.masks(low_res)
-        return Result(index, self.object_ids, masks, _sigmoid(score), score,
-                      ops.boxes_and_areas(masks)[0].astype(np.float32), low_res if self._logits else None)
+    def _result(self, index: int, decoded: Any) -> Result:
+        masks, boxes, score = decoded.masks, decoded.boxes, decoded.score
+        if masks is None:
+            masks = self._upsampler.masks(decoded.low_res_logits)
+            boxes = ops.boxes_and_areas(masks)[0].astype(np.float32)
+        return Result(index, self.object_ids, masks, _sigmoid(score), score, boxes,
+                      decoded.low_res_logits if self._logits else None)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -111,8 +115,8 @@ class Session:
         if not self._open:
             raise UserError("this session is closed; open another one with Engine.session()")
 
-    def _checked(self, frame: Any) -> np.ndarray:
-        frame = np.asarray(frame)
+    def _checked(self, frame: Any) -> Any:
+        frame = self._here(frame)
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
             raise VideoError(f"frame {self._frames + self._waiting}: must be uint8 RGB (height, width, 3), "
                              f"not {frame.dtype} {frame.shape}")
@@ -126,6 +130,16 @@ class Session:
             raise VideoError(f"frame {self._frames + self._waiting}: size changed from {self._size[1]}x{self._size[0]} to "
                              f"{size[1]}x{size[0]}; open a new session for the new size")
         return frame
+
+
+    def _here(self, frame: Any) -> Any:
+        """The frame as a numpy array, or as a `DeviceArray` where it is on the device that this session runs on."""
+        if not foreign.on_gpu(frame):
+            return np.asarray(frame)
+        if self._network.kernels is None:
+            raise VideoError(f"frame {self._frames + self._waiting}: is on a GPU, and this session takes frames from the "
+                             "host; load the engine with a CUDA backend and kernels='on', or copy the frame")
+        return foreign.device_array(frame, self._engine.backend.device)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

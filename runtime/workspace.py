@@ -53,7 +53,7 @@ class Workspace:
 class Packed:
     """Several outputs side by side in one block, so that one copy brings all of them to the host.
 
-    Bind `arrays[name]`, then `read(n)` waits once and returns the first n entries of each on the host.
+    Bind `arrays[name]`, then `read()` waits once and returns them on the host; what stands last may be left out.
     """
 
     ALIGNMENT = 256  # what CUDA allocations have and vectorised loads like
@@ -65,12 +65,15 @@ class Packed:
             self._layout.append((tensor.name, size, shape, dtype))
             size += -(-prod(shape) * dtype.itemsize // self.ALIGNMENT) * self.ALIGNMENT
         self._block = device.empty((size,), "uint8")
-        self.arrays = self._views(self._block)
+        self.arrays = self._views(self._block, self._layout)
 
-    def _views(self, block: Any) -> dict[str, Any]:
+    @staticmethod
+    def _views(block: Any, layout: Sequence[tuple[str, int, tuple[int, ...], np.dtype]]) -> dict[str, Any]:
         return {name: block[at:at + prod(shape) * dtype.itemsize].view(dtype).reshape(*shape)
-                for name, at, shape, dtype in self._layout}
+                for name, at, shape, dtype in layout}
 
-    def read(self, n: int) -> dict[str, np.ndarray]:
+    def read(self, without_last: bool = False) -> dict[str, np.ndarray]:
         """Host views by name, valid until the next `read`."""
-        return {name: array[:n] for name, array in self._views(self._device.download(self._block)).items()}
+        layout = self._layout[:-1] if without_last else self._layout
+        block = self._block[:self._layout[-1][1]] if without_last else self._block
+        return self._views(self._device.download(block), layout)

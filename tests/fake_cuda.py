@@ -19,6 +19,7 @@ class FakeDriver:
     capability = 89
 
     def __init__(self) -> None:
+        self.kernel_driver = HostKernels(self)
         self.calls: Counter[str] = Counter()
         self.recording: list[Callable[[], None]] | None = None
         self._ranges: dict[str, list[tuple[int, int]]] = {"device": [], "pinned": []}
@@ -57,6 +58,9 @@ class FakeDriver:
         assert self.recording is None, "waiting while recording is an error on a real device"
         self.calls["wait"] += 1
 
+    def wait_for(self, stream: int) -> None:
+        self.calls["wait_for"] += 1
+
     def begin_capture(self):
         self.recording = []
         return self.recording
@@ -94,3 +98,64 @@ class Enqueued:
 
     def run(self, **arrays) -> None:
         self._driver.enqueue(lambda: self.stage.run(**arrays))
+
+
+class HostKernels:
+    """`runtime.cubin.CubinDriver` that does on the host what two of the kernels do on a device (`kernels/reference.py`)."""
+
+    def __init__(self, driver: FakeDriver) -> None:
+        self._driver = driver
+
+    def load(self, cubin: bytes, symbol: str, shared: int):
+        return symbol
+
+    def launch(self, function, grid, threads, shared, stream, params) -> None:
+        self._driver.calls[function] += 1
+        pointers = 7
+        values = [ctypes.c_void_p.from_address(params[i]).value for i in range(pointers)]
+        numbers = [ctypes.c_int32.from_address(params[pointers + i]).value for i in range({"preprocess": 7, "postprocess": 4}[function])]
+        work = getattr(self, function)
+        self._driver.enqueue(lambda: work(grid, values, numbers))
+
+    @staticmethod
+    def preprocess(grid, pointers, numbers) -> None:
+        """Two passes of fixed-point taps, columns first, rounded to bytes between them; table; zeros around."""
+        frame, row_first, row_weight, column_first, column_weight, table, out = pointers
+        height, width, rows, columns, size, row_taps, column_taps = numbers
+        x = view(frame, (height, width, 3), np.uint8)
+        for axis, first, weight, n, taps in ((1, column_first, column_weight, columns, column_taps),
+                                             (0, row_first, row_weight, rows, row_taps)):
+            index = np.minimum(view(first, (n,), np.int32)[:, None] + np.arange(taps), x.shape[axis] - 1)
+            weights = view(weight, (n, taps), np.int32).astype(np.int64)
+            total = np.einsum("ik,ik...->i...", weights, np.moveaxis(x, axis, 0)[index].astype(np.int64)) + (1 << 21)
+            x = np.moveaxis(np.clip(total >> 22, 0, 255).astype(np.uint8), 0, axis)
+        result = view(out, (3, size, size), np.float32)
+        result[...] = 0
+        for c in range(3):
+            result[c, :rows, :columns] = view(table, (3, 256), np.float32)[c][x[:, :, c]]
+
+    @staticmethod
+    def postprocess(grid, pointers, numbers) -> None:
+        low, row_first, row_weight, column_first, column_weight, packed, stats = pointers
+        side, height, width, size = numbers
+        objects = grid[1]
+        matrices = []
+        for first, weight, n in ((row_first, row_weight, height), (column_first, column_weight, width)):
+            matrix = np.zeros((n, side))
+            index = np.minimum(view(first, (n,), np.int32)[:, None] + np.arange(4), side - 1)
+            np.add.at(matrix, (np.arange(n)[:, None], index), view(weight, (n, 4), np.float32))
+            matrices.append(matrix)
+        masks = (matrices[0] @ view(low, (objects, side, side), np.float32) @ matrices[1].T) > 0
+        view(packed, (objects, size), np.uint8)[...] = np.packbits(masks.reshape(objects, -1), axis=1)
+        table = view(stats, (objects, 5), np.int32)
+        assert not table.any(), "the kernel takes maxima: its statistics must start at zero"
+        for n, mask in enumerate(masks):
+            if mask.any():
+                y, x = np.nonzero(mask)
+                table[n] = len(y), width - x.min(), height - y.min(), x.max() + 1, y.max() + 1
+
+
+def view(address: int, shape, dtype) -> np.ndarray:
+    """Host memory at an address, not copied."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype).reshape(shape)

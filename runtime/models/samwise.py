@@ -18,6 +18,7 @@ import numpy as np
 from .. import ops
 from ..bundle import Bundle
 from ..device import Device
+from ..device_images import DeviceImages
 from ..memory import MemoryPool, Row
 from ..prompt import Text, Tokenizer, encode, verb_positions
 from ..workspace import Packed, Workspace
@@ -53,6 +54,7 @@ class Batch:
     sparse_count: Any
     ages: list[Any]
     """`ages[f]` for frames f < 2 * slots, then repeating with period `slots`: (lanes, filled) rows of the embedding."""
+    results: Packed
     recorded: dict[tuple[int, ...], Any] = field(default_factory=dict)
     """Due lanes -> the recorded frame; None where it ran plainly once and is recorded next."""
 
@@ -82,15 +84,20 @@ class Clip:
     batches: list[Batch] = field(default_factory=list)
     conditional_memory: bool = True
     memory: bool = True
+    images: DeviceImages | None = None
+    """Frames in and masks out by kernels, once the first frame has told the size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """One frame of a clip, all its lanes: low_res_logits (N, s, s) and score (N,), float32 on the host."""
+    """One frame of a clip, all its lanes, on the host: score (N,), low_res_logits (N, s, s), float32. Where kernels make
+    them, masks (N, H, W) bool and boxes (N, 4); then logits are None unless asked for."""
 
     offset: int
-    low_res_logits: np.ndarray
     score: np.ndarray
+    low_res_logits: np.ndarray | None
+    masks: np.ndarray | None = None
+    boxes: np.ndarray | None = None
 
 
 class Samwise:
@@ -99,6 +106,8 @@ class Samwise:
     STAGES = ("hiera_0", "hiera_1", "hiera_2", "text_0", "text_1", "text_2", "adapter_0", "adapter_1", "adapter_2", "neck",
               "text_prompt", "memory_attention", "mask_decoder", "memory_encoder")
     OPTIONAL = ("conditional_memory",)
+    kernels: Any = None
+    """`runtime.cubin.Kernels` of the bundle, where `Engine` found them for this device."""
 
     def __init__(self, bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> None:
         stages = {name: stages[name] for name in (*self.STAGES, *self.OPTIONAL) if name in stages}
@@ -136,14 +145,14 @@ class Samwise:
         self._batch_pointers = device.empty((self.batch, memory["pointers"], pointer.shape[1]), pointer.dtype)
         self._batch_age = device.empty((self.batch, memory["slots"]), attention.input("memory_age").dtype)
         self._steady = max(memory["slots"], memory["pointers"])  # from this frame on, no shape changes
-        results = [decoder.output("low_res_logits"), decoder.output("score")]
+        self._result_specs = [decoder.output("score")]
         if self._cme is not None:
-            results.append(specs["conditional_memory"].output("switched"))
+            self._result_specs.append(specs["conditional_memory"].output("switched"))
             for tensor in decoder.outputs:
                 work.add("memoryless_" + tensor.name, tensor)
                 work.add("due_" + tensor.name, tensor)
             work.add("due_high_res_1", decoder.input("high_res_1"))
-        self._results = Packed(device, results, self.batch)
+        self._result_specs.append(decoder.output("low_res_logits"))
         self._index = device.constant(np.arange(self.batch, dtype=np.int64))
         self._zeros = device.constant(np.zeros(self.batch, np.int64))
         # the reference leaves the verb out of the decode without memory
@@ -191,14 +200,28 @@ class Samwise:
         slots, constant = self._slots, self._device.constant
         ages = [(f - 1 - np.arange(min(f, slots))) % slots for f in range(2 * slots)]
         return Batch(lanes, constant(np.array([lane.sparse_count for lane in lanes], np.int64)),
-                     [constant(np.tile(a.astype(np.int64), (len(lanes), 1))) for a in ages])
+                     [constant(np.tile(a.astype(np.int64), (len(lanes), 1))) for a in ages],
+                     Packed(self._device, self._result_specs, len(lanes)))
 
-    def load(self, clip: Clip, offset: int, frame: np.ndarray, resized: tuple[int, int]) -> None:
-        """Preprocess a source frame, uint8 (H, W, 3), into its place in the clip."""
+    def load(self, clip: Clip, offset: int, frame: Any, resized: tuple[int, int]) -> None:
+        """Preprocess a source frame, uint8 (H, W, 3), into its place in the clip. A frame on the device needs kernels."""
         pixels = clip.pixels[offset]
+        if self.kernels is not None and clip.images is None:
+            self._use_kernels(clip, frame.shape[:2], resized)
+        if clip.images is not None:
+            clip.images.preprocess(frame, pixels)
+            return
         host = self._device.staging(pixels)
         ops.preprocess(frame, resized, self.image_size, self.mean, self.std, out=host)
         self._device.upload(host, pixels)
+
+    def _use_kernels(self, clip: Clip, size: tuple[int, int], resized: tuple[int, int]) -> None:
+        """From the first frame on, bytes go in and packed masks come out."""
+        clip.images = DeviceImages(self._device, self.kernels, size, resized, self.image_size, self.low_res_side, self.mean,
+                                   self.std, self.batch)
+        specs = [*self._result_specs[:-1], *clip.images.results(), self._result_specs[-1]]
+        for batch in clip.batches:
+            batch.results = Packed(self._device, specs, len(batch.lanes))
 
     def close(self, clip: Clip) -> None:
         """Give the rows of a clip's lanes back."""
@@ -207,19 +230,23 @@ class Samwise:
 
     # -- one clip -------------------------------------------------------------------------------------------------
 
-    def run(self, clip: Clip, first: int, length: int) -> Iterator[Decoded]:
+    def run(self, clip: Clip, first: int, length: int, logits: bool = True) -> Iterator[Decoded]:
         """Encode `length` frames whose first has number `first`, then decode them one by one."""
         vision_0 = self._work.view("vision_0", length)
         self._each("hiera_0", length, pixels=clip.pixels, vision_0=vision_0, high_res_0=clip.high_res_0)
         for lane in clip.lanes:
             self._encode(lane, vision_0, length)
         for offset in range(length):
-            low_res = np.empty((len(clip.lanes), self.low_res_side, self.low_res_side), np.float32)
-            score = np.empty(len(clip.lanes), np.float32)
-            for i, batch in enumerate(clip.batches):
-                part = slice(i * self.batch, (i + 1) * self.batch)
-                low_res[part], score[part] = self._frame(clip, batch, first + offset, offset)
-            yield Decoded(offset, low_res, score)
+            yield self._merged(clip, offset, [self._frame(clip, batch, first + offset, offset, logits or clip.images is None)
+                                              for batch in clip.batches])
+
+    @staticmethod
+    def _merged(clip: Clip, offset: int, parts: list[dict[str, np.ndarray]]) -> Decoded:
+        """Copies of the batches' results, which are valid until the next frame."""
+        read = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        images = clip.images
+        masks, boxes = (None, None) if images is None else images.unpack(read["packed"], read["stats"])
+        return Decoded(offset, read["score"], read.get("low_res_logits"), masks, boxes)
 
     def _each(self, stage: str, length: int, **arrays: Any) -> None:
         """Run a stage that never mixes frames, as many frames at a time as the device likes."""
@@ -247,7 +274,7 @@ class Samwise:
 
     # -- one frame ------------------------------------------------------------------------------------------------
 
-    def _frame(self, clip: Clip, batch: Batch, frame: int, offset: int) -> tuple[np.ndarray, np.ndarray]:
+    def _frame(self, clip: Clip, batch: Batch, frame: int, offset: int, logits: bool) -> dict[str, np.ndarray]:
         """Attend to the memory, decode, remember. All lanes have the same past: they started together."""
         lanes, n = batch.lanes, len(batch.lanes)
         due = self._asked(clip, lanes, frame)
@@ -261,11 +288,14 @@ class Samwise:
             self._device.copy(pointer[i], self.pool.pointer(lane.row, frame))
             if steady:
                 self._device.copy(memory[i], slots[i])
-        read = self._results.read(n)
+        results = batch.results
+        if clip.images is not None:
+            clip.images.postprocess(results.arrays["low_res_logits"], results.arrays["packed"], results.arrays["stats"])
+        read = results.read(without_last=not logits)
         for i, at in enumerate(due):
             if read["switched"][i]:
                 lanes[at].last_fired = frame
-        return read["low_res_logits"], read["score"]
+        return read
 
     def _reads(self, clip: Clip, batch: Batch, frame: int, offset: int, due: list[int], fixed: bool) -> Reads:
         """Gather what a frame reads; `fixed`: into the same arrays on every frame, so that a recorded frame finds it."""
@@ -305,9 +335,9 @@ class Samwise:
         """All stages of one frame. The memory goes to `slots`, or to the workspace if they are None."""
         lanes, due = batch.lanes, reads.due
         conditioned = reads.without_memory if reads.memory is None else self._attend(len(lanes), reads)
-        outputs = {name: self._results.arrays[name][:len(lanes)] for name in ("low_res_logits", "score")}
+        outputs = {name: batch.results.arrays[name] for name in ("low_res_logits", "score")}
         decoded = self._decode(lanes, conditioned, batch.sparse_count, reads.picture, reads.high_res_1, outputs)
-        remembered = self._reconsider(lanes, reads, decoded) if due else None
+        remembered = self._reconsider(batch, reads, decoded) if due else None
         self._remember(reads, decoded["low_res_logits"], remembered, slots)
 
     def _attend(self, n: int, reads: Reads) -> Any:
@@ -348,9 +378,9 @@ class Samwise:
             return []
         return [i for i, lane in enumerate(lanes) if frame - lane.last_fired >= cme["every"]]
 
-    def _reconsider(self, lanes: list[Lane], reads: Reads, decoded: dict[str, Any]) -> Any:
+    def _reconsider(self, batch: Batch, reads: Reads, decoded: dict[str, Any]) -> Any:
         """Decode the due lanes again without memory and decide which mask to remember: (due, I, I) logits."""
-        work, due, n = self._work, reads.due, len(reads.due)
+        work, lanes, due, n = self._work, batch.lanes, reads.due, len(reads.due)
 
         def pick(name: str, array: Any) -> Any:
             return array if n == len(lanes) else work.gather("due_" + name, [array[i] for i in due])
@@ -361,7 +391,7 @@ class Samwise:
         self._stages["conditional_memory"].run(
             pointer=pick("pointer", decoded["pointer"]), early_token=again["early_token"],
             low_res_logits=pick("low_res_logits", decoded["low_res_logits"]),
-            memoryless_logits=again["low_res_logits"], switched=self._results.arrays["switched"][:n], **outputs)
+            memoryless_logits=again["low_res_logits"], switched=batch.results.arrays["switched"][:n], **outputs)
         return outputs["remembered_logits"]
 
     def _remember(self, reads: Reads, low_res: Any, remembered: Any, slots: list[Any] | None) -> None:

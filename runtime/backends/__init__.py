@@ -15,6 +15,8 @@ log = logging.getLogger("runtime")
 BACKENDS = {
     "ort": "runtime.backends.ort:OrtBackend",
     "ort-cuda": "runtime.backends.ort:OrtCudaBackend",
+    "openvino": "runtime.backends.ov:OpenVinoBackend",
+    "openvino-bf16": "runtime.backends.ov:OpenVinoBf16Backend",
     "tensorrt": "runtime.backends.trt:TrtBackend",
     "tensorrt_rtx": "runtime.backends.trt_rtx:TrtRtxBackend",
 }

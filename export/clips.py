@@ -73,6 +73,7 @@ def clip_in_child(folder: Path, backend: str, threads: int | None) -> list[Seen]
 
 
 def save_clip(folder: Path, backend: str, threads: int | None, file: str) -> None:
+    """The child's part of `clip_in_child`: write what is compared to `file`."""
     engine = Engine(Bundle(folder, Manifest.load(folder)), create(backend, threads), max_objects=1)
     results = clip_results(engine)
     np.savez(file, **{name: np.stack([getattr(r, name) for r in results]) for name in SEEN})

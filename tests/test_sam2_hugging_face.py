@@ -1,0 +1,113 @@
+"""Checkpoints in Hugging Face's layout: names, sizes, and the same masks as transformers' own Sam2VideoModel."""
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import runtime  # noqa: E402
+from export import bundle, network  # noqa: E402
+from export.models import sam2  # noqa: E402
+from export.sam2_checkpoints import renamed  # noqa: E402
+from runtime import ops  # noqa: E402
+
+SIZE, MEAN, STD = 128, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def config(new: bool = True):
+    """A small network with every part of the published ones."""
+    trunk = {"hidden_size": 16, "blocks_per_stage": [1, 2, 2, 1], "embed_dim_per_stage": [16, 32, 64, 128],
+             "num_attention_heads": 1, "num_attention_heads_per_stage": [1, 2, 4, 8], "global_attention_blocks": [4],
+             "window_size_per_stage": [8, 4, 6, 4], "image_size": [SIZE, SIZE],
+             "window_positional_embedding_background_size": [7, 7]}
+    vision = {"backbone_config": {"model_type": "sam2_hiera_det_model", **trunk}, "fpn_hidden_size": 128,
+              "backbone_channel_list": [128, 64, 32, 16],
+              "backbone_feature_sizes": [[SIZE // s, SIZE // s] for s in (4, 8, 16)]}
+    return transformers.Sam2VideoConfig(
+        vision_config=vision, prompt_encoder_config={"hidden_size": 128, "image_size": SIZE, "mask_input_channels": 8},
+        mask_decoder_config={"hidden_size": 128, "mlp_dim": 96, "num_attention_heads": 4, "iou_head_hidden_dim": 48},
+        image_size=SIZE, memory_attention_hidden_size=128, memory_attention_num_layers=2, memory_encoder_hidden_size=128,
+        memory_attention_feed_forward_hidden_size=96, memory_attention_rope_feat_sizes=[SIZE // 16] * 2,
+        memory_encoder_output_channels=64, mask_downsampler_embed_dim=128, memory_fuser_embed_dim=128,
+        memory_fuser_intermediate_dim=512, enable_occlusion_spatial_embedding=new,
+        enable_temporal_pos_encoding_for_object_pointers=new)
+
+
+def seeded(new: bool = True):
+    """Random weights of a size at which every part matters."""
+    torch.manual_seed(3)
+    model = transformers.Sam2VideoModel(config(new)).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.dim() > 1 and "embed" not in name and "positional" not in name:
+                value.normal_(0, value[0].numel() ** -0.5)
+            elif "norm" not in name:
+                value.add_(0.1 * torch.randn_like(value))
+        # the object is there
+        model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(3.0)
+        # one matrix under two names
+        model.prompt_encoder.shared_embedding.positional_embedding.copy_(model.shared_image_embedding.positional_embedding)
+    return model
+
+
+def clip(count):
+    y, x = np.mgrid[0:90, 0:160].astype(np.float32)
+    frames = [np.stack([127 + 90 * np.sin(x / (9 + 3 * c) + 0.3 * t) * np.cos(y / (13 - 2 * c)) for c in range(3)], -1)
+              for t in range(count)]
+    return np.stack(frames).clip(0, 255).astype(np.uint8)
+
+
+@torch.no_grad()
+def theirs(model, frames, point):
+    """Low-res logits per frame of one click on frame 0."""
+    pixels = np.stack([ops.preprocess(f, (SIZE, SIZE), SIZE, MEAN, STD, resample="bicubic") for f in frames])
+    session = transformers.models.sam2_video.modeling_sam2_video.Sam2VideoInferenceSession(
+        video=torch.from_numpy(pixels), video_height=frames.shape[1], video_width=frames.shape[2], dtype=torch.float32)
+    where = torch.tensor(point, dtype=torch.float32) / torch.tensor([frames.shape[2], frames.shape[1]]) * SIZE
+    index = session.obj_id_to_idx(1)
+    session.add_point_inputs(index, 0, {"point_coords": where.reshape(1, 1, 1, 2),
+                                        "point_labels": torch.ones(1, 1, 1, dtype=torch.int32)})
+    session.obj_with_new_inputs = [1]
+    model(inference_session=session, frame_idx=0)
+    return [out.pred_masks[0, 0].numpy() for out in model.propagate_in_video_iterator(session)]
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["2.1", "2.0"])
+def test_every_tensor_finds_its_place(tmp_path, new):
+    model = seeded(new)
+    model.save_pretrained(tmp_path)
+    loaded = sam2.load(tmp_path)
+    assert loaded.config.sam.pointer_positions == new and loaded.config.sam.image_size == SIZE
+    state, names = loaded.sam.state_dict(), renamed(model.state_dict())
+    assert set(names) - set(state) == {"no_mem_pos_enc"}
+    for name, value in state.items():
+        assert (value == names[name]).all(), name
+
+
+def test_damaged_folders(tmp_path):
+    with pytest.raises(runtime.UserError, match="config.json"):
+        sam2.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config().to_dict()))
+    with pytest.raises(runtime.UserError, match="model.safetensors"):
+        sam2.load(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(runtime.UserError, match="not readable"):
+        sam2.load(tmp_path)
+
+
+@pytest.mark.slow
+def test_one_click_equals_transformers(tmp_path):
+    model, frames, point = seeded(), clip(6), [70.5, 41.0]
+    model.save_pretrained(tmp_path / "hf")
+    bundle.export_bundle(network.describe("sam2", sam2.load(tmp_path / "hf")), tmp_path, "small", forms={"ort"}, check=False)
+    want = theirs(model, frames, point)
+    with runtime.load(tmp_path / "small") as engine, engine.video(frames, logits=True, fill_hole_area=0) as video:
+        video.add_points(0, 1, [point], [1])
+        got = [r.low_res_logits[0] for r in video.propagate()]
+        assert video.outcome(5, 1).memory_tokens == (5 * 64, 5 * 2)
+    assert max(np.std(w) for w in want) > 0.1 and all(0.02 < (w > 0).mean() < 0.98 for w in want)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.std(b))

@@ -25,6 +25,9 @@ class Bench(Protocol):
     def allocated(self) -> int:
         """Bytes of device memory that arrays hold now."""
 
+    def used(self) -> int:
+        """Bytes of device memory in use, whoever holds them."""
+
 
 class Cuda:
     """The first CUDA device, through PyTorch. Time is the median of several rounds, each long enough for events."""
@@ -56,6 +59,11 @@ class Cuda:
     def allocated(self) -> int:
         torch.cuda.synchronize()
         return torch.cuda.memory_allocated()
+
+    def used(self) -> int:
+        torch.cuda.synchronize()
+        free, total = torch.cuda.mem_get_info()
+        return total - free
 
     def _warm(self, work: Callable[[], Any]) -> None:
         stream = torch.cuda.Stream()

@@ -24,6 +24,7 @@ from . import bench_kernel_memory_attention as memory_attention
 from . import bench_kernel_postprocess as postprocess
 from . import bench_kernel_preprocess as preprocess
 from . import bench_kernel_window_attention as window_attention
+from . import gpu_pipeline
 from .gpu_bench import Bench, Cuda, normal
 
 
@@ -45,11 +46,16 @@ class Plan:
     copy_bytes: int = 2 << 30
     steps: int = 200
     compiled: bool = True
+    engines: Path = Path("engines")
+    """Folder whose bundles are run on every backend."""
+    video_frames: int = 64
+    sentences: tuple[int, ...] = (1, 4, 16)
     compiled_windows: int = 2
     """`torch.compile` takes half a minute per size: the first ones only."""
 
     def quick(self) -> Plan:
-        return replace(self, objects=(1, 16), windows=self.windows[:3], frames=self.frames[:2], compiled=False, steps=50)
+        return replace(self, objects=(1, 16), windows=self.windows[:3], frames=self.frames[:2], compiled=False, steps=50,
+                       video_frames=32, sentences=(1,))
 
 
 TARGETS = {"memory_attention_over_pytorch": 1.3, "memory_attention_share_of_ceiling": 0.5, "window_attention_over_eager": 2.0}
@@ -165,6 +171,7 @@ def check(bench: Bench, sizes: Plan, path: Path | None = None) -> dict[str, Any]
     report.section("graph_gain", lambda: graph_gain(bench, sizes, config))
     report.section("flat_memory", lambda: flat_memory(bench, sizes, config))
     report.section("cubins", lambda: cubins(bench, sizes))
+    report.section("pipeline", lambda: gpu_pipeline.check(sizes.engines, sizes.video_frames, sizes.sentences, bench.used))
     report.data["verdicts"] = verdicts(memory, windows)
     report.write()
     return report.data
@@ -206,6 +213,8 @@ def summary(data: dict[str, Any]) -> str:
                                                and (k == "seconds" or k.startswith("window"))}
                 lines.append(f"  {name} {list(entry['config'].values())}: {str(value)[:150]}")
             lines.append(f"  {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in section.items() if k.startswith("speedup")))
+        elif name == "pipeline":
+            lines += pipeline_lines(section)
         elif name in ("machine", "ceilings", "graph_gain", "flat_memory", "cubins") or name.startswith("p"):
             lines.append(f"  {name}: {json.dumps(section)[:300]}")
     lines += [f"{'met    ' if v['met'] else 'NOT MET'} {v['what']}: {v['measured']} (target {v['target']})"
@@ -213,10 +222,27 @@ def summary(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def pipeline_lines(section: dict[str, Any]) -> list[str]:
+    """One line per bundle, backend and number of objects."""
+    lines = []
+    for bundle, backends in section.items():
+        for backend, entry in (backends.items() if isinstance(backends, dict) else ()):
+            if not isinstance(entry, dict) or "stages" not in entry:
+                lines.append(f"  {bundle} {backend}: {str(entry)[:150]}")
+                continue
+            for name, video in entry.items():
+                if name.startswith("objects_"):
+                    lines.append(f"  {bundle} {backend} {name}: {video['graphs_ms_per_frame']:.2f} ms per frame, graph gain "
+                                 f"{video['graph_gain']:.2f}, grown {video['graphs_grown_bytes']} bytes")
+    return lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Check and measure the kernels on this machine's GPU.")
     parser.add_argument("--quick", action="store_true", help="fewer sizes, no torch.compile")
     parser.add_argument("--out", type=Path, default=Path("gpu_check.json"), help="result file (default: %(default)s)")
+    parser.add_argument("--engines", type=Path, default=Path("engines"), metavar="FOLDER",
+                        help="bundles to run on every backend (default: %(default)s)")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("no CUDA device is visible to PyTorch; run this on a GPU machine")
@@ -226,7 +252,7 @@ def main() -> int:
     # tensor descriptors made on the device need a little scratch memory per launch
     triton.set_allocator(lambda size, align, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
     torch.backends.cuda.matmul.allow_tf32 = False
-    sizes = Plan().quick() if options.quick else Plan()
+    sizes = replace(Plan().quick() if options.quick else Plan(), engines=options.engines)
     with torch.inference_mode():
         data = check(Cuda(), sizes, options.out)
     print(summary(data))

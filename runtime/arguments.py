@@ -90,6 +90,8 @@ def parser(prog: str) -> Parser:
     g.add_argument("--backend", default="auto", metavar="NAME",
                    help="inference library; auto picks one that works here")
     g.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: the backend decides)")
+    g.add_argument("--kernels", choices=("auto", "on", "off"), default="auto", help="on a GPU, frames in and masks out by "
+                   "the bundle's compiled kernels (default: %(default)s)")
     g.add_argument("--conditional-memory", choices=("on", "off"), help="correct the memory when the object becomes "
                    "clear only later (default: as the bundle has it)")
     g.add_argument("--window", type=_positive, metavar="N", help="fuse N frames at a time with the sentence, not the "

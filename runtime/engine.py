@@ -49,9 +49,12 @@ class Engine:
         self.stages = {name: Timed(stage) for name, stage in bundle.load_stages(backend).items()}
         self.networks = create_networks(bundle, self.stages, backend.device, max_objects)
         self.kernels = device_images.choose(kernels, bundle.folder, backend.device)
-        for network in self.networks.values():
-            if hasattr(network, "kernels"):
-                network.kernels = self.kernels
+        takers = [network for network in self.networks.values() if hasattr(network, "kernels")]
+        if kernels == "on" and not takers:
+            raise UserError(f"the bundle {bundle.name} ({bundle.manifest.model}) does not use compiled kernels; leave "
+                            f"--kernels on away")
+        for network in takers:
+            network.kernels = self.kernels
         self._sessions: list[Any] = []
 
     @property

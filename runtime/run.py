@@ -76,7 +76,7 @@ def _main(argv: list[str], load: Any) -> int:
         if load is None:
             from . import load
         engine = stack.enter_context(
-            load(args.engine, model=args.model, backend=args.backend, threads=args.threads))
+            load(args.engine, model=args.model, backend=args.backend, threads=args.threads, kernels=args.kernels))
         quality = None
         if video is None:
             demo = _demo(engine)

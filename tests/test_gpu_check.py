@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -32,12 +33,14 @@ class FakeBench:
     def allocated(self):
         return 4096
 
+    used = allocated
+
 
 TINY = gpu_check.Plan(
     memory=plan.MemorySizes(1, 16, 2, 4), objects=(1, 2),
     flash=(plan.FlashConfig(16, 16, 4, 2), plan.FlashConfig(16, 24, 4, 2)),  # a block of 24 cannot be compiled
     windows=(plan.WindowSizes(1, 4, 4, 4),), window=(plan.WindowConfig(),), frames=(((6, 8), (12, 16)),), image_size=16,
-    matrix=16, copy_bytes=1 << 10, steps=3, compiled=False)
+    matrix=16, copy_bytes=1 << 10, steps=3, compiled=False, engines=Path("nowhere"))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,7 @@ def data(tmp_path_factory):
 def test_every_section_is_there_and_none_failed(data):
     assert data["failed"] == []
     assert {"machine", "ceilings", "memory_attention", "window_attention_p4_t1", "preprocess_6p", "postprocess_6p",
-            "graph_gain", "flat_memory", "cubins"} == set(data["sections"])
+            "graph_gain", "flat_memory", "cubins", "pipeline"} == set(data["sections"])
 
 
 def test_a_configuration_that_fails_is_recorded_and_never_wins(data):

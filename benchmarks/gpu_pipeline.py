@@ -1,0 +1,119 @@
+"""Stages and whole videos of a bundle on every GPU backend that is present: part of `benchmarks.gpu_check`.
+
+Times are wall time around work that ends in one wait, so that they mean the same on every backend; each figure is the
+median of several rounds.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+import numpy as np
+
+from runtime.backends import create
+from runtime.bundle import Bundle, choose
+from runtime.engine import Engine
+from runtime.errors import RuntimeFault
+from runtime.prompt import Text
+
+BACKENDS = ("ort-cuda", "tensorrt", "tensorrt_rtx")
+ROUNDS, REPEATS = 5, 10
+
+Make = Callable[[str], Any]
+
+
+def check(folder: Path, frames: int, objects: Sequence[int], used: Callable[[], int], make: Make = create) -> dict[str, Any]:
+    """Every bundle in `folder` on every backend; a backend that is missing says why it was skipped."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as work:
+        for source in sorted(p.parent for p in folder.glob("*/manifest.json")):
+            bundle = choose(source)
+            if "samwise" not in bundle.manifest.model.split("+"):
+                found[bundle.name] = {"skipped": f"{bundle.manifest.model} takes no sentence"}
+                continue
+            found[bundle.name] = {name: one(bundle, name, Path(work), frames, objects, used, make) for name in BACKENDS}
+    return found or {"skipped": f"no bundle in {folder}"}
+
+
+def one(bundle: Bundle, name: str, work: Path, frames: int, objects: Sequence[int], used: Callable[[], int],
+        make: Make) -> dict[str, Any]:
+    """One bundle on one backend: seconds per stage and per frame, gain of CUDA graphs, memory held before and after."""
+    try:
+        backend = make(name)
+        if name != "ort-cuda":
+            bundle = built(bundle, name, work)
+        result: dict[str, Any] = {"precision": bundle.manifest.precision, "stages": stages(bundle, backend)}
+        for n in objects:
+            result[f"objects_{n}"] = pipeline(bundle, backend, frames, n, used)
+        return result
+    except RuntimeFault as error:
+        return {"skipped": str(error)}
+    except Exception as error:  # noqa: BLE001 - a backend that fails must not take the others with it
+        return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+
+
+def built(bundle: Bundle, name: str, work: Path) -> Bundle:
+    """A copy of the bundle with engines for this GPU; the bundle itself is left alone."""
+    from export import build
+
+    copy = work / f"{bundle.name}-{name}"
+    if not copy.exists():
+        shutil.copytree(bundle.folder, copy)
+    library = build.Library(name)
+    targets = [build.gpu_capability()] if library.ahead else None
+    build.build_bundle(choose(copy), library, targets, report=lambda line: None)
+    return choose(copy)
+
+
+def stages(bundle: Bundle, backend: Any) -> dict[str, float]:
+    """Seconds of each stage with every symbol at the size that its engine is tuned for."""
+    from export.build import profile
+
+    device, seconds = backend.device, {}
+    for name, stage in bundle.load_stages(backend).items():
+        sizes = {s: typical for s, (_, typical, _) in profile(stage.spec, bundle.manifest).items()}
+        arrays = {t.name: device.constant(np.zeros(t.resolve(sizes), t.dtype)) for t in stage.spec.inputs}
+        arrays |= {t.name: device.empty(t.resolve(sizes), t.dtype) for t in stage.spec.outputs}
+        probe = next(iter(arrays.values()))
+
+        def round_() -> float:
+            begin = time.perf_counter()
+            for _ in range(REPEATS):
+                stage.run(**arrays)
+            device.download(probe)
+            return (time.perf_counter() - begin) / REPEATS
+
+        round_()
+        seconds[name] = statistics.median(round_() for _ in range(ROUNDS))
+    return seconds
+
+
+def pipeline(bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable[[], int]) -> dict[str, Any]:
+    """Milliseconds per frame of a video with `objects` sentences, with CUDA graphs and without; bytes held."""
+    text = bundle.manifest.settings["text"]
+    prompts = [Text(tokens=[0, 3 + i % (text["vocabulary"] - 3), 2]) for i in range(objects)]
+    rng = np.random.default_rng(0)
+    clip = [rng.integers(0, 255, (360, 640, 3), dtype=np.uint8) for _ in range(16)]
+    result: dict[str, Any] = {"frames": frames}
+    for name, replays in (("graphs", True), ("plain", False)):
+        engine = Engine(bundle, backend, max_objects=objects)
+        backend.device.replays = replays
+        try:
+            with engine.session(prompts) as session:
+                for _ in session.stream(clip[i % 16] for i in range(4 * session._window)):
+                    pass                      # memory full, every shape seen, the frame recorded
+                held, begin = used(), time.perf_counter()
+                for _ in session.stream(clip[i % 16] for i in range(frames)):
+                    pass
+                seconds = time.perf_counter() - begin
+                result |= {f"{name}_ms_per_frame": 1e3 * seconds / frames, f"{name}_grown_bytes": used() - held}
+        finally:
+            del backend.device.replays          # back to the class's own
+    result["graph_gain"] = result["plain_ms_per_frame"] / result["graphs_ms_per_frame"]
+    result["captures"] = backend.device.captures
+    return result

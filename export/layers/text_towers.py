@@ -54,7 +54,7 @@ class BertLayer(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x_blw: Tensor, bias_blm: Tensor | None) -> Tensor:
-        own, after = getattr(self.attention, "self"), self.attention.output
+        own, after = self.attention.self, self.attention.output
         mixed = _attend(own.query(x_blw), own.key(x_blw), own.value(x_blw), self.heads, bias_blm)
         x = after.LayerNorm(x_blw + after.dense(mixed))
         return self.output.LayerNorm(x + self.output.dense(self.activation(self.intermediate.dense(x))))

@@ -1,0 +1,69 @@
+"""The bundle that serves sentences and clicks: how its stages are put together, and the one that ships with the project."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import runtime
+import runtime.video
+from runtime.demo import Demo
+from runtime.metrics import jaccard
+
+ENGINES = Path(__file__).parents[1] / "engines"
+
+
+def test_stages_of_both_networks_with_bounds_that_agree():
+    torch = pytest.importorskip("torch")
+    from export.models import samwise_sam2
+    from export.models.samwise import Samwise, tiny_test_config
+    from runtime.models.sam2 import Sam2
+    from runtime.models.samwise import Samwise as Schedule
+
+    torch.manual_seed(0)
+    stages = samwise_sam2.stages(Samwise(tiny_test_config()))
+    names = [s.name for s in stages]
+    assert len(names) == len(set(names)) and set(Schedule.STAGES) | set(Sam2.STAGES) <= set(names)
+    seen: dict[str, tuple[int, int]] = {}
+    for stage in stages:
+        for symbol, pair in stage.bounds.items():
+            assert seen.setdefault(symbol, pair) == pair, (stage.name, symbol)
+            assert pair[0] <= stage.sizes[symbol] <= pair[1]
+    assert seen["pointers"][0] == 0 and seen["slots"][1] > 7
+    settings = samwise_sam2.settings(Samwise(tiny_test_config()))
+    assert settings["sam2"]["memory"]["slots"] == 7 and settings["window"] == 4
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return runtime.load(ENGINES, model="nano", backend="ort", threads=2)
+
+
+@pytest.fixture(scope="module")
+def demo(engine):
+    return Demo.load(engine.bundle.folder / engine.bundle.manifest.demo)
+
+
+def test_the_shipped_bundle_is_small(engine):
+    files = [p for p in engine.bundle.folder.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 25e6
+    assert sum(p.stat().st_size for p in files if p.parent.name == "demo") < 1e6
+
+
+def test_the_shipped_bundle_follows_its_demonstration(engine, demo):
+    frames = list(runtime.video.frames(demo.clip))
+    with engine.session(demo.prompts) as session:
+        masks = np.stack([r.masks for r in session.stream(frames)], 1)
+    truth = np.stack([demo.masks == k for k in demo.objects])
+    assert np.mean([jaccard(m, t) for m, t in zip(masks, truth)]) > 0.6
+
+
+def test_the_shipped_bundle_follows_a_box(engine, demo):
+    """The same weights, asked with a box around one object."""
+    frames = list(runtime.video.frames(demo.clip))
+    truth = demo.masks == demo.objects[0]
+    ys, xs = np.nonzero(truth[0])
+    box = runtime.Box([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+    with engine.session() as session:
+        masks = [r.masks[0] for t, f in enumerate(frames) for r in session.push(f, **({"prompts": {1: box}} if t == 0 else {}))]
+    assert np.mean(jaccard(np.stack(masks), truth)) > 0.4

@@ -7,7 +7,8 @@ published.
     python -m export.parity engines/NAME [--backend B]
 
 checks a bundle that exists, without its checkpoint: a clip runs on ONNX Runtime's plain graphs, every stage's inputs
-are kept, and backend B gets the same inputs.
+are kept, and backend B gets the same inputs. TensorRT engines that pass are marked as verified on this kind of GPU; one
+miss, and none is.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime import engine_files
 from runtime.backends import Backend, create
 from runtime.bundle import Bundle, choose
 from runtime.engine import Engine
@@ -98,9 +100,8 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> tuple[float, float, flo
     return error, largest, float(a @ b) / (norm * other) if norm and other else float(norm == other)
 
 
-def compare_stage(stage: Any, spec: StageSpec, folder: Path, backend: Backend, limit: float | None = None) -> list[Row]:
+def compare_stage(stage: Any, spec: StageSpec, folder: Path, backend: Backend, limit: float) -> list[Row]:
     """Torch (`stage`, an `export.stage.Stage`) against every graph of `spec.files`, on the same rounded inputs."""
-    limit = STAGE_ERROR["fp32" if spec.precision == "fp32" else "fp16"] if limit is None else limit
     loaded = {form: backend.load(folder / file, spec) for file, form in distinct(spec).items()}
     rows = []
     for values in test_sizes(stage):
@@ -226,6 +227,7 @@ class Recorder:
 def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None) -> tuple[list[Row], list[ClipRow]]:
     """The graphs that `backend` prefers against ONNX Runtime's plain ones, stage by stage on a clip, then the clip."""
     bundle.verify()
+    other = create(backend, threads)
     if "text" not in bundle.manifest.settings:
         raise UserError(f"{bundle.folder}: {bundle.manifest.model} takes no text; the check needs a sentence")
     plain = create("ort", threads)
@@ -235,7 +237,6 @@ def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None) -
     for name, timed in reference.stages.items():
         timed.stage = recorders[name]
     want = clip_results(reference)
-    other = create(backend, threads)
     precision = bundle.manifest.precision
     rows = []
     for name, spec in bundle.manifest.stages.items():
@@ -249,7 +250,22 @@ def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None) -
             rows.append(worst(f"{name} [{form}]", sizes, spec, got, outputs, STAGE_ERROR[precision]))
         recorders[name].calls.clear()
     frames = [(r.masks, r.low_res_logits, r.score_logits) for r in want]
-    return rows, compare_clip(frames, clip_results(Engine(bundle, other)), precision)
+    clip = compare_clip(frames, clip_results(Engine(bundle, other)), precision)
+    if hasattr(other, "library") and all(r.passed for r in (*rows, *clip)):
+        engine_files.mark_verified(bundle.folder, bundle.manifest, other.library, other.version, other.device.capability,
+                                   worst_by_stage(rows))
+    return rows, clip
+
+
+def worst_by_stage(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
+    """Stage -> its largest errors and smallest cosine over all sizes."""
+    found: dict[str, dict[str, float]] = {}
+    for r in rows:
+        have = found.setdefault(r.what.split(" ")[0], {"relative_error": 0.0, "largest_error": 0.0, "cosine": 1.0})
+        have["relative_error"] = max(have["relative_error"], r.error)
+        have["largest_error"] = max(have["largest_error"], r.largest)
+        have["cosine"] = min(have["cosine"], r.cosine)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

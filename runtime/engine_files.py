@@ -109,6 +109,22 @@ def find(bundle: Path, manifest: Manifest, spec: StageSpec, form: str, library: 
     return here[0]
 
 
+def mark_verified(bundle: Path, manifest: Manifest, library: str, version: str, capability: int,
+                  found: Mapping[str, Mapping[str, float]]) -> None:
+    """Note in the index that the fresh engines of these stages agreed with ONNX Runtime on such a GPU.
+
+    `found`: stage -> {"relative_error", "largest_error", "cosine"}, the worst of each.
+    """
+    entries = []
+    for entry in read(bundle):
+        spec = manifest.stages.get(entry.stage)
+        fits = (entry.library, entry.version) == (library, version) and capability in entry.capabilities
+        if fits and entry.stage in found and spec and entry.graph == fingerprint(manifest, spec, entry.form):
+            entry = replace(entry, verified={**entry.verified, str(capability): dict(found[entry.stage])})
+        entries.append(entry)
+    write(bundle, entries)
+
+
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:

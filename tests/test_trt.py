@@ -130,3 +130,31 @@ def test_scratch_of_a_recorded_graph_is_kept():
     assert scratch.reserve(50) is small
     device.captures = 1
     assert scratch.reserve(200) is not small and small in scratch._kept
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_parity_marks_engines_that_agree_and_none_where_one_does_not(bundle, backend, monkeypatch, exact):
+    """`python -m export.parity --backend tensorrt`, at the clip length and memory of the toy."""
+    pytest.importorskip("onnx")
+    from export import parity
+    from runtime import engine_files
+
+    monkeypatch.setattr(parity, "create", lambda name, threads: create(name, threads) if name == "ort" else backend)
+    if not exact:
+        original = fake_tensorrt.Context._run
+
+        def off(self, shapes, addresses, memory):
+            original(self, shapes, addresses, memory)
+            for t in self.engine.session.get_outputs():
+                if t.name == "text_1":
+                    np.frombuffer((fake_tensorrt.ctypes.c_float * 3).from_address(addresses[t.name]), np.float32)[0] += 1
+
+        monkeypatch.setattr(fake_tensorrt.Context, "_run", off)
+    rows, clip = parity.recheck(bundle, backend.name)
+    assert all(r.passed for r in rows) is exact
+    marks = [e.verified for e in engine_files.read(bundle.folder)]
+    if exact:
+        assert all(m["89"]["cosine"] > 0.9999 and m["89"]["relative_error"] < 1e-4 for m in marks)
+        choose(bundle.folder).verify()
+    else:
+        assert not any(marks)

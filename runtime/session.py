@@ -71,6 +71,13 @@ class Session:
                 yield from self.advance()
         yield from self.advance()
 
+    @property
+    def device_logits(self) -> list[Any]:
+        """Low-res logits (n, s, s) of the frame whose result came last, as the device's own arrays, one per batch of
+        prompts: on CUDA they have `__cuda_array_interface__`. Overwritten by the next frame."""
+        self._check_open()
+        return [batch.results.arrays["low_res_logits"] for batch in self._clip.batches]
+
     # -- results out ----------------------------------------------------------------------------------------------
 
     @property

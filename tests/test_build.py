@@ -2,11 +2,11 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 import toy
+from benchmarks.engine_table import half_graphs, network
 from export import build
 from runtime import engine_files
 from runtime.bundle import choose
@@ -166,46 +166,12 @@ def test_a_graph_that_cannot_be_built_says_why(bundle, rtx, tmp_path):
         rtx.build(tmp_path / "neck.onnx", spec, build.profile(spec, bundle.manifest), (89,))
 
 
-def half_graphs(stages, folder: Path, settings) -> Path:
-    """The half graphs that TensorRT takes, one form per stage, without comparing them with torch: `tests/test_export_*` do."""
-    pytest.importorskip("torch")
-    from export import bundle, onnx, precision
-
-    (folder / "graphs").mkdir(parents=True)
-    specs, bounds = {}, {}
-    for stage in stages:
-        form = next(f for f in build.FORMS if f in stage.forms)
-        signature = bundle.half_signature(stage.spec)
-        half = {t.name for t in (*signature.inputs, *signature.outputs) if t.dtype == "float16"}
-        level = precision.LEVELS[0]
-        model = precision.to_half(onnx.trace(stage, form), level, half)
-        files = onnx.save({"default": model}, folder / "graphs", stage.name)
-        specs[stage.name] = replace(signature, precision=level.name, files={"default": f"graphs/{files['default']}"})
-        bounds |= stage.bounds
-    manifest = Manifest("test", "tiny", "fp16", settings["resize"]["max"], specs, bounds, settings)
-    bundle._write(manifest, folder)
-    return folder
-
-
-def networks(name):
-    """Hiera tiny and the real decoder, memory and adapters at 1024 px; a small text tower, whose shapes have no pixels."""
-    torch = pytest.importorskip("torch")
-    from export.layers.roberta import TextConfig
-    from export.models import sam2, samwise
-    from export.stages.sam import SamConfig
-
-    torch.manual_seed(0)
-    if name == "samwise":
-        text = TextConfig(vocabulary=100, positions=66, layers=3)
-        config = samwise.SamwiseConfig(sam=SamConfig(text_width=text.width), text=text, text_stages=(1, 2, 3))
-        return samwise, samwise.Samwise(config)
-    return sam2, sam2.Sam2(sam2.Sam2Config(SamConfig(memory_layers=2, pointer_positions=True)))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["samwise", "sam2"])
 def test_every_stage_builds_in_half_for_every_target(name, rtx, tmp_path):
-    module, model = networks(name)
+    """1024 px, Hiera tiny, the real decoder, memory and adapters; a small text tower, whose shapes have no pixels."""
+    pytest.importorskip("torch")
+    module, model = network(name, "tiny", vocabulary=100, positions=66, layers=3)
     folder = half_graphs(module.stages(model), tmp_path / name, module.settings(model))
     lines = []
     entries = build.build_bundle(choose(folder), rtx, report=lines.append)

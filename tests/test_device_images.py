@@ -181,3 +181,13 @@ def test_dlpack_memory_is_given_back():
     assert array.ptr == host.ctypes.data and array.dtype == np.uint8 and array.shape == (4, 4, 3)
     ctypes.c_uint8.from_address(array.ptr).value = 9
     assert host[0, 0, 0] == 9
+
+
+def test_logits_can_be_read_where_they_are(engine):
+    with engine.session([runtime.Text(tokens=p) for p in (A, B, C)], logits=True) as session:
+        session.push(frames(1)[0])
+        (result,) = session.flush()
+        parts = [np.frombuffer(ctypes.string_at(a.__cuda_array_interface__["data"][0], a.nbytes), a.dtype).reshape(a.shape)
+                 for a in session.device_logits]
+    np.testing.assert_array_equal(np.concatenate(parts), result.low_res_logits)
+    assert [len(part) for part in parts] == [2, 1]

@@ -1,0 +1,102 @@
+"""Every stage of a network at its published size, built for every target on a CPU: seconds, megabytes, scratch.
+
+    python -m benchmarks.engine_table samwise base_plus [--out benchmarks/results/engines-samwise-base_plus.json]
+
+Weights are random: they change neither time nor size. Needs TensorRT-RTX and the export's libraries, and no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from export import build
+from runtime.bundle import choose
+from runtime.spec import Manifest
+
+TRUNKS: Mapping[str, dict[str, Any]] = {
+    "tiny": {},
+    "small": dict(blocks=(1, 2, 11, 2), global_blocks=(7, 10, 13)),
+    "base_plus": dict(width=112, heads=2, blocks=(2, 3, 16, 3), global_blocks=(12, 16, 20), positions=14),
+    "large": dict(width=144, heads=2, blocks=(2, 6, 36, 4), global_blocks=(23, 33, 43), windows=(8, 4, 16, 8)),
+}
+"""What differs from Hiera tiny, from the configuration files of SAM 2 (sam2/configs/sam2.1/*.yaml)."""
+
+
+def network(name: str, variant: str, **text: int) -> tuple[Any, Any]:
+    """(module of `export.models`, model with random weights). `text` overrides sizes of SAMWISE's text tower."""
+    import torch
+
+    from export.layers.hiera import HieraConfig
+    from export.layers.roberta import TextConfig
+    from export.models import sam2, samwise
+    from export.stages.sam import SamConfig
+
+    torch.manual_seed(0)
+    trunk = HieraConfig(**TRUNKS[variant])
+    if name == "sam2":
+        return sam2, sam2.Sam2(sam2.Sam2Config(SamConfig(hiera=trunk, pointer_positions=True)))
+    tower = TextConfig(**text)
+    steps = tuple(tower.layers * k // 3 for k in (1, 2, 3))
+    sam = SamConfig(hiera=trunk, text_width=tower.width)
+    return samwise, samwise.Samwise(samwise.SamwiseConfig(sam=sam, text=tower, text_stages=steps))
+
+
+def half_graphs(stages: Iterable[Any], folder: Path, settings: Mapping[str, Any]) -> Path:
+    """A bundle of the half graphs that TensorRT takes, one form per stage. Nothing is compared with torch."""
+    from export import bundle, onnx, precision
+
+    (folder / "graphs").mkdir(parents=True)
+    specs, bounds = {}, {}
+    for stage in stages:
+        form = next(f for f in build.FORMS if f in stage.forms)
+        signature = bundle.half_signature(stage.spec)
+        half = {t.name for t in (*signature.inputs, *signature.outputs) if t.dtype == "float16"}
+        level = precision.LEVELS[0]
+        model = precision.to_half(onnx.trace(stage, form), level, half)
+        files = onnx.save({"default": model}, folder / "graphs", stage.name)
+        specs[stage.name] = replace(signature, precision=level.name, files={"default": f"graphs/{files['default']}"})
+        bounds |= stage.bounds
+    bundle._write(Manifest("built", "half", "fp16", settings["resize"]["max"], specs, bounds, settings), folder)
+    return folder
+
+
+def table(folder: Path, library: build.Library) -> dict[str, Any]:
+    """Build every stage of the bundle for every target; rows by stage."""
+    entries = build.build_bundle(choose(folder), library)
+    manifest = Manifest.load(folder)
+    rows = {e.stage: {"seconds": e.seconds, "megabytes": round((folder / "engines" / e.file).stat().st_size / 1e6, 1),
+                      "scratch_megabytes": round(e.scratch / 1e6, 1),
+                      "largest": {s: manifest.bounds[s][1] for s in sorted(manifest.stages[e.stage].symbols)}}
+            for e in entries}
+    return {"library": f"{library.name} {library.version}", "precision": manifest.precision,
+            "targets": [f"sm_{c}" for c in entries[0].capabilities], "stages": rows}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_table", description="Build every stage on a CPU.")
+    parser.add_argument("network", choices=("samwise", "sam2"))
+    parser.add_argument("variant", choices=tuple(TRUNKS))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    library = build.Library("tensorrt_rtx")
+    module, model = network(options.network, options.variant)
+    with tempfile.TemporaryDirectory() as work:
+        folder = half_graphs(module.stages(model), Path(work) / "bundle", module.settings(model))
+        del model
+        found = table(folder, library)
+    name = f"engines-{options.network}-{options.variant}.json"
+    out = options.out or Path(__file__).parent / "results" / name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -92,7 +92,8 @@ def run(args: Any, load: Any) -> int:
     if load is None:
         from . import load
     start, done = time.perf_counter(), 0
-    with load(args.engine, model=args.model, backend=args.backend, threads=args.threads) as engine:
+    with load(args.engine, model=args.model, backend=args.backend, threads=args.threads,
+              kernels=args.kernels) as engine:
         for (picture, prompts), name in zip(listed.items(), names):
             _one(args, engine, folder / picture, name, prompts)
             done += len(prompts)

@@ -1,8 +1,10 @@
-"""Official checkpoints to our networks: read without running code, sized from their tensors, every tensor accounted for.
+"""Official checkpoints to our networks: read without running code, sized from their tensors, every tensor accounted
+for.
 
 A checkpoint is what `torch.save` wrote: `{"model": tensors, ...}` or the tensors themselves, names with or without
-`module.`. Sizes come from the tensors, except those that leave no trace in them (heads, windows and global blocks of the
-trunk), which come from the table of published trunks; `"config"` in the file, written by our own training, overrides all.
+`module.`. Sizes come from the tensors, except those that leave no trace in them (heads, windows and global blocks of
+the trunk), which come from the table of published trunks; `"config"` in the file, written by our own training,
+overrides all.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ UNUSED = (
     "*.num_batches_tracked", "text_encoder._float_tensor", "*.sentence_encoder.version", "*.lm_head.*",
     "*no_mem_pos_enc", "conditional_memory_encoder.transformerBlock.norm2.*", "*total_ops", "*total_params",
 )
-"""Tensors that official checkpoints hold and no computation reads. The last two are left by a counter of operations, and
-the official code passes over them, too."""
+"""Tensors that official checkpoints hold and no computation reads. The last two are left by a counter of operations,
+and the official code passes over them, too."""
 
 LARGEST = 1 << 20
 """Largest number a 'config' may hold; no real size comes near."""
@@ -48,7 +50,8 @@ DEEPEST = 1024
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | None]:
-    """Tensors by name and the 'config' of a checkpoint, if it has one. Raises UserError; never runs code from the file."""
+    """Tensors by name and the 'config' of a checkpoint, if it has one. Raises UserError; never runs code from the
+    file."""
     return _contents(path)[:2]
 
 
@@ -81,10 +84,10 @@ def _load(path: Path) -> Any:
         except Exception as error:  # torch raises a dozen kinds for a broken file
             failure = error
     if "weights_only" in str(failure) or "Weights only" in str(failure):
-        raise UserError(f"{path}: holds Python objects besides tensors and is not opened; save it again as plain tensors, "
-                        "torch.save({'model': model.state_dict()}, path)") from None
-    raise UserError(f"{path}: not readable as a torch checkpoint ({type(failure).__name__}); truncated or another kind of "
-                    "file? download it again") from None
+        raise UserError(f"{path}: holds Python objects besides tensors and is not opened; save it again as plain "
+                        "tensors, torch.save({'model': model.state_dict()}, path)") from None
+    raise UserError(f"{path}: not readable as a torch checkpoint ({type(failure).__name__}); truncated or another kind "
+                    "of file? download it again") from None
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, unused: tuple[str, ...] = UNUSED) -> None:
@@ -144,7 +147,8 @@ def samwise(path: str | Path) -> Samwise:
 def _rehearse(model: Samwise) -> None:
     """One frame through the network without numbers: sizes that do not divide or fit raise here, as torch says it."""
     c = model.eval().config
-    clip = model.encode_clip(torch.empty(1, 1, 3, c.sam.image_size, c.sam.image_size), torch.zeros(1, 3, dtype=torch.int64))
+    pixels = torch.empty(1, 1, 3, c.sam.image_size, c.sam.image_size)
+    clip = model.encode_clip(pixels, torch.zeros(1, 3, dtype=torch.int64))
     embedding, fine = clip.embedding[:, 0], (clip.high_res_0[:, 0], clip.high_res_1[:, 0])
     out = model.decode(model.without_memory(embedding), model.prompt(clip.text), *fine)
     memory = model.remember(embedding, out.low_res_logits)

@@ -35,8 +35,9 @@ class Stage:
     """One stage, ready to export.
 
     `spec`    signature; `spec.files` stays empty until graphs exist.
-    `module`  the reference. `module(*inputs)` takes tensors in the order of `spec.inputs` and returns a tuple of tensors
-              in the order of `spec.outputs` (a tuple of one, too). In eval mode, no gradients, float32 on the CPU.
+    `module`  the reference. `module(*inputs)` takes tensors in the order of `spec.inputs` and returns a tuple of
+              tensors in the order of `spec.outputs` (a tuple of one, too). In eval mode, no gradients, float32 on the
+              CPU.
     `sampler` (sizes of the symbols, generator) -> inputs by name, of realistic scale.
     `bounds`  lowest and highest value of each symbol of `spec`.
     `sizes`   the symbol values to trace with: none of them 0 or 1, no two alike, none a constant of the network by
@@ -87,7 +88,8 @@ def tensor(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
 def stage(name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], module: nn.Module,
           sampler: Sampler, bounds: Mapping[str, tuple[int, int]], sizes: Mapping[str, int],
           forms: Mapping[str, Form] | None = None) -> Stage:
-    """Build a `Stage`; bounds and sizes of symbols that it does not use are dropped, "default" is added to the forms."""
+    """Build a `Stage`; bounds and sizes of symbols that it does not use are dropped, "default" is added to the
+    forms."""
     module = module.eval().requires_grad_(False)
     spec = StageSpec(name, inputs, outputs)
     for form in (forms or {}).values():

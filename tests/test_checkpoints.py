@@ -73,7 +73,8 @@ def test_public_tiny_is_sized_from_its_tensors():
 
 @pytest.mark.parametrize("trunk", list(checkpoints.TRUNKS.values()), ids=["tiny", "small", "base_plus", "large"])
 @pytest.mark.parametrize("motion, score, conditional, patches", [
-    (False, True, 128, (8, 4, 2)), (True, True, 128, (8, 4, 2)), (False, False, 0, (0, 0, 0)), (False, True, 128, (4, 4, 4))])
+    (False, True, 128, (8, 4, 2)), (True, True, 128, (8, 4, 2)), (False, False, 0, (0, 0, 0)),
+    (False, True, 128, (4, 4, 4))])
 def test_variants_are_recognised(trunk, motion, score, conditional, patches):
     config = SamwiseConfig(sam=SamConfig(hiera=trunk, text_width=768, motion=motion, object_score=score),
                            conditional_hidden=conditional)
@@ -108,7 +109,8 @@ def not_a_tensor(data):
 
 
 @pytest.mark.parametrize("change, words", [
-    (drop, "lacks sam.no_mem_embed"), (add, "holds sam.extra.weight"), (misshape, r"sam.no_obj_ptr has shape \(1, 31\)"),
+    (drop, "lacks sam.no_mem_embed"), (add, "holds sam.extra.weight"),
+    (misshape, r"sam.no_obj_ptr has shape \(1, 31\)"),
     (spoil, "sam.no_obj_ptr holds numbers that are not finite"), (integers, "sam.no_obj_ptr has type"),
     (not_a_tensor, "sam.no_obj_ptr is a str")])
 def test_wrong_tensors_are_named(tmp_path, network, change, words):
@@ -148,7 +150,8 @@ def test_truncated(tmp_path, network, options):
             checkpoints.samwise(path)
 
 
-@pytest.mark.parametrize("data", [{"model": {}}, {"model": 3}, [], 7, {1: torch.zeros(1)}, {"weights": [torch.zeros(1)]}])
+@pytest.mark.parametrize("data", [
+    {"model": {}}, {"model": 3}, [], 7, {1: torch.zeros(1)}, {"weights": [torch.zeros(1)]}])
 def test_other_contents(tmp_path, data):
     torch.save(data, tmp_path / "x.pth")
     with pytest.raises(UserError):

@@ -105,7 +105,8 @@ def test_reweight():
 @torch.no_grad()
 def test_memory_attention_forms(network, wide, form):
     generator = torch.Generator().manual_seed(3)
-    embedding, memory, pointers = (torch.randn(s, generator=generator) for s in ((3, 16, 32), (2, 4, 16, 16), (2, 5, 32)))
+    shapes = ((3, 16, 32), (2, 4, 16, 16), (2, 5, 32))
+    embedding, memory, pointers = (torch.randn(s, generator=generator) for s in shapes)
     ages, index = torch.tensor([[3, 1, 0, 5], [0, 1, 2, 3]]), torch.tensor([2, 0])
     expected = network.attend_memory(embedding[index], memory, ages, pointers)
     stage = MemoryAttentionStage(network.sam.memory_attention, network.sam.maskmem_tpos_enc, wide).eval()

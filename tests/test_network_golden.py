@@ -31,7 +31,8 @@ def test_adapter_alone(i, width, side, patch):
     debug = np.load(reference.GOLDENS / "golden_public_tiny_debug.npz")
     prefix = f"cmt_adapters.{i}."
     adapter = Adapter(width, 768, 256, 8, patch).eval()
-    adapter.load_state_dict({k.removeprefix(prefix): v for k, v in reference.state_dict("public_tiny", (prefix,)).items()})
+    weights = reference.state_dict("public_tiny", (prefix,))
+    adapter.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items()})
     vision = torch.from_numpy(reference.synth.make_tensor(f"unit.adapter{i}.vis", (3, width, side, side), 101))
     vision = vision.permute(0, 2, 3, 1)
     text = torch.from_numpy(reference.synth.make_tensor(f"unit.adapter{i}.text", (10, 1, 768), 101))[:, 0]
@@ -81,7 +82,8 @@ def test_first_frames_of_a_clip():
         slot = out["memory_slot"][0].unflatten(0, (64, 64))
         close(slot.permute(2, 0, 1)[:, ::4, ::4], golden["maskmem_features_sub4"][number])
         resized = upsample(out["low_res_logits"], 1024)[:, :meta["resized_height"], :meta["resized_width"]]
-        mask = torch.nn.functional.interpolate(resized[None], (height, width), mode="bilinear")[0, 0].flatten().numpy() > 0
+        source = torch.nn.functional.interpolate(resized[None], (height, width), mode="bilinear")[0, 0]
+        mask = source.flatten().numpy() > 0
         assert (mask & packed[number]).sum() >= 0.999 * (mask | packed[number]).sum()
         if number < 2:
             grid = out["conditioned"][0].unflatten(0, (64, 64))

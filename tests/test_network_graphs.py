@@ -43,5 +43,6 @@ def test_graph_equals_module(cuts, name, tmp_path):
             expected = stage.run(inputs)
             results = session.run(list(expected), {k: v.numpy() for k, v in inputs.items()})
             for (output, ours), theirs in zip(expected.items(), results):
-                np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-4, atol=2e-5 * max(1, ours.float().abs().max().item()),
+                near = 2e-5 * max(1, ours.float().abs().max().item())
+                np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-4, atol=near,
                                            err_msg=f"{name} {form} {output} {sizes}")

@@ -41,7 +41,8 @@ def test_every_parameter_gets_a_gradient(network):
     points = prompts.points(torch.rand(2, 5, 2) * 64, torch.tensor([[-1, 0, 1, 2, 3]] * 2))
     dense = prompts.masks(torch.randn(2, 16, 16))
     clip = network.encode_clip(pixels, tokens)
-    clicked = network.decode(clip.embedding[:, 0], points, clip.high_res_0[:, 0], clip.high_res_1[:, 0], dense_bnd=dense)
+    fine = clip.high_res_0[:, 0], clip.high_res_1[:, 0]
+    clicked = network.decode(clip.embedding[:, 0], points, *fine, dense_bnd=dense)
     shrunk = network.sam.mask_downsample(torch.rand(1, 1, 64, 64))
     parts = [f.decoded.logits.sum() + f.iou.sum() + f.score.sum() + f.pointer.sum() for f in (last, first, clicked)]
     (sum(parts) + network.decide(last.pointer, last.early_token)[:, 0].sum() + shrunk.sum()

@@ -65,7 +65,8 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, heads: int, mask_bs: Tensor | None, 
     if not written_out:
         mask = None if mask_bs is None else mask_bs[:, None, None, :]
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-            # torch's kernel for a CPU goes backwards eight times slower in bfloat16 than in single precision (torch 2.13)
+            # torch's kernel for a CPU goes backwards eight times slower in bfloat16 than in single precision (torch
+            # 2.13)
             with torch.autocast("cpu", enabled=False):
                 mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask)
             return mixed.to(q.dtype).transpose(1, 2).flatten(2)

@@ -1,4 +1,5 @@
-"""Exact algebra that merges neighbouring linear maps. Nothing here approximates; tests compare with the unfolded modules."""
+"""Exact algebra that merges neighbouring linear maps. Nothing here approximates; tests compare with the unfolded
+modules."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from .common import MLP, Group
 
 @dataclass(frozen=True, slots=True)
 class HieraConfig:
-    """Sizes of a trunk. `windows` are token counts per side, even in every stage but the last, because a window is halved
-    on the way to the next stage; blocks numbered in `global_blocks` have no window."""
+    """Sizes of a trunk. `windows` are token counts per side, even in every stage but the last, because a window is
+    halved on the way to the next stage; blocks numbered in `global_blocks` have no window."""
 
     width: int = 96
     heads: int = 1

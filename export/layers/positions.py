@@ -45,7 +45,8 @@ def sine_distance(distance: Tensor, channels: int) -> Tensor:
 
 
 def rotation_tables(side: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (side*side, channels/2) of the axial rotation: x on the first half of the pairs, y on the rest."""
+    """Cosines and sines (side*side, channels/2) of the axial rotation: x on the first half of the pairs, y on the
+    rest."""
     quarter = channels // 4
     frequencies = 10000.0 ** (-4 * torch.arange(quarter, dtype=torch.float32) / channels)
     cell = torch.arange(side * side)
@@ -87,6 +88,7 @@ class RandomPositions(nn.Module):
 
     def grid(self, side: int) -> Tensor:
         """Code of the cell centres of a square map (side*side, width)."""
-        steps = (torch.arange(side, dtype=torch.float32, device=self.positional_encoding_gaussian_matrix.device) + 0.5) / side
+        device = self.positional_encoding_gaussian_matrix.device
+        steps = (torch.arange(side, dtype=torch.float32, device=device) + 0.5) / side
         y, x = torch.meshgrid(steps, steps, indexing="ij")
         return self(torch.stack((x, y), -1).reshape(side * side, 2))

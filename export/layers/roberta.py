@@ -13,7 +13,8 @@ from .attention import Attention
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """Sizes of a text tower. `positions` counts rows of the table; the first pad+1 of them are never used by a token."""
+    """Sizes of a text tower. `positions` counts rows of the table; the first pad+1 of them are never used by a
+    token."""
 
     vocabulary: int = 50265
     positions: int = 514

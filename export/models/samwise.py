@@ -53,7 +53,8 @@ class SamwiseConfig:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A clip after fusion: `embedding` (B,T,N,D), `high_res_0` (B,T,D/8,S4,S4), `high_res_1` (B,T,D/4,S8,S8), `text` (B,L,W)."""
+    """A clip after fusion: `embedding` (B,T,N,D), `high_res_0` (B,T,D/8,S4,S4), `high_res_1` (B,T,D/4,S8,S8), `text`
+    (B,L,W)."""
 
     embedding: Tensor
     high_res_0: Tensor
@@ -63,7 +64,8 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One decode. `low_res_logits` (B,S4,S4), `iou`, `score` (B), `pointer`, `early_token` (B,D); `decoded` has all masks."""
+    """One decode. `low_res_logits` (B,S4,S4), `iou`, `score` (B), `pointer`, `early_token` (B,D); `decoded` has all
+    masks."""
 
     low_res_logits: Tensor
     iou: Tensor
@@ -113,7 +115,8 @@ class Samwise(nn.Module):
         verb = None if verb_b is None else text_blw[torch.arange(len(text_blw), device=text_blw.device), verb_b]
         return self.sam.sam_prompt_encoder.text(text_blw[:, 0], verb)
 
-    def attend_memory(self, embedding_bnd: Tensor, memory_bsnm: Tensor, memory_age_bs: Tensor, pointers_bpd: Tensor) -> Tensor:
+    def attend_memory(self, embedding_bnd: Tensor, memory_bsnm: Tensor, memory_age_bs: Tensor,
+                      pointers_bpd: Tensor) -> Tensor:
         """See `Sam.attend_memory`."""
         return self.sam.attend_memory(embedding_bnd, memory_bsnm, memory_age_bs, pointers_bpd)
 
@@ -122,12 +125,13 @@ class Samwise(nn.Module):
 
     def decode(self, conditioned_bnd: Tensor, sparse_bkd: Tensor, high_res_0: Tensor, high_res_1: Tensor,
                mask_bk: Tensor | None = None, dense_bnd: Tensor | None = None, masks: int = MASKS) -> Frame:
-        """Decode frames. `mask_bk` is true for real prompt tokens, `dense_bnd` a mask prompt. In training mode the logits
-        are not gated by the object score (a gate passes no gradient); the pointer always is."""
+        """Decode frames. `mask_bk` is true for real prompt tokens, `dense_bnd` a mask prompt. In training mode the
+        logits are not gated by the object score (a gate passes no gradient); the pointer always is."""
         prompts = self.sam.sam_prompt_encoder
         dense = prompts.no_mask_embed.weight[0] if dense_bnd is None else dense_bnd
         grid = prompts.pe_layer.grid(self.config.sam.side)
-        out = self.sam.sam_mask_decoder(conditioned_bnd + dense, grid, sparse_bkd, high_res_0, high_res_1, mask_bk, masks)
+        image = conditioned_bnd + dense
+        out = self.sam.sam_mask_decoder(image, grid, sparse_bkd, high_res_0, high_res_1, mask_bk, masks)
         logits, pointer = out.logits[:, 0], self.sam.obj_ptr_proj(out.tokens[:, 0])
         if self.config.sam.object_score:
             gated, pointer = gate(out.score, logits, pointer, self.sam.no_pointer)
@@ -148,8 +152,9 @@ def tiny_test_config(image_size: int = 64, motion: bool = False) -> SamwiseConfi
     """A toy network with every part of the real one, for tests: builds in milliseconds."""
     hiera = HieraConfig(width=8, heads=1, blocks=(1, 2, 2, 1), windows=(4, 2, 6, 2), global_blocks=(4,), positions=3)
     sam = SamConfig(
-        image_size=image_size, hiera=hiera, width=32, memory_width=16, memory_layers=2, memory_hidden=48, decoder_heads=4,
-        decoder_hidden=48, iou_hidden=24, prompt_channels=8, mask_channels=(2, 4, 8, 16), text_width=24, motion=motion)
+        image_size=image_size, hiera=hiera, width=32, memory_width=16, memory_layers=2, memory_hidden=48,
+        decoder_heads=4, decoder_hidden=48, iou_hidden=24, prompt_channels=8, mask_channels=(2, 4, 8, 16),
+        text_width=24, motion=motion)
     text = TextConfig(vocabulary=100, positions=34, width=24, hidden=48, layers=3, heads=2)
     return SamwiseConfig(sam=sam, text=text, adapter=AdapterConfig(width=16, heads=2, patches=(4, 2, 1)),
                          text_stages=(1, 2, 3), conditional_hidden=16, conditional_heads=4, window=4, pointers=7)

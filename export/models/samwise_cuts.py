@@ -1,4 +1,5 @@
-"""Where SAMWISE is cut: signatures, sample inputs and forms of its stages. See `docs/architecture.md` for the reasons."""
+"""Where SAMWISE is cut: signatures, sample inputs and forms of its stages. See `docs/architecture.md` for the
+reasons."""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ def stages(model: Samwise) -> list[Stage]:
 def _clip_stages(model: Samwise, cut: Callable[..., Stage]) -> list[Stage]:
     c, sam, tower = model.config, model.sam, model.tower
     side, width, words = c.sam.side, c.sam.width, c.text.width
-    maps = [tensor(f"vision_{i}", "frames", side * 2 >> i, side * 2 >> i, w) for i, w in enumerate(c.sam.hiera.widths[1:])]
+    maps = [tensor(f"vision_{i}", "frames", side * 2 >> i, side * 2 >> i, w)
+            for i, w in enumerate(c.sam.hiera.widths[1:])]
     texts = [tensor(f"text_{i}", "tokens", words) for i in range(3)]
     fused = [tensor(f"{t.name}_fused", *t.shape) for t in (*maps, *texts)]
     pixels = tensor("pixels", "frames", 3, c.sam.image_size, c.sam.image_size)
@@ -122,7 +124,8 @@ def _frame_stages(model: Samwise, cut: Callable[..., Stage]) -> list[Stage]:
             tensor("high_res_1", "maps", width // 4, side * 2, side * 2), index("map_index"))
     out = [cut("memory_attention", (embedding, index("map_index"), *slots), (conditioned,), *attention),
            cut("mask_decoder", (conditioned, *prompt, *fine),
-               (logits("low_res_logits"), tensor("iou", "objects"), tensor("score", "objects"), pointer, early), decoder),
+               (logits("low_res_logits"), tensor("iou", "objects"), tensor("score", "objects"), pointer, early),
+               decoder),
            cut("memory_encoder", (embedding, index("map_index"), logits("mask_logits", "mask_side")),
                (tensor("memory_slot", "objects", side * side, memory),), MemoryEncoderStage(sam.memory_encoder, image))]
     if c.conditional_hidden:

@@ -1,8 +1,8 @@
 """Trunk stages between two fusions.
 
-`hiera_0` covers the first two trunk stages, because no sentence enters before stride 8; it is shared by all prompts. The
-stride-4 fine map of the decoder is a linear image of trunk stage 0 alone, so it leaves here: the lateral convolution of
-the neck and the decoder's `conv_s0` become one matrix.
+`hiera_0` covers the first two trunk stages, because no sentence enters before stride 8; it is shared by all prompts.
+The stride-4 fine map of the decoder is a linear image of trunk stage 0 alone, so it leaves here: the lateral
+convolution of the neck and the decoder's `conv_s0` become one matrix.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ NO_OBJECT = -1024.0
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """All that a decoder says: `logits` (B,n,S4,S4), `iou` (B,4) in 0..1, `score` (B) logit, `tokens` and `early` (B,4,D)."""
+    """All that a decoder says: `logits` (B,n,S4,S4), `iou` (B,4) in 0..1, `score` (B) logit, `tokens` and `early`
+    (B,4,D)."""
 
     logits: Tensor
     iou: Tensor
@@ -42,7 +43,8 @@ class TwoWayBlock(nn.Module):
 
     def forward(self, x_bkd: Tensor, image_bnd: Tensor, places_bkd: Tensor, grid_nd: Tensor,
                 mask_bk: Tensor | None) -> tuple[Tensor, Tensor]:
-        """`places_bkd` are the tokens as they came in, `grid_nd` the map's positions; both are added to q and k only."""
+        """`places_bkd` are the tokens as they came in, `grid_nd` the map's positions; both are added to q and k
+        only."""
         if self.first:
             x_bkd = self.self_attn(x_bkd, x_bkd, x_bkd, mask_bk)
         else:
@@ -77,7 +79,8 @@ class TwoWayTransformer(nn.Module):
 class MaskDecoder(nn.Module):
     """The trainable module. Without `object_score` the object always counts as present (score 10)."""
 
-    def __init__(self, width: int, heads: int, hidden: int, depth: int, iou_hidden: int, object_score: bool = True) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, depth: int, iou_hidden: int,
+                 object_score: bool = True) -> None:
         super().__init__()
         self.object_score = object_score
         self.transformer = TwoWayTransformer(width, heads, hidden, depth)
@@ -103,7 +106,8 @@ class MaskDecoder(nn.Module):
 
     def forward(self, image_bnd: Tensor, grid_nd: Tensor, sparse_bkd: Tensor, high_res_0: Tensor, high_res_1: Tensor,
                 mask_bk: Tensor | None = None, masks: int = MASKS) -> Decoded:
-        """`image_bnd` has the dense prompt added; `mask_bk` is true for real prompt tokens; `masks`: only the first n."""
+        """`image_bnd` has the dense prompt added; `mask_bk` is true for real prompt tokens; `masks`: only the first
+        n."""
         heads = [self.obj_score_token.weight] if self.object_score else []
         own = torch.cat((*heads, self.iou_token.weight, self.mask_tokens.weight))
         tokens = torch.cat((own.expand(sparse_bkd.shape[0], -1, -1), sparse_bkd), 1)
@@ -130,18 +134,19 @@ def gate(score_b: Tensor, logits: Tensor, pointer_bd: Tensor, no_pointer_d: Tens
 class MaskDecoderStage(nn.Module):
     """Single-mask decode, gated by the object score. Signature: see `docs/architecture.md`, row `mask_decoder`."""
 
-    def __init__(self, decoder: MaskDecoder, prompts: PromptEncoder, pointer: MLP, no_pointer: Tensor, side: int) -> None:
+    def __init__(self, decoder: MaskDecoder, prompts: PromptEncoder, pointer: MLP, no_pointer: Tensor,
+                 side: int) -> None:
         super().__init__()
         self.decoder, self.pointer = decoder, pointer
         self.register_buffer("dense", prompts.no_mask_embed.weight.detach()[0].clone())
         self.register_buffer("grid", prompts.pe_layer.grid(side).detach())
         self.register_buffer("no_pointer", no_pointer.detach()[0].clone())
 
-    def forward(self, conditioned: Tensor, sparse: Tensor, sparse_count: Tensor, high_res_0: Tensor, picture_index: Tensor,
-                high_res_1: Tensor, map_index: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, conditioned: Tensor, sparse: Tensor, sparse_count: Tensor, high_res_0: Tensor,
+                picture_index: Tensor, high_res_1: Tensor, map_index: Tensor) -> tuple[Tensor, ...]:
         mask = torch.arange(sparse.shape[1], device=sparse.device) < sparse_count[:, None]
-        out = self.decoder(conditioned + self.dense, self.grid, sparse, high_res_0[picture_index], high_res_1[map_index],
-                           mask, masks=1)
+        out = self.decoder(conditioned + self.dense, self.grid, sparse, high_res_0[picture_index],
+                           high_res_1[map_index], mask, masks=1)
         logits, pointer = out.logits[:, 0], self.pointer(out.tokens[:, 0])
         if self.decoder.object_score:
             logits, pointer = gate(out.score, logits, pointer, self.no_pointer)

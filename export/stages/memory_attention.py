@@ -1,10 +1,10 @@
 """Memory attention: the current map looks at remembered maps and object pointers.
 
 Softmax does not see the order of its keys, so slots and pointers come in any order; `memory_age` picks each slot's
-temporal embedding. The values carry no rotation, hence softmax(QK')(M Wv) = (softmax(QK') M) Wv: the narrow form attends
-over the M-wide memory itself and projects afterwards (the bias of Wv passes, because a softmax row sums to 1, and with
-one head Wv and the output projection are one matrix). The wide form projects first, for backends that fuse attention
-only when keys and values are equally wide.
+temporal embedding. The values carry no rotation, hence softmax(QK')(M Wv) = (softmax(QK') M) Wv: the narrow form
+attends over the M-wide memory itself and projects afterwards (the bias of Wv passes, because a softmax row sums to 1,
+and with one head Wv and the output projection are one matrix). The wide form projects first, for backends that fuse
+attention only when keys and values are equally wide.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class MemoryAttention(nn.Module):
 
 
 class FoldedMemoryLayer(nn.Module):
-    """`MemoryLayer` for export: channels of q and k sorted so that rotation needs no interleaving, projections merged."""
+    """`MemoryLayer` for export: channels of q and k sorted so that rotation needs no interleaving, projections
+    merged."""
 
     def __init__(self, layer: MemoryLayer, wide: bool) -> None:
         super().__init__()
@@ -122,8 +123,8 @@ class FoldedMemoryLayer(nn.Module):
 class MemoryAttentionStage(nn.Module):
     """embedding (E,N,D), map_index (B), memory (B,S,N,M), memory_age (B,S), pointers (B,P,D) -> conditioned (B,N,D).
 
-    With `pointer_projection` (SAM 2.1) a further input `pointer_distance` (B,P) float gives each pointer's distance as a
-    fraction of the longest one. The first self-attention sees nothing of the memory: it runs once per map, before
+    With `pointer_projection` (SAM 2.1) a further input `pointer_distance` (B,P) float gives each pointer's distance as
+    a fraction of the longest one. The first self-attention sees nothing of the memory: it runs once per map, before
     `map_index` hands the maps out to objects.
     """
 

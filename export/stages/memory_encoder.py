@@ -64,8 +64,8 @@ class MemoryEncoderStage(nn.Module):
 class PromptMemoryStage(nn.Module):
     """SAM 2's: further inputs `binarize` (B) bool and, with `absent` (SAM 2.1), `score` (B).
 
-    Prompted masks are binarised, tracked ones keep their soft edge; a frame on which the object is absent is marked. The
-    result is rounded to bfloat16, as the reference keeps its memory, whatever type it travels in.
+    Prompted masks are binarised, tracked ones keep their soft edge; a frame on which the object is absent is marked.
+    The result is rounded to bfloat16, as the reference keeps its memory, whatever type it travels in.
     """
 
     def __init__(self, encoder: MemoryEncoder, image_size: int, absent: Tensor | None = None) -> None:

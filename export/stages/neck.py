@@ -24,7 +24,8 @@ class Neck(nn.Module):
 
 
 class NeckStage(nn.Module):
-    """Maps of strides 8, 16, 32 (T,h,w,C) -> embedding (T,N,D), embedding_no_memory (T,N,D), high_res_1 (T,D/4,S8,S8)."""
+    """Maps of strides 8, 16, 32 (T,h,w,C) -> embedding (T,N,D), embedding_no_memory (T,N,D), high_res_1
+    (T,D/4,S8,S8)."""
 
     def __init__(self, neck: Neck, conv_s1: Pointwise, no_memory: Tensor) -> None:
         super().__init__()

@@ -13,7 +13,8 @@ from ..layers.positions import RandomPositions
 class PromptEncoder(nn.Module):
     """The trainable module. `text_width` 0: no sentences (SAM 2). `image_size` scales point coordinates."""
 
-    def __init__(self, image_size: int, width: int, mask_channels: int, text_width: int = 0, motion: bool = False) -> None:
+    def __init__(self, image_size: int, width: int, mask_channels: int, text_width: int = 0,
+                 motion: bool = False) -> None:
         super().__init__()
         self.image_size = image_size
         self.pe_layer = RandomPositions(width)
@@ -41,7 +42,8 @@ class PromptEncoder(nn.Module):
         return self.mask_downscaling(logits_bhw[:, None]).flatten(2).transpose(1, 2)
 
     def text(self, sentence_bw: Tensor, verb_bw: Tensor | None = None) -> Tensor:
-        """Two not-a-point tokens (an empty click and its padding), the sentence, and the verb if any -> (B,3 or 4,D)."""
+        """Two not-a-point tokens (an empty click and its padding), the sentence, and the verb if any -> (B,3 or
+        4,D)."""
         nothing = self.not_a_point_embed.weight.expand(sentence_bw.shape[0], 2, -1)
         tokens = [nothing, self.project_text(sentence_bw)[:, None]]
         if verb_bw is not None:

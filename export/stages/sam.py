@@ -18,7 +18,8 @@ from .prompt_encoder import PromptEncoder
 
 @dataclass(frozen=True, slots=True)
 class SamConfig:
-    """Sizes of everything but the text tower and the adapters. `width` is D, `memory_width` M; D is a multiple of M and 8."""
+    """Sizes of everything but the text tower and the adapters. `width` is D, `memory_width` M; D is a multiple of M
+    and 8."""
 
     image_size: int = 1024
     hiera: HieraConfig = field(default_factory=HieraConfig)

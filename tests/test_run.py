@@ -207,10 +207,11 @@ def test_flags_reach_the_engine(toy, clip, tmp_path):
         engine.session = lambda prompts, **kw: asked.update(kw, prompts=prompts) or session(prompts, **kw)
         return engine
 
-    assert main(["--engine", "E", "--model", "M", "--backend", "B", "--threads", "3", "--conditional-memory", "off", "--window", "2",
-                 "--video", str(clip), "--tokens", "0,5,2", "--tokens", "7", "--out", str(tmp_path)], load) == 0
-    assert asked == {"engine": "E", "model": "M", "backend": "B", "threads": 3, "conditional_memory": False, "window": 2,
-                     "prompts": [runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[7])]}
+    assert main(["--engine", "E", "--model", "M", "--backend", "B", "--threads", "3", "--kernels", "off",
+                 "--conditional-memory", "off", "--window", "2", "--video", str(clip), "--tokens", "0,5,2", "--tokens", "7",
+                 "--out", str(tmp_path)], load) == 0
+    assert asked == {"engine": "E", "model": "M", "backend": "B", "threads": 3, "kernels": "off",
+                     "conditional_memory": False, "window": 2, "prompts": [runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[7])]}
 
 
 def test_a_network_for_pictures_takes_each_frame_alone(clip, tmp_path):

@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         sub = networks.add_parser(name, help=f"export a {name} checkpoint",
                                   formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         sub.add_argument("--checkpoint", required=True, type=Path, metavar="FILE",
-                         help="official checkpoint (.pth, .pt)")
+                         help="official checkpoint (.pth, .pt); for sam2 a Hugging Face folder, too")
         sub.add_argument("--out", default=Path("engines"), type=Path, metavar="DIR", help="folder of bundles")
         sub.add_argument("--name", help="name of the bundle (default: from network, size and precision)",
                          default=argparse.SUPPRESS)
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _export(options: dict[str, Any]) -> None:
     started = time.perf_counter()
-    if not options["checkpoint"].is_file():
+    if not options["checkpoint"].exists():
         raise UserError(f"{options['checkpoint']}: no such file; give the path of a checkpoint (.pth or .pt)")
     if options.get("threads", 1) < 1:
         raise UserError(f"--threads must be 1 or more, not {options['threads']}")
@@ -93,7 +93,10 @@ def _export(options: dict[str, Any]) -> None:
     if chosen and "image_size" not in inspect.signature(load).parameters:
         raise UserError(f"{options['network']} has one input size; leave --image-size away")
     model = load(options["checkpoint"], **chosen)
-    source = {"checkpoint": options["checkpoint"].name, "checkpoint_sha256": bundle.sha256(options["checkpoint"])}
+    weights = options["checkpoint"]
+    if weights.is_dir():  # a Hugging Face folder: its weights are its largest file by far
+        weights = max((p for p in weights.iterdir() if p.is_file()), key=lambda p: p.stat().st_size)
+    source = {"checkpoint": options["checkpoint"].name, "checkpoint_sha256": bundle.sha256(weights)}
     subject = network.describe(options["network"], model, provenance=source, **_demonstration(options.get("demo")))
     half = "-fp16" if options["precision"] == "fp16" else ""
     name = options.get("name", f"{subject.model}-{subject.variant}{half}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from runtime.engine import Engine
 from runtime.errors import RuntimeFault
 from runtime.prompt import Text
 from runtime.spec import Manifest
+
+CLICK = (0.45, 0.5)
+"""Where networks without sentences are shown the object, as parts of width and height."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +53,28 @@ def clip_tokens(vocabulary: int, longest: int) -> list[int]:
 
 
 def clip_results(engine: Engine) -> list[Any]:
-    """The parity clip through the runtime, with logits; one picture where the network knows no clips."""
+    """The parity clip through the runtime, with logits; one picture where the network knows no clips, one click where it
+    knows no sentences."""
     settings = engine.bundle.manifest.settings
+    if "text" not in settings:
+        return _clicked(engine, clip_frames(clip_length(settings)))
     tokens = clip_tokens(settings["text"]["vocabulary"], settings["text"]["max_tokens"])
     prompt = Text(tokens=tokens, verbs=[1] if settings["text"].get("motion") and len(tokens) > 2 else None)
     if "window" not in settings:
-        return [engine.image(frame).refer([prompt], logits=True) for frame in clip_frames(1)]
+        return [engine.image(frame).refer([prompt], logits=True) for frame in clip_frames(clip_length(settings))]
     with engine.session([prompt], logits=True) as session:
-        return list(session.stream(clip_frames(settings["window"])))
+        return list(session.stream(clip_frames(clip_length(settings))))
+
+
+def clip_length(settings: Mapping[str, Any]) -> int:
+    """Frames of the parity clip: a window, one picture, or enough for SAM 2 to look back at what it tracked."""
+    return settings.get("window", 4 if "sam2" in settings else 1)
+
+
+def _clicked(engine: Engine, frames: list[np.ndarray]) -> list[Any]:
+    with engine.video(frames, logits=True, fill_hole_area=0) as video:
+        video.add_points(0, 1, [CLICK], [1], normalized=True)
+        return list(video.propagate())
 
 
 def clip_in_child(folder: Path, backend: str, threads: int | None) -> list[Seen]:

@@ -33,9 +33,10 @@ from .clips import clip_results, save_clip
 
 FILE = "parity.json"
 
-STAGE_ERROR = {"fp32": 1e-4, "fp16": 1e-2}
+STAGE_ERROR = {"fp32": (1e-4,), "fp16": (3e-2, 5e-3)}
 """Largest relative L2 error of one output of one stage. fp32: the rounding of a different order of sums, with room to
-spare. fp16: storing inputs and outputs alone costs 3e-4; a stage above this climbs the ladder of `export.precision`."""
+spare. fp16: storing inputs and outputs alone costs 3e-4, and sharp attention multiplies it; a stage above this climbs the
+ladder of `export.precision`. If the clip then misses its threshold, all is done once more with the second number."""
 
 MASK_IOU = {"fp32": 0.999, "fp16": 0.97}
 """Smallest IoU of a frame's masks over the clip. fp16: rounding nothing but the weights costs up to 0.02."""
@@ -228,8 +229,6 @@ def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None) -
     """The graphs that `backend` prefers against ONNX Runtime's plain ones, stage by stage on a clip, then the clip."""
     bundle.verify()
     other = create(backend, threads)
-    if "text" not in bundle.manifest.settings:
-        raise UserError(f"{bundle.folder}: {bundle.manifest.model} takes no text; the check needs a sentence")
     plain = create("ort", threads)
     plain.forms = ("default",)
     reference = Engine(bundle, plain)
@@ -247,7 +246,7 @@ def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None) -
         loaded = other.load(bundle.folder / spec.files[form], spec)
         for sizes, inputs, outputs in recorders[name].calls.values():
             got = run_stage(loaded, spec, other, inputs, sizes)
-            rows.append(worst(f"{name} [{form}]", sizes, spec, got, outputs, STAGE_ERROR[precision]))
+            rows.append(worst(f"{name} [{form}]", sizes, spec, got, outputs, max(STAGE_ERROR[precision])))
         recorders[name].calls.clear()
     frames = [(r.masks, r.low_res_logits, r.score_logits) for r in want]
     clip = compare_clip(frames, clip_results(Engine(bundle, other)), precision)

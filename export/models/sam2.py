@@ -63,7 +63,7 @@ class Sam2(nn.Module):
 
 def tiny_test_config(image_size: int = 64, pointer_positions: bool = True) -> Sam2Config:
     """A toy network with every part of the real one, for tests: builds in milliseconds."""
-    hiera = HieraConfig(width=8, heads=1, blocks=(1, 2, 2, 1), windows=(4, 2, 3, 2), global_blocks=(4,), positions=3)
+    hiera = HieraConfig(width=8, heads=1, blocks=(1, 2, 2, 1), windows=(4, 2, 6, 3), global_blocks=(4,), positions=3)
     return Sam2Config(SamConfig(
         image_size=image_size, hiera=hiera, width=32, memory_width=16, memory_layers=2, memory_hidden=48, decoder_heads=4,
         decoder_hidden=48, iou_hidden=24, prompt_channels=8, mask_channels=(2, 4, 8, 16),
@@ -75,6 +75,13 @@ def load(path: str | Path) -> Sam2:
     from ..sam2_checkpoints import sam2  # it needs the classes above
 
     return sam2(path)
+
+
+def clip(model: Any, numbers: Mapping[str, Any], *clip: Any) -> Any:
+    """See `export.sam2_reference.sam2_clip`."""
+    from ..sam2_reference import sam2_clip
+
+    return sam2_clip(model, numbers, *clip)
 
 
 def settings(model: Any) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""SAM 2 checkpoints to bundles: the command, what it refuses, and torch's own words about stages and rules."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import runtime  # noqa: E402
+from export.__main__ import main  # noqa: E402
+from export.models import sam2  # noqa: E402
+from export.stages.prompt_decoder import MaskPromptStage, pick, stable  # noqa: E402
+
+
+def toy(**options):
+    torch.manual_seed(0)
+    model = sam2.Sam2(sam2.tiny_test_config(**options)).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.1 * torch.randn_like(value))
+        model.sam.sam_mask_decoder.pred_obj_score_head.layers[2].bias.fill_(3.0)
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("new", [True, False], ids=["2.1", "2.0"])
+def test_the_command(tmp_path, capsys, new):
+    model = toy(pointer_positions=new)
+    tensors = {**model.sam.state_dict(), "no_mem_pos_enc": torch.zeros(1, 1, 32)}
+    torch.save({"model": tensors, "config": dataclasses.asdict(model.config)}, tmp_path / "toy.pt")
+    assert main(["sam2", "--checkpoint", str(tmp_path / "toy.pt"), "--out", str(tmp_path / "out"), "--name", "toy"]) == 0
+    assert "memory_attention" in capsys.readouterr().out
+    with runtime.load(tmp_path / "out" / "toy") as engine:
+        manifest = engine.bundle.manifest
+        assert manifest.provenance["parity"]["mask_iou"] >= 0.999, "every stage and a clip were compared with torch"
+        inputs = {t.name for t in manifest.stages["memory_attention"].inputs}
+        assert ("pointer_distance" in inputs) == new, "only 2.1 gives pointers a distance"
+        assert ("score" in {t.name for t in manifest.stages["prompt_memory_encoder"].inputs}) == new
+        clip = np.random.default_rng(0).integers(0, 255, (9, 40, 60, 3), dtype=np.uint8)
+        together, alone = {}, {}
+        for objects, out in (((1, 2, 3), together), ((1,), alone), ((2,), alone), ((3,), alone)):
+            with engine.video(clip, logits=True) as video:
+                for obj in objects:
+                    # different numbers of clicks, and memories that fill at different times
+                    video.add_points(2 * (obj - 1), obj, [(10 * obj + i, 12) for i in range(obj)], [1] * obj)
+                for result in video.propagate(0):
+                    out |= {(result.frame_index, o): x for o, x in zip(result.object_ids, result.low_res_logits)}
+        for key, logits in alone.items():
+            np.testing.assert_allclose(together[key], logits, atol=1e-3 * logits.std())
+
+
+def test_what_is_no_sam2_checkpoint(tmp_path):
+    torch.save({"model": {"text_encoder.x": torch.zeros(1)}}, tmp_path / "samwise.pth")
+    with pytest.raises(runtime.UserError, match="python -m export samwise"):
+        sam2.load(tmp_path / "samwise.pth")
+    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pt")
+    with pytest.raises(runtime.UserError, match="not a SAM 2 checkpoint"):
+        sam2.load(tmp_path / "other.pt")
+    with pytest.raises(runtime.UserError, match="no such file"):
+        sam2.load(tmp_path / "nowhere.pt")
+
+
+def test_stability():
+    logits = torch.full((3, 10, 10), -1.0)
+    logits[0, :5] = 1.0           # nothing between the thresholds
+    logits[1, :5], logits[1, 5, 0] = 1.0, 0.0  # one of 51 pixels is: 50 / 51 = 0.9804
+    logits[2, :5], logits[2, 5, :2] = 1.0, 0.0  # 50 / 52 = 0.96
+    assert stable(logits).tolist() == [True, True, False]
+    assert stable(torch.full((1, 4, 4), -1.0)).tolist() == [True], "an empty mask is stable"
+
+
+def test_rules_of_the_decoder():
+    """Which mask, and which token: one batch with every case."""
+    stages = {s.name: s for s in sam2.stages(toy())}
+    decoder, inputs = stages["prompt_decoder"], stages["prompt_decoder"].sample({"objects": 6, "maps": 1, "pictures": 1})
+    inputs["sparse_count"][:] = 2
+    inputs["multimask"] = torch.tensor([True, False] * 3)
+    out = decoder.run(inputs)
+    best = 1 + out["ious"][:, 1:].argmax(1)
+    wanted = torch.where(inputs["multimask"] | ~stable(out["all_logits"][:, 0]), best, 0)
+    assert (out["selected"] == wanted).all()
+    present = out["score"] > 0
+    assert (out["low_res_logits"][present] == pick(out["all_logits"], wanted)[present]).all()
+    assert (out["low_res_logits"][~present] == -1024).all()
+    flipped = decoder.run({**inputs, "multimask": ~inputs["multimask"]})
+    assert not torch.isclose(flipped["pointer"], out["pointer"]).all(1).any(), "the pointer's token follows the mode"
+
+
+def test_padding_of_prompts_changes_nothing():
+    stages = {s.name: s for s in sam2.stages(toy())}
+    decoder = stages["prompt_decoder"]
+    inputs = decoder.sample({"objects": 1, "maps": 1, "pictures": 1, "prompt_tokens": 6})
+    inputs["sparse_count"][:] = 2
+    padded = decoder.run(inputs)
+    alone = decoder.run({**inputs, "sparse": inputs["sparse"][:, :2].contiguous()})
+    for name, value in alone.items():
+        torch.testing.assert_close(padded[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_mask_prompts_shrink_as_torch_does():
+    stage = MaskPromptStage(torch.nn.Conv2d(1, 1, 4, 4), 64)
+    mask = (torch.rand(2, 64, 64, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    want = torch.nn.functional.interpolate(20 * mask[:, None] - 10, size=(16, 16), mode="bilinear", antialias=True)[:, 0]
+    torch.testing.assert_close(stage(mask)[0], want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_first_self_attention_runs_once_per_picture():
+    """Batches of objects share it: the graph's attention over maps comes before objects are handed their map."""
+    stage = next(s for s in sam2.stages(toy()) if s.name == "memory_attention")
+    rows = []
+    original = stage.module.layers[0].own
+    stage.module.layers[0].own = lambda x, *tables: rows.append(len(x)) or original(x, *tables)
+    stage.run(stage.sample({"objects": 5, "maps": 1}))
+    assert rows == [1]

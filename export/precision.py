@@ -50,14 +50,14 @@ HALF_SLOTS = {"Resize": (0,), "OneHot": (), "Pad": (0, 2)}
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One rung: `attention_softmax` half between two matrix products (or fused attention is lost), `only_costly`."""
+    """One rung. The softmax of an attention is half where its products are, or fused attention is lost (its kernels
+    keep float32 inside); with `only_costly` nothing is half but the operators of `COSTLY`."""
 
     name: str
-    attention_softmax: bool = False
     only_costly: bool = False
 
 
-LEVELS = (Level("fp16", attention_softmax=True), Level("fp16-softmax32"), Level("fp16-matmul", only_costly=True))
+LEVELS = (Level("fp16"), Level("fp16-matmul", only_costly=True))
 """From fastest to most exact; the last resort, whole float32 inside half inputs and outputs, is `FP32`."""
 
 FP32 = "fp32"
@@ -160,7 +160,7 @@ def _wanted(node: ir.Node, level: Level | None) -> ir.DataType:
     if level is None or op in REDUCTIONS or op in FUNCTIONS or op in SOURCES:
         return FLOAT
     if op == "Softmax":
-        return HALF if level.attention_softmax and _between_products(node) else FLOAT
+        return HALF if not level.only_costly and _between_products(node) else FLOAT
     if op in COSTLY:
         return HALF
     if op in FOLLOWERS:

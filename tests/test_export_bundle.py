@@ -137,6 +137,13 @@ def test_stage_beyond_half_gets_wider_islands(tmp_path):
     assert spec.precision == "fp16-matmul", "squares of 300 y overflow; only the products may be half"
 
 
+def test_stage_that_half_cannot_hold_stays_float32_inside(tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle.precision, "LEVELS", ())
+    bundle.export_bundle(network(mixer(forms={"ort": "ort"})), tmp_path, "toy", precision="fp16")
+    spec = choose(tmp_path).manifest.stages["mixer"]
+    assert spec.precision == "fp32" and spec.input("x").dtype == "float16", "the cut keeps its type"
+
+
 class Drifted(nn.Module):
     """A graph that is not the network: the form has other weights than the module it is compared with."""
 
@@ -167,6 +174,18 @@ def test_failing_clip_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(parity.ParityError, match="frame 3 .* 0.5000"):
         bundle.export_bundle(bad, tmp_path, "toy")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_half_clip_that_misses_is_tried_again_with_stricter_stages(tmp_path, monkeypatch):
+    rows = [[parity.ClipRow(3, 0.5, 0.1, 0.1, 0.97, 2.0)], [parity.ClipRow(3, 0.99, 0.1, 0.1, 0.97, 2.0)]]
+    monkeypatch.setattr(bundle._Job, "clip", lambda *_: rows.pop(0))
+    monkeypatch.setattr(parity, "STAGE_ERROR", {"fp16": (1e-2, 2.5e-4)})  # the second is less than half's rounding
+    with_clip = bundle.replace(network(mixer()), clip=lambda *_: ())
+    bundle.export_bundle(with_clip, tmp_path, "toy", precision="fp16", check=False)
+    assert choose(tmp_path).manifest.stages["mixer"].precision == "fp16" and len(rows) == 2
+    monkeypatch.setattr(parity, "require", lambda *_: None)
+    bundle.export_bundle(with_clip, tmp_path, "toy", precision="fp16")
+    assert choose(tmp_path).manifest.stages["mixer"].precision != "fp16" and not rows
 
 
 def test_failing_export_keeps_the_old_bundle(tmp_path):

@@ -27,7 +27,8 @@ ROUNDS, REPEATS = 5, 10
 Make = Callable[[str], Any]
 
 
-def check(folder: Path, frames: int, objects: Sequence[int], used: Callable[[], int], make: Make = create) -> dict[str, Any]:
+def check(folder: Path, frames: int, objects: Sequence[int], used: Callable[[], int],
+          make: Make = create) -> dict[str, Any]:
     """Every bundle in `folder` on every backend; a backend that is missing says why it was skipped."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as work:

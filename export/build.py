@@ -113,7 +113,7 @@ class Library:
 
 
 def _strongly_typed(trt: Any) -> int:
-    """Creation flags of a network whose types are the graph's. TensorRT 11 knows no other networks and may drop the flag."""
+    """Creation flags of a network whose types are the graph's. TensorRT 11 knows no other and may drop the flag."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
@@ -162,7 +162,8 @@ def gpu_capability() -> int:
 
 def build_bundle(bundle: Bundle, library: Library, targets: Collection[int] | None = None,
                  stages: Collection[str] | None = None, report: Report = print) -> list[Built]:
-    """Build every stage (or those named) that has no fresh engine, one file per stage for all targets; the bundle's engines."""
+    """Build every stage (or those named) that has no fresh engine, one file per stage for all targets. Returns the bundle's
+    engines, old and new."""
     manifest, folder = bundle.manifest, bundle.folder
     unknown = sorted(set(stages or ()) - set(manifest.stages))
     if unknown:

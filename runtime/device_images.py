@@ -101,7 +101,8 @@ class DeviceImages:
         key = (low.ptr, packed.ptr, stats.ptr, n)
         if key not in self._bound:
             self._bound[key] = self._kernels.bind(self._plan.postprocess(
-                low, self._mask_rows, self._mask_columns, packed, stats, n, self._low_side, self.source_hw, self._mask_taps))
+                low, self._mask_rows, self._mask_columns, packed, stats, n, self._low_side, self.source_hw,
+                self._mask_taps))
         self._device.copy(self._zeros[:n], stats)
         self._bound[key].run(self._device.stream)
 

@@ -153,7 +153,7 @@ def load(engine: str | Path, model: str | None = None, backend: str = "auto", th
     threads      CPU threads; None lets the backend decide
     max_objects  rows of the memory pool, over all sessions
     verify       compare every file with its sha256 first
-    kernels      `on`, `off` or `auto`: frames in and masks out by the bundle's compiled kernels (`python -m export.kernels`)
+    kernels      `on`, `off` or `auto`: frames in and masks out by compiled kernels of the bundle (`export.kernels`)
     Raises BundleError, BackendError, UserError.
     """
     if max_objects < 1:

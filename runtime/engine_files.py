@@ -99,7 +99,8 @@ def find(bundle: Path, manifest: Manifest, spec: StageSpec, form: str, library: 
     same = [e for e in fresh if e.version == version]
     if not same:
         found = ", ".join(sorted({e.version for e in fresh}))
-        raise BundleError(f"{bundle}: stage {spec.name} was built with {library} {found}, this machine has {version}; {again}")
+        raise BundleError(f"{bundle}: stage {spec.name} was built with {library} {found}, this machine has {version}; "
+                          f"{again}")
     here = [e for e in same if capability in e.capabilities]
     if not here:
         found = ", ".join(f"sm_{c}" for c in sorted({c for e in same for c in e.capabilities}))

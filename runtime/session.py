@@ -44,7 +44,8 @@ class Session:
         """Take one frame, uint8 RGB (H, W, 3), and compute nothing yet: `Engine.step` or `push` does.
 
         With kernels the frame may lie on the GPU (`__cuda_array_interface__` or DLPack: PyCUDA, CuPy, torch) and is read
-        there, in the order of the stream; leave it alone until the result is there. Raises VideoError for anything that is not such a frame or changes size, UserError when a clip is waiting.
+        there, in the order of the stream; leave it alone until the result is there.
+        Raises VideoError for anything that is not such a frame or changes size, UserError when a clip is waiting.
         """
         self._check_open()
         if self.ready:

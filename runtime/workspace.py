@@ -41,7 +41,7 @@ class Workspace:
         return array if size is None else array[:size]
 
     def gather(self, name: str, parts: list[Any], fixed: bool = False) -> Any:
-        """`parts` as one array (len(parts), ...): a view when there is one part, else (or when `fixed`) a copy into `name`."""
+        """`parts` as one array (len(parts), ...): a view of a single part, else (or if `fixed`) a copy into `name`."""
         if len(parts) == 1 and not fixed:
             return parts[0][None]
         out = self.view(name, len(parts))

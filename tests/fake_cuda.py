@@ -101,7 +101,7 @@ class Enqueued:
 
 
 class HostKernels:
-    """`runtime.cubin.CubinDriver` that does on the host what two of the kernels do on a device (`kernels/reference.py`)."""
+    """`runtime.cubin.CubinDriver` that does on the host what two kernels do on a device (`kernels/reference.py`)."""
 
     def __init__(self, driver: FakeDriver) -> None:
         self._driver = driver
@@ -113,7 +113,8 @@ class HostKernels:
         self._driver.calls[function] += 1
         pointers = 7
         values = [ctypes.c_void_p.from_address(params[i]).value for i in range(pointers)]
-        numbers = [ctypes.c_int32.from_address(params[pointers + i]).value for i in range({"preprocess": 7, "postprocess": 4}[function])]
+        count = {"preprocess": 7, "postprocess": 4}[function]
+        numbers = [ctypes.c_int32.from_address(params[pointers + i]).value for i in range(count)]
         work = getattr(self, function)
         self._driver.enqueue(lambda: work(grid, values, numbers))
 

@@ -146,8 +146,8 @@ class EngineStage:
             self._size = None
             if not self._context.set_input_shape(name, shape):
                 self._shapes.pop(name, None)
-                raise RuntimeFault(f"stage {self.spec.name}: {name} of shape {shape} is outside of what the engine was built "
-                                   f"for; build it again with `python -m export.build`")
+                raise RuntimeFault(f"stage {self.spec.name}: {name} of shape {shape} is outside of what the engine was "
+                                   f"built for; build it again with `python -m export.build`")
             self._shapes[name] = shape
         self._context.set_tensor_address(name, array.ptr)
 

@@ -167,9 +167,10 @@ class Samwise:
         self._each("hiera_0", length, pixels=clip.pixels, vision_0=vision_0, high_res_0=clip.high_res_0)
         for lane in clip.lanes:
             self._encode(lane, vision_0, length)
+        logits |= clip.images is None  # masks are made from them on the host
         for offset in range(length):
-            yield self._merged(clip, offset, [self._frame(clip, batch, first + offset, offset, logits or clip.images is None)
-                                              for batch in clip.batches])
+            parts = [self._frame(clip, batch, first + offset, offset, logits) for batch in clip.batches]
+            yield self._merged(clip, offset, parts)
 
     @staticmethod
     def _merged(clip: Clip, offset: int, parts: list[dict[str, np.ndarray]]) -> Decoded:
@@ -335,4 +336,5 @@ class Samwise:
         slots = list(self._work.view("memory_slot", n)) if slots is None else slots
         for i, slot in enumerate(slots):
             mask = remembered[due.index(i)] if i in due else low_res[i]
-            encode(embedding=reads.embedding[i:i + 1], map_index=self._zeros[:1], mask_logits=mask[None], memory_slot=slot[None])
+            encode(embedding=reads.embedding[i:i + 1], map_index=self._zeros[:1], mask_logits=mask[None],
+                   memory_slot=slot[None])

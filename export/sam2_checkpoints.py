@@ -35,7 +35,8 @@ NAMES = (
     (r"^occlusion_spatial_embedding_parameter$", "no_obj_embed_spatial"),
     (r"^temporal_positional_encoding_projection_layer\.", "obj_ptr_tpos_proj."),
     (r"^object_pointer_proj\.", "obj_ptr_proj."),
-    (r"^shared_image_embedding\.positional_embedding$", "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
+    (r"^shared_image_embedding\.positional_embedding$",
+     "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
     (r"^vision_encoder\.backbone\.", "image_encoder.trunk."),
     (r"^vision_encoder\.neck\.convs\.(\d+)\.", r"image_encoder.neck.convs.\1.conv."),
     (r"patch_embed\.projection\.", "patch_embed.proj."),
@@ -89,8 +90,8 @@ def _hugging_face(folder: Path) -> tuple[dict[str, Tensor], Sam2Config]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no readable config.json ({type(error).__name__}); give a folder with config.json and "
-                        f"{WEIGHTS[0]}, or an official .pt file") from None
+        raise UserError(f"{folder}: no readable config.json ({type(error).__name__}); give a folder with config.json "
+                        f"and {WEIGHTS[0]}, or an official .pt file") from None
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder}: no {' or '.join(WEIGHTS)}; download the whole repository")

@@ -1,5 +1,5 @@
-"""A clip through SAM 2 in plain torch: one click on the first frame, then tracking. The yardstick for the graphs and for the
-runtime's schedule, written for reading; see `reference.py`.
+"""A clip through SAM 2 in plain torch: one click on the first frame, then tracking. The yardstick for the graphs and for
+the runtime's schedule, written for reading; see `reference.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .stages.mask_decoder import gate
 @torch.no_grad()
 def sam2_clip(model: Any, settings: Mapping[str, Any], frames: Sequence[np.ndarray], tokens: Sequence[int] = (),
               verbs: Sequence[int] = ()) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """`frames` uint8 RGB (H,W,3). Yields per frame masks (1,H,W) bool, low_res_logits (1,s,s) and scores (1,) float32."""
+    """`frames` uint8 RGB (H,W,3). Yields per frame masks (1,H,W) bool, low_res_logits (1,s,s), scores (1,) float32."""
     sam, memory, pointers = model.sam, {}, {}
     reach = settings["sam2"]["memory"]
     longest = min(reach["pointers"], len(frames)) - 1
@@ -35,11 +35,13 @@ def sam2_clip(model: Any, settings: Mapping[str, Any], frames: Sequence[np.ndarr
         else:
             conditioned = _attend(sam, embedding, memory, pointers, t, reach, longest)
             points, labels = torch.zeros(1, 2, 2), torch.tensor([[-1, -1]])
-        dense = sam.sam_prompt_encoder.no_mask_embed.weight[0]
-        sparse, grid = sam.sam_prompt_encoder.points(points, labels), sam.sam_prompt_encoder.pe_layer.grid(sam.config.side)
+        prompts = sam.sam_prompt_encoder
+        dense, sparse, grid = prompts.no_mask_embed.weight[0], prompts.points(points, labels), prompts.pe_layer.grid(
+            sam.config.side)
         out = sam.sam_mask_decoder(conditioned + dense, grid, sparse, high_res_0, high_res_1)
         best = 1 + int(out.iou[0, 1:].argmax())
-        logits, pointers[t] = gate(out.score, out.logits[:, best], sam.obj_ptr_proj(out.tokens[:, best]), sam.no_pointer)
+        pointer = sam.obj_ptr_proj(out.tokens[:, best])
+        logits, pointers[t] = gate(out.score, out.logits[:, best], pointer, sam.no_pointer)
         mask = upsample(logits, sam.config.image_size)
         slot = sam.memory_encoder(embedding, (mask > 0).float() if t == 0 else mask.sigmoid())
         if sam.config.pointer_positions and out.score <= 0:
@@ -74,5 +76,6 @@ def _attend(sam: Any, embedding: Tensor, memory: Mapping[int, Tensor], pointers:
     if sam.config.pointer_positions:
         distance = torch.tensor([[(t - p) / longest for p in seen]])
         places = sam.obj_ptr_tpos_proj(sine_distance(distance, sam.config.width))
-    return sam.attend_memory(embedding, torch.stack([memory[p] for p, _ in slots], 1), torch.tensor([[a for _, a in slots]]),
+    ages = torch.tensor([[age for _, age in slots]])
+    return sam.attend_memory(embedding, torch.stack([memory[p] for p, _ in slots], 1), ages,
                              torch.stack([pointers[p] for p in seen], 1), places)

@@ -14,7 +14,6 @@ import numpy as np
 
 from .components import suppress, without_small_regions
 from .errors import UserError
-from .tracks import Clicks
 
 NEAR = 20.0
 """Pixels: a mask that comes so close to the edge of a crop is cut off there, unless it is the picture's edge."""
@@ -90,7 +89,8 @@ def segment_all(network: Any, frame: np.ndarray, session: Any, **options: Any) -
     """All masks of a picture (H,W,3); `session` is its `ImageSession`, used for the crop that is the whole picture."""
     known = {f.name for f in fields(Settings)}
     if set(options) - known:
-        raise UserError(f"no such option: {', '.join(sorted(set(options) - known))}; options: {', '.join(sorted(known))}")
+        unknown = ", ".join(sorted(set(options) - known))
+        raise UserError(f"no such option: {unknown}; options: {', '.join(sorted(known))}")
     settings = Settings(**options)
     size, found = frame.shape[:2], []
     crops = crop_boxes(size, settings.crop_n_layers, settings.crop_overlap_ratio)
@@ -117,7 +117,7 @@ def crop_boxes(size: tuple[int, int], layers: int, overlap_ratio: float) -> list
     for layer in range(1, layers + 1):
         count = 2 ** layer
         overlap = int(overlap_ratio * min(size) * (2 / count))
-        across, down = (int(math.ceil((overlap * (count - 1) + n) / count)) for n in (width, height))
+        across, down = (math.ceil((overlap * (count - 1) + n) / count) for n in (width, height))
         for i, j in product(range(count), range(count)):
             x, y = int((across - overlap) * i), int((down - overlap) * j)
             boxes.append(((x, y, min(x + across, width), min(y + down, height)), layer))

@@ -40,7 +40,7 @@ class Prediction:
 
 
 class ImageSession:
-    """A picture, encoded once, that answers any number of prompts; `Engine.image` makes it when it is asked for clicks."""
+    """A picture, encoded once, that answers any number of prompts. `Engine.image` makes it when asked for clicks."""
 
     def __init__(self, network: Any, picture: Any) -> None:
         frame = checked_frame(picture, 0, None)
@@ -116,7 +116,8 @@ class ImageSession:
         if not sets:
             return None, False
         if len(sets) == 2 and len(sets[0]) != len(sets[1]):
-            raise PromptError(f"{len(sets[0])} boxes and {len(sets[1])} sets of points do not go together; give as many")
+            raise PromptError(f"{len(sets[0])} boxes and {len(sets[1])} sets of points do not go together; "
+                              "give as many")
         return [self._network.checked(sum(parts[1:], parts[0])) for parts in zip(*sets)], batched
 
     def _one(self, part: Points | Box) -> Clicks:

@@ -1,8 +1,8 @@
 """Objects in a video that has no end: frames as they come, prompts at any time, memory bounded for ever.
 
 The rules are those of a known video whose future is empty. A prompt on the frame that is pushed makes a conditioning
-frame of it; a prompt given afterwards, on the frame just shown, refines that, or corrects what was tracked. Of an object's
-past only what can still be looked at is kept: the frames just before, and the latest conditioning frames.
+frame of it; a prompt given afterwards, on the frame just shown, refines that, or corrects what was tracked. Of an
+object's past only what can still be looked at is kept: the frames just before, and the latest conditioning frames.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class LiveSession(Tracker):
         """Prompts on the frame that was shown last, after it was seen; returns it anew, and what follows builds on it.
 
         On a frame that was tracked the prompt corrects with memory; on one that was prompted it refines the prompt.
-        `clear_old` False adds clicks to those given there. An id that is new adds an object. `frame` may name the frame;
-        Raises PromptError when it is not the last one: earlier ones have left the live window.
+        `clear_old` False adds clicks to those given there. An id that is new adds an object. `frame` may name the
+        frame. Raises PromptError when it is not the last one: earlier ones have left the live window.
         """
         self._check_open()
         last = self._frames - 1
@@ -127,12 +127,13 @@ class LiveSession(Tracker):
 
     def _parse_all(self, prompts: Mapping[int, Any] | None) -> dict[int, Parsed]:
         if prompts is not None and not isinstance(prompts, Mapping):
-            raise PromptError("prompts must be a dict from object id to prompt, like {1: runtime.Points([[x, y]], [1])}")
+            raise PromptError("prompts must be a dict from object id to prompt, like "
+                              "{1: runtime.Points([[x, y]], [1])}")
         parsed = {object_id(obj): self._parse(prompt) for obj, prompt in (prompts or {}).items()}
         new = len(set(parsed) - set(self._tracks))
         if new > self._pool.capacity - self._pool.open:
-            raise UserError(f"no room for {new} more objects, {len(self._tracks)} are followed; remove some or load the "
-                            "engine with a larger max_objects")
+            raise UserError(f"no room for {new} more objects, {len(self._tracks)} are followed; remove some or load "
+                            "the engine with a larger max_objects")
         return parsed
 
     def _compute(self, frame: int, prompts: Mapping[int, Parsed], before: Mapping[int, Outcome | None]) -> None:

@@ -1,10 +1,10 @@
 """Remembered maps of tracked objects, in pages.
 
-A *page* holds one remembered map (tokens, channels), a *shelf* a fixed number of pages in one piece, a *bank* the shelves
-of one object. A page is written once, given back when nothing can look at it any more, and taken again, lowest first: in
-a live video an object never needs more than its first shelf. Where frames are known and any of them may be looked at
-again, a bank grows by whole shelves. Shelves that an object leaves are used by the next one: nothing is returned to the
-device.
+A *page* holds one remembered map (tokens, channels), a *shelf* a fixed number of pages in one piece, a *bank* the
+shelves of one object. A page is written once, given back when nothing can look at it any more, and taken again, lowest
+first: in a live video an object never needs more than its first shelf. Where frames are known and any of them may be
+looked at again, a bank grows by whole shelves. Shelves that an object leaves are used by the next one: nothing is
+returned to the device.
 
 What one frame looks at is gathered from pages that lie apart: a conditioning frame, the latest ones, an old one that a
 correction may still need between them. That copies a few megabytes per object and frame, a thousandth of the time that
@@ -21,9 +21,9 @@ from .errors import UserError
 
 
 class Page:
-    """One remembered map: `array` (tokens, channels). `number` counts the pages of its bank, `place` those of its shelf."""
+    """One remembered map: `array` (tokens, channels). `number` counts the bank's pages, `place` those of its shelf."""
 
-    __slots__ = ("shelf", "place", "number")
+    __slots__ = ("number", "place", "shelf")
 
     def __init__(self, shelf: Any, place: int, number: int) -> None:
         self.shelf, self.place, self.number = shelf, place, number
@@ -53,8 +53,8 @@ class PagePool:
     def rent(self, grows: bool) -> Bank:
         """A bank for a new object. Raises UserError when the engine follows as many as it may."""
         if self.open == self.capacity:
-            raise UserError(f"all {self.capacity} object rows are in use; remove an object, close a session or load the "
-                            f"engine with a larger max_objects")
+            raise UserError(f"all {self.capacity} object rows are in use; remove an object, close a session or load "
+                            "the engine with a larger max_objects")
         self.open += 1
         return Bank(self, self._shape[0], grows)
 

@@ -93,8 +93,8 @@ class Tracker:
         """A prompt, or several that belong together (a box and points), checked against the size of the video."""
         parts = tuple(prompt) if isinstance(prompt, (list, tuple)) else (prompt,)
         if any(not isinstance(p, (Points, Box, Mask)) for p in parts) or not parts:
-            raise PromptError("a prompt must be runtime.Points, runtime.Box, runtime.Mask, or [Box, Points] together, not "
-                              f"{type(prompt).__name__}")
+            raise PromptError("a prompt must be runtime.Points, runtime.Box, runtime.Mask, or [Box, Points] together, "
+                              f"not {type(prompt).__name__}")
         masks = [p for p in parts if isinstance(p, Mask)]
         boxes = [p for p in parts if isinstance(p, Box)]
         if masks and len(parts) > 1 or len(boxes) > 1:

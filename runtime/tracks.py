@@ -7,8 +7,9 @@ counts from the next propagation on; a prompt on a frame that was tracked correc
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from .pages import Bank, Page
 class Options:
     """How to track; names and defaults are the reference's, in brackets where it shortens here.
 
-    fill_hole_area           background regions of at most so many low-res pixels are filled in stored and returned masks
+    fill_hole_area           background regions of at most so many low-res pixels are filled, stored and returned so
     non_overlap_masks        of several objects at a pixel only the one with the largest logit keeps it
     max_cond_frames_in_attn  conditioning frames looked at from one frame, the nearest ones; None: all
     memory_temporal_stride   [memory_temporal_stride_for_eval] remembered frames lie so far apart, but for the last one
@@ -79,7 +80,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Clicks:
-    """Points of one object on one frame in network pixels: `xy` (K,2) float32, `labels` (K,) 0, 1, and 2, 3 for a box."""
+    """Points of one object on one frame in network pixels: `xy` (K,2) float32, `labels` (K,) 0, 1; 2, 3 for a box."""
 
     xy: np.ndarray
     labels: np.ndarray
@@ -106,7 +107,7 @@ class Recall:
 
 @dataclass(slots=True)
 class Track:
-    """One object: its prompts and outcomes by frame. `new_*` are not committed; `tracked` maps a frame to "in reverse"."""
+    """One object: its prompts and outcomes by frame. `new_*` are not committed; `tracked`: frame -> in reverse."""
 
     bank: Bank
     clicks: dict[int, Clicks] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import PromptError, UserError, VideoError
+from .errors import PromptError, VideoError
 from .geometry import Box, Mask, Points
 from .result import Result
 from .tracker import Parsed, Tracker, checked_frame, object_id, whole
@@ -101,7 +101,7 @@ class VideoSession(Tracker):
             track.clicks.pop(frame, None)
 
     def clear_prompts(self, frame: int, obj: int) -> Result:
-        """Take back an object's prompts on a frame; what was committed of it there counts as tracked. Raises PromptError."""
+        """Take back an object's prompts on a frame; what was committed there counts as tracked. Raises PromptError."""
         self._check_open()
         frame = whole(frame, "frame", 0, self.num_frames - 1)
         self._clear(frame, self._known(obj))
@@ -133,7 +133,7 @@ class VideoSession(Tracker):
         self._forget_all()
 
     def outcome(self, frame: int, obj: int) -> Outcome | None:
-        """What is stored for an object on a frame: its latest prompt there, else what tracking gave; None if neither."""
+        """What is stored for an object on a frame: its latest prompt, else what tracking gave; None if neither."""
         track = self._known(obj)
         return track.new_conditioning.get(frame) or track.new_others.get(frame) or track.stored(frame)
 
@@ -239,7 +239,7 @@ class VideoSession(Tracker):
 
 
 def _frames(frames: Any) -> Sequence[Any]:
-    """Frames by number: an array (T,H,W,3), a list of frames or of pictures' paths, or anything `video.frames` opens."""
+    """Frames by number: an array (T,H,W,3), a list of frames or of picture paths, or what `video.frames` opens."""
     if isinstance(frames, (str, Path)):
         from .video import frames as opened
 

@@ -7,7 +7,7 @@ import runtime
 import toy_sam2
 from runtime.automatic import crop_boxes, grid
 from runtime.components import components, fill_holes, suppress, without_small_regions
-from runtime.models.sam2 import square_mask
+from runtime.queries import square_mask
 
 HEIGHT, WIDTH = 24, 36
 

@@ -10,7 +10,7 @@ import runtime
 import toy_sam2
 from runtime import ops
 from runtime.components import fill_holes
-from runtime.models.sam2 import square_mask
+from runtime.queries import square_mask
 
 HEIGHT, WIDTH = 20, 30
 

@@ -1,7 +1,7 @@
 """SAM 2 and SAM 2.1: promptable video segmentation (Ravi et al., 2024), cut into stages.
 
 The two differ in two tensors only: 2.1 gives object pointers their distance in time, and marks the memory of frames on
-which the object is absent. `stages` and `settings` take any network that holds a `sam` (a SAMWISE trained for clicks, too).
+which the object is absent. `stages` and `settings` take any network that holds a `sam`, a SAMWISE trained for clicks, too.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def tiny_test_config(image_size: int = 64, pointer_positions: bool = True) -> Sa
     """A toy network with every part of the real one, for tests: builds in milliseconds."""
     hiera = HieraConfig(width=8, heads=1, blocks=(1, 2, 2, 1), windows=(4, 2, 6, 3), global_blocks=(4,), positions=3)
     return Sam2Config(SamConfig(
-        image_size=image_size, hiera=hiera, width=32, memory_width=16, memory_layers=2, memory_hidden=48, decoder_heads=4,
-        decoder_hidden=48, iou_hidden=24, prompt_channels=8, mask_channels=(2, 4, 8, 16),
+        image_size=image_size, hiera=hiera, width=32, memory_width=16, memory_layers=2, memory_hidden=48,
+        decoder_heads=4, decoder_hidden=48, iou_hidden=24, prompt_channels=8, mask_channels=(2, 4, 8, 16),
         pointer_positions=pointer_positions))
 
 
@@ -94,7 +94,7 @@ def settings(model: Any) -> dict[str, Any]:
 def schedule(model: Any) -> dict[str, Any]:
     """SAM 2's own part of the settings."""
     config = model.config
-    pointers = config.pointers if isinstance(config, Sam2Config) else Sam2Config.__dataclass_fields__["pointers"].default
+    pointers = (config if isinstance(config, Sam2Config) else Sam2Config()).pointers
     return {
         "memory": {"slots": config.sam.ages, "pointers": pointers},
         "resample": {"video": "bicubic", "image": "float"}}
@@ -137,7 +137,7 @@ def _cut(model: Any, name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[T
 
 
 def stages(model: Any) -> list[Stage]:
-    """The network cut into stages, in the order of a frame's way through them. Puts it in eval mode, without gradients."""
+    """The network cut into stages, in the order of a frame's way through them. Puts it in eval mode."""
     model.eval()
     cut = partial(_cut, model)
     return [_image_encoder(model.sam, cut), *_prompts(model.sam, cut), *_memory(model.sam, cut)]
@@ -174,8 +174,8 @@ def _prompts(sam: Sam, cut: Callable[..., Stage]) -> list[Stage]:
             (_objects("mask_logits", low, low), _objects("prompt_logits", low, low)),
             MaskPromptStage(sam.mask_downsample, size)),
         cut("prompt_decoder",
-            (_objects("conditioned", side * side, width), sparse, _objects("sparse_count", dtype="int64"), dense, *picture,
-             _objects("multimask", dtype="bool")),
+            (_objects("conditioned", side * side, width), sparse, _objects("sparse_count", dtype="int64"), dense,
+             *picture, _objects("multimask", dtype="bool")),
             (_objects("low_res_logits", low, low), _objects("all_logits", 4, low, low), _objects("ious", 4),
              _objects("selected", dtype="int64"), _objects("score"), _objects("pointer", width)), decoder)]
 
@@ -185,7 +185,8 @@ def _memory(sam: Sam, cut: Callable[..., Stage]) -> list[Stage]:
     side, memory = c.side, c.memory_width
     embedding, index = tensor("embedding", "maps", side * side, c.width), _objects("map_index", dtype="int64")
     projection = sam.obj_ptr_tpos_proj if c.pointer_positions else None
-    narrow, wide = (MemoryAttentionStage(sam.memory_attention, sam.maskmem_tpos_enc, w, projection) for w in (False, True))
+    narrow, wide = (MemoryAttentionStage(sam.memory_attention, sam.maskmem_tpos_enc, w, projection)
+                    for w in (False, True))
     remembered = (_objects("memory", "slots", side * side, memory), _objects("memory_age", "slots", dtype="int64"),
                   _objects("pointers", "pointers", c.width))
     distance = (_objects("pointer_distance", "pointers"),) if c.pointer_positions else ()
@@ -196,6 +197,7 @@ def _memory(sam: Sam, cut: Callable[..., Stage]) -> list[Stage]:
             (_objects("conditioned", side * side, c.width),), narrow,
             {"ort": Form(narrow, "ort"), "trt": Form(wide, "plain")}),
         cut("prompt_memory_encoder",
-            (embedding, index, _objects("mask_logits", "mask_side", "mask_side"), _objects("binarize", dtype="bool"), *score),
+            (embedding, index, _objects("mask_logits", "mask_side", "mask_side"), _objects("binarize", dtype="bool"),
+             *score),
             (_objects("memory_slot", side * side, memory),),
             PromptMemoryStage(sam.memory_encoder, c.image_size, absent))]

@@ -1,4 +1,4 @@
-"""Picture to maps where nothing is fused into the trunk: Hiera, the feature pyramid and the decoder's fine maps in one."""
+"""Picture to maps where nothing is fused into the trunk: Hiera, the feature pyramid, the decoder's fine maps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .neck import Neck, NeckStage
 
 
 class ImageEncoderStage(nn.Module):
-    """pixels (T,3,I,I) -> embedding, embedding_no_memory (T,N,D), high_res_0 (T,D/8,S4,S4), high_res_1 (T,D/4,S8,S8)."""
+    """pixels (T,3,I,I) -> embedding, embedding_no_memory (T,N,D), high_res_0 (T,D/8,S4,S4), high_res_1."""
 
     def __init__(self, trunk: Hiera, neck: Neck, conv_s0: Pointwise, conv_s1: Pointwise, no_memory: Tensor,
                  image_size: int) -> None:

@@ -18,7 +18,7 @@ CERTAIN = 10.0
 
 
 class PromptEncoderStage(nn.Module):
-    """points (B,K,2) in input pixels, labels (B,K), prompt_logits (B,S4,S4), has_mask (B) -> sparse (B,K,D), dense (B,N,D).
+    """points (B,K,2) in input pixels, labels (B,K), prompt_logits (B,S4,S4), has_mask (B) -> sparse (B,K,D), dense.
 
     Labels: -1 no point, 0 negative, 1 positive, 2 and 3 the corners of a box.
     """
@@ -34,7 +34,7 @@ class PromptEncoderStage(nn.Module):
 
 
 class MaskPromptStage(nn.Module):
-    """mask (B,I,I) of zeros and ones -> mask_logits (B,S4,S4), which is its result, prompt_logits (B,S4,S4) for its pointer."""
+    """mask (B,I,I) of zeros and ones -> mask_logits (B,S4,S4), its result; prompt_logits (B,S4,S4) for its pointer."""
 
     def __init__(self, downsample: nn.Conv2d, image_size: int) -> None:
         super().__init__()
@@ -52,11 +52,12 @@ class MaskPromptStage(nn.Module):
 class PromptDecoderStage(nn.Module):
     """Four masks, and which of them counts. Signature: see `docs/architecture.md`, row `prompt_decoder`.
 
-    With `multimask` the best of masks 1..3 by expected IoU, and its token makes the pointer. Without, mask 0, or the best
-    of the others where mask 0 is unstable; the pointer is that of token 0 in both cases.
+    With `multimask` the best of masks 1..3 by expected IoU, and its token makes the pointer. Without, mask 0, or the
+    best of the others where mask 0 is unstable; the pointer is that of token 0 in both cases.
     """
 
-    def __init__(self, decoder: MaskDecoder, prompts: PromptEncoder, pointer: MLP, no_pointer: Tensor, side: int) -> None:
+    def __init__(self, decoder: MaskDecoder, prompts: PromptEncoder, pointer: MLP, no_pointer: Tensor,
+                 side: int) -> None:
         super().__init__()
         self.decoder, self.pointer = decoder, pointer
         self.register_buffer("grid", prompts.pe_layer.grid(side).detach())
@@ -65,7 +66,8 @@ class PromptDecoderStage(nn.Module):
     def forward(self, conditioned: Tensor, sparse: Tensor, sparse_count: Tensor, dense: Tensor, high_res_0: Tensor,
                 picture_index: Tensor, high_res_1: Tensor, map_index: Tensor, multimask: Tensor) -> tuple[Tensor, ...]:
         mask = torch.arange(sparse.shape[1], device=sparse.device) < sparse_count[:, None]
-        out = self.decoder(conditioned + dense, self.grid, sparse, high_res_0[picture_index], high_res_1[map_index], mask)
+        fine = high_res_0[picture_index], high_res_1[map_index]
+        out = self.decoder(conditioned + dense, self.grid, sparse, *fine, mask)
         best = 1 + out.iou[:, 1:].argmax(1)
         alone = torch.zeros_like(best)
         selected = torch.where(multimask | ~stable(out.logits[:, 0]), best, alone)

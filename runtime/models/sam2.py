@@ -1,16 +1,16 @@
 """SAM 2 and 2.1: prompts and memory to masks, for any number of objects at once.
 
-This file knows the arithmetic of one frame: a picture is encoded once, then every object asks its `Query` of it, and all
-queries run as one batch through memory attention, prompt encoder and decoder. Which frames are asked what is decided in
-`video_session.py` (frames known), `live.py` (frames as they come) and `image.py` (no memory).
+This file knows the arithmetic of one frame: a picture is encoded once, then every object asks its `Query` of it, and
+all queries run as one batch through memory attention, prompt encoder and decoder. Which frames are asked what is
+decided in `video_session.py` (frames known), `live.py` (frames as they come) and `image.py` (no memory).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from math import prod
-from typing import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ..errors import PromptError, UserError
 from ..image import ImageSession
 from ..live import LiveSession
 from ..pages import Page, PagePool
+from ..queries import NOTHING, Decoded, Picture, Query, square_mask
 from ..spec import TensorSpec
 from ..tracks import Clicks, Options, Reach, Recall
 from ..video_session import VideoSession
@@ -28,67 +29,15 @@ from ..video_session import VideoSession
 if TYPE_CHECKING:
     from ..backends import Stage
 
-NOTHING = Clicks(np.zeros((2, 2), np.float32), np.full(2, -1, np.int64))
-"""The decoder's prompt where there is none: an empty click and the padding point that ends every prompt."""
-
 VIDEO_PAGES = 32
 """Pages by which an object's memory grows where frames are known."""
-
-
-@dataclass(slots=True)
-class Picture:
-    """The maps of one frame on the device, each (1, ...)."""
-
-    embedding: Any
-    embedding_no_memory: Any
-    high_res_0: Any
-    high_res_1: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """What one object asks of a picture.
-
-    points     decoder points with the padding point at their end; None: no point at all, not even padding
-    multimask  whether the best of masks 1..3 is wanted rather than mask 0
-    logits     (s, s) float32 mask logits as dense prompt
-    recall     memory to look at; None: none
-    bare       without memory: leave the no-memory vector out (pointer of a mask prompt)
-    """
-
-    points: Clicks | None
-    multimask: bool
-    logits: np.ndarray | None = None
-    recall: Recall | None = None
-    bare: bool = False
-
-    @property
-    def fill(self) -> tuple[int, int]:
-        return (0, 0) if self.recall is None else self.recall.fill
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is the query of a frame that is only tracked."""
-        return self.points is NOTHING and self.logits is None
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """The answer to one query, on the host: see `prompt_decoder` in `docs/architecture.md`."""
-
-    low_res_logits: np.ndarray
-    all_logits: np.ndarray | None
-    ious: np.ndarray
-    selected: int
-    score: float
-    pointer: np.ndarray
-    memory_tokens: tuple[int, int]
 
 
 class Sam2:
     """Stages, buffers and memory of one SAM 2 bundle."""
 
-    STAGES = ("image_encoder", "prompt_encoder", "mask_prompt", "prompt_decoder", "memory_attention", "prompt_memory_encoder")
+    STAGES = ("image_encoder", "prompt_encoder", "mask_prompt", "prompt_decoder", "memory_attention",
+              "prompt_memory_encoder")
 
     def __init__(self, bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> None:
         manifest = bundle.manifest
@@ -115,7 +64,7 @@ class Sam2:
         self._allocate()
 
     def _allocate(self) -> None:
-        sizes = {"objects": self.batch, "prompt_tokens": 2, "slots": self.reach.slots + 1, "pointers": self.reach.pointers + 1}
+        sizes = {"objects": self.batch, "prompt_tokens": 2, "slots": self.reach.slots + 1}
         for stage in ("prompt_encoder", "mask_prompt", "prompt_decoder", "memory_attention", "prompt_memory_encoder"):
             for tensor in self._specs[stage].outputs:
                 self._view(tensor, sizes)
@@ -194,7 +143,8 @@ class Sam2:
             conditioned=conditioned, **prompt, high_res_0=picture.high_res_0, picture_index=self._zeros[:n],
             high_res_1=picture.high_res_1, map_index=self._zeros[:n],
             multimask=np.array([q.multimask for q in queries]), **outputs)
-        host = {name: self._device.download(array) for name, array in outputs.items() if name != "all_logits" or all_logits}
+        host = {name: self._device.download(array) for name, array in outputs.items()
+                if name != "all_logits" or all_logits}
         _, tokens, channels = self._specs["prompt_memory_encoder"].output("memory_slot").shape
         per_pointer = spec.output("pointer").shape[1] // channels
         for i, query in enumerate(queries):
@@ -248,9 +198,9 @@ class Sam2:
                 self._device.copy(page.array, to)
         return out
 
-    def remember(self, picture: Picture, logits: Sequence[np.ndarray], binarize: Sequence[bool], scores: Sequence[float],
-                 pages: Sequence[Page]) -> None:
-        """Write what objects look like on `picture` into their pages: low-res mask logits, prompted or not, presence."""
+    def remember(self, picture: Picture, logits: Sequence[np.ndarray], binarize: Sequence[bool],
+                 scores: Sequence[float], pages: Sequence[Page]) -> None:
+        """Write what objects look like on `picture` into their pages: low-res logits, prompted or not, presence."""
         spec = self._specs["prompt_memory_encoder"]
         names = {t.name for t in spec.inputs}
         for start in range(0, len(pages), self.batch):
@@ -279,8 +229,8 @@ class Sam2:
     def checked(self, clicks: Clicks) -> Clicks:
         """The same clicks. Raises PromptError when they are more than the bundle takes."""
         if len(clicks.labels) > self.max_points:
-            raise PromptError(f"{len(clicks.labels)} points on one object and frame are more than the {self.max_points} "
-                              f"that {self.name} takes; clear old ones")
+            raise PromptError(f"{len(clicks.labels)} points on one object and frame are more than the "
+                              f"{self.max_points} that {self.name} takes; clear old ones")
         return clicks
 
     def click_query(self, clicks: Clicks, logits: np.ndarray | None, recall: Recall | None = None) -> Query:
@@ -340,8 +290,8 @@ class Sam2:
         sparse, dense = self._arrays["plain_sparse"], self._arrays["plain_dense"]
         if not self._plain:
             self._stages["prompt_encoder"].run(
-                points=NOTHING.xy[None], labels=NOTHING.labels[None], prompt_logits=np.zeros((1, side, side), np.float32),
-                has_mask=np.zeros(1, bool), sparse=sparse[:1], dense=dense[:1])
+                points=NOTHING.xy[None], labels=NOTHING.labels[None], has_mask=np.zeros(1, bool),
+                prompt_logits=np.zeros((1, side, side), np.float32), sparse=sparse[:1], dense=dense[:1])
         for i in range(max(1, self._plain), n):
             self._device.copy(sparse[0], sparse[i])
             self._device.copy(dense[0], dense[i])
@@ -357,14 +307,3 @@ class Sam2:
         if flat is None or flat.shape[0] < prod(shape):
             flat = self._arrays[tensor.name] = self._device.empty((prod(shape),), tensor.dtype)
         return flat[:prod(shape)].reshape(*shape)
-
-
-def square_mask(mask_hw: np.ndarray, side: int) -> np.ndarray:
-    """A bool mask at the network's size, (side, side) bool: antialiased bilinear resize, then at least one half."""
-    from PIL import Image
-
-    if mask_hw.shape == (side, side):
-        return mask_hw
-    picture = Image.fromarray(np.ascontiguousarray(mask_hw, np.float32))
-    # half is a common value where sizes are round; what rounding took from it does not count
-    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR)) >= 0.5 - 1e-6

@@ -7,6 +7,7 @@ that it makes go through `Driver`, so that a fake driver on host memory can coun
 from __future__ import annotations
 
 import logging
+import weakref
 from math import prod
 from typing import Any, Callable, Protocol, Sequence
 
@@ -166,6 +167,15 @@ class CudaCore:
         graph.launch(self._stream)
 
 
+class Allocation:
+    """What every view of one allocation holds on to: the driver's own object, which may not be weakly referenced."""
+
+    __slots__ = ("memory", "__weakref__")
+
+    def __init__(self, memory: Any) -> None:
+        self.memory = memory
+
+
 class Cuda:
     """Memory of one CUDA device. Uploads and downloads go through pinned twins that are made once per array."""
 
@@ -196,7 +206,14 @@ class Cuda:
     def empty(self, shape: Sequence[int], dtype: str) -> DeviceArray:
         size = prod(shape) * np.dtype(dtype).itemsize
         ptr, owner = self.driver.allocate(size)
+        owner = Allocation(owner)
+        weakref.finalize(owner, self._forget, ptr, max(size, 1)).atexit = False
         return DeviceArray(ptr, tuple(shape), dtype, owner)
+
+    def _forget(self, ptr: int, size: int) -> None:
+        """Give back the pinned twins of memory that is gone."""
+        for key in [key for key in self._twins if ptr <= key[0] < ptr + size]:
+            del self._twins[key]
 
     def constant(self, host: np.ndarray) -> DeviceArray:
         array = self.empty(host.shape, host.dtype.name)

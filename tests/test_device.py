@@ -119,6 +119,14 @@ def test_constants_and_round_trips():
     assert (device.download(other) == 7).all() and (device.download(array) == host).all()
 
 
+def test_sessions_come_and_go_and_leave_nothing_pinned(engine):
+    device, held = engine.backend.device, []
+    for seed in range(4):
+        run(engine, frames(5, seed=seed), A, B, C)
+        held.append(len(device._twins))
+    assert held[1:] == held[:-1], "twins of a closed session's arrays are given back"
+
+
 def test_cuda_asked_for_where_there_is_none_is_an_error(toy):
     from runtime.backends.ort import OrtCudaBackend
     try:

@@ -61,7 +61,7 @@ def look_at_text(attention: Attention, q_bnc: Tensor, text_bmd: Tensor, bias_bm:
                  folded: bool = False) -> Tensor:
     """Many picture tokens attend to few text rows: (B or 1,N,C), (B,M,D), (B,M) added to the scores -> (B,N,C)."""
     if not folded:
-        return attention(q_bnc.expand(len(text_bmd), -1, -1), text_bmd, text_bmd, bias_bm > MASKED / 2)
+        return attention(q_bnc.expand(text_bmd.shape[0], -1, -1), text_bmd, text_bmd, bias_bm > MASKED / 2)
     h = attention.heads
     k, v = (p(text_bmd).unflatten(2, (h, -1)).transpose(1, 2) for p in (attention.k_proj, attention.v_proj))
     k = k * k.shape[-1] ** -0.5

@@ -160,9 +160,9 @@ def main(argv: list[str] | None = None) -> int:
         rows = scores.table(records)
         print(f"\n{name} ({time.perf_counter() - began:.0f} s)\n{scores.text(rows)}", flush=True)
         report["variants"][name] = {"table": rows, "records": scores.dump(records)}
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        if args.json:  # after each variant, for all of them take long
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

@@ -179,6 +179,7 @@ def test_peers_step_like_one_process_with_their_mean_gradient():
         torch.manual_seed(rank)
         return [torch.randn_like(p) for p in model.parameters()]
 
+    torch.ones(1 << 22).exp_()  # the parent's threads are up, as they are after any other test: a fork has none of them
     torch.manual_seed(5)
     alone = Square()
     torch.manual_seed(5)

@@ -39,6 +39,8 @@ class Peers:
         """Fork the others, each running `work`; this process goes on as rank 0."""
         def other(rank: int) -> None:
             self.rank = rank
+            # threads do not survive a fork: a parallel loop in the child would wait for them for ever
+            torch.set_num_threads(1)
             os.setsid()  # a share of the machine of its own where the scheduler groups processes by session
             work(self)
 

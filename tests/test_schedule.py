@@ -95,6 +95,14 @@ def test_conditional_memory_off(engine):
     assert np.abs(on - off)[:, 3:].max() > 1e-3 and (on[:, :3] == off[:, :3]).all()
 
 
+def test_conditional_memory_asked_of_a_bundle_without_it_is_refused(tmp_path):
+    with runtime.load(toy.build(tmp_path / "plain", conditional_memory=False)) as engine:
+        with pytest.raises(runtime.UserError, match="no conditional memory"):
+            engine.session([runtime.Text(tokens=A)], conditional_memory=True)
+        logits, _ = run(engine, frames(6), A)
+        np.testing.assert_allclose(logits[0], reference(frames(6), A, conditional_memory=False)[0], rtol=1e-5, atol=1e-5)
+
+
 def test_memory_off_decodes_every_frame_alone(engine):
     clip = frames(6)
     off = run(engine, clip, A, memory=False)[0]

@@ -17,6 +17,7 @@ import numpy as np
 from .. import ops
 from ..bundle import Bundle
 from ..device import Device
+from ..errors import UserError
 from ..device_images import DeviceImages
 from ..memory import MemoryPool
 from ..prompt import Text, Tokenizer, encode, verb_positions
@@ -98,6 +99,8 @@ class Samwise:
 
     def open(self, prompts: Sequence[Text], conditional_memory: bool | None = None, memory: bool = True) -> Clip:
         """Buffers for one video, and a lane per sentence. Raises PromptError, UserError."""
+        if conditional_memory and self._cme is None:
+            raise UserError(f"the bundle {self._bundle.name} has no conditional memory; leave conditional_memory away")
         manifest, new = self._bundle.manifest, self._device.empty
         self._tokenizer = self._tokenizer or Tokenizer.of(self._bundle.folder, manifest)
         encoded = [(encode(p, manifest, self._tokenizer), verb_positions(p, manifest, self._tokenizer)) for p in prompts]

@@ -124,7 +124,7 @@ def test_graphs_equal_modules(kind, tmp_path):
             want = stage.run(inputs)
             found = session.run(list(want), {k: v.numpy() for k, v in inputs.items()})
             for ours, theirs in zip(want.values(), found):
-                assert reference.error(theirs, ours.numpy()) <= 1e-5, (stage.name, sizes)
+                assert reference.error(theirs, ours.numpy()) <= 1e-4, (stage.name, sizes)
 
 
 @pytest.mark.slow

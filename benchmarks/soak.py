@@ -1,43 +1,54 @@
 """Endurance: many frames, sessions that come and go, prompts that change, bad frames, damaged files; nothing may grow.
 
-    python -m benchmarks.soak --engine engines/nano --frames 10000 --out benchmarks/results/soak.json
+    python -m benchmarks.soak --engine engines/nano --frames 10000 --out benchmarks/results/soak_nano.json
 
-Writes one JSON with a sample every `--every` frames (resident memory, open files, threads, latency) and a plot beside it. The
-run fails (exit code 1) when memory, files or threads grew after the first tenth, or when any fault was not the expected
-one-line error.
+Writes a JSON with a sample about every `--every` frames (resident memory, open files, threads, latency), anew after each
+sample, so that a run that is stopped leaves what it measured; at the end a plot in `--plot` (PNG and SVG). Samples are
+taken between sessions, when everything that a session holds must be back. The run fails (exit code 1) when memory, files
+or threads grew, when the same clip no longer gives the same masks, or when any fault was not the expected one-line error.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import platform
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import runtime
-from runtime import video
+from runtime import sources
+
+from .soak_episodes import RELOAD_EVERY, Life, bundle_again, episodes, sentence
+from .soak_media import Media, picture
 
 GROWTH_MB = 32
-"""Resident memory may wander by this much (arena, page cache of decoders) between the first tenth and the end."""
+"""Resident memory may wander by this much (arena, page cache of decoders) between the second tenth and the last."""
+
+LATENCY = "not judged: see 'machine'"
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """State after `frame` frames. `latency_ms` is the median time per frame since the sample before."""
+    """State after `frame` frames. Latencies are of the calls of `push` since the sample before, in milliseconds."""
 
     frame: int
     rss_mb: float
     files: int
     threads: int
-    latency_ms: float
+    latency_p50_ms: float = 0.0
+    latency_p95_ms: float = 0.0
 
 
 def rss_mb() -> float:
@@ -45,130 +56,159 @@ def rss_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def measure(frame: int, latencies: list[float]) -> Sample:
-    return Sample(frame, round(rss_mb(), 1), len(os.listdir("/proc/self/fd")), threading.active_count(),
-                  round(1000 * float(np.median(latencies)), 3))
+def native_threads() -> int:
+    """Threads of the process, those of libraries included."""
+    return len(os.listdir("/proc/self/task"))
 
 
-def picture(number: int, height: int, width: int) -> np.ndarray:
-    """A square that moves over a gradient."""
-    y, x = np.mgrid[:height, :width]
-    out = np.stack([(x + number) % 256, (y + 2 * number) % 256, (x + y) % 256], -1).astype(np.uint8)
-    at = (3 * number) % (width - 40)
-    out[20:60, at:at + 40] = (220, 40, 60)
-    return out
+def measure(life: Life) -> Sample:
+    """A sample now; the latencies so far are taken out of `life`."""
+    p50, p95 = (1000 * np.percentile(life.latencies, (50, 95))).round(3).tolist() if life.latencies else (0.0, 0.0)
+    life.latencies.clear()
+    return Sample(life.frames, round(rss_mb(), 1), len(os.listdir("/proc/self/fd")), native_threads(), p50, p95)
 
 
-def sentence(engine: runtime.Engine, number: int) -> runtime.Text:
-    vocabulary = engine.bundle.manifest.settings["text"]["vocabulary"]
-    return runtime.Text(tokens=[0, *((5 + 17 * number + 3 * i) % (vocabulary - 5) + 4 for i in range(3 + number % 5)), 2])
+def run(life: Life, frames: int, every: int) -> Iterator[Sample]:
+    """Live one episode after the other until `frames` frames are done; a sample after the episode that completes `every`."""
+    round_, sample_at, first = episodes(life), every, probe(life.engine)
+    while life.frames < frames:
+        number = life.sessions
+        round_[number % len(round_)](life, number // len(round_))
+        life.sessions += 1
+        if number % RELOAD_EVERY == RELOAD_EVERY - 1:
+            bundle_again(life, number)
+        if life.frames >= sample_at:
+            if probe(life.engine) != first:
+                raise AssertionError(f"after {life.frames} frames the same clip gives other masks than in the beginning")
+            settle()
+            yield measure(life)
+            sample_at = life.frames - life.frames % every + every
 
 
-def damaged_file(folder: Path) -> Path:
-    """A video that breaks off in the middle of a packet."""
-    import av
-
-    path = folder / "whole.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
-        for i in range(24):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(i, 96, 160), format="rgb24")))
-        container.mux(stream.encode())
-    broken = folder / "broken.mp4"
-    data = path.read_bytes()
-    broken.write_bytes(data[:len(data) // 3])
-    return broken
+def settle() -> None:
+    """Wait until the threads of the last video are gone; a decoder may take a moment. Those that stay are counted."""
+    end = time.monotonic() + 5
+    while threading.active_count() > 1 and time.monotonic() < end:
+        time.sleep(0.01)
 
 
-def run(engine: runtime.Engine, frames: int, every: int, report=print) -> Iterator[Sample]:
-    """Push `frames` frames through short and long sessions, with every kind of trouble on the way."""
-    done, episode, latencies, sample_at = 0, 0, [], every
-    with tempfile.TemporaryDirectory() as folder:
-        broken = damaged_file(Path(folder))
-        while done < frames:
-            height, width = ((96, 160), (120, 90), (64, 200))[episode % 3]
-            prompts = [sentence(engine, episode + i) for i in range(1 + episode % 3)]
-            length = min(frames - done, (3, 40, 9, 200)[episode % 4])
-            with engine.session(prompts) as session:
-                for number in range(length):
-                    start = time.perf_counter()
-                    session.push(picture(done + number, height, width))
-                    latencies.append(time.perf_counter() - start)
-                    if number == 1:
-                        expect(runtime.VideoError, lambda: session.push(picture(0, height + 2, width)))
-                    if done + number + 1 >= sample_at:
-                        yield measure(done + number + 1, latencies)
-                        sample_at, latencies = sample_at + every, []
-                session.flush()
-            expect(runtime.UserError, lambda: session.push(picture(0, height, width)))
-            expect(runtime.PromptError, lambda: engine.session([runtime.Text(tokens=[10 ** 9])]))
-            if episode % 4 == 0:
-                expect(runtime.RuntimeFault, lambda: list(video.frames(broken)))
-            done, episode = done + length, episode + 1
-            report(f"{done} frames, {episode} sessions, {rss_mb():.0f} MB")
+def probe(engine: runtime.Engine) -> str:
+    """Digest of the masks of a short clip, which must be the same for ever."""
+    digest = hashlib.sha256()
+    clip = [picture(i, 96, 160) for i in range(9)]
+    if any(hasattr(n, "open") for n in engine.networks.values()):
+        with engine.session([sentence(engine, 0)]) as session:
+            for result in session.stream(clip):
+                digest.update(np.packbits(result.masks).tobytes())
+    if any(hasattr(n, "live") for n in engine.networks.values()):
+        with engine.session() as session:
+            for result in session.stream(clip, {0: {1: runtime.Box([0, 20, 40, 60])}}):
+                digest.update(np.packbits(result.masks).tobytes())
+    return digest.hexdigest()
 
 
-def expect(kind: type[Exception], action) -> None:
-    """The action must end in this one-line error and nothing else."""
-    try:
-        action()
-    except kind as error:
-        if "\n" in str(error):
-            raise AssertionError(f"more than one line: {error}") from error
-    else:
-        raise AssertionError(f"no {kind.__name__} where one was due")
+# ------------------------------------------------------------------------------------------------------------ verdict
+
+
+def tenths(samples: list[Sample], name: str) -> tuple[float, float]:
+    """Median of a figure over the second tenth of the samples, and over the last. The first is warm-up."""
+    values, size = [getattr(s, name) for s in samples], max(1, len(samples) // 10)
+    return float(np.median(values[size:2 * size] or values[:1])), float(np.median(values[-size:]))
 
 
 def verdict(samples: list[Sample]) -> list[str]:
-    """What grew; empty when nothing did. The first tenth of the samples is warm-up."""
-    start, end = samples[max(1, len(samples) // 10) - 1], samples[-1]
+    """What grew; empty when nothing did."""
     grew = []
-    if end.rss_mb > start.rss_mb + GROWTH_MB:
-        grew.append(f"memory {start.rss_mb} -> {end.rss_mb} MB")
+    before, after = tenths(samples, "rss_mb")
+    if after > before + GROWTH_MB:
+        grew.append(f"memory {before} -> {after} MB")
     for name in ("files", "threads"):
-        if getattr(end, name) > getattr(start, name):
-            grew.append(f"{name} {getattr(start, name)} -> {getattr(end, name)}")
+        before, after = tenths(samples, name)
+        if after > before:
+            grew.append(f"{name} {before:g} -> {after:g}")
     return grew
 
 
-def plot(samples: list[Sample], path: Path) -> None:
-    """Memory and latency over frames."""
+def report(life: Life, samples: list[Sample], args: argparse.Namespace, complete: bool) -> dict[str, Any]:
+    """What is written: what was run and on what, what happened, what grew, and every sample."""
+    bundle = life.engine.bundle
+    versions = {name: metadata.version(name) for name in ("numpy", "onnxruntime", "av", "tokenizers", "pillow")}
+    drift = {name: dict(zip(("second_tenth", "last_tenth"), tenths(samples, name)))
+             for name in ("rss_mb", "files", "threads", "latency_p50_ms")}
+    return {
+        "command": f"python -m benchmarks.soak --engine {args.engine} --frames {args.frames} --every {args.every}",
+        "complete": complete, "bundle": bundle.name,
+        "bundle_sha256": hashlib.sha256("".join(sorted(bundle.manifest.files.values())).encode()).hexdigest()[:16],
+        "machine": args.machine, "cores": os.cpu_count(), "threads": args.threads, "python": platform.python_version(),
+        "versions": versions, "frames": life.frames, "episodes": life.sessions,
+        "trouble": dict(sorted(life.trouble.items())), "growth_allowed_mb": GROWTH_MB, "grew": verdict(samples),
+        "latency": LATENCY, "drift": drift, "samples": [asdict(s) for s in samples]}
+
+
+def write(path: Path, data: dict[str, Any]) -> None:
+    """Replace the report in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(data, indent=1) + "\n")
+    part.replace(path)
+
+
+def plot(samples: list[dict[str, Any]], path: Path, machine: str) -> None:
+    """Memory, handles and threads, and latency over frames, into `path` with the suffixes .png and .svg."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (top, bottom) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 5), layout="constrained")
-    at = [s.frame for s in samples]
-    top.plot(at, [s.rss_mb for s in samples])
+    pyplot.rcParams["svg.hashsalt"] = "soak"  # the same data gives the same file
+    figure, (top, middle, bottom) = pyplot.subplots(3, 1, sharex=True, figsize=(8, 6.5), layout="constrained")
+    at = [s["frame"] for s in samples]
+    top.plot(at, [s["rss_mb"] for s in samples])
     top.set(ylabel="resident memory, MB", ylim=(0, None))
-    bottom.plot(at, [s.latency_ms for s in samples])
-    bottom.set(ylabel="median time per frame, ms", xlabel="frames", ylim=(0, None))
-    figure.savefig(path, dpi=110)
+    for name in ("files", "threads"):
+        middle.plot(at, [s[name] for s in samples], label={"files": "open handles"}.get(name, name))
+    middle.set(ylabel="count", ylim=(0, None))
+    middle.legend(loc="lower right")
+    for name, label in (("latency_p50_ms", "median"), ("latency_p95_ms", "95th percentile")):
+        bottom.plot(at, [s[name] for s in samples], label=label)
+    bottom.set(ylabel="time of one push, ms", xlabel="frames", yscale="log", title=machine)
+    bottom.title.set_fontsize(8)
+    bottom.legend(loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".png", ".svg"):
+        figure.savefig(path.with_suffix(suffix), dpi=110, metadata={"Date": None} if suffix == ".svg" else None)
     pyplot.close(figure)
 
 
+def parser() -> argparse.ArgumentParser:
+    """Options of the command."""
+    p = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.splitlines()[0])
+    p.add_argument("--engine", default="engines/nano")
+    p.add_argument("--frames", type=int, default=10_000)
+    p.add_argument("--every", type=int, default=100, help="frames between samples")
+    p.add_argument("--threads", type=int, default=None, help="CPU threads (default: the backend decides)")
+    p.add_argument("--machine", default="", help="a word about the machine, for the report")
+    p.add_argument("--out", type=Path, default=Path("benchmarks/results/soak.json"))
+    p.add_argument("--plot", type=Path, help="plot, .png and .svg (default: beside --out)")
+    return p
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.splitlines()[0])
-    parser.add_argument("--engine", default="engines/nano")
-    parser.add_argument("--frames", type=int, default=10_000)
-    parser.add_argument("--every", type=int, default=100, help="frames between samples")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/soak.json"))
-    args = parser.parse_args()
-    with runtime.load(args.engine) as engine:
-        samples = []
-        for sample in run(engine, args.frames, args.every, report=lambda line: None):
+    args = parser().parse_args()
+    sources.RETRY_SECONDS = 0.01  # the camera of this run comes back at once, or never
+    samples: list[Sample] = []
+    with tempfile.TemporaryDirectory() as folder, runtime.load(args.engine, threads=args.threads) as engine:
+        life = Life(engine, Media(Path(folder)))
+        for sample in run(life, args.frames, args.every):
             samples.append(sample)
-            print(f"{sample.frame:7d} frames  {sample.rss_mb:7.1f} MB  {sample.files} files  {sample.threads} threads  "
-                  f"{sample.latency_ms:.1f} ms", flush=True)
-    grew = verdict(samples)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"engine": str(args.engine), "frames": args.frames, "grew": grew,
-                                    "samples": [asdict(s) for s in samples]}, indent=1) + "\n")
-    plot(samples, args.out.with_suffix(".png"))
-    print("grew: " + "; ".join(grew) if grew else "nothing grew")
-    return 1 if grew else 0
+            write(args.out, report(life, samples, args, complete=False))
+            print(f"{sample.frame:7d} frames  {sample.rss_mb:7.1f} MB  {sample.files} handles  {sample.threads} threads  "
+                  f"{sample.latency_p50_ms:.1f} ms", flush=True)
+        data = report(life, samples, args, complete=True)
+    write(args.out, data)
+    plot(data["samples"], args.plot or args.out, args.machine)
+    print("grew: " + "; ".join(data["grew"]) if data["grew"] else "nothing grew")
+    return 1 if data["grew"] else 0
 
 
 if __name__ == "__main__":

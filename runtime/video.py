@@ -58,9 +58,8 @@ class Frames:
         self._state = _State(queue.Queue(depth), source.live)
         self._thread = threading.Thread(target=_work, args=(limited, source.read, self._state), daemon=True,
                                         name=f"frames of {self.name}")
-        self._started = False
         # The thread knows the state, not this object, so that dropping the object ends the thread.
-        self._finalizer = weakref.finalize(self, self._state.stop.set)
+        self._finalizer = weakref.finalize(self, _let_go, self._state, source.read)
 
     @property
     def dropped(self) -> int:
@@ -76,8 +75,8 @@ class Frames:
     def __next__(self) -> np.ndarray:
         if self._state.stop.is_set():
             raise StopIteration
-        if not self._started:
-            self._started = True
+        if not self._state.started:
+            self._state.started = True
             self._thread.start()
         item = self._state.queue.get()
         if isinstance(item, np.ndarray):
@@ -85,15 +84,16 @@ class Frames:
         self.close()
         if item is None:
             raise StopIteration
-        raise item
+        try:
+            raise item
+        finally:
+            del item  # the error knows this call: without it the two would keep each other, and the decoder with them
 
     def close(self) -> None:
         """Stop decoding and let go of the source. May be called twice."""
-        self._state.stop.set()
-        if self._started:
+        _let_go(self._state, self._read)
+        if self._state.started:
             self._thread.join(timeout=1.0)  # one that is blocked in a dead network read ends by its own timeout
-        else:
-            _close(self._read)
 
     def __enter__(self) -> Frames:
         return self
@@ -121,6 +121,7 @@ class _State:
     def __init__(self, items: queue.Queue, live: bool) -> None:
         self.queue, self.live = items, live
         self.stop = threading.Event()
+        self.started = False
         self.dropped = 0
 
     def put(self, item: np.ndarray | Exception | None) -> None:
@@ -162,6 +163,13 @@ def _work(limited: Iterator[np.ndarray], read: Iterator[np.ndarray], state: _Sta
     finally:
         _close(read)  # frees the decoder here, in the thread that used it
     state.put(end)
+    del end  # else this call and the error, which knows it, keep each other and the decoder's threads alive
+
+
+def _let_go(state: _State, read: Iterator[np.ndarray]) -> None:
+    state.stop.set()
+    if not state.started:  # else the thread closes what it reads from
+        _close(read)
 
 
 def _close(read: Iterator[np.ndarray]) -> None:

@@ -35,8 +35,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--out", default=Path("engines"), type=Path, metavar="DIR", help="folder of bundles")
         sub.add_argument("--name", help="name of the bundle (default: from network, size and precision)",
                          default=argparse.SUPPRESS)
-        sub.add_argument("--precision", default="fp32", choices=("fp32", "fp16"),
-                         help="fp16: half the size, for GPUs; stages that need it stay wider")
+        sub.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "int8"),
+                         help="fp16: half the size, for GPUs; int8: large matrix products in 8 bits, for CPUs, an "
+                              "approximation; stages that need it stay wider")
         sub.add_argument("--tokenizer", type=Path, metavar="DIR", default=argparse.SUPPRESS,
                          help="Hugging Face folder, tokenizer.json, or folder with vocab.json and merges.txt; without "
                               "it the bundle takes token ids only")
@@ -98,8 +99,8 @@ def _export(options: dict[str, Any]) -> None:
         weights = max((p for p in weights.iterdir() if p.is_file()), key=lambda p: p.stat().st_size)
     source = {"checkpoint": options["checkpoint"].name, "checkpoint_sha256": bundle.sha256(weights)}
     subject = network.describe(options["network"], model, provenance=source, **_demonstration(options.get("demo")))
-    half = "-fp16" if options["precision"] == "fp16" else ""
-    name = options.get("name", f"{subject.model}-{subject.variant}{half}")
+    suffix = "" if options["precision"] == "fp32" else f"-{options['precision']}"
+    name = options.get("name", f"{subject.model}-{subject.variant}{suffix}")
     if subject.vocabulary and "tokenizer" not in options:
         _say("no --tokenizer: the bundle will take token ids, not sentences")
     folder = bundle.export_bundle(subject, options["out"], name, precision=options["precision"], threads=threads,

@@ -24,12 +24,12 @@ from runtime.backends import Backend, create
 from runtime.errors import UserError
 from runtime.spec import Manifest, StageSpec, TensorSpec
 
-from . import clips, onnx, parity, precision, tokenizer
+from . import clips, onnx, parity, precision, quantization, tokenizer
 from .network import Network
 from .stage import Stage
 
 GRAPHS = "graphs"
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 KEPT_FLOAT = frozenset({"pixels", "score", "iou", "ious", "decision", "points", "pointer_distance", "mask"})
@@ -124,12 +124,16 @@ class _Job:
 
     def stage(self, stage: Stage, limit: float) -> tuple[StageSpec, list[parity.Row]]:
         """Write every form of one stage. Returns its signature and, if wanted, how it compares with torch."""
-        wanted = stage.forms if self.forms is None else {"default", *self.forms} & stage.forms.keys()
+        wanted = set(stage.forms if self.forms is None else {"default", *self.forms} & stage.forms.keys())
+        if self.precision == quantization.NAME:
+            wanted &= quantization.FORMS
         models = {form: onnx.trace(stage, form) for form in sorted(wanted, key=lambda form: (form != "default", form))}
-        if self.precision == "fp32":
-            spec, rows = _write_stage(stage, stage.spec, models, self.folder), []
-        else:
+        if self.precision == quantization.NAME and (done := self.integer(stage, models, limit)):
+            return done
+        if self.precision == "fp16":
             spec, rows = self.climb(stage, models, limit)
+        else:
+            spec, rows = _write_stage(stage, stage.spec, models, self.folder), []
         if not self.check:
             return spec, []
         return spec, [*rows, *parity.compare_stage(stage, spec, self.folder, self.runner, limit)]
@@ -150,6 +154,24 @@ class _Job:
         converted = {form: precision.to_half(model, level, half) for form, model in models.items()}
         return _write_stage(stage, spec, converted, self.folder), rows
 
+    def integer(self, stage: Stage, models: Mapping[str, ir.Model],
+                limit: float) -> tuple[StageSpec, list[parity.Row]] | None:
+        """INT8 products, written, and how they compare with torch; None if the stage has to stay float32."""
+        products = {form: quantization.products(model) for form, model in models.items()}
+        if stage.name in quantization.FLOAT_STAGES or not all(products.values()):
+            return None
+        spec = replace(stage.spec, precision=quantization.NAME)
+        converted = {form: quantization.quantize(model, products[form]) for form, model in models.items()}
+        for form, model in converted.items():
+            onnx.tidy(model, spec, form)
+        spec = _write_stage(stage, spec, converted, self.folder)
+        rows = parity.compare_stage(stage, spec, self.folder, self.runner, limit)
+        if all(row.passed for row in rows):
+            return spec, rows
+        worst = max(row.error for row in rows)
+        self.report(f"{stage.name} stays float32: INT8 costs {worst:.1e}, allowed {limit:g}")
+        return None
+
     def clip(self, network: Network, manifest: Manifest) -> list[parity.ClipRow]:
         """A clip through torch and through the runtime, which gets the rounded graphs of a half bundle."""
         text = network.settings.get("text")
@@ -157,7 +179,7 @@ class _Job:
         verbs = [1] if text and text.get("motion") and len(tokens) > 2 else []
         want = list(network.clip(clips.clip_frames(clips.clip_length(network.settings)), tokens, verbs))
         folder = self.folder
-        if self.precision != "fp32":
+        if self.precision == "fp16":
             folder = self.rounded
             manifest = replace(manifest, tokenizer=None, demo=None, stages={  # neither lies beside the rounded graphs
                 name: replace(spec, files={"default": spec.files["default"]}) for name, spec in manifest.stages.items()})

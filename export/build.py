@@ -87,6 +87,7 @@ class Library:
             reason = parser.get_error(0).desc() if parser.num_errors else "no reason given"
             raise RuntimeFault(f"{graph.name}: {self.name} cannot read it ({_line(reason)}); export the bundle again")
         config = builder.create_builder_config()
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # what `export.inspect` reads; no cost in size or time
         config.add_optimization_profile(_optimization_profile(builder, spec, profile))
         if self.ahead:
             config.num_compute_capabilities = len(capabilities)

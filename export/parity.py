@@ -4,11 +4,11 @@ Every stage is compared on seeded inputs at two sizes (the sizes it was traced w
 then a whole clip with memory goes through the runtime and through plain torch. A bundle that misses a threshold is not
 published.
 
-    python -m export.parity engines/NAME [--backend B]
+    python -m export.parity engines/NAME [--backend B] [--runs FOLDER]
 
 checks a bundle that exists, without its checkpoint: a clip runs on ONNX Runtime's plain graphs, every stage's inputs
 are kept, and backend B gets the same inputs. TensorRT engines that pass are marked as verified on this kind of GPU; one
-miss, and none is.
+miss, and none is. `--runs` keeps what each stage was fed and gave for Polygraphy's tools (`export.runs`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from runtime.errors import BundleError, RuntimeFault, UserError
 from runtime.spec import StageSpec
 
 from .clips import clip_results, save_clip
+from .runs import Runs, hints, summary as runs_summary
 
 FILE = "parity.json"
 
@@ -227,8 +228,10 @@ class Recorder:
                                {t.name: take[t.name] for t in self.spec.outputs})
 
 
-def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None) -> tuple[list[Row], list[ClipRow]]:
-    """The graphs that `backend` prefers against ONNX Runtime's plain ones, stage by stage on a clip, then the clip."""
+def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None,
+            runs: Runs | None = None) -> tuple[list[Row], list[ClipRow]]:
+    """The graphs that `backend` prefers against ONNX Runtime's plain ones, stage by stage on a clip, then the clip. What
+    each stage was fed and gave goes to `runs`."""
     bundle.verify()
     other = create(backend, threads)
     plain = create("ort", threads)
@@ -240,22 +243,31 @@ def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None) -
     want = clip_results(reference)
     precision = bundle.manifest.precision
     rows = []
-    for name, spec in bundle.manifest.stages.items():
-        form = next((f for f in other.forms if f in spec.files), None)
-        if form is None:
-            raise BundleError(f"{bundle.folder}: stage {name} has no form that {other.name} takes; export it "
-                              "again")
-        loaded = other.load(bundle.folder / spec.files[form], spec)
-        for sizes, inputs, outputs in recorders[name].calls.values():
-            got = run_stage(loaded, spec, other, inputs, sizes)
-            rows.append(worst(f"{name} [{form}]", sizes, spec, got, outputs, max(STAGE_ERROR[precision])))
-        recorders[name].calls.clear()
+    for name in bundle.manifest.stages:
+        rows += _recheck_stage(bundle, other, recorders[name], max(STAGE_ERROR[precision]), runs)
     frames = [(r.masks, r.low_res_logits, r.score_logits) for r in want]
     clip = compare_clip(frames, clip_results(Engine(bundle, other)), precision)
     if hasattr(other, "library") and all(r.passed for r in (*rows, *clip)):
         engine_files.mark_verified(bundle.folder, bundle.manifest, other.library, other.version, other.device.capability,
                                    worst_by_stage(rows))
     return rows, clip
+
+
+def _recheck_stage(bundle: Bundle, other: Backend, recorder: Recorder, limit: float, runs: Runs | None) -> list[Row]:
+    """One stage on the backend `other`, fed with what was recorded; the record is dropped."""
+    spec = recorder.spec
+    form = next((f for f in other.forms if f in spec.files), None)
+    if form is None:
+        raise BundleError(f"{bundle.folder}: stage {spec.name} has no form that {other.name} takes; export it again")
+    loaded = other.load(bundle.folder / spec.files[form], spec)
+    rows = []
+    for sizes, inputs, outputs in recorder.calls.values():
+        got = run_stage(loaded, spec, other, inputs, sizes)
+        rows.append(worst(f"{spec.name} [{form}]", sizes, spec, got, outputs, limit))
+        if runs is not None:
+            runs.add(spec, spec.files[form], sizes, inputs, outputs, got, limit)
+    recorder.calls.clear()
+    return rows
 
 
 def worst_by_stage(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
@@ -275,14 +287,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="name of the bundle or of the network")
     parser.add_argument("--backend", default="auto", help="backend to check (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the backend decides)")
+    parser.add_argument("--runs", metavar="FOLDER", help="keep inputs and outputs of every stage for Polygraphy's tools")
     parser.add_argument("--save", metavar="FILE", help=argparse.SUPPRESS)  # used by the export itself
     options = parser.parse_args(arguments)
     try:
         if options.save:
             save_clip(Path(options.bundle), options.backend, options.threads, options.save)
             return 0
-        rows, clip = recheck(choose(options.bundle, options.model), options.backend, options.threads)
+        bundle = choose(options.bundle, options.model)
+        runs = Runs(options.runs, options.backend) if options.runs else None
+        rows, clip = recheck(bundle, options.backend, options.threads, runs)
         print(table(rows, clip))
+        if runs is not None:
+            print("\n".join([runs_summary(runs.rows), *hints(runs, bundle.folder, options.backend)]))
         require(rows, clip)
     except RuntimeFault as error:
         print(f"error: {error}", file=sys.stderr)

@@ -66,8 +66,8 @@ def test_shapes_are_set_only_when_they_change(bundle, backend):
     arrays = {"embedding": device.empty((1, 4, 3), "float32"), "map_index": device.constant(np.zeros(1, np.int64)),
               "mask_logits": device.empty((1, 8, 8), "float32"), "memory_slot": device.empty((1, 4, 2), "float32")}
     seen = []
-    set_shape = stage._context.set_input_shape
-    stage._context.set_input_shape = lambda name, shape: seen.append(name) or set_shape(name, shape)
+    set_shape = stage.context.set_input_shape
+    stage.context.set_input_shape = lambda name, shape: seen.append(name) or set_shape(name, shape)
     stage.run(**arrays)
     stage.run(**arrays)
     assert seen == ["embedding", "map_index", "mask_logits"]

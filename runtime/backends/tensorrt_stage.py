@@ -35,11 +35,11 @@ class TensorRtBackend:
     forms = ("trt", "default")
 
     def __init__(self, threads: int | None = None, device: Any = None) -> None:
-        self._trt = self._import()
-        self.version = str(self._trt.__version__)
+        self.module = self._import()
+        self.version = str(self.module.__version__)
         self.device = Cuda() if device is None else device
-        self._logger = _logger(self._trt)
-        self._runtime = self._trt.Runtime(self._logger)
+        self._logger = _logger(self.module)
+        self._runtime = self.module.Runtime(self._logger)
         self._scratch = Scratch(self.device)
         self._manifests: dict[Path, Manifest] = {}
 
@@ -64,7 +64,7 @@ class TensorRtBackend:
             raise BundleError(f"{path}: {self.library} {self.version} refuses it ({reason}); run `python -m export.build "
                               f"{folder} --backend {self.library}`")
         self._check_signature(engine, spec, path)
-        return EngineStage(engine, self._context(engine), spec, self.device.stream, self._scratch)
+        return EngineStage(engine, self._context(engine, folder), spec, self.device.stream, self._scratch)
 
     def _bundle(self, file: Path) -> tuple[Path, Manifest]:
         folder = next((parent for parent in file.parents if (parent / MANIFEST).is_file()), None)
@@ -85,9 +85,9 @@ class TensorRtBackend:
             different = sorted(n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n))
             raise BundleError(f"{path}: {', '.join(different)} differ from the manifest; build the engine again")
 
-    def _context(self, engine: Any) -> Any:
-        """An execution context that owns no scratch memory."""
-        return engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    def _context(self, engine: Any, bundle: Path) -> Any:
+        """An execution context that owns no scratch memory, for an engine of `bundle`."""
+        return engine.create_execution_context(self.module.ExecutionContextAllocationStrategy.USER_MANAGED)
 
 
 class Scratch:
@@ -112,8 +112,8 @@ class EngineStage:
     """One engine with its context. Addresses are set on every run; shapes only when they change."""
 
     def __init__(self, engine: Any, context: Any, spec: StageSpec, stream: int, scratch: Scratch) -> None:
-        self.spec = spec
-        self._engine, self._context, self._stream, self._scratch = engine, context, stream, scratch
+        self.spec, self.engine, self.context = spec, engine, context
+        self._stream, self._scratch = stream, scratch
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._memory: DeviceArray | None = None
         self._size: int | None = None
@@ -128,12 +128,12 @@ class EngineStage:
         if arrays:
             raise RuntimeFault(f"stage {self.spec.name}: no such tensor {', '.join(arrays)}")
         if self._size is None:
-            self._size = int(self._context.update_device_memory_size_for_shapes())
+            self._size = int(self.context.update_device_memory_size_for_shapes())
         memory = self._scratch.reserve(self._size)
         if memory is not self._memory:
-            self._context.set_device_memory(memory.ptr, memory.nbytes)
+            self.context.set_device_memory(memory.ptr, memory.nbytes)
             self._memory = memory
-        if not self._context.execute_async_v3(self._stream):
+        if not self.context.execute_async_v3(self._stream):
             raise RuntimeFault(f"stage {self.spec.name} failed: TensorRT could not enqueue it at {self._shapes}")
 
     def _bind(self, tensor: TensorSpec, array: Any, is_input: bool) -> None:
@@ -144,12 +144,12 @@ class EngineStage:
         shape = tuple(array.shape)
         if is_input and self._shapes.get(name) != shape:
             self._size = None
-            if not self._context.set_input_shape(name, shape):
+            if not self.context.set_input_shape(name, shape):
                 self._shapes.pop(name, None)
                 raise RuntimeFault(f"stage {self.spec.name}: {name} of shape {shape} is outside of what the engine was "
                                    f"built for; build it again with `python -m export.build`")
             self._shapes[name] = shape
-        self._context.set_tensor_address(name, array.ptr)
+        self.context.set_tensor_address(name, array.ptr)
 
 
 def _logger(trt: Any) -> Any:

@@ -149,7 +149,8 @@ def load(engine: str | Path, model: str | None = None, backend: str = "auto", th
 
     engine       a bundle or a folder that holds bundles
     model        name of the bundle or of the network; needed only when several fit
-    backend      `auto`, or a name in `runtime.backends.BACKENDS`; only `auto` may fall back
+    backend      `auto`, or a name in `runtime.backends.BACKENDS`; only `auto` may fall back. It takes OpenVINO where
+                 `python -m runtime.trial` found it exact and faster with this bundle
     threads      CPU threads; None lets the backend decide
     max_objects  rows of the memory pool, over all sessions
     verify       compare every file with its sha256 first
@@ -161,4 +162,4 @@ def load(engine: str | Path, model: str | None = None, backend: str = "auto", th
     bundle = choose(engine, model)
     if verify:
         bundle.verify()
-    return Engine(bundle, create(backend, threads), max_objects, kernels)
+    return Engine(bundle, create(backend, threads, bundle.manifest), max_objects, kernels)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import BackendError
-from ..spec import StageSpec
+from ..spec import Manifest, StageSpec
+from . import notes
 
 log = logging.getLogger("runtime")
 
@@ -22,8 +23,12 @@ BACKENDS = {
 }
 """Name -> class, imported when asked for."""
 
-AUTO = ("ort-cuda", "ort")
+AUTO = ("ort-cuda", "openvino", "ort")
 """Order in which `auto` tries them. Engines have to be built first, so TensorRT is used where it is asked for."""
+
+ON_TRIAL = {"openvino": ("openvino", "onnxruntime")}
+"""Backends that `auto` takes only where a trial found them exact and faster (`backends.notes`) -> the libraries whose versions
+the trial was about, the backend's own first. How fast a compiler's code is depends on network and processor."""
 
 
 class Stage(Protocol):
@@ -45,18 +50,35 @@ class Backend(Protocol):
     def load(self, file: Path, spec: StageSpec) -> Stage: ...
 
 
-def create(name: str, threads: int | None = None) -> Backend:
-    """Backend by name; `auto` takes the first that works here. Raises BackendError."""
+def create(name: str, threads: int | None = None, manifest: Manifest | None = None) -> Backend:
+    """Backend by name; `auto` takes the first that works here, and that a trial of `manifest`'s bundle spoke for where one
+    is needed. Raises BackendError."""
     if name != "auto":
         return _create(name, threads)
     reasons = []
     for candidate in AUTO:
         try:
+            if objection := candidate in ON_TRIAL and _objection(candidate, manifest):
+                log.info("backend %s not used: %s", candidate, objection)
+                continue
             return _create(candidate, threads)
         except BackendError as error:
             log.info("backend %s not used: %s", candidate, error)
             reasons.append(str(error))
     raise BackendError("no backend works here: " + "; ".join(reasons))
+
+
+def _objection(name: str, manifest: Manifest | None) -> str | None:
+    """What keeps `auto` from taking a backend of `ON_TRIAL` for this bundle; None if nothing does."""
+    libraries = ON_TRIAL[name]
+    if manifest is None:
+        return "no bundle to look for a trial of"
+    if not notes.installed(libraries[0]):
+        return "not installed"
+    note = notes.find(name, manifest)
+    if note is None or note.versions != notes.versions(*libraries):
+        return "not tried with this bundle, processor and version; python -m runtime.trial --engine BUNDLE tries it"
+    return note.objection()
 
 
 def _create(name: str, threads: int | None) -> Backend:

@@ -1,7 +1,8 @@
 """OpenVINO on the CPU: float32, or bfloat16 where the processor multiplies it.
 
 Graphs are compiled once per stage with the shapes left open; inputs and outputs are the caller's own arrays, shared and not
-copied. `openvino-bf16` is a named approximation: products in bfloat16, so masks move (measure with `benchmarks.accuracy`).
+copied. `openvino` is what `auto` takes where `python -m runtime.trial` found it exact and faster. `openvino-bf16` is a named
+approximation, never taken by `auto`: products in bfloat16, so masks move (docs/cpu.md has by how much).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class OpenVinoBackend:
         try:
             model = self._core.read_model(str(file))
             names = {i.any_name for i in model.inputs} | {o.any_name for o in model.outputs}
+            keep_rounding(model)
             compiled = self._core.compile_model(model, "CPU", self._options)
         except Exception as error:  # openvino raises RuntimeError with a page of text
             raise BundleError(f"{file}: OpenVINO cannot load it ({_first_line(error)})") from None
@@ -89,6 +91,34 @@ class OpenVinoStage:
             raise RuntimeFault(f"stage {self.spec.name}: {name} must be contiguous {dtype}, got {array.dtype}, "
                                f"strides {array.strides}")
         return self._openvino.Tensor(array, shared_memory=True)
+
+
+SPLITTER = np.float32(2 ** 16 + 1)
+"""x * SPLITTER - (x * SPLITTER - x) is x rounded to 24 - 16 = 8 significant bits, those of bfloat16 (Veltkamp)."""
+
+
+def keep_rounding(model: Any) -> None:
+    """Write float32 -> bfloat16 -> float32, by which SAM 2 stores its memory, as arithmetic, in place.
+
+    Asked for float32, OpenVINO drops both casts, and the memory would differ from the reference by 3e-3.
+    """
+    from openvino import opset13 as ops
+
+    for cast in model.get_ordered_ops():
+        if not _casts(cast, "bf16") or cast.input(0).get_source_output().get_element_type().to_string() != "f32":
+            continue
+        value = cast.input(0).get_source_output()
+        for back in [target.get_node() for target in cast.output(0).get_target_inputs()]:
+            if _casts(back, "f32"):
+                large = ops.multiply(value, ops.constant(SPLITTER))
+                rounded = ops.subtract(large, ops.subtract(large, value)).output(0)
+                rounded.get_tensor().set_names(back.output(0).get_tensor().get_names())
+                for reader in back.output(0).get_target_inputs():
+                    reader.replace_source_output(rounded)
+
+
+def _casts(node: Any, to: str) -> bool:
+    return node.get_type_name() == "Convert" and node.output(0).get_element_type().to_string() == to
 
 
 def _first_line(error: Exception) -> str:

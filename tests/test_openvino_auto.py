@@ -1,0 +1,170 @@
+"""`auto` takes OpenVINO where a trial here spoke for it, and nowhere else."""
+
+import dataclasses
+import json
+import logging
+
+import numpy as np
+import pytest
+
+pytest.importorskip("openvino")
+
+import runtime  # noqa: E402
+from runtime import backends, trial  # noqa: E402
+from runtime.backends import notes  # noqa: E402
+from runtime.bundle import choose  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "samwise-runtime"
+
+
+def note(bundle, **changes):
+    """A note that speaks for OpenVINO."""
+    manifest = choose(bundle).manifest
+    good = notes.Note("openvino", "toy", notes.fingerprint(manifest), notes.versions(*backends.ON_TRIAL["openvino"]),
+                      notes.processor(), 1, True, 1e-6, 1.0, 0.10, 0.05, 0.5)
+    return dataclasses.replace(good, **changes)
+
+
+def chosen(bundle):
+    with runtime.load(bundle, threads=1) as engine:
+        return engine.backend.name
+
+
+def test_taken_with_a_note_that_speaks_for_it(toy):
+    assert chosen(toy) == "ort", "nothing is known yet"
+    notes.keep(note(toy))
+    assert chosen(toy) == "openvino"
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"exact": False}, "not exact"),
+    ({"frame_seconds": 0.099}, "not faster"),
+    ({"frame_seconds": 0.2}, "not faster"),
+    ({"extra_start_seconds": 13.0}, "starts 13.0 s later"),
+    ({"versions": "openvino 2020.1, onnxruntime 1.0"}, "not tried"),
+    ({"graphs": "0" * 64}, "not tried"),
+    ({"processor": "abacus, 10 cores"}, "not tried"),
+    ({"backend": "openvino-bf16"}, "not tried"),
+])
+def test_not_taken_otherwise_and_one_line_says_why(toy, changes, words, caplog):
+    notes.keep(note(toy, **changes))
+    with caplog.at_level(logging.INFO, "runtime"):
+        assert chosen(toy) == "ort"
+    lines = [r.getMessage() for r in caplog.records if "openvino" in r.getMessage()]
+    assert len(lines) == 1 and words in lines[0] and "\n" not in lines[0]
+
+
+def test_a_note_of_other_graphs_under_this_name_is_not_believed(toy):
+    good = note(toy)
+    path = notes.keep(good)
+    path.write_text(json.dumps(dataclasses.asdict(good) | {"graphs": "0" * 64}))
+    assert chosen(toy) == "ort"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b"null", b"{}", b"7", b"[" * 100_000,
+                                     b'{"backend": "openvino"}'])
+def test_a_damaged_note_is_none(toy, content):
+    notes.keep(note(toy)).write_bytes(content)
+    assert chosen(toy) == "ort"
+
+
+@pytest.mark.parametrize("field", ["exact", "error", "frame_seconds", "reference_frame_seconds", "extra_start_seconds", "iou"])
+@pytest.mark.parametrize("value", ["yes", None, [1], {}, float("nan")])
+def test_a_note_with_wrong_types_is_none(toy, field, value):
+    good = note(toy)
+    notes.keep(good).write_text(json.dumps(dataclasses.asdict(good) | {field: value}))
+    assert notes.find("openvino", choose(toy).manifest) is None
+
+
+def test_not_installed(toy, monkeypatch, caplog):
+    notes.keep(note(toy))
+    monkeypatch.setattr(notes, "installed", lambda module: False)
+    with caplog.at_level(logging.INFO, "runtime"):
+        assert chosen(toy) == "ort"
+    assert any("not installed" in r.getMessage() for r in caplog.records)
+
+
+def test_a_name_needs_no_note(toy):
+    with runtime.load(toy, backend="openvino", threads=1) as engine:
+        assert engine.backend.name == "openvino"
+    assert backends.create("auto", 1).name == "ort", "without a bundle nothing can speak for it"
+
+
+def test_a_folder_that_cannot_be_written(toy, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(runtime.RuntimeFault, match="XDG_CACHE_HOME") as error:
+        notes.keep(note(toy))
+    assert "\n" not in str(error.value)
+    assert chosen(toy) == "ort"
+
+
+@pytest.mark.parametrize("name", ["toy", "toy_sam2_bundle"])
+def test_a_trial_reaches_every_stage_and_finds_it_exact(name, request):
+    bundle = choose(request.getfixturevalue(name))
+    found = trial.run(bundle, "openvino", threads=1, repeats=1)
+    assert found.unreached == () and {r.stage for r in found.rows} == set(bundle.manifest.stages)
+    assert found.note.exact and found.note.error < 1e-4 and found.note.iou > 0.999
+    assert all(r.calls > 0 and r.seconds > 0 and r.reference_seconds > 0 for r in found.rows)
+    notes.keep(found.note)
+    assert notes.find("openvino", bundle.manifest) == found.note
+
+
+def test_a_trial_sees_what_is_not_exact(toy, monkeypatch):
+    from runtime.backends.ov import OpenVinoStage
+    plain = OpenVinoStage.run
+
+    def off(self, **arrays):
+        plain(self, **arrays)
+        if self.spec.name == "neck":
+            arrays["embedding"] *= 1.01
+
+    monkeypatch.setattr(OpenVinoStage, "run", off)
+    found = trial.run(choose(toy), "openvino", threads=1, repeats=1)
+    assert not found.note.exact and "not exact" in found.note.objection()
+    assert max(found.rows, key=lambda r: r.error).stage == "neck"
+
+
+def test_a_stage_that_the_clip_does_not_reach_is_not_exact(toy, monkeypatch):
+    monkeypatch.setattr(trial, "FRAMES", 1)
+    monkeypatch.setattr(trial, "film", lambda bundle, plain=trial.film: plain(bundle, 1))
+    found = trial.run(choose(toy), "openvino", threads=1, repeats=1)
+    assert "memory_attention" in found.unreached and not found.note.exact
+    assert "not reached" in trial.table(found)
+
+
+def test_the_command(toy, capsys, cache):
+    assert trial.main(["--engine", str(toy), "--threads", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "memory_attention" in out and "auto will" in out and len(list(cache.glob("openvino-*.json"))) == 1
+    assert trial.main(["--engine", str(toy / "nowhere")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert trial.main(["--engine", str(toy), "--backend", "abacus"]) == 2
+
+
+def test_memory_is_rounded_to_bfloat16_as_the_graph_says(tmp_path):
+    """float32 -> bfloat16 -> float32: OpenVINO would drop the pair."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    from runtime.backends.ov import OpenVinoBackend
+    from runtime.spec import StageSpec, TensorSpec
+
+    nodes = [helper.make_node("Cast", ["x"], ["narrow"], to=TensorProto.BFLOAT16),
+             helper.make_node("Cast", ["narrow"], ["wide"], to=TensorProto.FLOAT),
+             helper.make_node("Identity", ["wide"], ["y"])]
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n"]) for n in "xy"]
+    graph = helper.make_graph(nodes, "rounding", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "r.onnx")
+    spec = StageSpec("rounding", (TensorSpec("x", "float32", ("n",)),), (TensorSpec("y", "float32", ("n",)),))
+    x = np.random.default_rng(0).standard_normal(4096).astype(np.float32) * 30
+    y = np.zeros_like(x)
+    OpenVinoBackend(threads=1).load(tmp_path / "r.onnx", spec).run(x=x, y=y)
+    bits = x.view(np.uint32).astype(np.uint64)
+    want = (((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) << 16).astype(np.uint32).view(np.float32)
+    np.testing.assert_array_equal(y, want)
+    assert not np.array_equal(y, x)

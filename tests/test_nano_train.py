@@ -9,13 +9,15 @@ import torch
 
 from export.nano import losses, prompts, tokenizer, train
 from export.nano.config import SIZES, from_dict, nano_config, to_dict
-from export.nano.data import LOOKS, NOBODY, Loader, Stream, looks, sample
+from export.nano.data import LOOKS, NOBODY, USUAL, Loader, Stream, looks, sample, speeds
+from export.nano.heads import Overheard, SpeedHead, ToldHead, follow_loss
 from export.nano.optimizer import Both, cost
 from export.nano.peers import Peers
 from export.nano.evaluate import Options, evaluate, load
 from export.nano.network import Policy, encode, memoryless, track
 from export.nano.sprites import placeholder
 from export.nano.world import World
+from export.layers.attention import PackedAttention
 from export.models.samwise import Samwise, tiny_test_config
 
 
@@ -128,7 +130,8 @@ def test_batches_are_the_same_for_any_number_of_workers():
             loader.request(stream, 5)
             loader.request(stream, 6)
             batch = loader.next()
-            got.append((batch.frames.copy(), batch.owners.copy(), batch.targets, batch.tokens, batch.kinds, batch.looks))
+            got.append((batch.frames.copy(), batch.owners.copy(), batch.targets, batch.tokens, batch.kinds, batch.looks,
+                        batch.speeds))
         finally:
             loader.close()
     for some in zip(*got):
@@ -156,6 +159,77 @@ def test_looks_tell_motions_apart_by_when():
                 assert (move == 1) == (actor.move == "still")
             seen.add(int(move))
     assert len(seen) > 20 and max(seen) < LOOKS["move"]
+
+
+def test_speeds_are_those_of_the_paths():
+    seen = set()
+    for seed in range(40):
+        clip = World(64, placeholder()).clip("train", seed, 8)
+        table = speeds(clip)
+        assert table.shape[0] == 8 and not table[:, 0].any() and not table[:, len(clip.scene.actors) + 1:].any()
+        for actor, (right, down, turn, growth) in zip(clip.scene.actors, table.mean(0)[1:] * USUAL):
+            if actor.border is not None or actor.active is None or not actor.active.all():
+                continue
+            seen.add(actor.move)
+            found = {"left": right < -3, "right": right > 3, "up": down < -3, "down": down > 3, "spin": abs(turn) > 15,
+                     "grow": growth > 0.03, "shrink": growth < -0.03, "still": abs(right) < 2 and abs(turn) < 1}
+            assert found.get(actor.move, True), (seed, actor.move)
+    assert {"left", "spin", "grow", "still"} <= seen
+
+
+def test_overheard_attention_is_in_place(toy_network):
+    """What is kept of the attention over frames, against the adapter's own branch, frame by frame and cell by cell."""
+    listener = Overheard(toy_network.train())
+    kept = []
+    adapter = toy_network.cmt_adapters[1]
+    plain = adapter.selective
+    owners = torch.zeros(1, 6, 64, 64, dtype=torch.uint8)
+    owners[:, :, 10:40, 20:60] = 1
+    try:
+        adapter.selective = lambda x: kept.append(plain(x)) or kept[-1]
+        tokens = torch.randint(4, 90, (2, 5))
+        with torch.no_grad():
+            encode(toy_network, pictures(1, 6), tokens, None, 2)
+    finally:
+        del adapter.selective
+    output, loss = listener.take(owners, 2)
+    assert torch.equal(output, torch.cat(kept, 1).flatten(2, 3)) and loss["follow"] > 0
+    assert not listener.said and not listener.heard
+
+
+def test_attention_that_follows_loses_nothing():
+    """Two objects that swap cells: heads that look for the same object later and earlier, and heads that look for the other."""
+    attention = PackedAttention(12, 3)
+    torch.nn.init.zeros_(attention.in_proj_weight)
+    with torch.no_grad():
+        for head, later in ((0, 1.0), (1, -1.0)):
+            for i, (query, key) in enumerate(((0, 0), (1, 1), (3, 2))):  # who, who, when
+                attention.in_proj_weight[4 * head + i, query] = 20.0
+                attention.in_proj_weight[12 + 4 * head + i, key] = 20.0 if i < 2 else later
+    owners = torch.tensor([[1, 2, 2, 1]])
+    x = torch.zeros(1, 4, 12)
+    x[0, :, 0], x[0, :, 1] = (owners[0] == 1).float(), (owners[0] == 2).float()
+    x[0, :, 2], x[0, :, 3] = torch.tensor([-1.0, -1.0, 1.0, 1.0]), 1.0
+    assert follow_loss(attention, x, owners, 2) < 1e-3
+    assert follow_loss(attention, x, torch.tensor([[1, 2, 1, 2]]), 2) > 3
+
+
+def test_heads_lose_less_with_the_truth():
+    """A map that holds the answer, read by the identity."""
+    owners = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    owners[:, 8:24, 8:24] = 1
+    rates = torch.zeros(1, 3, 4)
+    rates[0, 1] = torch.tensor([1.0, -1.0, 0.0, 0.5])
+    speed = SpeedHead(4)
+    torch.nn.init.eye_(speed.speeds.weight), torch.nn.init.zeros_(speed.speeds.bias)
+    cells = (owners[:, 2::4, 2::4] > 0).float().flatten(1)[..., None]
+    right, still = (speed(x, owners, rates) for x in (cells * rates[:, 1], torch.zeros(1, 64, 4)))
+    assert right["speed"] == 0 and right["_speed_right"] == 1 and still["speed"] > 0.5 and still["_speed_right"] == 0
+    told = ToldHead(2)
+    with torch.no_grad():
+        told.covered.weight.copy_(torch.tensor([[4.0, -4.0]]))
+    inside = torch.cat((cells, 1 - cells), 2)
+    assert told(inside, owners > 0)["told"] < 0.1 < 1 < told(1 - inside, owners > 0)["told"]
 
 
 def test_tokenizer_layout():

@@ -45,7 +45,7 @@ class Batch:
     """`frames` uint8 (B,T,S,S,3), `owners` uint8 (B,T,S,S), both views that the next batches overwrite; `targets` int64
     (B,K) owner number or 255 for nothing; `tokens` int64 (B*K,L), `token_mask` bool (B*K,L); `kinds` of the B*K sentences;
     `looks` int64 (B,OWNERS,3) noun, colour and
-    motion of each owner, 0 where there is none."""
+    motion of each owner, 0 where there is none; `speeds` float32 (B,T,OWNERS,MEASURES)."""
 
     stream: Stream
     index: int
@@ -56,6 +56,7 @@ class Batch:
     token_mask: np.ndarray
     kinds: list[str]
     looks: np.ndarray
+    speeds: np.ndarray
 
 
 NOBODY = 255
@@ -63,6 +64,9 @@ OWNERS = 10
 BORDERS = ("leave", "return", "gone", "enter")
 LOOKS = {"noun": len(NAMES) + 1, "colour": len(COLOURS) + 2, "move": 2 + 3 * len(MOVES) + len(BORDERS)}
 """Classes of each column of `Batch.looks`."""
+MEASURES = 4
+USUAL = (6.0, 6.0, 30.0, 0.08)
+"""What a lively object does in one frame: units to the right and down, degrees, growth of the logarithm of its size."""
 
 
 def sample(world: World, stream: Stream, seed: int) -> tuple[Clip, list[tuple[int, str, str]]]:
@@ -91,6 +95,21 @@ def looks(clip: Clip) -> np.ndarray:
     return table
 
 
+def speeds(clip: Clip) -> np.ndarray:
+    """(T,OWNERS,MEASURES) motion of each owner from each frame to the next in `USUAL` amounts, the camera's taken away.
+
+    The last frame has the motion that led to it. Background: 0.
+    """
+    table = np.zeros((len(clip.frames), OWNERS, MEASURES), np.float32)
+    if len(clip.frames) == 1:
+        return table
+    for i, actor in enumerate(clip.scene.actors):
+        place = np.stack((actor.x, actor.y), 1) - clip.scene.camera
+        steps = np.diff(np.column_stack((place, actor.angle, np.log(actor.scale))), axis=0)
+        table[:, i + 1] = np.concatenate((steps, steps[-1:])) / USUAL
+    return table.clip(-2, 2)
+
+
 def _move(actor: Actor) -> int:
     """The class of what an actor does: a motion all the time, only early or only late, or a way over the border."""
     if actor.border in BORDERS:
@@ -114,7 +133,7 @@ def _draw(world: World, buffer, slot_bytes: int, slot: int, row: int, stream: St
     clip, said = sample(world, stream, seed)
     frames_at, owners_at = _views(buffer, slot_bytes, slot, stream, world.painter.size)
     frames_at[row], owners_at[row] = clip.frames, clip.owners
-    return slot, row, (said, looks(clip)), None
+    return slot, row, (said, looks(clip), speeds(clip)), None
 
 
 def _worker(tasks, results, buffer, slot_bytes: int, size: int, atlas) -> None:
@@ -182,7 +201,7 @@ class Loader:
         tokens, mask = bpe.encode(self.tokenizer, [text for _, text, _ in said], bpe.MAX_TOKENS // 2)
         targets = np.array([t for t, _, _ in said], np.int64).reshape(stream.clips, stream.sentences)
         return Batch(stream, index, frames, owners, targets, tokens, mask, [kind for *_, kind in said],
-                     np.stack([rows[row][1] for row in range(stream.clips)]))
+                     *(np.stack([rows[row][i] for row in range(stream.clips)]) for i in (1, 2)))
 
     def close(self) -> None:
         for _ in self.workers:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .data import LOOKS
 from .network import Tracked
 
-WEIGHTS = {"bce": 6.0, "dice": 2.0, "score": 1.0, "iou": 0.5, "cme": 0.5, "noun": 0.5, "colour": 0.25, "move": 0.5}
+WEIGHTS = {"bce": 6.0, "dice": 2.0, "score": 1.0, "iou": 0.5, "cme": 0.5, "noun": 0.5, "colour": 0.25, "move": 0.5,
+           "speed": 1.0, "follow": 0.3, "told": 1.0}
 ABSENT = 0.1
 """Weight of the mask loss where the object is away: the presence score empties the mask there, so this matters little."""
 
@@ -86,37 +86,6 @@ def decision_loss(tracked: Tracked, truth: Tensor) -> Tensor | None:
     weight = torch.where(label == 1, 2.0, 1.0) * (label >= 0)
     loss = F.cross_entropy(torch.cat(scores), label.clamp(min=0), reduction="none")
     return (loss * weight).sum() / weight.sum().clamp(min=1)
-
-
-class LooksHead(nn.Module):
-    """Tells noun, colour and motion of what stands in each cell of a map, without a sentence.
-
-    Only training has it: it teaches the trunk all objects of a picture at once, where a sentence teaches one.
-    """
-
-    def __init__(self, width: int, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.names = names
-        self.norm = nn.LayerNorm(width)
-        self.classes = nn.Linear(width, sum(LOOKS[n] for n in names))
-
-    def forward(self, map_bnd: Tensor, owners_bii: Tensor, looks_bo3: Tensor) -> dict[str, Tensor]:
-        """Losses for maps (B,N,D) against owners (B,I,I) uint8 and the table of `data.looks`; background counts a fifth."""
-        side = int(map_bnd.shape[1] ** 0.5)
-        step = owners_bii.shape[1] // side
-        cells = owners_bii[:, step // 2::step, step // 2::step].flatten(1).long()
-        labels = looks_bo3.gather(1, cells[..., None].expand(-1, -1, 3)).unbind(2)
-        weight = torch.where(cells > 0, 1.0, 0.2).flatten()
-        parts = self.classes(self.norm(map_bnd)).float().flatten(0, 1).split([LOOKS[n] for n in self.names], 1)
-        out = {}
-        for name, logits in zip(self.names, parts):
-            label = labels[tuple(LOOKS).index(name)].flatten()
-            loss = F.cross_entropy(logits, label, reduction="none")
-            shown = label > (name == "move")  # most objects stand still, and count less there
-            wanted = weight if name != "move" else weight * torch.where(shown, 1.0, 0.3)
-            out[name] = (loss * wanted).sum() / wanted.sum()
-            out[f"_{name}_right"] = ((logits.argmax(1) == label) & shown).sum() / shown.sum().clamp(min=1)
-        return out
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """Train the nano network on the procedural world.
 
     python -m export.nano.sprites && python -m export.nano.tokenizer
-    python -m export.nano.train                                     # what ships: two CPU cores, an hour and a quarter
+    python -m export.nano.train                                     # what ships: two CPU cores, two hours
     python -m export.nano.train --size large --out build/nano/large --total-minutes 17                        # one GPU
 
 On a CPU one process per core trains, and they average their gradients. Training time is the budget: the learning rate and the mix of batches follow the part of `--total-minutes` that is spent,
@@ -22,13 +22,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..models.samwise import Samwise, SamwiseConfig
+from ..layers.positions import sine_grid
+from ..models.samwise import Samwise
 from . import losses, prompts, scores, sprites
 from .config import SIZES, nano_config, to_dict
 from .data import Batch, Loader, Stream
 from .evaluate import Options, clips_of, evaluate
+from .heads import Overheard, heads_of
 from .network import Policy, encode, memoryless, normalize, track
 from .optimizer import Both, cost
 from .peers import Peers, keep_memory
@@ -49,10 +51,10 @@ RECIPES = {
     "small": Recipe(
         (Stream("image", 1, 5, 4), Stream("clip", 8, 1, 4), Stream("long12", 12, 1, 3), Stream("visual", 8, 1, 6, visual=True),
          Stream("visual_image", 1, 6, 8, visual=True), Stream("look", 1, 12, 0, visual=True),
-         Stream("moves", 8, 3, 1, kinds=MOVING, memory=False)),
-        ((0.0, (0.38, 0.0, 0.0, 0.0, 0.14, 0.48, 0.0)), (0.1, (0.38, 0.10, 0.0, 0.02, 0.14, 0.36, 0.0)),
-         (0.2, (0.22, 0.25, 0.0, 0.10, 0.14, 0.09, 0.20)), (0.3, (0.16, 0.26, 0.02, 0.14, 0.11, 0.02, 0.29)),
-         (0.6, (0.18, 0.30, 0.02, 0.30, 0.10, 0.02, 0.08)), (1.0, (0.16, 0.38, 0.06, 0.32, 0.06, 0.0, 0.02)))),
+         Stream("moves", 8, 2, 2, kinds=MOVING, memory=False)),
+        ((0.0, (0.38, 0.0, 0.0, 0.0, 0.14, 0.48, 0.0)), (0.05, (0.38, 0.05, 0.0, 0.02, 0.16, 0.29, 0.10)),
+         (0.1, (0.25, 0.15, 0.0, 0.10, 0.16, 0.10, 0.24)), (0.2, (0.18, 0.22, 0.02, 0.18, 0.12, 0.03, 0.25)),
+         (0.5, (0.15, 0.30, 0.05, 0.26, 0.10, 0.01, 0.13)), (1.0, (0.12, 0.40, 0.10, 0.28, 0.06, 0.0, 0.04)))),
     "large": Recipe(
         (Stream("image", 1, 128, 5), Stream("clip", 8, 32, 3), Stream("long16", 16, 20, 2), Stream("long12", 12, 24, 2),
          Stream("visual", 8, 24, 2, visual=True), Stream("visual_image", 1, 128, 2, visual=True)),
@@ -68,7 +70,7 @@ class Settings:
 
     out: Path = Path("build/nano/run")
     size: str = "small"
-    total_minutes: float = 75.0
+    total_minutes: float = 110.0
     minutes: float = 1e9
     rate: float = 2e-3
     warmup: int = 100
@@ -109,8 +111,9 @@ class Trainer:
                              atlas=sprites.load() if atlas is None else atlas)
         self.model = Samwise(self.config).to(self.device)
         initialize(self.model)
-        self.looks = looks_heads(self.config).to(self.device)
-        named = [*self.model.named_parameters(), *self.looks.named_parameters()]
+        self.heads = heads_of(self.config).to(self.device)
+        self.overheard = Overheard(self.model)
+        named = [*self.model.named_parameters(), *self.heads.named_parameters()]
         self.parameters = [p for _, p in named]
         self.owned = self.peers.share(self.parameters, [cost(name, p) for name, p in named])
         self.optimizer = Both([pair for pair, mine in zip(named, self.owned) if mine], settings.rate, settings.decay)
@@ -165,7 +168,11 @@ class Trainer:
         parts = {"alone": losses.frame_losses(alone.low_res_logits.unflatten(0, shape), alone.iou.unflatten(0, shape),
                                               alone.score.unflatten(0, shape), truth),
                  "looks": self._look(batch, clip.shared, owners, "shared"),
-                 "fused": self._look(batch, clip.embedding[::batch.stream.sentences], owners, "fused")}
+                 "fused": self._look(batch, clip.embedding[::batch.stream.sentences], owners, "fused"),
+                 "told": self.heads["told"](clip.embedding.flatten(0, 1), truth.flatten(0, 1))}
+        said, follow = self.overheard.take(owners, batch.stream.sentences)
+        if batch.stream.frames > 1:
+            parts["speed"] = self._speed(batch, said, owners) | follow
         if batch.stream.frames == 1 or not batch.stream.memory or self.draw.random() < 0.3 * (1 - min(1.0, 2 * self.fraction())):
             return parts
         # a switch that the decision asks for changes what is remembered in half of the later batches, as it will in use
@@ -205,7 +212,13 @@ class Trainer:
         """What all objects are, told from maps (B,T,N,C) of all frames."""
         looks = torch.from_numpy(batch.looks).to(self.device).repeat_interleave(maps.shape[1], 0)
         looks = looks.repeat(maps.shape[0] // len(batch.looks), 1, 1)
-        return self.looks[head](maps.flatten(0, 1), owners.flatten(0, 1), looks)
+        return self.heads[head](maps.flatten(0, 1), owners.flatten(0, 1), looks)
+
+    def _speed(self, batch: Batch, said: Tensor, owners: Tensor) -> dict[str, Tensor]:
+        """How all objects move, told from the attention over frames (B*K,T,N,C)."""
+        every = batch.stream.sentences
+        speeds = torch.from_numpy(batch.speeds).to(self.device).repeat_interleave(every, 0).flatten(0, 1)
+        return self.heads["speed"](said.flatten(0, 1), owners.repeat_interleave(every, 0).flatten(0, 1), speeds)
 
     # ---- schedule -------------------------------------------------------------------------------------------------
 
@@ -327,7 +340,7 @@ class Trainer:
             return write({"optimizer": self.optimizer.state_dict()}, self._file())
         # copies: a view would take the whole shared memory with it into the file
         weights = {name: {k: v.detach().clone() for k, v in state.items()} for name, state in (
-            ("model", self.model.state_dict()), ("looks", self.looks.state_dict()), ("average", self.average))}
+            ("model", self.model.state_dict()), ("heads", self.heads.state_dict()), ("average", self.average))}
         write({**weights,
                "optimizer": self.optimizer.state_dict(), "step": self.step, "spent": self.spent, "taken": self.taken,
                "random": self.random.get_state(), "draw": self.draw.bit_generator.state, "processes": self.peers.count},
@@ -341,7 +354,7 @@ class Trainer:
         if state["processes"] != self.peers.count:
             raise SystemExit(f"{path}: the run had {state['processes']} processes; resume it with as many (--processes)")
         self.model.load_state_dict(state["model"])
-        self.looks.load_state_dict(state["looks"])
+        self.heads.load_state_dict(state["heads"])
         for name, value in state["average"].items():
             self.average[name].copy_(value)
         own = state if self.peers.rank == 0 else torch.load(self._file(), map_location=self.device, weights_only=True)
@@ -354,15 +367,11 @@ class Trainer:
             self.log(resumed=str(path.name), step=self.step, spent=round(self.spent, 1))
 
 
-def looks_heads(config: SamwiseConfig) -> nn.ModuleDict:
-    """Heads on the map that all sentences share, on the one that a sentence has changed, and on the one without sentence."""
-    width, both = config.sam.width, ("noun", "colour")
-    return nn.ModuleDict({"shared": losses.LooksHead(config.sam.hiera.widths[1], both), "plain": losses.LooksHead(width, both),
-                          "fused": losses.LooksHead(width, (*both, "move"))})
-
-
 def initialize(model: Samwise) -> None:
     """Starting values that the modules leave to torch's defaults and that matter when nothing is pretrained."""
+    for adapter in model.cmt_adapters:
+        # as strong as the features that they are added to, or no motion is seen for a thousand steps
+        adapter.spatial_pos_embed.data[0, 0, 0] = 0.5 * sine_grid(adapter.patch, adapter.spatial_pos_embed.shape[-1])
     for name, p in model.named_parameters():
         if p.ndim == 2 and ("trunk.blocks" in name or "sentence_encoder.layers" in name) and name.endswith("weight"):
             torch.nn.init.trunc_normal_(p, std=0.02 if "sentence" in name else min(0.05, p.shape[1] ** -0.5))
@@ -404,7 +413,7 @@ def launch(settings: Settings, steps: int | None = None, atlas: np.ndarray | Non
     if settings.processes == 1:
         return Trainer(settings, atlas).run(steps)
     config = nano_config(settings.size)
-    sizes = [p.numel() for module in (Samwise(config), looks_heads(config)) for p in module.parameters()]
+    sizes = [p.numel() for module in (Samwise(config), heads_of(config)) for p in module.parameters()]
     peers = Peers(settings.processes, sum(sizes))
 
     def work(peers: Peers) -> None:

@@ -1,8 +1,6 @@
-"""Whole clips through the runtime: against plain PyTorch in the same run, and how the time grows with sentences and memory."""
+"""Whole clips through the runtime: how the time grows with sentences and with memory, and how long opening takes."""
 
 from __future__ import annotations
-
-import time
 
 import numpy as np
 import pytest
@@ -34,9 +32,9 @@ def follows_sentences(engine) -> bool:
     return any(hasattr(network, "open") for network in engine.networks.values())
 
 
-def play(engine, prompts, frames) -> int:
+def play(engine, prompts, frames) -> list[runtime.Result]:
     with engine.session(prompts) as session:
-        return sum(1 for _ in session.stream(frames))
+        return list(session.stream(frames))
 
 
 @pytest.mark.parametrize("count", PROMPTS)
@@ -76,40 +74,3 @@ def test_load(benchmark, info, bundle, request):
 
     benchmark.pedantic(start, rounds=3)
     info(megabytes=sum(f.stat().st_size for f in bundle.folder.rglob("*") if f.is_file()) / 1e6)
-
-
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_against_pytorch(benchmark, info, loaded, bundle, compiled, request):
-    """Two windows of one sentence, here and in PyTorch with modules of the same sizes, alternating in one process."""
-    if compiled and not request.config.option.compiled:
-        pytest.skip("asked for by --compiled")
-    torch = pytest.importorskip("torch")
-    from export import network
-    from export.checkpoints import config_from
-    from export.models.samwise import Samwise, SamwiseConfig
-
-    config = bundle.manifest.provenance.get("config")
-    if config is None or not follows_sentences(loaded):
-        pytest.skip("the bundle does not say how its modules were sized")
-    model = Samwise(config_from(SamwiseConfig, config)).eval()
-    if compiled:
-        for method in ("encode_clip", "attend_memory", "decode", "remember"):
-            setattr(model, method, torch.compile(getattr(model, method), dynamic=True))
-    plain = network.CLIPS["samwise"]
-    window, prompts = loaded.network("open", "follow sentences").window, sentences(loaded, 1)
-    frames = clip(2 * window)
-    tokens = list(prompts[0].tokens)
-    ours, theirs = [], []
-
-    def pair():
-        start = time.perf_counter()
-        play(loaded, prompts, frames)
-        middle = time.perf_counter()
-        with torch.inference_mode():
-            list(plain(model, bundle.manifest.settings, frames, tokens))
-        ours.append(middle - start)
-        theirs.append(time.perf_counter() - middle)
-
-    benchmark.pedantic(pair, rounds=3, warmup_rounds=1)
-    info(frames=len(frames), runtime_seconds=ours[1:], pytorch_seconds=theirs[1:],
-         pytorch_over_runtime=float(np.median(np.divide(theirs[1:], ours[1:]))))

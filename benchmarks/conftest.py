@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--model", default=None, help="only the bundle of this name")
     group.addoption("--backend", default="ort", help="backend (default: %(default)s)")
     group.addoption("--compiled", action="store_true", help="also against torch.compile; compiling takes minutes")
+    group.addoption("--checkpoint", default=None, help="what the bundle was exported from: masks are compared too")
     group.addoption("--threads", type=int, default=None, help="CPU threads (default: the backend decides)")
 
 

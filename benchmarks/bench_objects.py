@@ -1,0 +1,82 @@
+"""SAM 2 with 1, 2, 4 and 8 objects: what each further one costs, against the arithmetic of the stages that are its own.
+
+The picture is encoded once for all; memory attention, decoder and memory encoder work per object. `further_over_own` is the
+time of each further object over the time of those stages for one object alone: 1 says that nothing else grows.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+import runtime
+
+from . import arithmetic
+from .bench_clip import clip
+from .bench_stages import arrays, sizes
+
+OBJECTS = (1, 2, 4, 8)
+OWN = ("memory_attention", "prompt_decoder", "prompt_memory_encoder")
+FILL, TIMED = 9, 6
+"""Frames until the memory is full, and frames that count."""
+
+_one: dict[str, tuple[float, float]] = {}
+"""Bundle -> (seconds per frame, seconds in its own stages) with one object."""
+
+
+@pytest.mark.parametrize("count", OBJECTS)
+def test_objects(benchmark, info, loaded, bundle, count):
+    if not any(hasattr(network, "live") for network in loaded.networks.values()):
+        pytest.skip("this bundle follows no clicks")
+    names = stages_of(loaded)
+    frames = clip(FILL + TIMED)
+    height, width = frames.shape[1:3]
+    boxes = {i: runtime.Box([20 + 60 * i, 30, 110 + 60 * i, height - 40]) for i in range(count)}
+    with loaded.session() as session:
+        for t, frame in enumerate(frames[:FILL]):
+            session.push(frame, boxes if t == 0 else None)
+        rest, own, whole = iter(frames[FILL:]), [], []
+
+        def one() -> None:
+            before, start = spent(loaded, names), time.perf_counter()
+            session.push(next(rest))
+            whole.append(time.perf_counter() - start)
+            own.append(spent(loaded, names) - before)
+
+        benchmark.pedantic(one, rounds=TIMED)
+    seconds, mine = float(np.median(whole)), float(np.median(own))
+    if count == 1:
+        _one[bundle.name] = seconds, mine
+    info(objects=count, seconds_per_frame=seconds, seconds_of_objects=mine, gflop_of_objects=gflop(bundle, names, count),
+         peak_memory_slots=bundle.manifest.settings["sam2"]["memory"]["slots"])
+    if count > 1 and bundle.name in _one:
+        first, alone = _one[bundle.name]
+        info(further_over_own=(seconds - first) / (count - 1) / alone)
+
+
+def stages_of(engine) -> list[str]:
+    """Names of the stages that work per object; a bundle for sentences and clicks has its own decoder for clicks."""
+    found = [name for name in engine.stages if name in OWN]
+    if "memory_attention" not in found or len(found) < 3:
+        raise LookupError(f"{engine.bundle.name} has other stages than expected: {', '.join(engine.stages)}")
+    return found
+
+
+def spent(engine, names: list[str]) -> float:
+    return sum(engine.timings[name][1] for name in names)
+
+
+def gflop(bundle, names: list[str], objects: int) -> float:
+    """Arithmetic of these stages for one frame with a full memory."""
+    total = 0.0
+    for name in names:
+        spec = bundle.manifest.stages[name]
+        symbols = sizes(bundle, spec) | {"objects": objects}
+        if "slots" in symbols:
+            symbols["slots"] = bundle.manifest.settings["sam2"]["memory"]["slots"]
+        if "pointers" in symbols:
+            symbols["pointers"] = FILL
+        total += arithmetic.stage_flops(bundle, spec, arrays(spec, symbols))
+    return total / 1e9

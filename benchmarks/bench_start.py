@@ -1,0 +1,53 @@
+"""What a user waits for at first: the command line until its first mask, and how much memory it takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PATIENCE = 300
+"""Seconds after which a start counts as failed."""
+
+
+def test_first_mask(benchmark, info, bundle, tmp_path, request):
+    """`python -m runtime.run` on the bundle's demonstration, timed from the command to the first line of results."""
+    if bundle.manifest.demo is None:
+        pytest.skip("this bundle brings no demonstration")
+    peaks, rounds = [], iter(range(100))
+
+    def start() -> None:
+        out = tmp_path / str(next(rounds))
+        process = launch(bundle, out, request.config.option)
+        try:
+            wait(out / "results.jsonl", process)
+        finally:
+            process.terminate()
+            peaks.append(os.wait4(process.pid, 0)[2].ru_maxrss // 1024)
+
+    benchmark.pedantic(start, rounds=3)
+    info(peak_rss_of_command_mb=max(peaks))
+
+
+def launch(bundle, out: Path, options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "runtime.run", "--engine", str(bundle.folder), "--backend", options.backend, "--out", str(out)]
+    if options.threads:
+        command += ["--threads", str(options.threads)]
+    with open(out.with_suffix(".log"), "w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+def wait(results: Path, process: subprocess.Popen) -> None:
+    """Return when a whole line of results is on disk."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if results.exists() and b"\n" in results.read_bytes():
+            return
+        if process.poll() is not None:
+            raise RuntimeError(f"the command ended with {process.returncode} before its first result; see {results.parent}.log")
+        time.sleep(0.005)
+    raise RuntimeError(f"no result after {PATIENCE} s")

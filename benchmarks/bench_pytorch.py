@@ -18,22 +18,22 @@ from .bench_clip import clip, follows_sentences, play, sentences
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_sentence(benchmark, info, loaded, bundle, compiled, request):
-    """One sentence through two windows."""
+    """One sentence through `--windows` windows."""
     prompts = sentences(loaded, 1)
     model, plain = pytorch(bundle, "samwise", compiled, request)
-    frames = clip(2 * loaded.network("open", "follow sentences").window)
+    frames = clip(request.config.option.windows * loaded.network("open", "follow sentences").window)
     compare(benchmark, info, lambda: play(loaded, prompts, frames),
             lambda: plain(model, bundle.manifest.settings, frames, list(prompts[0].tokens)), len(frames),
-            bool(request.config.option.checkpoint))
+            compiled, request.config.option)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_click(benchmark, info, loaded, bundle, compiled, request):
-    """One object, clicked on the first of eight frames."""
+    """One object, clicked on the first of eight frames per window of `--windows`."""
     model, plain = pytorch(bundle, "sam2", compiled, request)
     from export.clips import CLICK
 
-    frames = clip(8)
+    frames = clip(8 * request.config.option.windows)
     click = runtime.Points([CLICK], [1], normalized=True)
 
     def ours() -> list[runtime.Result]:
@@ -41,7 +41,7 @@ def test_click(benchmark, info, loaded, bundle, compiled, request):
             return [r for t, frame in enumerate(frames) for r in session.push(frame, {1: click} if t == 0 else None)]
 
     compare(benchmark, info, ours, lambda: plain(model, bundle.manifest.settings, frames), len(frames),
-            bool(request.config.option.checkpoint))
+            compiled, request.config.option)
 
 
 def pytorch(bundle, kind: str, compiled: bool, request):
@@ -82,8 +82,8 @@ def compile_parts(torch, model, kind: str) -> None:
         setattr(owner, name, torch.compile(getattr(owner, name), dynamic=True))
 
 
-def compare(benchmark, info, ours, theirs, frames: int, same_weights: bool) -> None:
-    """Both in turn, three times after a warm-up."""
+def compare(benchmark, info, ours, theirs, frames: int, compiled: bool, options) -> None:
+    """Both in turn, `--rounds` times after a warm-up."""
     import torch
 
     seconds: dict[str, list[float]] = {"runtime": [], "pytorch": []}
@@ -99,12 +99,13 @@ def compare(benchmark, info, ours, theirs, frames: int, same_weights: bool) -> N
         seconds["pytorch"].append(time.perf_counter() - middle)
         overlap[:] = [iou(np.asarray(r.masks), mask) for r, mask in zip(results, masks, strict=True)]
 
-    benchmark.pedantic(pair, rounds=3, warmup_rounds=1)
-    ratios = np.divide(seconds["pytorch"][1:], seconds["runtime"][1:])
-    info(frames=frames, runtime_seconds=seconds["runtime"][1:], pytorch_seconds=seconds["pytorch"][1:],
-         pytorch_over_runtime=float(np.median(ratios)), frames_per_second=frames / float(np.median(seconds["runtime"][1:])),
+    warmup = int(options.rounds > 1)
+    benchmark.pedantic(pair, rounds=options.rounds, warmup_rounds=warmup)
+    here, there = (values[warmup:] for values in (seconds["runtime"], seconds["pytorch"]))
+    info(frames=frames, compiled=compiled, runtime_seconds=here, pytorch_seconds=there,
+         pytorch_over_runtime=float(np.median(np.divide(there, here))), frames_per_second=frames / float(np.median(here)),
          threads_of_pytorch=torch.get_num_threads())
-    if same_weights:
+    if options.checkpoint:
         info(worst_iou=min(overlap))
 
 

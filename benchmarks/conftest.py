@@ -24,6 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--backend", default="ort", help="backend (default: %(default)s)")
     group.addoption("--compiled", action="store_true", help="also against torch.compile; compiling takes minutes")
     group.addoption("--checkpoint", default=None, help="what the bundle was exported from: masks are compared too")
+    group.addoption("--rounds", type=int, default=3, help="clips per case beside PyTorch; 1 skips the warm-up too (default: 3)")
+    group.addoption("--windows", type=int, default=2, help="windows of frames in a clip beside PyTorch (default: 2)")
     group.addoption("--threads", type=int, default=None, help="CPU threads (default: the backend decides)")
 
 
@@ -54,6 +56,7 @@ def machine(request) -> dict:
     return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__,
             "onnxruntime": _version("onnxruntime"), "torch": _version("torch"),
             "backend": request.config.option.backend, "threads": request.config.option.threads,
+            "command": " ".join(("pytest", *map(str, request.config.invocation_params.args))),
             "matmul_gflops": round(arithmetic.matmul_peak() / 1e9, 1)}
 
 

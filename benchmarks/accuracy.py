@@ -2,6 +2,7 @@
 
     python -m benchmarks.accuracy --engine engines/nano                             # fresh clips of the world
     python -m benchmarks.accuracy --engine engines/nano --all                       # every switch in turn
+    python -m benchmarks.accuracy --kinds later earlier --variant text --variant "memory off" --variant "CME off"
     python -m benchmarks.accuracy --engine engines/samwise --data DIR --layout mevis
 
 J is region similarity, F contour accuracy with a tolerance of 0.8 % of the diagonal (DAVIS). Intervals are 95 % bootstrap
@@ -44,6 +45,8 @@ class Switches:
 VARIANTS = {
     "text": Switches(), "shuffled sentences": Switches(shuffled=True), "memory off": Switches(memory=False),
     "CME off": Switches(conditional=False), "clips of one frame": Switches(window=1), "clips of four": Switches(window=4),
+    "clips of one frame, memory off": Switches(window=1, memory=False),
+    "clips of one frame, CME off": Switches(window=1, conditional=False),
     "click": Switches(prompt="click"), "box": Switches(prompt="box"), "mask": Switches(prompt="mask"),
 }
 
@@ -110,6 +113,16 @@ def measure(engine: runtime.Engine, cases: list[Case], switches: Switches, progr
     return records
 
 
+def paired(base: list[Record], other: list[Record]) -> dict[str, float | int | list[float]] | None:
+    """J&F of `other` minus that of `base` on the same sentences, with its interval; None where they are not the same."""
+    keys = [[(r.clip, r.text, r.kind) for r in records] for records in (base, other)]
+    if keys[0] != keys[1]:
+        return None
+    differences = [b.jf - a.jf for a, b in zip(base, other)]
+    low, high = scores.interval(differences, [r.clip for r in base])
+    return {"n": len(base), "difference": round(float(np.mean(differences)), 4), "interval": [round(low, 4), round(high, 4)]}
+
+
 def _progress(text: str) -> None:
     if sys.stderr.isatty():
         print(f"\r{text}  ", end="", file=sys.stderr, flush=True)
@@ -117,7 +130,7 @@ def _progress(text: str) -> None:
 
 def _cases(args: argparse.Namespace) -> Iterator[Case]:
     if args.data is None:
-        return datasets.nano(args.clips, args.first, args.split)
+        return datasets.nano(args.clips, args.first, args.split, args.kinds and tuple(args.kinds))
     return datasets.LAYOUTS[args.layout](args.data)
 
 
@@ -132,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clips", type=int, default=60, help="clips to measure (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first clip of the nano test set")
     parser.add_argument("--split", choices=("val", "test"), default="test")
+    parser.add_argument("--kinds", nargs="+", metavar="KIND", help="only puzzles of these kinds, in clips of 16 frames")
     parser.add_argument("--variant", choices=VARIANTS, action="append", help="what to run; may be repeated (default: text)")
     parser.add_argument("--all", action="store_true", help="all variants that the bundle can run")
     parser.add_argument("--json", type=Path, help="write tables and records here")
@@ -146,7 +160,9 @@ def main(argv: list[str] | None = None) -> int:
     except (runtime.RuntimeFault, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    report = {"engine": str(args.engine), "data": str(args.data or f"nano {args.split}"), "clips": len(cases), "variants": {}}
+    report = {"engine": str(args.engine), "data": str(args.data or f"nano {args.split}"), "kinds": args.kinds, "clips": len(cases),
+              "variants": {}}
+    base: list[Record] | None = None
     for name in VARIANTS if args.all else args.variant or ["text"]:
         began = time.perf_counter()
         try:
@@ -160,6 +176,10 @@ def main(argv: list[str] | None = None) -> int:
         rows = scores.table(records)
         print(f"\n{name} ({time.perf_counter() - began:.0f} s)\n{scores.text(rows)}", flush=True)
         report["variants"][name] = {"table": rows, "records": scores.dump(records)}
+        base = records if base is None else base
+        if records is not base and (change := paired(base, records)):
+            report["variants"][name]["against_first"] = change
+            print("against the first variant: {difference:+.3f} ({interval[0]:+.3f} .. {interval[1]:+.3f})".format(**change))
         if args.json:  # after each variant, for all of them take long
             args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -40,11 +40,15 @@ class Case:
                        kinds=[self.kinds[k] for k in chosen], unseen=[self.unseen[k] for k in chosen])
 
 
-def nano(count: int, first: int = 0, split: str = "test") -> Iterator[Case]:
-    """Clips of the world, drawn here and now. Needs the sprites (see `export.nano.sprites`)."""
-    from export.nano.world import World, test_clips
+def nano(count: int, first: int = 0, split: str = "test", kinds: tuple[str, ...] | None = None) -> Iterator[Case]:
+    """Clips of the world, drawn here and now; `kinds`: only puzzles of these, in the longest clips. Needs the sprites (see
+    `export.nano.sprites`)."""
+    from export.nano.world import TEST_LENGTHS, World, test_clips
 
-    for i, clip in enumerate(test_clips(World(), count, split, first)):
+    world = World()
+    clips = test_clips(world, count, split, first) if kinds is None else (
+        world.clip(split, seed, TEST_LENGTHS[-1], kinds) for seed in range(first, first + count))
+    for i, clip in enumerate(clips):
         yield Case(f"{split}{first + i}", partial(iter, clip.frames), [e.text for e in clip.expressions],
                    [clip.masks(e) for e in clip.expressions], [e.kind for e in clip.expressions],
                    [e.unseen for e in clip.expressions])

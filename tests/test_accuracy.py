@@ -170,3 +170,22 @@ def test_command_tells_what_is_wrong(tmp_path, toy, capsys):
     assert "has no tokenizer" in capsys.readouterr().err
     assert accuracy.main(["--engine", str(toy), "--data", str(tmp_path / "nowhere")]) == 2
     assert "meta_expressions.json: missing" in capsys.readouterr().err
+
+
+def test_paired_differences():
+    def records(*values, clip="a"):
+        return [Record(clip, str(i), "noun", False, v, v) for i, v in enumerate(values)]
+
+    change = accuracy.paired(records(0.5, 0.5), records(0.25, 0.5))
+    assert change == {"n": 2, "difference": -0.125, "interval": [-0.125, -0.125]}
+    assert accuracy.paired(records(0.5), records(0.5, 0.6)) is None
+    assert accuracy.paired(records(0.5), records(0.5, clip="b")) is None
+
+
+def test_clips_of_chosen_kinds(monkeypatch):
+    from export.nano import sprites
+
+    monkeypatch.setattr(sprites, "load", sprites.placeholder)
+    cases = list(datasets.nano(3, split="val", kinds=("later",)))
+    assert {len(m) for case in cases for m in case.masks} == {16}
+    assert {kind for case in cases for kind in case.kinds} <= {"later", "noun"}

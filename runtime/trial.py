@@ -1,9 +1,11 @@
 """Is another backend exact and faster than ONNX Runtime, with this bundle, on this machine?
 
-    python -m runtime.trial --engine engines/NAME [--backend openvino] [--threads N]
+    python -m runtime.trial --engine engines/NAME [--backend openvino] [--threads N] [--frames N] [--cpu-seconds]
 
-runs a short clip on ONNX Runtime, keeps what every stage was given, gives the same to the other backend, compares, and times
-both in turn. For a backend that `auto` may choose the result is kept as a note (`backends.notes`) and decides from then on.
+runs a short clip on ONNX Runtime, keeps what every stage was given, gives the same to the other backend, compares, and
+times both in turn. For a backend that `auto` may choose the result is kept as a note (`backends.notes`) and decides
+from then on. On a machine that others use too wall time means nothing: `--cpu-seconds` counts processor time, and keeps
+no note.
 """
 
 from __future__ import annotations
@@ -25,13 +27,16 @@ from .errors import RuntimeFault, UserError
 from .prompt import Text
 
 LIMITS = {"fp32": (1e-4, 0.999), "fp16": (5e-3, 0.99), "int8": (5e-3, 0.99)}
-"""Precision of a bundle -> largest relative L2 error of a stage's output, smallest IoU of an object's masks over the clip. Both
-sides compute the same graph; fp16 and int8 leave open what is rounded between its operators, and a tie may fall either way."""
+"""Precision of a bundle -> largest relative L2 error of a stage's output, smallest IoU of an object's masks over the
+clip. Both sides compute the same graph; fp16 and int8 leave open what is rounded between its operators, and how a tie
+falls."""
 
 FLOOR = 1e-3
 """Outputs smaller than this (root mean square) are compared by their absolute error."""
 
 FRAMES, REPEATS = 16, 5
+
+Clock = Callable[[], float]
 
 
 class Recorder:
@@ -67,35 +72,36 @@ class Trial:
     note: notes.Note
 
 
-def run(bundle: Bundle, backend: str, threads: int | None = None, repeats: int = REPEATS) -> Trial:
+def run(bundle: Bundle, backend: str, threads: int | None = None, repeats: int = REPEATS, frames: int = FRAMES,
+        clock: Clock = time.perf_counter) -> Trial:
     """Try `backend` with `bundle`. Raises BackendError, BundleError; RuntimeFault when a stage fails."""
     bundle.verify()
-    reference, reference_start = _timed(lambda: Engine(bundle, create("ort", threads)))
-    other, start = _timed(lambda: Engine(bundle, create(backend, threads)))
+    reference, reference_start = _timed(lambda: Engine(bundle, create("ort", threads)), clock)
+    other, start = _timed(lambda: Engine(bundle, create(backend, threads)), clock)
     recorders = {name: Recorder(timed.stage) for name, timed in reference.stages.items()}
     for name, timed in reference.stages.items():
         timed.stage = recorders[name]
-    want, frames = masks_of(reference)
-    rows = tuple(_compare(r, other.stages[name].stage, repeats) for name, r in recorders.items() if r.calls)
+    want, looked = masks_of(reference, frames)
+    rows = tuple(_compare(r, other.stages[name].stage, repeats, clock) for name, r in recorders.items() if r.calls)
     error = max(row.error for row in rows)
-    iou = min(_iou(a, b) for a, b in zip(want, masks_of(other)[0], strict=True))
+    iou = min(_iou(a, b) for a, b in zip(want, masks_of(other, frames)[0], strict=True))
     unreached = tuple(name for name, r in recorders.items() if not r.calls)
     most, least = LIMITS.get(bundle.manifest.precision, LIMITS["fp32"])
     note = notes.Note(
         backend=backend, bundle=bundle.name, graphs=notes.fingerprint(bundle.manifest),
         versions=notes.versions(*ON_TRIAL.get(backend, ())), processor=notes.processor(), threads=threads,
         exact=not unreached and error <= most and iou >= least, error=error, iou=iou,
-        reference_frame_seconds=sum(r.calls * r.reference_seconds for r in rows) / frames,
-        frame_seconds=sum(r.calls * r.seconds for r in rows) / frames, extra_start_seconds=start - reference_start)
+        reference_frame_seconds=sum(r.calls * r.reference_seconds for r in rows) / looked,
+        frame_seconds=sum(r.calls * r.seconds for r in rows) / looked, extra_start_seconds=start - reference_start)
     return Trial(rows, unreached, note)
 
 
-def _timed(make: Callable[[], Engine]) -> tuple[Engine, float]:
-    began = time.perf_counter()
-    return make(), time.perf_counter() - began
+def _timed(make: Callable[[], Engine], clock: Clock) -> tuple[Engine, float]:
+    began = clock()
+    return make(), clock() - began
 
 
-def _compare(recorder: Recorder, other: Any, repeats: int) -> Row:
+def _compare(recorder: Recorder, other: Any, repeats: int, clock: Clock) -> Row:
     """The same arrays for both; timed in turn at the latest size, so that a busy moment meets both."""
     spec, error = recorder.spec, 0.0
     for arrays in recorder.kept:
@@ -105,9 +111,9 @@ def _compare(recorder: Recorder, other: Any, repeats: int) -> Row:
     least = [float("inf"), float("inf")]
     for _ in range(repeats):
         for side, stage in enumerate((recorder.stage, other)):
-            began = time.perf_counter()
+            began = clock()
             stage.run(**mine)
-            least[side] = min(least[side], time.perf_counter() - began)
+            least[side] = min(least[side], clock() - began)
     return Row(spec.name, recorder.calls, error, *least)
 
 
@@ -127,21 +133,21 @@ def _iou(got: np.ndarray, want: np.ndarray) -> float:
     return int(np.logical_and(got, want).sum()) / either if either else 1.0
 
 
-# -- the clip ------------------------------------------------------------------------------------------------------------
+# -- the clip ----------------------------------------------------------------------------------------------------------
 
-def masks_of(engine: Engine) -> tuple[list[np.ndarray], int]:
+def masks_of(engine: Engine, frames: int) -> tuple[list[np.ndarray], int]:
     """Masks (T,H,W) of every object of everything that the bundle can do, and how many frames were looked at."""
     found: list[np.ndarray] = []
     looked = 0
     for ability, ask in ABILITIES.items():
         if any(hasattr(network, ability) for network in engine.networks.values()):
-            masks = ask(engine, film(engine.bundle))  # (T,N,H,W)
+            masks = ask(engine, film(engine.bundle, frames))  # (T,N,H,W)
             looked += len(masks)
             found += list(masks.swapaxes(0, 1))
     return found, looked
 
 
-def film(bundle: Bundle, frames: int = FRAMES) -> np.ndarray:
+def film(bundle: Bundle, frames: int) -> np.ndarray:
     """Frames (T,H,W,3) uint8: the bundle's demonstration, or a bright disc that crosses a moving pattern."""
     if bundle.manifest.demo is not None:
         from .video import frames as read
@@ -194,7 +200,7 @@ ABILITIES: Mapping[str, Callable[[Engine, np.ndarray], np.ndarray]] = {
 """Method by which a network shows what it can do (`Engine.network`) -> how it is asked."""
 
 
-# -- the command ---------------------------------------------------------------------------------------------------------
+# -- the command -------------------------------------------------------------------------------------------------------
 
 def table(trial: Trial) -> str:
     """The trial as text; times are shares and ratios of each other."""
@@ -215,12 +221,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="name of the bundle or of the network")
     parser.add_argument("--backend", default=next(iter(ON_TRIAL)), help="what to try (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: each library decides)")
+    parser.add_argument("--frames", type=int, default=FRAMES, help="frames of the clip (default: %(default)s)")
+    parser.add_argument("--cpu-seconds", action="store_true", help="count processor time, and keep no note")
     options = parser.parse_args(arguments)
     try:
-        trial = run(choose(options.engine, options.model), options.backend, options.threads)
+        if options.frames < 1:
+            raise UserError(f"--frames must be 1 or more, not {options.frames}")
+        clock = time.process_time if options.cpu_seconds else time.perf_counter
+        bundle = choose(options.engine, options.model)
+        trial = run(bundle, options.backend, options.threads, frames=options.frames, clock=clock)
         print(table(trial))
-        if options.backend not in ON_TRIAL:
-            print(f"auto never takes {options.backend}; choose it with --backend")
+        if options.cpu_seconds or options.backend not in ON_TRIAL:
+            print(f"no note: {'processor time' if options.cpu_seconds else f'auto never takes {options.backend}'}")
             return 0
         path = notes.keep(trial.note)
         objection = trial.note.objection()

@@ -72,7 +72,8 @@ def test_a_damaged_note_is_none(toy, content):
     assert chosen(toy) == "ort"
 
 
-@pytest.mark.parametrize("field", ["exact", "error", "frame_seconds", "reference_frame_seconds", "extra_start_seconds", "iou"])
+@pytest.mark.parametrize("field", ["exact", "error", "iou", "frame_seconds", "reference_frame_seconds",
+                                   "extra_start_seconds"])
 @pytest.mark.parametrize("value", ["yes", None, [1], {}, float("nan")])
 def test_a_note_with_wrong_types_is_none(toy, field, value):
     good = note(toy)
@@ -129,10 +130,8 @@ def test_a_trial_sees_what_is_not_exact(toy, monkeypatch):
     assert max(found.rows, key=lambda r: r.error).stage == "neck"
 
 
-def test_a_stage_that_the_clip_does_not_reach_is_not_exact(toy, monkeypatch):
-    monkeypatch.setattr(trial, "FRAMES", 1)
-    monkeypatch.setattr(trial, "film", lambda bundle, plain=trial.film: plain(bundle, 1))
-    found = trial.run(choose(toy), "openvino", threads=1, repeats=1)
+def test_a_stage_that_the_clip_does_not_reach_is_not_exact(toy):
+    found = trial.run(choose(toy), "openvino", threads=1, repeats=1, frames=1)
     assert "memory_attention" in found.unreached and not found.note.exact
     assert "not reached" in trial.table(found)
 
@@ -141,6 +140,10 @@ def test_the_command(toy, capsys, cache):
     assert trial.main(["--engine", str(toy), "--threads", "1"]) == 0
     out = capsys.readouterr().out
     assert "memory_attention" in out and "auto will" in out and len(list(cache.glob("openvino-*.json"))) == 1
+    assert trial.main(["--engine", str(toy), "--threads", "1", "--cpu-seconds", "--frames", "9"]) == 0
+    assert "no note" in capsys.readouterr().out and len(list(cache.glob("openvino-*.json"))) == 1
+    assert trial.main(["--engine", str(toy), "--frames", "0"]) == 2
+    assert capsys.readouterr().err.startswith("error: --frames")
     assert trial.main(["--engine", str(toy / "nowhere")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert trial.main(["--engine", str(toy), "--backend", "abacus"]) == 2

@@ -27,8 +27,9 @@ AUTO = ("ort-cuda", "openvino", "ort")
 """Order in which `auto` tries them. Engines have to be built first, so TensorRT is used where it is asked for."""
 
 ON_TRIAL = {"openvino": ("openvino", "onnxruntime")}
-"""Backends that `auto` takes only where a trial found them exact and faster (`backends.notes`) -> the libraries whose versions
-the trial was about, the backend's own first. How fast a compiler's code is depends on network and processor."""
+"""Backends that `auto` takes only where a trial found them exact and faster (`backends.notes`) -> the libraries whose
+versions the trial was about, the backend's own first. How fast a compiler's code is depends on network and
+processor."""
 
 
 class Stage(Protocol):
@@ -51,8 +52,8 @@ class Backend(Protocol):
 
 
 def create(name: str, threads: int | None = None, manifest: Manifest | None = None) -> Backend:
-    """Backend by name; `auto` takes the first that works here, and that a trial of `manifest`'s bundle spoke for where one
-    is needed. Raises BackendError."""
+    """Backend by name; `auto` takes the first that works here, and that a trial of `manifest`'s bundle spoke for where
+    one is needed. Raises BackendError."""
     if name != "auto":
         return _create(name, threads)
     reasons = []

@@ -1,8 +1,9 @@
-"""What was measured on this machine about a bundle on a backend, so that `auto` neither guesses nor measures at each start.
+"""What was measured on this machine about a bundle on a backend: `auto` neither guesses nor measures at each start.
 
-`python -m runtime.trial` runs a bundle on ONNX Runtime and on the other backend, compares and times them, and keeps a note in
-the user's cache folder (`$XDG_CACHE_HOME/samwise-runtime`, else `~/.cache/samwise-runtime`): bundles may lie where nobody may
-write. A note speaks of exactly these files, library versions and processor, or of nothing; to drop it, delete it.
+`python -m runtime.trial` runs a bundle on ONNX Runtime and on the other backend, compares and times them, and keeps a
+note in the user's cache folder (`$XDG_CACHE_HOME/samwise-runtime`, else `~/.cache/samwise-runtime`): bundles may lie
+where nobody may write. A note speaks of exactly these files, library versions and processor, or of nothing; to drop it,
+delete it.
 """
 
 from __future__ import annotations
@@ -114,8 +115,8 @@ def keep(note: Note) -> Path:
         work.write_text(json.dumps(asdict(note), indent=1) + "\n", encoding="utf-8")
         work.replace(path)
     except OSError as error:
-        raise RuntimeFault(f"{path}: cannot keep the note ({error.strerror}); set XDG_CACHE_HOME to a folder that can be "
-                           "written") from None
+        raise RuntimeFault(f"{path}: cannot keep the note ({error.strerror}); set XDG_CACHE_HOME to a folder that "
+                           "can be written") from None
     return path
 
 

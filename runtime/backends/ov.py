@@ -1,8 +1,8 @@
 """OpenVINO on the CPU: float32, or bfloat16 where the processor multiplies it.
 
-Graphs are compiled once per stage with the shapes left open; inputs and outputs are the caller's own arrays, shared and not
-copied. `openvino` is what `auto` takes where `python -m runtime.trial` found it exact and faster. `openvino-bf16` is a named
-approximation, never taken by `auto`: products in bfloat16, so masks move (docs/cpu.md has by how much).
+Graphs are compiled once per stage with the shapes left open; inputs and outputs are the caller's own arrays, shared and
+not copied. `openvino` is what `auto` takes where `python -m runtime.trial` found it exact and faster. `openvino-bf16`
+is a named approximation, never taken by `auto`: products in bfloat16, so masks move (docs/cpu.md says by how much).
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class OpenVinoBackend:
             raise BundleError(f"{file}: OpenVINO cannot load it ({_first_line(error)})") from None
         want = {t.name for t in (*spec.inputs, *spec.outputs)}
         if names != want:
-            raise BundleError(f"{file}: tensors {sorted(names ^ want)} differ from the manifest's; export the bundle again")
+            raise BundleError(f"{file}: tensors {sorted(names ^ want)} differ from the manifest's; export the bundle "
+                              f"again")
         return OpenVinoStage(self._openvino, compiled.create_infer_request(), spec)
 
 

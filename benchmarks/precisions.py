@@ -221,8 +221,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = run(engines, keys, lambda number: next(nano(1, number)), range(options.clips), options.json,
                lambda text: print(text, file=sys.stderr, flush=True))
     print(table(rows))
-    if options.json == RESULT and len(rows) == len(WAYS):
-        document(DOCUMENT, table(rows))
+    try:
+        if options.json == RESULT and len(rows) == len(WAYS):
+            document(DOCUMENT, table(rows))
+    except (runtime.RuntimeFault, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -1,6 +1,9 @@
 """The comparison of precisions: pairs, resuming, and the committed result."""
 
+import hashlib
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,8 @@ import pytest
 
 from benchmarks import precisions
 from benchmarks.datasets import Case
+from runtime.errors import UserError
+from runtime.spec import Manifest
 
 ROOT = Path(__file__).parent.parent
 KEYS = {name: {"graphs": name} for name in ("fp32", "int8")}
@@ -78,6 +83,61 @@ def test_a_damaged_result_is_none(tmp_path, content):
 def test_missing_bundles_are_one_line(tmp_path, capsys):
     assert precisions.main(["--shipped", str(tmp_path), "--engines", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def options(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    return precisions._parser().parse_args(["--checkpoint", str(tmp_path / "w.pth"), "--engines", str(tmp_path / "engines"),
+                                            "--shipped", str(tmp_path / "shipped")])
+
+
+def bundle(folder, digest):
+    folder.mkdir(parents=True)
+    Manifest("toy", "v", "fp32", 64, {}, {}, {}, provenance={"checkpoint_sha256": digest}).dump(folder)
+
+
+def test_bundles_are_exported_once_for_these_weights(tmp_path, monkeypatch):
+    wanted, commands = options(tmp_path), []
+    weights = hashlib.sha256(b"weights").hexdigest()
+    bundle(tmp_path / "shipped", weights)
+    bundle(tmp_path / "engines" / "nano-int8", "of other weights")
+
+    def export(command):
+        commands.append(command)
+        name = command[command.index("--name") + 1]
+        shutil.rmtree(tmp_path / "engines" / name, ignore_errors=True)
+        bundle(tmp_path / "engines" / name, weights)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(precisions.subprocess, "run", export)
+    assert {k: b.name for k, b in precisions.bundles(wanted).items()} == {
+        "shipped": "shipped", "fp32": "nano-fp32", "int8": "nano-int8"}
+    assert [c[c.index("--precision") + 1] for c in commands] == ["fp32", "int8"]
+    assert all(str(tmp_path / "w.pth") in c and precisions.NETWORK in c for c in commands)
+    precisions.bundles(wanted)
+    assert len(commands) == 2, "they are there now"
+
+
+def test_a_failing_export_stops(tmp_path, monkeypatch, capsys):
+    wanted = options(tmp_path)
+    bundle(tmp_path / "shipped", "x")
+    monkeypatch.setattr(precisions.subprocess, "run", lambda command: subprocess.CompletedProcess(command, 1))
+    assert precisions.main(["--checkpoint", str(wanted.checkpoint), "--engines", str(wanted.engines),
+                            "--shipped", str(wanted.shipped)]) == 2
+    assert capsys.readouterr().err == "error: the export of nano-fp32 failed; nothing was measured\n"
+
+
+def test_the_table_goes_between_the_marks(tmp_path):
+    first, last = precisions.MARKS
+    file = tmp_path / "d.md"
+    file.write_text(f"a\n{first}\nold\n{last}\nb\n")
+    for text in ("new", "newer"):
+        precisions.document(file, text)
+    assert file.read_text() == f"a\n{first}\n\nnewer\n\n{last}\nb\n"
+    file.write_text("no marks")
+    with pytest.raises(UserError, match="marks"):
+        precisions.document(file, "x")
+    assert file.read_text() == "no marks"
 
 
 def test_the_committed_result_is_the_documents():

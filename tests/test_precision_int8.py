@@ -107,3 +107,25 @@ def test_the_command_knows_it():
 def test_tables_give_reasons():
     assert all(len(reason) > 10 for table in (quantization.FLOAT_STAGES, quantization.FLOAT_OPERATORS)
                for reason in table.values())
+
+
+@pytest.mark.slow
+def test_a_whole_network_follows_torch_on_the_clip(tmp_path):
+    """Every stage of a toy SAMWISE, exported, compared and run as a pipeline on ONNX Runtime."""
+    from export import network as networks
+    from export.models.samwise import Samwise, tiny_test_config
+
+    torch.manual_seed(3)
+    model = Samwise(tiny_test_config(motion=True)).eval()
+    with torch.no_grad():  # an object that is seen, and a memory that matters
+        model.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias += 5
+        model.sam.maskmem_tpos_enc *= 20
+    bundle.export_bundle(networks.describe("samwise", model), tmp_path, "toy", precision="int8", forms=())
+    manifest = choose(tmp_path).manifest
+    found = {name: spec.precision for name, spec in manifest.stages.items()}
+    assert set(found.values()) == {"int8", "fp32"} and list(found.values()).count("int8") >= 3, found
+    assert all(found[name] == "fp32" for name in quantization.FLOAT_STAGES if name in found)
+    assert all(t.dtype != "float16" for s in manifest.stages.values() for t in (*s.inputs, *s.outputs))
+    report = json.loads((tmp_path / "toy" / parity.FILE).read_text())
+    assert report["clip"] and all(row["passed"] for row in report["clip"])
+    assert any(row["error"] > 1e-5 for row in report["clip"]), "the clip saw the INT8 graphs"

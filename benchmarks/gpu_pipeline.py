@@ -15,11 +15,13 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 
+from runtime import device_images, ops
 from runtime.backends import create
 from runtime.bundle import Bundle, choose
 from runtime.engine import Engine
 from runtime.errors import RuntimeFault
 from runtime.prompt import Text
+from runtime.spec import StageSpec
 
 BACKENDS = ("ort-cuda", "tensorrt", "tensorrt_rtx")
 ROUNDS, REPEATS = 5, 10
@@ -51,6 +53,7 @@ def one(bundle: Bundle, name: str, work: Path, frames: int, objects: Sequence[in
         result: dict[str, Any] = {"precision": bundle.manifest.precision, "stages": stages(bundle, backend)}
         for n in objects:
             result[f"objects_{n}"] = pipeline(bundle, backend, frames, n, used)
+        result["cuts"] = cuts(bundle, backend, frames, objects[0], used)
         return result
     except RuntimeFault as error:
         return {"skipped": str(error)}
@@ -73,28 +76,67 @@ def built(bundle: Bundle, name: str, work: Path) -> Bundle:
 
 def stages(bundle: Bundle, backend: Any) -> dict[str, float]:
     """Seconds of each stage with every symbol at the size that its engine is tuned for."""
+    return {name: timed(stage, typical(stage.spec, bundle), backend.device)[0]
+            for name, stage in bundle.load_stages(backend).items()}
+
+
+def typical(spec: StageSpec, bundle: Bundle) -> dict[str, int]:
+    """Sizes that an engine is tuned for."""
     from export.build import profile
 
-    device, seconds = backend.device, {}
-    for name, stage in bundle.load_stages(backend).items():
-        sizes = {s: typical for s, (_, typical, _) in profile(stage.spec, bundle.manifest).items()}
-        arrays = {t.name: device.constant(np.zeros(t.resolve(sizes), t.dtype)) for t in stage.spec.inputs}
-        arrays |= {t.name: device.empty(t.resolve(sizes), t.dtype) for t in stage.spec.outputs}
-        probe = next(iter(arrays.values()))
-
-        def round_() -> float:
-            begin = time.perf_counter()
-            for _ in range(REPEATS):
-                stage.run(**arrays)
-            device.download(probe)
-            return (time.perf_counter() - begin) / REPEATS
-
-        round_()
-        seconds[name] = statistics.median(round_() for _ in range(ROUNDS))
-    return seconds
+    return {symbol: tuned for symbol, (_, tuned, _) in profile(spec, bundle.manifest).items()}
 
 
-def pipeline(bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable[[], int]) -> dict[str, Any]:
+def timed(stage: Any, sizes: dict[str, int], device: Any) -> tuple[float, dict[str, np.ndarray]]:
+    """Seconds of one call, and its outputs. Floats are seeded noise, integers zero."""
+    rng, inputs = np.random.default_rng(0), {}
+    for t in stage.spec.inputs:
+        shape, kind = t.resolve(sizes), np.dtype(t.dtype)
+        host = rng.standard_normal(shape, np.float32) if kind.kind == "f" else np.zeros(shape)
+        inputs[t.name] = device.constant(host.astype(kind))
+    outputs = {t.name: device.empty(t.resolve(sizes), t.dtype) for t in stage.spec.outputs}
+    probe = next(iter(outputs.values()))
+
+    def round_() -> float:
+        begin = time.perf_counter()
+        for _ in range(REPEATS):
+            stage.run(**inputs, **outputs)
+        device.download(probe)
+        return (time.perf_counter() - begin) / REPEATS
+
+    round_()
+    seconds = statistics.median(round_() for _ in range(ROUNDS))
+    return seconds, {name: np.array(device.download(array)) for name, array in outputs.items()}
+
+
+def cuts(bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable[[], int]) -> dict[str, Any]:
+    """Stages whose attention kernels can take, with kernels beside the whole graphs: seconds of each, relative error
+    between them, and of a video. `auto` is decided from these numbers."""
+    if not bundle.manifest.settings.get("cuts"):
+        return {"skipped": "no cut stages; export with --cuts"}
+    try:
+        cut = ops.kernel_stages(bundle, backend, device_images.choose("on", bundle.folder, backend.device), "on", objects)
+        found: dict[str, Any] = {}
+        for name, stage in cut.items():
+            sizes = typical(stage.spec, bundle)
+            (whole_s, whole), (kernel_s, kernel) = (timed(s, sizes, backend.device)
+                                                    for s in (bundle.load_stage(backend, name), stage))
+            found[name] = {"whole_seconds": whole_s, "kernel_seconds": kernel_s, "gain": whole_s / kernel_s,
+                           "relative_error": max(relative(kernel[n], whole[n]) for n in whole)}
+        video = pipeline(bundle, backend, frames, objects, used, kernels="on")
+        return {"stages": found, f"objects_{objects}": video}
+    except RuntimeFault as error:
+        return {"skipped": str(error)}
+
+
+def relative(got: np.ndarray, want: np.ndarray) -> float:
+    """||got - want|| / ||want||; infinite when anything is not finite."""
+    error = np.linalg.norm(got.astype(np.float64) - want) / max(np.linalg.norm(want.astype(np.float64)), 1e-30)
+    return float(error) if np.isfinite(error) else float("inf")
+
+
+def pipeline(bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable[[], int],
+             kernels: str = "auto") -> dict[str, Any]:
     """Milliseconds per frame of a video with `objects` sentences, with CUDA graphs and without; bytes held."""
     text = bundle.manifest.settings["text"]
     prompts = [Text(tokens=[0, 3 + i % (text["vocabulary"] - 3), 2]) for i in range(objects)]
@@ -102,7 +144,7 @@ def pipeline(bundle: Bundle, backend: Any, frames: int, objects: int, used: Call
     clip = [rng.integers(0, 255, (360, 640, 3), dtype=np.uint8) for _ in range(16)]
     result: dict[str, Any] = {"frames": frames}
     for name, replays in (("graphs", True), ("plain", False)):
-        engine = Engine(bundle, backend, max_objects=objects)
+        engine = Engine(bundle, backend, max_objects=objects, kernels=kernels)
         backend.device.replays = replays
         try:
             with engine.session(prompts) as session:

@@ -10,6 +10,7 @@ import argparse
 import inspect
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
                          help="side of the network's input, for networks that take several")
         sub.add_argument("--demo", type=Path, metavar="DIR", default=argparse.SUPPRESS,
                          help="demonstration that the bundle shall carry: clip.mp4, demo.json and masks.npz")
+        sub.add_argument("--cuts", action="store_true",
+                         help="for GPUs: stages cut around their attention as well, so that compiled kernels can take it "
+                              "(samwise; see docs/gpu.md)")
         sub.add_argument("--threads", type=int, default=argparse.SUPPRESS, help="CPU threads for the comparison")
     return top
 
@@ -82,7 +86,7 @@ def _export(options: dict[str, Any]) -> None:
         raise UserError(f"--threads must be 1 or more, not {options['threads']}")
     _say(f"reading {options['checkpoint'].name}")
     try:
-        from . import bundle, models, network
+        from . import bundle, cuts, models, network
     except ImportError as error:
         raise UserError(f"the export needs {error.name}: pip install 'samwise-runtime[cpu,export]'") from None
     if threads := options.get("threads"):
@@ -103,8 +107,11 @@ def _export(options: dict[str, Any]) -> None:
     name = options.get("name", f"{subject.model}-{subject.variant}{suffix}")
     if subject.vocabulary and "tokenizer" not in options:
         _say("no --tokenizer: the bundle will take token ids, not sentences")
-    folder = bundle.export_bundle(subject, options["out"], name, precision=options["precision"], threads=threads,
-                                  tokenizer_source=options.get("tokenizer"), report=_say)
+    with tempfile.TemporaryDirectory() as work:
+        if options["cuts"]:
+            subject = cuts.with_cuts(subject, model, options["precision"], Path(work))
+        folder = bundle.export_bundle(subject, options["out"], name, precision=options["precision"], threads=threads,
+                                      tokenizer_source=options.get("tokenizer"), report=_say)
     _say(f"published {folder} in {time.perf_counter() - started:.0f} s")
 
 

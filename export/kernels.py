@@ -48,19 +48,33 @@ class _Any(dict):
 def launches(manifest: Manifest, capability: int) -> Iterator[plan.Launch]:
     """Every launch that the bundle can ask for on a device, with names in place of arrays. Grids mean nothing here."""
     some, bits = _Any(), reference.PRECISION_BITS
-    memory = manifest.settings.get("memory") or {"slots": 6, "pointers": 15}
-    tokens = (manifest.image_size // 16) ** 2
-    sizes = plan.MemorySizes(1, tokens, memory["slots"], 4 * memory["pointers"])
+    sizes, windows = memory_sizes(manifest), window_sizes(manifest)
     for splits in (1, 2):
         config = replace(plan.FLASH[capability], splits=splits)
         yield from plan.memory_attention(some, some, "out", sizes, config)
-    for patch in (8, 4, 2):
+    for patch, channels in windows:
         for frames in range(1, manifest.settings.get("window", 8) + 1):
-            window = plan.WindowSizes(frames, patch, patch, patch)
+            window = plan.WindowSizes(frames, patch, patch, patch, channels)
             yield from plan.window_attention(some, some, "out", window, plan.WINDOW[capability])
     taps = ("first", "weight")
     yield from plan.preprocess("frame", taps, taps, "table", "out", (1, 1), (1, 1), 1, (1, 1), bits)
     yield from plan.postprocess("low", taps, taps, "packed", "stats", 1, 1, (1, 1), reference.MASK_TAPS)
+
+
+def memory_sizes(manifest: Manifest) -> plan.MemorySizes:
+    """One object's memory attention with all slots, of the published widths where the stage is not cut for the kernel."""
+    memory = manifest.settings.get("memory") or {"slots": 6, "pointers": 15}
+    spec = manifest.stages["memory_attention"] if "memory_attention" in manifest.settings.get("cuts", {}) else None
+    widths = (spec.output("conditioned").shape[2], spec.input("memory").shape[3]) if spec else (256, 64)
+    tokens = (manifest.image_size // 16) ** 2
+    return plan.MemorySizes(1, tokens, memory["slots"], widths[0] // widths[1] * memory["pointers"], *widths)
+
+
+def window_sizes(manifest: Manifest) -> list[tuple[int, int]]:
+    """(patch, channels) of every adapter that is cut for the kernel; the published ones where none is."""
+    cuts = [cut for cut in manifest.settings.get("cuts", {}).values() if cut["kernel"] == "window_attention"]
+    found = [(cut["patch"], manifest.stages[cut["parts"][0]].outputs[0].shape[3]) for cut in cuts]
+    return found or [(patch, 256) for patch in (8, 4, 2)]
 
 
 def signature(function: Any, launch: plan.Launch) -> dict[str, str]:

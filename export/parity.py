@@ -25,14 +25,17 @@ import numpy as np
 from runtime import engine_files
 from runtime.backends import Backend, create
 from runtime.bundle import Bundle, choose
+from runtime.cuts import CutStage
 from runtime.engine import Engine
-from runtime.errors import BundleError, RuntimeFault, UserError
+from runtime.errors import RuntimeFault, UserError
 from runtime.spec import StageSpec
 
 from .clips import clip_results, save_clip
 from .runs import Runs, hints, summary as runs_summary
 
 FILE = "parity.json"
+KERNELS = "kernels"
+"""Stands in place of a form where compiled kernels take part of a stage."""
 
 STAGE_ERROR = {"fp32": (1e-4,), "fp16": (3e-2, 5e-3), "int8": (5e-2, 1e-2)}
 """Largest relative L2 error of one output of one stage. fp32: the rounding of a different order of sums, with room to
@@ -228,10 +231,11 @@ class Recorder:
                                {t.name: take[t.name] for t in self.spec.outputs})
 
 
-def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None,
-            runs: Runs | None = None) -> tuple[list[Row], list[ClipRow]]:
+def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None, runs: Runs | None = None,
+            kernels: str = "auto") -> tuple[list[Row], list[ClipRow]]:
     """The graphs that `backend` prefers against ONNX Runtime's plain ones, stage by stage on a clip, then the clip. What
-    each stage was fed and gave goes to `runs`."""
+    each stage was fed and gave goes to `runs`. `kernels` as in `runtime.load`; stages that kernels take part of are held
+    to the same threshold."""
     bundle.verify()
     other = create(backend, threads)
     plain = create("ort", threads)
@@ -242,32 +246,41 @@ def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None,
         timed.stage = recorders[name]
     want = clip_results(reference)
     precision = bundle.manifest.precision
+    engine = Engine(bundle, other, kernels=kernels)
     rows = []
-    for name in bundle.manifest.stages:
-        rows += _recheck_stage(bundle, other, recorders[name], max(STAGE_ERROR[precision]), runs)
+    for name, recorder in recorders.items():
+        stage = engine.stages[name].stage
+        rows += _recheck_stage(other, stage, recorder, max(STAGE_ERROR[precision]), runs)
     frames = [(r.masks, r.low_res_logits, r.score_logits) for r in want]
-    clip = compare_clip(frames, clip_results(Engine(bundle, other)), precision)
+    clip = compare_clip(frames, clip_results(engine), precision)
     if hasattr(other, "library") and all(r.passed for r in (*rows, *clip)):
         engine_files.mark_verified(bundle.folder, bundle.manifest, other.library, other.version, other.device.capability,
-                                   worst_by_stage(rows))
+                                   _by_engine(bundle, rows))
     return rows, clip
 
 
-def _recheck_stage(bundle: Bundle, other: Backend, recorder: Recorder, limit: float, runs: Runs | None) -> list[Row]:
+def _recheck_stage(other: Backend, stage: Any, recorder: Recorder, limit: float, runs: Runs | None) -> list[Row]:
     """One stage on the backend `other`, fed with what was recorded; the record is dropped."""
     spec = recorder.spec
-    form = next((f for f in other.forms if f in spec.files), None)
-    if form is None:
-        raise BundleError(f"{bundle.folder}: stage {spec.name} has no form that {other.name} takes; export it again")
-    loaded = other.load(bundle.folder / spec.files[form], spec)
+    form = next(f for f in other.forms if f in spec.files)
+    what = KERNELS if isinstance(stage, CutStage) else form
     rows = []
     for sizes, inputs, outputs in recorder.calls.values():
-        got = run_stage(loaded, spec, other, inputs, sizes)
-        rows.append(worst(f"{spec.name} [{form}]", sizes, spec, got, outputs, limit))
+        got = run_stage(stage, spec, other, inputs, sizes)
+        rows.append(worst(f"{spec.name} [{what}]", sizes, spec, got, outputs, limit))
         if runs is not None:
             runs.add(spec, spec.files[form], sizes, inputs, outputs, got, limit)
     recorder.calls.clear()
     return rows
+
+
+def _by_engine(bundle: Bundle, rows: Iterable[Row]) -> dict[str, dict[str, float]]:
+    """`worst_by_stage` of what has engines: a stage with kernels in it speaks for its parts, and not for the whole one."""
+    rows = list(rows)
+    found = worst_by_stage(row for row in rows if not row.what.endswith(f"[{KERNELS}]"))
+    for name, errors in worst_by_stage(row for row in rows if row.what.endswith(f"[{KERNELS}]")).items():
+        found |= {part: errors for part in bundle.manifest.settings["cuts"][name]["parts"]}
+    return found
 
 
 def worst_by_stage(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
@@ -287,6 +300,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="name of the bundle or of the network")
     parser.add_argument("--backend", default="auto", help="backend to check (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the backend decides)")
+    parser.add_argument("--kernels", choices=("auto", "on", "off"), default="auto",
+                        help="on: stages that are cut for kernels run with them (default: %(default)s)")
     parser.add_argument("--runs", metavar="FOLDER", help="keep inputs and outputs of every stage for Polygraphy's tools")
     parser.add_argument("--save", metavar="FILE", help=argparse.SUPPRESS)  # used by the export itself
     options = parser.parse_args(arguments)
@@ -296,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         bundle = choose(options.bundle, options.model)
         runs = Runs(options.runs, options.backend) if options.runs else None
-        rows, clip = recheck(bundle, options.backend, options.threads, runs)
+        rows, clip = recheck(bundle, options.backend, options.threads, runs, options.kernels)
         print(table(rows, clip))
         if runs is not None:
             print("\n".join([runs_summary(runs.rows), *hints(runs, bundle.folder, options.backend)]))

@@ -106,6 +106,8 @@ class MemorySizes:
     pointers: int
     width: int = 256
     memory_width: int = 64
+    most_slots: int = 0
+    """Slots that the kernels are compiled for, where that is more than there are now: the memory is still filling."""
 
     @property
     def capacity(self) -> int:
@@ -135,7 +137,7 @@ def memory_attention(inputs: Mapping[str, Any], scratch: Mapping[str, Any], out:
     """`kernels/memory_attention.py`. `inputs` are named as in `reference.memory_attention`, without shape suffixes."""
     i, b = inputs, sizes.objects
     d, m = sizes.width, sizes.memory_width
-    padded = power_of_two(sizes.slots)
+    padded = power_of_two(max(sizes.slots, sizes.most_slots))
     block_t = 64
     prepare = Launch(
         "memory_attention_prepare", (cdiv(max(sizes.tokens, sizes.pointers), block_t), sizes.slots + 2, b),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Collection, Mapping
 
 from .backends import Backend, Stage
 from .errors import BundleError
@@ -30,6 +31,8 @@ class Bundle:
         for name, digest in self.manifest.files.items():
             path = self.folder / name
             try:
+                if not path.is_file():  # a pipe, or a device without an end, would never be read through
+                    raise FileNotFoundError
                 with path.open("rb") as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") \
                         else hashlib.sha256(file.read()).hexdigest()
@@ -38,16 +41,27 @@ class Bundle:
             if found != digest:
                 raise BundleError(f"{path}: altered since the export (sha256 differs); copy it again or export again")
 
-    def load_stages(self, backend: Backend) -> dict[str, Stage]:
-        """Load every stage in the form that the backend prefers."""
-        stages = {}
-        for name, spec in self.manifest.stages.items():
-            form = next((f for f in backend.forms if f in spec.files), None)
-            if form is None:
-                raise BundleError(f"{self.folder}: stage {name} has no form that {backend.name} takes "
-                                  f"({', '.join(backend.forms)}); export the bundle again")
-            stages[name] = backend.load(self.folder / spec.files[form], spec)
-        return stages
+    @property
+    def parts(self) -> frozenset[str]:
+        """Names of the stages that only cut stages use (`runtime/cuts.py`)."""
+        cuts = self.manifest.settings.get("cuts")
+        found = cuts.values() if isinstance(cuts, Mapping) else ()
+        found = [cut.get("parts") for cut in found if isinstance(cut, Mapping)]
+        return frozenset(part for parts in found if isinstance(parts, list) for part in parts if isinstance(part, str))
+
+    def load_stages(self, backend: Backend, without: Collection[str] = ()) -> dict[str, Stage]:
+        """Load every whole stage but those named in the form that the backend prefers."""
+        return {name: self.load_stage(backend, name) for name in self.manifest.stages
+                if name not in self.parts and name not in without}
+
+    def load_stage(self, backend: Backend, name: str) -> Stage:
+        """Load one stage in the form that the backend prefers. Raises BundleError."""
+        spec = self.manifest.stages[name]
+        form = next((f for f in backend.forms if f in spec.files), None)
+        if form is None:
+            raise BundleError(f"{self.folder}: stage {name} has no form that {backend.name} takes "
+                              f"({', '.join(backend.forms)}); export the bundle again")
+        return backend.load(self.folder / spec.files[form], spec)
 
 
 def find(folder: str | Path) -> list[Bundle]:

@@ -19,6 +19,8 @@ FOLDER, INDEX = "kernels", "index.json"
 FORMAT = 1
 SHARED_ATTRIBUTE = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: above 48 KB a kernel must ask."""
+TYPES = {"fp16": "float16", "fp32": "float32", "i32": "int32", "u8": "uint8"}
+"""Types that pointers point to, in a manifest's words."""
 SCALARS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
 
 
@@ -115,6 +117,11 @@ class Kernels:
         self._driver = driver or CudaDriver()
         self._functions: dict[tuple[str, str], Any] = {}
 
+    @property
+    def target(self) -> int:
+        """Capability whose code runs here: the one that block sizes are chosen for."""
+        return self._entries[-1].capability
+
     def find(self, launch: LaunchLike) -> Entry:
         """The entry for a launch, of the highest capability. Raises BackendError when it was not compiled."""
         wanted = dict(launch.constants)
@@ -171,6 +178,11 @@ def pack(entry: Entry, arguments: Sequence[Any]) -> tuple[Any, list[Any]]:
     if len(arguments) != len(entry.signature):
         raise BackendError(f"{entry.kernel} takes {len(entry.signature)} arguments, not {len(arguments)}; export the "
                            "kernels with the same version as the runtime")
+    for i, (kind, value) in enumerate(zip(entry.signature, arguments)):
+        # a pointer says nothing about what it points to: another type would be read as garbage, silently
+        if kind.startswith("*") and str(getattr(value, "dtype", TYPES[kind[1:]])).rpartition(".")[2] != TYPES[kind[1:]]:
+            raise BackendError(f"{entry.kernel}: argument {i} must be {TYPES[kind[1:]]}, not {value.dtype}; attention is "
+                               "compiled for half bundles (export with --precision fp16)")
     values: list[Any] = [
         ctypes.c_void_p(pointer(value)) if kind.startswith("*") else SCALARS[kind](value)
         for kind, value in zip(entry.signature, arguments)]

@@ -89,6 +89,7 @@ class Driver(Protocol):
     stream: int
     capability: int
     """Compute capability without the dot: 89 is sm_89."""
+    multiprocessors: int
     kernel_driver: Any
     """`runtime.cubin.CubinDriver`; None for the driver library of the machine."""
 
@@ -131,6 +132,7 @@ class CudaCore:
         self.stream = int(self._stream.handle)
         capability = self._device.compute_capability
         self.capability = 10 * capability.major + capability.minor
+        self.multiprocessors = int(self._device.properties.multiprocessor_count)
 
     def allocate(self, size: int) -> tuple[int, Any]:
         buffer = self._device.allocate(max(size, 1), stream=self._stream)
@@ -202,6 +204,10 @@ class Cuda:
     def capability(self) -> int:
         """Compute capability without the dot: 89 is sm_89."""
         return self.driver.capability
+
+    @property
+    def multiprocessors(self) -> int:
+        return self.driver.multiprocessors
 
     def empty(self, shape: Sequence[int], dtype: str) -> DeviceArray:
         size = prod(shape) * np.dtype(dtype).itemsize

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
-from . import device_images
+from . import device_images, ops
 from .backends import Backend, Stage, create
 from .bundle import Bundle, choose
 from .errors import PromptError, UserError
@@ -46,9 +46,11 @@ class Engine:
 
     def __init__(self, bundle: Bundle, backend: Backend, max_objects: int = MAX_OBJECTS, kernels: str = "auto") -> None:
         self.bundle, self.backend = bundle, backend
-        self.stages = {name: Timed(stage) for name, stage in bundle.load_stages(backend).items()}
-        self.networks = create_networks(bundle, self.stages, backend.device, max_objects)
         self.kernels = device_images.choose(kernels, bundle.folder, backend.device)
+        cut = ops.kernel_stages(bundle, backend, self.kernels, kernels, max_objects)
+        stages = {**bundle.load_stages(backend, without=cut), **cut}
+        self.stages = {name: Timed(stage) for name, stage in stages.items()}
+        self.networks = create_networks(bundle, self.stages, backend.device, max_objects)
         takers = [network for network in self.networks.values() if hasattr(network, "kernels")]
         if kernels == "on" and not takers:
             raise UserError(f"the bundle {bundle.name} ({bundle.manifest.model}) does not use compiled kernels; leave "
@@ -154,7 +156,8 @@ def load(engine: str | Path, model: str | None = None, backend: str = "auto", th
     threads      CPU threads; None lets the backend decide
     max_objects  rows of the memory pool, over all sessions
     verify       compare every file with its sha256 first
-    kernels      `on`, `off` or `auto`: frames in and masks out by compiled kernels of the bundle (`export.kernels`)
+    kernels      `on`, `off` or `auto`: frames in and masks out by compiled kernels of the bundle (`export.kernels`);
+                 `on`: attention as well, where the bundle has stages cut for it
     Raises BundleError, BackendError, UserError.
     """
     if max_objects < 1:

@@ -9,11 +9,14 @@ antialiased `Resize` of a float tensor, and PyTorch's `interpolate(mode="bilinea
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 
 from .errors import UserError
+
+log = logging.getLogger("runtime")
 
 RULES = ("samwise_video", "square")
 RESAMPLE = {"bilinear": 2, "bicubic": 3}
@@ -47,6 +50,22 @@ def kernel_plans():
     from .kernels import plan, reference
 
     return plan, reference
+
+
+def kernel_stages(bundle, backend, kernels, mode: str, objects: int) -> dict:
+    """Stages of the bundle whose attention its compiled kernels take, by name: all that are cut for it where `mode` is
+    `on`, none otherwise, which is said in one line. Which is faster has yet to be measured on a GPU; until then `auto`
+    runs the whole graphs. Raises BundleError for cuts that are not what they should be, BackendError for a kernel that is
+    missing."""
+    cut = bundle.manifest.settings.get("cuts")
+    if not cut or kernels is None:
+        return {}
+    if mode != "on":
+        log.info("whole graphs for %s; --kernels on lets the compiled kernels take their attention", ", ".join(cut))
+        return {}
+    from . import cuts
+
+    return cuts.load(bundle, backend, kernels, objects)
 
 
 @dataclass(frozen=True, slots=True)

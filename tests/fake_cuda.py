@@ -17,6 +17,7 @@ class FakeDriver:
 
     stream = 0
     capability = 89
+    multiprocessors = 4
 
     def __init__(self) -> None:
         self.kernel_driver = HostKernels(self)

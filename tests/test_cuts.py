@@ -1,0 +1,129 @@
+"""Stages cut around their attention: parts and the kernels' formulas together are the whole stage."""
+
+import os
+from dataclasses import replace
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+torch = pytest.importorskip("torch")
+
+from export import cuts  # noqa: E402
+from export.models.samwise import AdapterConfig, Samwise, stages, tiny_test_config  # noqa: E402
+from runtime.kernels import reference  # noqa: E402
+
+LIMIT = 1e-4
+
+
+def relative(got, want):
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    return np.linalg.norm(got - want) / np.linalg.norm(want)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(4)
+    config = replace(tiny_test_config(), adapter=AdapterConfig(width=64, heads=2, patches=(4, 2, 1)))
+    model = Samwise(config).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value += 0.05 * torch.randn_like(value)
+        model.sam.maskmem_tpos_enc *= 20
+    return model
+
+
+@pytest.fixture(scope="module")
+def whole(model):
+    return {stage.name: stage for stage in stages(model)}
+
+
+@pytest.fixture(scope="module")
+def found(model):
+    return {cut.stage: cut for cut in cuts.cuts(model)}
+
+
+def test_what_is_cut(found, whole):
+    assert list(found) == ["adapter_0", "adapter_1", "adapter_2", "memory_attention"]
+    assert [p.name for p in found["memory_attention"].parts] == [f"memory_attention_part_{i}" for i in range(3)]
+    for name, cut in found.items():
+        inputs = {t for part in cut.parts for t in part.spec.inputs}
+        outputs = {t for part in cut.parts for t in part.spec.outputs}
+        kernel_reads = {t for t in whole[name].spec.inputs if t.name in ("memory", "pointers")}
+        assert set(whole[name].spec.inputs) <= inputs | kernel_reads and set(whole[name].spec.outputs) <= outputs
+
+
+def attend(constants, layer, queries, inputs):
+    """The kernel of one layer, by its formula."""
+    memory, pointers = inputs["memory"].double().numpy(), inputs["pointers"].double()
+    tokens = pointers.reshape(len(pointers), -1, memory.shape[3]).numpy()
+    counts = np.full(len(tokens), tokens.shape[1])
+    return reference.memory_attention(
+        queries.astype(np.float64), memory, inputs["memory_age"].numpy(), tokens, counts, constants[f"key_weight_{layer}"],
+        constants[f"key_bias_{layer}"], *(constants[n] for n in ("position", "temporal", "cosine", "sine")))
+
+
+@pytest.mark.parametrize("sizes", [{}, {"objects": 1, "maps": 1, "slots": 1, "pointers": 1}])
+def test_memory_attention_is_its_parts_and_the_kernel(found, whole, sizes):
+    cut, stage = found["memory_attention"], whole["memory_attention"]
+    inputs = stage.sample(sizes)
+    want = stage.run(inputs)["conditioned"]
+    known = dict(inputs)
+    for i, part in enumerate(cut.parts):
+        known |= part.run({t.name: known[t.name] for t in part.spec.inputs})
+        if i < len(cut.parts) - 1:
+            attended = attend(cut.constants, i, known[f"queries_{i}"].numpy(), inputs)
+            known[f"attended_{i}"] = torch.from_numpy(attended).float()
+    assert relative(known["conditioned"], want) <= LIMIT
+    assert torch.equal(known["ages"], inputs["memory_age"].int())
+    # the memory matters: without the kernel's work the result is another one
+    known["attended_1"] = torch.zeros_like(known["attended_1"])
+    last = cut.parts[-1]
+    assert relative(last.run({t.name: known[t.name] for t in last.spec.inputs})["conditioned"], want) > 0.01
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("i", [0, 1, 2])
+def test_an_adapter_is_its_parts_and_the_kernel(found, whole, i, frames):
+    cut, stage = found[f"adapter_{i}"], whole[f"adapter_{i}"]
+    inputs = stage.sample({"frames": frames})
+    want = stage.run(inputs)
+    first, last = cut.parts
+    narrow = first.run({f"vision_{i}": inputs[f"vision_{i}"]})[f"narrow_{i}"]
+    names = ("position", "norm_weight", "norm_bias", "qkv_weight", "qkv_bias", "out_weight", "out_bias")
+    selected = reference.window_attention(
+        narrow.double().numpy(), cut.more["patch"], reference.time_embedding(frames, narrow.shape[3]),
+        *(cut.constants[name] for name in names), heads=2)
+    assert relative(selected, narrow) > 0.05, "attention matters"
+    got = last.run({**inputs, f"narrow_{i}": narrow, f"selected_{i}": torch.from_numpy(selected).float()})
+    for name in want:
+        assert relative(got[name], want[name]) <= LIMIT
+
+
+def test_memory_attention_through_tritons_interpreter(found, whole):
+    """The launches themselves in place of the formula, in float32."""
+    pytest.importorskip("triton")
+    from runtime.kernels import launch, plan
+
+    cut, stage = found["memory_attention"], whole["memory_attention"]
+    inputs = stage.sample()
+    known = dict(inputs)
+    memory, pointers = inputs["memory"], inputs["pointers"]
+    b, slots, tokens, m = memory.shape
+    sizes = plan.MemorySizes(b, tokens, slots, pointers[0].numel() // m, pointers.shape[2], m, 8)
+    config = plan.FlashConfig(16, 16, 4, 1, splits=2)
+    constants = {name: torch.from_numpy(array) for name, array in cut.constants.items()}
+    for i, part in enumerate(cut.parts):
+        known |= part.run({t.name: known[t.name] for t in part.spec.inputs})
+        if i == len(cut.parts) - 1:
+            break
+        scratch = {n: torch.full(shape, float("nan")) for n, (shape, _) in sizes.scratch(2).items()}
+        known[f"attended_{i}"] = torch.full((b, tokens, m), float("nan"))
+        counts = torch.full((b,), sizes.pointers, dtype=torch.int32)
+        launch.run(plan.memory_attention(
+            {"queries": known[f"queries_{i}"].contiguous(), "memory": memory, "ages": known["ages"], "pointers": pointers,
+             "pointer_counts": counts, "key_weight": constants[f"key_weight_{i}"], "key_bias": constants[f"key_bias_{i}"],
+             **{n: constants[n] for n in ("position", "temporal", "cosine", "sine")}},
+            scratch, known[f"attended_{i}"], sizes, config))
+    assert relative(known["conditioned"], stage.run(inputs)["conditioned"]) <= LIMIT

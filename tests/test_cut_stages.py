@@ -1,18 +1,20 @@
 """`runtime.cuts` with parts in numpy: what is launched between them, on which arrays, and what is kept."""
 
 import ctypes
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fake_attention import HostAttention, compiled
+from fake_attention import SIGNATURES, HostAttention, compiled, signature
 from fake_cuda import FakeDriver
 from runtime import cuts
 from runtime.cubin import Kernels
 from runtime.device import Cuda
 from runtime.errors import BackendError, BundleError
 from runtime.kernels import plan, reference
-from runtime.spec import StageSpec, TensorSpec
+from runtime.spec import Manifest, StageSpec, TensorSpec
 
 TOKENS, WIDTH, MEMORY, SLOTS, POINTERS, OBJECTS = 16, 32, 16, 6, 5, 3
 RNG = np.random.default_rng(0)
@@ -188,3 +190,60 @@ def test_buffers_are_shared_and_the_largest_comes_first(device):
     first, second = buffers.take("a", (4, 8), F32), buffers.take("a", (2, 8), "float16")
     assert first.ptr == second.ptr and second.shape == (2, 8) and second.dtype == np.float16
     assert buffers.take("a", (5, 8), F32).ptr != first.ptr and buffers.take("b", (1,), F32).ptr != first.ptr
+
+
+def published(capability, folder):
+    """SAMWISE's cuts in half, on a small picture (its size is no constant of a kernel), and what `export.kernels` would
+    compile for them: (manifest, device, kernels)."""
+    from export import kernels as aot
+    from runtime.kernels.launch import KERNELS
+
+    half, f = "float16", "frames"
+    shapes = (("maps", 256, 256), ("objects",), ("objects", "slots", 256, 64), ("objects", "slots"),
+              ("objects", "pointers", 256))
+    inputs = tuple(replace(t, dtype=t.dtype.replace(F32, half), shape=shape) for t, shape in zip(SPEC.inputs, shapes))
+    spec = StageSpec("memory_attention", inputs, (TensorSpec("conditioned", half, ("objects", 256, 256)),))
+    stages, cut = {"memory_attention": spec}, {"memory_attention": {"kernel": "memory_attention", "parts": []}}
+    for i, patch in enumerate((8, 4, 2)):
+        side = 32 >> i
+        narrow, selected = (TensorSpec(f"{n}_{i}", half, (f, side, side, 256)) for n in ("narrow", "selected"))
+        vision = TensorSpec(f"vision_{i}", half, (f, side, side, 192))
+        text = TensorSpec(f"text_{i}", half, ("tokens", 768))
+        stages[f"adapter_{i}"] = StageSpec(f"adapter_{i}", (vision, text), ())
+        stages[f"a{i}"] = StageSpec(f"a{i}", (vision,), (narrow,))
+        stages[f"b{i}"] = StageSpec(f"b{i}", (vision, text, narrow, selected), ())
+        cut[f"adapter_{i}"] = {"kernel": "window_attention", "parts": [f"a{i}", f"b{i}"], "patch": patch}
+    settings = {"window": 8, "memory": {"slots": 6, "pointers": 15}, "cuts": cut}
+    manifest = Manifest("samwise", "toy", "fp16", 256, stages, {}, settings)
+    entries = []
+    for launch in aot.launches(manifest, capability):
+        kinds = [kind for kind in aot.signature(KERNELS[launch.kernel], launch).values() if kind != "constexpr"]
+        if launch.kernel in SIGNATURES:
+            assert kinds == signature(launch.kernel, half), launch.kernel
+        entries.append({"kernel": launch.kernel, "capability": capability, "constants": dict(launch.constants),
+                        "file": "x.cubin", "symbol": launch.kernel, "signature": kinds, "extra_pointers": 0,
+                        "threads": 128, "shared": 0})
+    (folder / "kernels").mkdir()
+    (folder / "kernels" / "x.cubin").write_bytes(b"\x7fELF")
+    (folder / "kernels" / "index.json").write_text(json.dumps({"format": 1, "kernels": entries}))
+    driver = FakeDriver()
+    driver.capability, driver.multiprocessors = capability, 132
+    return manifest, Cuda(driver), Kernels(folder, capability, driver.kernel_driver)
+
+
+@pytest.mark.parametrize("capability", [80, 86, 89, 90, 120])
+def test_every_kernel_that_is_asked_for_is_compiled(tmp_path, capability):
+    """Stages bind what they need when they are made: nothing is missing, and no type differs."""
+    pytest.importorskip("triton")
+    manifest, device, kernels = published(capability, tmp_path)
+    zeros = {"position": (256, 64), "temporal": (6, 64), "key_weight_0": (256, 64), "key_bias_0": (256,)}
+    fixed = {name: np.zeros(shape, np.float16) for name, shape in zeros.items()}
+    fixed |= {name: np.zeros((256, 128), np.float32) for name in ("cosine", "sine")}
+    limits, buffers = {"objects": 4, "slots": 6, "pointers": 15, "frames": 8}, cuts.Buffers(device)
+    cuts.MemoryAttention(manifest.stages["memory_attention"], [Part(None)] * 2, fixed, kernels, device, buffers, limits)
+    for i, patch in enumerate((8, 4, 2)):
+        shapes = {"position": (patch ** 2, 256), "norm_weight": (256,), "norm_bias": (256,), "qkv_weight": (768, 256),
+                  "qkv_bias": (768,), "out_weight": (256, 256), "out_bias": (256,)}
+        parts = [Part(None, manifest.stages[name]) for name in (f"a{i}", f"b{i}")]
+        fixed = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
+        cuts.WindowAttention(manifest.stages[f"adapter_{i}"], parts, fixed, kernels, device, buffers, limits, patch)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,22 +49,28 @@ def network(name: str, variant: str, **text: int) -> tuple[Any, Any]:
     return samwise, samwise.Samwise(samwise.SamwiseConfig(sam=sam, text=tower, text_stages=steps))
 
 
-def half_graphs(stages: Iterable[Any], folder: Path, settings: Mapping[str, Any]) -> Path:
-    """A bundle of the half graphs that TensorRT takes, one form per stage. Nothing is compared with torch."""
+def half_graphs(stages: Iterable[Any], folder: Path, settings: Mapping[str, Any], forms: Sequence[str] = (),
+                attachments: Mapping[str, Path] | None = None, model: str = "built", variant: str = "half") -> Path:
+    """A bundle of half graphs: of those `forms` that a stage has, or of the one that TensorRT prefers. Nothing is compared
+    with torch. `attachments`: path inside the bundle -> file."""
     from export import bundle, onnx, precision
 
     (folder / "graphs").mkdir(parents=True)
     specs, bounds = {}, {}
     for stage in stages:
-        form = next(f for f in build.FORMS if f in stage.forms)
         signature = bundle.half_signature(stage.spec)
         half = {t.name for t in (*signature.inputs, *signature.outputs) if t.dtype == "float16"}
         level = precision.LEVELS[0]
-        model = precision.to_half(onnx.trace(stage, form), level, half)
-        files = onnx.save({"default": model}, folder / "graphs", stage.name)
-        specs[stage.name] = replace(signature, precision=level.name, files={"default": f"graphs/{files['default']}"})
+        wanted = {form: form for form in forms if form in stage.forms} or \
+            {"default": next(f for f in build.FORMS if f in stage.forms)}
+        models = {name: precision.to_half(onnx.trace(stage, form), level, half) for name, form in wanted.items()}
+        files = {form: f"graphs/{file}" for form, file in onnx.save(models, folder / "graphs", stage.name).items()}
+        specs[stage.name] = replace(signature, precision=level.name, files=files)
         bounds |= stage.bounds
-    bundle._write(Manifest("built", "half", "fp16", settings["resize"]["max"], specs, bounds, settings), folder)
+    for path, source in (attachments or {}).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / path)
+    bundle._write(Manifest(model, variant, "fp16", settings["resize"]["max"], specs, bounds, settings), folder)
     return folder
 
 

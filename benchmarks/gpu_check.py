@@ -234,6 +234,9 @@ def pipeline_lines(section: dict[str, Any]) -> list[str]:
                 if name.startswith("objects_"):
                     lines.append(f"  {bundle} {backend} {name}: {video['graphs_ms_per_frame']:.2f} ms per frame, graph gain "
                                  f"{video['graph_gain']:.2f}, grown {video['graphs_grown_bytes']} bytes")
+            lines += [f"  {bundle} {backend} {name}: kernel {row['kernel_seconds'] * 1e6:.1f} us, whole graph "
+                      f"{row['whole_seconds'] * 1e6:.1f} us, gain {row['gain']:.2f}, relative error {row['relative_error']:.1e}"
+                      for name, row in entry.get("cuts", {}).get("stages", {}).items()]
     return lines
 
 

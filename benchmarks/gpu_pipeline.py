@@ -48,8 +48,8 @@ def one(bundle: Bundle, name: str, work: Path, frames: int, objects: Sequence[in
     """One bundle on one backend: seconds per stage and per frame, gain of CUDA graphs, memory held before and after."""
     try:
         backend = make(name)
-        if name != "ort-cuda":
-            bundle = built(bundle, name, work)
+        if name != "ort-cuda" or bundle.manifest.settings.get("cuts"):
+            bundle = built(bundle, name, work, backend.device.capability)
         result: dict[str, Any] = {"precision": bundle.manifest.precision, "stages": stages(bundle, backend)}
         for n in objects:
             result[f"objects_{n}"] = pipeline(bundle, backend, frames, n, used)
@@ -61,13 +61,20 @@ def one(bundle: Bundle, name: str, work: Path, frames: int, objects: Sequence[in
         return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
 
 
-def built(bundle: Bundle, name: str, work: Path) -> Bundle:
-    """A copy of the bundle with engines for this GPU; the bundle itself is left alone."""
-    from export import build
+def built(bundle: Bundle, name: str, work: Path, capability: int) -> Bundle:
+    """A copy of the bundle with engines and, where stages are cut, kernels for this GPU; the bundle itself is left alone."""
+    from export import build, kernels
 
     copy = work / f"{bundle.name}-{name}"
     if not copy.exists():
         shutil.copytree(bundle.folder, copy)
+    if bundle.manifest.settings.get("cuts"):
+        try:
+            kernels.compile_bundle(copy, [capability], report=lambda line: None)
+        except RuntimeFault as error:  # a GPU that kernels are not compiled for: the rest is measured all the same
+            print(f"{bundle.name}: {error}")
+    if name == "ort-cuda":
+        return choose(copy)
     library = build.Library(name)
     targets = [build.gpu_capability()] if library.ahead else None
     build.build_bundle(choose(copy), library, targets, report=lambda line: None)

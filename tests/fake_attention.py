@@ -37,8 +37,9 @@ class Names(dict):
         return key
 
 
-def compiled(folder, slots, width, memory_width, tokens=16, patches=(4, 2, 1), extra=()) -> None:
-    """An index of kernels as `export.kernels` writes it for float32 arrays and sm_89; no code is behind it."""
+def compiled(folder, slots, width, memory_width, tokens=16, patches=(4, 2, 1), extra=(),
+             dtype="float32") -> None:
+    """An index of kernels as `export.kernels` writes it, for arrays of `dtype` and sm_89; no code is behind it."""
     sizes = plan.MemorySizes(1, tokens, slots, 4, width, memory_width)
     flash = plan.flash_config(89, sizes, 4)
     launches = [launch for splits in (1, 2)
@@ -47,7 +48,7 @@ def compiled(folder, slots, width, memory_width, tokens=16, patches=(4, 2, 1), e
         for frames in range(1, 9):
             window = plan.WindowSizes(frames, patch, patch, patch, width)
             launches += plan.window_attention(Names(), Names(), "out", window, plan.WINDOW[89])
-    kernels = [(launch.kernel, signature(launch.kernel, "float32"), dict(launch.constants)) for launch in launches]
+    kernels = [(launch.kernel, signature(launch.kernel, dtype), dict(launch.constants)) for launch in launches]
     kernels += [(name, *entry) for name, entry in dict(extra).items()]
     entries = [{"kernel": name, "capability": 89, "constants": constants, "file": "code.cubin", "symbol": name,
                 "signature": kinds, "extra_pointers": 0, "threads": 128, "shared": 0}

@@ -1,0 +1,50 @@
+"""A SAMWISE bundle of published size with random weights, in half, with cut stages: something to measure on a GPU machine
+that has no checkpoint.
+
+    python -m benchmarks.gpu_bundle --out engines/ [--variant tiny]
+    python -m export.kernels engines/samwise-tiny-random
+    python -m benchmarks.gpu_check --engines engines/
+
+Times do not depend on weights, nor does whether a kernel agrees with the graph that it stands in for; masks mean nothing.
+Needs the export's libraries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .engine_table import TRUNKS, half_graphs, network
+
+
+def write(model: Any, folder: Path) -> Path:
+    """The bundle of a SAMWISE model with its cuts, nothing compared with torch. Returns `folder`."""
+    from export import cuts
+    from export.models import samwise
+
+    with tempfile.TemporaryDirectory() as work:
+        plain = cuts.Network("samwise", "random", model.config.sam.image_size, samwise.settings(model),
+                             lambda: samwise.stages(model))
+        subject = cuts.with_cuts(plain, model, "fp16", Path(work))
+        return half_graphs(subject.stages(), folder, subject.settings, forms=("default", "trt"),
+                           attachments=subject.attachments, model="samwise", variant="random")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_bundle", description="A bundle with random weights.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of bundles")
+    parser.add_argument("--variant", default="tiny", choices=tuple(TRUNKS))
+    options = parser.parse_args()
+    folder = options.out / f"samwise-{options.variant}-random"
+    if folder.exists():
+        print(f"error: {folder} is there already; remove it", file=sys.stderr)
+        return 2
+    print(write(network("samwise", options.variant)[1], folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

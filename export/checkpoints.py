@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import fnmatch
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,13 @@ UNUSED = (
 """Tensors that official checkpoints hold and no computation reads. The last two are left by a counter of operations,
 and the official code passes over them, too."""
 
+NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8,
+           torch.uint8, torch.bool)
+"""Types of tensors that a checkpoint may hold."""
+
+SHARED = 4
+"""How often, on average, a number of the file may be used."""
+
 LARGEST = 1 << 20
 """Largest number a 'config' may hold; no real size comes near."""
 
@@ -65,6 +73,7 @@ def _contents(path: str | Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | 
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{path}: {name} is a {type(value).__name__}, not a tensor; is this a whole checkpoint?")
+    plain(tensors, path)
     config, arguments = data.get("config"), data.get("args")
     if isinstance(arguments, argparse.Namespace):
         arguments = vars(arguments)
@@ -72,9 +81,27 @@ def _contents(path: str | Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | 
             arguments if isinstance(arguments, Mapping) else {})
 
 
+def plain(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise UserError for a tensor that is not an array of numbers in the file: sparse, quantized, on no device, of a type
+    without arithmetic, or claiming more numbers than are there, which sizes read from it would make us allocate."""
+    claimed, storages = 0, {}
+    for name, value in tensors.items():
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu" or value.dtype not in NUMBERS:
+            raise UserError(f"{path}: {name} is a {value.dtype} {value.layout} tensor on {value.device}, not an array of "
+                            "numbers; save the state_dict of a plain network")
+        storage = value.untyped_storage()
+        claimed += value.numel() * value.element_size()
+        storages[storage.data_ptr()] = storage.nbytes()
+    # weights may be tied, so that a storage counts for several tensors; official files hold everything once
+    if claimed > SHARED * sum(storages.values()):
+        raise UserError(f"{path}: its tensors claim {claimed:,} bytes and hold {sum(storages.values()):,}; the file is "
+                        "damaged, download it again")
+
+
 def _load(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of a checkpoint (.pth or .pt)")
+    _check_archive(path)
     # official files are of torch's old format, which cannot be mapped, and carry their training arguments
     for mapped in (True, False):
         try:
@@ -88,6 +115,18 @@ def _load(path: Path) -> Any:
                         "tensors, torch.save({'model': model.state_dict()}, path)") from None
     raise UserError(f"{path}: not readable as a torch checkpoint ({type(failure).__name__}); truncated or another kind "
                     "of file? download it again") from None
+
+
+def _check_archive(path: Path) -> None:
+    """torch stores and never compresses, so what unpacks to more than the file is a bomb. Raises UserError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except Exception:  # of torch's old format, or damaged: torch will say
+        return
+    if unpacked > path.stat().st_size:
+        raise UserError(f"{path}: unpacks to {unpacked:,} bytes, more than the file has; torch writes no such file, "
+                        "download it again")
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, unused: tuple[str, ...] = UNUSED) -> None:
@@ -136,7 +175,7 @@ def samwise(path: str | Path) -> Samwise:
             model = Samwise(config)
             check(model, tensors, path)
             _rehearse(model)
-    except (KeyError, IndexError, ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+    except (LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
         detail = f"lacks {error.args[0]}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a SAMWISE checkpoint ({detail})") from None
     model = Samwise(config)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from runtime.errors import UserError
 
-from .checkpoints import check, fill, read
+from .checkpoints import DEEPEST, check, fill, read
 from .layers.text_towers import HEAD_WIDTH, TowerConfig
 from .layers.vit import VitConfig
 from .models.refersam import ReferSam, ReferSamConfig
@@ -34,7 +34,7 @@ def build(tensors: Mapping[str, Tensor], path: str | Path, image_size: int, acti
         config = replace(config_of(tensors, activation), image_size=image_size)
         with torch.device("meta"), torch.no_grad():  # sizes are checked before any memory is spent on them
             check(ReferSam(config), tensors, path, UNUSED)
-    except (KeyError, IndexError, ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+    except (LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
         detail = f"lacks {error.args[0]}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a ReferSAM checkpoint ({detail})") from None
     model = ReferSam(config)
@@ -55,7 +55,10 @@ def config_of(tensors: Mapping[str, Tensor], activation: str | None = None) -> R
 
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """How many numbered modules there are under `prefix`."""
-    return 1 + max((int(k[len(prefix):].split(".")[0]) for k in tensors if k.startswith(prefix)), default=-1)
+    count = 1 + max((int(k[len(prefix):].split(".")[0]) for k in tensors if k.startswith(prefix)), default=-1)
+    if count > DEEPEST:
+        raise ValueError(f"{count} modules under {prefix}")
+    return count
 
 
 def _vit(tensors: Mapping[str, Tensor]) -> VitConfig:

@@ -6,6 +6,7 @@ official names here, and its sizes come from the config.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from runtime.errors import UserError
 
-from .checkpoints import config_from, fill, check, read, sam_config
+from .checkpoints import check, config_from, fill, plain, read, sam_config
 from .layers.hiera import HieraConfig
 from .models.sam2 import Sam2, Sam2Config
 from .stages.sam import SamConfig
@@ -77,7 +78,7 @@ def sam2(path: str | Path) -> Sam2:
             config = config_from(Sam2Config, written) if written else Sam2Config(sam_config(tensors))
         with torch.device("meta"), torch.no_grad():  # sizes are checked before any memory is spent on them
             check(Sam2(config).sam, tensors, path, UNUSED)
-    except (KeyError, IndexError, ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+    except (LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
         detail = f"lacks {error.args[0]}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a SAM 2 checkpoint ({detail})") from None
     model = Sam2(config)
@@ -95,8 +96,11 @@ def _hugging_face(folder: Path) -> tuple[dict[str, Tensor], Sam2Config]:
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder}: no {' or '.join(WEIGHTS)}; download the whole repository")
-    tensors = renamed(_safe(file) if file.suffix == ".safetensors" else read(file)[0])
-    return tensors, Sam2Config(_sam_config(config, tensors))
+    tensors = _safe(file) if file.suffix == ".safetensors" else read(file)[0]
+    plain(tensors, file)
+    tensors = renamed(tensors)
+    sizes = _sam_config(config, tensors)
+    return tensors, Sam2Config(config_from(SamConfig, dataclasses.asdict(sizes)))  # which checks every number
 
 
 def _safe(file: Path) -> dict[str, Tensor]:

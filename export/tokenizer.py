@@ -57,8 +57,8 @@ def write(source: str | Path, folder: Path, vocabulary: int | None = None) -> st
 def _from_file(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path}: not a tokenizer file ({_line(error)}); give the network's tokenizer.json") from None
+    except BaseException as error:
+        raise _failed(path, error) from None
 
 
 def _roberta(vocabulary: Path, merges: Path) -> Tokenizer:
@@ -83,7 +83,8 @@ def _roberta(vocabulary: Path, merges: Path) -> Tokenizer:
             raise UserError(f"{vocabulary}: has no {token!r}; give the vocabulary of roberta-base")
     try:
         tokenizer = Tokenizer(BPE(vocab=vocab, merges=pairs, unk_token="<unk>" if "<unk>" in vocab else None))
-    except Exception as error:
+    except BaseException as error:
+        _failed(merges, error)
         raise UserError(f"{merges}: does not fit {vocabulary.name} ({_line(error)}); give a pair of one model") from None
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -121,8 +122,19 @@ def _check(tokenizer: Tokenizer, path: Path, vocabulary: int | None) -> None:
     if vocabulary is not None and largest >= vocabulary:
         raise UserError(f"{path}: knows token {largest}, the checkpoint only {vocabulary} of them; give the tokenizer "
                         "that the checkpoint was trained with")
-    if not tokenizer.encode(PROBE).ids:
+    try:
+        ids = tokenizer.encode(PROBE).ids
+    except BaseException as error:
+        raise _failed(path, error) from None
+    if not ids:
         raise UserError(f"{path}: turns a sentence into no tokens; give a trained tokenizer")
+
+
+def _failed(path: Path, error: BaseException) -> UserError:
+    """What to raise. The library raises bare Exception, and BaseException where it panics; a stop is passed on."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+        raise error
+    return UserError(f"{path}: not a tokenizer file that works ({_line(error)}); give the network's tokenizer.json")
 
 
 def _line(error: BaseException) -> str:

@@ -72,10 +72,16 @@ def read(pairs: list[tuple[str, str]]) -> Pointed:
             _file(pointed, Path(value))
             continue
         match = _PLACE.match(value)
-        frame = int(match["frame"] or match["late"] or 0)
-        obj = int(match["object"]) if match["object"] else None
+        frame = _whole(option, match["frame"] or match["late"] or "0")
+        obj = _whole(option, match["object"]) if match["object"] else None
         pointed.add(_MAKE[option](match["what"]), frame, obj)
     return pointed
+
+
+def _whole(option: str, digits: str) -> int:
+    if len(digits) > 18:
+        raise PromptError(f"{option}: no frame or object has a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _point(text: str) -> Points:

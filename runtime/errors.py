@@ -7,8 +7,18 @@ code 2 (the caller's mistake) and every other `RuntimeFault` into exit code 1 (o
 from __future__ import annotations
 
 
+LONGEST = 1000
+"""Characters of a message. Of a longer one, which repeats what it was given, the middle is left out."""
+
+
 class RuntimeFault(Exception):
-    """Something went wrong that is not the caller's doing (a full disk, a backend that fails). Exit code 1."""
+    """Something went wrong that is not the caller's doing (a full disk, a backend that fails). Exit code 1.
+
+    Messages often repeat names out of a file; whatever those hold, the message stays one printable line.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
 
 
 class UserError(RuntimeFault):
@@ -29,3 +39,15 @@ class VideoError(UserError):
 
 class BackendError(UserError):
     """The backend that was asked for is not installed or cannot run this bundle on this machine."""
+
+
+def one_line(text: str) -> str:
+    """`text` on one line of at most `LONGEST` characters: white space is one blank, what cannot be shown is escaped."""
+    text = " ".join(_shortened(text).split())
+    if not text.isprintable():
+        text = _shortened("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+    return text
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST * 2 // 3]} ... {text[-(LONGEST // 4):]}"

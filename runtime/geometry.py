@@ -115,7 +115,7 @@ def integers(values: Any, name: str) -> tuple[int, ...]:
 def _floats(values: Any, name: str) -> np.ndarray:
     try:
         array = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise PromptError(f"{name} must be numbers") from None
     if not np.isfinite(array).all():
         raise PromptError(f"{name} must be finite numbers")

@@ -14,7 +14,9 @@ import numpy as np
 from .errors import VideoError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".gif")
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF", "MPO")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
+
+"""What Pillow may open; several JPEGs in one file (MPO) come with JPEG."""
 
 MAX_PIXELS = 1 << 26
 """Frames above 67 megapixels (8192 x 8192) are refused: twice 8K, and far above what the networks look at."""
@@ -33,7 +35,9 @@ def read_picture(path: Path) -> np.ndarray:
         raise VideoError(f"{path}: not a picture, or its header is damaged") from None
     except Image.DecompressionBombError:
         raise VideoError(f"{path}: the picture is larger than {MAX_PIXELS:,} pixels; scale it down") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+    except VideoError:
+        raise
+    except Exception as error:  # Pillow's readers raise a dozen kinds for a damaged file
         raise VideoError(f"{path}: the picture is damaged or cut short ({reason(error)})") from None
 
 

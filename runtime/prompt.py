@@ -77,8 +77,9 @@ class Tokenizer:
             raise BundleError(f"{path}: the bundle names this tokenizer but it is not there; export the bundle again")
         try:
             self._backend = Backend.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"{path}: not a tokenizer ({_line(error)}); export the bundle again") from None
+        except BaseException as error:
+            raise _damaged(path, error) from None
+        self._path = path
         # Padding and truncation come with some files; a sentence here goes alone and is refused when too long.
         self._backend.no_padding()
         self._backend.no_truncation()
@@ -90,13 +91,23 @@ class Tokenizer:
 
     def __call__(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids with special tokens, and for each its first and last+1 character ((0, 0) for special ones)."""
-        encoding = self._backend.encode(text)
+        try:
+            encoding = self._backend.encode(text)
+        except BaseException as error:
+            raise _damaged(self._path, error) from None
         ids, spans = list(encoding.ids), list(encoding.offsets)
         first, last = self._backend.token_to_id("<s>"), self._backend.token_to_id("</s>")
         # RoBERTa layout, also where the file carries no post-processor that adds it
         if first is not None and last is not None and (not ids or ids[0] != first):
             ids, spans = [first, *ids, last], [(0, 0), *spans, (0, 0)]
         return ids, spans
+
+
+def _damaged(path: Path, error: BaseException) -> BundleError:
+    """What to raise. The library raises bare Exception, and BaseException where it panics; a stop is passed on."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+        raise error
+    return BundleError(f"{path}: not a tokenizer that works ({_line(error)}); export the bundle again")
 
 
 def encode(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> np.ndarray:

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, Mapping
 
+from . import settings as known_settings
 from .errors import BundleError
 
 FORMAT = 1
 """Version of the manifest. A reader refuses a larger number than its own."""
 
 MANIFEST = "manifest.json"
+
+LARGEST = 1 << 32
+"""Most numbers that one tensor may have within the bounds; no real one comes near, and an honest machine cannot hold it."""
 
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 
@@ -121,6 +126,7 @@ def _manifest(data: Any) -> Manifest:
             raise BundleError(f"bounds.{symbol} must be [low, high]")
         bounds[symbol] = (pair[0], pair[1])
     stages = {name: _stage(name, s, bounds) for name, s in _need(data, "stages", dict, "manifest").items()}
+    known_settings.check(_need(data, "settings", dict, "manifest"))
     size = _need(data, "image_size", int, "manifest")
     if not 16 <= size <= 8192:
         raise BundleError(f"manifest.image_size {size} is outside 16..8192")
@@ -143,7 +149,7 @@ def _manifest(data: Any) -> Manifest:
         model=_need(data, "model", str, "manifest"), variant=_need(data, "variant", str, "manifest"),
         precision=_need(data, "precision", str, "manifest"), image_size=size, stages=stages, bounds=bounds,
         settings=_need(data, "settings", dict, "manifest"), format=version, files=files,
-        provenance=data.get("provenance") or {}, **optional)
+        provenance=_need(data, "provenance", dict, "manifest") if data.get("provenance") else {}, **optional)
 
 
 def _stage(name: str, data: Any, bounds: Mapping[str, Any]) -> StageSpec:
@@ -171,10 +177,13 @@ def _tensor(data: Any, where: str, bounds: Mapping[str, Any]) -> TensorSpec:
                 raise BundleError(f"{where}.{name}: symbol {d!r} has no bounds")
         elif type(d) is not int or d < 0:
             raise BundleError(f"{where}.{name}: {d!r} is neither a size nor a symbol")
+    if prod(d if isinstance(d, int) else max(bounds[d][1], 1) for d in shape) > LARGEST:
+        raise BundleError(f"{where}.{name}: more than {LARGEST:,} numbers; the shape or its bounds are damaged")
     return TensorSpec(name, dtype, tuple(shape))
 
 
 def _inside(file: Any, where: str) -> None:
     """A bundle never points outside its own folder."""
-    if not isinstance(file, str) or not file or file.startswith(("/", "\\")) or ":" in file or ".." in Path(file).parts:
+    if (not isinstance(file, str) or not file or not file.isprintable() or file.startswith(("/", "\\")) or ":" in file
+            or ".." in file.replace("\\", "/").split("/")):
         raise BundleError(f"{where}: {file!r} is not a path inside the bundle")

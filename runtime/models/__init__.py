@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Mapping
 
 from ..errors import BundleError
+from . import signatures
 
 if TYPE_CHECKING:
     from ..backends import Stage
@@ -39,4 +40,9 @@ def _create(name: str, bundle: Bundle, stages: Mapping[str, Stage], device: Devi
     missing = sorted(set(network.STAGES) - set(stages))
     if missing:
         raise BundleError(f"{bundle.folder}: stages {', '.join(missing)} are missing; export the bundle again")
+    specs = {n: stages[n].spec for n in (*network.STAGES, *getattr(network, "OPTIONAL", ())) if n in stages}
+    try:
+        signatures.check(name, bundle.manifest, specs)
+    except BundleError as error:
+        raise BundleError(f"{bundle.folder}: no whole {name} network: {error}") from None
     return network(bundle, stages, device, objects)

@@ -92,7 +92,8 @@ class MemoryAttention(CutStage):
         shapes |= {"partial": ((shares, tokens, self._narrow), "float32"), "lse": ((shares, tokens), "float32")}
         self._scratch = {name: take(name, shape, kind if of == "same" else of) for name, (shape, of) in shapes.items()}
         counts = self._split * np.arange(pointers + 1, dtype=np.int32)
-        self._counts = device.constant(np.repeat(counts[:, None], most, 1))
+        # rows of a multiple of 16 bytes: kernels are compiled for arrays that begin there
+        self._counts = device.constant(np.repeat(counts[:, None], -(-most // 4) * 4, 1))
         # one object may split its keys and many may not: every kernel that can be asked for is loaded now, or refused
         for n in sorted({1, most}):
             sizes = self._sizes(n, self._slots, pointers)
@@ -191,7 +192,7 @@ def load(bundle: Bundle, backend: Any, kernels: Kernels, objects: int) -> dict[s
     limits = {symbol: high for symbol, (_, high) in manifest.bounds.items()}
     limits["objects"] = min(objects, limits.get("objects", objects))
     cuts, found = manifest.settings.get("cuts", {}), {}
-    for name in cuts if isinstance(cuts, Mapping) else ():
+    for name in cuts:
         try:
             cut, spec = cuts[name], manifest.stages[name]
             make, parts = KERNELS[cut["kernel"]], [manifest.stages[part].name for part in cut["parts"]]

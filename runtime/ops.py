@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import UserError
+from .errors import BundleError, UserError
 
 log = logging.getLogger("runtime")
 
@@ -60,6 +60,8 @@ def kernel_stages(bundle, backend, kernels, mode: str, objects: int) -> dict:
     cut = bundle.manifest.settings.get("cuts")
     if not cut or kernels is None:
         return {}
+    if not isinstance(cut, dict):
+        raise BundleError(f"{bundle.folder}: settings.cuts must be an object, not {type(cut).__name__}; export it again")
     if mode != "on":
         log.info("whole graphs for %s; --kernels on lets the compiled kernels take their attention", ", ".join(cut))
         return {}

@@ -76,7 +76,10 @@ class HostAttention(HostKernels):
         self.launched.append((function, tuple(grid)))
         # arguments are read when the launch is made, as a driver reads them
         values = [TYPES[letter].from_address(params[i]).value for i, letter in enumerate(SIGNATURES[function])]
-        assert all(values[i] for i, letter in enumerate(SIGNATURES[function]) if letter == "p"), "a null pointer"
+        pointers = [value for value, letter in zip(values, SIGNATURES[function]) if letter == "p"]
+        assert all(pointers), "a null pointer"
+        # kernels are compiled for arrays that begin at multiples of 16 bytes
+        assert not any(address % 16 for address in pointers), [address % 16 for address in pointers]
         work = getattr(self, function)
         self._driver.enqueue(lambda: work(grid, *values))
 

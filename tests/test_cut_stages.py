@@ -2,14 +2,18 @@
 
 import ctypes
 import json
+import logging
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fake_attention import SIGNATURES, HostAttention, compiled, signature
 from fake_cuda import FakeDriver
-from runtime import cuts
+from runtime import cuts, ops
+from runtime.bundle import Bundle
 from runtime.cubin import Kernels
 from runtime.device import Cuda
 from runtime.errors import BackendError, BundleError
@@ -190,6 +194,32 @@ def test_buffers_are_shared_and_the_largest_comes_first(device):
     first, second = buffers.take("a", (4, 8), F32), buffers.take("a", (2, 8), "float16")
     assert first.ptr == second.ptr and second.shape == (2, 8) and second.dtype == np.float16
     assert buffers.take("a", (5, 8), F32).ptr != first.ptr and buffers.take("b", (1,), F32).ptr != first.ptr
+
+
+def bundle(cut):
+    settings = {} if cut is None else {"cuts": cut}
+    return Bundle(Path("engines/toy"), Manifest("samwise", "toy", "fp16", 64, {}, {}, settings))
+
+
+def test_who_asks_gets_kernels(device, kernels, caplog):
+    """The door: nothing to cut, no kernels, `auto`, and settings that are not what they should be."""
+    caplog.set_level(logging.INFO, "runtime")
+    backend, cut = SimpleNamespace(device=device), {"memory_attention": {"kernel": "memory_attention", "parts": ["a", "b"]}}
+    for settings, given, mode in ((None, kernels, "on"), ({}, kernels, "on"), (cut, None, "auto"), (cut, None, "off")):
+        assert ops.kernel_stages(bundle(settings), backend, given, mode, 1) == {} and not caplog.records
+    assert ops.kernel_stages(bundle(cut), backend, kernels, "auto", 1) == {}
+    (record,) = caplog.records
+    assert record.getMessage().startswith("whole graphs for memory_attention; --kernels on")
+    assert bundle(cut).parts == {"a", "b"}
+    with pytest.raises(BundleError, match="settings.cuts.memory_attention is not understood .KeyError: 'memory_attention'"):
+        ops.kernel_stages(bundle(cut), backend, kernels, "on", 1)
+    with pytest.raises(BundleError, match="settings.cuts must be an object, not int"):
+        ops.kernel_stages(bundle(3), backend, kernels, "auto", 1)
+
+
+@pytest.mark.parametrize("cut", [None, 3, [], {"a": 1}, {"a": {"parts": 4}}, {"a": {"parts": [1, ["b"]]}}, {"a": {}}])
+def test_settings_of_any_kind_name_no_parts(cut):
+    assert bundle(cut).parts == frozenset()
 
 
 def published(capability, folder):

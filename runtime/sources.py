@@ -91,7 +91,8 @@ def _file(path: Path, stride: int) -> Source:
     import av
 
     def opened() -> Any:
-        return av.open(str(path), options={"probesize": "20000000"})
+        # absolute: FFmpeg would take what stands before a colon for a protocol, and read another file or a pipe
+        return av.open(str(path.absolute()), options={"probesize": "20000000"})
 
     return _video(str(path), opened, stride, live=False)
 

@@ -133,6 +133,17 @@ def test_what_is_no_picture_but_is_called_so(tmp_path, content):
         read_picture(tmp_path / "a.png")
 
 
+@pytest.mark.timeout(60)
+def test_a_file_name_that_looks_like_a_protocol(tmp_path, monkeypatch):
+    import media
+
+    monkeypatch.chdir(tmp_path)
+    media.write(tmp_path / "a.mp4")
+    (tmp_path / "a.mp4").rename(tmp_path / "concat:b.mp4")
+    with runtime.video.frames("concat:b.mp4") as frames:
+        assert sum(1 for _ in frames) == 12
+
+
 def test_pictures_of_cameras_with_several_in_one_file(tmp_path):
     from PIL import Image
 

@@ -239,5 +239,7 @@ def test_networks_without_such_stages_refuse(tmp_path):
 
     with pytest.raises(UserError, match="sam2 has no stage that is cut for kernels"):
         with_cuts(type("N", (), {"model": "sam2"}), sam2.Sam2(sam2.tiny_test_config()), "fp16", tmp_path)
+    with pytest.raises(UserError, match="samwise.sam2 has no stage that is cut for kernels"):
+        with_cuts(type("N", (), {"model": "samwise+sam2"}), network(), "fp16", tmp_path)
     with pytest.raises(UserError, match="does not go with --precision int8"):
         with_cuts(type("N", (), {"model": "samwise"}), network(), "int8", tmp_path)

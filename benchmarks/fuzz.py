@@ -217,16 +217,17 @@ def main() -> int:
                   f"{covered} of {all_lines} lines, {len(result['found'])} findings", flush=True)
             for key, text in result["found"].items():
                 print(f"  {key}: {text}", flush=True)
-            _write(args.out, results)
+            _write(args.out, results, args.seconds)
     finally:
         if args.keep is None:
             shutil.rmtree(keep, ignore_errors=True)
     return 1 if any(results[name]["found"] for name in args.target or TARGETS) else 0
 
 
-def _write(path: Path, results: dict[str, Any]) -> None:
+def _write(path: Path, results: dict[str, Any], seconds: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = {"command": "python -m benchmarks.fuzz --seconds N", "guided_by": "atheris (libFuzzer), branches of runtime/ and export/",
+    data = {"command": f"python -m benchmarks.fuzz --seconds {seconds:g}",
+            "guided_by": "atheris (libFuzzer), branches of runtime/ and export/",
             "versions": _versions(), "targets": {name: results[name] for name in TARGETS if name in results}}
     path.write_text(json.dumps(data, indent=1) + "\n")
 

@@ -3,10 +3,10 @@
     python -m benchmarks.fuzz --seconds 120 --out benchmarks/results/fuzz.json
     python -m benchmarks.fuzz --target video --seconds 600 --keep fuzz-corpus/
 
-`--seconds` is processor time per target. Needs atheris (pip install 'samwise-runtime[fuzz]'): libFuzzer for Python, which
-sees the branches of `runtime/` and `export/` and mutates what reached new ones. Every target runs in a process of its own,
-so a crash of a native library is a finding and not the end. The properties are those of `fuzz_guard.hold`, the same as in
-`tests/test_fuzz.py`. Exit code 1 when anything was found; the inputs are then in `--keep`, by finding.
+`--seconds` is processor time per target. Needs atheris (pip install 'samwise-runtime[fuzz]'): libFuzzer for Python,
+which sees the branches of `runtime/` and `export/` and mutates what reached new ones. Every target runs in a process
+of its own, so a crash of a native library is a finding and not the end. The properties are those of `fuzz_guard.hold`,
+the same as in `tests/test_fuzz.py`. Exit code 1 when anything was found; the inputs are then in `--keep`, by finding.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ RUN = ("runtime/engine.py", "runtime/models/samwise.py", "runtime/models/sam2.py
 
 
 def place(error: BaseException) -> str:
-    """Where an input broke through: the innermost line of ours, and the kind of error; findings are told apart by it."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith((str(ROOT / "runtime"), str(ROOT / "export")))]
+    """Where an input broke through: the innermost line of ours, and the kind of error; findings are told apart by
+    it."""
+    ours = str(ROOT / "runtime"), str(ROOT / "export")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(ours)]
     where = f" at {Path(frames[-1].filename).relative_to(ROOT)}:{frames[-1].name}" if frames else ""
     what = re.sub(r"/\S+|\d+", "_", str(error))[:40] if type(error).__name__ == "Broken" else ""
     return f"{type(error).__name__}{where} {what}".strip()
@@ -97,7 +99,8 @@ def fuzz(name: str, seconds: float, folder: Path) -> None:
         changed = mutated(data, random.Random(seed), chosen.words) if chosen.structured and seed % 4 else None
         return atheris.Mutate(data, most) if changed is None or len(changed) > most else changed
 
-    atheris.Setup([sys.argv[0], str(folder / "corpus"), f"-max_len={LONGEST}", f"-dict={_dictionary(folder, chosen.words)}",
+    atheris.Setup([sys.argv[0], str(folder / "corpus"), f"-max_len={LONGEST}",
+                   f"-dict={_dictionary(folder, chosen.words)}",
                    "-timeout=1200", "-rss_limit_mb=6000", "-detect_leaks=0", "-use_value_profile=0",
                    f"-artifact_prefix={folder}/native-"], one, custom_mutator=mutate)
     atheris.Fuzz()
@@ -191,7 +194,8 @@ def _versions() -> dict[str, str]:
 def parser() -> argparse.ArgumentParser:
     """Options of the command."""
     p = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__.splitlines()[0])
-    p.add_argument("--target", action="append", choices=sorted(TARGETS), help="one of them; may be repeated (default: all)")
+    p.add_argument("--target", action="append", choices=sorted(TARGETS),
+                   help="one of them; may be repeated (default: all)")
     p.add_argument("--seconds", type=float, default=60, help="processor time per target (default: %(default)s)")
     p.add_argument("--keep", type=Path, help="folder for corpora, findings and logs, and to go on from (default: none)")
     p.add_argument("--out", type=Path, default=Path("benchmarks/results/fuzz.json"))

@@ -72,7 +72,8 @@ def bundles() -> dict[str, dict[str, bytes]]:
 
 def _bundle(data: bytes, inside: Path) -> Callable[[], Any]:
     """{"base": name, "edits": [[path, value]...], "files": [[name, what, number]...], "ort": bool}. Edits change the
-    manifest, files the folder, and hashes are made to fit unless they are edited; other bytes are the manifest itself."""
+    manifest, files the folder, and hashes are made to fit unless they are edited; other bytes are the manifest
+    itself."""
     given = plain_json(data)
     known = isinstance(given, dict) and "edits" in given
     files = bundles().get(str(given.get("base")) if known else "toy", bundles()["toy"])
@@ -159,13 +160,16 @@ def _open(folder: Path, ort: bool) -> None:
                     list(session.stream(frames))
             if hasattr(network, "live"):
                 with engine.session() as session:
-                    list(session.stream(frames, {0: {1: runtime.Box([1, 2, 9, 9])}, 2: {2: runtime.Points([[3, 3]], [1])}}))
+                    prompts = {0: {1: runtime.Box([1, 2, 9, 9])}, 2: {2: runtime.Points([[3, 3]], [1])}}
+                    list(session.stream(frames, prompts))
 
 
 def _bundle_seeds() -> list[bytes]:
     edits: list[Any] = [
-        [], [[["settings", "window"], 2]], [[["stages", "neck", "files", "default"], "../../x"]], [[["tokenizer"], "/etc/x"]],
-        [[["bounds", "objects"], [0, 10 ** 12]]], [[["settings"], DELETE]], [[["image_size"], 64]], [[["model"], "samwise+sam2"]],
+        [], [[["settings", "window"], 2]], [[["stages", "neck", "files", "default"], "../../x"]],
+        [[["tokenizer"], "/etc/x"]],
+        [[["bounds", "objects"], [0, 10 ** 12]]], [[["settings"], DELETE]], [[["image_size"], 64]],
+        [[["model"], "samwise+sam2"]],
         [[["stages", "hiera_0", "inputs", 0, "shape"], ["frames", 3, 32, 10 ** 9]]], [[["files", "a\nb"], "0"]]]
     seeds = [{"base": base, "edits": e, "files": [], "ort": False} for e in edits for base in ("toy", "toy_sam2")]
     seeds += [{"base": "toy", "edits": [], "files": [[i, what, 100]], "ort": what in ("cut", "noise")}
@@ -174,9 +178,12 @@ def _bundle_seeds() -> list[bytes]:
 
 
 BUNDLE = Target("manifest", _bundle, _bundle_seeds, structured=True, words=tuple(
-    f'"{w}"'.encode() for w in ("settings", "window", "stages", "bounds", "files", "default", "shape", "dtype", "inputs",
-                                "outputs", "tokenizer", "demo", "provenance", "memory", "slots", "resize", "rule", "mean", "std",
-                                "../../x", "/etc/passwd", "a\\u0000b", "\\ud800", "cut", "noise", "gone", "link", "pipe")))
+    f'"{w}"'.encode() for w in ("settings", "window", "stages", "bounds", "files", "default", "shape", "dtype",
+                                "inputs",
+                                "outputs", "tokenizer", "demo", "provenance", "memory", "slots", "resize", "rule",
+                                "mean", "std",
+                                "../../x", "/etc/passwd", "a\\u0000b", "\\ud800", "cut", "noise", "gone", "link",
+                                "pipe")))
 
 
 # --------------------------------------------------------------------------------------------------------- tokenizers
@@ -186,7 +193,8 @@ TEXTS = ("the red square", "a", "\u00e9\u4e2d \U0001f600 x", "a" * 3000, "\u0130
 
 
 def _tokenizer(data: bytes, inside: Path) -> Callable[[], Any]:
-    """{"tokenizer": ...} is a tokenizer.json, {"vocab":, "merges":} RoBERTa's two files, {"words":} BERT's; else raw."""
+    """{"tokenizer": ...} is a tokenizer.json, {"vocab":, "merges":} RoBERTa's two files, {"words":} BERT's; else
+    raw."""
     given = plain_json(data)
     path = inside / "tokenizer.json"
     if isinstance(given, dict) and "merges" in given:
@@ -197,7 +205,8 @@ def _tokenizer(data: bytes, inside: Path) -> Callable[[], Any]:
     if isinstance(given, dict) and "words" in given:
         _text(inside / "vocab.txt", given["words"])
         return functools.partial(_exported, inside)
-    path.write_bytes(json.dumps(given["tokenizer"]).encode() if isinstance(given, dict) and "tokenizer" in given else data)
+    wrapped = isinstance(given, dict) and "tokenizer" in given
+    path.write_bytes(json.dumps(given["tokenizer"]).encode() if wrapped else data)
     return functools.partial(_spoken, path)
 
 
@@ -235,7 +244,8 @@ def _tokenizer_seeds() -> list[bytes]:
 
     seeds = []
     for model in (models.WordLevel(WORDS, unk_token="<unk>"), models.BPE(WORDS, [], unk_token="<unk>"),
-                  models.WordPiece(WORDS, unk_token="<unk>"), models.Unigram([("<unk>", 0.0), ("a", -1.0), ("<s>", -2.0)])):
+                  models.WordPiece(WORDS, unk_token="<unk>"),
+                  models.Unigram([("<unk>", 0.0), ("a", -1.0), ("<s>", -2.0)])):
         library = Library(model)
         library.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase()])
         library.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -253,5 +263,7 @@ def _tokenizer_seeds() -> list[bytes]:
 
 
 TOKENIZER = Target("tokenizer", _tokenizer, _tokenizer_seeds, structured=True, words=tuple(
-    f'"{w}"'.encode() for w in ("type", "vocab", "merges", "unk_token", "Regex", "(a+)+$", "Sequence", "BPE", "Unigram", "<s>",
-                                "ByteLevel", "Precompiled", "TemplateProcessing", "special_tokens", "added_tokens", "truncation")))
+    f'"{w}"'.encode() for w in ("type", "vocab", "merges", "unk_token", "Regex", "(a+)+$", "Sequence", "BPE", "Unigram",
+                                "<s>",
+                                "ByteLevel", "Precompiled", "TemplateProcessing", "special_tokens", "added_tokens",
+                                "truncation")))

@@ -29,7 +29,8 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 FORBIDDEN = frozenset((
     "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn",
     "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.symlink", "os.link", "os.chmod", "os.chown", "os.truncate",
-    "os.putenv", "shutil.rmtree", "shutil.move", "shutil.copyfile", "socket.connect", "socket.bind", "socket.getaddrinfo",
+    "os.putenv", "shutil.rmtree", "shutil.move", "shutil.copyfile", "socket.connect", "socket.bind",
+    "socket.getaddrinfo",
     "urllib.Request", "pickle.find_class", "marshal.loads", "webbrowser.open"))
 
 _hooked = False

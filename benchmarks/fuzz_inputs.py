@@ -69,7 +69,8 @@ def png() -> bytes:
 
 
 def _prompt(data: bytes, inside: Path) -> Callable[[], Any]:
-    """{"argv": [...], "files": {name: text}}; in `argv`, `FILES` is their folder. Other bytes are words of a command."""
+    """{"argv": [...], "files": {name: text}}; in `argv`, `FILES` is their folder. Other bytes are words of a
+    command."""
     given = plain_json(data)
     if not isinstance(given, dict):
         given = {"argv": data.decode("utf-8", "surrogateescape").split("\n")}
@@ -132,8 +133,10 @@ def _prompt_seeds() -> list[bytes]:
 
 
 PROMPT = Target("prompt", _prompt, _prompt_seeds, structured=True, words=tuple(
-    w.encode() for w in ("--text", "--tokens", "--verbs", "--point", "--box", "--mask", "--prompts", "@0", "#1", ",-", "nan",
-                         "1e400", "9" * 5000, "\u0663", "FILES/p.json", "FILES/a.png", '{"points":', '"labels":', "[[", "]]")))
+    w.encode() for w in ("--text", "--tokens", "--verbs", "--point", "--box", "--mask", "--prompts", "@0", "#1", ",-",
+                         "nan",
+                         "1e400", "9" * 5000, "\u0663", "FILES/p.json", "FILES/a.png", '{"points":', '"labels":', "[[",
+                         "]]")))
 
 
 # ------------------------------------------------------------------------------------------------------------- videos
@@ -207,16 +210,20 @@ def _video_seeds() -> list[bytes]:
         folder = Path(name)
         for suffix, codec, options in (
                 (".mp4", "libx264", {}), (".mp4", "mpeg4", {"movflags": "faststart"}), (".webm", "libvpx", {}),
-                (".ts", "libx264", {}), (".avi", "mjpeg", {"pix_fmt": "yuvj420p"}), (".gif", "gif", {"pix_fmt": "rgb8"}),
+                (".ts", "libx264", {}), (".avi", "mjpeg", {"pix_fmt": "yuvj420p"}),
+                (".gif", "gif", {"pix_fmt": "rgb8"}),
                 (".mkv", "ffv1", {})):
             made.append((suffix, _encoded(folder, suffix, codec, **options)))
-    made += [(".png", _still("PNG")), (".png", _still("PNG", "LA")), (".jpg", _still("JPEG")), (".tif", _still("TIFF", "I;16")),
+    made += [(".png", _still("PNG")), (".png", _still("PNG", "LA")), (".jpg", _still("JPEG")),
+             (".tif", _still("TIFF", "I;16")),
              (".webp", _still("WEBP")), (".y4m", b"YUV4MPEG2 W16 H16 F24:1 C420\n" + b"FRAME\n" + bytes(384))]
     return [bytes([SUFFIXES.index(suffix)]) + data for suffix, data in made] + [
         bytes([FOLDER]) + PART.join([_still("PNG")] * 3)]
 
 
 VIDEO = Target("video", _video, _video_seeds, words=(
-    b"moov", b"mdat", b"stsd", b"trak", b"avc1", b"IHDR", b"IDAT", b"acTL", b"fcTL", b"tRNS", b"eXIf", b"\xff\xd8", b"RIFF",
-    b"GIF89a", b"#EXTM3U\n#EXTINF:1,\n/dev/zero\n", b"ffconcat version 1.0\nfile '/dev/zero'\n", b"YUV4MPEG2 W0 H0 F0:0\n",
+    b"moov", b"mdat", b"stsd", b"trak", b"avc1", b"IHDR", b"IDAT", b"acTL", b"fcTL", b"tRNS", b"eXIf", b"\xff\xd8",
+    b"RIFF",
+    b"GIF89a", b"#EXTM3U\n#EXTINF:1,\n/dev/zero\n", b"ffconcat version 1.0\nfile '/dev/zero'\n",
+    b"YUV4MPEG2 W0 H0 F0:0\n",
     b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0", PART))

@@ -7,8 +7,10 @@ import random
 from typing import Any
 
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 3, 7, 255, 65536, 2 ** 31, -2 ** 31, 2 ** 63, 10 ** 12, 10 ** 30, 0.5, -1.5, 1e308, "", " ",
-    "x", "a\nb", "\u0000", "\ud800", "../../x", "/etc/passwd", "C:\\x", "9" * 40, [], {}, [[]], [0], [1, 2], ["a"], {"a": 1},
+    None, True, False, 0, 1, -1, 2, 3, 7, 255, 65536, 2 ** 31, -2 ** 31, 2 ** 63, 10 ** 12, 10 ** 30, 0.5, -1.5, 1e308,
+    "", " ",
+    "x", "a\nb", "\u0000", "\ud800", "../../x", "/etc/passwd", "C:\\x", "9" * 40, [], {}, [[]], [0], [1, 2], ["a"],
+    {"a": 1},
     "float16", "int64", "frames", "square", "samwise+sam2", float("nan"), float("inf"))
 """Values that code which expects something else stumbles over."""
 
@@ -73,7 +75,8 @@ def _changed_list(value: list[Any], rng: random.Random, strings: list[str]) -> l
 
 def _changed_string(value: str, rng: random.Random, strings: list[str]) -> str:
     at, to = sorted((rng.randrange(len(value) + 1), rng.randrange(len(value) + 1)))
-    piece = rng.choice([*strings, "", chr(rng.choice((0, 9, 10, 34, 44, 45, 46, 47, 64, 35, 233, 0x663, 0x1F600))), value[at:to],
+    piece = rng.choice([*strings, "", chr(rng.choice((0, 9, 10, 34, 44, 45, 46, 47, 64, 35, 233, 0x663, 0x1F600))),
+                        value[at:to],
                         str(rng.choice((-1, 0, 3, 10 ** 12)))])
     return value[:at] + piece + value[to if rng.random() < 0.5 else at:]
 

@@ -2,10 +2,11 @@
 
     python -m benchmarks.soak --engine engines/nano --frames 10000 --out benchmarks/results/soak_nano.json
 
-Writes a JSON with a sample about every `--every` frames (resident memory, open files, threads, latency), anew after each
-sample, so that a run that is stopped leaves what it measured; at the end a plot in `--plot` (PNG and SVG). Samples are
-taken between sessions, when everything that a session holds must be back. The run fails (exit code 1) when memory, files
-or threads grew, when the same clip no longer gives the same masks, or when any fault was not the expected one-line error.
+Writes a JSON with a sample about every `--every` frames (resident memory, open files, threads, latency), anew after
+each sample, so that a run that is stopped leaves what it measured; at the end a plot in `--plot` (PNG and SVG).
+Samples are taken between sessions, when everything that a session holds must be back. The run fails (exit code 1) when
+memory, files or threads grew, when the same clip no longer gives the same masks, or when any fault was not the
+expected one-line error.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ GROWTH_MB = 32
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """State after `frame` frames. Latencies are of the calls of `push` since the sample before, in milliseconds. Most calls
-    only take a frame; the 95th percentile is that of calls that complete a clip and compute all of it."""
+    """State after `frame` frames. Latencies are of the calls of `push` since the sample before, in milliseconds. Most
+    calls only take a frame; the 95th percentile is that of calls that complete a clip and compute all of it."""
 
     frame: int
     rss_mb: float
@@ -68,7 +69,8 @@ def measure(life: Life) -> Sample:
 
 
 def run(life: Life, frames: int, every: int) -> Iterator[Sample]:
-    """Live one episode after the other until `frames` frames are done; a sample after the episode that completes `every`."""
+    """Live one episode after the other until `frames` frames are done; a sample after the episode that completes
+    `every`."""
     round_, sample_at, first = episodes(life), every, probe(life.engine)
     while life.frames < frames:
         number = life.sessions
@@ -78,7 +80,7 @@ def run(life: Life, frames: int, every: int) -> Iterator[Sample]:
             bundle_again(life, number)
         if life.frames >= sample_at:
             if probe(life.engine) != first:
-                raise AssertionError(f"after {life.frames} frames the same clip gives other masks than in the beginning")
+                raise AssertionError(f"after {life.frames} frames the same clip gives other masks than before")
             settle()
             yield measure(life)
             sample_at = life.frames - life.frames % every + every
@@ -204,8 +206,8 @@ def main() -> int:
         for sample in run(life, args.frames, args.every):
             samples.append(sample)
             write(args.out, report(life, samples, args, complete=False))
-            print(f"{sample.frame:7d} frames  {sample.rss_mb:7.1f} MB  {sample.files} handles  {sample.threads} threads  "
-                  f"{sample.latency_p95_ms:.1f} ms", flush=True)
+            print(f"{sample.frame:7d} frames  {sample.rss_mb:7.1f} MB  {sample.files} handles  "
+                  f"{sample.threads} threads  {sample.latency_p95_ms:.1f} ms", flush=True)
         data = report(life, samples, args, complete=True)
     write(args.out, data)
     plot(data["samples"], args.plot or args.out, args.machine)

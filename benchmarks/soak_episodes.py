@@ -24,7 +24,8 @@ LENGTHS = (3, 40, 9, 64)
 
 
 class Life:
-    """An engine and what it lived through: `frames` pushed, `sessions` opened, `trouble` by name, `latencies` in seconds."""
+    """An engine and what it lived through: `frames` pushed, `sessions` opened, `trouble` by name, `latencies` in
+    seconds."""
 
     def __init__(self, engine: runtime.Engine, media: Media) -> None:
         self.engine, self.media = engine, media
@@ -35,7 +36,8 @@ class Life:
     @property
     def abilities(self) -> set[str]:
         """`open` for sentences, `live` for clicks."""
-        return {name for network in self.engine.networks.values() for name in ("open", "live") if hasattr(network, name)}
+        return {name for network in self.engine.networks.values() for name in ("open", "live") if hasattr(network,
+                                                                                                          name)}
 
     def push(self, session: Any, frame: np.ndarray, *prompts: Any) -> list[runtime.Result]:
         """One frame through a session, timed; its results are sound."""
@@ -65,7 +67,8 @@ def expect(kind: type[Exception], action: Callable[[], Any]) -> None:
 
 
 def sound(result: runtime.Result, size: tuple[int, int]) -> None:
-    """Raise AssertionError for a result with a wrong shape, a number that is none, or a score that is no probability."""
+    """Raise AssertionError for a result with a wrong shape, a number that is none, or a score that is no
+    probability."""
     if result.masks.shape != (len(result.object_ids), *size) or result.masks.dtype != bool:
         raise AssertionError(f"masks of shape {result.masks.shape} for {len(result.object_ids)} objects at {size}")
     if not (np.isfinite(result.boxes).all() and (result.scores >= 0).all() and (result.scores <= 1).all()):
@@ -78,7 +81,8 @@ def sentence(engine: runtime.Engine, number: int) -> runtime.Text:
     if manifest.tokenizer is not None:
         return runtime.Text(SENTENCES[number % len(SENTENCES)])
     vocabulary = manifest.settings["text"]["vocabulary"]
-    return runtime.Text(tokens=[0, *((5 + 17 * number + 3 * i) % (vocabulary - 5) + 4 for i in range(3 + number % 5)), 2])
+    return runtime.Text(tokens=[0, *((5 + 17 * number + 3 * i) % (vocabulary - 5) + 4 for i in range(3 + number % 5)),
+                                2])
 
 
 # ---------------------------------------------------------------------------------------------------------- sentences
@@ -114,7 +118,8 @@ def bad_sentences(life: Life, number: int) -> None:
 def file_with_sentence(life: Life, source: Any, **options: Any) -> int:
     """A video file, folder or camera through a session. Returns the number of its frames; raises what it raises."""
     count = 0
-    with video.frames(source, **options) as frames, life.engine.session([sentence(life.engine, life.sessions)]) as session:
+    with video.frames(source,
+                      **options) as frames, life.engine.session([sentence(life.engine, life.sessions)]) as session:
         for frame in frames:
             life.push(session, frame)
             count += 1

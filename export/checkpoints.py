@@ -43,7 +43,8 @@ UNUSED = (
 """Tensors that official checkpoints hold and no computation reads. The last two are left by a counter of operations,
 and the official code passes over them, too."""
 
-NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8,
+NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16,
+           torch.int8,
            torch.uint8, torch.bool)
 """Types of tensors that a checkpoint may hold."""
 
@@ -82,13 +83,15 @@ def _contents(path: str | Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | 
 
 
 def plain(tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raise UserError for a tensor that is not an array of numbers in the file: sparse, quantized, on no device, of a type
-    without arithmetic, or claiming more numbers than are there, which sizes read from it would make us allocate."""
+    """Raise UserError for a tensor that is not an array of numbers in the file: sparse, quantized, on no device, of a
+    type without arithmetic, or claiming more numbers than are there, which sizes read from it would make us
+    allocate."""
     claimed, storages = 0, {}
     for name, value in tensors.items():
-        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu" or value.dtype not in NUMBERS:
-            raise UserError(f"{path}: {name} is a {value.dtype} {value.layout} tensor on {value.device}, not an array of "
-                            "numbers; save the state_dict of a plain network")
+        here = value.layout == torch.strided and value.device.type == "cpu"
+        if not here or value.is_quantized or value.dtype not in NUMBERS:
+            raise UserError(f"{path}: {name} is a {value.dtype} {value.layout} tensor on {value.device}, not an array "
+                            "of numbers; save the state_dict of a plain network")
         storage = value.untyped_storage()
         claimed += value.numel() * value.element_size()
         storages[storage.data_ptr()] = storage.nbytes()

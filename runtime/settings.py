@@ -1,7 +1,7 @@
 """The settings of a manifest, checked when it is read: types and ranges of every number that a schedule takes from it.
 
-Which of them a network needs, the network says (`models/signatures.py`); settings that are not known here pass, so that a
-bundle may carry more. What the fields mean stands in `docs/architecture.md`, "Settings of a manifest".
+Which of them a network needs, the network says (`models/signatures.py`); settings that are not known here pass, so
+that a bundle may carry more. What the fields mean stands in `docs/architecture.md`, "Settings of a manifest".
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 LARGEST = 1 << 32
-"""Most numbers that one tensor may have within the bounds; no real one comes near, and an honest machine cannot hold it."""
+"""Most numbers that one tensor may have within the bounds; no real one comes near, and an honest machine cannot hold
+it."""
 
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 
@@ -110,7 +111,8 @@ def _need(data: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any
         raise BundleError(f"{where} must be an object, not {type(data).__name__}")
     value = data.get(key)
     # bool is an int in Python and never what a size means
-    if not isinstance(value, kind) or (isinstance(value, bool) and bool not in (kind if isinstance(kind, tuple) else (kind,))):
+    if not isinstance(value,
+                      kind) or (isinstance(value, bool) and bool not in (kind if isinstance(kind, tuple) else (kind,))):
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise BundleError(f"{where}.{key} must be {names}, not {type(value).__name__}")
     return value
@@ -122,7 +124,8 @@ def _manifest(data: Any) -> Manifest:
         raise BundleError(f"format {version} is newer than this runtime knows ({FORMAT}); upgrade samwise-runtime")
     bounds = {}
     for symbol, pair in _need(data, "bounds", dict, "manifest").items():
-        if not (isinstance(pair, list) and len(pair) == 2 and all(type(v) is int for v in pair) and 0 <= pair[0] <= pair[1]):
+        if not (isinstance(pair,
+                           list) and len(pair) == 2 and all(type(v) is int for v in pair) and 0 <= pair[0] <= pair[1]):
             raise BundleError(f"bounds.{symbol} must be [low, high]")
         bounds[symbol] = (pair[0], pair[1])
     stages = {name: _stage(name, s, bounds) for name, s in _need(data, "stages", dict, "manifest").items()}

@@ -1,7 +1,7 @@
 """Mutated manifests, bundles, command lines, videos, checkpoints and tokenizers: taken, or refused in one line.
 
-The properties are those of `benchmarks/fuzz_guard.py`, the readers those of the coverage-guided run (`benchmarks/fuzz.py`).
-Here Hypothesis mutates, always the same way, within a minute.
+The properties are those of `benchmarks/fuzz_guard.py`, the readers those of the coverage-guided run
+(`benchmarks/fuzz.py`). Here Hypothesis mutates, always the same way, within a minute.
 """
 
 import json
@@ -18,7 +18,8 @@ from benchmarks.fuzz_targets import TARGETS, target
 EXAMPLES = {"manifest": 220, "prompt": 300, "video": 160, "checkpoint": 60, "tokenizer": 200}
 
 QUICK = settings(deadline=None, derandomize=True, database=None, print_blob=True,
-                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large])
+                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture,
+                                        HealthCheck.data_too_large])
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.sampled_from(fuzz_mutate.ODD) | st.floats() | st.text(max_size=8),
@@ -82,9 +83,11 @@ def test_good_inputs_are_taken(name):
 MANIFEST_PLACES = st.sampled_from([
     ["bounds"], ["bounds", "objects"], ["bounds", "slots", 1], ["demo"], ["files"], ["files", "neck.onnx"], ["format"],
     ["image_size"], ["model"], ["precision"], ["provenance"], ["settings"], ["settings", "conditional_memory"],
-    ["settings", "conditional_memory", "every"], ["settings", "mean"], ["settings", "std", 0], ["settings", "memory", "slots"],
+    ["settings", "conditional_memory", "every"], ["settings", "mean"], ["settings", "std", 0],
+    ["settings", "memory", "slots"],
     ["settings", "resize"], ["settings", "resize", "max"], ["settings", "text"], ["settings", "text", "max_tokens"],
-    ["settings", "window"], ["settings", "sam2"], ["settings", "sam2", "resample", "video"], ["stages"], ["stages", "neck"],
+    ["settings", "window"], ["settings", "sam2"], ["settings", "sam2", "resample", "video"], ["stages"],
+    ["stages", "neck"],
     ["stages", "neck", "files", "default"], ["stages", "neck", "inputs"], ["stages", "neck", "outputs", 0, "shape"],
     ["stages", "mask_decoder", "outputs", 0, "dtype"], ["stages", "memory_attention", "inputs", 2, "shape", 1],
     ["tokenizer"], ["variant"]])
@@ -101,7 +104,8 @@ def test_any_value_anywhere_in_a_manifest(base, edits):
 def test_damaged_folders(what):
     pytest.importorskip("onnx")
     for number in range(0, 15, 3):
-        outcome = target("manifest")(json.dumps({"edits": [], "files": [[number, what, 10 + number]], "ort": True}).encode())
+        outcome = target("manifest")(json.dumps({"edits": [], "files": [[number, what, 10 + number]],
+                                                 "ort": True}).encode())
         assert outcome == "refused" or what == "noise"
 
 
@@ -114,7 +118,8 @@ def test_values_of_options(option, value):
 
 
 @settings(QUICK, max_examples=150)
-@given(st.lists(st.dictionaries(st.sampled_from(("object", "frame", "points", "labels", "box", "mask", "name")), ANYTHING),
+@given(st.lists(st.dictionaries(st.sampled_from(("object", "frame", "points", "labels", "box", "mask", "name")),
+                                ANYTHING),
                 max_size=3) | ANYTHING)
 def test_prompt_files(entries):
     given_ = {"argv": ["--prompts", "FILES/p.json"], "files": {"p.json": json.dumps(entries)}}

@@ -1,4 +1,5 @@
-"""What fuzzing found, one test each: inputs that once ended in a traceback, a hang, a second line or too much memory."""
+"""What fuzzing found, one test each: inputs that once ended in a traceback, a hang, a second line or too much
+memory."""
 
 import json
 import os
@@ -71,7 +72,8 @@ def test_what_can_never_be_read_through_is_missing(toy, tmp_path, kind):
 @pytest.mark.parametrize("path, value", [
     ("window", "4"), ("window", 0), ("mean", [0, 0]), ("mean", [0, 0, True]), ("std", [1, 1, 0]), ("std", None),
     ("std", [float("nan")] * 3), ("resize", {"rule": "round", "max": 32}), ("resize", []), ("memory", {"slots": 3}),
-    ("memory", {"slots": -1, "pointers": 5}), ("conditional_memory", {"first": 1, "every": 0}), ("text", {"max_tokens": 16}),
+    ("memory", {"slots": -1, "pointers": 5}), ("conditional_memory", {"first": 1, "every": 0}),
+    ("text", {"max_tokens": 16}),
     ("text", {"max_tokens": 1e9, "vocabulary": 1, "motion": False}), ("no_object_logit", "low"), ("sam2", 3)])
 def test_settings_are_checked_when_they_are_read(toy, tmp_path, path, value):
     with pytest.raises(BundleError, match=f"settings.{path}") as caught:
@@ -159,7 +161,8 @@ def test_a_tokenizer_that_fails_on_a_sentence(tmp_path):
     from tokenizers import Tokenizer as Library
     from tokenizers import models
 
-    for name, model in (("a", models.Unigram([("a", -1.0)])), ("b", models.WordLevel({"<s>": 0, "</s>": 1}, unk_token="?"))):
+    for name, model in (("a", models.Unigram([("a", -1.0)])),
+                        ("b", models.WordLevel({"<s>": 0, "</s>": 1}, unk_token="?"))):
         Library(model).save(str(tmp_path / f"{name}.json"))
         with pytest.raises(BundleError, match="not a tokenizer that works") as caught:
             Tokenizer(tmp_path / f"{name}.json")("the red square")
@@ -240,8 +243,11 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_is(tmp_path):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("name", ["vl_adapter.interactions.999999999.extra_extractors.0.x", "vl_adapter.prompt_blocks.999999999.x",
-                                  "sam_mask_decoder.transformer.layers.999999999.x", "vl_adapter.vis_model.blocks.\u00b2.x"])
+@pytest.mark.parametrize("name",
+                         ["vl_adapter.interactions.999999999.extra_extractors.0.x",
+                          "vl_adapter.prompt_blocks.999999999.x",
+                                  "sam_mask_decoder.transformer.layers.999999999.x",
+                                  "vl_adapter.vis_model.blocks.\u00b2.x"])
 def test_a_name_that_promises_a_thousand_million_modules(tmp_path, name):
     torch = pytest.importorskip("torch")
     from export.models import refersam
@@ -254,7 +260,8 @@ def test_a_name_that_promises_a_thousand_million_modules(tmp_path, name):
 
 
 @pytest.mark.parametrize("change", [
-    lambda c: c.update(vision_config="x"), lambda c: c.update(mask_decoder_config=[]), lambda c: c.update(image_size="big"),
+    lambda c: c.update(vision_config="x"), lambda c: c.update(mask_decoder_config=[]),
+    lambda c: c.update(image_size="big"),
     lambda c: c.update(memory_attention_num_layers=10 ** 9), lambda c: c["vision_config"].update(backbone_config=3),
     lambda c: c["vision_config"]["backbone_config"].update(hidden_size=10 ** 9),
     lambda c: c["vision_config"]["backbone_config"].update(blocks_per_stage=[1] * 5000)])

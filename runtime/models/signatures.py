@@ -1,8 +1,9 @@
-"""What a network needs of a bundle, checked before anything is allocated: settings, bounds, and how its tensors fit together.
+"""What a network needs of a bundle, checked before anything is allocated: settings, bounds, and how its tensors fit
+together.
 
-The tables are those of `docs/architecture.md`. A word of a shape is a number, a capital letter for a size that is the same
-wherever the letter stands in this network, or a small letter for any size. `I` is the bundle's image size. What stands
-before a colon is the type, where it is not a floating one. A tensor that no table names is not looked at.
+The tables are those of `docs/architecture.md`. A word of a shape is a number, a capital letter for a size that is the
+same wherever the letter stands in this network, or a small letter for any size. `I` is the bundle's image size. What
+stands before a colon is the type, where it is not a floating one. A tensor that no table names is not looked at.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ DECODER = {"embedding_no_memory": "t N D", "high_res_0": "t F S S", "high_res_1"
 SIGNATURES = {
     "samwise": Signature(
         ("window", "mean", "std", "resize", "memory", "conditional_memory", "text"), ("objects",),
-        {**ATTENTION, **DECODER, "pixels": "t 3 I I", "vision_0": "t A A C", "vision_0_fused": "t A A C", "vision_1": "t B B E",
+        {**ATTENTION, **DECODER, "pixels": "t 3 I I", "vision_0": "t A A C", "vision_0_fused": "t A A C",
+         "vision_1": "t B B E",
          "vision_1_fused": "t B B E", "vision_2": "t J J K", "vision_2_fused": "t J J K", "tokens": "int64: l",
-         "text_0": "l W", "text_0_fused": "l W", "text_1": "l W", "text_1_fused": "l W", "text_2": "l W", "text_2_fused": "l W",
+         "text_0": "l W", "text_0_fused": "l W", "text_1": "l W", "text_1_fused": "l W", "text_2": "l W",
+         "text_2_fused": "l W",
          "verb": "int64: v", "sparse": "b P D", "iou": "b", "early_token": "b D", "memoryless_logits": "b S S",
          "remembered_logits": "b I I", "decision": "b 2", "switched": "bool: b"},
         {"hiera_0": "pixels", "memory_attention": "embedding memory memory_age pointers", "mask_decoder":
@@ -50,27 +53,34 @@ SIGNATURES = {
          "memory_attention": "conditioned", "conditional_memory": "remembered_logits decision switched"}),
     "sam2": Signature(
         ("mean", "std", "sam2"), ("objects", "maps", "prompt_tokens"),
-        {**ATTENTION, **DECODER, "pixels": "t 3 I I", "points": "b k 2", "labels": "int64: b k", "prompt_logits": "b S S",
+        {**ATTENTION, **DECODER, "pixels": "t 3 I I", "points": "b k 2", "labels": "int64: b k",
+         "prompt_logits": "b S S",
          "has_mask": "bool: b", "sparse": "b k D", "dense": "b N D", "mask": "b I I", "multimask": "bool: b",
          "all_logits": "b 4 S S", "ious": "b 4", "selected": "int64: b", "binarize": "bool: b"},
-        {"image_encoder": "pixels", "memory_attention": "embedding memory memory_age pointers", "prompt_decoder": "sparse dense",
+        {"image_encoder": "pixels", "memory_attention": "embedding memory memory_age pointers",
+         "prompt_decoder": "sparse dense",
          "mask_prompt": "mask"},
         {"image_encoder": "embedding embedding_no_memory high_res_0 high_res_1", "prompt_encoder": "sparse dense",
-         "mask_prompt": "mask_logits prompt_logits", "memory_attention": "conditioned", "prompt_memory_encoder": "memory_slot",
+         "mask_prompt": "mask_logits prompt_logits", "memory_attention": "conditioned",
+         "prompt_memory_encoder": "memory_slot",
          "prompt_decoder": "low_res_logits all_logits ious selected score pointer"}),
     "refersam": Signature(
         ("mean", "std", "resize", "text"), ("objects",),
-        {"pixels": "1 3 I I", "vit": "1 v v D", "pyramid": "1 N P", "stem": "1 C S S", "tokens": "int64: l", "text.text": "l W",
-         "fuse.text": "b l W", "text_count": "int64: b", "low_res_logits": "b S S", "coarse_logits": "b S S", "iou": "b"},
+        {"pixels": "1 3 I I", "vit": "1 v v D", "pyramid": "1 N P", "stem": "1 C S S", "tokens": "int64: l",
+         "text.text": "l W",
+         "fuse.text": "b l W", "text_count": "int64: b", "low_res_logits": "b S S", "coarse_logits": "b S S",
+         "iou": "b"},
         {"image": "pixels", "text": "tokens", "fuse": "vit pyramid stem text text_count"},
         {"image": "vit pyramid stem", "text": "text", "fuse": "low_res_logits coarse_logits iou"}),
 }
 
 
 def check(name: str, manifest: Manifest, specs: Mapping[str, StageSpec]) -> None:
-    """Raise BundleError when the bundle does not hold a network `name`: the first thing that is missing or does not fit."""
+    """Raise BundleError when the bundle does not hold a network `name`: the first thing that is missing or does not
+    fit."""
     signature = SIGNATURES[name]
-    for kind, needed, have in (("settings", signature.settings, manifest.settings), ("bounds", signature.bounds, manifest.bounds)):
+    for kind, needed, have in (("settings", signature.settings, manifest.settings),
+                               ("bounds", signature.bounds, manifest.bounds)):
         missing = [n for n in needed if n not in have]
         if missing:
             raise BundleError(f"{kind} {', '.join(missing)} are missing; export the bundle again")
@@ -97,7 +107,8 @@ def _named(spec: StageSpec, kind: str, have: set[str], wanted: str) -> None:
 
 
 def _fits(stage: str, tensor: TensorSpec, wanted: str, sizes: dict[str, Any]) -> None:
-    """Compare one tensor with its row of the table; capital letters take their size from the first tensor that has them."""
+    """Compare one tensor with its row of the table; capital letters take their size from the first tensor that has
+    them."""
     dtype, _, shape = wanted.rpartition(": ")
     words, where = shape.split(), f"stage {stage}: {tensor.name} {tensor.dtype} {list(tensor.shape)}"
     if tensor.dtype != dtype if dtype else tensor.dtype not in FLOATS:

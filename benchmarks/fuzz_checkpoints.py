@@ -127,7 +127,7 @@ def _change(tensors: dict[str, Any], edit: list[Any]) -> None:
     elif what == "shape":
         tensors[name] = torch.zeros(_sizes(value, 64))
     elif what == "huge":
-        tensors[name] = torch.zeros(1).expand(_sizes(value, 1 << 40))
+        tensors[name] = torch.zeros(()).expand(_sizes(value, 1 << 40))
     elif what == "type":
         tensors[name] = old.to(getattr(torch, DTYPES[value % len(DTYPES) if type(value) is int else 0]))
     elif what == "sparse":

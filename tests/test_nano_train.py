@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from export.nano import losses, prompts, tokenizer, train
+from export.nano import conditional, losses, prompts, tokenizer, train
 from export.nano.config import SIZES, from_dict, nano_config, to_dict
 from export.nano.data import LOOKS, NOBODY, USUAL, Loader, Stream, looks, sample, speeds
 from export.nano.heads import Overheard, SpeedHead, ToldHead, follow_loss
@@ -305,3 +305,20 @@ def test_a_run_trains_resumes_and_exports(tmp_path, monkeypatch):
     world = World(atlas=placeholder())
     records = evaluate(model, Options(boundary=False, clips=1), [world.clip("test", 0, 8)])
     assert records and all(0 <= r.j <= 1 for r in records)
+
+
+def test_conditional_memory_is_taught_alone():
+    """Decisions of an untrained network, and a rule that the module can learn: only the module changes."""
+    torch.manual_seed(0)
+    model = Samwise(nano_config()).eval()
+    decisions = conditional.gather(model, 1, World(atlas=placeholder()))
+    assert decisions.pointers.shape == decisions.early.shape and set(decisions.labels.tolist()) <= {0, 1}
+    width = model.config.sam.width
+    pointers, early = torch.randn(2, 4000, width)
+    early[:, 0] *= 4
+    rule = conditional.Decisions(pointers, early, (early[:, 0] > 4.0).long())
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    scores = conditional.teach(model, rule, steps=300)
+    assert 0.1 < scores["switches"] < 0.25 and scores["precision"] > 0.7 and scores["recall"] > 0.7
+    changed = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"conditional_memory_encoder"}

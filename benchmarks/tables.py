@@ -1,0 +1,179 @@
+"""Measurements as Markdown. Pure functions of the files in `benchmarks/results/`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Kept = Mapping[str, Any]
+LINK = "docs/benchmarks.md"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
+
+
+def cases(kept: Kept, name: str, **wanted: Any) -> list[Mapping[str, Any]]:
+    return [c for c in kept["cases"] if c["name"] == name and all(c.get(k) == v for k, v in wanted.items())]
+
+
+def first(kept: Kept, name: str, key: str, **wanted: Any) -> Any:
+    """The figure of the one case that fits, None where it was not measured."""
+    found = [c[key] for c in cases(kept, name, **wanted) if key in c]
+    return found[0] if found else None
+
+
+def number(value: float | None, digits: int = 3, unit: str = "") -> str:
+    """Three significant digits, or an empty cell."""
+    if value is None:
+        return ""
+    text = f"{value:.{digits}g}"
+    return (f"{float(text):g}" if "e" not in text else f"{float(text):.0f}") + unit
+
+
+def where(kept: Kept) -> str:
+    m = kept["machine"]
+    threads = f", {m['threads']} threads" if m.get("threads") else ""
+    return (f"{m['cpu']}, {m['cores']} cores{threads}, ONNX Runtime {m['onnxruntime']}, PyTorch {m['torch']}, "
+            f"{m['matmul_gflops']:g} GFLOP/s in a large float32 product")
+
+
+def second_over_first(kept: Kept) -> float | None:
+    """Seconds of a clip's second sentence over those of its first."""
+    one, two = (first(kept, "test_sentences", "median", sentences=n) for n in (1, 2))
+    return None if one is None or two is None else (two - one) / one
+
+
+def summary(results: Sequence[Kept], nano_measured: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The README's section. At least one result."""
+    rows = []
+    for kept in results:
+        sentence, click = (first(kept, name, "frames_per_second", compiled=False) for name in ("test_sentence", "test_click"))
+        faster = [first(kept, name, "pytorch_over_runtime", compiled=False) for name in ("test_sentence", "test_click")]
+        rows.append((f"{kept['bundle']} ({kept['precision']})", kept["machine"]["backend"], number(sentence), number(click),
+                     " / ".join(number(x, 3, "x") for x in faster if x is not None), number(second_over_first(kept), 2),
+                     number(first(kept, "test_first_mask", "median"), 2, " s"), f"{kept['peak_rss_mb']} MB"))
+    head = ("bundle", "backend", "frames/s, a sentence", "frames/s, a click", "PyTorch's time / ours", "second sentence / first",
+            "command to first mask", "peak memory")
+    return "\n".join((table(head, rows), "", f"On {where(results[0])}. \"PyTorch's time\": the same modules, eager, in the same "
+                      "process, alternating with ours (sentence / click). Peak memory is that of the benchmark's process, "
+                      f"PyTorch included. Every stage, sentences, objects, memory: [{LINK}]({LINK}).",
+                      *(("", line) if (line := nano_line(nano_measured)) else ())))
+
+
+def page(results: Sequence[Kept]) -> str:
+    """docs/benchmarks.md, whole."""
+    parts = ["# Benchmarks", "Made by `python -m benchmarks.report` from `benchmarks/results/cpu-*.json`; do not edit. Measured by",
+             "```\npython -m pytest benchmarks/ --benchmark-only --engine engines/ --benchmark-json out/bench.json\n"
+             "python -m benchmarks.report --add out/bench.json\n```",
+             "![Seconds by number of sentences and objects, and by stage](images/benchmarks.png)"]
+    for kept in results:
+        parts += [f"## {kept['bundle']}, {kept['machine']['backend']}",
+                  f"Precision {kept['precision']}, files `{kept['bundle_sha256']}`, {kept['date']}, {where(kept)}. `{kept['machine']['command']}`",
+                  *(part for make in (against_pytorch, sentences, objects, memory, start, stages) if (part := make(kept)))]
+    return "\n\n".join(parts) + "\n"
+
+
+def against_pytorch(kept: Kept) -> str:
+    rows = []
+    for name, what in (("test_sentence", "a sentence"), ("test_click", "a click")):
+        for case in cases(kept, name):
+            rows.append((what, "torch.compile" if case["compiled"] else "eager", case["frames"],
+                         number(_median(case["runtime_seconds"])), number(_median(case["pytorch_seconds"])),
+                         number(case["pytorch_over_runtime"], 3, "x"), number(case.get("worst_iou"), 5)))
+    return rows and "**Beside PyTorch**, alternating in one process. `IoU`: of the worst frame, where both had the same weights.\n\n" + table(
+        ("clip of", "PyTorch", "frames", "ours, s", "PyTorch, s", "ratio", "IoU"), rows)
+
+
+def sentences(kept: Kept) -> str:
+    rows = [(c["sentences"], number(c["median"]), number(c["per_sentence"]), number(c["frames_per_second"]))
+            for c in cases(kept, "test_sentences")]
+    note = second_over_first(kept)
+    return rows and ("**Sentences** on one window; what comes before the first adapter is shared"
+                     + (f": the second costs {number(note, 2)} of the first" if note else "") + ".\n\n") + table(
+        ("sentences", "s", "s per sentence", "frames/s"), rows)
+
+
+def objects(kept: Kept) -> str:
+    found = cases(kept, "test_objects")
+    alone = next((c for c in found if c["objects"] == 1), None)
+    rows = [(c["objects"], number(c["seconds_per_frame"]), number(c["seconds_of_objects"]), number(c["gflop_of_objects"]),
+             number(c["gflop_of_objects"] / alone["gflop_of_objects"] if alone else None),
+             number(c["seconds_of_objects"] / alone["seconds_of_objects"] if alone else None),
+             number(c.get("further_over_own"))) for c in found]
+    return rows and ("**Objects** of SAM 2, full memory. Own: memory attention, decoder and memory encoder. Last column: time of each "
+                     "further object over that of these stages for one.\n\n") + table(
+        ("objects", "s per frame", "s, own", "GFLOP, own", "arithmetic / one", "time / one", "further / own"), rows)
+
+
+def memory(kept: Kept) -> str:
+    rows = [[number(1000 * s) for s in c["seconds_by_frame"].values()] for c in cases(kept, "test_memory_fill")]
+    heads = [list(c["seconds_by_frame"]) for c in cases(kept, "test_memory_fill")]
+    return rows and "**Memory attention**, ms by frame number, while the memory fills.\n\n" + table(heads[0], rows)
+
+
+def start(kept: Kept) -> str:
+    rows = []
+    if (seconds := first(kept, "test_load", "median")) is not None:
+        rows.append((f"load, verify {number(first(kept, 'test_load', 'megabytes'))} MB, one frame", number(seconds), ""))
+    if (seconds := first(kept, "test_first_mask", "median")) is not None:
+        rows.append(("command to first mask", number(seconds), f"{first(kept, 'test_first_mask', 'peak_rss_of_command_mb')}"))
+    return rows and "**Start**\n\n" + table(("", "s", "peak memory, MB"), rows)
+
+
+def stages(kept: Kept) -> str:
+    rows = [(f"`{c['stage']}`", ", ".join(f"{k} {v}" for k, v in c["sizes"].items()), number(1000 * c["p50"]), number(1000 * c["p95"]),
+             number(c["gflop"]), number(c.get("gflops")), number(c.get("of_matmul_peak"), 2)) for c in cases(kept, "test_stage")]
+    return rows and "**Stages** alone. Peak: of a large float32 matrix product on the same machine.\n\n" + table(
+        ("stage", "sizes", "ms", "p95", "GFLOP", "GFLOP/s", "of peak"), rows)
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+# -- accuracy of nano, from `benchmarks.accuracy` ------------------------------------------------------------------------
+
+SCORES = ("", "n", "J", "F", "J&F", "95 %")
+
+
+def scored(name: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
+    low, high = row["interval"]
+    return name, row["n"], f"{row['J']:.3f}", f"{row['F']:.3f}", f"**{row['J&F']:.3f}**", f"{low:.3f} .. {high:.3f}"
+
+
+def change(row: Mapping[str, Any]) -> str:
+    """Paired difference against the first variant, with its interval."""
+    if not (paired := row.get("against_first")):
+        return ""
+    low, high = paired["interval"]
+    return f"{paired['difference']:+.3f} ({low:+.3f} .. {high:+.3f})"
+
+
+def accuracy(measured: Mapping[str, Any]) -> str:
+    """Every variant, then the first one by kind of sentence."""
+    variants = measured["variants"]
+    every = [(*scored(name, v["table"]["all"]), change(v)) for name, v in variants.items()]
+    first_name, one = next(iter(variants.items()))
+    kinds = [scored(kind, row) for kind, row in one["table"].items() if kind != "all" and row["n"]]
+    return "\n\n".join((
+        f"{measured['clips']} clips" + (f" of {', '.join(measured['kinds'])}" if measured.get("kinds") else "") + ":",
+        table((*SCORES, f"paired, against {first_name}"), every), f"By kind ({first_name}):", table(SCORES, kinds)))
+
+
+def nano(measured: Sequence[Mapping[str, Any]]) -> str:
+    """docs/nano.md's section."""
+    return "\n\n".join(accuracy(one) for one in measured)
+
+
+def nano_line(measured: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence for the README."""
+    if not measured:
+        return ""
+    variants = measured[0]["variants"]
+    said = [f"{name} {variants[name]['table']['all']['J&F']:.2f}" for name in ("text", "shuffled sentences", "click", "box")
+            if name in variants]
+    return f"nano on {measured[0]['clips']} unseen clips, J&F: {', '.join(said)} ([all of it](docs/nano.md))."

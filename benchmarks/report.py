@@ -82,11 +82,13 @@ def stale(results: list[dict[str, Any]], accuracy: list[dict[str, Any]]) -> list
     return [file.name for file, text in texts(results, accuracy).items() if not file.exists() or file.read_text() != text]
 
 
-def keep(files: Iterable[Path]) -> list[Path]:
+def keep(files: Iterable[Path], note: str | None = None) -> list[Path]:
+    """Condense files into `RESULTS`; `note` says what a reader must know of how they were measured."""
     written = []
     for file in files:
         for name, kept in condense(json.loads(file.read_text())).items():
             target = RESULTS / name
+            kept |= {"note": note} if note else {}
             target.write_text(json.dumps(merge(target, kept), indent=1) + "\n")
             written.append(target)
     return written
@@ -106,9 +108,10 @@ def merge(target: Path, kept: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description="tables and a plot from measurements")
     parser.add_argument("--add", type=Path, nargs="+", default=[], metavar="FILE", help="JSON of pytest-benchmark to keep")
+    parser.add_argument("--note", help="what a reader must know of the files of --add")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a text is stale")
     options = parser.parse_args()
-    for file in keep(options.add):
+    for file in keep(options.add, options.note):
         print(file)
     results, accuracy = load(), load_accuracy()
     if options.check:

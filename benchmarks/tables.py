@@ -51,12 +51,13 @@ def summary(results: Sequence[Kept], nano_measured: Sequence[Mapping[str, Any]] 
     for kept in results:
         sentence, click = (first(kept, name, "frames_per_second", compiled=False) for name in ("test_sentence", "test_click"))
         faster = [first(kept, name, "pytorch_over_runtime", compiled=False) for name in ("test_sentence", "test_click")]
-        rows.append((f"{kept['bundle']} ({kept['precision']})", kept["machine"]["backend"], number(sentence), number(click),
+        rows.append((f"{kept['bundle']} ({kept['precision']}){' *' * bool(kept.get('note'))}", kept["machine"]["backend"], number(sentence), number(click),
                      " / ".join(number(x, 3, "x") for x in faster if x is not None), number(second_over_first(kept), 2),
                      number(first(kept, "test_first_mask", "median"), 2, " s"), f"{kept['peak_rss_mb']} MB"))
     head = ("bundle", "backend", "frames/s, a sentence", "frames/s, a click", "PyTorch's time / ours", "second sentence / first",
             "command to first mask", "peak memory")
-    return "\n".join((table(head, rows), "", f"On {where(results[0])}. \"PyTorch's time\": the same modules, eager, in the same "
+    notes = sorted({kept["note"] for kept in results if kept.get("note")})
+    return "\n".join((table(head, rows), *(f"\n\\* {note}" for note in notes), "", f"On {where(results[0])}. \"PyTorch's time\": the same modules, eager, in the same "
                       "process, alternating with ours (sentence / click). Peak memory is that of the benchmark's process, "
                       f"PyTorch included. Every stage, sentences, objects, memory: [{LINK}]({LINK}).",
                       *(("", line) if (line := nano_line(nano_measured)) else ())))
@@ -70,7 +71,8 @@ def page(results: Sequence[Kept]) -> str:
              "![Seconds by number of sentences and objects, and by stage](images/benchmarks.png)"]
     for kept in results:
         parts += [f"## {kept['bundle']}, {kept['machine']['backend']}",
-                  f"Precision {kept['precision']}, files `{kept['bundle_sha256']}`, {kept['date']}, {where(kept)}. `{kept['machine']['command']}`",
+                  f"Precision {kept['precision']}, files `{kept['bundle_sha256']}`, {kept['date']}, {where(kept)}. `{kept['machine']['command']}`"
+                  + (f" **{kept['note']}**" if kept.get("note") else ""),
                   *(part for make in (against_pytorch, sentences, objects, memory, start, stages) if (part := make(kept)))]
     return "\n\n".join(parts) + "\n"
 

@@ -45,6 +45,12 @@ def test_condensed_figures_reach_the_tables(measured):
     assert "first mask" not in page  # not measured, not mentioned
 
 
+def test_a_note_is_shown_in_both_texts(measured):
+    kept = report.condense(measured)["cpu-toy-ort.json"] | {"note": "Beside other work."}
+    assert "| toy (fp32) * |" in tables.summary([kept]) and "\n\\* Beside other work.\n" in tables.summary([kept])
+    assert "**Beside other work.**" in tables.page([kept])
+
+
 def test_a_file_with_nothing_to_keep_is_refused(measured):
     with pytest.raises(ValueError, match="no case"):
         report.condense(measured | {"benchmarks": measured["benchmarks"][-1:]})

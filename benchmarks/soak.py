@@ -87,10 +87,15 @@ def run(life: Life, frames: int, every: int) -> Iterator[Sample]:
 
 
 def settle() -> None:
-    """Wait until the threads of the last video are gone; a decoder may take a moment. Those that stay are counted."""
-    end = time.monotonic() + 5
-    while threading.active_count() > 1 and time.monotonic() < end:
+    """Wait until the threads of the last video are gone; a decoder may take a moment. Those that stay are counted.
+
+    Threads of others may live beside: half a second in which none ends is the end of waiting.
+    """
+    count, since = threading.active_count(), time.monotonic()
+    while count > 1 and time.monotonic() < since + 0.5:
         time.sleep(0.01)
+        if threading.active_count() != count:
+            count, since = threading.active_count(), time.monotonic()
 
 
 def probe(engine: runtime.Engine) -> str:

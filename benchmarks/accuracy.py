@@ -113,16 +113,6 @@ def measure(engine: runtime.Engine, cases: list[Case], switches: Switches, progr
     return records
 
 
-def paired(base: list[Record], other: list[Record]) -> dict[str, float | int | list[float]] | None:
-    """J&F of `other` minus that of `base` on the same sentences, with its interval; None where they are not the same."""
-    keys = [[(r.clip, r.text, r.kind) for r in records] for records in (base, other)]
-    if keys[0] != keys[1]:
-        return None
-    differences = [b.jf - a.jf for a, b in zip(base, other)]
-    low, high = scores.interval(differences, [r.clip for r in base])
-    return {"n": len(base), "difference": round(float(np.mean(differences)), 4), "interval": [round(low, 4), round(high, 4)]}
-
-
 def _progress(text: str) -> None:
     if sys.stderr.isatty():
         print(f"\r{text}  ", end="", file=sys.stderr, flush=True)
@@ -177,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\n{name} ({time.perf_counter() - began:.0f} s)\n{scores.text(rows)}", flush=True)
         report["variants"][name] = {"table": rows, "records": scores.dump(records)}
         base = records if base is None else base
-        if records is not base and (change := paired(base, records)):
+        if records is not base and (change := scores.paired(base, records)):
             report["variants"][name]["against_first"] = change
             print("against the first variant: {difference:+.3f} ({interval[0]:+.3f} .. {interval[1]:+.3f})".format(**change))
         if args.json:  # after each variant, for all of them take long

@@ -22,14 +22,10 @@ def clip(frames: int, height: int = 360, width: int = 640) -> np.ndarray:
 
 def sentences(engine, count: int) -> list[runtime.Text]:
     settings = engine.bundle.manifest.settings.get("text")
-    if not settings or not follows_sentences(engine):
+    if not settings or not engine.can("open"):
         pytest.skip("this bundle follows no sentences")
     top = settings["vocabulary"]
     return [runtime.Text(tokens=[0, *(3 + (7 * i + 13 * j) % (top - 3) for j in range(6)), 2]) for i in range(count)]
-
-
-def follows_sentences(engine) -> bool:
-    return any(hasattr(network, "open") for network in engine.networks.values())
 
 
 def play(engine, prompts, frames) -> list[runtime.Result]:

@@ -7,7 +7,6 @@ from typing import Any, Callable
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from runtime.kernels import launch, plan, reference
 

@@ -19,6 +19,7 @@ from .bench_stages import arrays, sizes
 
 OBJECTS = (1, 2, 4, 8)
 OWN = ("memory_attention", "prompt_decoder", "prompt_memory_encoder")
+"""Stages that work per object."""
 FILL, TIMED = 9, 6
 """Frames until the memory is full, and frames that count."""
 
@@ -28,9 +29,8 @@ _one: dict[str, tuple[float, float]] = {}
 
 @pytest.mark.parametrize("count", OBJECTS)
 def test_objects(benchmark, info, loaded, bundle, count):
-    if not any(hasattr(network, "live") for network in loaded.networks.values()):
+    if not loaded.can("live"):
         pytest.skip("this bundle follows no clicks")
-    names = stages_of(loaded)
     frames = clip(FILL + TIMED)
     height, width = frames.shape[1:3]
     boxes = {i: runtime.Box([20 + 60 * i, 30, 110 + 60 * i, height - 40]) for i in range(count)}
@@ -40,38 +40,30 @@ def test_objects(benchmark, info, loaded, bundle, count):
         rest, own, whole = iter(frames[FILL:]), [], []
 
         def one() -> None:
-            before, start = spent(loaded, names), time.perf_counter()
+            before, start = spent(loaded), time.perf_counter()
             session.push(next(rest))
             whole.append(time.perf_counter() - start)
-            own.append(spent(loaded, names) - before)
+            own.append(spent(loaded) - before)
 
         benchmark.pedantic(one, rounds=TIMED)
     seconds, mine = float(np.median(whole)), float(np.median(own))
     if count == 1:
         _one[bundle.name] = seconds, mine
-    info(objects=count, seconds_per_frame=seconds, seconds_of_objects=mine, gflop_of_objects=gflop(bundle, names, count),
+    info(objects=count, seconds_per_frame=seconds, seconds_of_objects=mine, gflop_of_objects=gflop(bundle, count),
          peak_memory_slots=bundle.manifest.settings["sam2"]["memory"]["slots"])
     if count > 1 and bundle.name in _one:
         first, alone = _one[bundle.name]
         info(further_over_own=(seconds - first) / (count - 1) / alone)
 
 
-def stages_of(engine) -> list[str]:
-    """Names of the stages that work per object; a bundle for sentences and clicks has its own decoder for clicks."""
-    found = [name for name in engine.stages if name in OWN]
-    if "memory_attention" not in found or len(found) < 3:
-        raise LookupError(f"{engine.bundle.name} has other stages than expected: {', '.join(engine.stages)}")
-    return found
+def spent(engine) -> float:
+    return sum(engine.timings[name][1] for name in OWN)
 
 
-def spent(engine, names: list[str]) -> float:
-    return sum(engine.timings[name][1] for name in names)
-
-
-def gflop(bundle, names: list[str], objects: int) -> float:
+def gflop(bundle, objects: int) -> float:
     """Arithmetic of these stages for one frame with a full memory."""
     total = 0.0
-    for name in names:
+    for name in OWN:
         spec = bundle.manifest.stages[name]
         symbols = sizes(bundle, spec) | {"objects": objects}
         if "slots" in symbols:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import runtime
+from runtime.metrics import clip_jaccard
 
-from .bench_clip import clip, follows_sentences, play, sentences
+from .bench_clip import clip, play, sentences
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -97,7 +98,7 @@ def compare(benchmark, info, ours, theirs, frames: int, compiled: bool, options)
             masks = [mask for mask, *_ in theirs()]
         seconds["runtime"].append(middle - start)
         seconds["pytorch"].append(time.perf_counter() - middle)
-        overlap[:] = [iou(np.asarray(r.masks), mask) for r, mask in zip(results, masks, strict=True)]
+        overlap[:] = [clip_jaccard(np.asarray(r.masks), mask) for r, mask in zip(results, masks, strict=True)]
 
     warmup = int(options.rounds > 1)
     benchmark.pedantic(pair, rounds=options.rounds, warmup_rounds=warmup)
@@ -107,8 +108,3 @@ def compare(benchmark, info, ours, theirs, frames: int, compiled: bool, options)
          threads_of_pytorch=torch.get_num_threads())
     if options.checkpoint:
         info(worst_iou=min(overlap))
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> float:
-    union = (a | b).sum()
-    return 1.0 if not union else float((a & b).sum() / union)

@@ -30,6 +30,7 @@ from export.nano import scores
 from export.nano.scores import Record
 from runtime.backends import notes
 from runtime.bundle import Bundle, choose
+from runtime.metrics import clip_jaccard
 
 from .accuracy import Switches, sentences
 from .datasets import Case, nano
@@ -104,14 +105,8 @@ def measure(engines: Mapping[str, Any], case: Case, wanted: Sequence[str]) -> di
         records = [Record(case.name, text, kind, unseen, *scores.score(mask, truth)) for mask, truth, text, kind, unseen
                    in zip(masks, case.masks, case.texts, case.kinds, case.unseen, strict=True)]
         found[name] = {"records": [asdict(r) for r in records], "cpu_seconds": seconds,
-                       "iou": [iou(a, b) for a, b in zip(masks, plain, strict=True)]}
+                       "iou": [clip_jaccard(a, b) for a, b in zip(masks, plain, strict=True)]}
     return found
-
-
-def iou(got: np.ndarray, want: np.ndarray) -> float:
-    """IoU of one object's masks (T,H,W) over a clip; 1 if both are empty."""
-    either = int(np.logical_or(got, want).sum())
-    return int(np.logical_and(got, want).sum()) / either if either else 1.0
 
 
 def summary(clips: Mapping[str, Mapping[str, dict]], name: str) -> dict[str, Any]:
@@ -119,12 +114,11 @@ def summary(clips: Mapping[str, Mapping[str, dict]], name: str) -> dict[str, Any
     shared = [c for c in clips[name] if c in clips[REFERENCE]]
     mine = [Record(**r) for c in shared for r in clips[name][c]["records"]]
     plain = [Record(**r) for c in shared for r in clips[REFERENCE][c]["records"]]
+    change = scores.paired(plain, mine)
     gap = [a.jf - b.jf for a, b in zip(mine, plain, strict=True)]
     overlaps = [x for c in shared for x in clips[name][c]["iou"]]
-    low, high = scores.interval(gap, [r.clip for r in mine])
     ours, theirs = (sum(clips[n][c]["cpu_seconds"] for c in shared) for n in (name, REFERENCE))
-    return {**scores.line(mine), "difference": round(float(np.mean(gap)), 4),
-            "difference_interval": [round(low, 4), round(high, 4)],
+    return {**scores.line(mine), "difference": change["difference"], "difference_interval": change["interval"],
             "largest_difference": round(float(np.abs(gap).max()), 4),
             "iou_mean": round(float(np.mean(overlaps)), 4), "iou_least": round(min(overlaps), 4),
             "cpu_speed": round(theirs / ours, 2)}

@@ -32,7 +32,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 import runtime
-from runtime.errors import RuntimeFault, UserError
+from runtime.errors import RuntimeFault, UserError, fail
 from runtime.models.refersam import CornerUpsampler
 from runtime.pictures import read_picture
 from runtime.prompt import Text, Tokenizer
@@ -179,8 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             figures = evaluate(engine, load_references(options.data, options.split), options.images, options.at_input,
                                options.limit)
     except RuntimeFault as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return fail(error)
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
     return 0
 

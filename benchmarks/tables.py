@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 Kept = Mapping[str, Any]
@@ -82,7 +83,7 @@ def against_pytorch(kept: Kept) -> str:
     for name, what in (("test_sentence", "a sentence"), ("test_click", "a click")):
         for case in cases(kept, name):
             rows.append((what, "torch.compile" if case["compiled"] else "eager", case["frames"],
-                         number(_median(case["runtime_seconds"])), number(_median(case["pytorch_seconds"])),
+                         number(median(case["runtime_seconds"])), number(median(case["pytorch_seconds"])),
                          number(case["pytorch_over_runtime"], 3, "x"), number(case.get("worst_iou"), 5)))
     return rows and "**Beside PyTorch**, alternating in one process. `IoU`: of the worst frame, where both had the same weights.\n\n" + table(
         ("clip of", "PyTorch", "frames", "ours, s", "PyTorch, s", "ratio", "IoU"), rows)
@@ -129,12 +130,6 @@ def stages(kept: Kept) -> str:
              number(c["gflop"]), number(c.get("gflops")), number(c.get("of_matmul_peak"), 2)) for c in cases(kept, "test_stage")]
     return rows and "**Stages** alone. Peak: of a large float32 matrix product on the same machine.\n\n" + table(
         ("stage", "sizes", "ms", "p95", "GFLOP", "GFLOP/s", "of peak"), rows)
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 # -- accuracy of nano, from `benchmarks.accuracy` ------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.demo import CLIP, MASKS, SENTENCES, Demo
-from runtime.errors import RuntimeFault, UserError
+from runtime.errors import RuntimeFault, UserError, fail
 
 from .models import MODELS
 
@@ -61,8 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _export(options)
         return 0
     except RuntimeFault as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return fail(error)
     except KeyboardInterrupt:
         print("stopped; nothing was published", file=sys.stderr)
         return 130

@@ -20,7 +20,7 @@ from typing import Any
 from runtime import engine_files
 from runtime.bundle import Bundle, choose
 from runtime.engine_files import FOLDER, Built
-from runtime.errors import BackendError, RuntimeFault, UserError
+from runtime.errors import BackendError, RuntimeFault, UserError, fail
 from runtime.spec import Manifest, StageSpec
 
 FORMS = ("trt", "default")
@@ -241,11 +241,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         build_bundle(bundle, Library(options.backend), parse_targets(options.target), options.stage)
         return 0
     except OSError as error:
-        print(f"error: cannot write into {options.bundle} ({error.strerror or error})", file=sys.stderr)
-        return 1
+        return fail(RuntimeFault(f"cannot write into {options.bundle} ({error.strerror or error})"))
     except RuntimeFault as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return fail(error)
 
 
 if __name__ == "__main__":

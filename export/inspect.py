@@ -18,7 +18,7 @@ from typing import Any
 
 from runtime.backends import create
 from runtime.bundle import Bundle, choose
-from runtime.errors import RuntimeFault, UserError
+from runtime.errors import RuntimeFault, UserError, fail
 
 TYPES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16",
          "bfloat16": "bfloat16", "int8": "int8", "fp8": "float8", "int32": "int32", "int64": "int64", "bool": "bool"}
@@ -130,11 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                        options.layers)
         return 0
     except OSError as error:
-        print(f"error: cannot write into {options.out} ({error.strerror or error})", file=sys.stderr)
-        return 1
+        return fail(RuntimeFault(f"cannot write into {options.out} ({error.strerror or error})"))
     except RuntimeFault as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return fail(error)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.cubin import FOLDER, FORMAT, INDEX, Entry
-from runtime.errors import RuntimeFault, UserError
+from runtime.errors import RuntimeFault, UserError, fail
 from runtime.kernels import plan, reference
 from runtime.spec import Manifest
 
@@ -168,8 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         compile_bundle(options.bundle, [int(name) for name in names])
         return 0
     except RuntimeFault as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return fail(error)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from runtime.backends import Backend, create
 from runtime.bundle import Bundle, choose
 from runtime.cuts import CutStage
 from runtime.engine import Engine
-from runtime.errors import RuntimeFault, UserError
+from runtime.errors import RuntimeFault, fail
 from runtime.spec import StageSpec
 
 from .clips import clip_results, save_clip
@@ -317,8 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n".join([runs_summary(runs.rows), *hints(runs, bundle.folder, options.backend)]))
         require(rows, clip)
     except RuntimeFault as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return fail(error)
     return 0
 
 

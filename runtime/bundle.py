@@ -51,8 +51,8 @@ class Bundle:
 
     def load_stages(self, backend: Backend, without: Collection[str] = ()) -> dict[str, Stage]:
         """Load every whole stage but those named in the form that the backend prefers."""
-        return {name: self.load_stage(backend, name) for name in self.manifest.stages
-                if name not in self.parts and name not in without}
+        left_out = {*self.parts, *without}
+        return {name: self.load_stage(backend, name) for name in self.manifest.stages if name not in left_out}
 
     def load_stage(self, backend: Backend, name: str) -> Stage:
         """Load one stage in the form that the backend prefers. Raises BundleError."""

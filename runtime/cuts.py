@@ -19,7 +19,7 @@ from .arrays import DeviceArray
 from .bundle import Bundle
 from .cubin import Bound, Kernels
 from .errors import BundleError
-from .spec import StageSpec, TensorSpec
+from .spec import StageSpec
 
 BOUND = 512
 """Most packed launches that a stage keeps: one per address of the memory, number of slots, pointers and layer."""

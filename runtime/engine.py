@@ -119,6 +119,10 @@ class Engine:
         raise UserError(f"the bundle {self.bundle.name} ({self.bundle.manifest.model}) cannot {words}; "
                         f"choose another one with model= or --model")
 
+    def can(self, ability: str) -> bool:
+        """Whether `network(ability, ...)` would find one: `open` for sentences, `live` and `video` for clicks, `refer`."""
+        return any(hasattr(network, ability) for network in self.networks.values())
+
     def step(self) -> list[Result]:
         """Run every session that has a complete clip waiting (see `Session.put`), in the order of their opening."""
         return [result for session in self._sessions if session.ready for result in session.advance()]

@@ -6,6 +6,7 @@ code 2 (the caller's mistake) and every other `RuntimeFault` into exit code 1 (o
 
 from __future__ import annotations
 
+import sys
 
 LONGEST = 1000
 """Characters of a message. Of a longer one, which repeats what it was given, the middle is left out."""
@@ -39,6 +40,12 @@ class VideoError(UserError):
 
 class BackendError(UserError):
     """The backend that was asked for is not installed or cannot run this bundle on this machine."""
+
+
+def fail(error: RuntimeFault) -> int:
+    """Tell a command's user; returns the command's exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    return 2 if isinstance(error, UserError) else 1
 
 
 def one_line(text: str) -> str:

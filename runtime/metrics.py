@@ -23,6 +23,11 @@ def jaccard(pred: np.ndarray, gt: np.ndarray) -> np.ndarray | float:
     return float(score) if score.ndim == 0 else score
 
 
+def clip_jaccard(pred: np.ndarray, gt: np.ndarray) -> float:
+    """J of one object over all frames of a clip at once, masks (T, H, W), bool. Empty on empty is 1."""
+    return float(jaccard(pred.reshape(1, -1), gt.reshape(1, -1)))
+
+
 def boundary_f(pred: np.ndarray, gt: np.ndarray, bound: float = BOUND) -> np.ndarray | float:
     """F of masks (..., H, W), bool: a float for one pair, else an array of the leading shape. Empty on empty is 1.
 

@@ -23,7 +23,8 @@ from .backends import ON_TRIAL, create, notes
 from .bundle import Bundle, choose
 from .demo import Demo
 from .engine import Engine
-from .errors import RuntimeFault, UserError
+from .errors import RuntimeFault, UserError, fail
+from .metrics import clip_jaccard
 from .prompt import Text
 
 LIMITS = {"fp32": (1e-4, 0.999), "fp16": (5e-3, 0.99), "int8": (5e-3, 0.99)}
@@ -84,7 +85,7 @@ def run(bundle: Bundle, backend: str, threads: int | None = None, repeats: int =
     want, looked = masks_of(reference, frames)
     rows = tuple(_compare(r, other.stages[name].stage, repeats, clock) for name, r in recorders.items() if r.calls)
     error = max(row.error for row in rows)
-    iou = min(_iou(a, b) for a, b in zip(want, masks_of(other, frames)[0], strict=True))
+    iou = min(clip_jaccard(a, b) for a, b in zip(want, masks_of(other, frames)[0], strict=True))
     unreached = tuple(name for name, r in recorders.items() if not r.calls)
     most, least = LIMITS.get(bundle.manifest.precision, LIMITS["fp32"])
     note = notes.Note(
@@ -127,12 +128,6 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(b)), FLOOR * len(b) ** 0.5, 1e-30)
 
 
-def _iou(got: np.ndarray, want: np.ndarray) -> float:
-    """IoU of one object's masks (T,H,W) over the clip; 1 if both are empty."""
-    either = int(np.logical_or(got, want).sum())
-    return int(np.logical_and(got, want).sum()) / either if either else 1.0
-
-
 # -- the clip ----------------------------------------------------------------------------------------------------------
 
 def masks_of(engine: Engine, frames: int) -> tuple[list[np.ndarray], int]:
@@ -140,7 +135,7 @@ def masks_of(engine: Engine, frames: int) -> tuple[list[np.ndarray], int]:
     found: list[np.ndarray] = []
     looked = 0
     for ability, ask in ABILITIES.items():
-        if any(hasattr(network, ability) for network in engine.networks.values()):
+        if engine.can(ability):
             masks = ask(engine, film(engine.bundle, frames))  # (T,N,H,W)
             looked += len(masks)
             found += list(masks.swapaxes(0, 1))
@@ -238,8 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         objection = trial.note.objection()
         print(f"auto will {'keep to ONNX Runtime: ' + objection if objection else 'take ' + options.backend} ({path})")
     except RuntimeFault as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return fail(error)
     return 0
 
 

@@ -176,10 +176,10 @@ def test_paired_differences():
     def records(*values, clip="a"):
         return [Record(clip, str(i), "noun", False, v, v) for i, v in enumerate(values)]
 
-    change = accuracy.paired(records(0.5, 0.5), records(0.25, 0.5))
+    change = scores.paired(records(0.5, 0.5), records(0.25, 0.5))
     assert change == {"n": 2, "difference": -0.125, "interval": [-0.125, -0.125]}
-    assert accuracy.paired(records(0.5), records(0.5, 0.6)) is None
-    assert accuracy.paired(records(0.5), records(0.5, clip="b")) is None
+    assert scores.paired(records(0.5), records(0.5, 0.6)) is None
+    assert scores.paired(records(0.5), records(0.5, clip="b")) is None
 
 
 def test_clips_of_chosen_kinds(monkeypatch):

@@ -53,12 +53,15 @@ def damaged(draw, name):
     return data
 
 
+def _skip_without_libraries(name):
+    needed = {"checkpoint": "torch", "tokenizer": "torch", "manifest": "onnx"}.get(name)
+    if needed:
+        pytest.importorskip(needed)
+
+
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_damaged_inputs(name):
-    if name in ("checkpoint", "tokenizer"):
-        pytest.importorskip("torch")
-    if name == "manifest":
-        pytest.importorskip("onnx")
+    _skip_without_libraries(name)
     chosen = target(name)
 
     @settings(QUICK, max_examples=EXAMPLES[name])
@@ -72,10 +75,7 @@ def test_damaged_inputs(name):
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_good_inputs_are_taken(name):
     """Else everything might be refused at the door and the mutations test nothing."""
-    if name in ("checkpoint", "tokenizer"):
-        pytest.importorskip("torch")
-    if name == "manifest":
-        pytest.importorskip("onnx")
+    _skip_without_libraries(name)
     outcomes = [target(name)(seed) for seed in target(name).seeds()]
     assert outcomes.count("taken") >= 4
 

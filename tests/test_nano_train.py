@@ -192,8 +192,8 @@ def test_overheard_attention_is_in_place(toy_network):
             encode(toy_network, pictures(1, 6), tokens, None, 2)
     finally:
         del adapter.selective
-    output, loss = listener.take(owners, 2)
-    assert torch.equal(output, torch.cat(kept, 1).flatten(2, 3)) and loss["follow"] > 0
+    output, heard = listener.take()
+    assert torch.equal(output, torch.cat(kept, 1).flatten(2, 3)) and listener.follow(heard, owners, 2) > 0
     assert not listener.said and not listener.heard
 
 

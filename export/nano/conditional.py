@@ -23,8 +23,9 @@ from ..models.samwise import Samwise
 from . import tokenizer
 from .data import Stream, sample
 from .evaluate import load
-from .losses import decision_labels
+from .losses import labels_of
 from .network import Policy, encode, normalize, track
+from .train import write
 from .world import World
 
 STREAM = Stream("late", 16, 1, 2, kinds=("later", "earlier"))
@@ -59,11 +60,7 @@ def gather(model: Samwise, clips: int, world: World, first: int = FIRST) -> Deci
             truth = torch.stack([torch.from_numpy(clip.owners == owner) for owner, _, _ in said])
             encoded = encode(model, normalize(torch.from_numpy(clip.frames)[None]), tokens, mask, len(said))
             tracked = track(model, encoded, Policy(conditional=True, every=1, decide_all=True))
-            for t, _, other in tracked.decisions:
-                side = tracked.logits.shape[-1]
-                small = F.interpolate(truth[:, t, None].float(), size=(side, side), mode="area")[:, 0] > 0.5
-                with_memory = (tracked.logits[:, t] > 0) & (tracked.score[:, t, None, None] > 0)
-                labels.append(decision_labels(with_memory, other > 0, small))
+            labels.append(labels_of(tracked, truth))
     finally:
         hook.remove()
     pointers, early, known = (torch.cat(x) for x in ([p for p, _ in asked], [e for _, e in asked], labels))
@@ -108,7 +105,7 @@ def main() -> None:
     data = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
     trained = model.state_dict()
     data["model"] = {name: trained[name].to(value.dtype) for name, value in data["model"].items()}
-    torch.save(data, args.out or args.checkpoint)
+    write(data, args.out or args.checkpoint)
 
 
 if __name__ == "__main__":

@@ -117,20 +117,21 @@ class Overheard:
             self.heard.append(args[0])
             self.said.append(output)
 
-    def take(self, owners_btii: Tensor, every: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The output (O,T,N,C) for the clip that was encoded last, and the loss of `follow_loss` for its attention.
-
-        `owners_btii` (B,T,I,I) uint8; one in `every` of the O is enough for the loss.
-        """
+    def take(self) -> tuple[Tensor, list[Tensor]]:
+        """The output (O,T,N,C) for the clip that was encoded last, and the input of each window (O*patches,T*side*side,C)."""
         output = torch.cat([from_patches(x, self.patch, self.side, self.side).flatten(2, 3) for x in self.said], 1)
+        heard, self.heard, self.said = self.heard, [], []
+        return output, heard
+
+    def follow(self, heard: list[Tensor], owners_btii: Tensor, every: int) -> Tensor:
+        """`follow_loss` of what `take` gave, mean of its windows. `owners_btii` (B,T,I,I) uint8; one in `every` of the O is
+        enough."""
         cells = cells_of(owners_btii.flatten(0, 1), self.side ** 2).view(*owners_btii.shape[:2], self.side, self.side, 1)
-        frames = [x.shape[1] // self.patch ** 2 for x in self.heard]
-        losses = []
-        for x, part in zip(self.heard, cells.split(frames, 1)):
-            x = x.unflatten(0, (len(output), -1))[::every].flatten(0, 1)
+        frames, losses = [x.shape[1] // self.patch ** 2 for x in heard], []
+        for x, part in zip(heard, cells.split(frames, 1)):
+            x = x.unflatten(0, (every * len(owners_btii), -1))[::every].flatten(0, 1)
             losses.append(follow_loss(self.attention, x, to_patches(part, self.patch).flatten(1), part.shape[1]))
-        self.heard, self.said = [], []
-        return output, {"follow": sum(losses) / len(losses)}
+        return sum(losses) / len(losses)
 
 
 def follow_loss(attention: PackedAttention, x_bnc: Tensor, owners_bn: Tensor, frames: int) -> Tensor:

@@ -71,18 +71,22 @@ def decision_labels(with_memory: Tensor, without: Tensor, truth: Tensor) -> Tens
     return torch.where((b.sum(1) == 0) | (gt.sum(1) == 0), -1, label)
 
 
+def labels_of(tracked: Tracked, truth: Tensor) -> Tensor:
+    """`decision_labels` of all decisions asked in a clip, at least one, in their order: (decisions*O)."""
+    side, labels = tracked.logits.shape[-1], []
+    for t, _, other in tracked.decisions:
+        small = F.interpolate(truth[:, t, None].float(), size=(side, side), mode="area")[:, 0] > 0.5
+        with_memory = (tracked.logits[:, t] > 0) & (tracked.score[:, t, None, None] > 0)
+        labels.append(decision_labels(with_memory, other > 0, small))
+    return torch.cat(labels)
+
+
 def decision_loss(tracked: Tracked, truth: Tensor) -> Tensor | None:
     """Cross-entropy over all decisions asked in the clip, switching weighted twice as in the reference; None if none was."""
     if not tracked.decisions:
         return None
-    side = tracked.logits.shape[-1]
-    scores, labels = [], []
-    for t, decision, other in tracked.decisions:
-        small = F.interpolate(truth[:, t, None].float(), size=(side, side), mode="area")[:, 0] > 0.5
-        with_memory = (tracked.logits[:, t] > 0) & (tracked.score[:, t, None, None] > 0)
-        scores.append(decision.float())
-        labels.append(decision_labels(with_memory, other > 0, small))
-    label = torch.cat(labels)
+    scores = [decision.float() for _, decision, _ in tracked.decisions]
+    label = labels_of(tracked, truth)
     weight = torch.where(label == 1, 2.0, 1.0) * (label >= 0)
     loss = F.cross_entropy(torch.cat(scores), label.clamp(min=0), reduction="none")
     return (loss * weight).sum() / weight.sum().clamp(min=1)

@@ -54,6 +54,15 @@ def line(records: Sequence[Record]) -> dict[str, float | int | list[float]]:
             "interval": [round(low, 4), round(high, 4)]}
 
 
+def paired(base: Sequence[Record], other: Sequence[Record]) -> dict[str, float | int | list[float]] | None:
+    """J&F of `other` minus that of `base` on the same sentences, with its interval; None where they are not the same."""
+    if [(r.clip, r.text, r.kind) for r in base] != [(r.clip, r.text, r.kind) for r in other]:
+        return None
+    differences = [b.jf - a.jf for a, b in zip(base, other)]
+    low, high = interval(differences, [r.clip for r in base])
+    return {"n": len(base), "difference": round(float(np.mean(differences)), 4), "interval": [round(low, 4), round(high, 4)]}
+
+
 def table(records: Iterable[Record]) -> dict[str, dict]:
     """Lines for all, each kind, and seen and unseen pairs of noun and attribute."""
     records = list(records)

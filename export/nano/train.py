@@ -4,8 +4,8 @@
     python -m export.nano.train                                     # what ships: two CPU cores, two hours
     python -m export.nano.train --size large --out build/nano/large --total-minutes 17                        # one GPU
 
-On a CPU one process per core trains, and they average their gradients. Training time is the budget: the learning rate and the mix of batches follow the part of `--total-minutes` that is spent,
-over all calls that resume from `--out`. `--minutes` ends this call earlier. Every minute `last.pth` (weights, averages,
+On a CPU several processes train together (`--processes`) and average their gradients. Training time is the budget: the learning
+rate and the mix of batches follow the part of `--total-minutes` that is spent, over all calls that resume from `--out`. `--minutes` ends this call earlier. Every minute `last.pth` (weights, averages,
 optimizer, counters) is replaced; `log.jsonl` has one line per report; at the end `nano.pth` holds the averaged weights in the
 layout of official checkpoints, {'model', 'config'}.
 """
@@ -172,9 +172,10 @@ class Trainer:
                  "looks": self._look(batch, clip.shared, owners, "shared"),
                  "fused": self._look(batch, clip.embedding[::batch.stream.sentences], owners, "fused"),
                  "told": self.heads["told"](clip.embedding.flatten(0, 1), truth.flatten(0, 1))}
-        said, follow = self.overheard.take(owners, batch.stream.sentences)
+        said, heard = self.overheard.take()
         if batch.stream.frames > 1:
-            parts["speed"] = self._speed(batch, said, owners) | follow
+            follow = self.overheard.follow(heard, owners, batch.stream.sentences)
+            parts["speed"] = self._speed(batch, said, owners) | {"follow": follow}
         if batch.stream.frames == 1 or not batch.stream.memory or self.draw.random() < 0.3 * (1 - min(1.0, 2 * self.fraction())):
             return parts
         # a switch that the decision asks for changes what is remembered in half of the later batches, as it will in use

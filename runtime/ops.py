@@ -10,6 +10,7 @@ antialiased `Resize` of a float tensor, and PyTorch's `interpolate(mode="bilinea
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -226,3 +227,8 @@ def boxes_and_areas(masks_nhw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def pack_mask(mask_hw: np.ndarray) -> np.ndarray:
     """Eight pixels per byte, row-major, first pixel in the highest bit: ceil(H * W / 8) uint8, `np.packbits` order."""
     return np.packbits(mask_hw, axis=None)
+
+
+def probability(score: np.ndarray | Sequence[float]) -> np.ndarray:
+    """Sigmoid of presence logits, float32."""
+    return (1.0 / (1.0 + np.exp(-np.clip(np.asarray(score, np.float64), -500, 500)))).astype(np.float32)

@@ -101,7 +101,7 @@ class Session:
         if masks is None:
             masks = self._upsampler.masks(decoded.low_res_logits)
             boxes = ops.boxes_and_areas(masks)[0].astype(np.float32)
-        return Result(index, self.object_ids, masks, _sigmoid(score), score, boxes,
+        return Result(index, self.object_ids, masks, ops.probability(score), score, boxes,
                       decoded.low_res_logits if self._logits else None)
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -148,7 +148,3 @@ class Session:
             raise VideoError(f"frame {self._frames + self._waiting}: is on a GPU, and this session takes frames from the "
                              "host; load the engine with a CUDA backend and kernels='on', or copy the frame")
         return foreign.device_array(frame, self._engine.backend.device)
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return (1.0 / (1.0 + np.exp(-x.astype(np.float64)))).astype(np.float32)

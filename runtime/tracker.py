@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -139,7 +139,7 @@ class Tracker:
             scores[i] = ABSENT if outcome is None else outcome.score
         masks = self._masks(low_res)
         boxes = ops.boxes_and_areas(masks)[0].astype(np.float32)
-        return Result(frame, tuple(shown), masks, probability(scores), scores, boxes, low_res if self._logits else None)
+        return Result(frame, tuple(shown), masks, ops.probability(scores), scores, boxes, low_res if self._logits else None)
 
     def _masks(self, low_res: np.ndarray) -> np.ndarray:
         if not self._options.non_overlap_masks or len(low_res) < 2:
@@ -176,8 +176,3 @@ def whole(value: Any, name: str, low: int, high: int) -> int:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not low <= value <= high:
         raise PromptError(f"{name} {value!r} is outside the video; give a whole number in {low}..{high}")
     return int(value)
-
-
-def probability(score: np.ndarray | Sequence[float]) -> np.ndarray:
-    """Sigmoid of presence logits, float32."""
-    return (1.0 / (1.0 + np.exp(-np.clip(np.asarray(score, np.float64), -500, 500)))).astype(np.float32)

@@ -88,3 +88,8 @@ def test_boxes_areas_and_packing():
     assert boxes.tolist() == [[3, 2, 9, 5], [0, 0, 0, 0], [0, 6, 1, 7]] and areas.tolist() == [18, 0, 1]
     packed = ops.pack_mask(masks[0])
     np.testing.assert_array_equal(np.unpackbits(packed)[:63].reshape(7, 9).astype(bool), masks[0])
+
+
+def test_probability_of_any_logit():
+    with np.errstate(over="raise"):
+        np.testing.assert_allclose(ops.probability(np.float32([-1e4, -1, 0, 1, 1e4])), [0, 0.2689414, 0.5, 0.7310586, 1], atol=1e-7)

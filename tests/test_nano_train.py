@@ -13,6 +13,7 @@ from export.nano.data import LOOKS, NOBODY, USUAL, Loader, Stream, looks, sample
 from export.nano.heads import Overheard, SpeedHead, ToldHead, follow_loss
 from export.nano.optimizer import Both, cost
 from export.nano.peers import Peers
+from export.nano.recipes import Recipe
 from export.nano.evaluate import Options, evaluate, load
 from export.nano.network import Policy, encode, memoryless, track
 from export.nano.sprites import placeholder
@@ -291,7 +292,7 @@ def test_peers_step_like_one_process_with_their_mean_gradient():
 def test_a_run_trains_resumes_and_exports(tmp_path, monkeypatch):
     every = (Stream("image", 1, 2, 2), Stream("clip", 3, 1, 1), Stream("visual", 2, 1, 1, visual=True),
              Stream("look", 1, 2, 0, visual=True))
-    recipe = train.Recipe(every, ((0.0, (0.25,) * 4), (1.0, (0.25,) * 4)))
+    recipe = Recipe(every, ((0.0, (0.25,) * 4), (1.0, (0.25,) * 4)))
     monkeypatch.setitem(train.RECIPES, "small", recipe)
     settings = train.Settings(out=tmp_path, total_minutes=60, processes=2, device="cpu", report=2, validation_clips=1, warmup=2)
     train.launch(settings, 4, placeholder())

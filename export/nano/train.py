@@ -5,7 +5,8 @@
     python -m export.nano.train --size large --out build/nano/large --total-minutes 17                        # one GPU
 
 On a CPU several processes train together (`--processes`) and average their gradients. Training time is the budget: the learning
-rate and the mix of batches follow the part of `--total-minutes` that is spent, over all calls that resume from `--out`. `--minutes` ends this call earlier. Every minute `last.pth` (weights, averages,
+rate and the mix of batches follow the part of `--total-minutes` that is spent, over all calls that resume from `--out`.
+`--minutes` ends this call earlier. Every minute `last.pth` (weights, averages,
 optimizer, counters) is replaced; `log.jsonl` has one line per report; at the end `nano.pth` holds the averaged weights in the
 layout of official checkpoints, {'model', 'config'}.
 """
@@ -26,44 +27,16 @@ from torch import Tensor
 
 from ..layers.positions import sine_grid
 from ..models.samwise import Samwise
-from . import losses, prompts, scores, sprites
+from . import losses, scores, sprites
 from .config import SIZES, nano_config, to_dict
 from .data import Batch, Loader, Stream
 from .evaluate import Options, clips_of, evaluate
-from .heads import Overheard, heads_of
-from .network import Policy, encode, memoryless, normalize, track
+from .heads import heads_of
+from .lessons import Lessons
 from .optimizer import Both, cost
 from .peers import Peers, keep_memory
-from .puzzles import MOVING
+from .recipes import RECIPES
 from .world import World
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What a size of network is fed. `mix`: part of the steps per stream at the given part of the budget; between two rows
-    the mix changes linearly."""
-
-    streams: tuple[Stream, ...]
-    mix: tuple[tuple[float, tuple[float, ...]], ...]
-
-
-RECIPES = {
-    # batches per process
-    "small": Recipe(
-        (Stream("image", 1, 5, 4), Stream("clip", 8, 1, 4), Stream("long12", 12, 1, 3), Stream("visual", 8, 1, 6, visual=True),
-         Stream("visual_image", 1, 6, 8, visual=True), Stream("look", 1, 12, 0, visual=True),
-         Stream("moves", 8, 2, 2, kinds=MOVING, memory=False),
-         # what begins in the second window: the first one's memory is of the wrong object, and must be given up
-         Stream("turns", 16, 1, 2, kinds=("later", "earlier"))),
-        ((0.0, (0.38, 0.0, 0.0, 0.0, 0.14, 0.48, 0.0, 0.0)), (0.05, (0.38, 0.05, 0.0, 0.02, 0.16, 0.29, 0.10, 0.0)),
-         (0.1, (0.25, 0.15, 0.0, 0.10, 0.16, 0.10, 0.24, 0.0)), (0.2, (0.18, 0.22, 0.02, 0.18, 0.12, 0.03, 0.25, 0.0)),
-         (0.5, (0.15, 0.27, 0.05, 0.25, 0.10, 0.01, 0.13, 0.04)), (1.0, (0.12, 0.35, 0.10, 0.28, 0.05, 0.0, 0.04, 0.06)))),
-    "large": Recipe(
-        (Stream("image", 1, 128, 5), Stream("clip", 8, 32, 3), Stream("long16", 16, 20, 2), Stream("long12", 12, 24, 2),
-         Stream("visual", 8, 24, 2, visual=True), Stream("visual_image", 1, 128, 2, visual=True)),
-        ((0.0, (0.75, 0.0, 0.0, 0.0, 0.0, 0.25)), (0.06, (0.75, 0.10, 0.0, 0.0, 0.0, 0.15)),
-         (0.18, (0.40, 0.44, 0.0, 0.0, 0.08, 0.08)), (0.4, (0.18, 0.52, 0.08, 0.06, 0.13, 0.03)),
-         (1.0, (0.10, 0.42, 0.20, 0.12, 0.14, 0.02)))),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +79,7 @@ class Trainer:
         self.gpu = self.device.type == "cuda"
         self.half = True
         recipe, self.config = RECIPES[settings.size], nano_config(settings.size)
-        self.mix = recipe.mix
+        self.recipe = recipe
         self.streams = [replace(x, clips=max(1, round(x.clips * settings.scale))) for x in recipe.streams]
         # the workers fork before the device is touched
         self.loader = Loader(self.streams, settings.workers, ahead=6 if self.gpu else 2, size=self.config.sam.image_size,
@@ -114,7 +87,6 @@ class Trainer:
         self.model = Samwise(self.config).to(self.device)
         initialize(self.model)
         self.heads = heads_of(self.config).to(self.device)
-        self.overheard = Overheard(self.model)
         named = [*self.model.named_parameters(), *self.heads.named_parameters()]
         self.parameters = [p for _, p in named]
         self.owned = self.peers.share(self.parameters, [cost(name, p) for name, p in named])
@@ -127,6 +99,7 @@ class Trainer:
         self.step, self.spent, self.taken = 0, 0.0, dict.fromkeys((x.name for x in self.streams), 0)
         self.random = torch.Generator(device=self.device).manual_seed(settings.seed + 1000 * self.peers.rank)
         self.draw = np.random.default_rng(settings.seed)
+        self.lessons = Lessons(self.model, self.heads, self.random, self.draw)
         self.clips: list = []
         self.pending: list[dict[str, Tensor]] = []
         settings.out.mkdir(parents=True, exist_ok=True)
@@ -137,13 +110,10 @@ class Trainer:
 
     def learn(self, batch: Batch) -> None:
         """One optimizer step on one batch."""
-        owners = torch.from_numpy(batch.owners).to(self.device, non_blocking=True)
-        frames = torch.from_numpy(batch.frames).to(self.device, non_blocking=True)
-        targets = torch.from_numpy(batch.targets).to(self.device)
-        truth = losses.ground_truth(owners, targets)
         began = time.monotonic()
+        self.lessons.fraction = self.fraction()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            parts = self._visual(batch, frames, owners, truth) if batch.stream.visual else self._sentences(batch, frames, truth)
+            parts = self.lessons.of(batch)
             loss = sum(losses.total(part) for part in parts.values())
         for p in self.parameters:
             p.grad = None
@@ -160,68 +130,6 @@ class Trainer:
             parts["time"] = {"_ms": torch.tensor(1000 * (time.monotonic() - began))}
         self.pending.append({f"{batch.stream.name}.{part}.{name}": value.detach() for part, values in parts.items()
                              for name, value in values.items()} | {"norm": norm})
-
-    def _sentences(self, batch: Batch, frames: Tensor, truth: Tensor) -> dict[str, dict[str, Tensor]]:
-        tokens, mask = (torch.from_numpy(x).to(self.device) for x in (batch.tokens, batch.token_mask))
-        owners = torch.from_numpy(batch.owners).to(self.device)
-        clip = encode(self.model, normalize(frames), tokens, mask, batch.stream.sentences)
-        shape = clip.embedding.shape[:2]
-        alone = memoryless(self.model, clip)
-        parts = {"alone": losses.frame_losses(alone.low_res_logits.unflatten(0, shape), alone.iou.unflatten(0, shape),
-                                              alone.score.unflatten(0, shape), truth),
-                 "looks": self._look(batch, clip.shared, owners, "shared"),
-                 "fused": self._look(batch, clip.embedding[::batch.stream.sentences], owners, "fused"),
-                 "told": self.heads["told"](clip.embedding.flatten(0, 1), truth.flatten(0, 1))}
-        said, heard = self.overheard.take()
-        if batch.stream.frames > 1:
-            follow = self.overheard.follow(heard, owners, batch.stream.sentences)
-            parts["speed"] = self._speed(batch, said, owners) | {"follow": follow}
-        if batch.stream.frames == 1 or not batch.stream.memory or self.draw.random() < 0.3 * (1 - min(1.0, 2 * self.fraction())):
-            return parts
-        # a switch that the decision asks for changes what is remembered in half of the later batches, as it will in use
-        acts = self.fraction() > 0.6 and self.draw.random() < 0.5
-        tracked = track(self.model, clip, Policy(conditional=True, decide_all=not acts), teach=self._teach(truth))
-        parts["tracked"] = losses.frame_losses(tracked.logits, tracked.iou, tracked.score, truth)
-        decision = losses.decision_loss(tracked, truth)
-        if decision is not None:
-            parts["tracked"]["cme"] = decision
-        return parts
-
-    def _teach(self, truth: Tensor, more: float = 0.0) -> Tensor:
-        """Ground truth to remember instead of the own mask, for a part of the objects that shrinks with time; -1 elsewhere."""
-        part = (0.4 + more) * (1 - self.fraction()) + 0.1 + more / 2
-        chosen = torch.rand(len(truth), device=self.device, generator=self.random) < part
-        return torch.where(chosen[:, None, None, None], truth.to(torch.int8), -1)
-
-    def _visual(self, batch: Batch, frames: Tensor, owners: Tensor, truth: Tensor) -> dict[str, dict[str, Tensor]]:
-        if not batch.stream.sentences:  # pictures to recognise and nothing else, each also mirrored
-            both, owners = torch.cat((frames, frames.flip(3))), torch.cat((owners, owners.flip(3)))
-            clip = encode(self.model, normalize(both), None, None, 1)
-            return {"looks": self._look(batch, clip.shared, owners, "shared"),
-                    "plain": self._look(batch, clip.embedding, owners, "plain")}
-        clip = encode(self.model, normalize(frames), None, None, batch.stream.sentences)
-        modes = torch.randint(0, len(prompts.MODES), (len(truth),), device=self.device, generator=self.random)
-        begin = prompts.start(self.model, truth[:, 0], modes, permanent=bool(self.draw.random() < 0.6), generator=self.random,
-                              scaled=bool(self.draw.random() < 0.5))
-        tokens = tuple(self.draw.choice(4, batch.stream.frames, p=(0.4, 0.2, 0.2, 0.2)).tolist())
-        tracked = track(self.model, clip, Policy(tokens=tokens), begin, self._teach(truth, 0.4))
-        every = [losses.frame_losses(tracked.all_logits[:, :, i], tracked.all_ious[:, :, i], tracked.score, truth)
-                 for i in range(4)]
-        return {"tracked": {name: sum(e[name] for e in every) / 4 for name in every[0]},
-                "looks": self._look(batch, clip.shared, owners, "shared"),
-                "plain": self._look(batch, clip.embedding[::batch.stream.sentences], owners, "plain")}
-
-    def _look(self, batch: Batch, maps: Tensor, owners: Tensor, head: str) -> dict[str, Tensor]:
-        """What all objects are, told from maps (B,T,N,C) of all frames."""
-        looks = torch.from_numpy(batch.looks).to(self.device).repeat_interleave(maps.shape[1], 0)
-        looks = looks.repeat(maps.shape[0] // len(batch.looks), 1, 1)
-        return self.heads[head](maps.flatten(0, 1), owners.flatten(0, 1), looks)
-
-    def _speed(self, batch: Batch, said: Tensor, owners: Tensor) -> dict[str, Tensor]:
-        """How all objects move, told from the attention over frames (B*K,T,N,C)."""
-        every = batch.stream.sentences
-        speeds = torch.from_numpy(batch.speeds).to(self.device).repeat_interleave(every, 0).flatten(0, 1)
-        return self.heads["speed"](said.flatten(0, 1), owners.repeat_interleave(every, 0).flatten(0, 1), speeds)
 
     # ---- schedule -------------------------------------------------------------------------------------------------
 
@@ -240,13 +148,7 @@ class Trainer:
         torch._foreach_lerp_([self.average[n] for n in self.averaging], [state[n].float() for n in self.averaging], weight)
 
     def choose(self) -> Stream:
-        f = self.fraction()
-        for (a, low), (b, high) in zip(self.mix, self.mix[1:]):
-            if f <= b:
-                part = (f - a) / (b - a)
-                weights = np.array(low) * (1 - part) + np.array(high) * part
-                break
-        return self.streams[int(self.draw.choice(len(self.streams), p=weights / weights.sum()))]
+        return self.streams[int(self.draw.choice(len(self.streams), p=self.recipe.weights(self.fraction())))]
 
     def request(self, loader: Loader) -> None:
         stream = self.choose()

@@ -22,21 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from runtime import engine_files
-from runtime.backends import Backend, create
-from runtime.bundle import Bundle, choose
-from runtime.cuts import CutStage
-from runtime.engine import Engine
+from runtime.backends import Backend
+from runtime.bundle import choose
 from runtime.errors import RuntimeFault, fail
 from runtime.spec import StageSpec
 
-from .clips import clip_results, save_clip
+from .clips import save_clip
 from .runs import Runs, hints, summary as runs_summary
 
 FILE = "parity.json"
-KERNELS = "kernels"
-"""Stands in place of a form where compiled kernels take part of a stage."""
-
 STAGE_ERROR = {"fp32": (1e-4,), "fp16": (3e-2, 5e-3), "int8": (5e-2, 1e-2)}
 """Largest relative L2 error of one output of one stage. fp32: the rounding of a different order of sums, with room to
 spare. fp16: storing inputs and outputs alone costs 3e-4, and sharp attention multiplies it; a stage above this climbs the
@@ -210,90 +204,6 @@ def require(rows: Sequence[Row], clip: Sequence[ClipRow] = ()) -> None:
                               f"{c.limit:g}; score off by {c.score_difference:.2g}, at most {c.score_limit:g}")
 
 
-class Recorder:
-    """A stage that keeps a copy of the first inputs it gets at each size, and of what it made of them."""
-
-    def __init__(self, stage: Any, device: Any) -> None:
-        self.stage, self.spec, self._device = stage, stage.spec, device
-        self.calls: dict[str, tuple[dict, dict, dict]] = {}
-
-    def run(self, **arrays: Any) -> None:
-        self.stage.run(**arrays)
-        sizes = {d: arrays[t.name].shape[i] for t in (*self.spec.inputs, *self.spec.outputs)
-                 for i, d in enumerate(t.shape) if isinstance(d, str)}
-        key = str(sorted(sizes.items()))
-        # the first and the latest size: an empty memory and a full one
-        if len(self.calls) > 1 and key not in self.calls:
-            self.calls.pop(list(self.calls)[-1])
-        if key not in self.calls:
-            take = {n: np.array(self._device.download(a)) for n, a in arrays.items()}
-            self.calls[key] = (sizes, {t.name: take[t.name] for t in self.spec.inputs},
-                               {t.name: take[t.name] for t in self.spec.outputs})
-
-
-def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None, runs: Runs | None = None,
-            kernels: str = "auto") -> tuple[list[Row], list[ClipRow]]:
-    """The graphs that `backend` prefers against ONNX Runtime's plain ones, stage by stage on a clip, then the clip. What
-    each stage was fed and gave goes to `runs`. `kernels` as in `runtime.load`; stages that kernels take part of are held
-    to the same threshold."""
-    bundle.verify()
-    other = create(backend, threads)
-    plain = create("ort", threads)
-    plain.forms = ("default",)
-    reference = Engine(bundle, plain)
-    recorders = {name: Recorder(timed.stage, plain.device) for name, timed in reference.stages.items()}
-    for name, timed in reference.stages.items():
-        timed.stage = recorders[name]
-    want = clip_results(reference)
-    precision = bundle.manifest.precision
-    engine = Engine(bundle, other, kernels=kernels)
-    rows = []
-    for name, recorder in recorders.items():
-        stage = engine.stages[name].stage
-        rows += _recheck_stage(other, stage, recorder, max(STAGE_ERROR[precision]), runs)
-    frames = [(r.masks, r.low_res_logits, r.score_logits) for r in want]
-    clip = compare_clip(frames, clip_results(engine), precision)
-    if hasattr(other, "library") and all(r.passed for r in (*rows, *clip)):
-        engine_files.mark_verified(bundle.folder, bundle.manifest, other.library, other.version, other.device.capability,
-                                   _by_engine(bundle, rows))
-    return rows, clip
-
-
-def _recheck_stage(other: Backend, stage: Any, recorder: Recorder, limit: float, runs: Runs | None) -> list[Row]:
-    """One stage on the backend `other`, fed with what was recorded; the record is dropped."""
-    spec = recorder.spec
-    form = next(f for f in other.forms if f in spec.files)
-    what = KERNELS if isinstance(stage, CutStage) else form
-    rows = []
-    for sizes, inputs, outputs in recorder.calls.values():
-        got = run_stage(stage, spec, other, inputs, sizes)
-        rows.append(worst(f"{spec.name} [{what}]", sizes, spec, got, outputs, limit))
-        if runs is not None:
-            runs.add(spec, spec.files[form], sizes, inputs, outputs, got, limit)
-    recorder.calls.clear()
-    return rows
-
-
-def _by_engine(bundle: Bundle, rows: Iterable[Row]) -> dict[str, dict[str, float]]:
-    """`worst_by_stage` of what has engines: a stage with kernels in it speaks for its parts, and not for the whole one."""
-    rows = list(rows)
-    found = worst_by_stage(row for row in rows if not row.what.endswith(f"[{KERNELS}]"))
-    for name, errors in worst_by_stage(row for row in rows if row.what.endswith(f"[{KERNELS}]")).items():
-        found |= {part: errors for part in bundle.manifest.settings["cuts"][name]["parts"]}
-    return found
-
-
-def worst_by_stage(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
-    """Stage -> its largest errors and smallest cosine over all sizes."""
-    found: dict[str, dict[str, float]] = {}
-    for r in rows:
-        have = found.setdefault(r.what.split(" ")[0], {"relative_error": 0.0, "largest_error": 0.0, "cosine": 1.0})
-        have["relative_error"] = max(have["relative_error"], r.error)
-        have["largest_error"] = max(have["largest_error"], r.largest)
-        have["cosine"] = min(have["cosine"], r.cosine)
-    return found
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m export.parity", description="Check a bundle on a backend.")
     parser.add_argument("bundle", help="a bundle, or a folder of bundles with --model")
@@ -309,6 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.save:
             save_clip(Path(options.bundle), options.backend, options.threads, options.save)
             return 0
+        from .recheck import recheck  # stands on this module
+
         bundle = choose(options.bundle, options.model)
         runs = Runs(options.runs, options.backend) if options.runs else None
         rows, clip = recheck(bundle, options.backend, options.threads, runs, options.kernels)

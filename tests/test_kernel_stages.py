@@ -14,7 +14,7 @@ pytest.importorskip("onnx")
 
 import runtime  # noqa: E402
 from benchmarks import gpu_pipeline  # noqa: E402
-from export import __main__ as command, bundle as bundles, parity  # noqa: E402
+from export import __main__ as command, bundle as bundles, recheck  # noqa: E402
 from export.bundle import export_bundle  # noqa: E402
 from export.cuts import with_cuts  # noqa: E402
 from export.network import describe  # noqa: E402
@@ -131,11 +131,11 @@ def test_nothing_is_allocated_and_one_wait_per_frame(exported):
 @pytest.mark.slow
 def test_parity_holds_kernels_to_the_same_threshold(exported, monkeypatch):
     """Marks go to the engines that ran: parts where kernels are on, and not the whole stage."""
-    backend, create, marked = fake(exported), parity.create, []
+    backend, create, marked = fake(exported), recheck.create, []
     backend.library, backend.version = "tensorrt", "10"
-    monkeypatch.setattr(parity, "create", lambda name, threads: backend if name == "fake" else create(name, threads))
+    monkeypatch.setattr(recheck, "create", lambda name, threads: backend if name == "fake" else create(name, threads))
     monkeypatch.setattr(engine_files, "mark_verified", lambda *arguments: marked.append(arguments[-1]))
-    rows, clip = parity.recheck(choose(exported), "fake", 1, kernels="on")
+    rows, clip = recheck.recheck(choose(exported), "fake", 1, kernels="on")
     assert {r.what for r in rows if "[kernels]" in r.what} == {f"{name} [kernels]" for name in CUT}
     assert all(r.passed for r in (*rows, *clip))
     assert marked[0]["memory_attention_part_1"]["cosine"] > 0.9999

@@ -17,7 +17,7 @@ from polygraphy.comparator import RunResults  # noqa: E402
 from polygraphy.json import load_json  # noqa: E402
 
 import toy  # noqa: E402
-from export import parity, runs  # noqa: E402
+from export import parity, recheck, runs  # noqa: E402
 from runtime import engine_files  # noqa: E402
 from runtime.backends.ort import OrtBackend  # noqa: E402
 from runtime.bundle import choose  # noqa: E402
@@ -54,7 +54,7 @@ def bundle(tmp_path):
 
 def test_a_backend_that_agrees(bundle, tmp_path):
     kept = runs.Runs(tmp_path / "runs", "openvino")
-    rows, clip = parity.recheck(bundle, "ort", 1, kept)
+    rows, clip = recheck.recheck(bundle, "ort", 1, kept)
     assert all(r.passed for r in (*rows, *clip)) and len(kept.rows) == len(rows)
     assert all(row["passed"] for row in kept.rows) and not runs.hints(kept, bundle.folder, None)
     report = json.loads((tmp_path / "runs" / runs.REPORT).read_text())
@@ -68,9 +68,9 @@ def test_a_backend_that_agrees(bundle, tmp_path):
 
 
 def test_a_perturbed_stage_is_refused_by_both_and_never_marked(bundle, tmp_path, monkeypatch, capsys):
-    create, marked = parity.create, []
+    create, marked = recheck.create, []
     new = lambda name, threads: Perturbed(1) if name == "perturbed" else create(name, threads)  # noqa: E731
-    monkeypatch.setattr(parity, "create", new)
+    monkeypatch.setattr(recheck, "create", new)
     monkeypatch.setattr(engine_files, "mark_verified", lambda *arguments: marked.append(arguments))
     folder = tmp_path / "runs"
     assert parity.main([str(bundle.folder), "--backend", "perturbed", "--runs", str(folder)]) == 1
@@ -110,7 +110,7 @@ def test_the_same_threshold_on_both_sides(tmp_path):
 def test_polygraphys_own_command_reads_the_files(bundle, tmp_path):
     """`polygraphy run` with what was saved: the same graph agrees, another one does not."""
     kept = runs.Runs(tmp_path / "runs", "ort")
-    parity.recheck(bundle, "ort", 1, kept)
+    recheck.recheck(bundle, "ort", 1, kept)
     row = next(row for row in kept.rows if row["stage"] == "text_1")
     graph = bundle.folder / row["graph"]
     Perturbed(1).load(graph, bundle.manifest.stages["text_1"])

@@ -136,10 +136,10 @@ def test_scratch_of_a_recorded_graph_is_kept():
 def test_parity_marks_engines_that_agree_and_none_where_one_does_not(bundle, backend, monkeypatch, exact):
     """`python -m export.parity --backend tensorrt`, at the clip length and memory of the toy."""
     pytest.importorskip("onnx")
-    from export import parity
+    from export import recheck
     from runtime import engine_files
 
-    monkeypatch.setattr(parity, "create", lambda name, threads: create(name, threads) if name == "ort" else backend)
+    monkeypatch.setattr(recheck, "create", lambda name, threads: create(name, threads) if name == "ort" else backend)
     if not exact:
         original = fake_tensorrt.Context._run
 
@@ -150,7 +150,7 @@ def test_parity_marks_engines_that_agree_and_none_where_one_does_not(bundle, bac
                     np.frombuffer((fake_tensorrt.ctypes.c_float * 3).from_address(addresses[t.name]), np.float32)[0] += 1
 
         monkeypatch.setattr(fake_tensorrt.Context, "_run", off)
-    rows, clip = parity.recheck(bundle, backend.name)
+    rows, clip = recheck.recheck(bundle, backend.name)
     assert all(r.passed for r in rows) is exact
     marks = [e.verified for e in engine_files.read(bundle.folder)]
     if exact:

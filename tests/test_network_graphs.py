@@ -8,7 +8,10 @@ ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 from export import onnx as graphs  # noqa: E402
+from export.layers import attention  # noqa: E402
+from export.layers.hiera import Hiera, HieraConfig  # noqa: E402
 from export.models.samwise import Samwise, stages, tiny_test_config  # noqa: E402
+from export.stages import hiera  # noqa: E402
 
 CONFIG = tiny_test_config(motion=True)
 SIZES = [
@@ -46,3 +49,33 @@ def test_graph_equals_module(cuts, name, tmp_path):
                 near = 2e-5 * max(1, ours.float().abs().max().item())
                 np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-4, atol=near,
                                            err_msg=f"{name} {form} {output} {sizes}")
+
+
+def test_graphs_for_a_processor_work_in_bands(monkeypatch, tmp_path):
+    """The same numbers from every form, and the bands are really there."""
+    monkeypatch.setattr(hiera, "BAND", 64)
+    stage = next(s for s in stages(Samwise(CONFIG)) if s.name == "hiera_0")
+    assert stage.module.bands == 4
+    inputs = stage.sample({"frames": 2})
+    expected = stage.run(inputs)
+    with attention.form("ort"):
+        for name, found in stage.run(inputs).items():
+            assert torch.allclose(found, expected[name], rtol=1e-5, atol=1e-6), name
+    models = {form: graphs.trace(stage, form) for form in ("default", "ort")}
+    joins = {form: sum(node.op_type == "Concat" and len(node.inputs) == 4 for node in model.graph) for form, model in models.items()}
+    assert joins == {"default": 0, "ort": 2}
+    for form, file in graphs.save(models, tmp_path, stage.name).items():
+        session = ort.InferenceSession(tmp_path / file, providers=["CPUExecutionProvider"])
+        found = session.run(list(expected), {k: v.numpy() for k, v in inputs.items()})
+        for name, result in zip(expected, found):
+            np.testing.assert_allclose(result, expected[name].numpy(), rtol=1e-4, atol=2e-5, err_msg=f"{form} {name}")
+
+
+@pytest.mark.parametrize("side, expected, changes", [
+    (256, 16, {}), (64, 1, {}), (128, 4, {}),
+    (96, 2, {}),  # of 9216 patches; 12 windows in a column
+    (100, 1, {}),  # a window would be cut
+    (256, 1, {"global_blocks": (2,)}), (256, 16, {"windows": (8, 4, 16, 8), "blocks": (2, 6, 36, 4), "global_blocks": (23, 33, 43)}),
+    (256, 4, {"windows": (8, 32, 16, 8)})])
+def test_bands_hold_whole_windows(side, expected, changes):
+    assert hiera.bands(Hiera(HieraConfig(**changes)), side) == expected

@@ -4,7 +4,7 @@ Every attention of every network goes through `attend`, so that one switch decid
 
   plain    torch's own kernel when run, matmul-softmax-matmul when traced (what TensorRT fuses)
   chunked  as plain, but large problems are cut along a static axis, so that no score matrix is huge
-  ort      ONNX Runtime's fused `com.microsoft::MultiHeadAttention`; values may be narrower than keys
+  ort      ONNX Runtime's fused `com.microsoft::MultiHeadAttention`, for processors; values may be narrower than keys
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ def form(name: str) -> Iterator[None]:
         yield
     finally:
         _form.reset(token)
+
+
+def for_processors() -> bool:
+    """Whether the graph is for a processor, where what stays in its cache is worth more nodes."""
+    return _form.get() == "ort"
 
 
 def attend(q_blc: Tensor, k_bsc: Tensor, v_bsv: Tensor, heads: int = 1, mask_bs: Tensor | None = None,

@@ -3,7 +3,6 @@ modules."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from .attention import attend

@@ -7,8 +7,12 @@ convolution of the neck and the decoder's `conv_s0` become one matrix.
 
 from __future__ import annotations
 
+from math import lcm
+
+import torch
 from torch import Tensor, nn
 
+from ..layers.attention import for_processors
 from ..layers.common import Pointwise
 from ..layers.fold import FoldedAttention, compose
 from ..layers.hiera import Hiera, HieraBlock, attend_map, from_windows, pool, to_windows
@@ -49,6 +53,21 @@ def folded(trunk: Hiera, stage: int) -> nn.Sequential:
     return nn.Sequential(*(FoldedBlock(block) for block in trunk.stage_blocks(stage)))
 
 
+BAND = 4096
+"""Patches in a band, 96 to 144 channels wide: what two trunk stages make of them stays in a processor's cache."""
+
+
+def bands(trunk: Hiera, side: int) -> int:
+    """Into how many bands of rows a map of `side` x `side` patches may be cut for the first two trunk stages.
+
+    Windows see nothing of each other, so whole windows in every block make the result the same to the last bit.
+    """
+    rows = [block.window * (1 if stage == 0 or block.pool else 2) for stage in (0, 1) for block in trunk.stage_blocks(stage)]
+    if 0 in rows:  # a block that looks at the whole map
+        return 1
+    return next((n for n in range(side * side // BAND, 1, -1) if side % n == 0 and side // n % lcm(*rows) == 0), 1)
+
+
 class FirstHiera(nn.Module):
     """pixels (T,3,I,I) -> vision_0 (T,S8,S8,C1), high_res_0 (T,D/8,S4,S4)."""
 
@@ -58,10 +77,19 @@ class FirstHiera(nn.Module):
         self.stage_0, self.stage_1 = folded(trunk, 0), folded(trunk, 1)
         self.fine = compose(lateral, conv_s0)
         self.register_buffer("positions", trunk.positions(image_size // 4).detach().clone())
+        self.bands = bands(trunk, image_size // 4)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.stage_0(self.patches(pixels).permute(0, 2, 3, 1) + self.positions)
-        return self.stage_1(x), self.fine(x).permute(0, 3, 1, 2).contiguous()
+        x = self.patches(pixels).permute(0, 2, 3, 1) + self.positions
+        if self.bands > 1 and for_processors():
+            vision, fine = (torch.cat(parts, 1) for parts in zip(*map(self._band, x.chunk(self.bands, 1))))
+        else:
+            vision, fine = self._band(x)
+        return vision, fine.permute(0, 3, 1, 2).contiguous()
+
+    def _band(self, x_bhwc: Tensor) -> tuple[Tensor, Tensor]:
+        x_bhwc = self.stage_0(x_bhwc)
+        return self.stage_1(x_bhwc), self.fine(x_bhwc)
 
 
 class NextHiera(nn.Module):

@@ -29,6 +29,10 @@ from ..video_session import VideoSession
 if TYPE_CHECKING:
     from ..backends import Stage
 
+TOGETHER = 8192
+"""Map positions in one call of memory attention on a processor. There more objects in a call save no time, and each takes
+more than a gigabyte at 1024 pixels."""
+
 VIDEO_PAGES = 32
 """Pages by which an object's memory grows where frames are known."""
 
@@ -53,6 +57,8 @@ class Sam2:
         self.low_res_side: int = self._specs["prompt_decoder"].output("low_res_logits").shape[1]
         # a batch never exceeds what the graphs were exported for; more objects run in several batches
         self.batch = min(objects, *(manifest.bounds[s][1] for s in ("objects", "maps")))
+        positions = self._specs["memory_attention"].output("conditioned").shape[1]
+        self._together = max(1, min(self.batch, TOGETHER // positions)) if device.name == "cpu" else self.batch
         self.max_points: int = manifest.bounds["prompt_tokens"][1] - 1
         self.objects = objects
         self._pools: dict[int, PagePool] = {}
@@ -165,7 +171,9 @@ class Sam2:
             group = list(group)
             part = out[start:start + len(group)]
             if fill[0]:
-                self._attend(picture, [q.recall for q in group], part)
+                for i in range(0, len(group), self._together):
+                    several = slice(i, i + self._together)
+                    self._attend(picture, [q.recall for q in group[several]], part[several])
             else:
                 for query, to in zip(group, part):
                     self._device.copy((picture.embedding if query.bare else picture.embedding_no_memory)[0], to)

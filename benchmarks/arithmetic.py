@@ -64,12 +64,21 @@ def _operations(node: onnx.NodeProto, inputs: list[list[int]], outputs: list[lis
 
 
 def matmul_peak(seconds: float = 0.5, side: int = 1536) -> float:
-    """Operations per second of a large float32 product through numpy's BLAS: the best of the runs in `seconds`."""
+    """Operations per second of a large float32 product: the best run of numpy's BLAS or ONNX Runtime, `seconds` each.
+
+    On the machine of the committed figures ONNX Runtime is nearly twice as fast as numpy's OpenBLAS.
+    """
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((side, side), np.float32) for _ in range(2))
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - start)
+    square = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (side, side)) for name in "abc"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["a", "b"], ["c"])], "product", square[:2], square[2:])
+    model = onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    best = float("inf")
+    for product in (lambda: a @ b, lambda: session.run(None, {"a": a, "b": b})):
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            product()
+            best = min(best, time.perf_counter() - start)
     return 2 * side ** 3 / best

@@ -34,16 +34,16 @@ def play(engine, prompts, frames) -> list[runtime.Result]:
 
 
 @pytest.mark.parametrize("count", PROMPTS)
-def test_sentences(benchmark, info, loaded, count):
+def test_sentences(benchmark, info, loaded, pace, count):
     """One window of frames with 1, 2, 4, 8 sentences; compare `per_sentence` to see what is shared."""
     prompts = sentences(loaded, count)
     frames = clip(loaded.network("open", "follow sentences").window)
-    benchmark.pedantic(play, (loaded, prompts, frames), rounds=3, warmup_rounds=1)
+    benchmark.pedantic(play, (loaded, prompts, frames), **pace)
     seconds = float(np.median(benchmark.stats.stats.data))
     info(sentences=count, frames=len(frames), frames_per_second=len(frames) / seconds, per_sentence=seconds / count)
 
 
-def test_memory_fill(benchmark, info, loaded):
+def test_memory_fill(benchmark, info, loaded, pace):
     """Seconds of memory attention on the frames 1 to 8 of a video: grows with the memory, then stays."""
     prompts, frames, filled = sentences(loaded, 1), clip(9), {}
     window = loaded.network("open", "follow sentences").window
@@ -56,17 +56,27 @@ def test_memory_fill(benchmark, info, loaded):
                 filled[result.frame_index] = min(filled.get(result.frame_index, 1e9), stage.seconds - before)
                 before = stage.seconds
 
-    benchmark.pedantic(run, rounds=3, warmup_rounds=1)
+    benchmark.pedantic(run, **pace)
     info(seconds_by_frame=filled)
 
 
-def test_load(benchmark, info, bundle, request):
+def first_frame(engine) -> None:
+    """One frame of whatever the bundle does."""
+    frame, box = clip(1)[0], runtime.Box([60, 40, 160, 120])
+    if engine.can("open"):
+        play(engine, sentences(engine, 1), [frame])
+    elif engine.can("live"):
+        with engine.session() as session:
+            session.push(frame, {1: box})
+    else:
+        engine.image(frame).refer([runtime.Text(tokens=[1, 2, 3])])
+
+
+def test_load(benchmark, info, bundle, backend, pace, request):
     """Open a bundle with every file verified, and decode a first frame: what a user waits for."""
-    options = request.config.option
-
     def start():
-        with runtime.load(bundle.folder, backend=options.backend, threads=options.threads) as engine:
-            play(engine, sentences(engine, 1), clip(1))
+        with runtime.load(bundle.folder, backend=backend, threads=request.config.option.threads) as engine:
+            first_frame(engine)
 
-    benchmark.pedantic(start, rounds=3)
+    benchmark.pedantic(start, rounds=pace["rounds"])
     info(megabytes=sum(f.stat().st_size for f in bundle.folder.rglob("*") if f.is_file()) / 1e6)

@@ -20,18 +20,19 @@ from .bench_stages import arrays, sizes
 OBJECTS = (1, 2, 4, 8)
 OWN = ("memory_attention", "prompt_decoder", "prompt_memory_encoder")
 """Stages that work per object."""
-FILL, TIMED = 9, 6
-"""Frames until the memory is full, and frames that count."""
+FILL, TIMED = 8, 2
+"""Frames until the memory is full, and frames that count per round."""
 
 _one: dict[str, tuple[float, float]] = {}
 """Bundle -> (seconds per frame, seconds in its own stages) with one object."""
 
 
 @pytest.mark.parametrize("count", OBJECTS)
-def test_objects(benchmark, info, loaded, bundle, count):
+def test_objects(benchmark, info, loaded, bundle, pace, count):
     if not loaded.can("live"):
         pytest.skip("this bundle follows no clicks")
-    frames = clip(FILL + TIMED)
+    timed = TIMED * pace["rounds"]
+    frames = clip(FILL + timed)
     height, width = frames.shape[1:3]
     boxes = {i: runtime.Box([20 + 60 * i, 30, 110 + 60 * i, height - 40]) for i in range(count)}
     with loaded.session() as session:
@@ -45,7 +46,7 @@ def test_objects(benchmark, info, loaded, bundle, count):
             whole.append(time.perf_counter() - start)
             own.append(spent(loaded) - before)
 
-        benchmark.pedantic(one, rounds=TIMED)
+        benchmark.pedantic(one, rounds=timed)
     seconds, mine = float(np.median(whole)), float(np.median(own))
     if count == 1:
         _one[bundle.name] = seconds, mine
@@ -66,9 +67,5 @@ def gflop(bundle, objects: int) -> float:
     for name in OWN:
         spec = bundle.manifest.stages[name]
         symbols = sizes(bundle, spec) | {"objects": objects}
-        if "slots" in symbols:
-            symbols["slots"] = bundle.manifest.settings["sam2"]["memory"]["slots"]
-        if "pointers" in symbols:
-            symbols["pointers"] = FILL
-        total += arithmetic.stage_flops(bundle, spec, arrays(spec, symbols))
+        total += arithmetic.stage_flops(bundle, spec, arrays(spec, {s: symbols[s] for s in spec.symbols}))
     return total / 1e9

@@ -14,7 +14,7 @@ PATIENCE = 300
 """Seconds after which a start counts as failed."""
 
 
-def test_first_mask(benchmark, info, bundle, tmp_path, request):
+def test_first_mask(benchmark, info, bundle, backend, tmp_path, request):
     """`python -m runtime.run` on the bundle's demonstration, timed from the command to the first line of results."""
     if bundle.manifest.demo is None:
         pytest.skip("this bundle brings no demonstration")
@@ -22,7 +22,7 @@ def test_first_mask(benchmark, info, bundle, tmp_path, request):
 
     def start() -> None:
         out = tmp_path / str(next(rounds))
-        process = launch(bundle, out, request.config.option)
+        process = launch(bundle, backend, out, request.config.option.threads)
         try:
             wait(out / "results.jsonl", process)
         finally:
@@ -33,10 +33,10 @@ def test_first_mask(benchmark, info, bundle, tmp_path, request):
     info(peak_rss_of_command_mb=max(peaks))
 
 
-def launch(bundle, out: Path, options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "runtime.run", "--engine", str(bundle.folder), "--backend", options.backend, "--out", str(out)]
-    if options.threads:
-        command += ["--threads", str(options.threads)]
+def launch(bundle, backend: str, out: Path, threads: int | None) -> subprocess.Popen:
+    command = [sys.executable, "-m", "runtime.run", "--engine", str(bundle.folder), "--backend", backend, "--out", str(out)]
+    if threads:
+        command += ["--threads", str(threads)]
     with open(out.with_suffix(".log"), "w") as log:
         return subprocess.Popen(command, stdout=log, stderr=log)
 

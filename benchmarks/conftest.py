@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import resource
+from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -12,7 +14,9 @@ import numpy as np
 import pytest
 
 import runtime
+from runtime.backends import BACKENDS, create
 from runtime.bundle import find
+from runtime.errors import BackendError, RuntimeFault
 
 from . import arithmetic
 
@@ -21,16 +25,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("samwise-runtime")
     group.addoption("--engine", default="engines/", help="a bundle, or a folder of bundles (default: %(default)s)")
     group.addoption("--model", default=None, help="only the bundle of this name")
-    group.addoption("--backend", default="ort", help="backend (default: %(default)s)")
-    group.addoption("--compiled", action="store_true", help="also against torch.compile; compiling takes minutes")
+    group.addoption("--backend", nargs="+", default=None, metavar="NAME", help="backends (default: every one that is present)")
+    group.addoption("--pytorch", nargs="+", default=["eager"], choices=("eager", "compiled", "bfloat16"), metavar="HOW",
+                    help="PyTorch's ways to measure against: eager, compiled (torch.compile, takes minutes), bfloat16 "
+                         "(autocast); default: eager")
     group.addoption("--checkpoint", default=None, help="what the bundle was exported from: masks are compared too")
-    group.addoption("--rounds", type=int, default=3, help="clips per case beside PyTorch; 1 skips the warm-up too (default: 3)")
+    group.addoption("--rounds", type=int, default=3, help="clips per case; 1 skips the warm-up too (default: 3)")
     group.addoption("--windows", type=int, default=2, help="windows of frames in a clip beside PyTorch (default: 2)")
     group.addoption("--threads", type=int, default=None, help="CPU threads (default: the backend decides)")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `bundle` runs once per bundle found; one that takes `stage` too, once per stage of each."""
+    """A test that takes `bundle` runs once per bundle found; one that takes `stage` too, once per stage of each; one that needs
+    an engine, once per backend."""
     options = metafunc.config.option
     bundles = [b for b in find(options.engine) if options.model in (None, b.name)]
     if "stage" in metafunc.fixturenames:
@@ -38,14 +45,40 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("bundle, stage", cases, ids=[f"{b.name}-{name}" for b, name in cases], scope="session")
     elif "bundle" in metafunc.fixturenames:
         metafunc.parametrize("bundle", bundles, ids=[b.name for b in bundles], scope="session")
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", options.backend or present(), scope="session")
+
+
+@cache
+def present() -> list[str]:
+    """Names of the backends that work on this machine."""
+    found = []
+    for name in BACKENDS:
+        with suppress(BackendError):
+            create(name)
+            found.append(name)
+    return found
 
 
 @pytest.fixture(scope="session")
-def loaded(bundle, request):
-    """The engine of a bundle, loaded once."""
+def loaded(bundle, backend, machine, request):
+    """The engine of a bundle, loaded once; after `machine` has measured the peak, for idle threads of an engine spin."""
     options = request.config.option
-    with runtime.load(bundle.folder, backend=options.backend, threads=options.threads, max_objects=16) as engine:
+    try:
+        engine = runtime.load(bundle.folder, backend=backend, threads=options.threads, max_objects=16)
+    except RuntimeFault as error:
+        if options.backend:
+            raise
+        pytest.skip(f"{backend}: {error}")  # engines have to be built for a GPU first
+    with engine:
         yield engine
+
+
+@pytest.fixture
+def pace(request) -> dict[str, int]:
+    """How often a clip is played: `--rounds`, after a warm-up."""
+    rounds = request.config.option.rounds
+    return {"rounds": rounds, "warmup_rounds": int(rounds > 1)}
 
 
 @pytest.fixture(scope="session")
@@ -54,25 +87,40 @@ def machine(request) -> dict:
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                 if line.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
     return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__,
-            "onnxruntime": _version("onnxruntime"), "torch": _version("torch"),
-            "backend": request.config.option.backend, "threads": request.config.option.threads,
+            "onnxruntime": _version("onnxruntime"), "openvino": _version("openvino"), "torch": _version("torch"),
+            "threads": request.config.option.threads,
             "command": " ".join(("pytest", *map(str, request.config.invocation_params.args))),
             "matmul_gflops": round(arithmetic.matmul_peak() / 1e9, 1)}
 
 
 @pytest.fixture
-def info(benchmark, machine, bundle):
+def info(benchmark, machine, bundle, backend):
     """`info(**figures)` stores them beside the time, with p50 and p95, machine and bundle."""
-    benchmark.extra_info.update(machine=machine, bundle=bundle.name, precision=bundle.manifest.precision,
+    benchmark.extra_info.update(machine=machine | {"backend": backend}, bundle=bundle.name, precision=bundle.manifest.precision,
                                 bundle_sha256=_digest(bundle))
+    _forget_peak()
     yield benchmark.extra_info.update
     if benchmark.stats is not None:
         times = sorted(benchmark.stats.stats.data)
         benchmark.extra_info.update(p50=float(np.percentile(times, 50)), p95=float(np.percentile(times, 95)),
-                                    peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+                                    peak_rss_mb=_peak_mb())
         if flop := benchmark.extra_info.get("gflop"):
             rate = flop / benchmark.extra_info["p50"]
             benchmark.extra_info.update(gflops=round(rate, 1), of_matmul_peak=round(rate / machine["matmul_gflops"], 3))
+
+
+def _forget_peak() -> None:
+    """Count the peak of resident memory anew, where the system can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_mb() -> int:
+    """Peak of resident memory since `_forget_peak`, else since the process began."""
+    with suppress(OSError, StopIteration):
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) // 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def _digest(bundle) -> str:

@@ -28,7 +28,7 @@ ACCURACY = ("nano_accuracy.json", "nano_turns.json")
 PLOT = ROOT / "docs" / "images" / "benchmarks"
 BEGIN, END = "<!-- made by python -m benchmarks.report -->", "<!-- end -->"
 PREFIX = "cpu-"
-SHARED = ("machine", "bundle", "precision", "bundle_sha256", "peak_rss_mb")
+SHARED = ("machine", "bundle", "precision", "bundle_sha256")
 
 
 def condense(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -42,13 +42,14 @@ def condense(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if "bundle" not in info:  # kernels need no bundle and say less on a CPU
             continue
         shared = {key: info.pop(key, None) for key in SHARED}
+        shared["machine"] = dict(shared["machine"])
         # where files lay on the machine is nobody's affair
-        shared["machine"] = shared["machine"] | {"command": re.sub(r"(?<=[ =])/\S*/", "", shared["machine"].get("command", ""))}
+        command = re.sub(r"(?<=[ =])/\S*/", "", shared["machine"].pop("command"))
         name = f"{PREFIX}{shared['bundle']}-{shared['machine']['backend']}.json"
         kept = found.setdefault(name, {**shared, "date": measured["datetime"][:10], "cases": []})
-        kept["peak_rss_mb"] = max(kept["peak_rss_mb"] or 0, shared["peak_rss_mb"] or 0)
         stats = case["stats"]
-        kept["cases"].append({"name": case["name"].split("[")[0], "rounds": stats["rounds"], "median": stats["median"]} | info)
+        kept["cases"].append({"name": case["name"].split("[")[0], "rounds": stats["rounds"], "median": stats["median"],
+                              "command": command} | info)
     if not found:
         raise ValueError("no case of this project in the file")
     return found
@@ -101,8 +102,11 @@ def merge(target: Path, kept: dict[str, Any]) -> dict[str, Any]:
     old = json.loads(target.read_text())
     if old["bundle_sha256"] != kept["bundle_sha256"] or old["machine"]["cpu"] != kept["machine"]["cpu"]:
         return kept
-    names = {case["name"] for case in kept["cases"]}
-    return kept | {"cases": [case for case in old["cases"] if case["name"] not in names] + kept["cases"]}
+    def kind(case: Mapping[str, Any]) -> tuple[str, str | None]:
+        return case["name"], case.get("pytorch")
+
+    new = {kind(case) for case in kept["cases"]}
+    return kept | {"cases": [case for case in old["cases"] if kind(case) not in new] + kept["cases"]}
 
 
 def main() -> None:

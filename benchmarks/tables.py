@@ -8,6 +8,7 @@ from typing import Any
 
 Kept = Mapping[str, Any]
 LINK = "docs/benchmarks.md"
+PYTORCH = {"eager": "eager", "compiled": "torch.compile", "bfloat16": "bfloat16 (autocast)"}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -36,31 +37,43 @@ def number(value: float | None, digits: int = 3, unit: str = "") -> str:
 def where(kept: Kept) -> str:
     m = kept["machine"]
     threads = f", {m['threads']} threads" if m.get("threads") else ""
-    return (f"{m['cpu']}, {m['cores']} cores{threads}, ONNX Runtime {m['onnxruntime']}, PyTorch {m['torch']}, "
+    library = f"OpenVINO {m['openvino']}" if m["backend"].startswith("openvino") else f"ONNX Runtime {m['onnxruntime']}"
+    return (f"{m['cpu']}, {m['cores']} cores{threads}, {library}, PyTorch {m['torch']}, "
             f"{m['matmul_gflops']:g} GFLOP/s in a large float32 product")
 
 
 def second_over_first(kept: Kept) -> float | None:
-    """Seconds of a clip's second sentence over those of its first."""
+    """Seconds of the second sentence on a clip, or on a picture, over those of the first."""
     one, two = (first(kept, "test_sentences", "median", sentences=n) for n in (1, 2))
-    return None if one is None or two is None else (two - one) / one
+    if one is not None and two is not None:
+        return (two - one) / one
+    new, known = first(kept, "test_first_sentence", "median"), first(kept, "test_further_sentences", "median", sentences=1)
+    return None if new is None or known is None else known / new
+
+
+def peak_of_one(kept: Kept) -> float | None:
+    """Resident MB of a process that followed one sentence or one object, and ran nothing bigger before."""
+    found = [first(kept, "test_sentences", "peak_rss_mb", sentences=1), first(kept, "test_objects", "peak_rss_mb", objects=1),
+             first(kept, "test_first_sentence", "peak_rss_mb")]
+    return next((peak for peak in found if peak is not None), None)
 
 
 def summary(results: Sequence[Kept], nano_measured: Sequence[Mapping[str, Any]] = ()) -> str:
     """The README's section. At least one result."""
     rows = []
     for kept in results:
-        sentence, click = (first(kept, name, "frames_per_second", compiled=False) for name in ("test_sentence", "test_click"))
-        faster = [first(kept, name, "pytorch_over_runtime", compiled=False) for name in ("test_sentence", "test_click")]
+        sentence, click = (first(kept, name, "frames_per_second", pytorch="eager") for name in ("test_sentence", "test_click"))
+        faster = [first(kept, name, "pytorch_over_runtime", pytorch="eager") for name in ("test_sentence", "test_click")]
         rows.append((f"{kept['bundle']} ({kept['precision']}){' *' * bool(kept.get('note'))}", kept["machine"]["backend"], number(sentence), number(click),
                      " / ".join(number(x, 3, "x") for x in faster if x is not None), number(second_over_first(kept), 2),
-                     number(first(kept, "test_first_mask", "median"), 2, " s"), f"{kept['peak_rss_mb']} MB"))
+                     number(first(kept, "test_first_mask", "median"), 2, " s"), number(peak_of_one(kept), 4, " MB")))
     head = ("bundle", "backend", "frames/s, a sentence", "frames/s, a click", "PyTorch's time / ours", "second sentence / first",
             "command to first mask", "peak memory")
     notes = sorted({kept["note"] for kept in results if kept.get("note")})
     return "\n".join((table(head, rows), *(f"\n\\* {note}" for note in notes), "", f"On {where(results[0])}. \"PyTorch's time\": the same modules, eager, in the same "
-                      "process, alternating with ours (sentence / click). Peak memory is that of the benchmark's process, "
-                      f"PyTorch included. Every stage, sentences, objects, memory: [{LINK}]({LINK}).",
+                      "process, alternating with ours (sentence / click). Peak memory: of a process that follows one sentence or "
+                      "object. `python -m pytest benchmarks/ --benchmark-only --engine BUNDLE [--checkpoint FILE]` measures it "
+                      f"again; every stage, sentences, objects, memory, with the command of each bundle: [{LINK}]({LINK}).",
                       *(("", line) if (line := nano_line(nano_measured)) else ())))
 
 
@@ -69,12 +82,16 @@ def page(results: Sequence[Kept]) -> str:
     parts = ["# Benchmarks", "Made by `python -m benchmarks.report` from `benchmarks/results/cpu-*.json`; do not edit. Measured by",
              "```\npython -m pytest benchmarks/ --benchmark-only --engine engines/ --benchmark-json out/bench.json\n"
              "python -m benchmarks.report --add out/bench.json\n```",
+             "for every bundle in `engines/` on every backend that is present. Official sizes take `--rounds 1` and `--windows 1`; "
+             "`--checkpoint FILE` compares masks with PyTorch's and times the export; `--pytorch eager compiled bfloat16` adds "
+             "`torch.compile` and autocast. The command of each bundle stands with it.",
              "![Seconds by number of sentences and objects, and by stage](images/benchmarks.png)"]
     for kept in results:
         parts += [f"## {kept['bundle']}, {kept['machine']['backend']}",
-                  f"Precision {kept['precision']}, files `{kept['bundle_sha256']}`, {kept['date']}, {where(kept)}. `{kept['machine']['command']}`"
+                  f"Precision {kept['precision']}, files `{kept['bundle_sha256']}`, {kept['date']}, {where(kept)}. "
+                  + "; ".join(f"`{command}`" for command in dict.fromkeys(c["command"] for c in kept["cases"])) + "."
                   + (f" **{kept['note']}**" if kept.get("note") else ""),
-                  *(part for make in (against_pytorch, sentences, objects, memory, start, stages) if (part := make(kept)))]
+                  *(part for make in (against_pytorch, sentences, pictures, objects, memory, start, stages) if (part := make(kept)))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -82,11 +99,12 @@ def against_pytorch(kept: Kept) -> str:
     rows = []
     for name, what in (("test_sentence", "a sentence"), ("test_click", "a click")):
         for case in cases(kept, name):
-            rows.append((what, "torch.compile" if case["compiled"] else "eager", case["frames"],
+            rows.append((what, PYTORCH[case["pytorch"]], case["frames"],
                          number(median(case["runtime_seconds"])), number(median(case["pytorch_seconds"])),
-                         number(case["pytorch_over_runtime"], 3, "x"), number(case.get("worst_iou"), 5)))
-    return rows and "**Beside PyTorch**, alternating in one process. `IoU`: of the worst frame, where both had the same weights.\n\n" + table(
-        ("clip of", "PyTorch", "frames", "ours, s", "PyTorch, s", "ratio", "IoU"), rows)
+                         number(case["pytorch_over_runtime"], 3, "x"), number(case.get("worst_iou"), 5),
+                         number(case.get("mean_iou"), 5)))
+    return rows and "**Beside PyTorch**, alternating in one process. IoU of the masks with each other where both had the same weights.\n\n" + table(
+        ("clip of", "PyTorch", "frames", "ours, s", "PyTorch, s", "ratio", "IoU, worst frame", "mean"), rows)
 
 
 def sentences(kept: Kept) -> str:
@@ -98,13 +116,25 @@ def sentences(kept: Kept) -> str:
         ("sentences", "s", "s per sentence", "frames/s"), rows)
 
 
+def pictures(kept: Kept) -> str:
+    """Sentences on single pictures, and PyTorch beside them."""
+    rows = [("new, with one sentence", number(c["median"]), "") for c in cases(kept, "test_first_sentence")]
+    rows += [(f"known, {c['sentences']} more", number(c["median"]), number(c["per_sentence"]))
+             for c in cases(kept, "test_further_sentences")]
+    rows += [(f"new, with one sentence, in PyTorch{' with our folds' * c['folded']}", number(c["median"]), "")
+             for c in cases(kept, "test_torch_eager")]
+    return rows and "**Sentences on a picture.**\n\n" + table(("picture", "s", "s per sentence"), rows)
+
+
 def objects(kept: Kept) -> str:
     found = cases(kept, "test_objects")
-    alone = next((c for c in found if c["objects"] == 1), None)
+    alone = next((c for c in found if c["objects"] == 1), {})
+
+    def times(case: Mapping[str, Any], key: str) -> str:
+        return number(case[key] / alone[key]) if alone.get(key) else ""
+
     rows = [(c["objects"], number(c["seconds_per_frame"]), number(c["seconds_of_objects"]), number(c["gflop_of_objects"]),
-             number(c["gflop_of_objects"] / alone["gflop_of_objects"] if alone else None),
-             number(c["seconds_of_objects"] / alone["seconds_of_objects"] if alone else None),
-             number(c.get("further_over_own"))) for c in found]
+             times(c, "gflop_of_objects"), times(c, "seconds_of_objects"), number(c.get("further_over_own"))) for c in found]
     return rows and ("**Objects** of SAM 2, full memory. Own: memory attention, decoder and memory encoder. Last column: time of each "
                      "further object over that of these stages for one.\n\n") + table(
         ("objects", "s per frame", "s, own", "GFLOP, own", "arithmetic / one", "time / one", "further / own"), rows)
@@ -122,7 +152,10 @@ def start(kept: Kept) -> str:
         rows.append((f"load, verify {number(first(kept, 'test_load', 'megabytes'))} MB, one frame", number(seconds), ""))
     if (seconds := first(kept, "test_first_mask", "median")) is not None:
         rows.append(("command to first mask", number(seconds), f"{first(kept, 'test_first_mask', 'peak_rss_of_command_mb')}"))
-    return rows and "**Start**\n\n" + table(("", "s", "peak memory, MB"), rows)
+    if (seconds := first(kept, "test_export", "median")) is not None:
+        rows.append(("export from a checkpoint, every stage and a clip compared", number(seconds),
+                     f"{first(kept, 'test_export', 'peak_rss_of_command_mb')}"))
+    return rows and "**Start and export**\n\n" + table(("", "s", "peak memory, MB"), rows)
 
 
 def stages(kept: Kept) -> str:

@@ -48,7 +48,8 @@ def samwise_clip(model: Any, settings: Mapping[str, Any], frames: Sequence[np.nd
             remembered, switched = _reconsider(model, settings, out, mask, embedding, without_verb, fine, frame, fired)
             fired = frame if switched else fired
             memory[frame] = model.remember(embedding, remembered)
-            yield (_source_masks(mask, resized, frames[frame].shape[:2]), out.low_res_logits.numpy(), out.score.numpy())
+            yield (_source_masks(mask, resized, frames[frame].shape[:2]), out.low_res_logits.float().numpy(),
+                   out.score.float().numpy())
 
 
 def preprocess(frame: np.ndarray, image_size: int, settings: Mapping[str, Any]) -> tuple[Tensor, tuple[int, int]]:

@@ -48,7 +48,7 @@ def sam2_clip(model: Any, settings: Mapping[str, Any], frames: Sequence[np.ndarr
             slot = slot + sam.no_obj_embed_spatial
         memory[t] = slot.to(torch.bfloat16).float()
         full = F.interpolate(logits[:, None], frame.shape[:2], mode="bilinear", align_corners=False)[:, 0]
-        yield (full > 0).numpy(), logits.numpy(), out.score.numpy()
+        yield (full > 0).numpy(), logits.float().numpy(), out.score.float().numpy()
 
 
 def _encode(sam: Any, frame: np.ndarray, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:

@@ -68,6 +68,11 @@ class OpenVinoBf16Backend(OpenVinoBackend):
 
     name = "openvino-bf16"
 
+    def __init__(self, threads: int | None = None) -> None:
+        super().__init__(threads)
+        if "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise BackendError("this processor has no bfloat16 arithmetic; use --backend openvino")
+
     def parts(self, model: Any, spec: StageSpec) -> list[tuple[Any, str]]:
         if not spec.name.startswith(ROUNDED):
             return [(model, "f32")]
@@ -75,11 +80,6 @@ class OpenVinoBf16Backend(OpenVinoBackend):
             return [(model, "bf16")]
         front, rest = cut(model, FINE)
         return [(front, "f32"), (rest, "bf16")]
-
-    def __init__(self, threads: int | None = None) -> None:
-        super().__init__(threads)
-        if "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise BackendError("this processor has no bfloat16 arithmetic; use --backend openvino")
 
 
 class Part:

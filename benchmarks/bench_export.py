@@ -1,0 +1,33 @@
+"""What an export takes: `python -m export` from `--checkpoint` to a published bundle, every stage and a clip compared."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import count
+
+import pytest
+
+
+def test_export(benchmark, info, bundle, backend, request, tmp_path):
+    """Time and peak memory of the whole command. The comparison of the clip runs in a process of its own, after the graphs are written."""
+    pytest.importorskip("torch")
+    checkpoint = request.config.option.checkpoint
+    if checkpoint is None or backend != "ort":
+        pytest.skip("asked for by --checkpoint; graphs are checked on ort")
+    peaks, numbers = [], count()
+    options = ["--checkpoint", checkpoint, "--precision", bundle.manifest.precision, "--name", "again"]
+
+    def export() -> None:
+        command = [sys.executable, "-m", "export", bundle.manifest.model, *options, "--out", str(tmp_path / str(next(numbers)))]
+        with open(tmp_path / "log", "w+") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            log.seek(0)
+            assert process.returncode == 0, log.read()
+        peaks.append(used.ru_maxrss // 1024)
+
+    benchmark.pedantic(export, rounds=1)
+    info(peak_rss_of_command_mb=max(peaks))

@@ -1,5 +1,6 @@
 """The bundle that serves sentences and clicks: how its stages are put together, and the one that ships with the project."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +69,14 @@ def test_the_shipped_bundle_answers_a_box_on_its_frame(engine, demo):
         with engine.session() as session:
             (result,) = session.push(frame, prompts={1: box})
         assert jaccard(result.masks[0], truth) > 0.6
+
+
+def test_an_idle_engine_leaves_the_processor_alone(engine):
+    """Threads that spin after a call would take the cores from the next stage and from the caller."""
+    seen = [np.full((96, 160, 3), 99, np.uint8)] * engine.network("open", "follow sentences").window
+    with engine.session([runtime.Text("the red car")]) as session:
+        assert list(session.stream(seen))
+        time.sleep(0.1)
+        before = time.process_time()
+        time.sleep(0.3)
+        assert time.process_time() - before < 0.1

@@ -63,6 +63,9 @@ class OrtBackend:
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         options.add_session_config_entry("session.use_env_allocators", "1")
+        # every stage has threads of its own: left spinning after a call, they take the cores from the next stage and from
+        # whatever the caller does
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             session = self._ort.InferenceSession(str(file), options, providers=self._providers())
         except Exception as error:  # onnxruntime raises a dozen unrelated types

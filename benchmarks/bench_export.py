@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+import time
 from itertools import count
 
 import pytest
+
+from . import resident
 
 
 def test_export(benchmark, info, bundle, backend, request, tmp_path):
@@ -23,11 +25,11 @@ def test_export(benchmark, info, bundle, backend, request, tmp_path):
         command = [sys.executable, "-m", "export", bundle.manifest.model, *options, "--out", str(tmp_path / str(next(numbers)))]
         with open(tmp_path / "log", "w+") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
-            _, status, used = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+            while process.poll() is None:
+                peaks.append(resident.peak_mb(process.pid))
+                time.sleep(0.1)
             log.seek(0)
             assert process.returncode == 0, log.read()
-        peaks.append(used.ru_maxrss // 1024)
 
     benchmark.pedantic(export, rounds=1)
     info(peak_rss_of_command_mb=max(peaks))

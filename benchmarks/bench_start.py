@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from . import resident
 
 PATIENCE = 300
 """Seconds after which a start counts as failed."""
@@ -25,9 +26,10 @@ def test_first_mask(benchmark, info, bundle, backend, tmp_path, request):
         process = launch(bundle, backend, out, request.config.option.threads)
         try:
             wait(out / "results.jsonl", process)
+            peaks.append(resident.peak_mb(process.pid))
         finally:
             process.terminate()
-            peaks.append(os.wait4(process.pid, 0)[2].ru_maxrss // 1024)
+            process.wait()
 
     benchmark.pedantic(start, rounds=3)
     info(peak_rss_of_command_mb=max(peaks))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
@@ -18,7 +17,7 @@ from runtime.backends import BACKENDS, create
 from runtime.bundle import find
 from runtime.errors import BackendError, RuntimeFault
 
-from . import arithmetic
+from . import arithmetic, resident
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -98,29 +97,15 @@ def info(benchmark, machine, bundle, backend):
     """`info(**figures)` stores them beside the time, with p50 and p95, machine and bundle."""
     benchmark.extra_info.update(machine=machine | {"backend": backend}, bundle=bundle.name, precision=bundle.manifest.precision,
                                 bundle_sha256=_digest(bundle))
-    _forget_peak()
+    resident.forget_peak()
     yield benchmark.extra_info.update
     if benchmark.stats is not None:
         times = sorted(benchmark.stats.stats.data)
         benchmark.extra_info.update(p50=float(np.percentile(times, 50)), p95=float(np.percentile(times, 95)),
-                                    peak_rss_mb=_peak_mb())
+                                    peak_rss_mb=resident.peak_mb())
         if flop := benchmark.extra_info.get("gflop"):
             rate = flop / benchmark.extra_info["p50"]
             benchmark.extra_info.update(gflops=round(rate, 1), of_matmul_peak=round(rate / machine["matmul_gflops"], 3))
-
-
-def _forget_peak() -> None:
-    """Count the peak of resident memory anew, where the system can."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_mb() -> int:
-    """Peak of resident memory since `_forget_peak`, else since the process began."""
-    with suppress(OSError, StopIteration):
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) // 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def _digest(bundle) -> str:

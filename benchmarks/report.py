@@ -56,8 +56,9 @@ def condense(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def load(folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """All kept measurements, by name."""
-    return [json.loads(file.read_text()) for file in sorted(folder.glob(f"{PREFIX}*.json"))]
+    """All kept measurements, by bundle; ONNX Runtime, which everyone has, before other backends."""
+    found = [json.loads(file.read_text()) for file in folder.glob(f"{PREFIX}*.json")]
+    return sorted(found, key=lambda kept: (kept["bundle"], kept["machine"]["backend"] != "ort", kept["machine"]["backend"]))
 
 
 def load_accuracy(folder: Path = RESULTS) -> list[dict[str, Any]]:

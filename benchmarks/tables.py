@@ -17,7 +17,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def cases(kept: Kept, name: str, **wanted: Any) -> list[Mapping[str, Any]]:
-    return [c for c in kept["cases"] if c["name"] == name and all(c.get(k) == v for k, v in wanted.items())]
+    """By what they were measured for: count of sentences or objects, stage."""
+    found = [c for c in kept["cases"] if c["name"] == name and all(c.get(k) == v for k, v in wanted.items())]
+    return sorted(found, key=lambda c: (c.get("sentences", 0), c.get("objects", 0), c.get("stage", "")))
 
 
 def first(kept: Kept, name: str, key: str, **wanted: Any) -> Any:
@@ -37,8 +39,9 @@ def number(value: float | None, digits: int = 3, unit: str = "") -> str:
 def where(kept: Kept) -> str:
     m = kept["machine"]
     threads = f", {m['threads']} threads" if m.get("threads") else ""
-    library = f"OpenVINO {m['openvino']}" if m["backend"].startswith("openvino") else f"ONNX Runtime {m['onnxruntime']}"
-    return (f"{m['cpu']}, {m['cores']} cores{threads}, {library}, PyTorch {m['torch']}, "
+    versions = [f"ONNX Runtime {m['onnxruntime']}", *([f"OpenVINO {m['openvino']}"] if m.get("openvino") else []),
+                f"PyTorch {m['torch']}"]
+    return (f"{m['cpu']}, {m['cores']} cores{threads}, {', '.join(versions)}, "
             f"{m['matmul_gflops']:g} GFLOP/s in a large float32 product")
 
 
@@ -49,6 +52,12 @@ def second_over_first(kept: Kept) -> float | None:
         return (two - one) / one
     new, known = first(kept, "test_first_sentence", "median"), first(kept, "test_further_sentences", "median", sentences=1)
     return None if new is None or known is None else known / new
+
+
+def pytorch_on_pictures(kept: Kept) -> float | None:
+    """PyTorch's time over ours for a new picture with one sentence."""
+    ours, theirs = first(kept, "test_first_sentence", "median"), first(kept, "test_torch_eager", "median", folded=False)
+    return None if ours is None or theirs is None else theirs / ours
 
 
 def peak_of_one(kept: Kept) -> float | None:
@@ -64,6 +73,7 @@ def summary(results: Sequence[Kept], nano_measured: Sequence[Mapping[str, Any]] 
     for kept in results:
         sentence, click = (first(kept, name, "frames_per_second", pytorch="eager") for name in ("test_sentence", "test_click"))
         faster = [first(kept, name, "pytorch_over_runtime", pytorch="eager") for name in ("test_sentence", "test_click")]
+        faster.append(pytorch_on_pictures(kept))
         rows.append((f"{kept['bundle']} ({kept['precision']}){' *' * bool(kept.get('note'))}", kept["machine"]["backend"], number(sentence), number(click),
                      " / ".join(number(x, 3, "x") for x in faster if x is not None), number(second_over_first(kept), 2),
                      number(first(kept, "test_first_mask", "median"), 2, " s"), number(peak_of_one(kept), 4, " MB")))

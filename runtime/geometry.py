@@ -42,7 +42,7 @@ class Points:
 
     def scaled(self, height: int, width: int) -> np.ndarray:
         """Points in source pixels, float32 (K,2). Raises PromptError for a point outside the picture."""
-        return _scaled(np.array(self.points, np.float32), self.normalized, height, width, "point")
+        return _scaled(self.points, self.normalized, height, width, "point")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Box:
 
     def scaled(self, height: int, width: int) -> np.ndarray:
         """Box in source pixels, float32 (4,). Raises PromptError if it lies outside the picture."""
-        corners = np.array(self.xyxy, np.float32).reshape(2, 2)
+        corners = self.xyxy[:2], self.xyxy[2:]
         return _scaled(corners, self.normalized, height, width, "box corner").reshape(4)
 
 
@@ -127,7 +127,9 @@ def _check_unit(values: np.ndarray, normalized: bool, name: str) -> None:
         raise PromptError(f"normalized {name} must lie in 0..1")
 
 
-def _scaled(points: np.ndarray, normalized: bool, height: int, width: int, name: str) -> np.ndarray:
+def _scaled(values: Sequence[Sequence[float]], normalized: bool, height: int, width: int, name: str) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what no float32 holds becomes infinite, and lies outside every picture
+        points = np.array(values, np.float32)
     size = np.array([width, height], np.float32)
     points = points * size if normalized else points
     outside = ((points < 0) | (points > size)).any(axis=1)

@@ -3,6 +3,7 @@ memory."""
 
 import json
 import os
+import warnings
 import zipfile
 
 import numpy as np
@@ -123,6 +124,15 @@ def test_whole_numbers_beyond_floating_point(tmp_path):
     (tmp_path / "p.json").write_text('[{"box": [0, 0, 9, ' + "9" * 400 + "]}]")
     with pytest.raises(PromptError, match="must be numbers"):
         clicks.read([("--prompts", str(tmp_path / "p.json"))])
+
+
+@pytest.mark.parametrize("prompt", [runtime.Points([(3, 1e300)], [1]), runtime.Box([0, 0, 1e39, 9])])
+def test_numbers_beyond_single_precision(prompt):
+    """Found by the longer run: a warning of NumPy before the refusal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(PromptError, match="inf.* lies outside the picture"):
+            prompt.scaled(48, 64)
 
 
 # ------------------------------------------------------------------------------------------------------------- videos

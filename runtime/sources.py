@@ -197,7 +197,7 @@ def _decode(source: Source, container: Any, stride: int) -> Iterator[np.ndarray]
 
 def _promised_seconds(container: Any, stream: Any) -> float:
     """Length of the video by its header; 0 where the header does not speak of the video alone."""
-    tag = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
+    tag = re.fullmatch(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d*)?)", stream.metadata.get("DURATION", ""))
     if tag:
         return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
     return (container.duration or 0) / 1e6 if len(container.streams) == 1 and stream.frames else 0.0
@@ -248,7 +248,8 @@ def _array(frame: Any, where: str) -> np.ndarray:
         array = frame.to_ndarray(format="rgb24")
     # PyAV gives degrees counter-clockwise, as rot90 takes them
     turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
+    # a picture one pixel wide comes with gaps between its rows
+    return np.ascontiguousarray(np.rot90(array, turns))
 
 
 def _open_failed(error: BaseException, live: bool) -> str:

@@ -5,12 +5,13 @@ import json
 import os
 import warnings
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import runtime
-from runtime import clicks
+from runtime import clicks, sources
 from runtime.errors import LONGEST, BundleError, PromptError, UserError, VideoError
 from runtime.pictures import read_picture
 from runtime.prompt import Tokenizer
@@ -143,6 +144,22 @@ def test_what_is_no_picture_but_is_called_so(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(VideoError, match="not a picture"):
         read_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("said, seconds", [
+    ("00:00:00.5000002.12", 0), ("9" * 5000 + ":00:00", 0), ("00:00:.", 0), ("00:01:02.5", 62.5), ("01:00:00", 3600)])
+def test_lengths_that_are_none(said, seconds):
+    container = SimpleNamespace(duration=None, streams=[1, 2])
+    assert sources._promised_seconds(container, SimpleNamespace(metadata={"DURATION": said}, frames=0)) == seconds
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_narrow_pictures_are_contiguous(width):
+    import av
+
+    frame = av.VideoFrame.from_ndarray(np.full((16, 8, 3), 99, np.uint8), "rgb24").reformat(width, 16, "yuv444p")
+    array = sources._array(frame, "a video")
+    assert array.shape == (16, width, 3) and array.flags.c_contiguous
 
 
 @pytest.mark.timeout(60)

@@ -15,12 +15,10 @@ import runtime
 from runtime.metrics import clip_jaccard
 
 from .bench_clip import clip, play, sentences
+from .tables import PYTORCH
 
 
-WAYS = ("eager", "compiled", "bfloat16")
-
-
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("how", PYTORCH)
 def test_sentence(benchmark, info, loaded, bundle, how, request):
     """One sentence through `--windows` windows."""
     prompts = sentences(loaded, 1)
@@ -31,7 +29,7 @@ def test_sentence(benchmark, info, loaded, bundle, how, request):
             request.config.option)
 
 
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("how", PYTORCH)
 def test_click(benchmark, info, loaded, bundle, how, request):
     """One object, clicked on the first of eight frames per window of `--windows`. The clip's length is known in advance, as
     PyTorch's schedule knows it: SAM 2.1 counts the distance of pointers in parts of it."""

@@ -17,7 +17,7 @@ from runtime.backends import BACKENDS, create
 from runtime.bundle import find
 from runtime.errors import BackendError, RuntimeFault
 
-from . import arithmetic, resident
+from . import arithmetic, resident, tables
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--engine", default="engines/", help="a bundle, or a folder of bundles (default: %(default)s)")
     group.addoption("--model", default=None, help="only the bundle of this name")
     group.addoption("--backend", nargs="+", default=None, metavar="NAME", help="backends (default: every one that is present)")
-    group.addoption("--pytorch", nargs="+", default=["eager"], choices=("eager", "compiled", "bfloat16"), metavar="HOW",
+    group.addoption("--pytorch", nargs="+", default=["eager"], choices=tuple(tables.PYTORCH), metavar="HOW",
                     help="PyTorch's ways to measure against: eager, compiled (torch.compile, takes minutes), bfloat16 "
                          "(autocast); default: eager")
     group.addoption("--checkpoint", default=None, help="what the bundle was exported from: masks are compared too")
@@ -61,7 +61,7 @@ def present() -> list[str]:
 
 @pytest.fixture(scope="session")
 def loaded(bundle, backend, machine, request):
-    """The engine of a bundle, loaded once; after `machine` has measured the peak, for idle threads of an engine spin."""
+    """The engine of a bundle, loaded once; after `machine` has measured the peak without it."""
     options = request.config.option
     try:
         engine = runtime.load(bundle.folder, backend=backend, threads=options.threads, max_objects=16)

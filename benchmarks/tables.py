@@ -9,6 +9,7 @@ from typing import Any
 Kept = Mapping[str, Any]
 LINK = "docs/benchmarks.md"
 PYTORCH = {"eager": "eager", "compiled": "torch.compile", "bfloat16": "bfloat16 (autocast)"}
+"""PyTorch's ways to measure against, by what `--pytorch` calls them."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

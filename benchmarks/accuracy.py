@@ -43,11 +43,17 @@ class Switches:
 
 
 VARIANTS = {
-    "text": Switches(), "shuffled sentences": Switches(shuffled=True), "memory off": Switches(memory=False),
-    "CME off": Switches(conditional=False), "clips of one frame": Switches(window=1), "clips of four": Switches(window=4),
+    "text": Switches(),
+    "shuffled sentences": Switches(shuffled=True),
+    "memory off": Switches(memory=False),
+    "CME off": Switches(conditional=False),
+    "clips of one frame": Switches(window=1),
+    "clips of four": Switches(window=4),
     "clips of one frame, memory off": Switches(window=1, memory=False),
     "clips of one frame, CME off": Switches(window=1, conditional=False),
-    "click": Switches(prompt="click"), "box": Switches(prompt="box"), "mask": Switches(prompt="mask"),
+    "click": Switches(prompt="click"),
+    "box": Switches(prompt="box"),
+    "mask": Switches(prompt="mask"),
 }
 
 
@@ -92,7 +98,9 @@ def prompt_of(mask: np.ndarray, kind: str) -> runtime.Points | runtime.Box | run
     return runtime.Points([[float(xs[middle]), float(ys[middle])]], [1])
 
 
-def measure(engine: runtime.Engine, cases: list[Case], switches: Switches, progress: Callable[[str], None]) -> list[Record]:
+def measure(
+    engine: runtime.Engine, cases: list[Case], switches: Switches, progress: Callable[[str], None]
+) -> list[Record]:
     """Records of all cases."""
     records: list[Record] = []
     for i, case in enumerate(cases):
@@ -136,7 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--first", type=int, default=0, help="number of the first clip of the nano test set")
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="only puzzles of these kinds, in clips of 16 frames")
-    parser.add_argument("--variant", choices=VARIANTS, action="append", help="what to run; may be repeated (default: text)")
+    parser.add_argument(
+        "--variant", choices=VARIANTS, action="append", help="what to run; may be repeated (default: text)"
+    )
     parser.add_argument("--all", action="store_true", help="all variants that the bundle can run")
     parser.add_argument("--json", type=Path, help="write tables and records here")
     return parser
@@ -150,8 +160,13 @@ def main(argv: list[str] | None = None) -> int:
     except (runtime.RuntimeFault, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    report = {"engine": str(args.engine), "data": str(args.data or f"nano {args.split}"), "kinds": args.kinds, "clips": len(cases),
-              "variants": {}}
+    report = {
+        "engine": str(args.engine),
+        "data": str(args.data or f"nano {args.split}"),
+        "kinds": args.kinds,
+        "clips": len(cases),
+        "variants": {},
+    }
     base: list[Record] | None = None
     for name in VARIANTS if args.all else args.variant or ["text"]:
         began = time.perf_counter()
@@ -169,7 +184,11 @@ def main(argv: list[str] | None = None) -> int:
         base = records if base is None else base
         if records is not base and (change := scores.paired(base, records)):
             report["variants"][name]["against_first"] = change
-            print("against the first variant: {difference:+.3f} ({interval[0]:+.3f} .. {interval[1]:+.3f})".format(**change))
+            print(
+                "against the first variant: {difference:+.3f} ({interval[0]:+.3f} .. {interval[1]:+.3f})".format(
+                    **change
+                )
+            )
         if args.json:  # after each variant, for all of them take long
             args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -71,7 +71,9 @@ def matmul_peak(seconds: float = 0.5, side: int = 1536) -> float:
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((side, side), np.float32) for _ in range(2))
     square = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (side, side)) for name in "abc"]
-    graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["a", "b"], ["c"])], "product", square[:2], square[2:])
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["a", "b"], ["c"])], "product", square[:2], square[2:]
+    )
     model = onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)])
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     best = float("inf")
@@ -81,4 +83,4 @@ def matmul_peak(seconds: float = 0.5, side: int = 1536) -> float:
             start = time.perf_counter()
             product()
             best = min(best, time.perf_counter() - start)
-    return 2 * side ** 3 / best
+    return 2 * side**3 / best

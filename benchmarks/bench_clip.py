@@ -16,7 +16,7 @@ def clip(frames: int, height: int = 360, width: int = 640) -> np.ndarray:
     out = np.empty((frames, height, width, 3), np.uint8)
     for t in range(frames):
         out[t] = np.stack([(x + 3 * t) % 256, (y + 2 * t) % 256, (x + y) % 256], -1)
-        out[t, 40 + 4 * t:120 + 4 * t, 60 + 8 * t:160 + 8 * t] = (220, 40, 60)
+        out[t, 40 + 4 * t : 120 + 4 * t, 60 + 8 * t : 160 + 8 * t] = (220, 40, 60)
     return out
 
 
@@ -74,6 +74,7 @@ def first_frame(engine) -> None:
 
 def test_load(benchmark, info, bundle, backend, pace, request):
     """Open a bundle with every file verified, and decode a first frame: what a user waits for."""
+
     def start():
         with runtime.load(bundle.folder, backend=backend, threads=request.config.option.threads) as engine:
             first_frame(engine)

@@ -6,8 +6,9 @@ for the wide form; the projections of keys are work of ours that is timed but no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -46,24 +47,39 @@ def make_case(bench: Bench, sizes: plan.MemorySizes) -> Case:
     """Full memory: every slot present, in ring order, and every pointer."""
     b, n, d, m = sizes.objects, sizes.tokens, sizes.width, sizes.memory_width
     half = torch.float16
-    side = int(n ** 0.5)
+    side = int(n**0.5)
     cosine, sine = reference.rotary_tables(side, d)
     ages = torch.arange(sizes.slots, dtype=torch.int32).roll(2).repeat(b, 1)
     inputs = {
-        "queries": normal(bench, (b, n, d), half, 1), "memory": normal(bench, (b, sizes.slots, n, m), half, 2),
-        "pointers": normal(bench, (b, sizes.pointers, m), half, 3), "key_weight": normal(bench, (d, m), half, 4, 0.125),
-        "key_bias": normal(bench, (d,), half, 5), "position": normal(bench, (n, m), half, 6),
-        "temporal": normal(bench, (7, m), half, 7, 0.1), "ages": ages.to(bench.device),
+        "queries": normal(bench, (b, n, d), half, 1),
+        "memory": normal(bench, (b, sizes.slots, n, m), half, 2),
+        "pointers": normal(bench, (b, sizes.pointers, m), half, 3),
+        "key_weight": normal(bench, (d, m), half, 4, 0.125),
+        "key_bias": normal(bench, (d,), half, 5),
+        "position": normal(bench, (n, m), half, 6),
+        "temporal": normal(bench, (7, m), half, 7, 0.1),
+        "ages": ages.to(bench.device),
         "pointer_counts": torch.full((b,), sizes.pointers, dtype=torch.int32, device=bench.device),
-        "cosine": torch.tensor(cosine, device=bench.device), "sine": torch.tensor(sine, device=bench.device)}
-    return Case(bench, sizes, inputs, normal(bench, (d, m), half, 8, 0.125),
-                torch.full((b, n, m), float("nan"), device=bench.device, dtype=half))
+        "cosine": torch.tensor(cosine, device=bench.device),
+        "sine": torch.tensor(sine, device=bench.device),
+    }
+    return Case(
+        bench,
+        sizes,
+        inputs,
+        normal(bench, (d, m), half, 8, 0.125),
+        torch.full((b, n, m), float("nan"), device=bench.device, dtype=half),
+    )
 
 
 def rotate(x_bnd: torch.Tensor, cosine_nk: torch.Tensor, sine_nk: torch.Tensor) -> torch.Tensor:
     """Rotary position on adjacent pairs, in float32, back in the input's type (as the exported graphs do)."""
     even, odd = x_bnd.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cosine_nk - odd * sine_nk, even * sine_nk + odd * cosine_nk), -1).flatten(-2).to(x_bnd.dtype)
+    return (
+        torch.stack((even * cosine_nk - odd * sine_nk, even * sine_nk + odd * cosine_nk), -1)
+        .flatten(-2)
+        .to(x_bnd.dtype)
+    )
 
 
 def wide_inputs(case: Case, dtype: torch.dtype = torch.float16) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -86,7 +102,7 @@ def wide_module(case: Case) -> torch.Tensor:
 def exact(case: Case, rows: slice) -> torch.Tensor:
     """Narrow form in float32 for the queries of `rows`."""
     queries, keys, memory = wide_inputs(case, torch.float32)
-    scores = queries[:, rows] @ keys.transpose(1, 2) / case.sizes.width ** 0.5
+    scores = queries[:, rows] @ keys.transpose(1, 2) / case.sizes.width**0.5
     return scores.softmax(-1) @ memory
 
 
@@ -108,7 +124,7 @@ def sweep(case: Case, candidates: tuple[plan.FlashConfig, ...]) -> list[dict[str
             entry["seconds"] = case.bench.seconds(lambda: launch.run(launches))
             entry["flash_seconds"] = case.bench.seconds(lambda: launch.run(launches[1:2]))
             entry["tflops"] = case.flop(case.sizes.memory_width) / entry["seconds"] / 1e12
-        except Exception as error:  # noqa: BLE001 - a sweep reports what failed and goes on
+        except Exception as error:
             entry["error"] = f"{type(error).__name__}: {str(error)[:300]}"
         results.append(entry)
     return results
@@ -121,18 +137,24 @@ def pytorch_attention(case: Case) -> dict[str, Any]:
     queries, keys, memory = wide_inputs(case)
     q, k, v = queries[:, None], keys[:, None], F.linear(memory, case.value_weight)[:, None]
     results: dict[str, Any] = {}
-    choices = {"default": None, "flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
-               "efficient": SDPBackend.EFFICIENT_ATTENTION}
+    choices = {
+        "default": None,
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    }
     for name, backend in choices.items():
+
         def attend() -> torch.Tensor:
             if backend is None:
                 return F.scaled_dot_product_attention(q, k, v)
             with sdpa_kernel([backend]):
                 return F.scaled_dot_product_attention(q, k, v)
+
         try:
             seconds = case.bench.seconds(attend)
             results[name] = {"seconds": seconds, "tflops": case.flop(case.sizes.width) / seconds / 1e12}
-        except Exception as error:  # noqa: BLE001 - a backend that refuses is an answer
+        except Exception as error:
             results[name] = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
     return results
 
@@ -153,13 +175,19 @@ def modules(case: Case, config: plan.FlashConfig, compiled: bool) -> dict[str, A
     for name, work in works.items():
         try:
             results[name] = {"seconds": case.bench.seconds(work)}
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             results[name] = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
     return results
 
 
-def measure(bench: Bench, sizes: plan.MemorySizes, ceiling_tflops: float, objects: tuple[int, ...],
-            candidates: tuple[plan.FlashConfig, ...], compiled: bool) -> dict[str, Any]:
+def measure(
+    bench: Bench,
+    sizes: plan.MemorySizes,
+    ceiling_tflops: float,
+    objects: tuple[int, ...],
+    candidates: tuple[plan.FlashConfig, ...],
+    compiled: bool,
+) -> dict[str, Any]:
     """Everything about memory attention, as JSON values."""
     case = make_case(bench, sizes)
     results: dict[str, Any] = {"sizes": asdict(sizes), "keys": case.keys, "sweep": sweep(case, candidates)}
@@ -190,6 +218,6 @@ def scale(bench: Bench, sizes: plan.MemorySizes, config: plan.FlashConfig, ceili
         entry["splits"] = launches[1].grid[1]
         entry["tflops"] = case.flop(sizes.memory_width) / entry["seconds"] / 1e12
         entry["share_of_ceiling"] = entry["tflops"] / ceiling_tflops
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         entry["error"] = f"{type(error).__name__}: {str(error)[:200]}"
     return entry

@@ -23,8 +23,9 @@ def bilinear(source: int, target: int) -> np.ndarray:
     return matrix
 
 
-def measure(bench: Bench, objects: int, side: int, image_size: int, crop_hw: tuple[int, int],
-            source_hw: tuple[int, int]) -> dict[str, Any]:
+def measure(
+    bench: Bench, objects: int, side: int, image_size: int, crop_hw: tuple[int, int], source_hw: tuple[int, int]
+) -> dict[str, Any]:
     """One size of video, as JSON values."""
     low = np.random.default_rng(0).standard_normal((objects, side, side)).astype(np.float32)
     first = bilinear(side, image_size)
@@ -41,10 +42,16 @@ def measure(bench: Bench, objects: int, side: int, image_size: int, crop_hw: tup
 
     def pytorch() -> torch.Tensor:
         wide = F.interpolate(logits[:, None], (image_size, image_size), mode="bilinear")
-        return F.interpolate(wide[:, :, :crop_hw[0], :crop_hw[1]], source_hw, mode="bilinear") > 0
+        return F.interpolate(wide[:, :, : crop_hw[0], : crop_hw[1]], source_hw, mode="bilinear") > 0
 
     seconds = bench.seconds(lambda: (stats.zero_(), launch.run(launches)))
     theirs = bench.seconds(pytorch)
-    return {"objects": objects, "source": list(source_hw), "seconds": seconds, "pytorch_seconds": theirs,
-            "speedup": theirs / seconds, "wrong_pixels": wrong,
-            "largest_box_difference": int(np.abs(boxes[:, 1:] - expected_stats[:, 1:]).max())}
+    return {
+        "objects": objects,
+        "source": list(source_hw),
+        "seconds": seconds,
+        "pytorch_seconds": theirs,
+        "speedup": theirs / seconds,
+        "wrong_pixels": wrong,
+        "largest_box_difference": int(np.abs(boxes[:, 1:] - expected_stats[:, 1:]).max()),
+    }

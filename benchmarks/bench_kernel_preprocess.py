@@ -21,11 +21,23 @@ def measure(bench: Bench, source_hw: tuple[int, int], resized_hw: tuple[int, int
     on_device = [[torch.tensor(a, device=bench.device) for a in taps] for taps in (rows, columns)]
     out = torch.full((3, image_size, image_size), float("nan"), device=bench.device, dtype=torch.float16)
     launches = plan.preprocess(
-        torch.tensor(frame, device=bench.device), *on_device, torch.tensor(table, device=bench.device), out, source_hw,
-        resized_hw, image_size, (rows[1].shape[1], columns[1].shape[1]), reference.PRECISION_BITS)
+        torch.tensor(frame, device=bench.device),
+        *on_device,
+        torch.tensor(table, device=bench.device),
+        out,
+        source_hw,
+        resized_hw,
+        image_size,
+        (rows[1].shape[1], columns[1].shape[1]),
+        reference.PRECISION_BITS,
+    )
     launch.run(launches)
     expected = reference.preprocess(frame, resized_hw, image_size, table).astype(np.float16)
     seconds = bench.seconds(lambda: launch.run(launches))
-    return {"source": list(source_hw), "resized": list(resized_hw), "seconds": seconds,
-            "equal": bool(np.array_equal(out.cpu().numpy(), expected)),
-            "gbytes_per_second": (frame.nbytes + out.numel() * 2) / seconds / 1e9}
+    return {
+        "source": list(source_hw),
+        "resized": list(resized_hw),
+        "seconds": seconds,
+        "equal": bool(np.array_equal(out.cpu().numpy(), expected)),
+        "gbytes_per_second": (frame.nbytes + out.numel() * 2) / seconds / 1e9,
+    }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,9 +18,16 @@ TOLERANCE = 2e-3
 
 def make_inputs(bench: Bench, sizes: plan.WindowSizes) -> dict[str, torch.Tensor]:
     c, half = sizes.channels, torch.float16
-    shapes = {"x": ((sizes.frames, sizes.height, sizes.width, c), 1.0), "position": ((sizes.patch ** 2, c), 0.5),
-              "norm_weight": ((c,), 1.0), "norm_bias": ((c,), 0.5), "qkv_weight": ((3 * c, c), 1.5 / c ** 0.5),
-              "qkv_bias": ((3 * c,), 0.2), "out_weight": ((c, c), 1 / c ** 0.5), "out_bias": ((c,), 0.2)}
+    shapes = {
+        "x": ((sizes.frames, sizes.height, sizes.width, c), 1.0),
+        "position": ((sizes.patch**2, c), 0.5),
+        "norm_weight": ((c,), 1.0),
+        "norm_bias": ((c,), 0.5),
+        "qkv_weight": ((3 * c, c), 1.5 / c**0.5),
+        "qkv_bias": ((3 * c,), 0.2),
+        "out_weight": ((c, c), 1 / c**0.5),
+        "out_bias": ((c,), 0.2),
+    }
     inputs = {name: normal(bench, shape, half, seed, size) for seed, (name, (shape, size)) in enumerate(shapes.items())}
     inputs["time"] = torch.tensor(reference.time_embedding(sizes.frames, c), device=bench.device).to(half)
     return inputs
@@ -37,9 +45,14 @@ class Module(nn.Module):
         self.register_buffer("place_nc", place)
         self.norm = nn.LayerNorm(c)
         self.attention = nn.MultiheadAttention(c, c // plan.HEAD, batch_first=True)
-        values = {"norm.weight": "norm_weight", "norm.bias": "norm_bias", "attention.in_proj_weight": "qkv_weight",
-                  "attention.in_proj_bias": "qkv_bias", "attention.out_proj.weight": "out_weight",
-                  "attention.out_proj.bias": "out_bias"}
+        values = {
+            "norm.weight": "norm_weight",
+            "norm.bias": "norm_bias",
+            "attention.in_proj_weight": "qkv_weight",
+            "attention.in_proj_bias": "qkv_bias",
+            "attention.out_proj.weight": "out_weight",
+            "attention.out_proj.bias": "out_bias",
+        }
         self.load_state_dict({"place_nc": place, **{name: inputs[source] for name, source in values.items()}})
 
     def forward(self, x_tyxc: torch.Tensor) -> torch.Tensor:
@@ -58,8 +71,13 @@ def flop(sizes: plan.WindowSizes) -> float:
     return 2.0 * tokens * sizes.channels * (4 * sizes.channels + 2 * sizes.length)
 
 
-def sweep(bench: Bench, sizes: plan.WindowSizes, inputs: dict[str, torch.Tensor], expected: torch.Tensor,
-          candidates: tuple[plan.WindowConfig, ...]) -> list[dict[str, Any]]:
+def sweep(
+    bench: Bench,
+    sizes: plan.WindowSizes,
+    inputs: dict[str, torch.Tensor],
+    expected: torch.Tensor,
+    candidates: tuple[plan.WindowConfig, ...],
+) -> list[dict[str, Any]]:
     arrays = scratch(bench, sizes.scratch(), torch.float16)
     out = torch.empty_like(inputs["x"])
     results: list[dict[str, Any]] = []
@@ -77,7 +95,7 @@ def sweep(bench: Bench, sizes: plan.WindowSizes, inputs: dict[str, torch.Tensor]
             for item in launches if len(launches) > 1 else ():
                 entry[item.kernel] = bench.seconds(lambda: launch.run([item]))
             entry["tflops"] = flop(sizes) / entry["seconds"] / 1e12
-        except Exception as error:  # noqa: BLE001 - a sweep reports what failed and goes on
+        except Exception as error:
             entry["error"] = f"{type(error).__name__}: {str(error)[:300]}"
         results.append(entry)
     return results
@@ -94,8 +112,9 @@ def combined(results: list[dict[str, Any]], default: plan.WindowConfig) -> plan.
     return plan.WindowConfig(**chosen)
 
 
-def measure(bench: Bench, sizes: plan.WindowSizes, candidates: tuple[plan.WindowConfig, ...],
-            compiled: bool) -> dict[str, Any]:
+def measure(
+    bench: Bench, sizes: plan.WindowSizes, candidates: tuple[plan.WindowConfig, ...], compiled: bool
+) -> dict[str, Any]:
     """One level of the pyramid, as JSON values."""
     inputs = make_inputs(bench, sizes)
     exact = {name: x.float() for name, x in inputs.items()}
@@ -105,13 +124,14 @@ def measure(bench: Bench, sizes: plan.WindowSizes, candidates: tuple[plan.Window
         results: dict[str, Any] = {"sizes": asdict(sizes), "sweep": sweep(bench, sizes, inputs, expected, candidates)}
         works: dict[str, Callable[[], Any]] = {
             "eager": _call(Module(sizes, inputs, True).to(bench.device).half().eval(), inputs["x"]),
-            "eager_fused_attention": _call(plain, inputs["x"])}
+            "eager_fused_attention": _call(plain, inputs["x"]),
+        }
         if compiled:
             works["compiled"] = _call(torch.compile(plain, dynamic=False), inputs["x"])
         for name, work in works.items():
             try:
                 results[name] = {"seconds": bench.seconds(work), "relative_error": relative_error(work(), expected)}
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 results[name] = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
     winner = results["winner"] = best(results["sweep"])
     moved = 2 * inputs["x"].numel() * 2

@@ -33,7 +33,7 @@ def test_objects(benchmark, info, loaded, bundle, pace, count):
         pytest.skip("this bundle follows no clicks")
     timed = TIMED * pace["rounds"]
     frames = clip(FILL + timed)
-    height, width = frames.shape[1:3]
+    height, _width = frames.shape[1:3]
     boxes = {i: runtime.Box([20 + 60 * i, 30, 110 + 60 * i, height - 40]) for i in range(count)}
     with loaded.session() as session:
         for t, frame in enumerate(frames[:FILL]):
@@ -50,8 +50,13 @@ def test_objects(benchmark, info, loaded, bundle, pace, count):
     seconds, mine = float(np.median(whole)), float(np.median(own))
     if count == 1:
         _one[bundle.name] = seconds, mine
-    info(objects=count, seconds_per_frame=seconds, seconds_of_objects=mine, gflop_of_objects=gflop(bundle, count),
-         peak_memory_slots=bundle.manifest.settings["sam2"]["memory"]["slots"])
+    info(
+        objects=count,
+        seconds_per_frame=seconds,
+        seconds_of_objects=mine,
+        gflop_of_objects=gflop(bundle, count),
+        peak_memory_slots=bundle.manifest.settings["sam2"]["memory"]["slots"],
+    )
     if count > 1 and bundle.name in _one:
         first, alone = _one[bundle.name]
         info(further_over_own=(seconds - first) / (count - 1) / alone)

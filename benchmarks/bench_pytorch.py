@@ -24,9 +24,15 @@ def test_sentence(benchmark, info, loaded, bundle, how, request):
     prompts = sentences(loaded, 1)
     model, plain = pytorch(bundle, "samwise", how, request)
     frames = clip(request.config.option.windows * loaded.network("open", "follow sentences").window)
-    compare(benchmark, info, lambda: play(loaded, prompts, frames),
-            lambda: plain(model, bundle.manifest.settings, frames, list(prompts[0].tokens)), len(frames), how,
-            request.config.option)
+    compare(
+        benchmark,
+        info,
+        lambda: play(loaded, prompts, frames),
+        lambda: plain(model, bundle.manifest.settings, frames, list(prompts[0].tokens)),
+        len(frames),
+        how,
+        request.config.option,
+    )
 
 
 @pytest.mark.parametrize("how", PYTORCH)
@@ -43,8 +49,15 @@ def test_click(benchmark, info, loaded, bundle, how, request):
             video.add_points(0, 1, [CLICK], [1], normalized=True)
             return list(video.propagate())
 
-    compare(benchmark, info, ours, lambda: plain(model, bundle.manifest.settings, frames), len(frames), how,
-            request.config.option)
+    compare(
+        benchmark,
+        info,
+        ours,
+        lambda: plain(model, bundle.manifest.settings, frames),
+        len(frames),
+        how,
+        request.config.option,
+    )
 
 
 def pytorch(bundle, kind: str, how: str, request):
@@ -79,8 +92,12 @@ def compile_parts(torch, model, kind: str) -> None:
     if kind == "samwise":
         parts = [(model, name) for name in ("encode_clip", "attend_memory", "decode", "remember")]
     else:
-        parts = [(sam.trunk, "run"), (sam.sam_mask_decoder, "forward"), (sam.memory_encoder, "forward"),
-                 (sam.memory_attention, "forward")]
+        parts = [
+            (sam.trunk, "run"),
+            (sam.sam_mask_decoder, "forward"),
+            (sam.memory_encoder, "forward"),
+            (sam.memory_attention, "forward"),
+        ]
     for owner, name in parts:
         setattr(owner, name, torch.compile(getattr(owner, name), dynamic=True))
 
@@ -105,8 +122,14 @@ def compare(benchmark, info, ours, theirs, frames: int, how: str, options) -> No
     warmup = int(options.rounds > 1)
     benchmark.pedantic(pair, rounds=options.rounds, warmup_rounds=warmup)
     here, there = (values[warmup:] for values in (seconds["runtime"], seconds["pytorch"]))
-    info(frames=frames, pytorch=how, runtime_seconds=here, pytorch_seconds=there,
-         pytorch_over_runtime=float(np.median(np.divide(there, here))), frames_per_second=frames / float(np.median(here)),
-         threads_of_pytorch=torch.get_num_threads())
+    info(
+        frames=frames,
+        pytorch=how,
+        runtime_seconds=here,
+        pytorch_seconds=there,
+        pytorch_over_runtime=float(np.median(np.divide(there, here))),
+        frames_per_second=frames / float(np.median(here)),
+        threads_of_pytorch=torch.get_num_threads(),
+    )
     if options.checkpoint:
         info(worst_iou=min(overlap), mean_iou=float(np.mean(overlap)))

@@ -1,6 +1,6 @@
 """Sentences on pictures: what the second one on a picture costs, what a batch saves, and plain PyTorch beside it.
 
-    python -m pytest benchmarks/bench_refersam.py --benchmark-only --engine engines/refersam-vit_b-bert-448
+python -m pytest benchmarks/bench_refersam.py --benchmark-only --engine engines/refersam-vit_b-bert-448
 """
 
 from __future__ import annotations
@@ -39,15 +39,21 @@ _number = count()
 def sentences(engine, n: int) -> list[runtime.Text]:
     """Sentences that the engine has not read before."""
     top = engine.bundle.manifest.settings["text"]["vocabulary"]
-    return [runtime.Text(tokens=[1 + (17 * k + 5 * j) % (top - 1) for j in range(TOKENS)])
-            for k in (next(_number) for _ in range(n))]
+    return [
+        runtime.Text(tokens=[1 + (17 * k + 5 * j) % (top - 1) for j in range(TOKENS)])
+        for k in (next(_number) for _ in range(n))
+    ]
 
 
 def test_first_sentence(benchmark, info, loaded, pictures):
     """A new picture and a new sentence: all three stages."""
     picture = frame()
-    benchmark.pedantic(lambda prompts: loaded.image(picture).refer(prompts), rounds=ROUNDS, warmup_rounds=1,
-                       setup=lambda: ((sentences(loaded, 1),), {}))
+    benchmark.pedantic(
+        lambda prompts: loaded.image(picture).refer(prompts),
+        rounds=ROUNDS,
+        warmup_rounds=1,
+        setup=lambda: ((sentences(loaded, 1),), {}),
+    )
     info(sentences=1, new_picture=True)
 
 
@@ -69,8 +75,10 @@ def test_torch_eager(benchmark, info, bundle, loaded, pictures, folded):
     if threads := loaded.backend.threads:
         torch.set_num_threads(threads)
     cut = {s.name: s for s in stages(ReferSam(config(bundle)), folded)}
-    inputs = {name: stage.sample({"objects": 1, "tokens": TOKENS} if stage.sizes else {}) for name, stage in
-              (("image", cut["image"]), ("text", cut["text"]))}
+    inputs = {
+        name: stage.sample({"objects": 1, "tokens": TOKENS} if stage.sizes else {})
+        for name, stage in (("image", cut["image"]), ("text", cut["text"]))
+    }
 
     def run():
         seen, text = cut["image"].run(inputs["image"]), cut["text"].run(inputs["text"])["text"]
@@ -97,5 +105,9 @@ def config(bundle):
     if width != 1024:
         pytest.skip(f"no published ReferSAM is {width} wide")
     windows = tuple(0 if i % 6 == 5 else 14 for i in range(24))
-    return replace(plain, text=text, vit=VitConfig(1024, 16, windows, 4096),
-                   adapter=replace(plain.adapter, heads=16, value_width=512))
+    return replace(
+        plain,
+        text=text,
+        vit=VitConfig(1024, 16, windows, 4096),
+        adapter=replace(plain.adapter, heads=16, value_width=512),
+    )

@@ -8,8 +8,19 @@ from runtime.spec import StageSpec
 
 from . import arithmetic
 
-FULL = {"frames": 1, "tokens": 12, "objects": 1, "maps": 1, "pictures": 1, "prompt_tokens": 2, "points": 2, "batch": 1,
-        "sentences": 1, "slots": 7, "pointers": 16}
+FULL = {
+    "frames": 1,
+    "tokens": 12,
+    "objects": 1,
+    "maps": 1,
+    "pictures": 1,
+    "prompt_tokens": 2,
+    "points": 2,
+    "batch": 1,
+    "sentences": 1,
+    "slots": 7,
+    "pointers": 16,
+}
 """One frame, one object, one sentence, a full memory; symbols that are not here take their upper bound."""
 
 

@@ -36,7 +36,17 @@ def test_first_mask(benchmark, info, bundle, backend, tmp_path, request):
 
 
 def launch(bundle, backend: str, out: Path, threads: int | None) -> subprocess.Popen:
-    command = [sys.executable, "-m", "runtime.run", "--engine", str(bundle.folder), "--backend", backend, "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "runtime.run",
+        "--engine",
+        str(bundle.folder),
+        "--backend",
+        backend,
+        "--out",
+        str(out),
+    ]
     if threads:
         command += ["--threads", str(threads)]
     with open(out.with_suffix(".log"), "w") as log:
@@ -50,6 +60,8 @@ def wait(results: Path, process: subprocess.Popen) -> None:
         if results.exists() and b"\n" in results.read_bytes():
             return
         if process.poll() is not None:
-            raise RuntimeError(f"the command ended with {process.returncode} before its first result; see {results.parent}.log")
+            raise RuntimeError(
+                f"the command ended with {process.returncode} before its first result; see {results.parent}.log"
+            )
         time.sleep(0.005)
     raise RuntimeError(f"no result after {PATIENCE} s")

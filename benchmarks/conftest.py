@@ -24,10 +24,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("samwise-runtime")
     group.addoption("--engine", default="engines/", help="a bundle, or a folder of bundles (default: %(default)s)")
     group.addoption("--model", default=None, help="only the bundle of this name")
-    group.addoption("--backend", nargs="+", default=None, metavar="NAME", help="backends (default: every one that is present)")
-    group.addoption("--pytorch", nargs="+", default=["eager"], choices=tuple(tables.PYTORCH), metavar="HOW",
-                    help="PyTorch's ways to measure against: eager, compiled (torch.compile, takes minutes), bfloat16 "
-                         "(autocast); default: eager")
+    group.addoption(
+        "--backend", nargs="+", default=None, metavar="NAME", help="backends (default: every one that is present)"
+    )
+    group.addoption(
+        "--pytorch",
+        nargs="+",
+        default=["eager"],
+        choices=tuple(tables.PYTORCH),
+        metavar="HOW",
+        help="PyTorch's ways to measure against: eager, compiled (torch.compile, takes minutes), bfloat16 "
+        "(autocast); default: eager",
+    )
     group.addoption("--checkpoint", default=None, help="what the bundle was exported from: masks are compared too")
     group.addoption("--rounds", type=int, default=3, help="clips per case; 1 skips the warm-up too (default: 3)")
     group.addoption("--windows", type=int, default=2, help="windows of frames in a clip beside PyTorch (default: 2)")
@@ -83,26 +91,48 @@ def pace(request) -> dict[str, int]:
 @pytest.fixture(scope="session")
 def machine(request) -> dict:
     """What every figure is measured on; goes into `extra_info`."""
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__,
-            "onnxruntime": _version("onnxruntime"), "openvino": _version("openvino"), "torch": _version("torch"),
-            "threads": request.config.option.threads,
-            "command": " ".join(("pytest", *map(str, request.config.invocation_params.args))),
-            "matmul_gflops": round(arithmetic.matmul_peak() / 1e9, 1)}
+    cpu = (
+        next(
+            (
+                line.split(":")[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            platform.processor(),
+        )
+        if Path("/proc/cpuinfo").exists()
+        else platform.processor()
+    )
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "onnxruntime": _version("onnxruntime"),
+        "openvino": _version("openvino"),
+        "torch": _version("torch"),
+        "threads": request.config.option.threads,
+        "command": " ".join(("pytest", *map(str, request.config.invocation_params.args))),
+        "matmul_gflops": round(arithmetic.matmul_peak() / 1e9, 1),
+    }
 
 
 @pytest.fixture
 def info(benchmark, machine, bundle, backend):
     """`info(**figures)` stores them beside the time, with p50 and p95, machine and bundle."""
-    benchmark.extra_info.update(machine=machine | {"backend": backend}, bundle=bundle.name, precision=bundle.manifest.precision,
-                                bundle_sha256=_digest(bundle))
+    benchmark.extra_info.update(
+        machine=machine | {"backend": backend},
+        bundle=bundle.name,
+        precision=bundle.manifest.precision,
+        bundle_sha256=_digest(bundle),
+    )
     resident.forget_peak()
     yield benchmark.extra_info.update
     if benchmark.stats is not None:
         times = sorted(benchmark.stats.stats.data)
-        benchmark.extra_info.update(p50=float(np.percentile(times, 50)), p95=float(np.percentile(times, 95)),
-                                    peak_rss_mb=resident.peak_mb())
+        benchmark.extra_info.update(
+            p50=float(np.percentile(times, 50)), p95=float(np.percentile(times, 95)), peak_rss_mb=resident.peak_mb()
+        )
         if flop := benchmark.extra_info.get("gflop"):
             rate = flop / benchmark.extra_info["p50"]
             benchmark.extra_info.update(gflops=round(rate, 1), of_matmul_peak=round(rate / machine["matmul_gflops"], 3))

@@ -36,8 +36,13 @@ class Case:
             shows = mask[0].sum() > max(60, 0.3 * mask.sum(axis=(1, 2)).max())
             if shows and not any((self.masks[c] == mask).all() for c in chosen):
                 chosen.append(k)
-        return replace(self, texts=[self.texts[k] for k in chosen], masks=[self.masks[k] for k in chosen],
-                       kinds=[self.kinds[k] for k in chosen], unseen=[self.unseen[k] for k in chosen])
+        return replace(
+            self,
+            texts=[self.texts[k] for k in chosen],
+            masks=[self.masks[k] for k in chosen],
+            kinds=[self.kinds[k] for k in chosen],
+            unseen=[self.unseen[k] for k in chosen],
+        )
 
 
 def nano(count: int, first: int = 0, split: str = "test", kinds: tuple[str, ...] | None = None) -> Iterator[Case]:
@@ -46,12 +51,20 @@ def nano(count: int, first: int = 0, split: str = "test", kinds: tuple[str, ...]
     from export.nano.world import TEST_LENGTHS, World, test_clips
 
     world = World()
-    clips = test_clips(world, count, split, first) if kinds is None else (
-        world.clip(split, seed, TEST_LENGTHS[-1], kinds) for seed in range(first, first + count))
+    clips = (
+        test_clips(world, count, split, first)
+        if kinds is None
+        else (world.clip(split, seed, TEST_LENGTHS[-1], kinds) for seed in range(first, first + count))
+    )
     for i, clip in enumerate(clips):
-        yield Case(f"{split}{first + i}", partial(iter, clip.frames), [e.text for e in clip.expressions],
-                   [clip.masks(e) for e in clip.expressions], [e.kind for e in clip.expressions],
-                   [e.unseen for e in clip.expressions])
+        yield Case(
+            f"{split}{first + i}",
+            partial(iter, clip.frames),
+            [e.text for e in clip.expressions],
+            [clip.masks(e) for e in clip.expressions],
+            [e.kind for e in clip.expressions],
+            [e.unseen for e in clip.expressions],
+        )
 
 
 def _read(paths: list[Path]) -> Iterator[np.ndarray]:
@@ -86,8 +99,11 @@ def _indexed(folder: Path, frames: list[Path]) -> tuple[np.ndarray, frozenset[in
 
 def _pictures(root: Path, video: str) -> Path:
     """JPEGImages/video, or under the resolution folder that DAVIS puts between."""
-    for folder in (root / "JPEGImages" / "480p" / video, root / "JPEGImages" / "Full-Resolution" / video,
-                   root / "JPEGImages" / video):
+    for folder in (
+        root / "JPEGImages" / "480p" / video,
+        root / "JPEGImages" / "Full-Resolution" / video,
+        root / "JPEGImages" / video,
+    ):
         if folder.is_dir():
             return folder
     raise FileNotFoundError(f"{root / 'JPEGImages' / video}: missing; is --data the folder that holds JPEGImages?")
@@ -100,10 +116,17 @@ def expressions(root: Path) -> Iterator[Case]:
         folder = _pictures(root, video)
         frames = _frames(folder, entry.get("frames"))
         annotations = root / "Annotations" / folder.relative_to(root / "JPEGImages")
-        owners, annotated = _indexed(annotations if annotations.is_dir() else _need(root / "Annotations" / video), frames)
+        owners, annotated = _indexed(
+            annotations if annotations.is_dir() else _need(root / "Annotations" / video), frames
+        )
         said = list(entry["expressions"].values())
-        yield Case(video, partial(_read, frames), [e["exp"] for e in said], [owners == int(e["obj_id"]) for e in said],
-                   annotated=annotated)
+        yield Case(
+            video,
+            partial(_read, frames),
+            [e["exp"] for e in said],
+            [owners == int(e["obj_id"]) for e in said],
+            annotated=annotated,
+        )
 
 
 def mevis(root: Path) -> Iterator[Case]:
@@ -118,8 +141,14 @@ def mevis(root: Path) -> Iterator[Case]:
         for e in entry["expressions"].values():
             layers = [[None if c is None else coco.decode(c).astype(bool) for c in codes[str(a)]] for a in e["anno_id"]]
             empty = np.zeros_like(next(m for layer in layers for m in layer if m is not None))
-            masks.append(np.stack([np.logical_or.reduce([empty if layer[t] is None else layer[t] for layer in layers])
-                                   for t in range(len(frames))]))
+            masks.append(
+                np.stack(
+                    [
+                        np.logical_or.reduce([empty if layer[t] is None else layer[t] for layer in layers])
+                        for t in range(len(frames))
+                    ]
+                )
+            )
             texts.append(e["exp"])
         yield Case(video, partial(_read, frames), texts, masks)
 

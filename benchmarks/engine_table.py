@@ -23,9 +23,15 @@ from runtime.spec import Manifest
 
 TRUNKS: Mapping[str, dict[str, Any]] = {
     "tiny": {},
-    "small": dict(blocks=(1, 2, 11, 2), global_blocks=(7, 10, 13)),
-    "base_plus": dict(width=112, heads=2, blocks=(2, 3, 16, 3), global_blocks=(12, 16, 20), positions=14),
-    "large": dict(width=144, heads=2, blocks=(2, 6, 36, 4), global_blocks=(23, 33, 43), windows=(8, 4, 16, 8)),
+    "small": {"blocks": (1, 2, 11, 2), "global_blocks": (7, 10, 13)},
+    "base_plus": {"width": 112, "heads": 2, "blocks": (2, 3, 16, 3), "global_blocks": (12, 16, 20), "positions": 14},
+    "large": {
+        "width": 144,
+        "heads": 2,
+        "blocks": (2, 6, 36, 4),
+        "global_blocks": (23, 33, 43),
+        "windows": (8, 4, 16, 8),
+    },
 }
 """What differs from Hiera tiny, from the configuration files of SAM 2 (sam2/configs/sam2.1/*.yaml)."""
 
@@ -49,8 +55,15 @@ def network(name: str, variant: str, **text: int) -> tuple[Any, Any]:
     return samwise, samwise.Samwise(samwise.SamwiseConfig(sam=sam, text=tower, text_stages=steps))
 
 
-def half_graphs(stages: Iterable[Any], folder: Path, settings: Mapping[str, Any], forms: Sequence[str] = (),
-                attachments: Mapping[str, Path] | None = None, model: str = "built", variant: str = "half") -> Path:
+def half_graphs(
+    stages: Iterable[Any],
+    folder: Path,
+    settings: Mapping[str, Any],
+    forms: Sequence[str] = (),
+    attachments: Mapping[str, Path] | None = None,
+    model: str = "built",
+    variant: str = "half",
+) -> Path:
     """A bundle of half graphs: of those `forms` that a stage has, or of the one that TensorRT prefers. Nothing is compared
     with torch. `attachments`: path inside the bundle -> file."""
     from export import bundle, onnx, precision
@@ -61,8 +74,9 @@ def half_graphs(stages: Iterable[Any], folder: Path, settings: Mapping[str, Any]
         signature = bundle.half_signature(stage.spec)
         half = {t.name for t in (*signature.inputs, *signature.outputs) if t.dtype == "float16"}
         level = precision.LEVELS[0]
-        wanted = {form: form for form in forms if form in stage.forms} or \
-            {"default": next(f for f in build.FORMS if f in stage.forms)}
+        wanted = {form: form for form in forms if form in stage.forms} or {
+            "default": next(f for f in build.FORMS if f in stage.forms)
+        }
         models = {name: precision.to_half(onnx.trace(stage, form), level, half) for name, form in wanted.items()}
         files = {form: f"graphs/{file}" for form, file in onnx.save(models, folder / "graphs", stage.name).items()}
         specs[stage.name] = replace(signature, precision=level.name, files=files)
@@ -78,16 +92,27 @@ def table(folder: Path, library: build.Library) -> dict[str, Any]:
     """Build every stage of the bundle for every target; rows by stage."""
     entries = build.build_bundle(choose(folder), library)
     manifest = Manifest.load(folder)
-    rows = {e.stage: {"seconds": e.seconds, "megabytes": round((folder / "engines" / e.file).stat().st_size / 1e6, 1),
-                      "scratch_megabytes": round(e.scratch / 1e6, 1),
-                      "largest": {s: manifest.bounds[s][1] for s in sorted(manifest.stages[e.stage].symbols)}}
-            for e in entries}
-    return {"library": f"{library.name} {library.version}", "precision": manifest.precision,
-            "targets": [f"sm_{c}" for c in entries[0].capabilities], "stages": rows}
+    rows = {
+        e.stage: {
+            "seconds": e.seconds,
+            "megabytes": round((folder / "engines" / e.file).stat().st_size / 1e6, 1),
+            "scratch_megabytes": round(e.scratch / 1e6, 1),
+            "largest": {s: manifest.bounds[s][1] for s in sorted(manifest.stages[e.stage].symbols)},
+        }
+        for e in entries
+    }
+    return {
+        "library": f"{library.name} {library.version}",
+        "precision": manifest.precision,
+        "targets": [f"sm_{c}" for c in entries[0].capabilities],
+        "stages": rows,
+    }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_table", description="Build every stage on a CPU.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.engine_table", description="Build every stage on a CPU."
+    )
     parser.add_argument("network", choices=("samwise", "sam2"))
     parser.add_argument("variant", choices=tuple(TRUNKS))
     parser.add_argument("--out", type=Path)

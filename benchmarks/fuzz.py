@@ -40,12 +40,18 @@ NATIVE_DEATHS = 5
 """A target whose process dies so often is given up."""
 
 READERS = {
-    "manifest": ("runtime/spec.py", "runtime/bundle.py", "runtime/settings.py", "runtime/models/__init__.py",
-                 "runtime/models/signatures.py"),
+    "manifest": (
+        "runtime/spec.py",
+        "runtime/bundle.py",
+        "runtime/settings.py",
+        "runtime/models/__init__.py",
+        "runtime/models/signatures.py",
+    ),
     "prompt": ("runtime/arguments.py", "runtime/clicks.py", "runtime/geometry.py", "runtime/prompt.py"),
     "video": ("runtime/video.py", "runtime/sources.py", "runtime/pictures.py"),
     "checkpoint": ("export/checkpoints.py", "export/sam2_checkpoints.py", "export/refersam_checkpoints.py"),
-    "tokenizer": ("runtime/prompt.py", "export/tokenizer.py")}
+    "tokenizer": ("runtime/prompt.py", "export/tokenizer.py"),
+}
 """Files whose covered lines are counted, by target."""
 
 
@@ -99,10 +105,21 @@ def fuzz(name: str, seconds: float, folder: Path) -> None:
         changed = mutated(data, random.Random(seed), chosen.words) if chosen.structured and seed % 4 else None
         return atheris.Mutate(data, most) if changed is None or len(changed) > most else changed
 
-    atheris.Setup([sys.argv[0], str(folder / "corpus"), f"-max_len={LONGEST}",
-                   f"-dict={_dictionary(folder, chosen.words)}",
-                   "-timeout=1200", "-rss_limit_mb=6000", "-detect_leaks=0", "-use_value_profile=0",
-                   f"-artifact_prefix={folder}/native-"], one, custom_mutator=mutate)
+    atheris.Setup(
+        [
+            sys.argv[0],
+            str(folder / "corpus"),
+            f"-max_len={LONGEST}",
+            f"-dict={_dictionary(folder, chosen.words)}",
+            "-timeout=1200",
+            "-rss_limit_mb=6000",
+            "-detect_leaks=0",
+            "-use_value_profile=0",
+            f"-artifact_prefix={folder}/native-",
+        ],
+        one,
+        custom_mutator=mutate,
+    )
     atheris.Fuzz()
 
 
@@ -165,9 +182,16 @@ def campaign(name: str, seconds: float, folder: Path) -> dict[str, Any]:
     with (folder / "log").open("ab") as log:
         _child(log, "--cover", name, "--keep", str(folder))
     lines = json.loads((folder / "lines.json").read_text()) if (folder / "lines.json").exists() else {}
-    return {"executions": sum(total.values()), "taken": total["taken"], "refused": total["refused"],
-            "cpu_seconds": round(used), "seeds": len(seeds), "corpus": len(list(corpus.iterdir())) - len(seeds),
-            "lines_covered": lines, "found": dict(sorted(found.items()))}
+    return {
+        "executions": sum(total.values()),
+        "taken": total["taken"],
+        "refused": total["refused"],
+        "cpu_seconds": round(used),
+        "seeds": len(seeds),
+        "corpus": len(list(corpus.iterdir())) - len(seeds),
+        "lines_covered": lines,
+        "found": dict(sorted(found.items())),
+    }
 
 
 def _child(log: Any, *arguments: str) -> int:
@@ -182,8 +206,18 @@ def _last_line(log: Path) -> str:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for name in ("atheris", "coverage", "hypothesis", "numpy", "av", "pillow", "tokenizers", "torch", "safetensors",
-                 "onnxruntime"):
+    for name in (
+        "atheris",
+        "coverage",
+        "hypothesis",
+        "numpy",
+        "av",
+        "pillow",
+        "tokenizers",
+        "torch",
+        "safetensors",
+        "onnxruntime",
+    ):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -194,8 +228,9 @@ def _versions() -> dict[str, str]:
 def parser() -> argparse.ArgumentParser:
     """Options of the command."""
     p = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__.splitlines()[0])
-    p.add_argument("--target", action="append", choices=sorted(TARGETS),
-                   help="one of them; may be repeated (default: all)")
+    p.add_argument(
+        "--target", action="append", choices=sorted(TARGETS), help="one of them; may be repeated (default: all)"
+    )
     p.add_argument("--seconds", type=float, default=60, help="processor time per target (default: %(default)s)")
     p.add_argument("--keep", type=Path, help="folder for corpora, findings and logs, and to go on from (default: none)")
     p.add_argument("--out", type=Path, default=Path("benchmarks/results/fuzz.json"))
@@ -217,8 +252,11 @@ def main() -> int:
         for name in args.target or TARGETS:
             results[name] = result = campaign(name, args.seconds, keep / name)
             covered, all_lines = (sum(v[i] for v in result["lines_covered"].values()) for i in (0, 1))
-            print(f"{name:11} {result['executions']:7d} inputs, {result['corpus']} that reached something new, "
-                  f"{covered} of {all_lines} lines, {len(result['found'])} findings", flush=True)
+            print(
+                f"{name:11} {result['executions']:7d} inputs, {result['corpus']} that reached something new, "
+                f"{covered} of {all_lines} lines, {len(result['found'])} findings",
+                flush=True,
+            )
             for key, text in result["found"].items():
                 print(f"  {key}: {text}", flush=True)
             _write(args.out, results, args.seconds)
@@ -230,9 +268,12 @@ def main() -> int:
 
 def _write(path: Path, results: dict[str, Any], seconds: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = {"command": f"python -m benchmarks.fuzz --seconds {seconds:g}",
-            "guided_by": "atheris (libFuzzer), branches of runtime/ and export/",
-            "versions": _versions(), "targets": {name: results[name] for name in TARGETS if name in results}}
+    data = {
+        "command": f"python -m benchmarks.fuzz --seconds {seconds:g}",
+        "guided_by": "atheris (libFuzzer), branches of runtime/ and export/",
+        "versions": _versions(),
+        "targets": {name: results[name] for name in TARGETS if name in results},
+    }
     path.write_text(json.dumps(data, indent=1) + "\n")
 
 

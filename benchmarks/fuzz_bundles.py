@@ -86,8 +86,11 @@ def _bundle(data: bytes, inside: Path) -> Callable[[], Any]:
         for edit in _lists(given.get("files")):
             _change(folder, edit)
         manifest = json.loads(files["manifest.json"])
-        manifest["files"] |= {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())
-                              if p.is_file() and not p.is_symlink() and p.name != "manifest.json"}
+        manifest["files"] |= {
+            p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(folder.iterdir())
+            if p.is_file() and not p.is_symlink() and p.name != "manifest.json"
+        }
         for edit in _lists(given.get("edits")):
             if len(edit) == 2 and isinstance(edit[0], list):
                 manifest = _edited(manifest, edit[0], edit[1])
@@ -129,10 +132,10 @@ def _change(folder: Path, edit: list[Any]) -> None:
     content = path.read_bytes()
     path.unlink()
     if what == "cut":
-        path.write_bytes(content[:number % (len(content) + 1)])
+        path.write_bytes(content[: number % (len(content) + 1)])
     elif what == "noise" and content:
         at = number % len(content)
-        path.write_bytes(content[:at] + bytes([content[at] ^ (1 + number % 255)]) + content[at + 1:])
+        path.write_bytes(content[:at] + bytes([content[at] ^ (1 + number % 255)]) + content[at + 1 :])
     elif what == "folder":
         path.mkdir()
     elif what in ("link", "loop"):
@@ -166,24 +169,64 @@ def _open(folder: Path, ort: bool) -> None:
 
 def _bundle_seeds() -> list[bytes]:
     edits: list[Any] = [
-        [], [[["settings", "window"], 2]], [[["stages", "neck", "files", "default"], "../../x"]],
+        [],
+        [[["settings", "window"], 2]],
+        [[["stages", "neck", "files", "default"], "../../x"]],
         [[["tokenizer"], "/etc/x"]],
-        [[["bounds", "objects"], [0, 10 ** 12]]], [[["settings"], DELETE]], [[["image_size"], 64]],
+        [[["bounds", "objects"], [0, 10**12]]],
+        [[["settings"], DELETE]],
+        [[["image_size"], 64]],
         [[["model"], "samwise+sam2"]],
-        [[["stages", "hiera_0", "inputs", 0, "shape"], ["frames", 3, 32, 10 ** 9]]], [[["files", "a\nb"], "0"]]]
+        [[["stages", "hiera_0", "inputs", 0, "shape"], ["frames", 3, 32, 10**9]]],
+        [[["files", "a\nb"], "0"]],
+    ]
     seeds = [{"base": base, "edits": e, "files": [], "ort": False} for e in edits for base in ("toy", "toy_sam2")]
-    seeds += [{"base": "toy", "edits": [], "files": [[i, what, 100]], "ort": what in ("cut", "noise")}
-              for i, what in enumerate(("cut", "noise", "gone", "folder", "link", "loop", "pipe"))]
+    seeds += [
+        {"base": "toy", "edits": [], "files": [[i, what, 100]], "ort": what in ("cut", "noise")}
+        for i, what in enumerate(("cut", "noise", "gone", "folder", "link", "loop", "pipe"))
+    ]
     return [json.dumps(s).encode() for s in seeds] + [b"{", b"[]", b'{"format": 1}', bundles()["toy"]["manifest.json"]]
 
 
-BUNDLE = Target("manifest", _bundle, _bundle_seeds, structured=True, words=tuple(
-    f'"{w}"'.encode() for w in ("settings", "window", "stages", "bounds", "files", "default", "shape", "dtype",
-                                "inputs",
-                                "outputs", "tokenizer", "demo", "provenance", "memory", "slots", "resize", "rule",
-                                "mean", "std",
-                                "../../x", "/etc/passwd", "a\\u0000b", "\\ud800", "cut", "noise", "gone", "link",
-                                "pipe")))
+BUNDLE = Target(
+    "manifest",
+    _bundle,
+    _bundle_seeds,
+    structured=True,
+    words=tuple(
+        f'"{w}"'.encode()
+        for w in (
+            "settings",
+            "window",
+            "stages",
+            "bounds",
+            "files",
+            "default",
+            "shape",
+            "dtype",
+            "inputs",
+            "outputs",
+            "tokenizer",
+            "demo",
+            "provenance",
+            "memory",
+            "slots",
+            "resize",
+            "rule",
+            "mean",
+            "std",
+            "../../x",
+            "/etc/passwd",
+            "a\\u0000b",
+            "\\ud800",
+            "cut",
+            "noise",
+            "gone",
+            "link",
+            "pipe",
+        )
+    ),
+)
 
 
 # --------------------------------------------------------------------------------------------------------- tokenizers
@@ -243,9 +286,12 @@ def _tokenizer_seeds() -> list[bytes]:
     from tokenizers import models, normalizers, pre_tokenizers, processors
 
     seeds = []
-    for model in (models.WordLevel(WORDS, unk_token="<unk>"), models.BPE(WORDS, [], unk_token="<unk>"),
-                  models.WordPiece(WORDS, unk_token="<unk>"),
-                  models.Unigram([("<unk>", 0.0), ("a", -1.0), ("<s>", -2.0)])):
+    for model in (
+        models.WordLevel(WORDS, unk_token="<unk>"),
+        models.BPE(WORDS, [], unk_token="<unk>"),
+        models.WordPiece(WORDS, unk_token="<unk>"),
+        models.Unigram([("<unk>", 0.0), ("a", -1.0), ("<s>", -2.0)]),
+    ):
         library = Library(model)
         library.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase()])
         library.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -262,8 +308,30 @@ def _tokenizer_seeds() -> list[bytes]:
     return seeds
 
 
-TOKENIZER = Target("tokenizer", _tokenizer, _tokenizer_seeds, structured=True, words=tuple(
-    f'"{w}"'.encode() for w in ("type", "vocab", "merges", "unk_token", "Regex", "(a+)+$", "Sequence", "BPE", "Unigram",
-                                "<s>",
-                                "ByteLevel", "Precompiled", "TemplateProcessing", "special_tokens", "added_tokens",
-                                "truncation")))
+TOKENIZER = Target(
+    "tokenizer",
+    _tokenizer,
+    _tokenizer_seeds,
+    structured=True,
+    words=tuple(
+        f'"{w}"'.encode()
+        for w in (
+            "type",
+            "vocab",
+            "merges",
+            "unk_token",
+            "Regex",
+            "(a+)+$",
+            "Sequence",
+            "BPE",
+            "Unigram",
+            "<s>",
+            "ByteLevel",
+            "Precompiled",
+            "TemplateProcessing",
+            "special_tokens",
+            "added_tokens",
+            "truncation",
+        )
+    ),
+)

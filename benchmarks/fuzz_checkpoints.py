@@ -22,10 +22,23 @@ from .fuzz_guard import tripwire
 from .fuzz_inputs import Target, plain_json
 
 LOADERS: dict[str, Callable[[Path], Any]] = {
-    "samwise": checkpoints.samwise, "sam2": sam2_checkpoints.sam2,
-    "refersam": lambda path: refersam_checkpoints.refersam(path, 64)}
-DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int8", "uint8", "bool", "complex64", "float8_e4m3fn",
-          "uint16")
+    "samwise": checkpoints.samwise,
+    "sam2": sam2_checkpoints.sam2,
+    "refersam": lambda path: refersam_checkpoints.refersam(path, 64),
+}
+DTYPES = (
+    "float32",
+    "float16",
+    "bfloat16",
+    "float64",
+    "int64",
+    "int8",
+    "uint8",
+    "bool",
+    "complex64",
+    "float8_e4m3fn",
+    "uint16",
+)
 DELETE = "\x00delete"
 
 
@@ -43,8 +56,11 @@ def networks() -> dict[str, tuple[dict[str, torch.Tensor], Any]]:
     one = samwise.Samwise(samwise.tiny_test_config())
     two = sam2.Sam2(sam2.tiny_test_config())
     three = refersam.ReferSam(refersam.tiny_test_config())
-    return {"samwise": (one.state_dict(), dataclasses.asdict(one.config)),
-            "sam2": (two.sam.state_dict(), dataclasses.asdict(two.config)), "refersam": (three.state_dict(), None)}
+    return {
+        "samwise": (one.state_dict(), dataclasses.asdict(one.config)),
+        "sam2": (two.sam.state_dict(), dataclasses.asdict(two.config)),
+        "refersam": (three.state_dict(), None),
+    }
 
 
 def _checkpoint(data: bytes, inside: Path) -> Callable[[], Any]:
@@ -158,11 +174,21 @@ def _sizes(value: Any, largest: int) -> list[int]:
 
 def hugging_face() -> dict[str, Any]:
     """A config of Hugging Face's layout."""
-    trunk = {"hidden_size": 16, "blocks_per_stage": [1, 2, 2, 1], "num_attention_heads": 1,
-             "global_attention_blocks": [4],
-             "window_size_per_stage": [8, 4, 6, 4], "window_positional_embedding_background_size": [7, 7]}
-    return {"vision_config": {"backbone_config": trunk}, "image_size": 128, "memory_attention_num_layers": 2,
-            "mask_decoder_config": {"num_hidden_layers": 2, "num_attention_heads": 4}, "memory_fuser_num_layers": 2}
+    trunk = {
+        "hidden_size": 16,
+        "blocks_per_stage": [1, 2, 2, 1],
+        "num_attention_heads": 1,
+        "global_attention_blocks": [4],
+        "window_size_per_stage": [8, 4, 6, 4],
+        "window_positional_embedding_background_size": [7, 7],
+    }
+    return {
+        "vision_config": {"backbone_config": trunk},
+        "image_size": 128,
+        "memory_attention_num_layers": 2,
+        "mask_decoder_config": {"num_hidden_layers": 2, "num_attention_heads": 4},
+        "memory_fuser_num_layers": 2,
+    }
 
 
 @functools.cache
@@ -186,30 +212,66 @@ def saved(data: Any, **options: Any) -> bytes:
 
 def _seeds() -> list[bytes]:
     small = {"model": {"a": torch.zeros(2, 3), "b": torch.ones(4).half()}, "config": {"sam": {}}}
-    seeds = [b"Z" + saved(small), b"Z" + saved(small, _use_new_zipfile_serialization=False),
-             b"Z" + pickle.dumps(small["config"])]
+    seeds = [
+        b"Z" + saved(small),
+        b"Z" + saved(small, _use_new_zipfile_serialization=False),
+        b"Z" + pickle.dumps(small["config"]),
+    ]
     trap = {"model": {"a": Trap()}}
-    seeds += [b"Z" + saved(trap), b"Z" + saved(trap, _use_new_zipfile_serialization=False),
-              b"P" + pickle.dumps(trap, 2)]
+    seeds += [
+        b"Z" + saved(trap),
+        b"Z" + saved(trap, _use_new_zipfile_serialization=False),
+        b"P" + pickle.dumps(trap, 2),
+    ]
     with zipfile.ZipFile(io.BytesIO(saved(small))) as archive:
         seeds.append(b"P" + archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl"))))
     tiny = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
     seeds += [b"S" + struct.pack("<Q", len(tiny)) + tiny + bytes(8), b"H" + json.dumps(hugging_face()).encode()]
-    changes: list[dict[str, Any]] = [{}, {"old": True}, {"tensors": [[3, "gone"]]},
-                                     {"tensors": [["new\nline", "shape", [2]]]},
-                                     {"tensors": [[5, "type", 4]]}, {"tensors": [[7, "huge", [1 << 30]]]},
-                                     {"tensors": [[9, "sparse"]]}, {"tensors": [[9, "code"]]},
-                                     {"tensors": [[9, "meta"]]},
-                                     {"config": [[["image_size"], 128]]},
-                                     {"config": [[["sam", "memory_layers"], 10 ** 9]]}]
+    changes: list[dict[str, Any]] = [
+        {},
+        {"old": True},
+        {"tensors": [[3, "gone"]]},
+        {"tensors": [["new\nline", "shape", [2]]]},
+        {"tensors": [[5, "type", 4]]},
+        {"tensors": [[7, "huge", [1 << 30]]]},
+        {"tensors": [[9, "sparse"]]},
+        {"tensors": [[9, "code"]]},
+        {"tensors": [[9, "meta"]]},
+        {"config": [[["image_size"], 128]]},
+        {"config": [[["sam", "memory_layers"], 10**9]]},
+    ]
     seeds += [json.dumps({"network": n, "tensors": [], "config": [], **c}).encode() for c in changes for n in LOADERS]
     return seeds
 
 
-CHECKPOINT = Target("checkpoint", _checkpoint, _seeds, structured=True, words=(
-    b"cos\nsystem\n", b"cbuiltins\neval\n", b"cbenchmarks.fuzz_guard\ntripwire\n",
-    b"ctorch._utils\n_rebuild_tensor_v2\n",
-    b"ctorch\nFloatStorage\n", b"PK\x01\x02", b"PK\x05\x06", b"data.pkl", b"\x80\x02", b"R.", b'"gone"', b'"shape"',
-    b'"huge"',
-    b'"type"', b'"sparse"', b'"meta"', b'"code"', b'"nan"', b'"name"', b'"config"', b'"sam"', b'"network"',
-    b'"refersam"'))
+CHECKPOINT = Target(
+    "checkpoint",
+    _checkpoint,
+    _seeds,
+    structured=True,
+    words=(
+        b"cos\nsystem\n",
+        b"cbuiltins\neval\n",
+        b"cbenchmarks.fuzz_guard\ntripwire\n",
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"ctorch\nFloatStorage\n",
+        b"PK\x01\x02",
+        b"PK\x05\x06",
+        b"data.pkl",
+        b"\x80\x02",
+        b"R.",
+        b'"gone"',
+        b'"shape"',
+        b'"huge"',
+        b'"type"',
+        b'"sparse"',
+        b'"meta"',
+        b'"code"',
+        b'"nan"',
+        b'"name"',
+        b'"config"',
+        b'"sam"',
+        b'"network"',
+        b'"refersam"',
+    ),
+)

@@ -26,12 +26,38 @@ LONGEST_MESSAGE = 2000
 """Characters of an error. Longer ones carry the input instead of speaking about it."""
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-FORBIDDEN = frozenset((
-    "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn",
-    "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.symlink", "os.link", "os.chmod", "os.chown", "os.truncate",
-    "os.putenv", "shutil.rmtree", "shutil.move", "shutil.copyfile", "socket.connect", "socket.bind",
-    "socket.getaddrinfo",
-    "urllib.Request", "pickle.find_class", "marshal.loads", "webbrowser.open"))
+FORBIDDEN = frozenset(
+    (
+        "os.system",
+        "os.exec",
+        "os.fork",
+        "os.forkpty",
+        "os.posix_spawn",
+        "os.spawn",
+        "subprocess.Popen",
+        "pty.spawn",
+        "os.remove",
+        "os.rename",
+        "os.rmdir",
+        "os.mkdir",
+        "os.symlink",
+        "os.link",
+        "os.chmod",
+        "os.chown",
+        "os.truncate",
+        "os.putenv",
+        "shutil.rmtree",
+        "shutil.move",
+        "shutil.copyfile",
+        "socket.connect",
+        "socket.bind",
+        "socket.getaddrinfo",
+        "urllib.Request",
+        "pickle.find_class",
+        "marshal.loads",
+        "webbrowser.open",
+    )
+)
 
 _hooked = False
 _active: Watch | None = None

@@ -38,7 +38,7 @@ class Target:
     structured: bool = False
 
     def __call__(self, data: bytes) -> str:
-        """"taken" or "refused". Raises Broken, or whatever else the input brought about."""
+        """ "taken" or "refused". Raises Broken, or whatever else the input brought about."""
         with tempfile.TemporaryDirectory(prefix="fuzz-") as around:
             inside = Path(around, "inside")
             inside.mkdir()
@@ -89,8 +89,9 @@ def _strings(value: Any) -> list[tuple[str, str]]:
     return [(k, v) for k, v in value.items() if isinstance(v, str)] if isinstance(value, dict) else []
 
 
-MANIFEST = Manifest("samwise", "fuzz", "fp32", 32, {}, {},
-                    {"text": {"max_tokens": 16, "vocabulary": 100, "motion": True}})
+MANIFEST = Manifest(
+    "samwise", "fuzz", "fp32", 32, {}, {}, {"text": {"max_tokens": 16, "vocabulary": 100, "motion": True}}
+)
 
 
 def _ask(argv: list[str]) -> None:
@@ -123,20 +124,58 @@ def _spans(text: str) -> list[tuple[int, int]]:
 
 def _prompt_seeds() -> list[bytes]:
     lists = [
-        ["--text", "the red square", "--verbs", "red"], ["--tokens", "0,5,2", "--verbs", "1"], ["--auto"], ["--help"],
-        ["--point", "20,30,-@12#2", "--point", "1.5,2"], ["--box", "1,2,30,40#3@7", "--point", "5,6"],
-        ["--mask", "FILES/a.png@3#9"], ["--prompts", "FILES/p.json"], ["--stride", "3", "--point", "1,1@6"],
-        ["--max-frames", "5", "--window", "2", "--threads", "2", "--conditional-memory", "on"]]
-    entries = json.dumps([{"object": 1, "frame": 0, "points": [[1, 2], [3.5, 4]], "labels": [1, 0], "name": "a"},
-                          {"object": 2, "box": [1, 2, 3, 4]}, {"mask": "a.png", "frame": 2}])
+        ["--text", "the red square", "--verbs", "red"],
+        ["--tokens", "0,5,2", "--verbs", "1"],
+        ["--auto"],
+        ["--help"],
+        ["--point", "20,30,-@12#2", "--point", "1.5,2"],
+        ["--box", "1,2,30,40#3@7", "--point", "5,6"],
+        ["--mask", "FILES/a.png@3#9"],
+        ["--prompts", "FILES/p.json"],
+        ["--stride", "3", "--point", "1,1@6"],
+        ["--max-frames", "5", "--window", "2", "--threads", "2", "--conditional-memory", "on"],
+    ]
+    entries = json.dumps(
+        [
+            {"object": 1, "frame": 0, "points": [[1, 2], [3.5, 4]], "labels": [1, 0], "name": "a"},
+            {"object": 2, "box": [1, 2, 3, 4]},
+            {"mask": "a.png", "frame": 2},
+        ]
+    )
     return [json.dumps({"argv": argv, "files": {"p.json": entries}}).encode() for argv in lists]
 
 
-PROMPT = Target("prompt", _prompt, _prompt_seeds, structured=True, words=tuple(
-    w.encode() for w in ("--text", "--tokens", "--verbs", "--point", "--box", "--mask", "--prompts", "@0", "#1", ",-",
-                         "nan",
-                         "1e400", "9" * 5000, "\u0663", "FILES/p.json", "FILES/a.png", '{"points":', '"labels":', "[[",
-                         "]]")))
+PROMPT = Target(
+    "prompt",
+    _prompt,
+    _prompt_seeds,
+    structured=True,
+    words=tuple(
+        w.encode()
+        for w in (
+            "--text",
+            "--tokens",
+            "--verbs",
+            "--point",
+            "--box",
+            "--mask",
+            "--prompts",
+            "@0",
+            "#1",
+            ",-",
+            "nan",
+            "1e400",
+            "9" * 5000,
+            "\u0663",
+            "FILES/p.json",
+            "FILES/a.png",
+            '{"points":',
+            '"labels":',
+            "[[",
+            "]]",
+        )
+    ),
+)
 
 
 # ------------------------------------------------------------------------------------------------------------- videos
@@ -178,7 +217,7 @@ def clip(count: int = 6) -> Iterator[np.ndarray]:
     """Frames of a square that moves."""
     for i in range(count):
         frame = np.full((HEIGHT, WIDTH, 3), 16, np.uint8)
-        frame[12:36, 2 * i:2 * i + 20] = 250, 20, 20
+        frame[12:36, 2 * i : 2 * i + 20] = 250, 20, 20
         yield frame
 
 
@@ -209,21 +248,53 @@ def _video_seeds() -> list[bytes]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for suffix, codec, options in (
-                (".mp4", "libx264", {}), (".mp4", "mpeg4", {"movflags": "faststart"}), (".webm", "libvpx", {}),
-                (".ts", "libx264", {}), (".avi", "mjpeg", {"pix_fmt": "yuvj420p"}),
-                (".gif", "gif", {"pix_fmt": "rgb8"}),
-                (".mkv", "ffv1", {})):
+            (".mp4", "libx264", {}),
+            (".mp4", "mpeg4", {"movflags": "faststart"}),
+            (".webm", "libvpx", {}),
+            (".ts", "libx264", {}),
+            (".avi", "mjpeg", {"pix_fmt": "yuvj420p"}),
+            (".gif", "gif", {"pix_fmt": "rgb8"}),
+            (".mkv", "ffv1", {}),
+        ):
             made.append((suffix, _encoded(folder, suffix, codec, **options)))
-    made += [(".png", _still("PNG")), (".png", _still("PNG", "LA")), (".jpg", _still("JPEG")),
-             (".tif", _still("TIFF", "I;16")),
-             (".webp", _still("WEBP")), (".y4m", b"YUV4MPEG2 W16 H16 F24:1 C420\n" + b"FRAME\n" + bytes(384))]
+    made += [
+        (".png", _still("PNG")),
+        (".png", _still("PNG", "LA")),
+        (".jpg", _still("JPEG")),
+        (".tif", _still("TIFF", "I;16")),
+        (".webp", _still("WEBP")),
+        (".y4m", b"YUV4MPEG2 W16 H16 F24:1 C420\n" + b"FRAME\n" + bytes(384)),
+    ]
     return [bytes([SUFFIXES.index(suffix)]) + data for suffix, data in made] + [
-        bytes([FOLDER]) + PART.join([_still("PNG")] * 3)]
+        bytes([FOLDER]) + PART.join([_still("PNG")] * 3)
+    ]
 
 
-VIDEO = Target("video", _video, _video_seeds, words=(
-    b"moov", b"mdat", b"stsd", b"trak", b"avc1", b"IHDR", b"IDAT", b"acTL", b"fcTL", b"tRNS", b"eXIf", b"\xff\xd8",
-    b"RIFF",
-    b"GIF89a", b"#EXTM3U\n#EXTINF:1,\n/dev/zero\n", b"ffconcat version 1.0\nfile '/dev/zero'\n",
-    b"YUV4MPEG2 W0 H0 F0:0\n",
-    b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0", PART))
+VIDEO = Target(
+    "video",
+    _video,
+    _video_seeds,
+    words=(
+        b"moov",
+        b"mdat",
+        b"stsd",
+        b"trak",
+        b"avc1",
+        b"IHDR",
+        b"IDAT",
+        b"acTL",
+        b"fcTL",
+        b"tRNS",
+        b"eXIf",
+        b"\xff\xd8",
+        b"RIFF",
+        b"GIF89a",
+        b"#EXTM3U\n#EXTINF:1,\n/dev/zero\n",
+        b"ffconcat version 1.0\nfile '/dev/zero'\n",
+        b"YUV4MPEG2 W0 H0 F0:0\n",
+        b"\xff\xff\xff\xff",
+        b"\x7f\xff\xff\xff",
+        b"\0\0\0\0",
+        PART,
+    ),
+)

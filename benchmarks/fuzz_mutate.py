@@ -7,11 +7,50 @@ import random
 from typing import Any
 
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 3, 7, 255, 65536, 2 ** 31, -2 ** 31, 2 ** 63, 10 ** 12, 10 ** 30, 0.5, -1.5, 1e308,
-    "", " ",
-    "x", "a\nb", "\u0000", "\ud800", "../../x", "/etc/passwd", "C:\\x", "9" * 40, [], {}, [[]], [0], [1, 2], ["a"],
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    255,
+    65536,
+    2**31,
+    -(2**31),
+    2**63,
+    10**12,
+    10**30,
+    0.5,
+    -1.5,
+    1e308,
+    "",
+    " ",
+    "x",
+    "a\nb",
+    "\u0000",
+    "\ud800",
+    "../../x",
+    "/etc/passwd",
+    "C:\\x",
+    "9" * 40,
+    [],
+    {},
+    [[]],
+    [0],
+    [1, 2],
+    ["a"],
     {"a": 1},
-    "float16", "int64", "frames", "square", "samwise+sam2", float("nan"), float("inf"))
+    "float16",
+    "int64",
+    "frames",
+    "square",
+    "samwise+sam2",
+    float("nan"),
+    float("inf"),
+)
 """Values that code which expects something else stumbles over."""
 
 FIELDS = ("x", "type", "vocab", "window", "text", "memory", "resize", "mean", "std", "conditional_memory", "sam2")
@@ -67,18 +106,24 @@ def _changed_list(value: list[Any], rng: random.Random, strings: list[str]) -> l
         return [*value[:at], _new(rng, strings), *value[at:]]
     at = min(at, len(value) - 1)
     if action < 0.25:
-        return [*value[:at], *value[at + 1:]]
+        return [*value[:at], *value[at + 1 :]]
     if action < 0.35:
         return [*value[:at], value[at], *value[at:]]
-    return [*value[:at], _changed(value[at], rng, strings), *value[at + 1:]]
+    return [*value[:at], _changed(value[at], rng, strings), *value[at + 1 :]]
 
 
 def _changed_string(value: str, rng: random.Random, strings: list[str]) -> str:
     at, to = sorted((rng.randrange(len(value) + 1), rng.randrange(len(value) + 1)))
-    piece = rng.choice([*strings, "", chr(rng.choice((0, 9, 10, 34, 44, 45, 46, 47, 64, 35, 233, 0x663, 0x1F600))),
-                        value[at:to],
-                        str(rng.choice((-1, 0, 3, 10 ** 12)))])
-    return value[:at] + piece + value[to if rng.random() < 0.5 else at:]
+    piece = rng.choice(
+        [
+            *strings,
+            "",
+            chr(rng.choice((0, 9, 10, 34, 44, 45, 46, 47, 64, 35, 233, 0x663, 0x1F600))),
+            value[at:to],
+            str(rng.choice((-1, 0, 3, 10**12))),
+        ]
+    )
+    return value[:at] + piece + value[to if rng.random() < 0.5 else at :]
 
 
 def _new(rng: random.Random, strings: list[str]) -> Any:

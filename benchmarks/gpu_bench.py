@@ -4,7 +4,8 @@ their logic runs in tests on a fake one."""
 from __future__ import annotations
 
 import statistics
-from typing import Any, Callable, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 
@@ -103,10 +104,14 @@ def normal(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype, seed: int, 
     return (torch.randn(shape, generator=generator, device=bench.device, dtype=torch.float32) * scale).to(dtype)
 
 
-def scratch(bench: Bench, shapes: dict[str, tuple[tuple[int, ...], str]], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def scratch(
+    bench: Bench, shapes: dict[str, tuple[tuple[int, ...], str]], dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
     """Scratch arrays of a plan, poisoned: what a kernel forgets to write shows as not finite."""
-    return {name: torch.full(shape, float("nan"), device=bench.device, dtype=dtype if of == "same" else getattr(torch, of))
-            for name, (shape, of) in shapes.items()}
+    return {
+        name: torch.full(shape, float("nan"), device=bench.device, dtype=dtype if of == "same" else getattr(torch, of))
+        for name, (shape, of) in shapes.items()
+    }
 
 
 def best(results: list[dict[str, Any]]) -> dict[str, Any]:

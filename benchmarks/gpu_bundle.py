@@ -26,15 +26,25 @@ def write(model: Any, folder: Path) -> Path:
     from export.models import samwise
 
     with tempfile.TemporaryDirectory() as work:
-        plain = cuts.Network("samwise", "random", model.config.sam.image_size, samwise.settings(model),
-                             lambda: samwise.stages(model))
+        plain = cuts.Network(
+            "samwise", "random", model.config.sam.image_size, samwise.settings(model), lambda: samwise.stages(model)
+        )
         subject = cuts.with_cuts(plain, model, "fp16", Path(work))
-        return half_graphs(subject.stages(), folder, subject.settings, forms=("default", "trt"),
-                           attachments=subject.attachments, model="samwise", variant="random")
+        return half_graphs(
+            subject.stages(),
+            folder,
+            subject.settings,
+            forms=("default", "trt"),
+            attachments=subject.attachments,
+            model="samwise",
+            variant="random",
+        )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_bundle", description="A bundle with random weights.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_bundle", description="A bundle with random weights."
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of bundles")
     parser.add_argument("--variant", default="tiny", choices=tuple(TRUNKS))
     options = parser.parse_args()

@@ -12,9 +12,10 @@ import json
 import platform
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch
 
@@ -36,11 +37,18 @@ class Plan:
     objects: tuple[int, ...] = (1, 4, 16, 64)
     flash: tuple[plan.FlashConfig, ...] = plan.FLASH_CANDIDATES
     windows: tuple[plan.WindowSizes, ...] = (
-        plan.WindowSizes(8, 128, 128, 8), plan.WindowSizes(8, 64, 64, 4), plan.WindowSizes(8, 32, 32, 2),
-        plan.WindowSizes(2, 128, 128, 8), plan.WindowSizes(3, 128, 128, 8))
+        plan.WindowSizes(8, 128, 128, 8),
+        plan.WindowSizes(8, 64, 64, 4),
+        plan.WindowSizes(8, 32, 32, 2),
+        plan.WindowSizes(2, 128, 128, 8),
+        plan.WindowSizes(3, 128, 128, 8),
+    )
     window: tuple[plan.WindowConfig, ...] = plan.WINDOW_CANDIDATES
     frames: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = (
-        ((360, 640), (576, 1024)), ((1080, 1920), (576, 1024)), ((2160, 3840), (576, 1024)))
+        ((360, 640), (576, 1024)),
+        ((1080, 1920), (576, 1024)),
+        ((2160, 3840), (576, 1024)),
+    )
     image_size: int = 1024
     matrix: int = 8192
     copy_bytes: int = 2 << 30
@@ -54,20 +62,39 @@ class Plan:
     """`torch.compile` takes half a minute per size: the first ones only."""
 
     def quick(self) -> Plan:
-        return replace(self, objects=(1, 16), windows=self.windows[:3], frames=self.frames[:2], compiled=False, steps=50,
-                       video_frames=32, sentences=(1,))
+        return replace(
+            self,
+            objects=(1, 16),
+            windows=self.windows[:3],
+            frames=self.frames[:2],
+            compiled=False,
+            steps=50,
+            video_frames=32,
+            sentences=(1,),
+        )
 
 
-TARGETS = {"memory_attention_over_pytorch": 1.3, "memory_attention_share_of_ceiling": 0.5, "window_attention_over_eager": 2.0}
+TARGETS = {
+    "memory_attention_over_pytorch": 1.3,
+    "memory_attention_share_of_ceiling": 0.5,
+    "window_attention_over_eager": 2.0,
+}
 
 
 def machine(bench: Bench) -> dict[str, Any]:
     """Where this ran."""
     import triton
 
-    found = {"device": getattr(bench, "name", "fake"), "capability": bench.capability,
-             "multiprocessors": bench.multiprocessors, "python": platform.python_version(), "torch": torch.__version__,
-             "triton": triton.__version__, "cuda": torch.version.cuda, "date": time.strftime("%Y-%m-%d")}
+    found = {
+        "device": getattr(bench, "name", "fake"),
+        "capability": bench.capability,
+        "multiprocessors": bench.multiprocessors,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cuda": torch.version.cuda,
+        "date": time.strftime("%Y-%m-%d"),
+    }
     try:
         import onnxruntime
 
@@ -84,7 +111,7 @@ def ceilings(bench: Bench, sizes: Plan) -> dict[str, float]:
     for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
         a, b = normal(bench, (n, n), dtype, 1), normal(bench, (n, n), dtype, 2)
         out = torch.empty_like(a)
-        found[f"{name}_tflops"] = 2 * n ** 3 / bench.seconds(lambda: torch.mm(a, b, out=out)) / 1e12
+        found[f"{name}_tflops"] = 2 * n**3 / bench.seconds(lambda: torch.mm(a, b, out=out)) / 1e12
     source = normal(bench, (sizes.copy_bytes // 4,), torch.float32, 3)
     target = torch.empty_like(source)
     found["copy_gbytes_per_second"] = 2 * source.numel() * 4 / bench.seconds(lambda: target.copy_(source)) / 1e9
@@ -137,7 +164,7 @@ class Report:
             result = work()
             self.data["sections"][name] = result
             print(f"{name}: done in {self._clock() - begin:.1f} s", flush=True)
-        except Exception as error:  # noqa: BLE001 - the point of this class
+        except Exception as error:
             self.data["failed"].append(name)
             where = traceback.format_exc().splitlines()[-8:]
             self.data["sections"][name] = {"error": f"{type(error).__name__}: {str(error)[:500]}", "where": where}
@@ -156,22 +183,33 @@ def check(bench: Bench, sizes: Plan, path: Path | None = None) -> dict[str, Any]
     report = Report(path, bench)
     found = report.section("ceilings", lambda: ceilings(bench, sizes))
     ceiling = max(found["fp16_tflops"], found["bf16_tflops"]) if found else float("nan")
-    memory = report.section("memory_attention", lambda: memory_attention.measure(
-        bench, sizes.memory, ceiling, sizes.objects, sizes.flash, sizes.compiled))
-    windows = [report.section(
-        f"window_attention_p{w.patch}_t{w.frames}",
-        lambda: window_attention.measure(bench, w, sizes.window, sizes.compiled and i < sizes.compiled_windows))
-        for i, w in enumerate(sizes.windows)]
+    memory = report.section(
+        "memory_attention",
+        lambda: memory_attention.measure(bench, sizes.memory, ceiling, sizes.objects, sizes.flash, sizes.compiled),
+    )
+    windows = [
+        report.section(
+            f"window_attention_p{w.patch}_t{w.frames}",
+            lambda: window_attention.measure(bench, w, sizes.window, sizes.compiled and i < sizes.compiled_windows),
+        )
+        for i, w in enumerate(sizes.windows)
+    ]
     for source, resized in sizes.frames:
         name = f"{source[0]}p"
         report.section(f"preprocess_{name}", lambda: preprocess.measure(bench, source, resized, sizes.image_size))
-        report.section(f"postprocess_{name}", lambda: postprocess.measure(
-            bench, 3, sizes.image_size // 4, sizes.image_size, resized, source))
-    config = plan.FlashConfig(**memory["winner"]["config"]) if memory else plan.FLASH.get(bench.capability, plan.FLASH[80])
+        report.section(
+            f"postprocess_{name}",
+            lambda: postprocess.measure(bench, 3, sizes.image_size // 4, sizes.image_size, resized, source),
+        )
+    config = (
+        plan.FlashConfig(**memory["winner"]["config"]) if memory else plan.FLASH.get(bench.capability, plan.FLASH[80])
+    )
     report.section("graph_gain", lambda: graph_gain(bench, sizes, config))
     report.section("flat_memory", lambda: flat_memory(bench, sizes, config))
     report.section("cubins", lambda: cubins(bench, sizes))
-    report.section("pipeline", lambda: gpu_pipeline.check(sizes.engines, sizes.video_frames, sizes.sentences, bench.used))
+    report.section(
+        "pipeline", lambda: gpu_pipeline.check(sizes.engines, sizes.video_frames, sizes.sentences, bench.used)
+    )
     report.data["verdicts"] = verdicts(memory, windows)
     report.write()
     return report.data
@@ -180,11 +218,20 @@ def check(bench: Bench, sizes: Plan, path: Path | None = None) -> dict[str, Any]
 def verdicts(memory: dict[str, Any] | None, windows: list[dict[str, Any] | None]) -> list[dict[str, Any]]:
     """Targets against measurements; a missing measurement is not met."""
     slowest = min((w["speedup_over_eager"] for w in windows if w and "speedup_over_eager" in w), default=None)
-    measured = {"memory_attention_over_pytorch": memory and memory["speedup_over_fastest_pytorch"],
-                "memory_attention_share_of_ceiling": memory and memory["share_of_ceiling"],
-                "window_attention_over_eager": slowest}
-    return [{"what": name, "target": target, "measured": measured[name],
-             "met": measured[name] is not None and measured[name] >= target} for name, target in TARGETS.items()]
+    measured = {
+        "memory_attention_over_pytorch": memory and memory["speedup_over_fastest_pytorch"],
+        "memory_attention_share_of_ceiling": memory and memory["share_of_ceiling"],
+        "window_attention_over_eager": slowest,
+    }
+    return [
+        {
+            "what": name,
+            "target": target,
+            "measured": measured[name],
+            "met": measured[name] is not None and measured[name] >= target,
+        }
+        for name, target in TARGETS.items()
+    ]
 
 
 def summary(data: dict[str, Any]) -> str:
@@ -193,10 +240,16 @@ def summary(data: dict[str, Any]) -> str:
     memory = data["sections"].get("memory_attention", {})
     for entry in memory.get("sweep", []):
         c = entry["config"]
-        name = f"{c['block_m']}x{c['block_n']} warps {c['warps']} stages {c['stages']}" + " tma" * c["tma"] + \
-            " specialized" * c["specialize"] + (f" {c['form']}" if c.get("form") else "")
-        value = entry.get("error") or (f"{entry['seconds'] * 1e6:8.1f} us (flash {entry['flash_seconds'] * 1e6:.1f}, "
-                                       f"splits {entry['splits']}) {entry['tflops']:6.1f} TFLOP/s")
+        name = (
+            f"{c['block_m']}x{c['block_n']} warps {c['warps']} stages {c['stages']}"
+            + " tma" * c["tma"]
+            + " specialized" * c["specialize"]
+            + (f" {c['form']}" if c.get("form") else "")
+        )
+        value = entry.get("error") or (
+            f"{entry['seconds'] * 1e6:8.1f} us (flash {entry['flash_seconds'] * 1e6:.1f}, "
+            f"splits {entry['splits']}) {entry['tflops']:6.1f} TFLOP/s"
+        )
         lines.append(f"  flash {name:48} {value[:150]}")
     for name, entry in memory.get("pytorch", {}).items():
         value = entry.get("error") or f"{entry['seconds'] * 1e6:8.1f} us {entry['tflops']:6.1f} TFLOP/s"
@@ -204,21 +257,35 @@ def summary(data: dict[str, Any]) -> str:
     for name, entry in memory.get("modules", {}).items():
         lines.append(f"  whole operation, {name:10} {entry.get('error') or '%.1f us' % (entry['seconds'] * 1e6)}")
     for entry in memory.get("objects", []):
-        lines.append(f"  objects {entry['objects']:3} " + (entry.get("error") or (
-            f"{entry['seconds'] * 1e6:9.1f} us {entry['tflops']:6.1f} TFLOP/s, grown {entry['grown_bytes']} bytes")))
+        lines.append(
+            f"  objects {entry['objects']:3} "
+            + (
+                entry.get("error")
+                or (
+                    f"{entry['seconds'] * 1e6:9.1f} us {entry['tflops']:6.1f} TFLOP/s, grown {entry['grown_bytes']} bytes"
+                )
+            )
+        )
     for name, section in data["sections"].items():
         if name.startswith("window") and "winner" in section:
             for entry in section["sweep"]:
-                value = entry.get("error") or {k: round(v * 1e6, 1) for k, v in entry.items() if isinstance(v, float)
-                                               and (k == "seconds" or k.startswith("window"))}
+                value = entry.get("error") or {
+                    k: round(v * 1e6, 1)
+                    for k, v in entry.items()
+                    if isinstance(v, float) and (k == "seconds" or k.startswith("window"))
+                }
                 lines.append(f"  {name} {list(entry['config'].values())}: {str(value)[:150]}")
-            lines.append(f"  {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in section.items() if k.startswith("speedup")))
+            lines.append(
+                f"  {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in section.items() if k.startswith("speedup"))
+            )
         elif name == "pipeline":
             lines += pipeline_lines(section)
         elif name in ("machine", "ceilings", "graph_gain", "flat_memory", "cubins") or name.startswith("p"):
             lines.append(f"  {name}: {json.dumps(section)[:300]}")
-    lines += [f"{'met    ' if v['met'] else 'NOT MET'} {v['what']}: {v['measured']} (target {v['target']})"
-              for v in data["verdicts"]]
+    lines += [
+        f"{'met    ' if v['met'] else 'NOT MET'} {v['what']}: {v['measured']} (target {v['target']})"
+        for v in data["verdicts"]
+    ]
     return "\n".join(lines)
 
 
@@ -226,17 +293,21 @@ def pipeline_lines(section: dict[str, Any]) -> list[str]:
     """One line per bundle, backend and number of objects."""
     lines = []
     for bundle, backends in section.items():
-        for backend, entry in (backends.items() if isinstance(backends, dict) else ()):
+        for backend, entry in backends.items() if isinstance(backends, dict) else ():
             if not isinstance(entry, dict) or "stages" not in entry:
                 lines.append(f"  {bundle} {backend}: {str(entry)[:150]}")
                 continue
             for name, video in entry.items():
                 if name.startswith("objects_"):
-                    lines.append(f"  {bundle} {backend} {name}: {video['graphs_ms_per_frame']:.2f} ms per frame, graph gain "
-                                 f"{video['graph_gain']:.2f}, grown {video['graphs_grown_bytes']} bytes")
-            lines += [f"  {bundle} {backend} {name}: kernel {row['kernel_seconds'] * 1e6:.1f} us, whole graph "
-                      f"{row['whole_seconds'] * 1e6:.1f} us, gain {row['gain']:.2f}, relative error {row['relative_error']:.1e}"
-                      for name, row in entry.get("cuts", {}).get("stages", {}).items()]
+                    lines.append(
+                        f"  {bundle} {backend} {name}: {video['graphs_ms_per_frame']:.2f} ms per frame, graph gain "
+                        f"{video['graph_gain']:.2f}, grown {video['graphs_grown_bytes']} bytes"
+                    )
+            lines += [
+                f"  {bundle} {backend} {name}: kernel {row['kernel_seconds'] * 1e6:.1f} us, whole graph "
+                f"{row['whole_seconds'] * 1e6:.1f} us, gain {row['gain']:.2f}, relative error {row['relative_error']:.1e}"
+                for name, row in entry.get("cuts", {}).get("stages", {}).items()
+            ]
     return lines
 
 
@@ -244,8 +315,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Check and measure the kernels on this machine's GPU.")
     parser.add_argument("--quick", action="store_true", help="fewer sizes, no torch.compile")
     parser.add_argument("--out", type=Path, default=Path("gpu_check.json"), help="result file (default: %(default)s)")
-    parser.add_argument("--engines", type=Path, default=Path("engines"), metavar="FOLDER",
-                        help="bundles to run on every backend (default: %(default)s)")
+    parser.add_argument(
+        "--engines",
+        type=Path,
+        default=Path("engines"),
+        metavar="FOLDER",
+        help="bundles to run on every backend (default: %(default)s)",
+    )
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("no CUDA device is visible to PyTorch; run this on a GPU machine")

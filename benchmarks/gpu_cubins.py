@@ -49,5 +49,7 @@ def compare(bench: Bench, kernels: Kernels, launches: list[plan.Launch], out: to
     bound = kernels.bind(launches)
     bound.run(torch.cuda.current_stream().cuda_stream)
     difference = float((out.float() - expected.float()).abs().max())
-    return {"largest_difference": difference,
-            "seconds": bench.seconds(lambda: bound.run(torch.cuda.current_stream().cuda_stream))}
+    return {
+        "largest_difference": difference,
+        "seconds": bench.seconds(lambda: bound.run(torch.cuda.current_stream().cuda_stream)),
+    }

@@ -10,8 +10,9 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,8 +30,9 @@ ROUNDS, REPEATS = 5, 10
 Make = Callable[[str], Any]
 
 
-def check(folder: Path, frames: int, objects: Sequence[int], used: Callable[[], int],
-          make: Make = create) -> dict[str, Any]:
+def check(
+    folder: Path, frames: int, objects: Sequence[int], used: Callable[[], int], make: Make = create
+) -> dict[str, Any]:
     """Every bundle in `folder` on every backend; a backend that is missing says why it was skipped."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as work:
@@ -43,8 +45,9 @@ def check(folder: Path, frames: int, objects: Sequence[int], used: Callable[[], 
     return found or {"skipped": f"no bundle in {folder}"}
 
 
-def one(bundle: Bundle, name: str, work: Path, frames: int, objects: Sequence[int], used: Callable[[], int],
-        make: Make) -> dict[str, Any]:
+def one(
+    bundle: Bundle, name: str, work: Path, frames: int, objects: Sequence[int], used: Callable[[], int], make: Make
+) -> dict[str, Any]:
     """One bundle on one backend: seconds per stage and per frame, gain of CUDA graphs, memory held before and after."""
     try:
         backend = make(name)
@@ -57,7 +60,7 @@ def one(bundle: Bundle, name: str, work: Path, frames: int, objects: Sequence[in
         return result
     except RuntimeFault as error:
         return {"skipped": str(error)}
-    except Exception as error:  # noqa: BLE001 - a backend that fails must not take the others with it
+    except Exception as error:
         return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
 
 
@@ -83,8 +86,10 @@ def built(bundle: Bundle, name: str, work: Path, capability: int) -> Bundle:
 
 def stages(bundle: Bundle, backend: Any) -> dict[str, float]:
     """Seconds of each stage with every symbol at the size that its engine is tuned for."""
-    return {name: timed(stage, typical(stage.spec, bundle), backend.device)[0]
-            for name, stage in bundle.load_stages(backend).items()}
+    return {
+        name: timed(stage, typical(stage.spec, bundle), backend.device)[0]
+        for name, stage in bundle.load_stages(backend).items()
+    }
 
 
 def typical(spec: StageSpec, bundle: Bundle) -> dict[str, int]:
@@ -122,14 +127,21 @@ def cuts(bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable
     if not bundle.manifest.settings.get("cuts"):
         return {"skipped": "no cut stages; export with --cuts"}
     try:
-        cut = ops.kernel_stages(bundle, backend, device_images.choose("on", bundle.folder, backend.device), "on", objects)
+        cut = ops.kernel_stages(
+            bundle, backend, device_images.choose("on", bundle.folder, backend.device), "on", objects
+        )
         found: dict[str, Any] = {}
         for name, stage in cut.items():
             sizes = typical(stage.spec, bundle)
-            (whole_s, whole), (kernel_s, kernel) = (timed(s, sizes, backend.device)
-                                                    for s in (bundle.load_stage(backend, name), stage))
-            found[name] = {"whole_seconds": whole_s, "kernel_seconds": kernel_s, "gain": whole_s / kernel_s,
-                           "relative_error": max(relative(kernel[n], whole[n]) for n in whole)}
+            (whole_s, whole), (kernel_s, kernel) = (
+                timed(s, sizes, backend.device) for s in (bundle.load_stage(backend, name), stage)
+            )
+            found[name] = {
+                "whole_seconds": whole_s,
+                "kernel_seconds": kernel_s,
+                "gain": whole_s / kernel_s,
+                "relative_error": max(relative(kernel[n], whole[n]) for n in whole),
+            }
         video = pipeline(bundle, backend, frames, objects, used, kernels="on")
         return {"stages": found, f"objects_{objects}": video}
     except RuntimeFault as error:
@@ -142,8 +154,9 @@ def relative(got: np.ndarray, want: np.ndarray) -> float:
     return float(error) if np.isfinite(error) else float("inf")
 
 
-def pipeline(bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable[[], int],
-             kernels: str = "auto") -> dict[str, Any]:
+def pipeline(
+    bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable[[], int], kernels: str = "auto"
+) -> dict[str, Any]:
     """Milliseconds per frame of a video with `objects` sentences, with CUDA graphs and without; bytes held."""
     text = bundle.manifest.settings["text"]
     prompts = [Text(tokens=[0, 3 + i % (text["vocabulary"] - 3), 2]) for i in range(objects)]
@@ -156,14 +169,14 @@ def pipeline(bundle: Bundle, backend: Any, frames: int, objects: int, used: Call
         try:
             with engine.session(prompts) as session:
                 for _ in session.stream(clip[i % 16] for i in range(4 * session._window)):
-                    pass                      # memory full, every shape seen, the frame recorded
+                    pass  # memory full, every shape seen, the frame recorded
                 held, begin = used(), time.perf_counter()
                 for _ in session.stream(clip[i % 16] for i in range(frames)):
                     pass
                 seconds = time.perf_counter() - begin
                 result |= {f"{name}_ms_per_frame": 1e3 * seconds / frames, f"{name}_grown_bytes": used() - held}
         finally:
-            del backend.device.replays          # back to the class's own
+            del backend.device.replays  # back to the class's own
     result["graph_gain"] = result["plain_ms_per_frame"] / result["graphs_ms_per_frame"]
     result["captures"] = backend.device.captures
     return result

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .tables import Kept, cases
 
-SAME = dict(color="0.7", linestyle=":", linewidth=1)
+SAME = {"color": "0.7", "linestyle": ":", "linewidth": 1}
 STAGES = 12
 """Bars per bundle at most: the longest."""
 
@@ -39,7 +39,12 @@ def _growth(axes, results: Sequence[Kept], name: str, unit: str, key: str) -> No
         found = sorted((c[unit], c[key]) for c in cases(kept, name))
         if len(found) > 1:
             counts, seconds = zip(*found)
-            axes.plot(counts, [s / seconds[0] for s in seconds], marker="o", label=f"{kept['bundle']}, {kept['machine']['backend']}")
+            axes.plot(
+                counts,
+                [s / seconds[0] for s in seconds],
+                marker="o",
+                label=f"{kept['bundle']}, {kept['machine']['backend']}",
+            )
             axes.plot(counts, counts, **SAME)
     axes.set_xlabel(unit), axes.set_ylabel("time / time of one"), axes.set_ylim(bottom=0)
     if axes.lines:
@@ -56,7 +61,11 @@ def _bars(axes, results: Sequence[Kept]) -> None:
             share = 100 * seconds / total
             axes.barh(row, share, left=at, color=f"C{i % 10}", edgecolor="white", height=0.6)
             if share > 7:
-                axes.text(at + share / 2, row, stage, ha="center", va="center", fontsize=7, rotation=90 if share < 20 else 0)
+                axes.text(
+                    at + share / 2, row, stage, ha="center", va="center", fontsize=7, rotation=90 if share < 20 else 0
+                )
             at += share
-    axes.set_yticks(range(len(shown)), [f"{kept['bundle']}\n{kept['machine']['backend']}" for kept in shown], fontsize=8)
+    axes.set_yticks(
+        range(len(shown)), [f"{kept['bundle']}\n{kept['machine']['backend']}" for kept in shown], fontsize=8
+    )
     axes.set_xlabel("% of the time of all stages, each once"), axes.set_title("stages")

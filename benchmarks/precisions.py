@@ -65,9 +65,24 @@ def bundles(options: argparse.Namespace) -> dict[str, Bundle]:
     for precision in ("fp32", "int8"):
         name = f"nano-{precision}"
         if options.checkpoint and not _of_these_weights(options.engines / name, options.checkpoint):
-            command = [sys.executable, "-m", "export", NETWORK, "--checkpoint", str(options.checkpoint), "--name", name,
-                       "--precision", precision, "--out", str(options.engines),
-                       "--threads", str(options.export_threads), "--tokenizer", str(options.tokenizer)]
+            command = [
+                sys.executable,
+                "-m",
+                "export",
+                NETWORK,
+                "--checkpoint",
+                str(options.checkpoint),
+                "--name",
+                name,
+                "--precision",
+                precision,
+                "--out",
+                str(options.engines),
+                "--threads",
+                str(options.export_threads),
+                "--tokenizer",
+                str(options.tokenizer),
+            ]
             print("$ python", *command[1:], flush=True)
             if subprocess.run(command).returncode:
                 raise runtime.UserError(f"the export of {name} failed; nothing was measured")
@@ -88,8 +103,14 @@ def _of_these_weights(folder: Path, checkpoint: Path) -> bool:
 
 def key(bundle: Bundle, way: Way) -> dict[str, str]:
     """What a result is about; one about anything else is measured anew."""
-    return {"bundle": bundle.name, "graphs": notes.fingerprint(bundle.manifest), "precision": bundle.manifest.precision,
-            "backend": way.backend, "library": notes.versions(*way.libraries), "processor": notes.processor()}
+    return {
+        "bundle": bundle.name,
+        "graphs": notes.fingerprint(bundle.manifest),
+        "precision": bundle.manifest.precision,
+        "backend": way.backend,
+        "library": notes.versions(*way.libraries),
+        "processor": notes.processor(),
+    }
 
 
 def measure(engines: Mapping[str, Any], case: Case, wanted: Sequence[str]) -> dict[str, dict]:
@@ -102,10 +123,17 @@ def measure(engines: Mapping[str, Any], case: Case, wanted: Sequence[str]) -> di
         seconds = time.process_time() - began
         if name == REFERENCE:
             plain = masks
-        records = [Record(case.name, text, kind, unseen, *scores.score(mask, truth)) for mask, truth, text, kind, unseen
-                   in zip(masks, case.masks, case.texts, case.kinds, case.unseen, strict=True)]
-        found[name] = {"records": [asdict(r) for r in records], "cpu_seconds": seconds,
-                       "iou": [clip_jaccard(a, b) for a, b in zip(masks, plain, strict=True)]}
+        records = [
+            Record(case.name, text, kind, unseen, *scores.score(mask, truth))
+            for mask, truth, text, kind, unseen in zip(
+                masks, case.masks, case.texts, case.kinds, case.unseen, strict=True
+            )
+        ]
+        found[name] = {
+            "records": [asdict(r) for r in records],
+            "cpu_seconds": seconds,
+            "iou": [clip_jaccard(a, b) for a, b in zip(masks, plain, strict=True)],
+        }
     return found
 
 
@@ -118,21 +146,30 @@ def summary(clips: Mapping[str, Mapping[str, dict]], name: str) -> dict[str, Any
     gap = [a.jf - b.jf for a, b in zip(mine, plain, strict=True)]
     overlaps = [x for c in shared for x in clips[name][c]["iou"]]
     ours, theirs = (sum(clips[n][c]["cpu_seconds"] for c in shared) for n in (name, REFERENCE))
-    return {**scores.line(mine), "difference": change["difference"], "difference_interval": change["interval"],
-            "largest_difference": round(float(np.abs(gap).max()), 4),
-            "iou_mean": round(float(np.mean(overlaps)), 4), "iou_least": round(min(overlaps), 4),
-            "cpu_speed": round(theirs / ours, 2)}
+    return {
+        **scores.line(mine),
+        "difference": change["difference"],
+        "difference_interval": change["interval"],
+        "largest_difference": round(float(np.abs(gap).max()), 4),
+        "iou_mean": round(float(np.mean(overlaps)), 4),
+        "iou_least": round(min(overlaps), 4),
+        "cpu_speed": round(theirs / ours, 2),
+    }
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown, as in docs/cpu.md."""
-    lines = ["| | J&F | difference to fp32, 95 % | largest, one sentence | IoU with fp32's masks (least) | CPU speed |",
-             "|---|---|---|---|---|---|"]
+    lines = [
+        "| | J&F | difference to fp32, 95 % | largest, one sentence | IoU with fp32's masks (least) | CPU speed |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, r in rows.items():
         low, high = r["difference_interval"]
         gap = "" if name == REFERENCE else f"{r['difference']:+.4f} ({low:+.4f} .. {high:+.4f})"
-        lines.append(f"| {name} | {r['J&F']:.3f} | {gap} | {r['largest_difference']:.3f} | {r['iou_mean']:.4f} "
-                     f"({r['iou_least']:.3f}) | {r['cpu_speed']:.2f}x |")
+        lines.append(
+            f"| {name} | {r['J&F']:.3f} | {gap} | {r['largest_difference']:.3f} | {r['iou_mean']:.4f} "
+            f"({r['iou_least']:.3f}) | {r['cpu_speed']:.2f}x |"
+        )
     return "\n".join(lines)
 
 
@@ -140,8 +177,9 @@ def read(path: Path, keys: Mapping[str, dict]) -> dict[str, dict[str, dict]]:
     """Clips measured before, by way, as far as they are about the same things."""
     try:
         ways = json.loads(path.read_text(encoding="utf-8"))["ways"]
-        return {name: dict(ways[name]["clips"]) if name in ways and ways[name]["key"] == keys[name] else {}
-                for name in keys}
+        return {
+            name: dict(ways[name]["clips"]) if name in ways and ways[name]["key"] == keys[name] else {} for name in keys
+        }
     except (OSError, ValueError, KeyError, TypeError):
         return {name: {} for name in keys}
 
@@ -150,9 +188,20 @@ def write(path: Path, keys: Mapping[str, dict], clips: Mapping[str, dict]) -> di
     """Rows of all that is measured, also written to `path`."""
     rows = {name: summary(clips, name) for name in keys if clips[name]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({
-        "command": "python -m benchmarks.precisions", "reference": REFERENCE, "threads": 1, "table": rows,
-        "ways": {name: {"key": keys[name], "clips": clips[name]} for name in rows}}, indent=1) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(
+            {
+                "command": "python -m benchmarks.precisions",
+                "reference": REFERENCE,
+                "threads": 1,
+                "table": rows,
+                "ways": {name: {"key": keys[name], "clips": clips[name]} for name in rows},
+            },
+            indent=1,
+        )
+        + "\n",
+        encoding="utf-8",
+    )
     return rows
 
 
@@ -165,8 +214,14 @@ def document(path: Path, text: str) -> None:
     path.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}", encoding="utf-8")
 
 
-def run(engines: Mapping[str, Any], keys: Mapping[str, dict], cases: Callable[[int], Case], numbers: Sequence[int],
-        path: Path, progress: Callable[[str], None]) -> dict[str, dict]:
+def run(
+    engines: Mapping[str, Any],
+    keys: Mapping[str, dict],
+    cases: Callable[[int], Case],
+    numbers: Sequence[int],
+    path: Path,
+    progress: Callable[[str], None],
+) -> dict[str, dict]:
     """Measure what is missing, clip by clip, each kept as soon as it is done. Returns the rows."""
     clips, warm = read(path, keys), False
     for done, number in enumerate(numbers, 1):
@@ -185,19 +240,26 @@ def run(engines: Mapping[str, Any], keys: Mapping[str, dict], cases: Callable[[i
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.precisions",
-                                     description="J&F and speed of precisions on a CPU")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.precisions", description="J&F and speed of precisions on a CPU"
+    )
     parser.add_argument("--checkpoint", type=Path, help="weights of nano, to export fp32 and INT8 bundles from")
     parser.add_argument("--tokenizer", type=Path, default=Path("build/nano/tokenizer.json"), help="for the export")
-    parser.add_argument("--engines", type=Path, default=Path("build/nano/precisions"),
-                        help="folder of nano-fp32/ and nano-int8/ (default: %(default)s)")
-    parser.add_argument("--shipped", type=Path, default=Path("engines/nano"),
-                        help="the half bundle (default: %(default)s)")
+    parser.add_argument(
+        "--engines",
+        type=Path,
+        default=Path("build/nano/precisions"),
+        help="folder of nano-fp32/ and nano-int8/ (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shipped", type=Path, default=Path("engines/nano"), help="the half bundle (default: %(default)s)"
+    )
     parser.add_argument("--clips", type=int, default=20, help="clips of the nano test set (default: %(default)s)")
     parser.add_argument("--export-threads", type=int, default=2, help="CPU threads of an export's comparison")
     parser.add_argument("--way", choices=WAYS, action="append", help="only this one and fp32; may be repeated")
-    parser.add_argument("--json", type=Path, default=RESULT,
-                        help="results; read first, to go on (default: %(default)s)")
+    parser.add_argument(
+        "--json", type=Path, default=RESULT, help="results; read first, to go on (default: %(default)s)"
+    )
     return parser
 
 
@@ -206,14 +268,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         found = bundles(options)
         ways = {name: way for name, way in WAYS.items() if not options.way or name in (REFERENCE, *options.way)}
-        engines = {name: runtime.load(found[way.bundle].folder, backend=way.backend, threads=1)
-                   for name, way in ways.items()}
+        engines = {
+            name: runtime.load(found[way.bundle].folder, backend=way.backend, threads=1) for name, way in ways.items()
+        }
     except runtime.RuntimeFault as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, runtime.UserError) else 1
     keys = {name: key(found[way.bundle], way) for name, way in ways.items()}
-    rows = run(engines, keys, lambda number: next(nano(1, number)), range(options.clips), options.json,
-               lambda text: print(text, file=sys.stderr, flush=True))
+    rows = run(
+        engines,
+        keys,
+        lambda number: next(nano(1, number)),
+        range(options.clips),
+        options.json,
+        lambda text: print(text, file=sys.stderr, flush=True),
+    )
     print(table(rows))
     try:
         if options.json == RESULT and len(rows) == len(WAYS):

@@ -132,12 +132,17 @@ def prompt(engine: runtime.Engine, tokenizer: Tokenizer | None, sentence: str) -
     tokens = tokenizer(" ".join(sentence.lower().split()))[0] if tokenizer else []
     if len(tokens) <= text["max_tokens"]:
         return Text(sentence)
-    cut = tokens[:text["max_tokens"]]
+    cut = tokens[: text["max_tokens"]]
     return Text(tokens=[*cut[:-1], tokens[-1]] if text.get("keep_end") else cut)
 
 
-def evaluate(engine: runtime.Engine, references: Iterator[Reference], images: Path, at_input: bool = False,
-             limit: int | None = None) -> dict[str, Any]:
+def evaluate(
+    engine: runtime.Engine,
+    references: Iterator[Reference],
+    images: Path,
+    at_input: bool = False,
+    limit: int | None = None,
+) -> dict[str, Any]:
     """Figures over all sentences, with their number and the seconds it took."""
     manifest = engine.bundle.manifest
     tokenizer = Tokenizer.of(engine.bundle.folder, manifest)
@@ -176,8 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with runtime.load(options.engine, options.model, options.backend, options.threads) as engine:
-            figures = evaluate(engine, load_references(options.data, options.split), options.images, options.at_input,
-                               options.limit)
+            figures = evaluate(
+                engine, load_references(options.data, options.split), options.images, options.at_input, options.limit
+            )
     except RuntimeFault as error:
         return fail(error)
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}))

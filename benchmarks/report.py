@@ -48,8 +48,15 @@ def condense(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         name = f"{PREFIX}{shared['bundle']}-{shared['machine']['backend']}.json"
         kept = found.setdefault(name, {**shared, "date": measured["datetime"][:10], "cases": []})
         stats = case["stats"]
-        kept["cases"].append({"name": case["name"].split("[")[0], "rounds": stats["rounds"], "median": stats["median"],
-                              "command": command} | info)
+        kept["cases"].append(
+            {
+                "name": case["name"].split("[")[0],
+                "rounds": stats["rounds"],
+                "median": stats["median"],
+                "command": command,
+            }
+            | info
+        )
     if not found:
         raise ValueError("no case of this project in the file")
     return found
@@ -58,7 +65,9 @@ def condense(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def load(folder: Path = RESULTS) -> list[dict[str, Any]]:
     """All kept measurements, by bundle; ONNX Runtime, which everyone has, before other backends."""
     found = [json.loads(file.read_text()) for file in folder.glob(f"{PREFIX}*.json")]
-    return sorted(found, key=lambda kept: (kept["bundle"], kept["machine"]["backend"] != "ort", kept["machine"]["backend"]))
+    return sorted(
+        found, key=lambda kept: (kept["bundle"], kept["machine"]["backend"] != "ort", kept["machine"]["backend"])
+    )
 
 
 def load_accuracy(folder: Path = RESULTS) -> list[dict[str, Any]]:
@@ -75,13 +84,18 @@ def between(text: str, section: str) -> str:
 
 def texts(results: list[dict[str, Any]], accuracy: list[dict[str, Any]]) -> dict[Path, str]:
     """Every file that is made here, whole."""
-    return {PAGE: tables.page(results), README: between(README.read_text(), tables.summary(results, accuracy)),
-            NANO: between(NANO.read_text(), tables.nano(accuracy))}
+    return {
+        PAGE: tables.page(results),
+        README: between(README.read_text(), tables.summary(results, accuracy)),
+        NANO: between(NANO.read_text(), tables.nano(accuracy)),
+    }
 
 
 def stale(results: list[dict[str, Any]], accuracy: list[dict[str, Any]]) -> list[str]:
     """Names of the files whose text is not what the results say."""
-    return [file.name for file, text in texts(results, accuracy).items() if not file.exists() or file.read_text() != text]
+    return [
+        file.name for file, text in texts(results, accuracy).items() if not file.exists() or file.read_text() != text
+    ]
 
 
 def keep(files: Iterable[Path], note: str | None = None) -> list[Path]:
@@ -103,6 +117,7 @@ def merge(target: Path, kept: dict[str, Any]) -> dict[str, Any]:
     old = json.loads(target.read_text())
     if old["bundle_sha256"] != kept["bundle_sha256"] or old["machine"]["cpu"] != kept["machine"]["cpu"]:
         return kept
+
     def kind(case: Mapping[str, Any]) -> tuple[str, str | None]:
         return case["name"], case.get("pytorch")
 
@@ -111,8 +126,12 @@ def merge(target: Path, kept: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description="tables and a plot from measurements")
-    parser.add_argument("--add", type=Path, nargs="+", default=[], metavar="FILE", help="JSON of pytest-benchmark to keep")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report", description="tables and a plot from measurements"
+    )
+    parser.add_argument(
+        "--add", type=Path, nargs="+", default=[], metavar="FILE", help="JSON of pytest-benchmark to keep"
+    )
     parser.add_argument("--note", help="what a reader must know of the files of --add")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a text is stale")
     options = parser.parse_args()

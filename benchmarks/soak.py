@@ -119,7 +119,7 @@ def probe(engine: runtime.Engine) -> str:
 def tenths(samples: list[Sample], name: str) -> tuple[float, float]:
     """Median of a figure over the second tenth of the samples, and over the last. The first is warm-up."""
     values, size = [getattr(s, name) for s in samples], max(1, len(samples) // 10)
-    return float(np.median(values[size:2 * size] or values[:1])), float(np.median(values[-size:]))
+    return float(np.median(values[size : 2 * size] or values[:1])), float(np.median(values[-size:]))
 
 
 def verdict(samples: list[Sample]) -> list[str]:
@@ -139,16 +139,28 @@ def report(life: Life, samples: list[Sample], args: argparse.Namespace, complete
     """What is written: what was run and on what, what happened, what grew, and every sample."""
     bundle = life.engine.bundle
     versions = {name: metadata.version(name) for name in ("numpy", "onnxruntime", "av", "tokenizers", "pillow")}
-    drift = {name: dict(zip(("second_tenth", "last_tenth"), tenths(samples, name)))
-             for name in ("rss_mb", "files", "threads", "latency_p95_ms")}
+    drift = {
+        name: dict(zip(("second_tenth", "last_tenth"), tenths(samples, name)))
+        for name in ("rss_mb", "files", "threads", "latency_p95_ms")
+    }
     return {
         "command": f"python -m benchmarks.soak --engine {args.engine} --frames {args.frames} --every {args.every}",
-        "complete": complete, "bundle": bundle.name,
+        "complete": complete,
+        "bundle": bundle.name,
         "bundle_sha256": hashlib.sha256("".join(sorted(bundle.manifest.files.values())).encode()).hexdigest()[:16],
-        "machine": args.machine, "cores": os.cpu_count(), "threads": args.threads, "python": platform.python_version(),
-        "versions": versions, "frames": life.frames, "episodes": life.sessions,
-        "trouble": dict(sorted(life.trouble.items())), "growth_allowed_mb": GROWTH_MB, "grew": verdict(samples),
-        "drift": drift, "samples": [asdict(s) for s in samples]}
+        "machine": args.machine,
+        "cores": os.cpu_count(),
+        "threads": args.threads,
+        "python": platform.python_version(),
+        "versions": versions,
+        "frames": life.frames,
+        "episodes": life.sessions,
+        "trouble": dict(sorted(life.trouble.items())),
+        "growth_allowed_mb": GROWTH_MB,
+        "grew": verdict(samples),
+        "drift": drift,
+        "samples": [asdict(s) for s in samples],
+    }
 
 
 def write(path: Path, data: dict[str, Any]) -> None:
@@ -211,8 +223,11 @@ def main() -> int:
         for sample in run(life, args.frames, args.every):
             samples.append(sample)
             write(args.out, report(life, samples, args, complete=False))
-            print(f"{sample.frame:7d} frames  {sample.rss_mb:7.1f} MB  {sample.files} handles  "
-                  f"{sample.threads} threads  {sample.latency_p95_ms:.1f} ms", flush=True)
+            print(
+                f"{sample.frame:7d} frames  {sample.rss_mb:7.1f} MB  {sample.files} handles  "
+                f"{sample.threads} threads  {sample.latency_p95_ms:.1f} ms",
+                flush=True,
+            )
         data = report(life, samples, args, complete=True)
     write(args.out, data)
     plot(data["samples"], args.plot or args.out, args.machine)

@@ -36,8 +36,9 @@ class Life:
     @property
     def abilities(self) -> set[str]:
         """`open` for sentences, `live` for clicks."""
-        return {name for network in self.engine.networks.values() for name in ("open", "live") if hasattr(network,
-                                                                                                          name)}
+        return {
+            name for network in self.engine.networks.values() for name in ("open", "live") if hasattr(network, name)
+        }
 
     def push(self, session: Any, frame: np.ndarray, *prompts: Any) -> list[runtime.Result]:
         """One frame through a session, timed; its results are sound."""
@@ -81,8 +82,9 @@ def sentence(engine: runtime.Engine, number: int) -> runtime.Text:
     if manifest.tokenizer is not None:
         return runtime.Text(SENTENCES[number % len(SENTENCES)])
     vocabulary = manifest.settings["text"]["vocabulary"]
-    return runtime.Text(tokens=[0, *((5 + 17 * number + 3 * i) % (vocabulary - 5) + 4 for i in range(3 + number % 5)),
-                                2])
+    return runtime.Text(
+        tokens=[0, *((5 + 17 * number + 3 * i) % (vocabulary - 5) + 4 for i in range(3 + number % 5)), 2]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- sentences
@@ -96,8 +98,9 @@ def sentences(life: Life, number: int) -> None:
         for i in range(LENGTHS[number % 4]):
             life.push(session, picture(life.frames, height, width))
             if i == 1:
-                life.refused("frame of another size", runtime.VideoError,
-                             lambda: session.push(picture(0, height + 2, width)))
+                life.refused(
+                    "frame of another size", runtime.VideoError, lambda: session.push(picture(0, height + 2, width))
+                )
         if number % 3:
             session.flush()
     life.refused("frame after the end", runtime.UserError, lambda: session.push(picture(0, height, width)))
@@ -107,10 +110,12 @@ def bad_sentences(life: Life, number: int) -> None:
     """Prompts that no session takes, and more of them than there is room for."""
     engine = life.engine
     good = sentence(engine, number)
-    life.refused("token outside the vocabulary", runtime.PromptError,
-                 lambda: engine.session([runtime.Text(tokens=[10 ** 9])]))
-    life.refused("prompt too long", runtime.PromptError,
-                 lambda: engine.session([good, runtime.Text(tokens=[4] * 1000)]))
+    life.refused(
+        "token outside the vocabulary", runtime.PromptError, lambda: engine.session([runtime.Text(tokens=[10**9])])
+    )
+    life.refused(
+        "prompt too long", runtime.PromptError, lambda: engine.session([good, runtime.Text(tokens=[4] * 1000)])
+    )
     life.refused("blank prompt", runtime.PromptError, lambda: runtime.Text(" "))
     life.refused("too many objects", runtime.UserError, lambda: engine.session([good] * 1000))
 
@@ -118,8 +123,10 @@ def bad_sentences(life: Life, number: int) -> None:
 def file_with_sentence(life: Life, source: Any, **options: Any) -> int:
     """A video file, folder or camera through a session. Returns the number of its frames; raises what it raises."""
     count = 0
-    with video.frames(source,
-                      **options) as frames, life.engine.session([sentence(life.engine, life.sessions)]) as session:
+    with (
+        video.frames(source, **options) as frames,
+        life.engine.session([sentence(life.engine, life.sessions)]) as session,
+    ):
         for frame in frames:
             life.push(session, frame)
             count += 1
@@ -154,8 +161,9 @@ def damaged_folder(life: Life, number: int) -> None:
 def camera(life: Life, number: int) -> None:
     """A camera that sends, drops, comes back, and is then gone."""
     with Camera(life.media.files["camera"].read_bytes(), times=2) as server:
-        life.refused("camera gone", runtime.VideoError,
-                     lambda: file_with_sentence(life, f"tcp://127.0.0.1:{server.port}"))
+        life.refused(
+            "camera gone", runtime.VideoError, lambda: file_with_sentence(life, f"tcp://127.0.0.1:{server.port}")
+        )
     life.trouble["camera dropped and came back"] += 1
 
 
@@ -167,18 +175,26 @@ def clicks(life: Life, number: int) -> None:
     height, width = SIZES[number % 3]
     mask = np.zeros((height, width), bool)
     mask[20:60, 10:50] = True
-    prompts = {0: {1: runtime.Box([5, 15, 70, 62])}, 5: {2: runtime.Points([[30, 40], [2, 2]], [1, 0])},
-               8: {3: runtime.Mask(mask)}, 20: {1: [runtime.Box([10, 10, 60, 60]), runtime.Points([[40, 40]], [1])]}}
+    prompts = {
+        0: {1: runtime.Box([5, 15, 70, 62])},
+        5: {2: runtime.Points([[30, 40], [2, 2]], [1, 0])},
+        8: {3: runtime.Mask(mask)},
+        20: {1: [runtime.Box([10, 10, 60, 60]), runtime.Points([[40, 40]], [1])]},
+    }
     with life.engine.session() as session:
         for i in range(LENGTHS[number % 4]):
             life.push(session, picture(life.frames, height, width), prompts.get(i))
             if i == 2:
                 sound(session.correct({1: runtime.Points([[35, 40]], [1])}), (height, width))
-                life.refused("frame of another size", runtime.VideoError,
-                             lambda: session.push(picture(0, height + 2, width)))
+                life.refused(
+                    "frame of another size", runtime.VideoError, lambda: session.push(picture(0, height + 2, width))
+                )
             if i == 6:
-                life.refused("click outside the picture", runtime.PromptError, lambda: session.push(
-                    picture(0, height, width), {1: runtime.Points([[width + 9, 5]], [1])}))
+                life.refused(
+                    "click outside the picture",
+                    runtime.PromptError,
+                    lambda: session.push(picture(0, height, width), {1: runtime.Points([[width + 9, 5]], [1])}),
+                )
                 life.refused("object that is not there", runtime.PromptError, lambda: session.remove(99))
             if i == 12:
                 session.remove(2)
@@ -196,8 +212,11 @@ def known_video(life: Life, number: int) -> None:
                 sound(result, (height, width))
                 life.frames += 1
         session.add_points(frame=8, obj=1, points=[[5, 5]], labels=[0])
-        life.refused("frame outside the video", runtime.UserError,
-                     lambda: session.add_points(frame=99, obj=1, points=[[5, 5]], labels=[0]))
+        life.refused(
+            "frame outside the video",
+            runtime.UserError,
+            lambda: session.add_points(frame=99, obj=1, points=[[5, 5]], labels=[0]),
+        )
 
 
 def bundle_again(life: Life, number: int) -> None:

@@ -16,7 +16,7 @@ def picture(number: int, height: int, width: int) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     out = np.stack([(x + number) % 256, (y + 2 * number) % 256, (x + y) % 256], -1).astype(np.uint8)
     at = (3 * number) % (width - 40)
-    out[20:60, at:at + 40] = (220, 40, 60)
+    out[20:60, at : at + 40] = (220, 40, 60)
     return out
 
 
@@ -27,7 +27,7 @@ class Media:
         whole = _video(folder / "whole.mp4", movflags="faststart")
         data = whole.read_bytes()
         self.files = {
-            "truncated packet": _file(folder / "truncated.mp4", data[:len(data) * 2 // 3]),
+            "truncated packet": _file(folder / "truncated.mp4", data[: len(data) * 2 // 3]),
             "damaged packets": _file(folder / "damaged.mp4", _noise(data)),
             "missing frames": _without(whole, folder / "missing.mp4"),
             "camera": _video(folder / "camera.ts"),

@@ -40,10 +40,15 @@ def number(value: float | None, digits: int = 3, unit: str = "") -> str:
 def where(kept: Kept) -> str:
     m = kept["machine"]
     threads = f", {m['threads']} threads" if m.get("threads") else ""
-    versions = [f"ONNX Runtime {m['onnxruntime']}", *([f"OpenVINO {m['openvino']}"] if m.get("openvino") else []),
-                f"PyTorch {m['torch']}"]
-    return (f"{m['cpu']}, {m['cores']} cores{threads}, {', '.join(versions)}, "
-            f"{m['matmul_gflops']:g} GFLOP/s in a large float32 product")
+    versions = [
+        f"ONNX Runtime {m['onnxruntime']}",
+        *([f"OpenVINO {m['openvino']}"] if m.get("openvino") else []),
+        f"PyTorch {m['torch']}",
+    ]
+    return (
+        f"{m['cpu']}, {m['cores']} cores{threads}, {', '.join(versions)}, "
+        f"{m['matmul_gflops']:g} GFLOP/s in a large float32 product"
+    )
 
 
 def second_over_first(kept: Kept) -> float | None:
@@ -51,7 +56,10 @@ def second_over_first(kept: Kept) -> float | None:
     one, two = (first(kept, "test_sentences", "median", sentences=n) for n in (1, 2))
     if one is not None and two is not None:
         return (two - one) / one
-    new, known = first(kept, "test_first_sentence", "median"), first(kept, "test_further_sentences", "median", sentences=1)
+    new, known = (
+        first(kept, "test_first_sentence", "median"),
+        first(kept, "test_further_sentences", "median", sentences=1),
+    )
     return None if new is None or known is None else known / new
 
 
@@ -63,8 +71,11 @@ def pytorch_on_pictures(kept: Kept) -> float | None:
 
 def peak_of_one(kept: Kept) -> float | None:
     """Resident MB of a process that followed one sentence or one object, and ran nothing bigger before."""
-    found = [first(kept, "test_sentences", "peak_rss_mb", sentences=1), first(kept, "test_objects", "peak_rss_mb", objects=1),
-             first(kept, "test_first_sentence", "peak_rss_mb")]
+    found = [
+        first(kept, "test_sentences", "peak_rss_mb", sentences=1),
+        first(kept, "test_objects", "peak_rss_mb", objects=1),
+        first(kept, "test_first_sentence", "peak_rss_mb"),
+    ]
     return next((peak for peak in found if peak is not None), None)
 
 
@@ -72,37 +83,75 @@ def summary(results: Sequence[Kept], nano_measured: Sequence[Mapping[str, Any]] 
     """The README's section. At least one result."""
     rows = []
     for kept in results:
-        sentence, click = (first(kept, name, "frames_per_second", pytorch="eager") for name in ("test_sentence", "test_click"))
-        faster = [first(kept, name, "pytorch_over_runtime", pytorch="eager") for name in ("test_sentence", "test_click")]
+        sentence, click = (
+            first(kept, name, "frames_per_second", pytorch="eager") for name in ("test_sentence", "test_click")
+        )
+        faster = [
+            first(kept, name, "pytorch_over_runtime", pytorch="eager") for name in ("test_sentence", "test_click")
+        ]
         faster.append(pytorch_on_pictures(kept))
-        rows.append((f"{kept['bundle']} ({kept['precision']}){' *' * bool(kept.get('note'))}", kept["machine"]["backend"], number(sentence), number(click),
-                     " / ".join(number(x, 3, "x") for x in faster if x is not None), number(second_over_first(kept), 2),
-                     number(first(kept, "test_first_mask", "median"), 2, " s"), number(peak_of_one(kept), 4, " MB")))
-    head = ("bundle", "backend", "frames/s, a sentence", "frames/s, a click", "PyTorch's time / ours", "second sentence / first",
-            "command to first mask", "peak memory")
+        rows.append(
+            (
+                f"{kept['bundle']} ({kept['precision']}){' *' * bool(kept.get('note'))}",
+                kept["machine"]["backend"],
+                number(sentence),
+                number(click),
+                " / ".join(number(x, 3, "x") for x in faster if x is not None),
+                number(second_over_first(kept), 2),
+                number(first(kept, "test_first_mask", "median"), 2, " s"),
+                number(peak_of_one(kept), 4, " MB"),
+            )
+        )
+    head = (
+        "bundle",
+        "backend",
+        "frames/s, a sentence",
+        "frames/s, a click",
+        "PyTorch's time / ours",
+        "second sentence / first",
+        "command to first mask",
+        "peak memory",
+    )
     notes = sorted({kept["note"] for kept in results if kept.get("note")})
-    return "\n".join((table(head, rows), *(f"\n\\* {note}" for note in notes), "", f"On {where(results[0])}. \"PyTorch's time\": the same modules, eager, in the same "
-                      "process, alternating with ours (sentence / click). Peak memory: of a process that follows one sentence or "
-                      "object. `python -m pytest benchmarks/ --benchmark-only --engine BUNDLE [--checkpoint FILE]` measures it "
-                      f"again; every stage, sentences, objects, memory, with the command of each bundle: [{LINK}]({LINK}).",
-                      *(("", line) if (line := nano_line(nano_measured)) else ())))
+    return "\n".join(
+        (
+            table(head, rows),
+            *(f"\n\\* {note}" for note in notes),
+            "",
+            f'On {where(results[0])}. "PyTorch\'s time": the same modules, eager, in the same '
+            "process, alternating with ours (sentence / click). Peak memory: of a process that follows one sentence or "
+            "object. `python -m pytest benchmarks/ --benchmark-only --engine BUNDLE [--checkpoint FILE]` measures it "
+            f"again; every stage, sentences, objects, memory, with the command of each bundle: [{LINK}]({LINK}).",
+            *(("", line) if (line := nano_line(nano_measured)) else ()),
+        )
+    )
 
 
 def page(results: Sequence[Kept]) -> str:
     """docs/benchmarks.md, whole."""
-    parts = ["# Benchmarks", "Made by `python -m benchmarks.report` from `benchmarks/results/cpu-*.json`; do not edit. Measured by",
-             "```\npython -m pytest benchmarks/ --benchmark-only --engine engines/ --benchmark-json out/bench.json\n"
-             "python -m benchmarks.report --add out/bench.json\n```",
-             "for every bundle in `engines/` on every backend that is present. Official sizes take `--rounds 1` and `--windows 1`; "
-             "`--checkpoint FILE` compares masks with PyTorch's and times the export; `--pytorch eager compiled bfloat16` adds "
-             "`torch.compile` and autocast. The command of each bundle stands with it.",
-             "![Seconds by number of sentences and objects, and by stage](images/benchmarks.png)"]
+    parts = [
+        "# Benchmarks",
+        "Made by `python -m benchmarks.report` from `benchmarks/results/cpu-*.json`; do not edit. Measured by",
+        "```\npython -m pytest benchmarks/ --benchmark-only --engine engines/ --benchmark-json out/bench.json\n"
+        "python -m benchmarks.report --add out/bench.json\n```",
+        "for every bundle in `engines/` on every backend that is present. Official sizes take `--rounds 1` and `--windows 1`; "
+        "`--checkpoint FILE` compares masks with PyTorch's and times the export; `--pytorch eager compiled bfloat16` adds "
+        "`torch.compile` and autocast. The command of each bundle stands with it.",
+        "![Seconds by number of sentences and objects, and by stage](images/benchmarks.png)",
+    ]
     for kept in results:
-        parts += [f"## {kept['bundle']}, {kept['machine']['backend']}",
-                  f"Precision {kept['precision']}, files `{kept['bundle_sha256']}`, {kept['date']}, {where(kept)}. "
-                  + "; ".join(f"`{command}`" for command in dict.fromkeys(c["command"] for c in kept["cases"])) + "."
-                  + (f" **{kept['note']}**" if kept.get("note") else ""),
-                  *(part for make in (against_pytorch, sentences, pictures, objects, memory, start, stages) if (part := make(kept)))]
+        parts += [
+            f"## {kept['bundle']}, {kept['machine']['backend']}",
+            f"Precision {kept['precision']}, files `{kept['bundle_sha256']}`, {kept['date']}, {where(kept)}. "
+            + "; ".join(f"`{command}`" for command in dict.fromkeys(c["command"] for c in kept["cases"]))
+            + "."
+            + (f" **{kept['note']}**" if kept.get("note") else ""),
+            *(
+                part
+                for make in (against_pytorch, sentences, pictures, objects, memory, start, stages)
+                if (part := make(kept))
+            ),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -110,30 +159,49 @@ def against_pytorch(kept: Kept) -> str:
     rows = []
     for name, what in (("test_sentence", "a sentence"), ("test_click", "a click")):
         for case in cases(kept, name):
-            rows.append((what, PYTORCH[case["pytorch"]], case["frames"],
-                         number(median(case["runtime_seconds"])), number(median(case["pytorch_seconds"])),
-                         number(case["pytorch_over_runtime"], 3, "x"), number(case.get("worst_iou"), 5),
-                         number(case.get("mean_iou"), 5)))
-    return rows and "**Beside PyTorch**, alternating in one process. IoU of the masks with each other where both had the same weights.\n\n" + table(
-        ("clip of", "PyTorch", "frames", "ours, s", "PyTorch, s", "ratio", "IoU, worst frame", "mean"), rows)
+            rows.append(
+                (
+                    what,
+                    PYTORCH[case["pytorch"]],
+                    case["frames"],
+                    number(median(case["runtime_seconds"])),
+                    number(median(case["pytorch_seconds"])),
+                    number(case["pytorch_over_runtime"], 3, "x"),
+                    number(case.get("worst_iou"), 5),
+                    number(case.get("mean_iou"), 5),
+                )
+            )
+    return (
+        rows
+        and "**Beside PyTorch**, alternating in one process. IoU of the masks with each other where both had the same weights.\n\n"
+        + table(("clip of", "PyTorch", "frames", "ours, s", "PyTorch, s", "ratio", "IoU, worst frame", "mean"), rows)
+    )
 
 
 def sentences(kept: Kept) -> str:
-    rows = [(c["sentences"], number(c["median"]), number(c["per_sentence"]), number(c["frames_per_second"]))
-            for c in cases(kept, "test_sentences")]
+    rows = [
+        (c["sentences"], number(c["median"]), number(c["per_sentence"]), number(c["frames_per_second"]))
+        for c in cases(kept, "test_sentences")
+    ]
     note = second_over_first(kept)
-    return rows and ("**Sentences** on one window; what comes before the first adapter is shared"
-                     + (f": the second costs {number(note, 2)} of the first" if note else "") + ".\n\n") + table(
-        ("sentences", "s", "s per sentence", "frames/s"), rows)
+    return rows and (
+        "**Sentences** on one window; what comes before the first adapter is shared"
+        + (f": the second costs {number(note, 2)} of the first" if note else "")
+        + ".\n\n"
+    ) + table(("sentences", "s", "s per sentence", "frames/s"), rows)
 
 
 def pictures(kept: Kept) -> str:
     """Sentences on single pictures, and PyTorch beside them."""
     rows = [("new, with one sentence", number(c["median"]), "") for c in cases(kept, "test_first_sentence")]
-    rows += [(f"known, {c['sentences']} more", number(c["median"]), number(c["per_sentence"]))
-             for c in cases(kept, "test_further_sentences")]
-    rows += [(f"new, with one sentence, in PyTorch{' with our folds' * c['folded']}", number(c["median"]), "")
-             for c in cases(kept, "test_torch_eager")]
+    rows += [
+        (f"known, {c['sentences']} more", number(c["median"]), number(c["per_sentence"]))
+        for c in cases(kept, "test_further_sentences")
+    ]
+    rows += [
+        (f"new, with one sentence, in PyTorch{' with our folds' * c['folded']}", number(c["median"]), "")
+        for c in cases(kept, "test_torch_eager")
+    ]
     return rows and "**Sentences on a picture.**\n\n" + table(("picture", "s", "s per sentence"), rows)
 
 
@@ -144,11 +212,24 @@ def objects(kept: Kept) -> str:
     def times(case: Mapping[str, Any], key: str) -> str:
         return number(case[key] / alone[key]) if alone.get(key) else ""
 
-    rows = [(c["objects"], number(c["seconds_per_frame"]), number(c["seconds_of_objects"]), number(c["gflop_of_objects"]),
-             times(c, "gflop_of_objects"), times(c, "seconds_of_objects"), number(c.get("further_over_own"))) for c in found]
-    return rows and ("**Objects** of SAM 2, full memory. Own: memory attention, decoder and memory encoder. Last column: time of each "
-                     "further object over that of these stages for one.\n\n") + table(
-        ("objects", "s per frame", "s, own", "GFLOP, own", "arithmetic / one", "time / one", "further / own"), rows)
+    rows = [
+        (
+            c["objects"],
+            number(c["seconds_per_frame"]),
+            number(c["seconds_of_objects"]),
+            number(c["gflop_of_objects"]),
+            times(c, "gflop_of_objects"),
+            times(c, "seconds_of_objects"),
+            number(c.get("further_over_own")),
+        )
+        for c in found
+    ]
+    return rows and (
+        "**Objects** of SAM 2, full memory. Own: memory attention, decoder and memory encoder. Last column: time of each "
+        "further object over that of these stages for one.\n\n"
+    ) + table(
+        ("objects", "s per frame", "s, own", "GFLOP, own", "arithmetic / one", "time / one", "further / own"), rows
+    )
 
 
 def memory(kept: Kept) -> str:
@@ -160,20 +241,40 @@ def memory(kept: Kept) -> str:
 def start(kept: Kept) -> str:
     rows = []
     if (seconds := first(kept, "test_load", "median")) is not None:
-        rows.append((f"load, verify {number(first(kept, 'test_load', 'megabytes'))} MB, one frame", number(seconds), ""))
+        rows.append(
+            (f"load, verify {number(first(kept, 'test_load', 'megabytes'))} MB, one frame", number(seconds), "")
+        )
     if (seconds := first(kept, "test_first_mask", "median")) is not None:
-        rows.append(("command to first mask", number(seconds), f"{first(kept, 'test_first_mask', 'peak_rss_of_command_mb')}"))
+        rows.append(
+            ("command to first mask", number(seconds), f"{first(kept, 'test_first_mask', 'peak_rss_of_command_mb')}")
+        )
     if (seconds := first(kept, "test_export", "median")) is not None:
-        rows.append(("export from a checkpoint, every stage and a clip compared", number(seconds),
-                     f"{first(kept, 'test_export', 'peak_rss_of_command_mb')}"))
+        rows.append(
+            (
+                "export from a checkpoint, every stage and a clip compared",
+                number(seconds),
+                f"{first(kept, 'test_export', 'peak_rss_of_command_mb')}",
+            )
+        )
     return rows and "**Start and export**\n\n" + table(("", "s", "peak memory, MB"), rows)
 
 
 def stages(kept: Kept) -> str:
-    rows = [(f"`{c['stage']}`", ", ".join(f"{k} {v}" for k, v in c["sizes"].items()), number(1000 * c["p50"]), number(1000 * c["p95"]),
-             number(c["gflop"]), number(c.get("gflops")), number(c.get("of_matmul_peak"), 2)) for c in cases(kept, "test_stage")]
+    rows = [
+        (
+            f"`{c['stage']}`",
+            ", ".join(f"{k} {v}" for k, v in c["sizes"].items()),
+            number(1000 * c["p50"]),
+            number(1000 * c["p95"]),
+            number(c["gflop"]),
+            number(c.get("gflops")),
+            number(c.get("of_matmul_peak"), 2),
+        )
+        for c in cases(kept, "test_stage")
+    ]
     return rows and "**Stages** alone. Peak: of a large float32 matrix product on the same machine.\n\n" + table(
-        ("stage", "sizes", "ms", "p95", "GFLOP", "GFLOP/s", "of peak"), rows)
+        ("stage", "sizes", "ms", "p95", "GFLOP", "GFLOP/s", "of peak"), rows
+    )
 
 
 # -- accuracy of nano, from `benchmarks.accuracy` ------------------------------------------------------------------------
@@ -200,9 +301,16 @@ def accuracy(measured: Mapping[str, Any]) -> str:
     every = [(*scored(name, v["table"]["all"]), change(v)) for name, v in variants.items()]
     first_name, one = next(iter(variants.items()))
     kinds = [scored(kind, row) for kind, row in one["table"].items() if kind != "all" and row["n"]]
-    return "\n\n".join((
-        f"{measured['clips']} clips" + (f" of {', '.join(measured['kinds'])}" if measured.get("kinds") else "") + ":",
-        table((*SCORES, f"paired, against {first_name}"), every), f"By kind ({first_name}):", table(SCORES, kinds)))
+    return "\n\n".join(
+        (
+            f"{measured['clips']} clips"
+            + (f" of {', '.join(measured['kinds'])}" if measured.get("kinds") else "")
+            + ":",
+            table((*SCORES, f"paired, against {first_name}"), every),
+            f"By kind ({first_name}):",
+            table(SCORES, kinds),
+        )
+    )
 
 
 def nano(measured: Sequence[Mapping[str, Any]]) -> str:
@@ -215,6 +323,9 @@ def nano_line(measured: Sequence[Mapping[str, Any]]) -> str:
     if not measured:
         return ""
     variants = measured[0]["variants"]
-    said = [f"{name} {variants[name]['table']['all']['J&F']:.2f}" for name in ("text", "shuffled sentences", "click", "box")
-            if name in variants]
+    said = [
+        f"{name} {variants[name]['table']['all']['J&F']:.2f}"
+        for name in ("text", "shuffled sentences", "click", "box")
+        if name in variants
+    ]
     return f"nano on {measured[0]['clips']} unseen clips, J&F: {', '.join(said)} ([all of it](docs/nano.md))."

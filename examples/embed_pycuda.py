@@ -20,15 +20,15 @@ from runtime.video import frames
 
 def main(bundle: str, video: str, sentence: str) -> None:
     cuda.init()
-    context = cuda.Device(0).retain_primary_context()      # the one that the runtime uses, too
+    context = cuda.Device(0).retain_primary_context()  # the one that the runtime uses, too
     context.push()
     try:
         with runtime.load(bundle, backend="ort-cuda", kernels="on") as engine, frames(video) as source:
             with engine.session([runtime.Text(sentence)]) as session:
                 for frame in source:
-                    on_gpu = gpuarray.to_gpu(np.ascontiguousarray(frame))     # stands for a decoder or a camera on the GPU
-                    context.synchronize()                  # PyCUDA's arrays name no stream, so their work must be done
-                    for result in session.push(on_gpu):    # read in place: __cuda_array_interface__
+                    on_gpu = gpuarray.to_gpu(np.ascontiguousarray(frame))  # stands for a decoder or a camera on the GPU
+                    context.synchronize()  # PyCUDA's arrays name no stream, so their work must be done
+                    for result in session.push(on_gpu):  # read in place: __cuda_array_interface__
                         show(result, session)
                 for result in session.flush():
                     show(result, session)
@@ -38,8 +38,8 @@ def main(bundle: str, video: str, sentence: str) -> None:
 
 def show(result: runtime.Result, session: runtime.Session) -> None:
     """The mask has come to the host in bits; `device_logits` are where the decoder wrote them."""
-    (logits,) = session.device_logits                       # one per batch of sentences
-    view = gpuarray.GPUArray(logits.shape, logits.dtype, gpudata=logits.ptr)    # the same memory
+    (logits,) = session.device_logits  # one per batch of sentences
+    view = gpuarray.GPUArray(logits.shape, logits.dtype, gpudata=logits.ptr)  # the same memory
     print(result.frame_index, f"{result.scores[0]:.2f}", int(result.masks[0].sum()), float(gpuarray.max(view).get()))
 
 

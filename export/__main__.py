@@ -25,30 +25,61 @@ from .models import MODELS
 def parser() -> argparse.ArgumentParser:
     """Options of every network."""
     top = argparse.ArgumentParser(
-        prog="python -m export", description="Turn a PyTorch checkpoint into a bundle that runs without PyTorch.",
-        epilog="The graphs are compared with the checkpoint before anything is published; see the bundle's parity.json.")
+        prog="python -m export",
+        description="Turn a PyTorch checkpoint into a bundle that runs without PyTorch.",
+        epilog="The graphs are compared with the checkpoint before anything is published; see the bundle's parity.json.",
+    )
     networks = top.add_subparsers(dest="network", required=True, metavar="NETWORK")
     for name in sorted(MODELS):
-        sub = networks.add_parser(name, help=f"export a {name} checkpoint",
-                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        sub.add_argument("--checkpoint", required=True, type=Path, metavar="FILE",
-                         help="official checkpoint (.pth, .pt); for sam2 a Hugging Face folder, too")
+        sub = networks.add_parser(
+            name, help=f"export a {name} checkpoint", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        sub.add_argument(
+            "--checkpoint",
+            required=True,
+            type=Path,
+            metavar="FILE",
+            help="official checkpoint (.pth, .pt); for sam2 a Hugging Face folder, too",
+        )
         sub.add_argument("--out", default=Path("engines"), type=Path, metavar="DIR", help="folder of bundles")
-        sub.add_argument("--name", help="name of the bundle (default: from network, size and precision)",
-                         default=argparse.SUPPRESS)
-        sub.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "int8"),
-                         help="fp16: half the size, for GPUs; int8: large matrix products in 8 bits, for CPUs, an "
-                              "approximation; stages that need it stay wider")
-        sub.add_argument("--tokenizer", type=Path, metavar="DIR", default=argparse.SUPPRESS,
-                         help="Hugging Face folder, tokenizer.json, or folder with vocab.json and merges.txt; without "
-                              "it the bundle takes token ids only")
-        sub.add_argument("--image-size", type=int, metavar="PIXELS", default=argparse.SUPPRESS,
-                         help="side of the network's input, for networks that take several")
-        sub.add_argument("--demo", type=Path, metavar="DIR", default=argparse.SUPPRESS,
-                         help="demonstration that the bundle shall carry: clip.mp4, demo.json and masks.npz")
-        sub.add_argument("--cuts", action="store_true",
-                         help="for GPUs: stages cut around their attention as well, so that compiled kernels can take it "
-                              "(samwise; see docs/gpu.md)")
+        sub.add_argument(
+            "--name", help="name of the bundle (default: from network, size and precision)", default=argparse.SUPPRESS
+        )
+        sub.add_argument(
+            "--precision",
+            default="fp32",
+            choices=("fp32", "fp16", "int8"),
+            help="fp16: half the size, for GPUs; int8: large matrix products in 8 bits, for CPUs, an "
+            "approximation; stages that need it stay wider",
+        )
+        sub.add_argument(
+            "--tokenizer",
+            type=Path,
+            metavar="DIR",
+            default=argparse.SUPPRESS,
+            help="Hugging Face folder, tokenizer.json, or folder with vocab.json and merges.txt; without "
+            "it the bundle takes token ids only",
+        )
+        sub.add_argument(
+            "--image-size",
+            type=int,
+            metavar="PIXELS",
+            default=argparse.SUPPRESS,
+            help="side of the network's input, for networks that take several",
+        )
+        sub.add_argument(
+            "--demo",
+            type=Path,
+            metavar="DIR",
+            default=argparse.SUPPRESS,
+            help="demonstration that the bundle shall carry: clip.mp4, demo.json and masks.npz",
+        )
+        sub.add_argument(
+            "--cuts",
+            action="store_true",
+            help="for GPUs: stages cut around their attention as well, so that compiled kernels can take it "
+            "(samwise; see docs/gpu.md)",
+        )
         sub.add_argument("--threads", type=int, default=argparse.SUPPRESS, help="CPU threads for the comparison")
     return top
 
@@ -109,8 +140,15 @@ def _export(options: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as work:
         if options["cuts"]:
             subject = cuts.with_cuts(subject, model, options["precision"], Path(work))
-        folder = bundle.export_bundle(subject, options["out"], name, precision=options["precision"], threads=threads,
-                                      tokenizer_source=options.get("tokenizer"), report=_say)
+        folder = bundle.export_bundle(
+            subject,
+            options["out"],
+            name,
+            precision=options["precision"],
+            threads=threads,
+            tokenizer_source=options.get("tokenizer"),
+            report=_say,
+        )
     _say(f"published {folder} in {time.perf_counter() - started:.0f} s")
 
 
@@ -128,6 +166,7 @@ def _say(line: str) -> None:
 
 def _cleanly_on_sigterm() -> Any:
     """Let a polite kill unwind like Ctrl-C, so that the work folder is removed."""
+
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 

@@ -58,8 +58,10 @@ class Library:
             self.trt: Any = importlib.import_module(name)
         except (ImportError, OSError) as error:
             extra = name.replace("_", "-")
-            raise BackendError(f"{name} cannot be imported ({str(error).splitlines()[0][:200]}): "
-                               f"pip install 'samwise-runtime[{extra}]'") from None
+            raise BackendError(
+                f"{name} cannot be imported ({str(error).splitlines()[0][:200]}): "
+                f"pip install 'samwise-runtime[{extra}]'"
+            ) from None
         self.version = str(self.trt.__version__)
 
     def capabilities(self, targets: Collection[int] | None) -> tuple[int, ...]:
@@ -69,14 +71,24 @@ class Library:
             if targets and set(targets) != {here}:
                 raise UserError(f"tensorrt builds for the GPU at hand (sm_{here}) alone; leave --target away")
             return (here,)
-        unknown = sorted(set(targets or ()) - {t for t in (*TARGETS, 121) if hasattr(self.trt.ComputeCapability, f"SM{t}")})
+        unknown = sorted(
+            set(targets or ()) - {t for t in (*TARGETS, 121) if hasattr(self.trt.ComputeCapability, f"SM{t}")}
+        )
         if unknown:
-            raise UserError(f"target sm_{unknown[0]} is not one of {', '.join(f'sm_{t}' for t in TARGETS)}"
-                            + ("; on Hopper use tensorrt or ort-cuda" if unknown[0] == 90 else ""))
+            raise UserError(
+                f"target sm_{unknown[0]} is not one of {', '.join(f'sm_{t}' for t in TARGETS)}"
+                + ("; on Hopper use tensorrt or ort-cuda" if unknown[0] == 90 else "")
+            )
         return tuple(sorted(targets or TARGETS))
 
-    def build(self, graph: Path, spec: StageSpec, profile: Mapping[str, tuple[int, int, int]],
-              capabilities: Sequence[int], timing: Path | None = None) -> Engine:
+    def build(
+        self,
+        graph: Path,
+        spec: StageSpec,
+        profile: Mapping[str, tuple[int, int, int]],
+        capabilities: Sequence[int],
+        timing: Path | None = None,
+    ) -> Engine:
         """Build one graph for all `capabilities` in one engine. Raises RuntimeFault with the library's own reason."""
         trt, begin = self.trt, time.perf_counter()
         log = _logger(trt)
@@ -87,7 +99,9 @@ class Library:
             reason = parser.get_error(0).desc() if parser.num_errors else "no reason given"
             raise RuntimeFault(f"{graph.name}: {self.name} cannot read it ({_line(reason)}); export the bundle again")
         config = builder.create_builder_config()
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # what `export.inspect` reads; no cost in size or time
+        config.profiling_verbosity = (
+            trt.ProfilingVerbosity.DETAILED
+        )  # what `export.inspect` reads; no cost in size or time
         config.add_optimization_profile(_optimization_profile(builder, spec, profile))
         if self.ahead:
             config.num_compute_capabilities = len(capabilities)
@@ -98,7 +112,9 @@ class Library:
         if data is None:
             reason = next(iter(log.errors), "no reason given")
             targets = ", ".join(f"sm_{c}" for c in capabilities)
-            raise RuntimeFault(f"{graph.name}: {self.name} {self.version} cannot build it for {targets} ({_line(reason)})")
+            raise RuntimeFault(
+                f"{graph.name}: {self.name} {self.version} cannot build it for {targets} ({_line(reason)})"
+            )
         if cache is not None:
             timing.write_bytes(bytes(config.get_timing_cache().serialize()))
         return Engine(bytes(data), log.scratch, time.perf_counter() - begin)
@@ -161,8 +177,13 @@ def gpu_capability() -> int:
     return CudaCore().capability
 
 
-def build_bundle(bundle: Bundle, library: Library, targets: Collection[int] | None = None,
-                 stages: Collection[str] | None = None, report: Report = print) -> list[Built]:
+def build_bundle(
+    bundle: Bundle,
+    library: Library,
+    targets: Collection[int] | None = None,
+    stages: Collection[str] | None = None,
+    report: Report = print,
+) -> list[Built]:
     """Build every stage (or those named) that has no fresh engine, one file per stage for all targets. Returns the bundle's
     engines, old and new."""
     manifest, folder = bundle.manifest, bundle.folder
@@ -170,7 +191,9 @@ def build_bundle(bundle: Bundle, library: Library, targets: Collection[int] | No
     if unknown:
         raise UserError(f"{folder}: no stage {unknown[0]!r}; it has {', '.join(manifest.stages)}")
     if manifest.precision == "fp32":
-        report("note: this is a float32 bundle, so the engines will be; export it with --precision fp16 for half engines")
+        report(
+            "note: this is a float32 bundle, so the engines will be; export it with --precision fp16 for half engines"
+        )
     capabilities = library.capabilities(targets)
     entries = _fresh(bundle)
     place = f"{library.name}-{library.version}"
@@ -179,21 +202,39 @@ def build_bundle(bundle: Bundle, library: Library, targets: Collection[int] | No
     for number, spec in enumerate(wanted, 1):
         form = next(f for f in FORMS if f in spec.files)
         graph = engine_files.fingerprint(manifest, spec, form)
-        same = [e for e in entries if (e.stage, e.form, e.library, e.version, e.graph) ==
-                (spec.name, form, library.name, library.version, graph)]
+        same = [
+            e
+            for e in entries
+            if (e.stage, e.form, e.library, e.version, e.graph)
+            == (spec.name, form, library.name, library.version, graph)
+        ]
         missing = tuple(c for c in capabilities if not any(c in e.capabilities for e in same))
         if missing:
             timing = folder / FOLDER / place / f"{missing[0]}-{TIMING}"
             engine = library.build(folder / spec.files[form], spec, profile(spec, manifest), missing, timing)
             name = f"{place}/{spec.name}.{graph[:12]}.{'-'.join(map(str, missing))}.engine"
             (folder / FOLDER / name).write_bytes(engine.data)
-            entries.append(Built(spec.name, form, library.name, library.version, missing, spec.precision, graph, name,
-                                 engine.scratch, round(engine.seconds, 2)))
+            entries.append(
+                Built(
+                    spec.name,
+                    form,
+                    library.name,
+                    library.version,
+                    missing,
+                    spec.precision,
+                    graph,
+                    name,
+                    engine.scratch,
+                    round(engine.seconds, 2),
+                )
+            )
             engine_files.write(folder, entries)
             what = f"{len(engine.data) / 1e6:8.1f} MB {engine.seconds:6.1f} s  scratch {engine.scratch / 1e6:7.1f} MB"
         else:
             what = "up to date"
-        report(f"[{number:2}/{len(wanted)}] {spec.name:22} {', '.join(f'sm_{c}' for c in missing or capabilities)}  {what}")
+        report(
+            f"[{number:2}/{len(wanted)}] {spec.name:22} {', '.join(f'sm_{c}' for c in missing or capabilities)}  {what}"
+        )
     engine_files.write(folder, entries)
     return entries
 
@@ -204,8 +245,12 @@ def _fresh(bundle: Bundle) -> list[Built]:
     for entry in engine_files.read(bundle.folder):
         spec = bundle.manifest.stages.get(entry.stage)
         path = bundle.folder / FOLDER / entry.file
-        if spec and entry.form in spec.files and path.is_file() \
-                and entry.graph == engine_files.fingerprint(bundle.manifest, spec, entry.form):
+        if (
+            spec
+            and entry.form in spec.files
+            and path.is_file()
+            and entry.graph == engine_files.fingerprint(bundle.manifest, spec, entry.form)
+        ):
             kept.append(entry)
         else:
             path.unlink(missing_ok=True)
@@ -231,8 +276,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m export.build", description="Build a bundle's engines.")
     parser.add_argument("bundle", metavar="engines/NAME")
     parser.add_argument("--backend", required=True, choices=("tensorrt", "tensorrt_rtx"))
-    parser.add_argument("--target", metavar="sm_89,sm_120",
-                        help=f"GPUs to build for (tensorrt_rtx; default: {', '.join(f'sm_{t}' for t in TARGETS)})")
+    parser.add_argument(
+        "--target",
+        metavar="sm_89,sm_120",
+        help=f"GPUs to build for (tensorrt_rtx; default: {', '.join(f'sm_{t}' for t in TARGETS)})",
+    )
     parser.add_argument("--stage", action="append", metavar="NAME", help="build this stage only; may be repeated")
     parser.add_argument("--model", help="name of the bundle or of the network, where the folder holds several")
     options = parser.parse_args(arguments)

@@ -39,10 +39,20 @@ host or compares them with zero, pixels come from an integer picture that half w
 Report = Callable[[str], None]
 
 
-def export_bundle(network: Network, out: str | Path, name: str, *, precision: str = "fp32",
-                  tokenizer_source: str | Path | None = None, forms: Collection[str] | None = None, check: bool = True,
-                  clip: bool = True, backend: str = "ort", threads: int | None = None,
-                  report: Report = lambda line: None) -> Path:
+def export_bundle(
+    network: Network,
+    out: str | Path,
+    name: str,
+    *,
+    precision: str = "fp32",
+    tokenizer_source: str | Path | None = None,
+    forms: Collection[str] | None = None,
+    check: bool = True,
+    clip: bool = True,
+    backend: str = "ort",
+    threads: int | None = None,
+    report: Report = lambda line: None,
+) -> Path:
     """Export `network` as `out/name` and return that folder; a bundle of that name is replaced in one step.
 
     forms    forms to write besides "default"; None for all that the stages have
@@ -53,8 +63,9 @@ def export_bundle(network: Network, out: str | Path, name: str, *, precision: st
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     with replacing(Path(out), name) as folder:
-        job = _Job(folder, folder.with_name(".rounded"), precision, forms, check, create(backend, threads), threads,
-                   report)
+        job = _Job(
+            folder, folder.with_name(".rounded"), precision, forms, check, create(backend, threads), threads, report
+        )
         job.prepare()
         file = tokenizer_source and tokenizer.write(tokenizer_source, folder, network.vocabulary)
         for path, source in network.attachments.items():
@@ -63,9 +74,17 @@ def export_bundle(network: Network, out: str | Path, name: str, *, precision: st
         for limit in parity.STAGE_ERROR[precision]:
             specs, rows, bounds = job.stages(network, limit)
             manifest = Manifest(
-                model=network.model, variant=network.variant, precision=precision, image_size=network.image_size,
-                stages=specs, bounds=bounds, settings=network.settings, tokenizer=file or None, demo=network.demo,
-                provenance={**network.provenance, "exported_with": versions(), "opset": onnx.OPSET})
+                model=network.model,
+                variant=network.variant,
+                precision=precision,
+                image_size=network.image_size,
+                stages=specs,
+                bounds=bounds,
+                settings=network.settings,
+                tokenizer=file or None,
+                demo=network.demo,
+                provenance={**network.provenance, "exported_with": versions(), "opset": onnx.OPSET},
+            )
             frames: list[parity.ClipRow] = []
             if check and clip and network.clip is not None:
                 report("whole clip with memory: torch against the runtime")
@@ -99,8 +118,9 @@ class _Job:
         for folder in (self.folder, self.rounded):
             (folder / GRAPHS).mkdir(parents=True, exist_ok=True)
 
-    def stages(self, network: Network,
-               limit: float) -> tuple[dict[str, StageSpec], list[parity.Row], dict[str, tuple[int, int]]]:
+    def stages(
+        self, network: Network, limit: float
+    ) -> tuple[dict[str, StageSpec], list[parity.Row], dict[str, tuple[int, int]]]:
         """Export every stage, none further from torch than `limit`; signatures by name, comparisons, symbols' bounds."""
         specs: dict[str, StageSpec] = {}
         rows: list[parity.Row] = []
@@ -110,14 +130,18 @@ class _Job:
             start = time.perf_counter()
             for symbol, pair in stage.bounds.items():
                 if bounds.setdefault(symbol, tuple(pair)) != tuple(pair):
-                    raise onnx.ExportError(f"stage {stage.name}: bounds {pair} of {symbol!r} differ from "
-                                           f"{bounds[symbol]} in an earlier stage")
+                    raise onnx.ExportError(
+                        f"stage {stage.name}: bounds {pair} of {symbol!r} differ from "
+                        f"{bounds[symbol]} in an earlier stage"
+                    )
             specs[stage.name], found = self.stage(stage, limit)
             rows += found
             size = sum(p.stat().st_size for p in _files_of(self.folder, stage.name)) / 1e6
             error = f"  rel. L2 {max(r.error for r in found):.1e}" if found else ""
-            self.report(f"[{number:2}/{len(stages)}] {stage.name:20} {specs[stage.name].precision:14} {size:8.1f} MB "
-                        f"{time.perf_counter() - start:6.1f} s{error}")
+            self.report(
+                f"[{number:2}/{len(stages)}] {stage.name:20} {specs[stage.name].precision:14} {size:8.1f} MB "
+                f"{time.perf_counter() - start:6.1f} s{error}"
+            )
             if self.check:
                 parity.require(found)
         return specs, rows, bounds
@@ -138,8 +162,7 @@ class _Job:
             return spec, []
         return spec, [*rows, *parity.compare_stage(stage, spec, self.folder, self.runner, limit)]
 
-    def climb(self, stage: Stage, models: Mapping[str, ir.Model],
-              limit: float) -> tuple[StageSpec, list[parity.Row]]:
+    def climb(self, stage: Stage, models: Mapping[str, ir.Model], limit: float) -> tuple[StageSpec, list[parity.Row]]:
         """Half precision with the narrowest islands whose error is within `limit`; float32 inside if none is."""
         signature = half_signature(stage.spec)
         half = {t.name for t in (*signature.inputs, *signature.outputs) if t.dtype == "float16"}
@@ -154,8 +177,9 @@ class _Job:
         converted = {form: precision.to_half(model, level, half) for form, model in models.items()}
         return _write_stage(stage, spec, converted, self.folder), rows
 
-    def integer(self, stage: Stage, models: Mapping[str, ir.Model],
-                limit: float) -> tuple[StageSpec, list[parity.Row]] | None:
+    def integer(
+        self, stage: Stage, models: Mapping[str, ir.Model], limit: float
+    ) -> tuple[StageSpec, list[parity.Row]] | None:
         """INT8 products, written, and how they compare with torch; None if the stage has to stay float32."""
         products = {form: quantization.products(model) for form, model in models.items()}
         if stage.name in quantization.FLOAT_STAGES or not all(products.values()):
@@ -181,8 +205,15 @@ class _Job:
         folder = self.folder
         if self.precision == "fp16":
             folder = self.rounded
-            manifest = replace(manifest, tokenizer=None, demo=None, stages={  # neither lies beside the rounded graphs
-                name: replace(spec, files={"default": spec.files["default"]}) for name, spec in manifest.stages.items()})
+            manifest = replace(
+                manifest,
+                tokenizer=None,
+                demo=None,
+                stages={  # neither lies beside the rounded graphs
+                    name: replace(spec, files={"default": spec.files["default"]})
+                    for name, spec in manifest.stages.items()
+                },
+            )
         _write(manifest, folder)
         results = clips.clip_in_child(folder, self.runner.name, self.threads)
         return parity.compare_clip(want, results, self.precision)
@@ -193,6 +224,7 @@ def half_signature(spec: StageSpec) -> StageSpec:
 
     It depends on names alone, so a tensor has one type on both sides of a cut, whatever its stages are inside.
     """
+
     def half(tensor: TensorSpec) -> TensorSpec:
         keep = tensor.dtype != "float32" or tensor.name in KEPT_FLOAT or tensor.name.endswith("logits")
         return tensor if keep else replace(tensor, dtype="float16")
@@ -241,6 +273,7 @@ def versions() -> dict[str, str]:
 
 
 # -- publishing --------------------------------------------------------------------------------------------------------
+
 
 @contextmanager
 def replacing(out: Path, name: str) -> Iterator[Path]:

@@ -37,15 +37,30 @@ TRUNKS = {
 """Published trunks (tiny, small, base+, large) by width and number of blocks."""
 
 UNUSED = (
-    "*.num_batches_tracked", "text_encoder._float_tensor", "*.sentence_encoder.version", "*.lm_head.*",
-    "*no_mem_pos_enc", "conditional_memory_encoder.transformerBlock.norm2.*", "*total_ops", "*total_params",
+    "*.num_batches_tracked",
+    "text_encoder._float_tensor",
+    "*.sentence_encoder.version",
+    "*.lm_head.*",
+    "*no_mem_pos_enc",
+    "conditional_memory_encoder.transformerBlock.norm2.*",
+    "*total_ops",
+    "*total_params",
 )
 """Tensors that official checkpoints hold and no computation reads. The last two are left by a counter of operations,
 and the official code passes over them, too."""
 
-NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16,
-           torch.int8,
-           torch.uint8, torch.bool)
+NUMBERS = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+)
 """Types of tensors that a checkpoint may hold."""
 
 SHARED = 4
@@ -78,8 +93,11 @@ def _contents(path: str | Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | 
     config, arguments = data.get("config"), data.get("args")
     if isinstance(arguments, argparse.Namespace):
         arguments = vars(arguments)
-    return (tensors, config if isinstance(config, Mapping) else None,
-            arguments if isinstance(arguments, Mapping) else {})
+    return (
+        tensors,
+        config if isinstance(config, Mapping) else None,
+        arguments if isinstance(arguments, Mapping) else {},
+    )
 
 
 def plain(tensors: Mapping[str, Tensor], path: str | Path) -> None:
@@ -90,15 +108,19 @@ def plain(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     for name, value in tensors.items():
         here = value.layout == torch.strided and value.device.type == "cpu"
         if not here or value.is_quantized or value.dtype not in NUMBERS:
-            raise UserError(f"{path}: {name} is a {value.dtype} {value.layout} tensor on {value.device}, not an array "
-                            "of numbers; save the state_dict of a plain network")
+            raise UserError(
+                f"{path}: {name} is a {value.dtype} {value.layout} tensor on {value.device}, not an array "
+                "of numbers; save the state_dict of a plain network"
+            )
         storage = value.untyped_storage()
         claimed += value.numel() * value.element_size()
         storages[storage.data_ptr()] = storage.nbytes()
     # weights may be tied, so that a storage counts for several tensors; official files hold everything once
     if claimed > SHARED * sum(storages.values()):
-        raise UserError(f"{path}: its tensors claim {claimed:,} bytes and hold {sum(storages.values()):,}; the file is "
-                        "damaged, download it again")
+        raise UserError(
+            f"{path}: its tensors claim {claimed:,} bytes and hold {sum(storages.values()):,}; the file is "
+            "damaged, download it again"
+        )
 
 
 def _load(path: Path) -> Any:
@@ -114,10 +136,14 @@ def _load(path: Path) -> Any:
         except Exception as error:  # torch raises a dozen kinds for a broken file
             failure = error
     if "weights_only" in str(failure) or "Weights only" in str(failure):
-        raise UserError(f"{path}: holds Python objects besides tensors and is not opened; save it again as plain "
-                        "tensors, torch.save({'model': model.state_dict()}, path)") from None
-    raise UserError(f"{path}: not readable as a torch checkpoint ({type(failure).__name__}); truncated or another kind "
-                    "of file? download it again") from None
+        raise UserError(
+            f"{path}: holds Python objects besides tensors and is not opened; save it again as plain "
+            "tensors, torch.save({'model': model.state_dict()}, path)"
+        ) from None
+    raise UserError(
+        f"{path}: not readable as a torch checkpoint ({type(failure).__name__}); truncated or another kind "
+        "of file? download it again"
+    ) from None
 
 
 def _check_archive(path: Path) -> None:
@@ -128,8 +154,10 @@ def _check_archive(path: Path) -> None:
     except Exception:  # of torch's old format, or damaged: torch will say
         return
     if unpacked > path.stat().st_size:
-        raise UserError(f"{path}: unpacks to {unpacked:,} bytes, more than the file has; torch writes no such file, "
-                        "download it again")
+        raise UserError(
+            f"{path}: unpacks to {unpacked:,} bytes, more than the file has; torch writes no such file, "
+            "download it again"
+        )
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, unused: tuple[str, ...] = UNUSED) -> None:
@@ -155,8 +183,10 @@ def check(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, unu
         raise UserError(f"{path}: holds {_some(unknown)}, which this network does not have; is it of another version?")
     for name, value in wanted.items():
         if name in tensors and tensors[name].shape != value.shape:
-            raise UserError(f"{path}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}; "
-                            "is it a checkpoint of another size?")
+            raise UserError(
+                f"{path}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}; "
+                "is it a checkpoint of another size?"
+            )
         if name in tensors and tensors[name].is_floating_point() != value.is_floating_point():
             raise UserError(f"{path}: {name} has type {tensors[name].dtype}, expected numbers like {value.dtype}")
 
@@ -203,8 +233,9 @@ def config_from(kind: type, data: Any) -> Any:
     """A config dataclass from nested plain data. Raises TypeError or ValueError for anything but known, sane fields."""
     if not isinstance(data, Mapping):
         raise TypeError(f"config of {kind.__name__} is a {type(data).__name__}")
-    defaults = {f.name: f.default_factory() if callable(f.default_factory) else f.default
-                for f in dataclasses.fields(kind)}
+    defaults = {
+        f.name: f.default_factory() if callable(f.default_factory) else f.default for f in dataclasses.fields(kind)
+    }
     unknown = data.keys() - defaults.keys()
     if unknown:
         raise ValueError(f"config of {kind.__name__} has an unknown field {sorted(map(str, unknown))[0]}")
@@ -235,7 +266,7 @@ def _number(name: str, value: Any) -> int:
 
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """Number of consecutive children `prefix`0, `prefix`1, ..."""
-    numbers = {k[len(prefix):].split(".")[0] for k in tensors if k.startswith(prefix)}
+    numbers = {k[len(prefix) :].split(".")[0] for k in tensors if k.startswith(prefix)}
     return next(i for i in range(len(numbers) + 1) if str(i) not in numbers)
 
 
@@ -250,12 +281,16 @@ def hiera_config(tensors: Mapping[str, Tensor], prefix: str) -> HieraConfig:
 
 def sam_config(tensors: Mapping[str, Tensor], prefix: str = "") -> SamConfig:
     """Sizes of the SAM 2 part, whose names start with `prefix`. Raises KeyError, ValueError."""
+
     def shape(name: str) -> torch.Size:
         return tensors[prefix + name].shape
+
     text = prefix + "sam_prompt_encoder.project_text.layers.0.weight"
     return SamConfig(
         hiera=hiera_config(tensors, prefix + "image_encoder.trunk."),
-        width=shape("no_mem_embed")[-1], ages=shape("maskmem_tpos_enc")[0], memory_width=shape("maskmem_tpos_enc")[-1],
+        width=shape("no_mem_embed")[-1],
+        ages=shape("maskmem_tpos_enc")[0],
+        memory_width=shape("maskmem_tpos_enc")[-1],
         memory_layers=_count(tensors, prefix + "memory_attention.layers."),
         memory_hidden=shape("memory_attention.layers.0.linear1.weight")[0],
         decoder_depth=_count(tensors, prefix + "sam_mask_decoder.transformer.layers."),
@@ -267,7 +302,8 @@ def sam_config(tensors: Mapping[str, Tensor], prefix: str = "") -> SamConfig:
         object_score=prefix + "sam_mask_decoder.obj_score_token.weight" in tensors,
         text_width=tensors[text].shape[1] if text in tensors else 0,
         motion=prefix + "sam_prompt_encoder.project_motion_prompts.layers.0.weight" in tensors,
-        pointer_positions=prefix + "obj_ptr_tpos_proj.weight" in tensors)
+        pointer_positions=prefix + "obj_ptr_tpos_proj.weight" in tensors,
+    )
 
 
 def samwise_config(tensors: Mapping[str, Tensor]) -> SamwiseConfig:
@@ -276,15 +312,22 @@ def samwise_config(tensors: Mapping[str, Tensor]) -> SamwiseConfig:
     vocabulary, width = tensors[tower + "embed_tokens.weight"].shape
     layers = _count(tensors, tower + "layers.")
     text = TextConfig(
-        vocabulary=vocabulary, positions=tensors[tower + "embed_positions.weight"].shape[0], width=width, layers=layers,
-        hidden=tensors[tower + "layers.0.fc1.weight"].shape[0], heads=max(width // 64, 1))  # RoBERTa: 64 per head
+        vocabulary=vocabulary,
+        positions=tensors[tower + "embed_positions.weight"].shape[0],
+        width=width,
+        layers=layers,
+        hidden=tensors[tower + "layers.0.fc1.weight"].shape[0],
+        heads=max(width // 64, 1),
+    )  # RoBERTa: 64 per head
     patches = []
     for i in range(3):
         places = tensors.get(f"cmt_adapters.{i}.spatial_pos_embed")
         patches.append(0 if places is None else round(places.shape[3] ** 0.5))
     conditional = tensors.get("conditional_memory_encoder.transformerBlock.linear1.weight")
     return SamwiseConfig(
-        sam=sam_config(tensors, "sam."), text=text,
+        sam=sam_config(tensors, "sam."),
+        text=text,
         adapter=AdapterConfig(width=tensors["cmt_adapters.0.proj_vis_down.0.weight"].shape[0], patches=tuple(patches)),
         text_stages=(layers // 3, layers * 2 // 3, layers),
-        conditional_hidden=0 if conditional is None else conditional.shape[0])
+        conditional_hidden=0 if conditional is None else conditional.shape[0],
+    )

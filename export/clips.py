@@ -80,8 +80,17 @@ def _clicked(engine: Engine, frames: list[np.ndarray]) -> list[Any]:
 def clip_in_child(folder: Path, backend: str, threads: int | None) -> list[Seen]:
     """`clip_results` of the bundle in `folder`, in a fresh process: without torch, and its memory goes when it ends."""
     file = folder.with_name(".clip.npz")
-    command = [sys.executable, "-m", "export.parity", str(folder.resolve()), "--backend", backend,
-               "--save", str(file.resolve()), *(["--threads", str(threads)] if threads else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "export.parity",
+        str(folder.resolve()),
+        "--backend",
+        backend,
+        "--save",
+        str(file.resolve()),
+        *(["--threads", str(threads)] if threads else []),
+    ]
     done = subprocess.run(command, cwd=Path(__file__).resolve().parent.parent, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

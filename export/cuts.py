@@ -26,7 +26,14 @@ from .network import Network
 from .stage import Form, Stage, stage, tensor
 from .stages.cross_modal_adapter import AdapterStage
 from .stages.kernel_parts import (
-    AdapterDown, AdapterUp, FirstPart, LastPart, NextPart, memory_constants, window_constants)
+    AdapterDown,
+    AdapterUp,
+    FirstPart,
+    LastPart,
+    NextPart,
+    memory_constants,
+    window_constants,
+)
 
 FOLDER = "cuts"
 TABLES = ("cosine", "sine")
@@ -46,8 +53,12 @@ class Cut:
     @property
     def settings(self) -> dict[str, Any]:
         """Its entry in `settings["cuts"]`."""
-        return {"kernel": self.kernel, "parts": [part.name for part in self.parts],
-                "constants": f"{FOLDER}/{self.stage}.npz", **self.more}
+        return {
+            "kernel": self.kernel,
+            "parts": [part.name for part in self.parts],
+            "constants": f"{FOLDER}/{self.stage}.npz",
+            **self.more,
+        }
 
 
 def with_cuts(network: Network, model: Any, precision: str, work: Path) -> Network:
@@ -71,8 +82,12 @@ def with_cuts(network: Network, model: Any, precision: str, work: Path) -> Netwo
     def stages() -> Iterable[Stage]:
         return chain(whole(), parts)
 
-    return replace(network, stages=stages, attachments={**network.attachments, **attachments},
-                   settings={**network.settings, "cuts": {cut.stage: cut.settings for cut in found}})
+    return replace(
+        network,
+        stages=stages,
+        attachments={**network.attachments, **attachments},
+        settings={**network.settings, "cuts": {cut.stage: cut.settings for cut in found}},
+    )
 
 
 def cuts(model: Samwise) -> Iterator[Cut]:
@@ -86,15 +101,29 @@ def cuts(model: Samwise) -> Iterator[Cut]:
     yield _memory_attention(model)
 
 
-def _part(model: Samwise, limits: Mapping[str, int | str], name: str, inputs: tuple[TensorSpec, ...],
-          outputs: tuple[TensorSpec, ...], module: Any) -> Stage:
-    return stage(name, inputs, outputs, module, sampler(inputs, limits), bounds(model.config), SIZES,
-                 {"trt": Form(module, "plain")})
+def _part(
+    model: Samwise,
+    limits: Mapping[str, int | str],
+    name: str,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    module: Any,
+) -> Stage:
+    return stage(
+        name,
+        inputs,
+        outputs,
+        module,
+        sampler(inputs, limits),
+        bounds(model.config),
+        SIZES,
+        {"trt": Form(module, "plain")},
+    )
 
 
 def _memory_attention(model: Samwise) -> Cut:
     c, attention, name = model.config, model.sam.memory_attention, "memory_attention"
-    tokens, width, narrow = c.sam.side ** 2, c.sam.width, c.sam.memory_width
+    tokens, width, narrow = c.sam.side**2, c.sam.width, c.sam.memory_width
     part = partial(_part, model, {"map_index": "maps", "memory_age": c.slots})
     last = len(attention.layers)
 
@@ -103,14 +132,31 @@ def _memory_attention(model: Samwise) -> Cut:
 
     index = tensor("map_index", "objects", dtype="int64")
     age = tensor("memory_age", "objects", "slots", dtype="int64")
-    parts = [part(f"{name}_part_0", (tensor("embedding", "maps", tokens, width), index, age),
-                  (maps("residual", 0), maps("queries", 0), tensor("ages", "objects", "slots", dtype="int32")),
-                  FirstPart(attention))]
+    parts = [
+        part(
+            f"{name}_part_0",
+            (tensor("embedding", "maps", tokens, width), index, age),
+            (maps("residual", 0), maps("queries", 0), tensor("ages", "objects", "slots", dtype="int32")),
+            FirstPart(attention),
+        )
+    ]
     for i in range(1, last):
-        parts.append(part(f"{name}_part_{i}", (maps("residual", i - 1), maps("attended", i - 1, narrow)),
-                          (maps("residual", i), maps("queries", i)), NextPart(attention, i)))
-    parts.append(part(f"{name}_part_{last}", (maps("residual", last - 1), maps("attended", last - 1, narrow)),
-                      (tensor("conditioned", "objects", tokens, width),), LastPart(attention)))
+        parts.append(
+            part(
+                f"{name}_part_{i}",
+                (maps("residual", i - 1), maps("attended", i - 1, narrow)),
+                (maps("residual", i), maps("queries", i)),
+                NextPart(attention, i),
+            )
+        )
+    parts.append(
+        part(
+            f"{name}_part_{last}",
+            (maps("residual", last - 1), maps("attended", last - 1, narrow)),
+            (tensor("conditioned", "objects", tokens, width),),
+            LastPart(attention),
+        )
+    )
     return Cut(name, "memory_attention", tuple(parts), memory_constants(attention, model.sam.maskmem_tpos_enc), {})
 
 
@@ -121,6 +167,8 @@ def _adapter(model: Samwise, i: int, adapter: AdapterStage) -> Cut:
     text = tensor(f"text_{i}", "tokens", c.text.width)
     narrow, selected = (tensor(f"{kind}_{i}", "frames", side, side, c.adapter.width) for kind in ("narrow", "selected"))
     fused = tuple(tensor(f"{t.name}_fused", *t.shape) for t in (maps, text))
-    parts = (part(f"adapter_{i}_part_0", (maps,), (narrow,), AdapterDown(adapter)),
-             part(f"adapter_{i}_part_1", (maps, text, narrow, selected), fused, AdapterUp(adapter)))
+    parts = (
+        part(f"adapter_{i}_part_0", (maps,), (narrow,), AdapterDown(adapter)),
+        part(f"adapter_{i}_part_1", (maps, text, narrow, selected), fused, AdapterUp(adapter)),
+    )
     return Cut(f"adapter_{i}", "window_attention", parts, window_constants(adapter), {"patch": adapter.patch})

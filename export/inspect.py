@@ -20,8 +20,19 @@ from runtime.backends import create
 from runtime.bundle import Bundle, choose
 from runtime.errors import RuntimeFault, UserError, fail
 
-TYPES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16",
-         "bfloat16": "bfloat16", "int8": "int8", "fp8": "float8", "int32": "int32", "int64": "int64", "bool": "bool"}
+TYPES = {
+    "fp32": "float32",
+    "float": "float32",
+    "fp16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+    "bfloat16": "bfloat16",
+    "int8": "int8",
+    "fp8": "float8",
+    "int32": "int32",
+    "int64": "int64",
+    "bool": "bool",
+}
 """How the libraries spell types, in words of "Format/Datatype"; releases differ in it."""
 
 UNKNOWN = "unknown"
@@ -41,8 +52,10 @@ class Layer:
     def precision(self) -> str:
         """Types that it reads and writes, the widest float alone where there is one."""
         kinds = {*self.inputs, *self.outputs}
-        return next((kind for kind in ("float32", "bfloat16", "float16", "float8", "int8") if kind in kinds),
-                    min(kinds, default=UNKNOWN))
+        return next(
+            (kind for kind in ("float32", "bfloat16", "float16", "float8", "int8") if kind in kinds),
+            min(kinds, default=UNKNOWN),
+        )
 
 
 def datatype(tensor: Any) -> str:
@@ -57,8 +70,9 @@ def layers(account: str) -> list[Layer]:
     try:
         found = json.loads(account)["Layers"]
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"the engine inspector's answer is not understood ({error}); this version of the library is "
-                        "not known") from None
+        raise UserError(
+            f"the engine inspector's answer is not understood ({error}); this version of the library is not known"
+        ) from None
     return [_layer(item) for item in found]
 
 
@@ -91,8 +105,14 @@ def table(found: Iterable[Layer]) -> str:
     return "\n".join(f"  {l.precision:9} {l.type:16} {l.tactic[:60]:60} {l.name[:100]}" for l in found)  # noqa: E741
 
 
-def inspect_bundle(bundle: Bundle, backend: Any, stages: Collection[str] | None = None, out: Path | None = None,
-                   full: bool = False, report: Any = print) -> dict[str, list[Layer]]:
+def inspect_bundle(
+    bundle: Bundle,
+    backend: Any,
+    stages: Collection[str] | None = None,
+    out: Path | None = None,
+    full: bool = False,
+    report: Any = print,
+) -> dict[str, list[Layer]]:
     """Layers of every stage's engine (or of those named), by stage; the library's JSON goes to `out`."""
     if not hasattr(backend, "library"):
         raise UserError(f"backend {backend.name!r} has no engines; choose tensorrt or tensorrt_rtx")
@@ -126,8 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="name of the bundle or of the network, where the folder holds several")
     options = parser.parse_args(arguments)
     try:
-        inspect_bundle(choose(options.bundle, options.model), create(options.backend), options.stage, options.out,
-                       options.layers)
+        inspect_bundle(
+            choose(options.bundle, options.model), create(options.backend), options.stage, options.out, options.layers
+        )
         return 0
     except OSError as error:
         return fail(RuntimeFault(f"cannot write into {options.out} ({error.strerror or error})"))

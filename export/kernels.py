@@ -28,9 +28,20 @@ SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 9
 """Shared memory that one program may take (CUDA programming guide, compute capabilities)."""
 
 POINTERS = {
-    "ages_ptr": "i32", "counts_ptr": "i32", "cosine_ptr": "fp32", "sine_ptr": "fp32", "partial_ptr": "fp32",
-    "lse_ptr": "fp32", "frame_ptr": "u8", "row_first_ptr": "i32", "column_first_ptr": "i32", "table_ptr": "fp32",
-    "low_ptr": "fp32", "packed_ptr": "u8", "stats_ptr": "i32"}
+    "ages_ptr": "i32",
+    "counts_ptr": "i32",
+    "cosine_ptr": "fp32",
+    "sine_ptr": "fp32",
+    "partial_ptr": "fp32",
+    "lse_ptr": "fp32",
+    "frame_ptr": "u8",
+    "row_first_ptr": "i32",
+    "column_first_ptr": "i32",
+    "table_ptr": "fp32",
+    "low_ptr": "fp32",
+    "packed_ptr": "u8",
+    "stats_ptr": "i32",
+}
 """Types of what the pointers point to; half where nothing stands. Weights of taps differ by kernel: `TAP_WEIGHTS`."""
 TAP_WEIGHTS = {"preprocess": "i32", "postprocess": "fp32"}
 PIXELS = "fp32"
@@ -112,13 +123,24 @@ def compile_launch(launch: plan.Launch, capability: int) -> tuple[Entry, bytes]:
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     cubin, metadata = compiled.asm["cubin"], compiled.metadata
     if metadata.shared > SHARED_LIMIT[capability] or getattr(metadata, "global_scratch_size", 0):
-        raise UserError(f"{launch.kernel} needs {metadata.shared} bytes of shared memory on sm_{capability}, which has "
-                        f"{SHARED_LIMIT[capability]}, or scratch; choose smaller blocks in kernels/plan.py")
+        raise UserError(
+            f"{launch.kernel} needs {metadata.shared} bytes of shared memory on sm_{capability}, which has "
+            f"{SHARED_LIMIT[capability]}, or scratch; choose smaller blocks in kernels/plan.py"
+        )
     kinds = tuple(kind for kind in types.values() if kind != "constexpr")
     parameters = re.search(r"\.entry\s+\w+\s*\((.*?)\)", compiled.asm["ptx"], re.DOTALL)[1].count(".param")
     name = f"{launch.kernel}-{capability}-{hashlib.sha256(cubin).hexdigest()[:12]}.cubin"
-    return Entry(launch.kernel, capability, dict(launch.constants), name, metadata.name, kinds,
-                 parameters - len(kinds), 32 * metadata.num_warps, metadata.shared), cubin
+    return Entry(
+        launch.kernel,
+        capability,
+        dict(launch.constants),
+        name,
+        metadata.name,
+        kinds,
+        parameters - len(kinds),
+        32 * metadata.num_warps,
+        metadata.shared,
+    ), cubin
 
 
 def compile_bundle(bundle: Path, targets: Sequence[int], report: Callable[[str], None] = print) -> list[Entry]:
@@ -144,12 +166,16 @@ def compile_bundle(bundle: Path, targets: Sequence[int], report: Callable[[str],
                 entry, cubin = compile_launch(launch, target)
                 (folder / entry.file).write_bytes(cubin)
                 entries.append(entry)
-        report(f"sm_{target}: {len(known)} kernels, {sum(e.shared for e in entries if e.capability == target) >> 10} KB "
-               "shared memory in sum")
+        report(
+            f"sm_{target}: {len(known)} kernels, {sum(e.shared for e in entries if e.capability == target) >> 10} KB "
+            "shared memory in sum"
+        )
     index = {"format": FORMAT, "kernels": [asdict(entry) for entry in entries]}
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     kept = {name: digest for name, digest in manifest.files.items() if not name.startswith(f"{FOLDER}/")}
-    added = {f"{FOLDER}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    added = {
+        f"{FOLDER}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())
+    }
     replace(manifest, files={**kept, **added}).dump(bundle)
     return entries
 
@@ -158,8 +184,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m export.kernels", description="Compile the kernels into a bundle.")
     parser.add_argument("bundle", type=Path, metavar="engines/NAME")
-    parser.add_argument("--target", default=",".join(map(str, TARGETS)), metavar="90,120",
-                        help="compute capabilities without the dot (default: %(default)s)")
+    parser.add_argument(
+        "--target",
+        default=",".join(map(str, TARGETS)),
+        metavar="90,120",
+        help="compute capabilities without the dot (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     try:
         names = [name.strip().removeprefix("sm_") for name in options.target.split(",")]

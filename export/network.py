@@ -15,15 +15,20 @@ from . import models
 from .reference import samwise_clip
 from .stage import Stage
 
-Clip = Callable[[Sequence[np.ndarray], Sequence[int], Sequence[int]],
-                Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]]
+Clip = Callable[
+    [Sequence[np.ndarray], Sequence[int], Sequence[int]], Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
+]
 
 CLIPS: Mapping[str, Callable[..., Any]] = {"samwise": samwise_clip}
 """Plain torch schedules by network, where its file has no function `clip` of its own: (model, settings, frames, token
 ids, verb positions) -> masks, logits, scores."""
 
-TRUNKS = {(96, (1, 2, 7, 2)): "tiny", (96, (1, 2, 11, 2)): "small", (112, (2, 3, 16, 3)): "base_plus",
-          (144, (2, 6, 36, 4)): "large"}
+TRUNKS = {
+    (96, (1, 2, 7, 2)): "tiny",
+    (96, (1, 2, 11, 2)): "small",
+    (112, (2, 3, 16, 3)): "base_plus",
+    (144, (2, 6, 36, 4)): "large",
+}
 """Hiera's sizes as SAM 2 publishes them: (width, blocks) -> name."""
 
 
@@ -59,10 +64,14 @@ def describe(name: str, model: Any, **changes: Any) -> Network:
     text = settings.get("text")
     clip = CLIPS.get(name) or getattr(module, "clip", None)
     fields = {
-        "model": name, "variant": getattr(module, "variant", variant)(model), "image_size": settings["resize"]["max"],
+        "model": name,
+        "variant": getattr(module, "variant", variant)(model),
+        "image_size": settings["resize"]["max"],
         "settings": settings,
-        "stages": partial(module.stages, model), "clip": clip and partial(clip, model, settings),
-        "vocabulary": text["vocabulary"] if text else None}
+        "stages": partial(module.stages, model),
+        "clip": clip and partial(clip, model, settings),
+        "vocabulary": text["vocabulary"] if text else None,
+    }
     # with its sizes in the manifest, the same modules can be built again and timed beside the graphs
     provenance = {"config": dataclasses.asdict(model.config)} if dataclasses.is_dataclass(model.config) else {}
     return Network(**(fields | changes | {"provenance": provenance | dict(changes.get("provenance", {}))}))

@@ -33,9 +33,28 @@ INLINE_BYTES = 1024
 PAGE = 4096
 """Alignment of large weights, so that a reader may map the file instead of reading it."""
 
-FORBIDDEN = frozenset({"If", "Loop", "Scan", "NonZero", "Unique", "Compress", "NonMaxSuppression", "StringNormalizer",
-                       "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
-                       "Multinomial", "SequenceConstruct", "SequenceEmpty", "ConcatFromSequence", "SplitToSequence"})
+FORBIDDEN = frozenset(
+    {
+        "If",
+        "Loop",
+        "Scan",
+        "NonZero",
+        "Unique",
+        "Compress",
+        "NonMaxSuppression",
+        "StringNormalizer",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "Bernoulli",
+        "Multinomial",
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "ConcatFromSequence",
+        "SplitToSequence",
+    }
+)
 """Operators whose output shape depends on values, or that branch, or that draw numbers: none belongs in a stage, and
 no engine builder takes all of them."""
 
@@ -58,9 +77,15 @@ def trace(stage: Stage, form: str = "default", opset: int = OPSET) -> ir.Model:
     try:
         with torch.no_grad(), _attention(recipe), _quiet():
             program = torch.onnx.export(
-                recipe.module, args, dynamo=True, opset_version=opset, dynamic_shapes=stage.dynamic_shapes(),
-                input_names=[t.name for t in stage.spec.inputs], output_names=[t.name for t in stage.spec.outputs],
-                verbose=False)
+                recipe.module,
+                args,
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=stage.dynamic_shapes(),
+                input_names=[t.name for t in stage.spec.inputs],
+                output_names=[t.name for t in stage.spec.outputs],
+                verbose=False,
+            )
     except Exception as error:  # the exporter raises a dozen unrelated types, with pages of text
         raise ExportError(f"stage {stage.name}, form {form}: tracing failed ({_line(error)})") from error
     model = program.model
@@ -71,9 +96,14 @@ def trace(stage: Stage, form: str = "default", opset: int = OPSET) -> ir.Model:
 def tidy(model: ir.Model, spec: StageSpec, form: str = "default") -> None:
     """Name the signature's dimensions, drop doubles and unused parts, strip names of files and functions. In place."""
     model.functions.clear() if not _calls_functions(model) else passes.InlinePass()(model)
-    for step in (passes.CommonSubexpressionEliminationPass(), passes.DeduplicateInitializersPass(),
-                 passes.RemoveUnusedNodesPass(), passes.RemoveUnusedFunctionsPass(), passes.RemoveUnusedOpsetsPass(),
-                 passes.ClearMetadataAndDocStringPass()):
+    for step in (
+        passes.CommonSubexpressionEliminationPass(),
+        passes.DeduplicateInitializersPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedOpsetsPass(),
+        passes.ClearMetadataAndDocStringPass(),
+    ):
         step(model)
     model.producer_name, model.producer_version = "samwise-runtime", ""
     model.graph.name, model.graph.doc_string, model.doc_string = spec.name, None, None
@@ -81,8 +111,10 @@ def tidy(model: ir.Model, spec: StageSpec, form: str = "default") -> None:
     model.graph.metadata_props.clear()
     for values, specs in ((model.graph.inputs, spec.inputs), (model.graph.outputs, spec.outputs)):
         if [v.name for v in values] != [t.name for t in specs]:
-            raise ExportError(f"stage {spec.name}, form {form}: the graph has {[v.name for v in values]}, the "
-                              f"signature {[t.name for t in specs]}")
+            raise ExportError(
+                f"stage {spec.name}, form {form}: the graph has {[v.name for v in values]}, the "
+                f"signature {[t.name for t in specs]}"
+            )
         for value, tensor in zip(values, specs):
             _name_dimensions(value, tensor, f"stage {spec.name}, form {form}")
 
@@ -177,15 +209,23 @@ def _name_dimensions(value: ir.Value, tensor: TensorSpec, where: str) -> None:
     for axis, (have, want) in enumerate(zip(found, tensor.shape)):
         # an output's expression over other symbols is replaced by the signature's name; parity checks that it is true
         if isinstance(have, int) and have != want:
-            raise ExportError(f"{where}: dimension {axis} of {tensor.name} was fixed to {have} while tracing; it must "
-                              f"be {want!r}")
+            raise ExportError(
+                f"{where}: dimension {axis} of {tensor.name} was fixed to {have} while tracing; it must be {want!r}"
+            )
     value.shape = ir.Shape(tensor.shape)
     if value.dtype != ir.DataType[_IR_TYPES[tensor.dtype]]:
         raise ExportError(f"{where}: {tensor.name} is {value.dtype}, the signature says {tensor.dtype}")
 
 
-_IR_TYPES = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "int64": "INT64", "int32": "INT32",
-             "uint8": "UINT8", "bool": "BOOL"}
+_IR_TYPES = {
+    "float32": "FLOAT",
+    "float16": "FLOAT16",
+    "bfloat16": "BFLOAT16",
+    "int64": "INT64",
+    "int32": "INT32",
+    "uint8": "UINT8",
+    "bool": "BOOL",
+}
 
 
 def _outside(value: ir.Value, file, data: Path, places: dict[str, tuple[int, int]]) -> ir.TensorProtocol:
@@ -201,8 +241,9 @@ def _outside(value: ir.Value, file, data: Path, places: dict[str, tuple[int, int
         places[digest] = (file.tell(), len(content))
         file.write(content)
     offset, length = places[digest]
-    return ir.ExternalTensor(data.name, offset, length, tensor.dtype, shape=tensor.shape, name=value.name,
-                             base_dir=data.parent)
+    return ir.ExternalTensor(
+        data.name, offset, length, tensor.dtype, shape=tensor.shape, name=value.name, base_dir=data.parent
+    )
 
 
 def _signature(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:

@@ -28,7 +28,8 @@ from runtime.errors import RuntimeFault, fail
 from runtime.spec import StageSpec
 
 from .clips import save_clip
-from .runs import Runs, hints, summary as runs_summary
+from .runs import Runs, hints
+from .runs import summary as runs_summary
 
 FILE = "parity.json"
 STAGE_ERROR = {"fp32": (1e-4,), "fp16": (3e-2, 5e-3), "int8": (5e-2, 1e-2)}
@@ -107,8 +108,10 @@ def compare_stage(stage: Any, spec: StageSpec, folder: Path, backend: Backend, l
     rows = []
     for values in test_sizes(stage):
         # round first, so that both sides see the same numbers
-        inputs = {t.name: x.numpy().astype(t.dtype) for t, x in
-                  zip(spec.inputs, stage.sample(values, seed=1).values(), strict=True)}
+        inputs = {
+            t.name: x.numpy().astype(t.dtype)
+            for t, x in zip(spec.inputs, stage.sample(values, seed=1).values(), strict=True)
+        }
         want = {name: x.numpy() for name, x in stage.run(_tensors(stage, inputs)).items()}
         for form, graph in loaded.items():
             name = stage.name if form == "default" else f"{stage.name} [{form}]"
@@ -130,8 +133,9 @@ def test_sizes(stage: Any) -> list[dict[str, int]]:
     return sets if sets[0] != sets[1] else sets[:1]
 
 
-def run_stage(loaded: Any, spec: StageSpec, backend: Backend, inputs: Mapping[str, np.ndarray],
-              sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+def run_stage(
+    loaded: Any, spec: StageSpec, backend: Backend, inputs: Mapping[str, np.ndarray], sizes: Mapping[str, int]
+) -> dict[str, np.ndarray]:
     """Outputs by name, on the host."""
     device = backend.device
     arrays = {t.name: device.constant(inputs[t.name]) for t in spec.inputs}
@@ -140,8 +144,14 @@ def run_stage(loaded: Any, spec: StageSpec, backend: Backend, inputs: Mapping[st
     return {name: np.array(device.download(array)) for name, array in outputs.items()}
 
 
-def worst(what: str, sizes: Mapping[str, int], spec: StageSpec, got: Mapping[str, np.ndarray],
-          want: Mapping[str, np.ndarray], limit: float) -> Row:
+def worst(
+    what: str,
+    sizes: Mapping[str, int],
+    spec: StageSpec,
+    got: Mapping[str, np.ndarray],
+    want: Mapping[str, np.ndarray],
+    limit: float,
+) -> Row:
     """The output with the largest error, as a row."""
     results = {t.name: relative_error(got[t.name], want[t.name]) for t in spec.outputs}
     name = max(results, key=lambda n: (np.isnan(results[n][0]), results[n][0]))
@@ -149,8 +159,9 @@ def worst(what: str, sizes: Mapping[str, int], spec: StageSpec, got: Mapping[str
     return Row(what, text or "-", spec.precision, name, *results[name], limit)
 
 
-def compare_clip(want: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], results: Sequence[Any],
-                 precision: str) -> list[ClipRow]:
+def compare_clip(
+    want: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], results: Sequence[Any], precision: str
+) -> list[ClipRow]:
     """(masks (N,H,W) bool, low_res_logits (N,s,s), scores (N,)) per frame against the runtime's `Result`s, held to the
     thresholds of `precision`."""
     rows = []
@@ -159,27 +170,43 @@ def compare_clip(want: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], resu
         either = np.logical_or(masks, result.masks).sum((1, 2))
         iou = np.where(either > 0, both / np.maximum(either, 1), 1.0)
         difference = np.abs(scores.astype(np.float64) - result.score_logits).max()
-        rows.append(ClipRow(int(result.frame_index), float(iou.min()), relative_error(result.low_res_logits, logits)[0],
-                            float(difference), MASK_IOU[precision], SCORE_DIFFERENCE[precision]))
+        rows.append(
+            ClipRow(
+                int(result.frame_index),
+                float(iou.min()),
+                relative_error(result.low_res_logits, logits)[0],
+                float(difference),
+                MASK_IOU[precision],
+                SCORE_DIFFERENCE[precision],
+            )
+        )
     return rows
 
 
 def table(rows: Sequence[Row], clip: Sequence[ClipRow] = ()) -> str:
     """Both comparisons as text."""
     lines = [f"{'stage':24} {'precision':14} {'worst output':20} {'rel. L2':>9} {'max abs':>9} {'cosine':>9}  sizes"]
-    lines += [f"{r.what:24} {r.precision:14} {r.output:20} {r.error:9.1e} {r.largest:9.1e} {r.cosine:9.6f}  {r.sizes}"
-              + ("" if r.passed else f"  MISSES {r.limit:g}") for r in rows]
+    lines += [
+        f"{r.what:24} {r.precision:14} {r.output:20} {r.error:9.1e} {r.largest:9.1e} {r.cosine:9.6f}  {r.sizes}"
+        + ("" if r.passed else f"  MISSES {r.limit:g}")
+        for r in rows
+    ]
     if clip:
         lines += ["", f"{'frame':>5} {'mask IoU':>9} {'logits rel. L2':>15} {'score diff.':>12}"]
-        lines += [f"{c.frame:5} {c.iou:9.5f} {c.error:15.1e} {c.score_difference:12.1e}"
-                  + ("" if c.passed else "  MISSES") for c in clip]
+        lines += [
+            f"{c.frame:5} {c.iou:9.5f} {c.error:15.1e} {c.score_difference:12.1e}" + ("" if c.passed else "  MISSES")
+            for c in clip
+        ]
     return "\n".join(lines)
 
 
 def as_json(rows: Sequence[Row], clip: Sequence[ClipRow]) -> dict[str, Any]:
     """What `parity.json` holds."""
-    return {"stages": [asdict(r) | {"passed": r.passed} for r in rows],
-            "clip": [asdict(c) | {"passed": c.passed} for c in clip], "summary": summary(rows, clip)}
+    return {
+        "stages": [asdict(r) | {"passed": r.passed} for r in rows],
+        "clip": [asdict(c) | {"passed": c.passed} for c in clip],
+        "summary": summary(rows, clip),
+    }
 
 
 def summary(rows: Sequence[Row], clip: Sequence[ClipRow]) -> dict[str, float]:
@@ -196,12 +223,16 @@ def require(rows: Sequence[Row], clip: Sequence[ClipRow] = ()) -> None:
     """Raise ParityError that names the first miss."""
     for r in rows:
         if not r.passed:
-            raise ParityError(f"stage {r.what} misses its threshold: relative L2 error of {r.output} is {r.error:.2g}, "
-                              f"allowed {r.limit:g} ({r.sizes})")
+            raise ParityError(
+                f"stage {r.what} misses its threshold: relative L2 error of {r.output} is {r.error:.2g}, "
+                f"allowed {r.limit:g} ({r.sizes})"
+            )
     for c in clip:
         if not c.passed:
-            raise ParityError(f"frame {c.frame} of the clip misses its threshold: mask IoU {c.iou:.4f}, at least "
-                              f"{c.limit:g}; score off by {c.score_difference:.2g}, at most {c.score_limit:g}")
+            raise ParityError(
+                f"frame {c.frame} of the clip misses its threshold: mask IoU {c.iou:.4f}, at least "
+                f"{c.limit:g}; score off by {c.score_difference:.2g}, at most {c.score_limit:g}"
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -210,9 +241,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="name of the bundle or of the network")
     parser.add_argument("--backend", default="auto", help="backend to check (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the backend decides)")
-    parser.add_argument("--kernels", choices=("auto", "on", "off"), default="auto",
-                        help="on: stages that are cut for kernels run with them (default: %(default)s)")
-    parser.add_argument("--runs", metavar="FOLDER", help="keep inputs and outputs of every stage for Polygraphy's tools")
+    parser.add_argument(
+        "--kernels",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="on: stages that are cut for kernels run with them (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--runs", metavar="FOLDER", help="keep inputs and outputs of every stage for Polygraphy's tools"
+    )
     parser.add_argument("--save", metavar="FILE", help=argparse.SUPPRESS)  # used by the export itself
     options = parser.parse_args(arguments)
     try:

@@ -18,30 +18,114 @@ FLOAT, HALF, BFLOAT = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT
 LARGEST = 65504.0
 """Largest finite float16; larger constants (attention masks of -1e9) are set to it."""
 
-REDUCTIONS = frozenset({
-    "LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization", "BatchNormalization",
-    "LpNormalization", "MeanVarianceNormalization", "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2",
-    "ReduceProd", "ReduceLogSumExp", "CumSum", "GlobalAveragePool", "LogSoftmax"})
+REDUCTIONS = frozenset(
+    {
+        "LayerNormalization",
+        "RMSNormalization",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "BatchNormalization",
+        "LpNormalization",
+        "MeanVarianceNormalization",
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "ReduceL2",
+        "ReduceProd",
+        "ReduceLogSumExp",
+        "CumSum",
+        "GlobalAveragePool",
+        "LogSoftmax",
+    }
+)
 """Sums over many terms: they overflow (squares in a norm) or lose the small terms."""
 
-FUNCTIONS = frozenset({
-    "Exp", "Log", "Pow", "Sqrt", "Reciprocal", "Sin", "Cos", "Tan", "Sigmoid", "Softplus", "Softsign", "Div", "Mod",
-    "GridSample"})
+FUNCTIONS = frozenset(
+    {
+        "Exp",
+        "Log",
+        "Pow",
+        "Sqrt",
+        "Reciprocal",
+        "Sin",
+        "Cos",
+        "Tan",
+        "Sigmoid",
+        "Softplus",
+        "Softsign",
+        "Div",
+        "Mod",
+        "GridSample",
+    }
+)
 """Functions that are steep, or divide by small numbers: an epsilon of 1e-6 is next to nothing in half, and so is a place
 in a map, of which half knows 2000."""
 
-SOURCES = frozenset({"Cast", "Range", "ConstantOfShape", "EyeLike", "Constant", "OneHot", "CastLike", "QuantizeLinear",
-                     "DequantizeLinear", "DynamicQuantizeLinear"})
+SOURCES = frozenset(
+    {
+        "Cast",
+        "Range",
+        "ConstantOfShape",
+        "EyeLike",
+        "Constant",
+        "OneHot",
+        "CastLike",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+    }
+)
 """They make a float32 from something else; whoever reads it casts it."""
 
-FOLLOWERS = frozenset({
-    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Expand", "Identity", "Flatten", "Gather",
-    "GatherElements", "GatherND", "Concat", "Pad", "Tile", "Where", "Add", "Sub", "Mul", "Neg", "Abs", "Relu", "Clip",
-    "Min", "Max", "MaxPool", "AveragePool", "Resize", "DepthToSpace", "SpaceToDepth"})
+FOLLOWERS = frozenset(
+    {
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Split",
+        "Expand",
+        "Identity",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Concat",
+        "Pad",
+        "Tile",
+        "Where",
+        "Add",
+        "Sub",
+        "Mul",
+        "Neg",
+        "Abs",
+        "Relu",
+        "Clip",
+        "Min",
+        "Max",
+        "MaxPool",
+        "AveragePool",
+        "Resize",
+        "DepthToSpace",
+        "SpaceToDepth",
+    }
+)
 """They keep the type of what they are given: float32 if all of it is, so an island is not cut by a reshape."""
 
-COSTLY = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Attention", "MultiHeadAttention", "Einsum",
-                    "FusedMatMul", "GroupQueryAttention"})
+COSTLY = frozenset(
+    {
+        "MatMul",
+        "Gemm",
+        "Conv",
+        "ConvTranspose",
+        "Attention",
+        "MultiHeadAttention",
+        "Einsum",
+        "FusedMatMul",
+        "GroupQueryAttention",
+    }
+)
 """Where half precision pays. With the widest islands only these are half."""
 
 HALF_SLOTS = {"Resize": (0,), "OneHot": (), "Pad": (0, 2)}
@@ -100,7 +184,7 @@ def emulated(model: ir.Model) -> ir.Model:
             value.type, value.const_value = ir.TensorType(FLOAT), tensor
     for value in graph.inputs:
         if value.dtype == HALF and value.uses():
-            _read_as_float(graph, value, [u for u in value.uses()])
+            _read_as_float(graph, value, list(value.uses()))
     for node in list(graph):
         if node.op_type == "Cast" and node.attributes["to"].as_int() == FLOAT.value and node.inputs[0].dtype == FLOAT:
             continue
@@ -169,7 +253,7 @@ def _wanted(node: ir.Node, level: Level | None) -> ir.DataType:
             data = data[:1]
         if level.only_costly and op in ("Add", "Sub", "Mul"):
             return FLOAT
-        return FLOAT if data and all(v.dtype == FLOAT for v in data) or _is_rotation(node) else HALF
+        return FLOAT if (data and all(v.dtype == FLOAT for v in data)) or _is_rotation(node) else HALF
     return FLOAT if level.only_costly else HALF
 
 

@@ -70,9 +70,16 @@ def quantize(model: ir.Model, names: Collection[str]) -> ir.Model:
         # the quantizer transposes weights of other products in place, and shapes noted here would contradict it
         del proto.graph.value_info[:]
         source.write_bytes(proto.SerializeToString())
-        quantize_dynamic(source, file, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8,
-                         nodes_to_quantize=list(names), use_external_data_format=True,
-                         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT})
+        quantize_dynamic(
+            source,
+            file,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=list(names),
+            use_external_data_format=True,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
         quantized = ir.load(file)
         for value in quantized.graph.initializers.values():
             value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)

@@ -33,20 +33,28 @@ class Recorder:
 
     def run(self, **arrays: Any) -> None:
         self.stage.run(**arrays)
-        sizes = {d: arrays[t.name].shape[i] for t in (*self.spec.inputs, *self.spec.outputs)
-                 for i, d in enumerate(t.shape) if isinstance(d, str)}
+        sizes = {
+            d: arrays[t.name].shape[i]
+            for t in (*self.spec.inputs, *self.spec.outputs)
+            for i, d in enumerate(t.shape)
+            if isinstance(d, str)
+        }
         key = str(sorted(sizes.items()))
         # the first and the latest size: an empty memory and a full one
         if len(self.calls) > 1 and key not in self.calls:
             self.calls.pop(list(self.calls)[-1])
         if key not in self.calls:
             take = {n: np.array(self._device.download(a)) for n, a in arrays.items()}
-            self.calls[key] = (sizes, {t.name: take[t.name] for t in self.spec.inputs},
-                               {t.name: take[t.name] for t in self.spec.outputs})
+            self.calls[key] = (
+                sizes,
+                {t.name: take[t.name] for t in self.spec.inputs},
+                {t.name: take[t.name] for t in self.spec.outputs},
+            )
 
 
-def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None, runs: Runs | None = None,
-            kernels: str = "auto") -> tuple[list[Row], list[ClipRow]]:
+def recheck(
+    bundle: Bundle, backend: str = "auto", threads: int | None = None, runs: Runs | None = None, kernels: str = "auto"
+) -> tuple[list[Row], list[ClipRow]]:
     """The graphs that `backend` prefers against ONNX Runtime's plain ones, stage by stage on a clip, then the clip. What
     each stage was fed and gave goes to `runs`. `kernels` as in `runtime.load`; stages that kernels take part of are held
     to the same threshold."""
@@ -68,8 +76,14 @@ def recheck(bundle: Bundle, backend: str = "auto", threads: int | None = None, r
     frames = [(r.masks, r.low_res_logits, r.score_logits) for r in want]
     clip = compare_clip(frames, clip_results(engine), precision)
     if hasattr(other, "library") and all(r.passed for r in (*rows, *clip)):
-        engine_files.mark_verified(bundle.folder, bundle.manifest, other.library, other.version, other.device.capability,
-                                   _by_engine(bundle, rows))
+        engine_files.mark_verified(
+            bundle.folder,
+            bundle.manifest,
+            other.library,
+            other.version,
+            other.device.capability,
+            _by_engine(bundle, rows),
+        )
     return rows, clip
 
 
@@ -93,7 +107,7 @@ def _by_engine(bundle: Bundle, rows: Iterable[Row]) -> dict[str, dict[str, float
     rows = list(rows)
     found = worst_by_stage(row for row in rows if not row.what.endswith(f"[{KERNELS}]"))
     for name, errors in worst_by_stage(row for row in rows if row.what.endswith(f"[{KERNELS}]")).items():
-        found |= {part: errors for part in bundle.manifest.settings["cuts"][name]["parts"]}
+        found |= dict.fromkeys(bundle.manifest.settings["cuts"][name]["parts"], errors)
     return found
 
 

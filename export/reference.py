@@ -19,8 +19,13 @@ Frame = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @torch.no_grad()
-def samwise_clip(model: Any, settings: Mapping[str, Any], frames: Sequence[np.ndarray], tokens: Sequence[int],
-                 verbs: Sequence[int] = ()) -> Iterator[Frame]:
+def samwise_clip(
+    model: Any,
+    settings: Mapping[str, Any],
+    frames: Sequence[np.ndarray],
+    tokens: Sequence[int],
+    verbs: Sequence[int] = (),
+) -> Iterator[Frame]:
     """`frames` uint8 RGB (H,W,3), any number; one sentence as token ids; `verbs` positions in it (the first counts).
 
     Yields per frame masks (1,H,W) bool at source size, low_res_logits (1,s,s) and scores (1,) float32.
@@ -32,7 +37,7 @@ def samwise_clip(model: Any, settings: Mapping[str, Any], frames: Sequence[np.nd
     pointers: dict[int, Tensor] = {}
     fired = 0
     for start in range(0, len(frames), window):
-        pictures = [preprocess(f, image_size, settings) for f in frames[start:start + window]]
+        pictures = [preprocess(f, image_size, settings) for f in frames[start : start + window]]
         clip = model.encode_clip(torch.stack([pixels for pixels, _ in pictures])[None], token_ids)
         sparse = model.prompt(clip.text, verb)
         without_verb = sparse[:, :3]
@@ -48,8 +53,11 @@ def samwise_clip(model: Any, settings: Mapping[str, Any], frames: Sequence[np.nd
             remembered, switched = _reconsider(model, settings, out, mask, embedding, without_verb, fine, frame, fired)
             fired = frame if switched else fired
             memory[frame] = model.remember(embedding, remembered)
-            yield (_source_masks(mask, resized, frames[frame].shape[:2]), out.low_res_logits.float().numpy(),
-                   out.score.float().numpy())
+            yield (
+                _source_masks(mask, resized, frames[frame].shape[:2]),
+                out.low_res_logits.float().numpy(),
+                out.score.float().numpy(),
+            )
 
 
 def preprocess(frame: np.ndarray, image_size: int, settings: Mapping[str, Any]) -> tuple[Tensor, tuple[int, int]]:
@@ -66,19 +74,38 @@ def preprocess(frame: np.ndarray, image_size: int, settings: Mapping[str, Any]) 
     return F.pad(pixels, (0, image_size - wide, 0, image_size - high)), (high, wide)
 
 
-def _recall(model: Any, limits: Mapping[str, int], embedding: Tensor, memory: Mapping[int, Tensor],
-            pointers: Mapping[int, Tensor], frame: int) -> Tensor:
+def _recall(
+    model: Any,
+    limits: Mapping[str, int],
+    embedding: Tensor,
+    memory: Mapping[int, Tensor],
+    pointers: Mapping[int, Tensor],
+    frame: int,
+) -> Tensor:
     """The map, conditioned on the last frames; on the first frame there is none."""
     if frame == 0:
         return model.without_memory(embedding)
     back = [d for d in range(limits["slots"], 0, -1) if frame - d in memory]  # oldest first
     newest = [p for p in range(frame - 1, frame - 1 - limits["pointers"], -1) if p in pointers]
-    return model.attend_memory(embedding, torch.stack([memory[frame - d] for d in back], 1),
-                               torch.tensor([[d - 1 for d in back]]), torch.stack([pointers[p] for p in newest], 1))
+    return model.attend_memory(
+        embedding,
+        torch.stack([memory[frame - d] for d in back], 1),
+        torch.tensor([[d - 1 for d in back]]),
+        torch.stack([pointers[p] for p in newest], 1),
+    )
 
 
-def _reconsider(model: Any, settings: Mapping[str, Any], out: Any, mask: Tensor, embedding: Tensor, sparse: Tensor,
-                fine: tuple[Tensor, Tensor], frame: int, fired: int) -> tuple[Tensor, bool]:
+def _reconsider(
+    model: Any,
+    settings: Mapping[str, Any],
+    out: Any,
+    mask: Tensor,
+    embedding: Tensor,
+    sparse: Tensor,
+    fine: tuple[Tensor, Tensor],
+    frame: int,
+    fired: int,
+) -> tuple[Tensor, bool]:
     """The conditional memory encoder: what the memory should hold of this frame, and whether that is another mask."""
     rule = settings["conditional_memory"]
     if rule is None or frame < rule["first"] or frame - fired < rule["every"]:
@@ -97,5 +124,5 @@ def _upsample(logits_bss: Tensor, side: int) -> Tensor:
 
 def _source_masks(mask_bii: Tensor, resized: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     """Crop the padding, resize to the source, threshold."""
-    cropped = mask_bii[:, None, :resized[0], :resized[1]]
+    cropped = mask_bii[:, None, : resized[0], : resized[1]]
     return (F.interpolate(cropped, size, mode="bilinear", align_corners=False)[:, 0] > 0).numpy()

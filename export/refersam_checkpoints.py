@@ -47,15 +47,19 @@ def config_of(tensors: Mapping[str, Tensor], activation: str | None = None) -> R
 
     `activation` of a CLIP tower cannot be seen in its tensors; None means quick_gelu, OpenAI's.
     """
-    return ReferSamConfig(vit=_vit(tensors), text=_text(tensors, activation), adapter=_adapter(tensors),
-                          decoder_hidden=len(tensors["sam_mask_decoder.transformer.layers.0.mlp.layers.0.bias"]),
-                          decoder_depth=_count(tensors, "sam_mask_decoder.transformer.layers."),
-                          mask_channels=len(tensors["sam_prompt_encoder.mask_downscaling.3.bias"]))
+    return ReferSamConfig(
+        vit=_vit(tensors),
+        text=_text(tensors, activation),
+        adapter=_adapter(tensors),
+        decoder_hidden=len(tensors["sam_mask_decoder.transformer.layers.0.mlp.layers.0.bias"]),
+        decoder_depth=_count(tensors, "sam_mask_decoder.transformer.layers."),
+        mask_channels=len(tensors["sam_prompt_encoder.mask_downscaling.3.bias"]),
+    )
 
 
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """How many numbered modules there are under `prefix`."""
-    count = 1 + max((int(k[len(prefix):].split(".")[0]) for k in tensors if k.startswith(prefix)), default=-1)
+    count = 1 + max((int(k[len(prefix) :].split(".")[0]) for k in tensors if k.startswith(prefix)), default=-1)
     if count > DEEPEST:
         raise ValueError(f"{count} modules under {prefix}")
     return count
@@ -68,9 +72,14 @@ def _vit(tensors: Mapping[str, Tensor]) -> VitConfig:
     # a block is global where its table spans the whole grid that SAM was trained on
     windows = tuple(0 if n == 2 * positions - 1 else (n + 1) // 2 for n in rows)
     return VitConfig(
-        width=width, heads=width // tensors[root + "blocks.0.attn.rel_pos_h"].shape[1], windows=windows,
-        hidden=len(tensors[root + "blocks.0.mlp.lin1.bias"]), positions=positions,
-        patch=tensors[root + "patch_embed.proj.weight"].shape[2], out=len(tensors[root + "neck.0.weight"]))
+        width=width,
+        heads=width // tensors[root + "blocks.0.attn.rel_pos_h"].shape[1],
+        windows=windows,
+        hidden=len(tensors[root + "blocks.0.mlp.lin1.bias"]),
+        positions=positions,
+        patch=tensors[root + "patch_embed.proj.weight"].shape[2],
+        out=len(tensors[root + "neck.0.weight"]),
+    )
 
 
 def _text(tensors: Mapping[str, Tensor], activation: str | None) -> TowerConfig:
@@ -83,9 +92,15 @@ def _text(tensors: Mapping[str, Tensor], activation: str | None) -> TowerConfig:
         layers, hidden = "text_model.encoder.layers.", "text_model.encoder.layers.0.mlp.fc1.bias"
     vocabulary, width = tensors[f"text_encoder.{table}.weight"].shape
     return TowerConfig(
-        kind=kind, vocabulary=vocabulary, positions=len(tensors[f"text_encoder.{places}.weight"]), width=width,
-        hidden=len(tensors[f"text_encoder.{hidden}"]), layers=_count(tensors, "text_encoder." + layers),
-        heads=max(1, width // HEAD_WIDTH), activation=activation or ("gelu" if kind == "bert" else "quick_gelu"))
+        kind=kind,
+        vocabulary=vocabulary,
+        positions=len(tensors[f"text_encoder.{places}.weight"]),
+        width=width,
+        hidden=len(tensors[f"text_encoder.{hidden}"]),
+        layers=_count(tensors, "text_encoder." + layers),
+        heads=max(1, width // HEAD_WIDTH),
+        activation=activation or ("gelu" if kind == "bert" else "quick_gelu"),
+    )
 
 
 def _adapter(tensors: Mapping[str, Tensor]) -> AdapterConfig:
@@ -94,14 +109,18 @@ def _adapter(tensors: Mapping[str, Tensor]) -> AdapterConfig:
     heads = len(tensors[first + "vl_extractor.l2v_cross_attn.level_weights.bias"]) // levels
     runs = _count(tensors, root + "interactions.")
     return AdapterConfig(
-        text_width=tensors[root + "lang_prompts.weight"].shape[1], runs=runs,
+        text_width=tensors[root + "lang_prompts.weight"].shape[1],
+        runs=runs,
         stem=len(tensors[root + "spm.stem.0.weight"]),
         extra=_count(tensors, f"{root}interactions.{runs - 1}.extra_extractors."),
-        points=len(tensors[first + "extractor.attn.attention_weights.bias"]) // heads, heads=heads,
+        points=len(tensors[first + "extractor.attn.attention_weights.bias"]) // heads,
+        heads=heads,
         value_width=len(tensors[first + "extractor.attn.value_proj.bias"]),
-        context=len(tensors[root + "lang_prompts.weight"]), prompts=len(tensors[root + "sparse_prompts.weight"]),
+        context=len(tensors[root + "lang_prompts.weight"]),
+        prompts=len(tensors[root + "sparse_prompts.weight"]),
         prompt_layers=_count(tensors, root + "prompt_blocks."),
-        prompt_heads=len(tensors[root + "prompt_blocks.0.p2v_cross_attn.level_weights.bias"]) // levels)
+        prompt_heads=len(tensors[root + "prompt_blocks.0.p2v_cross_attn.level_weights.bias"]) // levels,
+    )
 
 
 def renamed(name: str) -> str:
@@ -110,7 +129,8 @@ def renamed(name: str) -> str:
     if name.startswith("sam_mask_decoder."):
         return name.replace(".mlp.lin1.", ".mlp.layers.0.").replace(".mlp.lin2.", ".mlp.layers.1.")
     head, _, tail = name.partition("text_encoder.")
-    if not head and tail.startswith(("embeddings.token_embedding", "embeddings.position_embedding.", "encoder.layers.",
-                                     "final_layer_norm")):
+    if not head and tail.startswith(
+        ("embeddings.token_embedding", "embeddings.position_embedding.", "encoder.layers.", "final_layer_norm")
+    ):
         return f"text_encoder.text_model.{tail}"
     return name

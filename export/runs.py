@@ -36,7 +36,8 @@ class Runs:
 
     def __init__(self, folder: str | Path, backend: str) -> None:
         try:
-            from polygraphy import comparator, json as files
+            from polygraphy import comparator
+            from polygraphy import json as files
             from polygraphy.logger import G_LOGGER
         except ImportError:
             raise UserError("--runs needs Polygraphy: pip install 'samwise-runtime[polygraphy]'") from None
@@ -48,17 +49,31 @@ class Runs:
         except OSError as error:
             raise UserError(f"{folder}: cannot write there ({error.strerror}); choose another --runs") from None
 
-    def add(self, spec: StageSpec, graph: str, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray],
-            want: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], limit: float) -> dict[str, Any]:
+    def add(
+        self,
+        spec: StageSpec,
+        graph: str,
+        sizes: Mapping[str, int],
+        inputs: Mapping[str, np.ndarray],
+        want: Mapping[str, np.ndarray],
+        got: Mapping[str, np.ndarray],
+        limit: float,
+    ) -> dict[str, Any]:
         """Keep one comparison; `graph` is the stage's file inside the bundle. Returns its row of the report."""
         name = ".".join([spec.name, "-".join(f"{symbol}{n}" for symbol, n in sorted(sizes.items())) or "fixed"])
         results = self._comparator.RunResults()
         for runner, outputs in ((REFERENCE, want), (self.backend, got)):
             results.add([{t.name: outputs[t.name] for t in spec.outputs}], runner_name=runner)
         feed = [{t.name: inputs[t.name] for t in spec.inputs}]
-        row = {"stage": spec.name, "graph": graph, "sizes": dict(sizes), "inputs": f"{name}.inputs.json",
-               "outputs": f"{name}.outputs.json", "least_decibels": round(decibels(limit), 2),
-               **self._judge(results, limit)}
+        row = {
+            "stage": spec.name,
+            "graph": graph,
+            "sizes": dict(sizes),
+            "inputs": f"{name}.inputs.json",
+            "outputs": f"{name}.outputs.json",
+            "least_decibels": round(decibels(limit), 2),
+            **self._judge(results, limit),
+        }
         with self._quiet():
             self._files.save_json(feed, str(self.folder / row["inputs"]), "inputs")
             results.save(str(self.folder / row["outputs"]))
@@ -74,12 +89,16 @@ class Runs:
         floats = self._comparator.RunResults()
         for runner, outputs in ((REFERENCE, want), (self.backend, got)):
             floats.add([{n: v for n, v in outputs.items() if n not in exact}], runner_name=runner)
-        found: dict[str, Any] = {"passed": all(exact.values()),
-                                 "found": {n: {"equal": same} for n, same in exact.items()}}
+        found: dict[str, Any] = {
+            "passed": all(exact.values()),
+            "found": {n: {"equal": same} for n, same in exact.items()},
+        }
         if len(exact) == len(list(want.keys())):
             return found
-        functions = [self._comparator.SnrCompareFunc(decibels(limit)),
-                     self._comparator.SimpleCompareFunc(check_error_stat="median")]
+        functions = [
+            self._comparator.SnrCompareFunc(decibels(limit)),
+            self._comparator.SimpleCompareFunc(check_error_stat="median"),
+        ]
         with self._quiet():
             noise, elements = self._comparator.Comparator.compare_accuracy(floats, compare_func=functions)
         pair = (REFERENCE, self.backend)
@@ -88,7 +107,8 @@ class Runs:
             found["passed"] &= bool(result)
             found["found"][output] = {
                 "decibels": _number(getattr(result, "snr", -math.inf)),
-                **{key: _number(getattr(element, key, math.nan)) for key in STATISTICS}}
+                **{key: _number(getattr(element, key, math.nan)) for key in STATISTICS},
+            }
         return found
 
     def _quiet(self) -> Any:
@@ -110,9 +130,11 @@ def hints(runs: Runs, folder: Path, library: str | None) -> list[str]:
     engine = {"tensorrt": " --trt", "tensorrt_rtx": " --trt"}.get(library or "", "")
     rtx = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if library == "tensorrt_rtx" else ""
     check = f"polygraphy run polygraphy_debug.onnx --onnxrt{engine} --load-inputs {inputs}"
-    return [f"polygraphy inspect data {outputs} --show-values",
-            f"polygraphy run {graph} --onnxrt --load-inputs {inputs} --load-outputs {outputs}",
-            f"{rtx}polygraphy debug reduce {graph} -o reduced.onnx --mode bisect --check {check}"]
+    return [
+        f"polygraphy inspect data {outputs} --show-values",
+        f"polygraphy run {graph} --onnxrt --load-inputs {inputs} --load-outputs {outputs}",
+        f"{rtx}polygraphy debug reduce {graph} -o reduced.onnx --mode bisect --check {check}",
+    ]
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -36,23 +36,31 @@ NAMES = (
     (r"^occlusion_spatial_embedding_parameter$", "no_obj_embed_spatial"),
     (r"^temporal_positional_encoding_projection_layer\.", "obj_ptr_tpos_proj."),
     (r"^object_pointer_proj\.", "obj_ptr_proj."),
-    (r"^shared_image_embedding\.positional_embedding$",
-     "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
+    (
+        r"^shared_image_embedding\.positional_embedding$",
+        "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    ),
     (r"^vision_encoder\.backbone\.", "image_encoder.trunk."),
     (r"^vision_encoder\.neck\.convs\.(\d+)\.", r"image_encoder.neck.convs.\1.conv."),
     (r"patch_embed\.projection\.", "patch_embed.proj."),
     (r"^prompt_encoder\.mask_embed\.conv(\d)\.", lambda m: f"sam_prompt_encoder.mask_downscaling.{3 * int(m[1]) - 3}."),
-    (r"^prompt_encoder\.mask_embed\.layer_norm(\d)\.",
-     lambda m: f"sam_prompt_encoder.mask_downscaling.{3 * int(m[1]) - 2}."),
+    (
+        r"^prompt_encoder\.mask_embed\.layer_norm(\d)\.",
+        lambda m: f"sam_prompt_encoder.mask_downscaling.{3 * int(m[1]) - 2}.",
+    ),
     (r"^prompt_encoder\.", "sam_prompt_encoder."),
     (r"^mask_decoder\.upscale_conv(\d)\.", lambda m: f"sam_mask_decoder.output_upscaling.{3 * int(m[1]) - 3}."),
     (r"^mask_decoder\.upscale_layer_norm\.", "sam_mask_decoder.output_upscaling.1."),
     (r"^mask_decoder\.", "sam_mask_decoder."),
     (r"\.layer_norm_final_attn\.", ".norm_final_attn."),
-    (r"^memory_encoder\.mask_downsampler\.layers\.(\d+)\.conv\.",
-     lambda m: f"memory_encoder.mask_downsampler.encoder.{3 * int(m[1])}."),
-    (r"^memory_encoder\.mask_downsampler\.layers\.(\d+)\.layer_norm\.",
-     lambda m: f"memory_encoder.mask_downsampler.encoder.{3 * int(m[1]) + 1}."),
+    (
+        r"^memory_encoder\.mask_downsampler\.layers\.(\d+)\.conv\.",
+        lambda m: f"memory_encoder.mask_downsampler.encoder.{3 * int(m[1])}.",
+    ),
+    (
+        r"^memory_encoder\.mask_downsampler\.layers\.(\d+)\.layer_norm\.",
+        lambda m: f"memory_encoder.mask_downsampler.encoder.{3 * int(m[1]) + 1}.",
+    ),
     (r"^memory_encoder\.feature_projection\.", "memory_encoder.pix_feat_proj."),
     (r"^memory_encoder\.projection\.", "memory_encoder.out_proj."),
     (r"^memory_encoder\.memory_fuser\.layers\.(\d+)\.scale$", r"memory_encoder.fuser.layers.\1.gamma"),
@@ -91,8 +99,10 @@ def _hugging_face(folder: Path) -> tuple[dict[str, Tensor], Sam2Config]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no readable config.json ({type(error).__name__}); give a folder with config.json "
-                        f"and {WEIGHTS[0]}, or an official .pt file") from None
+        raise UserError(
+            f"{folder}: no readable config.json ({type(error).__name__}); give a folder with config.json "
+            f"and {WEIGHTS[0]}, or an official .pt file"
+        ) from None
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder}: no {' or '.join(WEIGHTS)}; download the whole repository")
@@ -160,22 +170,33 @@ def _sam_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sam
     vision, decoder = config["vision_config"], config["mask_decoder_config"]
     trunk = vision["backbone_config"]
     hiera = HieraConfig(
-        width=trunk["hidden_size"], heads=trunk.get("num_attention_heads", 1), blocks=tuple(trunk["blocks_per_stage"]),
-        windows=tuple(trunk["window_size_per_stage"]), global_blocks=tuple(trunk["global_attention_blocks"]),
-        positions=trunk["window_positional_embedding_background_size"][0])
+        width=trunk["hidden_size"],
+        heads=trunk.get("num_attention_heads", 1),
+        blocks=tuple(trunk["blocks_per_stage"]),
+        windows=tuple(trunk["window_size_per_stage"]),
+        global_blocks=tuple(trunk["global_attention_blocks"]),
+        positions=trunk["window_positional_embedding_background_size"][0],
+    )
     if config.get("memory_attention_num_attention_heads", 1) != 1:
         raise ValueError("memory attention with more than one head")
 
     def shape(name: str) -> torch.Size:
         return tensors[name].shape
+
     return SamConfig(
-        image_size=config.get("image_size", 1024), hiera=hiera, width=shape("no_mem_embed")[-1],
-        memory_width=shape("maskmem_tpos_enc")[-1], ages=shape("maskmem_tpos_enc")[0],
+        image_size=config.get("image_size", 1024),
+        hiera=hiera,
+        width=shape("no_mem_embed")[-1],
+        memory_width=shape("maskmem_tpos_enc")[-1],
+        ages=shape("maskmem_tpos_enc")[0],
         memory_layers=config.get("memory_attention_num_layers", 4),
         memory_hidden=shape("memory_attention.layers.0.linear1.weight")[0],
-        decoder_depth=decoder.get("num_hidden_layers", 2), decoder_heads=decoder.get("num_attention_heads", 8),
+        decoder_depth=decoder.get("num_hidden_layers", 2),
+        decoder_heads=decoder.get("num_attention_heads", 8),
         decoder_hidden=shape("sam_mask_decoder.transformer.layers.0.mlp.layers.0.weight")[0],
         iou_hidden=shape("sam_mask_decoder.iou_prediction_head.layers.0.weight")[0],
         prompt_channels=shape("sam_prompt_encoder.mask_downscaling.3.weight")[0],
         mask_channels=tuple(shape(f"memory_encoder.mask_downsampler.encoder.{i}.weight")[0] for i in (0, 3, 6, 9)),
-        fuser_blocks=config.get("memory_fuser_num_layers", 2), pointer_positions="obj_ptr_tpos_proj.weight" in tensors)
+        fuser_blocks=config.get("memory_fuser_num_layers", 2),
+        pointer_positions="obj_ptr_tpos_proj.weight" in tensors,
+    )

@@ -20,8 +20,13 @@ from .stages.mask_decoder import gate
 
 
 @torch.no_grad()
-def sam2_clip(model: Any, settings: Mapping[str, Any], frames: Sequence[np.ndarray], tokens: Sequence[int] = (),
-              verbs: Sequence[int] = ()) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def sam2_clip(
+    model: Any,
+    settings: Mapping[str, Any],
+    frames: Sequence[np.ndarray],
+    tokens: Sequence[int] = (),
+    verbs: Sequence[int] = (),
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """`frames` uint8 RGB (H,W,3). Yields per frame masks (1,H,W) bool, low_res_logits (1,s,s), scores (1,) float32."""
     sam, memory, pointers = model.sam, {}, {}
     reach = settings["sam2"]["memory"]
@@ -36,8 +41,11 @@ def sam2_clip(model: Any, settings: Mapping[str, Any], frames: Sequence[np.ndarr
             conditioned = _attend(sam, embedding, memory, pointers, t, reach, longest)
             points, labels = torch.zeros(1, 2, 2), torch.tensor([[-1, -1]])
         prompts = sam.sam_prompt_encoder
-        dense, sparse, grid = prompts.no_mask_embed.weight[0], prompts.points(points, labels), prompts.pe_layer.grid(
-            sam.config.side)
+        dense, sparse, grid = (
+            prompts.no_mask_embed.weight[0],
+            prompts.points(points, labels),
+            prompts.pe_layer.grid(sam.config.side),
+        )
         out = sam.sam_mask_decoder(conditioned + dense, grid, sparse, high_res_0, high_res_1)
         best = 1 + int(out.iou[0, 1:].argmax())
         pointer = sam.obj_ptr_proj(out.tokens[:, best])
@@ -62,13 +70,22 @@ def _encode(sam: Any, frame: np.ndarray, settings: Mapping[str, Any]) -> tuple[T
         x = sam.trunk.run(stage, x)
         maps.append(x)
     neck, decoder = sam.neck, sam.sam_mask_decoder
-    fine = [conv(neck.lateral(level)(maps[level])).permute(0, 3, 1, 2)
-            for level, conv in enumerate((decoder.conv_s0, decoder.conv_s1))]
+    fine = [
+        conv(neck.lateral(level)(maps[level])).permute(0, 3, 1, 2)
+        for level, conv in enumerate((decoder.conv_s0, decoder.conv_s1))
+    ]
     return neck.embedding(maps[2], maps[3]).flatten(1, 2), *fine
 
 
-def _attend(sam: Any, embedding: Tensor, memory: Mapping[int, Tensor], pointers: Mapping[int, Tensor], t: int,
-            reach: Mapping[str, int], longest: int) -> Tensor:
+def _attend(
+    sam: Any,
+    embedding: Tensor,
+    memory: Mapping[int, Tensor],
+    pointers: Mapping[int, Tensor],
+    t: int,
+    reach: Mapping[str, int],
+    longest: int,
+) -> Tensor:
     """Frame 0 has the last row of the temporal embedding, the frames just before have the first ones."""
     slots = [(0, reach["slots"] - 1), *((p, t - p - 1) for p in range(max(1, t - reach["slots"] + 1), t))]
     seen = [0, *range(max(1, t - longest), t)]
@@ -77,5 +94,10 @@ def _attend(sam: Any, embedding: Tensor, memory: Mapping[int, Tensor], pointers:
         distance = torch.tensor([[(t - p) / longest for p in seen]])
         places = sam.obj_ptr_tpos_proj(sine_distance(distance, sam.config.width))
     ages = torch.tensor([[age for _, age in slots]])
-    return sam.attend_memory(embedding, torch.stack([memory[p] for p, _ in slots], 1), ages,
-                             torch.stack([pointers[p] for p in seen], 1), places)
+    return sam.attend_memory(
+        embedding,
+        torch.stack([memory[p] for p, _ in slots], 1),
+        ages,
+        torch.stack([pointers[p] for p in seen], 1),
+        places,
+    )

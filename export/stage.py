@@ -17,8 +17,13 @@ from runtime.spec import StageSpec, TensorSpec
 Sampler = Callable[[Mapping[str, int], torch.Generator], dict[str, Tensor]]
 
 DTYPES = {
-    "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int64": torch.int64,
-    "int32": torch.int32, "uint8": torch.uint8, "bool": torch.bool,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
 }
 
 
@@ -70,8 +75,9 @@ class Stage:
     def dynamic_shapes(self) -> tuple[dict[int, torch.export.Dim], ...]:
         """`dynamic_shapes` of torch.export for the positional inputs: one Dim per symbol, shared between inputs."""
         dims = {s: torch.export.Dim(s, min=low, max=high) for s, (low, high) in self.bounds.items()}
-        return tuple({axis: dims[d] for axis, d in enumerate(spec.shape) if isinstance(d, str)}
-                     for spec in self.spec.inputs)
+        return tuple(
+            {axis: dims[d] for axis, d in enumerate(spec.shape) if isinstance(d, str)} for spec in self.spec.inputs
+        )
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -85,14 +91,27 @@ def tensor(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
     return TensorSpec(name, dtype, tuple(shape))
 
 
-def stage(name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], module: nn.Module,
-          sampler: Sampler, bounds: Mapping[str, tuple[int, int]], sizes: Mapping[str, int],
-          forms: Mapping[str, Form] | None = None) -> Stage:
+def stage(
+    name: str,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    module: nn.Module,
+    sampler: Sampler,
+    bounds: Mapping[str, tuple[int, int]],
+    sizes: Mapping[str, int],
+    forms: Mapping[str, Form] | None = None,
+) -> Stage:
     """Build a `Stage`; bounds and sizes of symbols that it does not use are dropped, "default" is added to the
     forms."""
     module = module.eval().requires_grad_(False)
     spec = StageSpec(name, inputs, outputs)
     for form in (forms or {}).values():
         form.module.eval().requires_grad_(False)
-    return Stage(spec, module, sampler, {s: bounds[s] for s in sorted(spec.symbols)},
-                 {s: sizes[s] for s in sorted(spec.symbols)}, {"default": Form(module), **(forms or {})})
+    return Stage(
+        spec,
+        module,
+        sampler,
+        {s: bounds[s] for s in sorted(spec.symbols)},
+        {s: sizes[s] for s in sorted(spec.symbols)},
+        {"default": Form(module), **(forms or {})},
+    )

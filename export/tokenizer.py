@@ -28,8 +28,10 @@ def load(source: str | Path, vocabulary: int | None = None) -> Tokenizer:
     """
     source = Path(source)
     if not source.exists():
-        raise UserError(f"{source}: no such tokenizer; give a Hugging Face folder, tokenizer.json, vocab.json "
-                        "beside merges.txt, or vocab.txt")
+        raise UserError(
+            f"{source}: no such tokenizer; give a Hugging Face folder, tokenizer.json, vocab.json "
+            "beside merges.txt, or vocab.txt"
+        )
     folder = source if source.is_dir() else source.parent
     if source.is_file() and source.name not in ("vocab.json", "merges.txt", "vocab.txt"):
         tokenizer, path = _from_file(source), source
@@ -40,8 +42,10 @@ def load(source: str | Path, vocabulary: int | None = None) -> Tokenizer:
     elif (folder / "vocab.txt").is_file():
         tokenizer, path = _bert(folder / "vocab.txt"), folder / "vocab.txt"
     else:
-        raise UserError(f"{folder}: holds neither {FILE} nor vocab.json with merges.txt nor vocab.txt; give --tokenizer "
-                        "a folder that does")
+        raise UserError(
+            f"{folder}: holds neither {FILE} nor vocab.json with merges.txt nor vocab.txt; give --tokenizer "
+            "a folder that does"
+        )
     tokenizer.no_padding()
     tokenizer.no_truncation()
     _check(tokenizer, path, vocabulary)
@@ -85,13 +89,19 @@ def _roberta(vocabulary: Path, merges: Path) -> Tokenizer:
         tokenizer = Tokenizer(BPE(vocab=vocab, merges=pairs, unk_token="<unk>" if "<unk>" in vocab else None))
     except BaseException as error:
         _failed(merges, error)
-        raise UserError(f"{merges}: does not fit {vocabulary.name} ({_line(error)}); give a pair of one model") from None
+        raise UserError(
+            f"{merges}: does not fit {vocabulary.name} ({_line(error)}); give a pair of one model"
+        ) from None
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", vocab["</s>"]), ("<s>", vocab["<s>"]), trim_offsets=True, add_prefix_space=False)
-    special = [AddedToken(t, special=True, normalized=False, lstrip=t == "<mask>")
-               for t in ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if t in vocab]
+        ("</s>", vocab["</s>"]), ("<s>", vocab["<s>"]), trim_offsets=True, add_prefix_space=False
+    )
+    special = [
+        AddedToken(t, special=True, normalized=False, lstrip=t == "<mask>")
+        for t in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+        if t in vocab
+    ]
     tokenizer.add_special_tokens(special)
     return tokenizer
 
@@ -120,8 +130,10 @@ def _check(tokenizer: Tokenizer, path: Path, vocabulary: int | None) -> None:
         raise UserError(f"{path}: has none of the pairs {pairs}; give the tokenizer of a text encoder")
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if vocabulary is not None and largest >= vocabulary:
-        raise UserError(f"{path}: knows token {largest}, the checkpoint only {vocabulary} of them; give the tokenizer "
-                        "that the checkpoint was trained with")
+        raise UserError(
+            f"{path}: knows token {largest}, the checkpoint only {vocabulary} of them; give the tokenizer "
+            "that the checkpoint was trained with"
+        )
     try:
         ids = tokenizer.encode(PROBE).ids
     except BaseException as error:

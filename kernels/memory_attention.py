@@ -36,9 +36,30 @@ def _rotate_store(even, odd, cosine, sine, target, width: tl.constexpr, mask):
 
 @triton.jit
 def memory_attention_prepare(
-        queries_ptr, memory_ptr, ages_ptr, pointers_ptr, counts_ptr, key_weight_ptr, key_bias_ptr, position_ptr,
-        temporal_ptr, cosine_ptr, sine_ptr, rotated_ptr, keys_ptr, values_ptr, tokens, slots, pointers, capacity, scale,
-        D: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, SLOTS_PADDED: tl.constexpr):
+    queries_ptr,
+    memory_ptr,
+    ages_ptr,
+    pointers_ptr,
+    counts_ptr,
+    key_weight_ptr,
+    key_bias_ptr,
+    position_ptr,
+    temporal_ptr,
+    cosine_ptr,
+    sine_ptr,
+    rotated_ptr,
+    keys_ptr,
+    values_ptr,
+    tokens,
+    slots,
+    pointers,
+    capacity,
+    scale,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    SLOTS_PADDED: tl.constexpr,
+):
     """Grid (blocks of BLOCK_T tokens, slots + 2, objects); axis 1: a slot, then the pointers, then the queries.
 
     queries (b, tokens, D) -> rotated (b, tokens, D); memory (b, slots, tokens, M), pointers (b, pointers, M)
@@ -101,9 +122,27 @@ def _attend(q, k, v, highest, total, acc, valid, MASKED: tl.constexpr):
 
 @triton.jit
 def memory_attention_flash(
-        rotated_ptr, keys_ptr, values_ptr, ages_ptr, counts_ptr, out_ptr, partial_ptr, lse_ptr, tokens, slots, capacity,
-        splits, D: tl.constexpr, M: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-        STAGES: tl.constexpr, TMA: tl.constexpr, SPECIALIZE: tl.constexpr, SLOTS_PADDED: tl.constexpr):
+    rotated_ptr,
+    keys_ptr,
+    values_ptr,
+    ages_ptr,
+    counts_ptr,
+    out_ptr,
+    partial_ptr,
+    lse_ptr,
+    tokens,
+    slots,
+    capacity,
+    splits,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+    TMA: tl.constexpr,
+    SPECIALIZE: tl.constexpr,
+    SLOTS_PADDED: tl.constexpr,
+):
     """Grid (blocks of BLOCK_M queries, splits, objects). rotated (b, tokens, D), keys (b, capacity, D), values
     (b, capacity, M) -> out (b, tokens, M) when splits is 1, else partial (b, splits, tokens, M) and lse (b, splits,
     tokens) float32, in powers of two.
@@ -155,8 +194,7 @@ def memory_attention_flash(
 
 
 @triton.jit
-def memory_attention_combine(partial_ptr, lse_ptr, out_ptr, tokens, splits, M: tl.constexpr,
-                             BLOCK_T: tl.constexpr):
+def memory_attention_combine(partial_ptr, lse_ptr, out_ptr, tokens, splits, M: tl.constexpr, BLOCK_T: tl.constexpr):
     """Grid (blocks of BLOCK_T queries, objects). partial (b, splits, tokens, M), lse (b, splits, tokens) -> out
     (b, tokens, M): the mean of the splits, weighted by their share of the softmax sum."""
     b = tl.program_id(1).to(tl.int64)

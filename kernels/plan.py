@@ -7,8 +7,9 @@ A pointer argument is whatever the launcher takes (a torch tensor, a device arra
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,30 +49,48 @@ class WindowConfig:
 
 FLASH = {
     # 99 KB of shared memory: queries 64 x 256 (32 KB) and two stages of keys 32 x 256 (16 KB) and values
-    86: FlashConfig(64, 32, 4, 2), 89: FlashConfig(64, 32, 4, 2), 120: FlashConfig(64, 32, 4, 2),
+    86: FlashConfig(64, 32, 4, 2),
+    89: FlashConfig(64, 32, 4, 2),
+    120: FlashConfig(64, 32, 4, 2),
     80: FlashConfig(128, 32, 8, 3),
     90: FlashConfig(128, 64, 8, 3),
 }
 """By compute capability; the largest that fits shared memory, until `benchmarks.gpu_check` has measured better."""
 
 FLASH_CANDIDATES = (
-    FlashConfig(128, 64, 8, 2), FlashConfig(128, 64, 8, 3), FlashConfig(128, 128, 8, 2), FlashConfig(128, 32, 8, 4),
-    FlashConfig(128, 64, 8, 3, tma=True), FlashConfig(128, 64, 8, 4, tma=True), FlashConfig(128, 128, 8, 2, tma=True),
+    FlashConfig(128, 64, 8, 2),
+    FlashConfig(128, 64, 8, 3),
+    FlashConfig(128, 128, 8, 2),
+    FlashConfig(128, 32, 8, 4),
+    FlashConfig(128, 64, 8, 3, tma=True),
+    FlashConfig(128, 64, 8, 4, tma=True),
+    FlashConfig(128, 128, 8, 2, tma=True),
     # two programs per multiprocessor: one takes the softmax while the other multiplies
-    FlashConfig(64, 64, 4, 2, splits=4), FlashConfig(64, 64, 4, 2, tma=True, splits=4), FlashConfig(64, 32, 4, 4, splits=4),
+    FlashConfig(64, 64, 4, 2, splits=4),
+    FlashConfig(64, 64, 4, 2, tma=True, splits=4),
+    FlashConfig(64, 32, 4, 4, splits=4),
     FlashConfig(64, 64, 4, 2, tma=True, specialize=True, splits=4),
 )
 """Measured by `benchmarks.gpu_check`. All fit the 227 KB of sm_90 and none spills registers (ptxas 12.8, Triton 3.6);
 128 queries with 4 warps and 256 queries with 8 do."""
 
-WINDOW = {86: WindowConfig(project=(64, 32, 4, 2)), 89: WindowConfig(project=(64, 32, 4, 2)),
-          120: WindowConfig(project=(64, 32, 4, 2)), 80: WindowConfig(), 90: WindowConfig()}
+WINDOW = {
+    86: WindowConfig(project=(64, 32, 4, 2)),
+    89: WindowConfig(project=(64, 32, 4, 2)),
+    120: WindowConfig(project=(64, 32, 4, 2)),
+    80: WindowConfig(),
+    90: WindowConfig(),
+}
 """By compute capability. Columns of `attend` divide 64, so that no window of 8 x 8 patches needs a mask."""
 
 WINDOW_CANDIDATES = (
-    WindowConfig((64, 64, 4, 2), (64, 64, 4, 2), (64, 4, 1)), WindowConfig((128, 64, 8, 2), (128, 64, 8, 2), (64, 8, 1)),
-    WindowConfig((128, 128, 8, 2), (64, 32, 4, 2), (64, 4, 2)), WindowConfig((128, 32, 8, 3), (128, 32, 8, 2), (128, 4, 1)),
-    WindowConfig((64, 32, 4, 3), (64, 64, 4, 3), (128, 8, 1)), WindowConfig((128, 64, 8, 3), (64, 64, 4, 1), (32, 4, 1)))
+    WindowConfig((64, 64, 4, 2), (64, 64, 4, 2), (64, 4, 1)),
+    WindowConfig((128, 64, 8, 2), (128, 64, 8, 2), (64, 8, 1)),
+    WindowConfig((128, 128, 8, 2), (64, 32, 4, 2), (64, 4, 2)),
+    WindowConfig((128, 32, 8, 3), (128, 32, 8, 2), (128, 4, 1)),
+    WindowConfig((64, 32, 4, 3), (64, 64, 4, 3), (128, 8, 1)),
+    WindowConfig((128, 64, 8, 3), (64, 64, 4, 1), (32, 4, 1)),
+)
 """Measured by `benchmarks.gpu_check`, which picks the best of each column."""
 
 HEAD = 32
@@ -117,13 +136,18 @@ class MemorySizes:
     def scratch(self, splits: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """Scratch arrays by name: shape and dtype; "same" is the dtype of the memory."""
         b, n, d, m = self.objects, self.tokens, self.width, self.memory_width
-        return {"rotated": ((b, n, d), "same"), "keys": ((b, self.capacity, d), "same"),
-                "values": ((b, self.capacity, m), "same"), "partial": ((b, splits, n, m), "float32"),
-                "lse": ((b, splits, n), "float32")}
+        return {
+            "rotated": ((b, n, d), "same"),
+            "keys": ((b, self.capacity, d), "same"),
+            "values": ((b, self.capacity, m), "same"),
+            "partial": ((b, splits, n, m), "float32"),
+            "lse": ((b, splits, n), "float32"),
+        }
 
 
-def flash_config(capability: int, sizes: MemorySizes, multiprocessors: int, config: FlashConfig | None = None,
-                 itemsize: int = 2) -> FlashConfig:
+def flash_config(
+    capability: int, sizes: MemorySizes, multiprocessors: int, config: FlashConfig | None = None, itemsize: int = 2
+) -> FlashConfig:
     """The configuration for a device, with the number of splits settled."""
     config = config or FLASH[capability]
     if itemsize == 4:  # float32 is for checks: blocks that fit everywhere
@@ -132,31 +156,82 @@ def flash_config(capability: int, sizes: MemorySizes, multiprocessors: int, conf
     return replace(config, splits=splits)
 
 
-def memory_attention(inputs: Mapping[str, Any], scratch: Mapping[str, Any], out: Any, sizes: MemorySizes,
-                     config: FlashConfig) -> list[Launch]:
+def memory_attention(
+    inputs: Mapping[str, Any], scratch: Mapping[str, Any], out: Any, sizes: MemorySizes, config: FlashConfig
+) -> list[Launch]:
     """`kernels/memory_attention.py`. `inputs` are named as in `reference.memory_attention`, without shape suffixes."""
     i, b = inputs, sizes.objects
     d, m = sizes.width, sizes.memory_width
     padded = power_of_two(max(sizes.slots, sizes.most_slots))
     block_t = 64
     prepare = Launch(
-        "memory_attention_prepare", (cdiv(max(sizes.tokens, sizes.pointers), block_t), sizes.slots + 2, b),
-        (i["queries"], i["memory"], i["ages"], i["pointers"], i["pointer_counts"], i["key_weight"], i["key_bias"],
-         i["position"], i["temporal"], i["cosine"], i["sine"], scratch["rotated"], scratch["keys"], scratch["values"],
-         sizes.tokens, sizes.slots, sizes.pointers, sizes.capacity, LOG2_E / math.sqrt(d)),
-        {"D": d, "M": m, "BLOCK_T": block_t, "SLOTS_PADDED": padded}, 8, 1)
+        "memory_attention_prepare",
+        (cdiv(max(sizes.tokens, sizes.pointers), block_t), sizes.slots + 2, b),
+        (
+            i["queries"],
+            i["memory"],
+            i["ages"],
+            i["pointers"],
+            i["pointer_counts"],
+            i["key_weight"],
+            i["key_bias"],
+            i["position"],
+            i["temporal"],
+            i["cosine"],
+            i["sine"],
+            scratch["rotated"],
+            scratch["keys"],
+            scratch["values"],
+            sizes.tokens,
+            sizes.slots,
+            sizes.pointers,
+            sizes.capacity,
+            LOG2_E / math.sqrt(d),
+        ),
+        {"D": d, "M": m, "BLOCK_T": block_t, "SLOTS_PADDED": padded},
+        8,
+        1,
+    )
     flash = Launch(
-        "memory_attention_flash", (cdiv(sizes.tokens, config.block_m), config.splits, b),
-        (scratch["rotated"], scratch["keys"], scratch["values"], i["ages"], i["pointer_counts"], out,
-         scratch["partial"], scratch["lse"], sizes.tokens, sizes.slots, sizes.capacity, config.splits),
-        {"D": d, "M": m, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
-         "STAGES": config.stages, "TMA": config.tma, "SPECIALIZE": config.specialize, "SLOTS_PADDED": padded},
-        config.warps, config.stages)
+        "memory_attention_flash",
+        (cdiv(sizes.tokens, config.block_m), config.splits, b),
+        (
+            scratch["rotated"],
+            scratch["keys"],
+            scratch["values"],
+            i["ages"],
+            i["pointer_counts"],
+            out,
+            scratch["partial"],
+            scratch["lse"],
+            sizes.tokens,
+            sizes.slots,
+            sizes.capacity,
+            config.splits,
+        ),
+        {
+            "D": d,
+            "M": m,
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "STAGES": config.stages,
+            "TMA": config.tma,
+            "SPECIALIZE": config.specialize,
+            "SLOTS_PADDED": padded,
+        },
+        config.warps,
+        config.stages,
+    )
     if config.splits == 1:
         return [prepare, flash]
-    combine = Launch("memory_attention_combine", (cdiv(sizes.tokens, 32), b, 1),
-                     (scratch["partial"], scratch["lse"], out, sizes.tokens, config.splits),
-                     {"M": m, "BLOCK_T": 32}, 4, 1)
+    combine = Launch(
+        "memory_attention_combine",
+        (cdiv(sizes.tokens, 32), b, 1),
+        (scratch["partial"], scratch["lse"], out, sizes.tokens, config.splits),
+        {"M": m, "BLOCK_T": 32},
+        4,
+        1,
+    )
     return [prepare, flash, combine]
 
 
@@ -189,8 +264,14 @@ class WindowSizes:
         return {} if self.fused else {"qkv": (shape, "same")}
 
 
-def window_attention(inputs: Mapping[str, Any], scratch: Mapping[str, Any], out: Any, sizes: WindowSizes,
-                     config: WindowConfig, epsilon: float = 1e-5) -> list[Launch]:
+def window_attention(
+    inputs: Mapping[str, Any],
+    scratch: Mapping[str, Any],
+    out: Any,
+    sizes: WindowSizes,
+    config: WindowConfig,
+    epsilon: float = 1e-5,
+) -> list[Launch]:
     """`kernels/window_attention.py`. `inputs` are named as in `reference.window_attention`, without shape suffixes."""
     i, c = inputs, sizes.channels
     common = (sizes.frames, sizes.height, sizes.width, sizes.windows)
@@ -200,39 +281,95 @@ def window_attention(inputs: Mapping[str, Any], scratch: Mapping[str, Any], out:
         least, warps, stages = config.fused
         rows = power_of_two(sizes.length, least)
         group = rows // sizes.length
-        return [Launch("window_attention_fused", (cdiv(sizes.windows, group), 1, 1),
-                       (*norm, i["out_weight"], i["out_bias"], out, *common, scale, epsilon, group),
-                       {"C": c, "HEAD": HEAD, "PATCH": sizes.patch, "ROWS": rows},
-                       max(4, warps * rows // 64), stages)]
+        return [
+            Launch(
+                "window_attention_fused",
+                (cdiv(sizes.windows, group), 1, 1),
+                (*norm, i["out_weight"], i["out_bias"], out, *common, scale, epsilon, group),
+                {"C": c, "HEAD": HEAD, "PATCH": sizes.patch, "ROWS": rows},
+                max(4, warps * rows // 64),
+                stages,
+            )
+        ]
     rows, columns, warps, stages = config.project
-    project = Launch("window_attention_project", (cdiv(sizes.windows * sizes.length, rows), 1, 1),
-                     (*norm, scratch["qkv"], *common, scale, epsilon),
-                     {"C": c, "HEAD": HEAD, "PATCH": sizes.patch, "BLOCK_T": rows, "BLOCK_C": columns}, warps, stages)
+    project = Launch(
+        "window_attention_project",
+        (cdiv(sizes.windows * sizes.length, rows), 1, 1),
+        (*norm, scratch["qkv"], *common, scale, epsilon),
+        {"C": c, "HEAD": HEAD, "PATCH": sizes.patch, "BLOCK_T": rows, "BLOCK_C": columns},
+        warps,
+        stages,
+    )
     rows, columns, warps, stages = config.attend
-    attend = Launch("window_attention_attend", (cdiv(sizes.length, rows), sizes.windows, 1),
-                    (i["x"], scratch["qkv"], i["out_weight"], i["out_bias"], out, *common),
-                    {"C": c, "HEAD": HEAD, "PATCH": sizes.patch, "BLOCK_M": rows, "BLOCK_N": columns,
-                     "EVEN": sizes.length % columns == 0, "STAGES": stages}, warps, stages)
+    attend = Launch(
+        "window_attention_attend",
+        (cdiv(sizes.length, rows), sizes.windows, 1),
+        (i["x"], scratch["qkv"], i["out_weight"], i["out_bias"], out, *common),
+        {
+            "C": c,
+            "HEAD": HEAD,
+            "PATCH": sizes.patch,
+            "BLOCK_M": rows,
+            "BLOCK_N": columns,
+            "EVEN": sizes.length % columns == 0,
+            "STAGES": stages,
+        },
+        warps,
+        stages,
+    )
     return [project, attend]
 
 
-def preprocess(frame: Any, rows: tuple[Any, Any], columns: tuple[Any, Any], table: Any, out: Any,
-               source_hw: tuple[int, int], resized_hw: tuple[int, int], image_size: int, taps: tuple[int, int],
-               bits: int) -> list[Launch]:
+def preprocess(
+    frame: Any,
+    rows: tuple[Any, Any],
+    columns: tuple[Any, Any],
+    table: Any,
+    out: Any,
+    source_hw: tuple[int, int],
+    resized_hw: tuple[int, int],
+    image_size: int,
+    taps: tuple[int, int],
+    bits: int,
+) -> list[Launch]:
     """`kernels/preprocess.py`. rows, columns: (first, weight) of `reference.pillow_taps`; taps: their weights' widths."""
     block_y, block_x = 4, 128
-    return [Launch("preprocess", (cdiv(image_size, block_x), cdiv(image_size, block_y), 3),
-                   (frame, *rows, *columns, table, out, *source_hw, *resized_hw, image_size, *taps),
-                   {"BITS": bits, "BLOCK_Y": block_y, "BLOCK_X": block_x}, 4, 1)]
+    return [
+        Launch(
+            "preprocess",
+            (cdiv(image_size, block_x), cdiv(image_size, block_y), 3),
+            (frame, *rows, *columns, table, out, *source_hw, *resized_hw, image_size, *taps),
+            {"BITS": bits, "BLOCK_Y": block_y, "BLOCK_X": block_x},
+            4,
+            1,
+        )
+    ]
 
 
-def postprocess(low: Any, rows: tuple[Any, Any], columns: tuple[Any, Any], packed: Any, stats: Any, objects: int,
-                side: int, source_hw: tuple[int, int], taps: int) -> list[Launch]:
+def postprocess(
+    low: Any,
+    rows: tuple[Any, Any],
+    columns: tuple[Any, Any],
+    packed: Any,
+    stats: Any,
+    objects: int,
+    side: int,
+    source_hw: tuple[int, int],
+    taps: int,
+) -> list[Launch]:
     """`kernels/postprocess.py`. rows, columns: (first, weight) of `reference.mask_taps`; stats must hold zeros."""
     block = 128
     size = cdiv(source_hw[0] * source_hw[1], 8)
-    return [Launch("postprocess", (cdiv(size, block), objects, 1),
-                   (low, *rows, *columns, packed, stats, side, *source_hw, size), {"TAPS": taps, "BLOCK": block}, 4, 1)]
+    return [
+        Launch(
+            "postprocess",
+            (cdiv(size, block), objects, 1),
+            (low, *rows, *columns, packed, stats, side, *source_hw, size),
+            {"TAPS": taps, "BLOCK": block},
+            4,
+            1,
+        )
+    ]
 
 
 def boxes(stats_n5: Any, source_hw: tuple[int, int]) -> Any:

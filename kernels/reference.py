@@ -28,8 +28,19 @@ def rotary_tables(side: int, width: int = 256, base: float = 10000.0) -> tuple[n
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
-def memory_attention(queries_bnd, memory_bsnm, ages_bs, pointers_bpm, pointer_counts_b, key_weight_dm, key_bias_d,
-                     position_nm, temporal_am, cosine_nk, sine_nk) -> np.ndarray:
+def memory_attention(
+    queries_bnd,
+    memory_bsnm,
+    ages_bs,
+    pointers_bpm,
+    pointer_counts_b,
+    key_weight_dm,
+    key_bias_d,
+    position_nm,
+    temporal_am,
+    cosine_nk,
+    sine_nk,
+) -> np.ndarray:
     """Cross-attention to a ring of remembered maps, before the value projection: (b, n, m).
 
         K = rotate(Wk (memory + position + temporal[age]) + bk)       for every slot with age >= 0
@@ -46,7 +57,7 @@ def memory_attention(queries_bnd, memory_bsnm, ages_bs, pointers_bpm, pointer_co
                 key_nd = (memory_bsnm[b, s] + position_nm + temporal_am[age]) @ key_weight_dm.T + key_bias_d
                 keys.append(rotate(key_nd, cosine_nk, sine_nk))
                 values.append(memory_bsnm[b, s])
-        pointers = pointers_bpm[b, :pointer_counts_b[b]]
+        pointers = pointers_bpm[b, : pointer_counts_b[b]]
         keys.append(pointers @ key_weight_dm.T + key_bias_d)
         values.append(pointers)
         keys, values = np.concatenate(keys), np.concatenate(values)
@@ -89,8 +100,19 @@ def from_windows(z_wnc: np.ndarray, patch: int, shape_tyxc: tuple[int, int, int,
     return split.transpose(2, 0, 3, 1, 4, 5).reshape(shape_tyxc)
 
 
-def window_attention(x_tyxc, patch, time_tc, position_pc, norm_weight_c, norm_bias_c, qkv_weight, qkv_bias,
-                     out_weight, out_bias, heads: int = 8) -> np.ndarray:
+def window_attention(
+    x_tyxc,
+    patch,
+    time_tc,
+    position_pc,
+    norm_weight_c,
+    norm_bias_c,
+    qkv_weight,
+    qkv_bias,
+    out_weight,
+    out_bias,
+    heads: int = 8,
+) -> np.ndarray:
     """Hierarchical selective attention with its residual: y = x + HSA(x), all (t, y, x, c).
 
         z = layer_norm(window(x) + time[frame] + position[place in the patch])     n = t * patch * patch tokens
@@ -163,7 +185,7 @@ def preprocess(frame_hwc, resized_hw, image_size, table_cv, filter: str = "bilin
     small = _resample_rows(wide, rows)
     out = np.zeros((3, image_size, image_size), table_cv.dtype)
     for c in range(3):
-        out[c, :resized_hw[0], :resized_hw[1]] = table_cv[c][small[:, :, c]]
+        out[c, : resized_hw[0], : resized_hw[1]] = table_cv[c][small[:, :, c]]
     return out
 
 

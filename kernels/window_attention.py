@@ -39,8 +39,19 @@ def _pixel(window, token, frames, height, width, PATCH: tl.constexpr):
 
 
 @triton.jit
-def _normalised(x_ptr, time_ptr, position_ptr, norm_weight_ptr, norm_bias_ptr, pixel, token, inside, epsilon,
-                C: tl.constexpr, PATCH: tl.constexpr):
+def _normalised(
+    x_ptr,
+    time_ptr,
+    position_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    pixel,
+    token,
+    inside,
+    epsilon,
+    C: tl.constexpr,
+    PATCH: tl.constexpr,
+):
     """layer_norm(x + time + position) of some tokens (rows, C), in float32."""
     c = tl.arange(0, C)
     mask = inside[:, None]
@@ -54,9 +65,26 @@ def _normalised(x_ptr, time_ptr, position_ptr, norm_weight_ptr, norm_bias_ptr, p
 
 @triton.jit
 def window_attention_project(
-        x_ptr, time_ptr, position_ptr, norm_weight_ptr, norm_bias_ptr, qkv_weight_ptr, qkv_bias_ptr, qkv_ptr,
-        frames, height, width, windows, scale, epsilon,
-        C: tl.constexpr, HEAD: tl.constexpr, PATCH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
+    x_ptr,
+    time_ptr,
+    position_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    qkv_weight_ptr,
+    qkv_bias_ptr,
+    qkv_ptr,
+    frames,
+    height,
+    width,
+    windows,
+    scale,
+    epsilon,
+    C: tl.constexpr,
+    HEAD: tl.constexpr,
+    PATCH: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """Grid (blocks of BLOCK_T tokens of all windows in a row). x (frames, height, width, C) -> qkv (3, windows, heads,
     n, HEAD). Queries are scaled by `scale` = log2(e) / sqrt(HEAD)."""
     length = frames * PATCH * PATCH
@@ -64,7 +92,9 @@ def window_attention_project(
     window, token = row // length, row % length
     inside = window < windows
     pixel = _pixel(window, token, frames, height, width, PATCH)
-    z = _normalised(x_ptr, time_ptr, position_ptr, norm_weight_ptr, norm_bias_ptr, pixel, token, inside, epsilon, C, PATCH)
+    z = _normalised(
+        x_ptr, time_ptr, position_ptr, norm_weight_ptr, norm_bias_ptr, pixel, token, inside, epsilon, C, PATCH
+    )
     z = z.to(x_ptr.dtype.element_ty)
     c = tl.arange(0, C)
     heads = C // HEAD
@@ -93,9 +123,23 @@ def _softmax_step(q, k, v, highest, total, acc, visible):
 
 @triton.jit
 def window_attention_attend(
-        x_ptr, qkv_ptr, out_weight_ptr, out_bias_ptr, y_ptr, frames, height, width, windows,
-        C: tl.constexpr, HEAD: tl.constexpr, PATCH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-        EVEN: tl.constexpr, STAGES: tl.constexpr):
+    x_ptr,
+    qkv_ptr,
+    out_weight_ptr,
+    out_bias_ptr,
+    y_ptr,
+    frames,
+    height,
+    width,
+    windows,
+    C: tl.constexpr,
+    HEAD: tl.constexpr,
+    PATCH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    EVEN: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """Grid (blocks of BLOCK_M queries, windows). y = x + attention of every head, projected by out_weight (C, C).
 
     EVEN: n is a multiple of BLOCK_N, no key needs a mask.
@@ -144,9 +188,28 @@ def _softmax_step_even(q, k, v, highest, total, acc):
 
 @triton.jit
 def window_attention_fused(
-        x_ptr, time_ptr, position_ptr, norm_weight_ptr, norm_bias_ptr, qkv_weight_ptr, qkv_bias_ptr, out_weight_ptr,
-        out_bias_ptr, y_ptr, frames, height, width, windows, scale, epsilon, group,
-        C: tl.constexpr, HEAD: tl.constexpr, PATCH: tl.constexpr, ROWS: tl.constexpr):
+    x_ptr,
+    time_ptr,
+    position_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    qkv_weight_ptr,
+    qkv_bias_ptr,
+    out_weight_ptr,
+    out_bias_ptr,
+    y_ptr,
+    frames,
+    height,
+    width,
+    windows,
+    scale,
+    epsilon,
+    group,
+    C: tl.constexpr,
+    HEAD: tl.constexpr,
+    PATCH: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     """Grid (groups of `group` windows). A program holds all ROWS >= group * n tokens; a token sees its own window only."""
     length = frames * PATCH * PATCH
     row = tl.arange(0, ROWS)
@@ -154,7 +217,9 @@ def window_attention_fused(
     window = tl.program_id(0) * group + member
     inside = (member < group) & (window < windows)
     pixel = _pixel(window, token, frames, height, width, PATCH)
-    z = _normalised(x_ptr, time_ptr, position_ptr, norm_weight_ptr, norm_bias_ptr, pixel, token, inside, epsilon, C, PATCH)
+    z = _normalised(
+        x_ptr, time_ptr, position_ptr, norm_weight_ptr, norm_bias_ptr, pixel, token, inside, epsilon, C, PATCH
+    )
     z = z.to(x_ptr.dtype.element_ty)
     c, head = tl.arange(0, C), tl.arange(0, HEAD)
     # a row without a window sees itself, so that no softmax is empty; it is never stored
@@ -165,7 +230,10 @@ def window_attention_fused(
         source = qkv_weight_ptr + out[None, :] * C + c[:, None]
         q = tl.dot(z, tl.load(source), input_precision="ieee") + tl.load(qkv_bias_ptr + out)[None, :]
         k = tl.dot(z, tl.load(source + C * C), input_precision="ieee") + tl.load(qkv_bias_ptr + C + out)[None, :]
-        v = tl.dot(z, tl.load(source + 2 * C * C), input_precision="ieee") + tl.load(qkv_bias_ptr + 2 * C + out)[None, :]
+        v = (
+            tl.dot(z, tl.load(source + 2 * C * C), input_precision="ieee")
+            + tl.load(qkv_bias_ptr + 2 * C + out)[None, :]
+        )
         scores = tl.dot((q * scale).to(z.dtype), tl.trans(k.to(z.dtype)), input_precision="ieee")
         scores = tl.where(visible, scores, float("-inf"))
         p = tl.exp2(scores - tl.max(scores, axis=1)[:, None])

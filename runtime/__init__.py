@@ -22,6 +22,20 @@ from .prompt import Box, Mask, Points, Text  # noqa: E402
 from .result import Result  # noqa: E402
 from .session import Session  # noqa: E402
 
-__all__ = ["BackendError", "Box", "BundleError", "Engine", "Mask", "Points", "PromptError", "Result", "RuntimeFault",
-           "Session", "Text", "UserError", "VideoError", "load"]
+__all__ = [
+    "BackendError",
+    "Box",
+    "BundleError",
+    "Engine",
+    "Mask",
+    "Points",
+    "PromptError",
+    "Result",
+    "RuntimeFault",
+    "Session",
+    "Text",
+    "UserError",
+    "VideoError",
+    "load",
+]
 __version__ = "0.1.0"

@@ -52,31 +52,63 @@ class _Prompt(argparse.Action):
 
 def parser(prog: str) -> Parser:
     """The command's parser. Prompts are in `asked`, as pairs of option and value; `prompts_of` makes them real."""
-    p = Parser(prog=prog, usage=f"{prog} [--video SOURCE] [--text SENTENCE ...] [--out FOLDER] [options]",
-               epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-               description="Find and follow objects in a video: say what to look for, get masks of it on every frame.")
+    p = Parser(
+        prog=prog,
+        usage=f"{prog} [--video SOURCE] [--text SENTENCE ...] [--out FOLDER] [options]",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        description="Find and follow objects in a video: say what to look for, get masks of it on every frame.",
+    )
     p.set_defaults(asked=[])
     g = p.add_argument_group("input")
-    g.add_argument("--video", "--image", metavar="SOURCE", help="video file, folder of frames, picture, camera number, "
-                   "or rtsp:// or http:// address; without it the bundle's demonstration clip runs")
+    g.add_argument(
+        "--video",
+        "--image",
+        metavar="SOURCE",
+        help="video file, folder of frames, picture, camera number, "
+        "or rtsp:// or http:// address; without it the bundle's demonstration clip runs",
+    )
     g.add_argument("--stride", type=_positive, default=1, metavar="N", help="look at every N-th frame only")
     g.add_argument("--max-frames", type=_positive, metavar="N", help="stop after N frames")
-    g.add_argument("--sentences", metavar="FILE", help="sentences for a folder of pictures: CSV with the columns "
-                   'picture,sentence, or JSON {"a.jpg": ["the dog", "the cat"]}')
+    g.add_argument(
+        "--sentences",
+        metavar="FILE",
+        help="sentences for a folder of pictures: CSV with the columns "
+        'picture,sentence, or JSON {"a.jpg": ["the dog", "the cat"]}',
+    )
     g = p.add_argument_group("what to look for (one object each; repeat for more)")
     g.add_argument("--text", action=_Prompt, metavar="SENTENCE", help='a description, like "the dog moving left"')
-    g.add_argument("--tokens", action=_Prompt, metavar="0,627,2", help="a description as token ids, for bundles "
-                   "without tokenizer")
-    g.add_argument("--verbs", action=_Prompt, metavar="WORD,...", help="verbs of the --text just before (or "
-                   "positions in the --tokens), for bundles with a motion prompt")
+    g.add_argument(
+        "--tokens", action=_Prompt, metavar="0,627,2", help="a description as token ids, for bundles without tokenizer"
+    )
+    g.add_argument(
+        "--verbs",
+        action=_Prompt,
+        metavar="WORD,...",
+        help="verbs of the --text just before (or positions in the --tokens), for bundles with a motion prompt",
+    )
     g = p.add_argument_group("or where it is (bundles that take clicks; X,Y in pixels; may be repeated and mixed)")
-    g.add_argument("--point", action=_Prompt, metavar="X,Y[,-][@FRAME][#OBJECT]", help="a click on the object, or with "
-                   ",- beside it; without # it belongs to the object named last")
+    g.add_argument(
+        "--point",
+        action=_Prompt,
+        metavar="X,Y[,-][@FRAME][#OBJECT]",
+        help="a click on the object, or with ,- beside it; without # it belongs to the object named last",
+    )
     g.add_argument("--box", action=_Prompt, metavar="L,T,R,B[@FRAME][#OBJECT]", help="a box around a new object")
-    g.add_argument("--mask", action=_Prompt, metavar="PNG[@FRAME][#OBJECT]", help="a new object's mask: a picture "
-                   "that is not black where the object is")
-    g.add_argument("--prompts", action=_Prompt, metavar="JSON", help='a file of these: [{"object": 1, "frame": 0, '
-                   '"points": [[X, Y]], "labels": [1]}, {"object": 2, "box": [L, T, R, B]}, {"object": 3, "mask": "a.png"}]')
+    g.add_argument(
+        "--mask",
+        action=_Prompt,
+        metavar="PNG[@FRAME][#OBJECT]",
+        help="a new object's mask: a picture that is not black where the object is",
+    )
+    g.add_argument(
+        "--prompts",
+        action=_Prompt,
+        metavar="JSON",
+        help='a file of these: [{"object": 1, "frame": 0, '
+        '"points": [[X, Y]], "labels": [1]}, {"object": 2, "box": [L, T, R, B]}, {"object": 3, "mask": "a.png"}]',
+    )
     g.add_argument("--auto", action="store_true", help="everything in a picture")
     g = p.add_argument_group("output")
     g.add_argument("--out", default="out", metavar="FOLDER", help="where to write (default: %(default)s)")
@@ -84,18 +116,32 @@ def parser(prog: str) -> Parser:
     g.add_argument("--masks", action=argparse.BooleanOptionalAction, default=True, help="write masks/")
     g.add_argument("--json", action="store_true", help="print the summary as JSON on the standard output")
     g = p.add_argument_group("how to run")
-    g.add_argument("--engine", default="engines", metavar="FOLDER", help="a bundle, or a folder of bundles "
-                   "(default: %(default)s)")
+    g.add_argument(
+        "--engine", default="engines", metavar="FOLDER", help="a bundle, or a folder of bundles (default: %(default)s)"
+    )
     g.add_argument("--model", metavar="NAME", help="which bundle or network, where the folder holds several")
-    g.add_argument("--backend", default="auto", metavar="NAME",
-                   help="inference library; auto picks one that works here")
+    g.add_argument(
+        "--backend", default="auto", metavar="NAME", help="inference library; auto picks one that works here"
+    )
     g.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: the backend decides)")
-    g.add_argument("--kernels", choices=("auto", "on", "off"), default="auto", help="on a GPU, frames in and masks out by "
-                   "the bundle's compiled kernels (default: %(default)s)")
-    g.add_argument("--conditional-memory", choices=("on", "off"), help="correct the memory when the object becomes "
-                   "clear only later (default: as the bundle has it)")
-    g.add_argument("--window", type=_positive, metavar="N", help="fuse N frames at a time with the sentence, not the "
-                   "trained number: results come sooner, and are approximations")
+    g.add_argument(
+        "--kernels",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="on a GPU, frames in and masks out by the bundle's compiled kernels (default: %(default)s)",
+    )
+    g.add_argument(
+        "--conditional-memory",
+        choices=("on", "off"),
+        help="correct the memory when the object becomes clear only later (default: as the bundle has it)",
+    )
+    g.add_argument(
+        "--window",
+        type=_positive,
+        metavar="N",
+        help="fuse N frames at a time with the sentence, not the "
+        "trained number: results come sooner, and are approximations",
+    )
     g.add_argument("--list", action="store_true", help="list the bundles in --engine, and stop")
     g.add_argument("--debug", action="store_true", help="show the traceback of a fault")
     return p

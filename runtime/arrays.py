@@ -5,8 +5,9 @@ Only views that stay contiguous exist, so every array can be handed to a stage a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ class DeviceArray:
     Indexing takes integers, `None` and slices of step 1, and raises IndexError where the result would have gaps.
     """
 
-    __slots__ = ("ptr", "shape", "dtype", "owner")
+    __slots__ = ("dtype", "owner", "ptr", "shape")
 
     def __init__(self, ptr: int, shape: tuple[int, ...], dtype: Any, owner: Any = None) -> None:
         self.ptr, self.shape, self.dtype, self.owner = ptr, tuple(shape), np.dtype(dtype), owner
@@ -36,7 +37,13 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.ptr, False), "version": 3, "strides": None}
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.ptr, False),
+            "version": 3,
+            "strides": None,
+        }
 
     def __len__(self) -> int:
         return self.shape[0]

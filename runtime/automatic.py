@@ -53,8 +53,13 @@ class Settings:
     multimask_output: bool = True
 
     def __post_init__(self) -> None:
-        for name, low in (("points_per_side", 1), ("points_per_batch", 1), ("crop_n_layers", 0),
-                          ("crop_n_points_downscale_factor", 1), ("min_mask_region_area", 0)):
+        for name, low in (
+            ("points_per_side", 1),
+            ("points_per_batch", 1),
+            ("crop_n_layers", 0),
+            ("crop_n_points_downscale_factor", 1),
+            ("min_mask_region_area", 0),
+        ):
             if not isinstance(getattr(self, name), (int, np.integer)) or getattr(self, name) < low:
                 raise UserError(f"{name} must be a whole number of {low} or more, not {getattr(self, name)!r}")
 
@@ -115,7 +120,7 @@ def crop_boxes(size: tuple[int, int], layers: int, overlap_ratio: float) -> list
     height, width = size
     boxes = [((0, 0, width, height), 0)]
     for layer in range(1, layers + 1):
-        count = 2 ** layer
+        count = 2**layer
         overlap = int(overlap_ratio * min(size) * (2 / count))
         across, down = (math.ceil((overlap * (count - 1) + n) / count) for n in (width, height))
         for i, j in product(range(count), range(count)):
@@ -124,19 +129,21 @@ def crop_boxes(size: tuple[int, int], layers: int, overlap_ratio: float) -> list
     return boxes
 
 
-def _crop(session: Any, crop: tuple[int, int, int, int], size: tuple[int, int], layer: int,
-          settings: Settings) -> list[_Found]:
+def _crop(
+    session: Any, crop: tuple[int, int, int, int], size: tuple[int, int], layer: int, settings: Settings
+) -> list[_Found]:
     """Masks of one crop, none of them twice."""
-    side = int(settings.points_per_side / settings.crop_n_points_downscale_factor ** layer)
+    side = int(settings.points_per_side / settings.crop_n_points_downscale_factor**layer)
     points = grid(max(1, side)) * np.array(session.size[::-1])
     found = []
     for start in range(0, len(points), settings.points_per_batch):
-        found += _batch(session, points[start:start + settings.points_per_batch], crop, size, settings)
+        found += _batch(session, points[start : start + settings.points_per_batch], crop, size, settings)
     return _keep(found, np.array([f.score for f in found]), settings.box_nms_thresh)
 
 
-def _batch(session: Any, points: np.ndarray, crop: tuple[int, int, int, int], size: tuple[int, int],
-           settings: Settings) -> list[_Found]:
+def _batch(
+    session: Any, points: np.ndarray, crop: tuple[int, int, int, int], size: tuple[int, int], settings: Settings
+) -> list[_Found]:
     clicks = [session._network.clicks(p[None], np.ones(1), session.size, False) for p in points]
     logits, scores = session.decode(clicks, [None] * len(clicks), settings.multimask_output)
     each = logits.shape[1]
@@ -153,9 +160,17 @@ def _batch(session: Any, points: np.ndarray, crop: tuple[int, int, int, int], si
         if stability < settings.stability_score_thresh or _cut_off(edges := _edges(mask), crop, size):
             continue
         whole = np.zeros(size, bool)
-        whole[crop[1]:crop[3], crop[0]:crop[2]] = mask
-        found.append(_Found(np.packbits(whole), edges + np.array([*crop[:2], *crop[:2]]), float(scores[i]),
-                            float(stability), points[i // each] + np.array(crop[:2]), crop))
+        whole[crop[1] : crop[3], crop[0] : crop[2]] = mask
+        found.append(
+            _Found(
+                np.packbits(whole),
+                edges + np.array([*crop[:2], *crop[:2]]),
+                float(scores[i]),
+                float(stability),
+                points[i // each] + np.array(crop[:2]),
+                crop,
+            )
+        )
     return found
 
 
@@ -183,5 +198,12 @@ def _keep(found: list[_Found], scores: np.ndarray, overlap: float) -> list[_Foun
 def _segment(found: _Found, size: tuple[int, int]) -> Segment:
     mask = np.unpackbits(found.bits, count=size[0] * size[1]).reshape(size).astype(bool)
     x0, y0, x1, y1 = (int(v) for v in found.edges)
-    return Segment(mask, (x0, y0, x1 + 1, y1 + 1), int(mask.sum()), found.score, found.stability,
-                   tuple(found.point.tolist()), found.crop)
+    return Segment(
+        mask,
+        (x0, y0, x1 + 1, y1 + 1),
+        int(mask.sum()),
+        found.score,
+        found.stability,
+        tuple(found.point.tolist()),
+        found.crop,
+    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Collection, Mapping
 
 from .backends import Backend, Stage
 from .errors import BundleError
@@ -34,10 +34,15 @@ class Bundle:
                 if not path.is_file():  # a pipe, or a device without an end, would never be read through
                     raise FileNotFoundError
                 with path.open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") \
+                    found = (
+                        hashlib.file_digest(file, "sha256").hexdigest()
+                        if hasattr(hashlib, "file_digest")
                         else hashlib.sha256(file.read()).hexdigest()
+                    )
             except OSError:
-                raise BundleError(f"{path}: missing from the bundle; copy it again or export the bundle again") from None
+                raise BundleError(
+                    f"{path}: missing from the bundle; copy it again or export the bundle again"
+                ) from None
             if found != digest:
                 raise BundleError(f"{path}: altered since the export (sha256 differs); copy it again or export again")
 
@@ -59,8 +64,10 @@ class Bundle:
         spec = self.manifest.stages[name]
         form = next((f for f in backend.forms if f in spec.files), None)
         if form is None:
-            raise BundleError(f"{self.folder}: stage {name} has no form that {backend.name} takes "
-                              f"({', '.join(backend.forms)}); export the bundle again")
+            raise BundleError(
+                f"{self.folder}: stage {name} has no form that {backend.name} takes "
+                f"({', '.join(backend.forms)}); export the bundle again"
+            )
         return backend.load(self.folder / spec.files[form], spec)
 
 
@@ -83,8 +90,9 @@ def choose(folder: str | Path, model: str | None = None) -> Bundle:
     # one damaged neighbour must not keep the bundle that was named from being loaded
     bundles = find(folder / model if model is not None and (folder / model / MANIFEST).is_file() else folder)
     if not bundles:
-        raise BundleError(f"{folder}: no bundle here; export one with `python -m export samwise --checkpoint X.pth "
-                          f"--out {folder}`")
+        raise BundleError(
+            f"{folder}: no bundle here; export one with `python -m export samwise --checkpoint X.pth --out {folder}`"
+        )
     names = ", ".join(f"{b.name} ({b.manifest.model})" for b in bundles)
     if model is not None:
         chosen = [b for b in bundles if b.name == model] or [b for b in bundles if model in b.manifest.model.split("+")]

@@ -43,8 +43,9 @@ class Pointed:
             old = parts.pop()
             prompt = Points([*old.points, *prompt.points], [*old.labels, *prompt.labels])
         if not isinstance(prompt, Points) and any(not isinstance(part, Points) for part in parts):
-            raise PromptError(f"object {obj} has a box or mask on frame {frame} already; give the other one its own "
-                              "#object")
+            raise PromptError(
+                f"object {obj} has a box or mask on frame {frame} already; give the other one its own #object"
+            )
         if parts and Mask in (type(prompt), type(parts[0])):
             raise PromptError(f"object {obj}, frame {frame}: a mask says it all; leave points and boxes away")
         parts.append(prompt)
@@ -122,7 +123,7 @@ def _file(pointed: Pointed, path: Path) -> None:
     except (OSError, ValueError, RecursionError) as error:
         raise PromptError(f"--prompts {path}: not readable as JSON ({reason(error)})") from None
     if not isinstance(entries, list) or not entries:
-        raise PromptError(f"--prompts {path}: must be a list of prompts, like [{{\"box\": [0, 0, 9, 9]}}]")
+        raise PromptError(f'--prompts {path}: must be a list of prompts, like [{{"box": [0, 0, 9, 9]}}]')
     for number, entry in enumerate(entries):
         try:
             _entry(pointed, entry, path.parent)
@@ -135,9 +136,9 @@ def _entry(pointed: Pointed, entry: Any, folder: Path) -> None:
     if not isinstance(entry, dict) or set(entry) - known:
         raise PromptError(f"must be an object with some of {', '.join(sorted(known))}")
     frame, obj, name = entry.get("frame", 0), entry.get("object"), entry.get("name")
-    if type(frame) is not int or frame < 0 or obj is not None and type(obj) is not int:
+    if type(frame) is not int or frame < 0 or (obj is not None and type(obj) is not int):
         raise PromptError("frame and object must be whole numbers")
-    if name is not None and not isinstance(name, str) or not isinstance(entry.get("mask", ""), str):
+    if (name is not None and not isinstance(name, str)) or not isinstance(entry.get("mask", ""), str):
         raise PromptError("name and mask must be strings")
     parts: list[Points | Box | Mask] = []
     if "box" in entry:

@@ -37,8 +37,8 @@ def _count_up(lengths: np.ndarray) -> np.ndarray:
 
 def _touching(starts: np.ndarray, ends: np.ndarray, pitch: int) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of runs in neighbouring rows that touch, corners included. Positions are flat, `pitch` per row."""
-    first = np.searchsorted(ends, starts - pitch, "left")       # ends at or after our start, one row up
-    last = np.searchsorted(starts, ends - pitch, "right")       # starts at or before our end
+    first = np.searchsorted(ends, starts - pitch, "left")  # ends at or after our start, one row up
+    last = np.searchsorted(starts, ends - pitch, "right")  # starts at or before our end
     # runs further up than one row end before `starts - pitch`, those of our own row start after `ends - pitch`
     counts = np.maximum(last - first, 0)
     own = np.repeat(np.arange(len(starts)), counts)
@@ -100,9 +100,9 @@ def suppress(boxes_n4: np.ndarray, scores_n: np.ndarray, overlap: float) -> np.n
     for i in range(len(boxes)):
         if not alive[i]:
             continue
-        rest = boxes[i + 1:]
+        rest = boxes[i + 1 :]
         size = np.minimum(rest[:, 2:], boxes[i, 2:]) - np.maximum(rest[:, :2], boxes[i, :2])
         shared = np.maximum(size, 0).prod(1)
         # two boxes without area share nothing; written as a product it needs no division by zero
-        alive[i + 1:] &= ~(shared > overlap * (areas[i + 1:] + areas[i] - shared))
+        alive[i + 1 :] &= ~(shared > overlap * (areas[i + 1 :] + areas[i] - shared))
     return order[alive]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Protocol, Sequence
+from typing import Any, Protocol
 
 from .errors import BackendError, BundleError
 
@@ -38,7 +39,9 @@ class CubinDriver(Protocol):
 
     def load(self, cubin: bytes, symbol: str, shared: int) -> Any: ...
 
-    def launch(self, function: Any, grid: Sequence[int], threads: int, shared: int, stream: int, params: Any) -> None: ...
+    def launch(
+        self, function: Any, grid: Sequence[int], threads: int, shared: int, stream: int, params: Any
+    ) -> None: ...
 
 
 class CudaDriver:
@@ -58,7 +61,9 @@ class CudaDriver:
         if code:
             text = ctypes.c_char_p()
             self._library.cuGetErrorString(code, ctypes.byref(text))
-            raise BackendError(f"{name} failed: {(text.value or b'unknown').decode()} ({code}); export the kernels again")
+            raise BackendError(
+                f"{name} failed: {(text.value or b'unknown').decode()} ({code}); export the kernels again"
+            )
 
     def load(self, cubin: bytes, symbol: str, shared: int) -> ctypes.c_void_p:
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
@@ -111,8 +116,10 @@ class Kernels:
         self._folder, self.capability = Path(bundle) / FOLDER, capability
         entries = [entry for entry in read_index(self._folder) if runs_on(entry.capability, capability)]
         if not entries:
-            raise BackendError(f"{self._folder}: no kernel for sm_{capability}; run `python -m export.kernels "
-                               f"{bundle} --target {capability}`")
+            raise BackendError(
+                f"{self._folder}: no kernel for sm_{capability}; run `python -m export.kernels "
+                f"{bundle} --target {capability}`"
+            )
         self._entries = sorted(entries, key=lambda entry: entry.capability)
         self._driver = driver or CudaDriver()
         self._functions: dict[tuple[str, str], Any] = {}
@@ -127,8 +134,10 @@ class Kernels:
         wanted = dict(launch.constants)
         found = [e for e in self._entries if e.kernel == launch.kernel and e.constants == wanted]
         if not found:
-            raise BackendError(f"{self._folder}: {launch.kernel} with {wanted} is not compiled for sm_{self.capability}; "
-                               "run `python -m export.kernels` again")
+            raise BackendError(
+                f"{self._folder}: {launch.kernel} with {wanted} is not compiled for sm_{self.capability}; "
+                "run `python -m export.kernels` again"
+            )
         return found[-1]
 
     def bind(self, launches: Iterable[LaunchLike]) -> Bound:
@@ -176,16 +185,21 @@ def read_index(folder: Path) -> list[Entry]:
 def pack(entry: Entry, arguments: Sequence[Any]) -> tuple[Any, list[Any]]:
     """Arguments as the driver takes them: an array of addresses, and the values that it points to."""
     if len(arguments) != len(entry.signature):
-        raise BackendError(f"{entry.kernel} takes {len(entry.signature)} arguments, not {len(arguments)}; export the "
-                           "kernels with the same version as the runtime")
+        raise BackendError(
+            f"{entry.kernel} takes {len(entry.signature)} arguments, not {len(arguments)}; export the "
+            "kernels with the same version as the runtime"
+        )
     for i, (kind, value) in enumerate(zip(entry.signature, arguments)):
         # a pointer says nothing about what it points to: another type would be read as garbage, silently
         if kind.startswith("*") and str(getattr(value, "dtype", TYPES[kind[1:]])).rpartition(".")[2] != TYPES[kind[1:]]:
-            raise BackendError(f"{entry.kernel}: argument {i} must be {TYPES[kind[1:]]}, not {value.dtype}; attention is "
-                               "compiled for half bundles (export with --precision fp16)")
+            raise BackendError(
+                f"{entry.kernel}: argument {i} must be {TYPES[kind[1:]]}, not {value.dtype}; attention is "
+                "compiled for half bundles (export with --precision fp16)"
+            )
     values: list[Any] = [
         ctypes.c_void_p(pointer(value)) if kind.startswith("*") else SCALARS[kind](value)
-        for kind, value in zip(entry.signature, arguments)]
+        for kind, value in zip(entry.signature, arguments)
+    ]
     values += [ctypes.c_void_p(None)] * entry.extra_pointers
     params = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     return params, values

@@ -8,9 +8,10 @@ Everything is allocated when the bundle is loaded, so that a frame may be record
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -45,8 +46,9 @@ class Buffers:
 class CutStage:
     """What the cut stages share: parts, constants, and launches that are packed once per set of arguments."""
 
-    def __init__(self, spec: StageSpec, parts: Sequence[Any], constants: Mapping[str, np.ndarray], kernels: Kernels,
-                 device: Any) -> None:
+    def __init__(
+        self, spec: StageSpec, parts: Sequence[Any], constants: Mapping[str, np.ndarray], kernels: Kernels, device: Any
+    ) -> None:
         self.spec, self._parts, self._kernels, self._device = spec, list(parts), kernels, device
         self._plan, self._reference = ops.kernel_plans()
         self._constants = {name: device.constant(array) for name, array in constants.items()}
@@ -62,19 +64,36 @@ class CutStage:
 
     def _need(self, names: Sequence[str]) -> None:
         if missing := sorted(set(names) - set(self._constants)):
-            raise BundleError(f"the constants of stage {self.spec.name} lack {', '.join(missing)}; export the bundle "
-                              "again")
+            raise BundleError(
+                f"the constants of stage {self.spec.name} lack {', '.join(missing)}; export the bundle again"
+            )
 
 
 class MemoryAttention(CutStage):
     """Graph, kernel, graph, kernel ... graph: a kernel per layer, between two parts."""
 
-    def __init__(self, spec: StageSpec, parts: Sequence[Any], constants: Mapping[str, np.ndarray], kernels: Kernels,
-                 device: Any, buffers: Buffers, limits: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        spec: StageSpec,
+        parts: Sequence[Any],
+        constants: Mapping[str, np.ndarray],
+        kernels: Kernels,
+        device: Any,
+        buffers: Buffers,
+        limits: Mapping[str, int],
+    ) -> None:
         super().__init__(spec, parts, constants, kernels, device)
         layers, memory = range(len(parts) - 1), spec.input("memory")
-        self._need(["position", "temporal", "cosine", "sine", *(f"key_weight_{i}" for i in layers),
-                    *(f"key_bias_{i}" for i in layers)])
+        self._need(
+            [
+                "position",
+                "temporal",
+                "cosine",
+                "sine",
+                *(f"key_weight_{i}" for i in layers),
+                *(f"key_bias_{i}" for i in layers),
+            ]
+        )
         _, tokens, width = spec.output("conditioned").shape
         self._width, self._narrow, self._tokens = width, memory.shape[3], tokens
         most, self._slots, pointers = limits["objects"], limits["slots"], limits["pointers"]
@@ -100,8 +119,9 @@ class MemoryAttention(CutStage):
             kernels.bind(self._launches(0, sizes, self._scratch["values"], self._queries))
 
     def _sizes(self, objects: int, slots: int, pointers: int) -> Any:
-        return self._plan.MemorySizes(objects, self._tokens, slots, pointers * self._split, self._width, self._narrow,
-                                      self._slots)
+        return self._plan.MemorySizes(
+            objects, self._tokens, slots, pointers * self._split, self._width, self._narrow, self._slots
+        )
 
     def _config(self, sizes: Any) -> Any:
         return self._plan.flash_config(self._kernels.target, sizes, self._device.multiprocessors)
@@ -110,7 +130,7 @@ class MemoryAttention(CutStage):
         """Run on these arrays; see `backends.Stage`."""
         memory, pointers = arrays["memory"], arrays["pointers"]
         n, slots = memory.shape[:2]
-        ages = self._ages[:n * slots].reshape(n, slots)
+        ages = self._ages[: n * slots].reshape(n, slots)
         queries, attended = self._queries[:n], self._attended[:n]
         residual = [array[:n] for array in self._residuals]
         last = len(self._parts) - 1
@@ -119,8 +139,11 @@ class MemoryAttention(CutStage):
         for i in range(1, last + 1):
             self._attend(i - 1, memory, pointers)
             given = {f"residual_{i - 1}": residual[(i - 1) % 2], f"attended_{i - 1}": attended}
-            taken = {f"residual_{i}": residual[i % 2], f"queries_{i}": queries} if i < last else \
-                {"conditioned": arrays["conditioned"]}
+            taken = (
+                {f"residual_{i}": residual[i % 2], f"queries_{i}": queries}
+                if i < last
+                else {"conditioned": arrays["conditioned"]}
+            )
             self._parts[i].run(**given, **taken)
 
     def _attend(self, layer: int, memory: DeviceArray, pointers: DeviceArray) -> None:
@@ -130,18 +153,33 @@ class MemoryAttention(CutStage):
 
     def _launches(self, layer: int, sizes: Any, memory: DeviceArray, pointers: DeviceArray) -> list[Any]:
         constants = self._constants
-        inputs = {"queries": self._queries, "memory": memory, "ages": self._ages, "pointers": pointers,
-                  "pointer_counts": self._counts[sizes.pointers // self._split, :sizes.objects],
-                  "key_weight": constants[f"key_weight_{layer}"], "key_bias": constants[f"key_bias_{layer}"],
-                  **{name: constants[name] for name in ("position", "temporal", "cosine", "sine")}}
+        inputs = {
+            "queries": self._queries,
+            "memory": memory,
+            "ages": self._ages,
+            "pointers": pointers,
+            "pointer_counts": self._counts[sizes.pointers // self._split, : sizes.objects],
+            "key_weight": constants[f"key_weight_{layer}"],
+            "key_bias": constants[f"key_bias_{layer}"],
+            **{name: constants[name] for name in ("position", "temporal", "cosine", "sine")},
+        }
         return self._plan.memory_attention(inputs, self._scratch, self._attended, sizes, self._config(sizes))
 
 
 class WindowAttention(CutStage):
     """An adapter: down to the narrow width, hierarchical selective attention by the kernel, the rest."""
 
-    def __init__(self, spec: StageSpec, parts: Sequence[Any], constants: Mapping[str, np.ndarray], kernels: Kernels,
-                 device: Any, buffers: Buffers, limits: Mapping[str, int], patch: int) -> None:
+    def __init__(
+        self,
+        spec: StageSpec,
+        parts: Sequence[Any],
+        constants: Mapping[str, np.ndarray],
+        kernels: Kernels,
+        device: Any,
+        buffers: Buffers,
+        limits: Mapping[str, int],
+        patch: int,
+    ) -> None:
         super().__init__(spec, parts, constants, kernels, device)
         self._need(["position", "norm_weight", "norm_bias", "qkv_weight", "qkv_bias", "out_weight", "out_bias"])
         self._vision, self._text = spec.inputs[0].name, spec.inputs[1].name
@@ -149,20 +187,28 @@ class WindowAttention(CutStage):
         self._narrow_name, self._selected_name = narrow.name, parts[1].spec.inputs[3].name
         self._shape, self._patch, frames = narrow.shape[1:], patch, limits["frames"]
         channels = narrow.shape[3]
-        self._narrow, self._selected = (buffers.take(f"{name}_maps", (frames, *self._shape), narrow.dtype)
-                                        for name in ("narrow", "selected"))
+        self._narrow, self._selected = (
+            buffers.take(f"{name}_maps", (frames, *self._shape), narrow.dtype) for name in ("narrow", "selected")
+        )
         # shorter clips need less, or nothing where a program holds a window
-        self._scratch = {name: buffers.take(name, shape, narrow.dtype)
-                         for name, (shape, _) in self._sizes(frames).scratch().items()}
-        self._times = {n: device.constant(self._reference.time_embedding(n, channels).astype(narrow.dtype))
-                       for n in range(1, frames + 1)}
+        self._scratch = {
+            name: buffers.take(name, shape, narrow.dtype) for name, (shape, _) in self._sizes(frames).scratch().items()
+        }
+        self._times = {
+            n: device.constant(self._reference.time_embedding(n, channels).astype(narrow.dtype))
+            for n in range(1, frames + 1)
+        }
         for n in range(1, frames + 1):  # load, or refuse, what clips of any length need
             self._bound[n] = kernels.bind(self._launches(n))
 
     def _launches(self, frames: int) -> list[Any]:
-        return self._plan.window_attention({**self._constants, "x": self._narrow, "time": self._times[frames]},
-                                           self._scratch, self._selected, self._sizes(frames),
-                                           self._plan.WINDOW[self._kernels.target])
+        return self._plan.window_attention(
+            {**self._constants, "x": self._narrow, "time": self._times[frames]},
+            self._scratch,
+            self._selected,
+            self._sizes(frames),
+            self._plan.WINDOW[self._kernels.target],
+        )
 
     def _sizes(self, frames: int) -> Any:
         return self._plan.WindowSizes(frames, *self._shape[:2], self._patch, self._shape[2])
@@ -175,8 +221,10 @@ class WindowAttention(CutStage):
         self._parts[0].run(**{self._vision: vision, self._narrow_name: narrow})
         self._bound[frames].run(self._device.stream)
         fused = {tensor.name: arrays[tensor.name] for tensor in self.spec.outputs}
-        self._parts[1].run(**{self._vision: vision, self._text: text, self._narrow_name: narrow,
-                              self._selected_name: selected}, **fused)
+        self._parts[1].run(
+            **{self._vision: vision, self._text: text, self._narrow_name: narrow, self._selected_name: selected},
+            **fused,
+        )
 
 
 KERNELS = {"memory_attention": MemoryAttention, "window_attention": WindowAttention}
@@ -201,20 +249,23 @@ def load(bundle: Bundle, backend: Any, kernels: Kernels, objects: int) -> dict[s
             fixed = constants(bundle, cut["constants"], spec)
             found[name] = make(spec, stages, fixed, kernels, backend.device, buffers, limits, **more)
         except (KeyError, TypeError, ValueError, IndexError, StopIteration, ArithmeticError) as error:
-            raise BundleError(f"{bundle.folder}: settings.cuts.{name} is not understood ({type(error).__name__}: "
-                              f"{error}); export the bundle again, or leave --kernels on away") from None
+            raise BundleError(
+                f"{bundle.folder}: settings.cuts.{name} is not understood ({type(error).__name__}: "
+                f"{error}); export the bundle again, or leave --kernels on away"
+            ) from None
     return found
 
 
 def constants(bundle: Bundle, file: str, spec: StageSpec) -> dict[str, np.ndarray]:
     """Arrays of a cut stage's file. Raises BundleError."""
     if file not in bundle.manifest.files:
-        raise BundleError(f"{bundle.folder}: settings.cuts.{spec.name} names {file!r}, which is not among the bundle's "
-                          "files; export it again")
+        raise BundleError(
+            f"{bundle.folder}: settings.cuts.{spec.name} names {file!r}, which is not among the bundle's "
+            "files; export it again"
+        )
     path = Path(bundle.folder) / file
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
         raise BundleError(f"{path}: not readable ({error}); export the bundle again") from None
-

@@ -39,8 +39,9 @@ class Demo:
             prompts: list[Text] = [Text(e["text"]) for e in entries]
             return cls(folder / CLIP, prompts, [int(e["object"]) for e in entries], masks)
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise BundleError(f"{folder}: the demonstration is damaged ({type(error).__name__}: {error}); "
-                              "copy the bundle again") from None
+            raise BundleError(
+                f"{folder}: the demonstration is damaged ({type(error).__name__}: {error}); copy the bundle again"
+            ) from None
 
 
 @dataclass(slots=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, Callable, Protocol, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -172,7 +173,7 @@ class CudaCore:
 class Allocation:
     """What every view of one allocation holds on to: the driver's own object, which may not be weakly referenced."""
 
-    __slots__ = ("memory", "__weakref__")
+    __slots__ = ("__weakref__", "memory")
 
     def __init__(self, memory: Any) -> None:
         self.memory = memory
@@ -223,7 +224,7 @@ class Cuda:
 
     def constant(self, host: np.ndarray) -> DeviceArray:
         array = self.empty(host.shape, host.dtype.name)
-        twin, ptr, owner = self._host(array)
+        twin, ptr, _owner = self._host(array)
         twin[...] = host
         self.driver.copy(array.ptr, ptr, array.nbytes)
         self.driver.synchronize()  # the twin goes away with `owner`

@@ -8,8 +8,9 @@ and mask (`tests/test_kernel_preprocess.py`, `tests/test_kernel_postprocess.py`)
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -49,8 +50,18 @@ def choose(mode: str, bundle: Path, device: Any) -> Kernels | None:
 class DeviceImages:
     """Both operations for one size of video. Everything is allocated here, nothing per frame."""
 
-    def __init__(self, device: Any, kernels: Kernels, source_hw: tuple[int, int], resized_hw: tuple[int, int],
-                 image_size: int, low_side: int, mean: Sequence[float], std: Sequence[float], objects: int) -> None:
+    def __init__(
+        self,
+        device: Any,
+        kernels: Kernels,
+        source_hw: tuple[int, int],
+        resized_hw: tuple[int, int],
+        image_size: int,
+        low_side: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        objects: int,
+    ) -> None:
         self._plan, reference = ops.kernel_plans()
         self._device, self._kernels = device, kernels
         self.source_hw, self._resized_hw, self._image_size, self._low_side = source_hw, resized_hw, image_size, low_side
@@ -71,13 +82,15 @@ class DeviceImages:
     def results(self) -> list[TensorSpec]:
         """What `postprocess` writes, per object."""
         height, width = self.source_hw
-        return [TensorSpec("stats", "int32", ("objects", 5)),
-                TensorSpec("packed", "uint8", ("objects", -(-height * width // 8)))]
+        return [
+            TensorSpec("stats", "int32", ("objects", 5)),
+            TensorSpec("packed", "uint8", ("objects", -(-height * width // 8))),
+        ]
 
     def preprocess(self, frame: Any, out: DeviceArray) -> None:
         """uint8 (H,W,3), on the host or a `DeviceArray` -> pixels (3,I,I)."""
         if isinstance(frame, DeviceArray) and frame.ptr % ALIGNMENT == 0:
-            self._launch(frame, out).run(self._device.stream)   # its address may be another one next time
+            self._launch(frame, out).run(self._device.stream)  # its address may be another one next time
             return
         if isinstance(frame, DeviceArray):
             self._device.copy(frame, self._frame)
@@ -91,18 +104,39 @@ class DeviceImages:
         self._bound[key].run(self._device.stream)
 
     def _launch(self, frame: DeviceArray, out: DeviceArray) -> Any:
-        return self._kernels.bind(self._plan.preprocess(
-            frame, self._rows, self._columns, self._table, out, self.source_hw, self._resized_hw, self._image_size,
-            self._taps, self._bits))
+        return self._kernels.bind(
+            self._plan.preprocess(
+                frame,
+                self._rows,
+                self._columns,
+                self._table,
+                out,
+                self.source_hw,
+                self._resized_hw,
+                self._image_size,
+                self._taps,
+                self._bits,
+            )
+        )
 
     def postprocess(self, low: DeviceArray, packed: DeviceArray, stats: DeviceArray) -> None:
         """low_res_logits (n,s,s) float32 -> packed masks (n, bytes) and stats (n,5)."""
         n = low.shape[0]
         key = (low.ptr, packed.ptr, stats.ptr, n)
         if key not in self._bound:
-            self._bound[key] = self._kernels.bind(self._plan.postprocess(
-                low, self._mask_rows, self._mask_columns, packed, stats, n, self._low_side, self.source_hw,
-                self._mask_taps))
+            self._bound[key] = self._kernels.bind(
+                self._plan.postprocess(
+                    low,
+                    self._mask_rows,
+                    self._mask_columns,
+                    packed,
+                    stats,
+                    n,
+                    self._low_side,
+                    self.source_hw,
+                    self._mask_taps,
+                )
+            )
         self._device.copy(self._zeros[:n], stats)
         self._bound[key].run(self._device.stream)
 

@@ -134,8 +134,13 @@ class Painter:
             colour = tuple(int(c) for c in self._lines[identity % 256])
             draw.rectangle((tag[0], tag[1], tag[2] - 1, tag[3] - 1), fill=colour)
             light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 120
-            draw.text(((tag[0] + tag[2]) / 2, (tag[1] + tag[3]) / 2), text, font=font, anchor="mm",
-                      fill=(255, 255, 255) if light else (0, 0, 0))
+            draw.text(
+                ((tag[0] + tag[2]) / 2, (tag[1] + tag[3]) / 2),
+                text,
+                font=font,
+                anchor="mm",
+                fill=(255, 255, 255) if light else (0, 0, 0),
+            )
         return np.asarray(picture)
 
     def _place(self, extent: tuple[float, ...], box: Corners, taken: list[Corners]) -> Corners:
@@ -211,5 +216,5 @@ class ContactSheet:
         sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
         for i, picture in enumerate(chosen):
             y, x = i // columns * (height + gap), i % columns * (width + gap)
-            sheet[y:y + height, x:x + width] = picture
+            sheet[y : y + height, x : x + width] = picture
         return sheet

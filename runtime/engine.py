@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Any
 
 from . import device_images, ops
 from .backends import Backend, Stage, create
@@ -25,7 +26,7 @@ MAX_OBJECTS = 16
 class Timed:
     """A stage that adds up its calls and seconds. On an asynchronous device the seconds are those of enqueueing."""
 
-    __slots__ = ("stage", "spec", "calls", "seconds")
+    __slots__ = ("calls", "seconds", "spec", "stage")
 
     def __init__(self, stage: Stage) -> None:
         self.stage, self.spec = stage, stage.spec
@@ -53,8 +54,10 @@ class Engine:
         self.networks = create_networks(bundle, self.stages, backend.device, max_objects)
         takers = [network for network in self.networks.values() if hasattr(network, "kernels")]
         if kernels == "on" and not takers:
-            raise UserError(f"the bundle {bundle.name} ({bundle.manifest.model}) does not use compiled kernels; leave "
-                            f"--kernels on away")
+            raise UserError(
+                f"the bundle {bundle.name} ({bundle.manifest.model}) does not use compiled kernels; leave "
+                f"--kernels on away"
+            )
         for network in takers:
             network.kernels = self.kernels
         self._sessions: list[Any] = []
@@ -64,8 +67,13 @@ class Engine:
         """Stage -> (calls, seconds) since the engine was loaded."""
         return {name: (s.calls, s.seconds) for name, s in self.stages.items()}
 
-    def session(self, prompts: Sequence[Text] | None = None, logits: bool = False,
-                conditional_memory: bool | None = None, **options: Any) -> Session | LiveSession:
+    def session(
+        self,
+        prompts: Sequence[Text] | None = None,
+        logits: bool = False,
+        conditional_memory: bool | None = None,
+        **options: Any,
+    ) -> Session | LiveSession:
         """Start following `prompts` through a new video; without prompts, follow clicks, boxes and masks as they come.
 
         prompts             sentences, one object each; None: a `LiveSession`, whose `push` takes prompts
@@ -85,8 +93,15 @@ class Engine:
             raise PromptError("prompts must be a list of runtime.Text, e.g. [runtime.Text('the horse on the left')]")
         if not prompts:
             raise PromptError("no prompt: give at least one runtime.Text")
-        session = Session(self, self.network("open", "follow sentences"), prompts, logits, conditional_memory,
-                          options.get("memory", True), options.get("window"))
+        session = Session(
+            self,
+            self.network("open", "follow sentences"),
+            prompts,
+            logits,
+            conditional_memory,
+            options.get("memory", True),
+            options.get("window"),
+        )
         self._sessions.append(session)
         return session
 
@@ -116,8 +131,10 @@ class Engine:
         for network in self.networks.values():
             if hasattr(network, ability):
                 return network
-        raise UserError(f"the bundle {self.bundle.name} ({self.bundle.manifest.model}) cannot {words}; "
-                        f"choose another one with model= or --model")
+        raise UserError(
+            f"the bundle {self.bundle.name} ({self.bundle.manifest.model}) cannot {words}; "
+            f"choose another one with model= or --model"
+        )
 
     def can(self, ability: str) -> bool:
         """Whether `network(ability, ...)` would find one: `open` for sentences, `live` and `video` for clicks, `refer`."""
@@ -149,8 +166,15 @@ class Engine:
             yield from session.stream(frames)
 
 
-def load(engine: str | Path, model: str | None = None, backend: str = "auto", threads: int | None = None,
-         max_objects: int = MAX_OBJECTS, verify: bool = True, kernels: str = "auto") -> Engine:
+def load(
+    engine: str | Path,
+    model: str | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+    max_objects: int = MAX_OBJECTS,
+    verify: bool = True,
+    kernels: str = "auto",
+) -> Engine:
     """Load a bundle, or one out of a folder of bundles.
 
     engine       a bundle or a folder that holds bundles

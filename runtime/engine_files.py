@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Iterable, Mapping
+from typing import Any
 
 from .errors import BundleError
 from .spec import Manifest, StageSpec
@@ -45,8 +46,12 @@ def fingerprint(manifest: Manifest, spec: StageSpec, form: str) -> str:
     """sha256 of all that an engine depends on in the bundle: graph, weights, precision, bounds of its symbols."""
     graph = spec.files[form]
     weights = str(Path(graph).with_name(f"{Path(graph).name.split('.')[0]}.data").as_posix())
-    parts = [manifest.files[graph], manifest.files.get(weights), spec.precision,
-             {s: list(manifest.bounds[s]) for s in sorted(spec.symbols)}]
+    parts = [
+        manifest.files[graph],
+        manifest.files.get(weights),
+        spec.precision,
+        {s: list(manifest.bounds[s]) for s in sorted(spec.symbols)},
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -64,7 +69,9 @@ def read(bundle: Path) -> list[Built]:
         raise BundleError(f"{path}: not readable ({error}); run `python -m export.build` again") from None
     for entry in entries:
         if Path(entry.file).is_absolute() or ".." in Path(entry.file).parts:
-            raise BundleError(f"{path}: {entry.file!r} is not a path inside the bundle; run `python -m export.build` again")
+            raise BundleError(
+                f"{path}: {entry.file!r} is not a path inside the bundle; run `python -m export.build` again"
+            )
     return entries
 
 
@@ -84,8 +91,9 @@ def write(bundle: Path, entries: Iterable[Built]) -> None:
     replace(manifest, files=files).dump(bundle)
 
 
-def find(bundle: Path, manifest: Manifest, spec: StageSpec, form: str, library: str, version: str,
-         capability: int) -> Built:
+def find(
+    bundle: Path, manifest: Manifest, spec: StageSpec, form: str, library: str, version: str, capability: int
+) -> Built:
     """The engine of a stage for this library and GPU. Raises BundleError with the reason why none fits."""
     again = f"run `python -m export.build {bundle} --backend {library}`"
     entries = [e for e in read(bundle) if e.library == library and e.stage == spec.name and e.form == form]
@@ -94,13 +102,16 @@ def find(bundle: Path, manifest: Manifest, spec: StageSpec, form: str, library: 
     current = fingerprint(manifest, spec, form)
     fresh = [e for e in entries if e.graph == current]
     if not fresh:
-        raise BundleError(f"{bundle}: the {library} engine of stage {spec.name} is stale: its graph, precision or bounds "
-                          f"have changed since; {again}")
+        raise BundleError(
+            f"{bundle}: the {library} engine of stage {spec.name} is stale: its graph, precision or bounds "
+            f"have changed since; {again}"
+        )
     same = [e for e in fresh if e.version == version]
     if not same:
         found = ", ".join(sorted({e.version for e in fresh}))
-        raise BundleError(f"{bundle}: stage {spec.name} was built with {library} {found}, this machine has {version}; "
-                          f"{again}")
+        raise BundleError(
+            f"{bundle}: stage {spec.name} was built with {library} {found}, this machine has {version}; {again}"
+        )
     here = [e for e in same if capability in e.capabilities]
     if not here:
         found = ", ".join(f"sm_{c}" for c in sorted({c for e in same for c in e.capabilities}))
@@ -110,8 +121,14 @@ def find(bundle: Path, manifest: Manifest, spec: StageSpec, form: str, library: 
     return here[0]
 
 
-def mark_verified(bundle: Path, manifest: Manifest, library: str, version: str, capability: int,
-                  found: Mapping[str, Mapping[str, float]]) -> None:
+def mark_verified(
+    bundle: Path,
+    manifest: Manifest,
+    library: str,
+    version: str,
+    capability: int,
+    found: Mapping[str, Mapping[str, float]],
+) -> None:
     """Note in the index that the fresh engines of these stages agreed with ONNX Runtime on such a GPU.
 
     `found`: stage -> {"relative_error", "largest_error", "cosine"}, the worst of each.

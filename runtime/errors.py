@@ -57,4 +57,4 @@ def one_line(text: str) -> str:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST * 2 // 3]} ... {text[-(LONGEST // 4):]}"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST * 2 // 3]} ... {text[-(LONGEST // 4) :]}"

@@ -53,10 +53,18 @@ def _from_interface(frame: Any, device: Any) -> DeviceArray:
 class _Tensor(ctypes.Structure):
     """`DLTensor` of dlpack.h, the first member of `DLManagedTensor`."""
 
-    _fields_ = [("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32),
-                ("ndim", ctypes.c_int32), ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
-                ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
-                ("byte_offset", ctypes.c_uint64)]
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    ]
 
 
 def _from_dlpack(frame: Any, stream: int) -> DeviceArray:
@@ -80,5 +88,7 @@ def _check_strides(shape: tuple[int, ...], strides: Any, itemsize: int) -> None:
     expected = itemsize
     for size, stride in reversed(list(zip(shape, strides))):
         if size != 1 and stride != expected:
-            raise VideoError(f"a frame of shape {shape} with strides {tuple(strides)} has gaps; make it contiguous first")
+            raise VideoError(
+                f"a frame of shape {shape} with strides {tuple(strides)} has gaps; make it contiguous first"
+            )
         expected *= size

@@ -96,8 +96,10 @@ class Mask:
     def checked(self, height: int, width: int) -> np.ndarray:
         """The mask, bool (height,width). Raises PromptError if it was made for another size."""
         if self.array.shape != (height, width):
-            raise PromptError(f"the mask prompt is {_size(self.array.shape)}, the video {_size((height, width))}; "
-                              "give a mask of the video's size")
+            raise PromptError(
+                f"the mask prompt is {_size(self.array.shape)}, the video {_size((height, width))}; "
+                "give a mask of the video's size"
+            )
         return self.array
 
 

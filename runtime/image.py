@@ -51,8 +51,15 @@ class ImageSession:
         side = network.low_res_side
         self._upsampler = ops.MaskUpsampler(side, side, (side, side), self.size)
 
-    def predict(self, points: Any = None, labels: Any = None, box: Any = None, mask_input: Any = None,
-                multimask: bool = True, normalized: bool = False) -> Prediction:
+    def predict(
+        self,
+        points: Any = None,
+        labels: Any = None,
+        box: Any = None,
+        mask_input: Any = None,
+        multimask: bool = True,
+        normalized: bool = False,
+    ) -> Prediction:
         """Masks for a prompt, or for a batch of B prompts of one kind.
 
         points      (K,2) x, y in pixels, or (B,K,2); labels (K,) or (B,K), 1 on the object, 0 beside it
@@ -82,14 +89,17 @@ class ImageSession:
 
     # -- what the network is asked --------------------------------------------------------------------------------
 
-    def decode(self, clicks: list[Clicks | None], inputs: list[np.ndarray | None],
-               multimask: bool) -> tuple[np.ndarray, np.ndarray]:
+    def decode(
+        self, clicks: list[Clicks | None], inputs: list[np.ndarray | None], multimask: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(B,M,s,s) unclamped logits and (B,M) expected IoUs."""
         queries = [self._network.image_query(c, logits, multimask) for c, logits in zip(clicks, inputs)]
         answers = self._network.ask(self._maps, queries, all_logits=True)
         chosen = [slice(1, 4) if multimask else slice(a.selected, a.selected + 1) for a in answers]
-        return (np.stack([a.all_logits[c] for a, c in zip(answers, chosen)]),
-                np.stack([a.ious[c] for a, c in zip(answers, chosen)]))
+        return (
+            np.stack([a.all_logits[c] for a, c in zip(answers, chosen)]),
+            np.stack([a.ious[c] for a, c in zip(answers, chosen)]),
+        )
 
     def upsample(self, logits: np.ndarray) -> np.ndarray:
         """Logits (N,s,s) at the picture's size, (N,H,W)."""
@@ -116,8 +126,9 @@ class ImageSession:
         if not sets:
             return None, False
         if len(sets) == 2 and len(sets[0]) != len(sets[1]):
-            raise PromptError(f"{len(sets[0])} boxes and {len(sets[1])} sets of points do not go together; "
-                              "give as many")
+            raise PromptError(
+                f"{len(sets[0])} boxes and {len(sets[1])} sets of points do not go together; give as many"
+            )
         return [self._network.checked(sum(parts[1:], parts[0])) for parts in zip(*sets)], batched
 
     def _one(self, part: Points | Box) -> Clicks:
@@ -132,8 +143,13 @@ class ImageSession:
         if mask_input is None:
             return None, False
         array, side = _array(mask_input).astype(np.float32), self._network.low_res_side
-        if array.ndim not in (2, 3, 4) or array.shape[-2:] != (side, side) or array.ndim == 3 and len(array) != 1 \
-                or array.ndim == 4 and array.shape[1] != 1 or not len(array):
+        if (
+            array.ndim not in (2, 3, 4)
+            or array.shape[-2:] != (side, side)
+            or (array.ndim == 3 and len(array) != 1)
+            or (array.ndim == 4 and array.shape[1] != 1)
+            or not len(array)
+        ):
             raise PromptError(f"mask_input must be ({side},{side}) logits of an earlier prediction, not {array.shape}")
         return list(array.reshape(-1, side, side)), array.ndim == 4
 

@@ -127,13 +127,16 @@ class LiveSession(Tracker):
 
     def _parse_all(self, prompts: Mapping[int, Any] | None) -> dict[int, Parsed]:
         if prompts is not None and not isinstance(prompts, Mapping):
-            raise PromptError("prompts must be a dict from object id to prompt, like "
-                              "{1: runtime.Points([[x, y]], [1])}")
+            raise PromptError(
+                "prompts must be a dict from object id to prompt, like {1: runtime.Points([[x, y]], [1])}"
+            )
         parsed = {object_id(obj): self._parse(prompt) for obj, prompt in (prompts or {}).items()}
         new = len(set(parsed) - set(self._tracks))
         if new > self._pool.capacity - self._pool.open:
-            raise UserError(f"no room for {new} more objects, {len(self._tracks)} are followed; remove some or load "
-                            "the engine with a larger max_objects")
+            raise UserError(
+                f"no room for {new} more objects, {len(self._tracks)} are followed; remove some or load "
+                "the engine with a larger max_objects"
+            )
         return parsed
 
     def _compute(self, frame: int, prompts: Mapping[int, Parsed], before: Mapping[int, Outcome | None]) -> None:
@@ -143,7 +146,7 @@ class LiveSession(Tracker):
         asked = prompts if before else self._tracks
         for obj in asked:
             track, parsed = self._tracks[obj], prompts.get(obj)
-            alone = frame in track.conditioning or parsed is not None and before.get(obj) is None
+            alone = frame in track.conditioning or (parsed is not None and before.get(obj) is None)
             past, mask = None if alone else self._recall(track, frame), None
             if parsed is None:
                 query = network.tracking(past)
@@ -181,8 +184,13 @@ class LiveSession(Tracker):
         for obj, outcome in zip(objects, outcomes):
             outcome.page = self._tracks[obj].bank.take()
         logits = [o.low_res_logits if o.prompted else d.low_res_logits for o, d in zip(outcomes, answers)]
-        self._network.remember(self._picture, logits, [o.prompted for o in outcomes], [o.score for o in outcomes],
-                               [o.page for o in outcomes])
+        self._network.remember(
+            self._picture,
+            logits,
+            [o.prompted for o in outcomes],
+            [o.score for o in outcomes],
+            [o.page for o in outcomes],
+        )
 
     def _recall(self, track: Track, frame: int) -> Any:
         return recall(track, frame, None, False, self._network.reach, self._options)
@@ -190,7 +198,7 @@ class LiveSession(Tracker):
     def _prune(self, track: Track, frame: int) -> None:
         """Forget what neither `frame` nor a later one can look at."""
         reach, stride = self._network.reach, self._options.memory_temporal_stride
-        latest = sorted(track.conditioning)[-self._options.max_cond_frames_in_attn:]
+        latest = sorted(track.conditioning)[-self._options.max_cond_frames_in_attn :]
         for past in set(track.conditioning) - set(latest):
             # one that is no longer among the latest is looked at like any other frame while it is recent
             track.put(track.others, past, track.conditioning.pop(past))

@@ -19,7 +19,7 @@ from .errors import UserError
 class Row:
     """One object's place in the pool. `frames[s]` is the frame in slot s, `pointer_frames[p]` that of pointer p."""
 
-    __slots__ = ("index", "frames", "pointer_frames")
+    __slots__ = ("frames", "index", "pointer_frames")
 
     def __init__(self, index: int, slots: int, pointers: int) -> None:
         self.index = index
@@ -37,7 +37,7 @@ class Row:
 
     def ages(self, frame: int) -> np.ndarray:
         """(filled,) row of the temporal embedding of each slot as seen from `frame`: 0 is the frame just before."""
-        return frame - 1 - self.frames[:self.filled]
+        return frame - 1 - self.frames[: self.filled]
 
     def clear(self) -> None:
         self.frames.fill(-1)
@@ -50,8 +50,17 @@ class MemoryPool:
     Rent a row per object, write it through the views that `slot` and `pointer` return, release it when the object goes.
     """
 
-    def __init__(self, device: Device, objects: int, slots: int, tokens: int, channels: int, pointers: int, width: int,
-                 dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        device: Device,
+        objects: int,
+        slots: int,
+        tokens: int,
+        channels: int,
+        pointers: int,
+        width: int,
+        dtype: str = "float32",
+    ) -> None:
         self.features = device.empty((objects, slots, tokens, channels), dtype)
         self.pointers = device.empty((objects, pointers, width), dtype)
         self._slots, self._pointers = slots, pointers
@@ -61,8 +70,10 @@ class MemoryPool:
     def rent(self) -> Row:
         """A cleared row. Raises UserError when all are taken."""
         if not self._free:
-            raise UserError(f"all {self.capacity} object rows are in use; close a session or load the engine with a "
-                            f"larger max_objects")
+            raise UserError(
+                f"all {self.capacity} object rows are in use; close a session or load the engine with a "
+                f"larger max_objects"
+            )
         return Row(self._free.pop(), self._slots, self._pointers)
 
     def release(self, row: Row) -> None:

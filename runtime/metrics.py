@@ -63,8 +63,8 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     np.cumsum(np.pad(mask, ((0, 0), (radius, radius))), axis=1, out=sums[:, 1:])
     for dy in range(-min(radius, height - 1), min(radius, height - 1) + 1):
         half = math.isqrt(radius * radius - dy * dy)
-        reach = sums[:, radius + half + 1:radius + half + 1 + width] > sums[:, radius - half:radius - half + width]
-        out[max(dy, 0):height + min(dy, 0)] |= reach[max(-dy, 0):height - max(dy, 0)]
+        reach = sums[:, radius + half + 1 : radius + half + 1 + width] > sums[:, radius - half : radius - half + width]
+        out[max(dy, 0) : height + min(dy, 0)] |= reach[max(-dy, 0) : height - max(dy, 0)]
     return out
 
 

@@ -24,7 +24,9 @@ RESAMPLE = {"bilinear": 2, "bicubic": 3}
 """Pillow's numbers of its filters; Pillow itself is imported when a picture is resized."""
 
 
-def resized_size(height: int, width: int, rule: str = "samwise_video", short: int = 1020, max: int = 1024) -> tuple[int, int]:
+def resized_size(
+    height: int, width: int, rule: str = "samwise_video", short: int = 1020, max: int = 1024
+) -> tuple[int, int]:
     """(height, width) of a frame inside the square network input; the rest of the square is padding.
 
     `samwise_video`: the short side becomes `short`; if the long side would pass `max`, it becomes `max` and the short
@@ -62,7 +64,9 @@ def kernel_stages(bundle, backend, kernels, mode: str, objects: int) -> dict:
     if not cut or kernels is None:
         return {}
     if not isinstance(cut, dict):
-        raise BundleError(f"{bundle.folder}: settings.cuts must be an object, not {type(cut).__name__}; export it again")
+        raise BundleError(
+            f"{bundle.folder}: settings.cuts must be an object, not {type(cut).__name__}; export it again"
+        )
     if mode != "on":
         log.info("whole graphs for %s; --kernels on lets the compiled kernels take their attention", ", ".join(cut))
         return {}
@@ -83,8 +87,15 @@ class Normalization:
         return cls((unit - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None])
 
 
-def preprocess(frame_hwc: np.ndarray, resized_hw: tuple[int, int], image_size: int, mean, std,
-               out: np.ndarray | None = None, resample: str = "bilinear") -> np.ndarray:
+def preprocess(
+    frame_hwc: np.ndarray,
+    resized_hw: tuple[int, int],
+    image_size: int,
+    mean,
+    std,
+    out: np.ndarray | None = None,
+    resample: str = "bilinear",
+) -> np.ndarray:
     """One RGB frame as network input: (3, image_size, image_size) float32.
 
     frame_hwc: uint8 (H, W, 3). Resized to `resized_hw` as Pillow does (antialiased; columns, then rows, in fixed point,
@@ -94,7 +105,9 @@ def preprocess(frame_hwc: np.ndarray, resized_hw: tuple[int, int], image_size: i
     Raises UserError when the frame is not uint8 RGB or `resample` is unknown.
     """
     if frame_hwc.dtype != np.uint8 or frame_hwc.ndim != 3 or frame_hwc.shape[2] != 3:
-        raise UserError(f"a frame must be uint8 (height, width, 3), not {frame_hwc.dtype} {frame_hwc.shape}; convert it to RGB")
+        raise UserError(
+            f"a frame must be uint8 (height, width, 3), not {frame_hwc.dtype} {frame_hwc.shape}; convert it to RGB"
+        )
     from PIL import Image
 
     height, width = resized_hw
@@ -108,7 +121,9 @@ def preprocess(frame_hwc: np.ndarray, resized_hw: tuple[int, int], image_size: i
     elif resample in RESAMPLE:
         # one pass per call: Pillow 13 may turn the order of the passes around, and the rounding between them with it
         picture = Image.fromarray(np.ascontiguousarray(frame_hwc))
-        picture = picture.resize((width, picture.height), RESAMPLE[resample]).resize((width, height), RESAMPLE[resample])
+        picture = picture.resize((width, picture.height), RESAMPLE[resample]).resize(
+            (width, height), RESAMPLE[resample]
+        )
         table_cv = Normalization.of(mean, std).table_cv
         for c, plane in enumerate(picture.split()):
             out[c, :height, :width] = table_cv[c].take(np.asarray(plane))
@@ -179,8 +194,8 @@ class MaskUpsampler:
         first = bilinear_matrix(low_side, image_size)
         self.source_hw = tuple(source_hw)
         self.low_side = low_side
-        self.rows = bilinear_matrix(crop_hw[0], source_hw[0]) @ first[:crop_hw[0]]
-        self.columns = bilinear_matrix(crop_hw[1], source_hw[1]) @ first[:crop_hw[1]]
+        self.rows = bilinear_matrix(crop_hw[0], source_hw[0]) @ first[: crop_hw[0]]
+        self.columns = bilinear_matrix(crop_hw[1], source_hw[1]) @ first[: crop_hw[1]]
         self._rows, self._columns = _Bands(self.rows), _Bands(self.columns)
         self._half = np.empty((source_hw[0], low_side), np.float32)
         self._full = np.empty(source_hw, np.float32)

@@ -52,7 +52,7 @@ class Records:
         self._header = {"format": FORMAT, **header}
         with writing(self._lines):
             self.path.unlink(missing_ok=True)
-            self._file = open(self._lines, "wb", buffering=0)
+            self._file = open(self._lines, "wb", buffering=0)  # noqa: SIM115 - closed by `close`
         self._append(self._header)
 
     def add(self, name: str, result: Result) -> None:
@@ -63,9 +63,15 @@ class Records:
         objects = []
         for i, (identity, code) in enumerate(zip(result.object_ids, lengths)):
             x0, y0, x1, y1 = (round(float(v), 2) for v in result.boxes[i])
-            objects.append({"id": identity, "score": round(float(result.scores[i]), 6),
-                            "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)], "area": int(result.masks[i].sum()),
-                            "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode("ascii")}})
+            objects.append(
+                {
+                    "id": identity,
+                    "score": round(float(result.scores[i]), 6),
+                    "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
+                    "area": int(result.masks[i].sum()),
+                    "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode("ascii")},
+                }
+            )
         self._append({"frame": result.frame_index, "name": name, "objects": objects})
 
     def close(self, footer: Mapping[str, Any]) -> None:
@@ -162,8 +168,12 @@ class Overlay:
         self._stream.height, self._stream.width = canvas
         self._stream.pix_fmt = "yuv420p"
         second = max(1, round(fps))
-        self._stream.options = {"crf": "20", "preset": "veryfast", "g": str(second),
-                                "rc-lookahead": str(min(20, second))}
+        self._stream.options = {
+            "crf": "20",
+            "preset": "veryfast",
+            "g": str(second),
+            "rc-lookahead": str(min(20, second)),
+        }
         self._stream.codec_context.time_base = 1 / self._stream.codec_context.framerate
         self._count = 0
 
@@ -205,9 +215,18 @@ class Overlay:
 class Outputs:
     """All that one run writes into one folder. A context manager; leave it by `close` for a finished `results.json`."""
 
-    def __init__(self, folder: str | Path, size: tuple[int, int], fps: float, labels: Mapping[int, str],
-                 header: Mapping[str, Any], overlay: bool = True, masks: bool = True, still: bool = False,
-                 small_on_top: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        size: tuple[int, int],
+        fps: float,
+        labels: Mapping[int, str],
+        header: Mapping[str, Any],
+        overlay: bool = True,
+        masks: bool = True,
+        still: bool = False,
+        small_on_top: bool = False,
+    ) -> None:
         """`size` (height, width) of the source; `labels` by object id; `still`: one picture, so the overlay is one."""
         self.folder = Path(folder)
         if masks:

@@ -53,8 +53,10 @@ class PagePool:
     def rent(self, grows: bool) -> Bank:
         """A bank for a new object. Raises UserError when the engine follows as many as it may."""
         if self.open == self.capacity:
-            raise UserError(f"all {self.capacity} object rows are in use; remove an object, close a session or load "
-                            "the engine with a larger max_objects")
+            raise UserError(
+                f"all {self.capacity} object rows are in use; remove an object, close a session or load "
+                "the engine with a larger max_objects"
+            )
         self.open += 1
         return Bank(self, self._shape[0], grows)
 
@@ -93,4 +95,3 @@ class Bank:
         if self._pool is not None:
             self._pool.release(self._shelves)
             self._pool, self._shelves, self._free = None, [], []
-

@@ -70,8 +70,11 @@ class Picture:
 
 def check_sentences(prompts: Any) -> None:
     """Raise PromptError unless `prompts` is a list of at least one Text."""
-    if isinstance(prompts, (str, Text)) or not isinstance(prompts, Sequence) and not isinstance(prompts, np.ndarray) \
-            or not all(isinstance(p, Text) for p in prompts):
+    if (
+        isinstance(prompts, (str, Text))
+        or (not isinstance(prompts, Sequence) and not isinstance(prompts, np.ndarray))
+        or not all(isinstance(p, Text) for p in prompts)
+    ):
         raise PromptError("prompts must be a list of runtime.Text, e.g. [runtime.Text('the horse on the left')]")
     if not len(prompts):
         raise PromptError("no prompt: give at least one runtime.Text")

@@ -71,8 +71,9 @@ class Tokenizer:
         try:
             from tokenizers import Tokenizer as Backend
         except ImportError:
-            raise PromptError("text prompts need the tokenizers library: pip install tokenizers, "
-                              "or pass token ids") from None
+            raise PromptError(
+                "text prompts need the tokenizers library: pip install tokenizers, or pass token ids"
+            ) from None
         if not path.is_file():
             raise BundleError(f"{path}: the bundle names this tokenizer but it is not there; export the bundle again")
         try:
@@ -124,12 +125,16 @@ def encode(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> np.
     tokens = list(prompt.tokens) if prompt.text is None else _tokenize(prompt.text, manifest, tokenizer)[0]
     longest, vocabulary = limits["max_tokens"], limits["vocabulary"]
     if len(tokens) > longest:
-        raise PromptError(f"the prompt {_short(prompt.label)} has {len(tokens)} tokens, more than the {longest} that "
-                          f"{manifest.variant} takes; shorten it")
+        raise PromptError(
+            f"the prompt {_short(prompt.label)} has {len(tokens)} tokens, more than the {longest} that "
+            f"{manifest.variant} takes; shorten it"
+        )
     for position, token in enumerate(tokens):
         if not 0 <= token < vocabulary:
-            raise PromptError(f"token {token} at position {position} is outside the vocabulary 0..{vocabulary - 1} "
-                              f"of {manifest.variant}")
+            raise PromptError(
+                f"token {token} at position {position} is outside the vocabulary 0..{vocabulary - 1} "
+                f"of {manifest.variant}"
+            )
     return np.array(tokens, np.int64)
 
 
@@ -166,8 +171,10 @@ def _clean(text: str, manifest: Manifest) -> str:
 
 def _tokenize(text: str, manifest: Manifest, tokenizer: Tokenizer | None) -> tuple[list[int], list[tuple[int, int]]]:
     if tokenizer is None:
-        raise PromptError(f"the bundle {manifest.variant} has no tokenizer; export it again with --tokenizer DIR, "
-                          "or pass token ids (Text(tokens=[...]), --tokens on the command line)")
+        raise PromptError(
+            f"the bundle {manifest.variant} has no tokenizer; export it again with --tokenizer DIR, "
+            "or pass token ids (Text(tokens=[...]), --tokens on the command line)"
+        )
     return tokenizer(_clean(text, manifest))
 
 
@@ -186,9 +193,9 @@ def _check_text(text: Any) -> None:
     if not isinstance(text, str):
         raise PromptError(f"a text prompt must be a str, not {type(text).__name__}")
     if not text:
-        raise PromptError("the text prompt is empty; describe the object, like \"the horse jumping\"")
+        raise PromptError('the text prompt is empty; describe the object, like "the horse jumping"')
     if not text.strip() or not any(c.isprintable() and not c.isspace() for c in text):
-        raise PromptError("the text prompt is blank; describe the object, like \"the horse jumping\"")
+        raise PromptError('the text prompt is blank; describe the object, like "the horse jumping"')
     if len(text) > MAX_CHARACTERS:
         raise PromptError(f"the text prompt has {len(text)} characters, more than {MAX_CHARACTERS}; shorten it")
     try:
@@ -212,7 +219,7 @@ def _verbs(verbs: Any, has_text: bool) -> tuple[int | str, ...]:
 
 
 def _short(text: str, limit: int = 40) -> str:
-    return repr(text if len(text) <= limit else text[:limit - 3] + "...")
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
 def _line(error: BaseException) -> str:

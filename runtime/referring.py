@@ -92,8 +92,9 @@ def run(args: Any, load: Any) -> int:
     if load is None:
         from . import load
     start, done = time.perf_counter(), 0
-    with load(args.engine, model=args.model, backend=args.backend, threads=args.threads,
-              kernels=args.kernels) as engine:
+    with load(
+        args.engine, model=args.model, backend=args.backend, threads=args.threads, kernels=args.kernels
+    ) as engine:
         for (picture, prompts), name in zip(listed.items(), names):
             _one(args, engine, folder / picture, name, prompts)
             done += len(prompts)
@@ -119,10 +120,17 @@ def _one(args: Any, engine: Any, path: Path, name: str, prompts: list[Text]) -> 
     seconds = time.perf_counter() - start
     labels = {i: prompt.label for i, prompt in enumerate(prompts, 1)}
     manifest = engine.bundle.manifest
-    header = {"picture": {"name": path.name, "width": frame.shape[1], "height": frame.shape[0]},
-              "model": {"bundle": engine.bundle.name, "network": manifest.model, "variant": manifest.variant,
-                        "precision": manifest.precision, "backend": engine.backend.name},
-              "objects": [{"id": i, "prompt": label} for i, label in labels.items()]}
+    header = {
+        "picture": {"name": path.name, "width": frame.shape[1], "height": frame.shape[0]},
+        "model": {
+            "bundle": engine.bundle.name,
+            "network": manifest.model,
+            "variant": manifest.variant,
+            "precision": manifest.precision,
+            "backend": engine.backend.name,
+        },
+        "objects": [{"id": i, "prompt": label} for i, label in labels.items()],
+    }
     outputs = Outputs(Path(args.out) / name, frame.shape[:2], 1.0, labels, header, args.overlay, args.masks, still=True)
     with outputs:
         outputs.add(Path(name).name, frame, result)

@@ -33,9 +33,18 @@ class Progress:
         known = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames, {rate_fmt}, {remaining} left"
         # a terminal without a size (docker run -t) would hide the bar if tqdm asked for it itself
         columns, rows = shutil.get_terminal_size()
-        self._bar = tqdm(total=video.count, unit=" frames", desc=Path(video.name).name[-30:] or video.name, leave=False,
-                         disable=not sys.stderr.isatty(), file=sys.stderr, ncols=columns, nrows=rows, smoothing=0.1,
-                         bar_format="{desc}: " + (known if video.count else "{n_fmt} frames, {rate_fmt}"))
+        self._bar = tqdm(
+            total=video.count,
+            unit=" frames",
+            desc=Path(video.name).name[-30:] or video.name,
+            leave=False,
+            disable=not sys.stderr.isatty(),
+            file=sys.stderr,
+            ncols=columns,
+            nrows=rows,
+            smoothing=0.1,
+            bar_format="{desc}: " + (known if video.count else "{n_fmt} frames, {rate_fmt}"),
+        )
 
     def step(self) -> None:
         """One frame is done."""
@@ -61,8 +70,16 @@ class Summary(dict):
         measures = [key for key in ("J", "F", "J&F") if objects and key in objects[0]]
         rows = [["", "what", "visible", "score", *measures]]
         shown = objects[:MAX_ROWS]
-        rows += [[f"{o['id']}", _short(o["prompt"]), f"{o['visible']}/{o['followed']}", f"{o['score']:.2f}",
-                  *(f"{o[key]:.3f}" for key in measures)] for o in shown]
+        rows += [
+            [
+                f"{o['id']}",
+                _short(o["prompt"]),
+                f"{o['visible']}/{o['followed']}",
+                f"{o['score']:.2f}",
+                *(f"{o[key]:.3f}" for key in measures),
+            ]
+            for o in shown
+        ]
         if measures and len(objects) > 1:
             means = [sum(o[key] for o in objects) / len(objects) for key in measures]
             rows.append(["", "mean", "", "", *(f"{mean:.3f}" for mean in means)])
@@ -74,8 +91,10 @@ class Summary(dict):
                 lines[number] = f"\033[38;2;{r};{g};{b}m\N{BLACK SQUARE}\033[0m " + lines[number][2:]
         lines.append(f"... and {len(objects) - MAX_ROWS} more" if len(objects) > MAX_ROWS else "")
         frames = f"{self['done']} frame{'s' * (self['done'] != 1)}"
-        lines.append(f"{frames} in {self['seconds']:.1f} s, {self['fps']:.2f} frames per second"
-                     + (f" ({self['dropped']} dropped: slower than the camera)" if self.get("dropped") else ""))
+        lines.append(
+            f"{frames} in {self['seconds']:.1f} s, {self['fps']:.2f} frames per second"
+            + (f" ({self['dropped']} dropped: slower than the camera)" if self.get("dropped") else "")
+        )
         if self.get("files"):
             lines.append("written: " + "  ".join(self["files"]))
         return lines + [f"note: {note}" for note in self["notes"]]
@@ -83,18 +102,32 @@ class Summary(dict):
 
 def summary(job: Job, engine: Any, labels: dict[int, str], complete: bool, quality: Quality | None) -> Summary:
     """Facts about a finished or interrupted run. Seconds per stage are sums over all calls."""
-    out = Summary(complete=complete, done=job.done, seconds=round(job.seconds, 3),
-                  fps=round(job.done / job.seconds, 3) if job.seconds else 0.0)
+    out = Summary(
+        complete=complete,
+        done=job.done,
+        seconds=round(job.seconds, 3),
+        fps=round(job.done / job.seconds, 3) if job.seconds else 0.0,
+    )
     out["objects"] = []
     for identity in [*labels, *(i for i in job.sums if i not in labels)]:
         label = labels.get(identity, f"object {identity}")
         followed, visible, score = job.sums.get(identity, (0, 0, 0.0))
-        out["objects"].append({"id": identity, "prompt": label, "followed": int(followed), "visible": int(visible),
-                               "score": round(float(score) / max(followed, 1), 4)})
+        out["objects"].append(
+            {
+                "id": identity,
+                "prompt": label,
+                "followed": int(followed),
+                "visible": int(visible),
+                "score": round(float(score) / max(followed, 1), 4),
+            }
+        )
     for entry, row in zip(out["objects"], quality.table() if quality is not None else []):
         entry.update({key: round(value, 4) for key, value in row.items()})
-    stages = {name: {"calls": calls, "seconds": round(seconds, 4)}
-              for name, (calls, seconds) in engine.timings.items() if calls}
+    stages = {
+        name: {"calls": calls, "seconds": round(seconds, 4)}
+        for name, (calls, seconds) in engine.timings.items()
+        if calls
+    }
     out["timings"] = {"reading": round(job.reading, 4), "writing": round(job.writing, 4), "stages": stages}
     out["notes"] = list(job.video.notes)
     if job.video.dropped:
@@ -109,9 +142,19 @@ def listing(folder: Path, as_json: bool) -> int:
         print(json.dumps({"bundles": bundles, "broken": broken}, ensure_ascii=False))
     else:
         rows = [["name", "network", "variant", "precision", "picture", "MB", "text", "demo"]]
-        rows += [[b["name"], b["network"], b["variant"], b["precision"], f"{b['image_size']} px",
-                  f"{b['megabytes']:.0f}", "yes" if b["tokenizer"] else "token ids only", "yes" if b["demo"] else "no"]
-                 for b in bundles]
+        rows += [
+            [
+                b["name"],
+                b["network"],
+                b["variant"],
+                b["precision"],
+                f"{b['image_size']} px",
+                f"{b['megabytes']:.0f}",
+                "yes" if b["tokenizer"] else "token ids only",
+                "yes" if b["demo"] else "no",
+            ]
+            for b in bundles
+        ]
         print("\n".join(_table(rows) if bundles else [f"no bundle in {folder}"]))
     for message in broken:
         print("error: " + message, file=sys.stderr)
@@ -134,14 +177,24 @@ def _bundles(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
             continue
         m = bundle.manifest
         size = sum(path.stat().st_size for name in m.files if (path := sub / name).is_file()) / 1e6
-        bundles.append({"name": bundle.name, "network": m.model, "variant": m.variant, "precision": m.precision,
-                        "image_size": m.image_size, "megabytes": round(size, 1), "tokenizer": m.tokenizer is not None,
-                        "demo": m.demo is not None, "folder": str(bundle.folder)})
+        bundles.append(
+            {
+                "name": bundle.name,
+                "network": m.model,
+                "variant": m.variant,
+                "precision": m.precision,
+                "image_size": m.image_size,
+                "megabytes": round(size, 1),
+                "tokenizer": m.tokenizer is not None,
+                "demo": m.demo is not None,
+                "folder": str(bundle.folder),
+            }
+        )
     return bundles, broken
 
 
 def _short(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else text[:limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _table(rows: list[list[str]]) -> list[str]:

@@ -76,7 +76,8 @@ def _main(argv: list[str], load: Any) -> int:
         if load is None:
             from . import load
         engine = stack.enter_context(
-            load(args.engine, model=args.model, backend=args.backend, threads=args.threads, kernels=args.kernels))
+            load(args.engine, model=args.model, backend=args.backend, threads=args.threads, kernels=args.kernels)
+        )
         quality = None
         if video is None:
             demo = _demo(engine)
@@ -109,8 +110,17 @@ def _run(args: Any, engine: Any, video: Frames, task: Task, quality: Quality | N
     """Everything between open sources and finished files. Returns the exit code of a run that came to its end."""
     with Interrupt() as interrupt:
         header = _header(engine, video, task.labels)
-        outputs = Outputs(args.out, video.size, video.fps, task.labels, header, args.overlay, args.masks,
-                          still=video.count == 1, small_on_top=task.small_on_top)
+        outputs = Outputs(
+            args.out,
+            video.size,
+            video.fps,
+            task.labels,
+            header,
+            args.overlay,
+            args.masks,
+            still=video.count == 1,
+            small_on_top=task.small_on_top,
+        )
         job = Job(task, video, outputs, quality)
         with outputs:
             fault = job.run(interrupt)
@@ -133,11 +143,23 @@ def _run(args: Any, engine: Any, video: Frames, task: Task, quality: Quality | N
 def _header(engine: Any, video: Frames, labels: dict[int, str]) -> dict[str, Any]:
     manifest = engine.bundle.manifest
     objects = [{"id": identity, "prompt": label} for identity, label in labels.items()]
-    return {"video": {"name": video.name, "width": video.size[1], "height": video.size[0], "fps": round(video.fps, 3),
-                      "stride": video.stride},
-            "model": {"bundle": engine.bundle.name, "network": manifest.model, "variant": manifest.variant,
-                      "precision": manifest.precision, "backend": engine.backend.name},
-            "objects": objects}
+    return {
+        "video": {
+            "name": video.name,
+            "width": video.size[1],
+            "height": video.size[0],
+            "fps": round(video.fps, 3),
+            "stride": video.stride,
+        },
+        "model": {
+            "bundle": engine.bundle.name,
+            "network": manifest.model,
+            "variant": manifest.variant,
+            "precision": manifest.precision,
+            "backend": engine.backend.name,
+        },
+        "objects": objects,
+    }
 
 
 class Job:
@@ -190,7 +212,7 @@ class Job:
         self._outputs.add(self.video.frame_name(result.frame_index), frame, result)
         self.done += 1
         for identity, mask, score in zip(result.object_ids, result.masks, result.scores):
-            self.sums[identity] = self.sums.get(identity, np.zeros(3)) + (1, mask.any(), score)
+            self.sums[identity] = self.sums.get(identity, np.zeros(3)) + np.array((1, mask.any(), score))
         if self._quality is not None:
             self._quality.add(result)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,10 +23,20 @@ class Session:
     is complete, `flush` completes the rest. Pushing after a flush goes on with the same memory.
     """
 
-    def __init__(self, engine: Engine, network: Any, prompts: Sequence[Text], logits: bool,
-                 conditional_memory: bool | None, memory: bool, window: int | None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        network: Any,
+        prompts: Sequence[Text],
+        logits: bool,
+        conditional_memory: bool | None,
+        memory: bool,
+        window: int | None,
+    ) -> None:
         if window is not None and not 1 <= window <= network.window:
-            raise UserError(f"window must be 1 to {network.window}, the clip length this bundle was trained with, not {window}")
+            raise UserError(
+                f"window must be 1 to {network.window}, the clip length this bundle was trained with, not {window}"
+            )
         self._window = window or network.window
         self._engine, self._network = engine, network
         self._logits = logits
@@ -101,8 +112,15 @@ class Session:
         if masks is None:
             masks = self._upsampler.masks(decoded.low_res_logits)
             boxes = ops.boxes_and_areas(masks)[0].astype(np.float32)
-        return Result(index, self.object_ids, masks, ops.probability(score), score, boxes,
-                      decoded.low_res_logits if self._logits else None)
+        return Result(
+            index,
+            self.object_ids,
+            masks,
+            ops.probability(score),
+            score,
+            boxes,
+            decoded.low_res_logits if self._logits else None,
+        )
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -126,8 +144,10 @@ class Session:
     def _checked(self, frame: Any) -> Any:
         frame = self._here(frame)
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
-            raise VideoError(f"frame {self._frames + self._waiting}: must be uint8 RGB (height, width, 3), "
-                             f"not {frame.dtype} {frame.shape}")
+            raise VideoError(
+                f"frame {self._frames + self._waiting}: must be uint8 RGB (height, width, 3), "
+                f"not {frame.dtype} {frame.shape}"
+            )
         size = frame.shape[:2]
         if self._size is None:
             self._size = size
@@ -135,16 +155,19 @@ class Session:
             self._resized = network.resized(size)
             self._upsampler = ops.MaskUpsampler(network.low_res_side, network.image_size, self._resized, size)
         elif size != self._size:
-            raise VideoError(f"frame {self._frames + self._waiting}: size changed from {self._size[1]}x{self._size[0]} to "
-                             f"{size[1]}x{size[0]}; open a new session for the new size")
+            raise VideoError(
+                f"frame {self._frames + self._waiting}: size changed from {self._size[1]}x{self._size[0]} to "
+                f"{size[1]}x{size[0]}; open a new session for the new size"
+            )
         return frame
-
 
     def _here(self, frame: Any) -> Any:
         """The frame as a numpy array, or as a `DeviceArray` where it is on the device that this session runs on."""
         if not foreign.on_gpu(frame):
             return np.asarray(frame)
         if self._network.kernels is None:
-            raise VideoError(f"frame {self._frames + self._waiting}: is on a GPU, and this session takes frames from the "
-                             "host; load the engine with a CUDA backend and kernels='on', or copy the frame")
+            raise VideoError(
+                f"frame {self._frames + self._waiting}: is on a GPU, and this session takes frames from the "
+                "host; load the engine with a CUDA backend and kernels='on', or copy the frame"
+            )
         return foreign.device_array(frame, self._engine.backend.device)

@@ -18,9 +18,11 @@ Check = Callable[[Any, str], None]
 
 def whole(low: int, high: int) -> Check:
     """A whole number in low..high."""
+
     def check(value: Any, where: str) -> None:
         if type(value) is not int or not low <= value <= high:
             raise BundleError(f"{where} must be a whole number in {low}..{high}, not {value!r}")
+
     return check
 
 
@@ -28,6 +30,7 @@ def one_of(*words: str) -> Check:
     def check(value: Any, where: str) -> None:
         if not isinstance(value, str) or value not in words:
             raise BundleError(f"{where} must be one of {', '.join(words)}, not {value!r}")
+
     return check
 
 
@@ -45,6 +48,7 @@ def number(value: Any, where: str) -> None:
 
 def colours(low: float) -> Check:
     """Three numbers above `low`, one per colour."""
+
     def check(value: Any, where: str) -> None:
         if not isinstance(value, list) or len(value) != 3:
             raise BundleError(f"{where} must be three numbers, not {value!r}")
@@ -52,6 +56,7 @@ def colours(low: float) -> Check:
             number(v, where)
             if not low < v:
                 raise BundleError(f"{where} must be numbers above {low:g}, not {value!r}")
+
     return check
 
 
@@ -76,20 +81,33 @@ class Group:
 
 
 COUNT = whole(1, 65_536)
-SETTINGS = Group({
-    "window": whole(1, 1024),
-    "mean": colours(-math.inf), "std": colours(1e-6),
-    "resize": Group({"rule": one_of("samwise_video", "square"), "short": whole(1, 8192), "max": whole(1, 8192)},
-                    optional=("short",)),
-    "memory": Group({"slots": COUNT, "pointers": whole(0, 65_536)}),
-    "conditional_memory": Group({"first": whole(0, 1 << 31), "every": whole(1, 1 << 31)}, null=True),
-    "text": Group({"max_tokens": COUNT, "vocabulary": whole(1, 1 << 31), "motion": flag, "keep_end": flag,
-                   "lowercase": flag}, optional=("keep_end", "lowercase")),
-    "no_object_logit": number,
-    "sam2": Group({"memory": Group({"slots": COUNT, "pointers": whole(0, 65_536)}),
-                   "resample": Group({"video": one_of("bilinear", "bicubic", "float"),
-                                      "image": one_of("bilinear", "bicubic", "float")})}),
-}, optional=("window", "mean", "std", "resize", "memory", "conditional_memory", "text", "no_object_logit", "sam2"))
+SETTINGS = Group(
+    {
+        "window": whole(1, 1024),
+        "mean": colours(-math.inf),
+        "std": colours(1e-6),
+        "resize": Group(
+            {"rule": one_of("samwise_video", "square"), "short": whole(1, 8192), "max": whole(1, 8192)},
+            optional=("short",),
+        ),
+        "memory": Group({"slots": COUNT, "pointers": whole(0, 65_536)}),
+        "conditional_memory": Group({"first": whole(0, 1 << 31), "every": whole(1, 1 << 31)}, null=True),
+        "text": Group(
+            {"max_tokens": COUNT, "vocabulary": whole(1, 1 << 31), "motion": flag, "keep_end": flag, "lowercase": flag},
+            optional=("keep_end", "lowercase"),
+        ),
+        "no_object_logit": number,
+        "sam2": Group(
+            {
+                "memory": Group({"slots": COUNT, "pointers": whole(0, 65_536)}),
+                "resample": Group(
+                    {"video": one_of("bilinear", "bicubic", "float"), "image": one_of("bilinear", "bicubic", "float")}
+                ),
+            }
+        ),
+    },
+    optional=("window", "mean", "std", "resize", "memory", "conditional_memory", "text", "no_object_logit", "sam2"),
+)
 """Every setting that the runtime knows. At the top all are optional: which are needed is the network's affair."""
 
 

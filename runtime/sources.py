@@ -47,7 +47,7 @@ class Source:
 def open_source(source: str | Path | int, stride: int = 1) -> Source:
     """Open any kind of source; of its frames every `stride`-th is read. Raises VideoError."""
     text = str(source)
-    if isinstance(source, int) or re.fullmatch(r"\d{1,3}", text) and not Path(text).exists():
+    if isinstance(source, int) or (re.fullmatch(r"\d{1,3}", text) and not Path(text).exists()):
         return _camera(int(text), stride)
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", text):
         return _address(text, stride)
@@ -71,8 +71,10 @@ def _picture(path: Path) -> Source:
 
 
 def _folder(path: Path, stride: int) -> Source:
-    files = sorted((f for f in path.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith(".")),
-                   key=lambda f: natural(f.name))[::stride]
+    files = sorted(
+        (f for f in path.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith(".")),
+        key=lambda f: natural(f.name),
+    )[::stride]
     if not files:
         raise VideoError(f"{path}: no pictures in this folder (looked for {' '.join(PICTURES)})")
     return Source(str(path), FOLDER_FPS / stride, len(files), map(read_picture, files), names=[f.stem for f in files])
@@ -183,14 +185,16 @@ def _decode(source: Source, container: Any, stride: int) -> Iterator[np.ndarray]
                         yield _array(frame, source.name)
                     decoded += 1
         except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"{source.name}: damaged or cut short after {decoded} "
-                             f"frame{'s' * (decoded != 1)} ({reason(error)})") from None
+            raise VideoError(
+                f"{source.name}: damaged or cut short after {decoded} frame{'s' * (decoded != 1)} ({reason(error)})"
+            ) from None
         promised = _promised_seconds(container, stream)
     if decoded == 0:
         raise VideoError(f"{source.name}: holds no frame that can be decoded; the file is damaged or cut short")
     if promised - last > max(0.5, 5 / float(stream.average_rate or FOLDER_FPS)):
-        raise VideoError(f"{source.name}: cut short: it ends at {last:.1f} of {promised:.1f} seconds, "
-                         f"after {decoded} frames")
+        raise VideoError(
+            f"{source.name}: cut short: it ends at {last:.1f} of {promised:.1f} seconds, after {decoded} frames"
+        )
     if damaged:
         source.notes.append(f"{source.name}: {damaged} of {decoded} frames are damaged; masks there may be wrong")
 
@@ -225,8 +229,10 @@ def _live(source: Source, container: Any, opened: Callable[[], Any], stride: int
         container = None
         failures += 1
         if failures > RETRIES:
-            raise VideoError(f"{source.name}: dropped after {decoded} frames ({why}) and did not come back "
-                             f"in {RETRIES} tries; check the cable, the address or the network")
+            raise VideoError(
+                f"{source.name}: dropped after {decoded} frames ({why}) and did not come back "
+                f"in {RETRIES} tries; check the cable, the address or the network"
+            )
         time.sleep(RETRY_SECONDS * 2 ** (failures - 1))
 
 

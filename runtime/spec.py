@@ -8,10 +8,11 @@ refused with one line and not with a traceback three calls later.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 from . import settings as known_settings
 from .errors import BundleError
@@ -111,8 +112,9 @@ def _need(data: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any
         raise BundleError(f"{where} must be an object, not {type(data).__name__}")
     value = data.get(key)
     # bool is an int in Python and never what a size means
-    if not isinstance(value,
-                      kind) or (isinstance(value, bool) and bool not in (kind if isinstance(kind, tuple) else (kind,))):
+    if not isinstance(value, kind) or (
+        isinstance(value, bool) and bool not in (kind if isinstance(kind, tuple) else (kind,))
+    ):
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise BundleError(f"{where}.{key} must be {names}, not {type(value).__name__}")
     return value
@@ -124,8 +126,9 @@ def _manifest(data: Any) -> Manifest:
         raise BundleError(f"format {version} is newer than this runtime knows ({FORMAT}); upgrade samwise-runtime")
     bounds = {}
     for symbol, pair in _need(data, "bounds", dict, "manifest").items():
-        if not (isinstance(pair,
-                           list) and len(pair) == 2 and all(type(v) is int for v in pair) and 0 <= pair[0] <= pair[1]):
+        if not (
+            isinstance(pair, list) and len(pair) == 2 and all(type(v) is int for v in pair) and 0 <= pair[0] <= pair[1]
+        ):
             raise BundleError(f"bounds.{symbol} must be [low, high]")
         bounds[symbol] = (pair[0], pair[1])
     stages = {name: _stage(name, s, bounds) for name, s in _need(data, "stages", dict, "manifest").items()}
@@ -149,10 +152,18 @@ def _manifest(data: Any) -> Manifest:
             _inside(_need(data, key, str, "manifest"), key)
         optional[key] = value
     return Manifest(
-        model=_need(data, "model", str, "manifest"), variant=_need(data, "variant", str, "manifest"),
-        precision=_need(data, "precision", str, "manifest"), image_size=size, stages=stages, bounds=bounds,
-        settings=_need(data, "settings", dict, "manifest"), format=version, files=files,
-        provenance=_need(data, "provenance", dict, "manifest") if data.get("provenance") else {}, **optional)
+        model=_need(data, "model", str, "manifest"),
+        variant=_need(data, "variant", str, "manifest"),
+        precision=_need(data, "precision", str, "manifest"),
+        image_size=size,
+        stages=stages,
+        bounds=bounds,
+        settings=_need(data, "settings", dict, "manifest"),
+        format=version,
+        files=files,
+        provenance=_need(data, "provenance", dict, "manifest") if data.get("provenance") else {},
+        **optional,
+    )
 
 
 def _stage(name: str, data: Any, bounds: Mapping[str, Any]) -> StageSpec:
@@ -163,9 +174,12 @@ def _stage(name: str, data: Any, bounds: Mapping[str, Any]) -> StageSpec:
     for file in files.values():
         _inside(file, where)
     return StageSpec(
-        name=name, files=files, precision=_need(data, "precision", str, where),
+        name=name,
+        files=files,
+        precision=_need(data, "precision", str, where),
         inputs=tuple(_tensor(t, f"{where}.inputs", bounds) for t in _need(data, "inputs", list, where)),
-        outputs=tuple(_tensor(t, f"{where}.outputs", bounds) for t in _need(data, "outputs", list, where)))
+        outputs=tuple(_tensor(t, f"{where}.outputs", bounds) for t in _need(data, "outputs", list, where)),
+    )
 
 
 def _tensor(data: Any, where: str, bounds: Mapping[str, Any]) -> TensorSpec:
@@ -187,6 +201,12 @@ def _tensor(data: Any, where: str, bounds: Mapping[str, Any]) -> TensorSpec:
 
 def _inside(file: Any, where: str) -> None:
     """A bundle never points outside its own folder."""
-    if (not isinstance(file, str) or not file or not file.isprintable() or file.startswith(("/", "\\")) or ":" in file
-            or ".." in file.replace("\\", "/").split("/")):
+    if (
+        not isinstance(file, str)
+        or not file
+        or not file.isprintable()
+        or file.startswith(("/", "\\"))
+        or ":" in file
+        or ".." in file.replace("\\", "/").split("/")
+    ):
         raise BundleError(f"{where}: {file!r} is not a path inside the bundle")

@@ -93,11 +93,13 @@ class Tracker:
         """A prompt, or several that belong together (a box and points), checked against the size of the video."""
         parts = tuple(prompt) if isinstance(prompt, (list, tuple)) else (prompt,)
         if any(not isinstance(p, (Points, Box, Mask)) for p in parts) or not parts:
-            raise PromptError("a prompt must be runtime.Points, runtime.Box, runtime.Mask, or [Box, Points] together, "
-                              f"not {type(prompt).__name__}")
+            raise PromptError(
+                "a prompt must be runtime.Points, runtime.Box, runtime.Mask, or [Box, Points] together, "
+                f"not {type(prompt).__name__}"
+            )
         masks = [p for p in parts if isinstance(p, Mask)]
         boxes = [p for p in parts if isinstance(p, Box)]
-        if masks and len(parts) > 1 or len(boxes) > 1:
+        if (masks and len(parts) > 1) or len(boxes) > 1:
             raise PromptError("one object takes one mask alone, or at most one box, with or without points, per frame")
         if masks:
             return self._network.mask(masks[0].checked(*self._size))
@@ -114,8 +116,15 @@ class Tracker:
 
     def _outcome(self, decoded: Any, prompted: bool = False) -> Outcome:
         """A decoder's answer as it is stored."""
-        return Outcome(fill_holes(decoded.low_res_logits, self._options.fill_hole_area), decoded.score, decoded.pointer,
-                       decoded.selected, decoded.ious, decoded.memory_tokens, prompted=prompted)
+        return Outcome(
+            fill_holes(decoded.low_res_logits, self._options.fill_hole_area),
+            decoded.score,
+            decoded.pointer,
+            decoded.selected,
+            decoded.ious,
+            decoded.memory_tokens,
+            prompted=prompted,
+        )
 
     def _mask_outcome(self, decoded: Any, logits: np.ndarray) -> Outcome:
         """The outcome of a mask prompt: the mask itself, with the decoder's pointer."""
@@ -139,7 +148,9 @@ class Tracker:
             scores[i] = ABSENT if outcome is None else outcome.score
         masks = self._masks(low_res)
         boxes = ops.boxes_and_areas(masks)[0].astype(np.float32)
-        return Result(frame, tuple(shown), masks, ops.probability(scores), scores, boxes, low_res if self._logits else None)
+        return Result(
+            frame, tuple(shown), masks, ops.probability(scores), scores, boxes, low_res if self._logits else None
+        )
 
     def _masks(self, low_res: np.ndarray) -> np.ndarray:
         if not self._options.non_overlap_masks or len(low_res) < 2:
@@ -159,8 +170,10 @@ def checked_frame(frame: Any, index: int, size: tuple[int, int] | None) -> np.nd
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
         raise VideoError(f"frame {index}: must be uint8 RGB (height, width, 3), not {frame.dtype} {frame.shape}")
     if size is not None and frame.shape[:2] != size:
-        raise VideoError(f"frame {index}: size changed from {size[1]}x{size[0]} to {frame.shape[1]}x{frame.shape[0]}; "
-                         "open a new session for the new size")
+        raise VideoError(
+            f"frame {index}: size changed from {size[1]}x{size[0]} to {frame.shape[1]}x{frame.shape[0]}; "
+            "open a new session for the new size"
+        )
     return frame
 
 

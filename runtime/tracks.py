@@ -162,13 +162,18 @@ def recall(track: Track, frame: int, frames: int | None, reverse: bool, reach: R
     longest = (reach.pointers if frames is None else min(reach.pointers, frames)) - 1
     for distance in range(1, longest + 1):
         past = frame - sign * distance
-        if past < 0 or frames is not None and past >= frames:
+        if past < 0 or (frames is not None and past >= frames):
             break
         outcome = track.others.get(past) or far.get(past)
         if outcome is not None:
             pointers.append((distance, outcome.pointer))
-    return Recall([page for _, page in pages], [age for age, _ in pages], [pointer for _, pointer in pointers],
-                  [distance for distance, _ in pointers], longest)
+    return Recall(
+        [page for _, page in pages],
+        [age for age, _ in pages],
+        [pointer for _, pointer in pointers],
+        [distance for distance, _ in pointers],
+        longest,
+    )
 
 
 def strided(frame: int, reverse: bool, slots: int, stride: int) -> Iterator[tuple[int, int]]:
@@ -181,8 +186,9 @@ def strided(frame: int, reverse: bool, slots: int, stride: int) -> Iterator[tupl
     yield 0, frame - sign
 
 
-def _nearest(frame: int, conditioning: Mapping[int, Outcome],
-             most: int | None) -> tuple[Mapping[int, Outcome], Mapping[int, Outcome]]:
+def _nearest(
+    frame: int, conditioning: Mapping[int, Outcome], most: int | None
+) -> tuple[Mapping[int, Outcome], Mapping[int, Outcome]]:
     """The conditioning frames that are looked at, and the rest: the nearest on each side, then the nearest of all."""
     if most is None or len(conditioning) <= most:
         return conditioning, {}
@@ -190,6 +196,6 @@ def _nearest(frame: int, conditioning: Mapping[int, Outcome],
     after = min((t for t in conditioning if t >= frame), default=None)
     chosen = [t for t in (before, after) if t is not None]
     rest = sorted((t for t in conditioning if t not in chosen), key=lambda t: abs(t - frame))
-    chosen += rest[:most - len(chosen)]
+    chosen += rest[: most - len(chosen)]
     near: dict[int, Any] = {t: conditioning[t] for t in chosen}
     return near, {t: outcome for t, outcome in conditioning.items() if t not in near}

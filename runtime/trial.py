@@ -73,8 +73,14 @@ class Trial:
     note: notes.Note
 
 
-def run(bundle: Bundle, backend: str, threads: int | None = None, repeats: int = REPEATS, frames: int = FRAMES,
-        clock: Clock = time.perf_counter) -> Trial:
+def run(
+    bundle: Bundle,
+    backend: str,
+    threads: int | None = None,
+    repeats: int = REPEATS,
+    frames: int = FRAMES,
+    clock: Clock = time.perf_counter,
+) -> Trial:
     """Try `backend` with `bundle`. Raises BackendError, BundleError; RuntimeFault when a stage fails."""
     bundle.verify()
     reference, reference_start = _timed(lambda: Engine(bundle, create("ort", threads)), clock)
@@ -89,11 +95,19 @@ def run(bundle: Bundle, backend: str, threads: int | None = None, repeats: int =
     unreached = tuple(name for name, r in recorders.items() if not r.calls)
     most, least = LIMITS.get(bundle.manifest.precision, LIMITS["fp32"])
     note = notes.Note(
-        backend=backend, bundle=bundle.name, graphs=notes.fingerprint(bundle.manifest),
-        versions=notes.versions(*ON_TRIAL.get(backend, ())), processor=notes.processor(), threads=threads,
-        exact=not unreached and error <= most and iou >= least, error=error, iou=iou,
+        backend=backend,
+        bundle=bundle.name,
+        graphs=notes.fingerprint(bundle.manifest),
+        versions=notes.versions(*ON_TRIAL.get(backend, ())),
+        processor=notes.processor(),
+        threads=threads,
+        exact=not unreached and error <= most and iou >= least,
+        error=error,
+        iou=iou,
         reference_frame_seconds=sum(r.calls * r.reference_seconds for r in rows) / looked,
-        frame_seconds=sum(r.calls * r.seconds for r in rows) / looked, extra_start_seconds=start - reference_start)
+        frame_seconds=sum(r.calls * r.seconds for r in rows) / looked,
+        extra_start_seconds=start - reference_start,
+    )
     return Trial(rows, unreached, note)
 
 
@@ -130,6 +144,7 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
 
 # -- the clip ----------------------------------------------------------------------------------------------------------
 
+
 def masks_of(engine: Engine, frames: int) -> tuple[list[np.ndarray], int]:
     """Masks (T,H,W) of every object of everything that the bundle can do, and how many frames were looked at."""
     found: list[np.ndarray] = []
@@ -153,7 +168,7 @@ def film(bundle: Bundle, frames: int) -> np.ndarray:
     pictures = []
     for t in range(frames):
         base = np.stack([np.sin(x / (6 + 5 * c) + 0.4 * t) * np.cos(y / (10 - 2 * c) - 0.3 * t) for c in range(3)], -1)
-        disc = (x - 30 - 6 * t) ** 2 + (y - 60) ** 2 < 24 ** 2
+        disc = (x - 30 - 6 * t) ** 2 + (y - 60) ** 2 < 24**2
         pictures.append(np.where(disc[..., None], (220, 190, 70), 110 + 80 * base).clip(0, 255).astype(np.uint8))
     return np.stack(pictures)
 
@@ -178,7 +193,7 @@ def _clicks(engine: Engine, frames: np.ndarray) -> np.ndarray:
     """A click, a box and a mask, followed for a few frames."""
     frames = frames[:4]
     mask = np.zeros(frames.shape[1:3], bool)
-    mask[mask.shape[0] // 3:mask.shape[0] * 2 // 3, mask.shape[1] // 4:mask.shape[1] // 2] = True
+    mask[mask.shape[0] // 3 : mask.shape[0] * 2 // 3, mask.shape[1] // 4 : mask.shape[1] // 2] = True
     with engine.video(frames) as video:
         video.add_points(0, 1, [(0.45, 0.5)], [1], normalized=True)
         video.add_box(0, 2, (0.2, 0.3, 0.6, 0.7), normalized=True)
@@ -191,22 +206,31 @@ def _pictures(engine: Engine, frames: np.ndarray) -> np.ndarray:
 
 
 ABILITIES: Mapping[str, Callable[[Engine, np.ndarray], np.ndarray]] = {
-    "open": _sentences, "video": _clicks, "refer": _pictures}
+    "open": _sentences,
+    "video": _clicks,
+    "refer": _pictures,
+}
 """Method by which a network shows what it can do (`Engine.network`) -> how it is asked."""
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
 
+
 def table(trial: Trial) -> str:
     """The trial as text; times are shares and ratios of each other."""
     total = sum(r.calls * r.reference_seconds for r in trial.rows)
     lines = [f"{'stage':22} {'calls':>5} {'rel. L2':>9} {'share':>6} {'speed':>6}"]
-    lines += [f"{r.stage:22} {r.calls:5} {r.error:9.1e} {r.calls * r.reference_seconds / total:6.1%} "
-              f"{r.reference_seconds / max(r.seconds, 1e-9):6.2f}" for r in trial.rows]
+    lines += [
+        f"{r.stage:22} {r.calls:5} {r.error:9.1e} {r.calls * r.reference_seconds / total:6.1%} "
+        f"{r.reference_seconds / max(r.seconds, 1e-9):6.2f}"
+        for r in trial.rows
+    ]
     note = trial.note
     lines += [f"{name:22}     0  not reached by the clip" for name in trial.unreached]
-    lines.append(f"all: {note.speedup:.2f}x ONNX Runtime's speed, relative error {note.error:.1e}, IoU {note.iou:.5f}, "
-                 f"start {note.extra_start_seconds:+.1f} s")
+    lines.append(
+        f"all: {note.speedup:.2f}x ONNX Runtime's speed, relative error {note.error:.1e}, IoU {note.iou:.5f}, "
+        f"start {note.extra_start_seconds:+.1f} s"
+    )
     return "\n".join(lines)
 
 

@@ -56,8 +56,9 @@ class Frames:
         limited = itertools.islice(_same_size(source, first), max_frames)
         depth = max(1, min(QUEUE_FRAMES, QUEUE_BYTES // first.nbytes))
         self._state = _State(queue.Queue(depth), source.live)
-        self._thread = threading.Thread(target=_work, args=(limited, source.read, self._state), daemon=True,
-                                        name=f"frames of {self.name}")
+        self._thread = threading.Thread(
+            target=_work, args=(limited, source.read, self._state), daemon=True, name=f"frames of {self.name}"
+        )
         # The thread knows the state, not this object, so that dropping the object ends the thread.
         self._finalizer = weakref.finalize(self, _let_go, self._state, source.read)
 
@@ -144,8 +145,10 @@ class _State:
 def _same_size(source: Source, first: np.ndarray) -> Iterator[np.ndarray]:
     for index, frame in enumerate(itertools.chain([first], source.read)):
         if frame.shape != first.shape:
-            raise VideoError(f"{source.name}: the size changes from {first.shape[1]}x{first.shape[0]} to "
-                             f"{frame.shape[1]}x{frame.shape[0]} at frame {index}; cut the video there or scale it")
+            raise VideoError(
+                f"{source.name}: the size changes from {first.shape[1]}x{first.shape[0]} to "
+                f"{frame.shape[1]}x{frame.shape[0]} at frame {index}; cut the video there or scale it"
+            )
         yield frame
 
 

@@ -42,8 +42,9 @@ class VideoSession(Tracker):
 
     # -- prompts --------------------------------------------------------------------------------------------------
 
-    def add_points(self, frame: int, obj: int, points: Any, labels: Any, clear_old: bool = True,
-                   normalized: bool = False) -> Result:
+    def add_points(
+        self, frame: int, obj: int, points: Any, labels: Any, clear_old: bool = True, normalized: bool = False
+    ) -> Result:
         """Click on an object.
 
         points (K,2) x, y in source pixels (0..1 if `normalized`); labels (K,) 1 on it, 0 beside it; `clear_old` False
@@ -52,8 +53,9 @@ class VideoSession(Tracker):
         """
         return self._prompt(frame, obj, [Points(points, labels, normalized)], clear_old)
 
-    def add_box(self, frame: int, obj: int, box: Any, points: Any = None, labels: Any = None,
-                normalized: bool = False) -> Result:
+    def add_box(
+        self, frame: int, obj: int, box: Any, points: Any = None, labels: Any = None, normalized: bool = False
+    ) -> Result:
         """Draw a box (left, top, right, bottom) around an object, with or without clicks; replaces what was there."""
         if (points is None) != (labels is None):
             raise PromptError("give points and labels together, or neither")
@@ -139,8 +141,9 @@ class VideoSession(Tracker):
 
     # -- tracking -------------------------------------------------------------------------------------------------
 
-    def propagate(self, start_frame: int | None = None, max_frames: int | None = None,
-                  reverse: bool = False) -> Iterator[Result]:
+    def propagate(
+        self, start_frame: int | None = None, max_frames: int | None = None, reverse: bool = False
+    ) -> Iterator[Result]:
         """Follow all objects, forward from `start_frame` (default: the first frame that a prompt made) or in `reverse`.
 
         At most `max_frames` frames after the first one. Prompts count from here on. Frames that prompts made are given
@@ -208,16 +211,25 @@ class VideoSession(Tracker):
             track.tracked[frame] = reverse
         return self._result(frame, {obj: track.stored(frame) for obj, track in followed.items()})
 
-    def _write(self, frame: int, pairs: Sequence[tuple[Track, Outcome]], prompted: bool,
-               logits: Sequence[np.ndarray] | None = None) -> None:
+    def _write(
+        self,
+        frame: int,
+        pairs: Sequence[tuple[Track, Outcome]],
+        prompted: bool,
+        logits: Sequence[np.ndarray] | None = None,
+    ) -> None:
         """Memory of outcomes on one frame, all objects at once."""
         if not pairs:
             return
         for track, outcome in pairs:
             outcome.page = outcome.page or track.bank.take()
         self._network.remember(
-            self._picture(frame), logits or [o.low_res_logits for _, o in pairs], [prompted] * len(pairs),
-            [o.score for _, o in pairs], [o.page for _, o in pairs])
+            self._picture(frame),
+            logits or [o.low_res_logits for _, o in pairs],
+            [prompted] * len(pairs),
+            [o.score for _, o in pairs],
+            [o.page for _, o in pairs],
+        )
 
     def _recall(self, track: Track, frame: int, reverse: bool) -> Any:
         return recall(track, frame, self.num_frames, reverse, self._network.reach, self._options)
@@ -232,8 +244,9 @@ class VideoSession(Tracker):
             pictures.move_to_end(frame)
             return pictures[frame]
         picture = pictures.popitem(last=False)[1] if len(pictures) == PICTURES else self._network.picture()
-        self._network.encode(checked_frame(self._frames[frame], frame, self._size), picture,
-                             self._network.resample["video"])
+        self._network.encode(
+            checked_frame(self._frames[frame], frame, self._size), picture, self._network.resample["video"]
+        )
         pictures[frame] = picture
         return picture
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -69,11 +70,13 @@ class Packed:
 
     @staticmethod
     def _views(block: Any, layout: Sequence[tuple[str, int, tuple[int, ...], np.dtype]]) -> dict[str, Any]:
-        return {name: block[at:at + prod(shape) * dtype.itemsize].view(dtype).reshape(*shape)
-                for name, at, shape, dtype in layout}
+        return {
+            name: block[at : at + prod(shape) * dtype.itemsize].view(dtype).reshape(*shape)
+            for name, at, shape, dtype in layout
+        }
 
     def read(self, without_last: bool = False) -> dict[str, np.ndarray]:
         """Host views by name, valid until the next `read`."""
         layout = self._layout[:-1] if without_last else self._layout
-        block = self._block[:self._layout[-1][1]] if without_last else self._block
+        block = self._block[: self._layout[-1][1]] if without_last else self._block
         return self._views(self._device.download(block), layout)

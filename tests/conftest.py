@@ -7,6 +7,7 @@ import pytest
 def toy(tmp_path_factory) -> Path:
     """The toy bundle of `toy.py`, conditional memory on."""
     import toy as module
+
     return module.build(tmp_path_factory.mktemp("bundles") / "toy")
 
 
@@ -14,4 +15,5 @@ def toy(tmp_path_factory) -> Path:
 def toy_sam2_bundle(tmp_path_factory) -> Path:
     """The toy bundle of `toy_sam2.py`."""
     import toy_sam2 as module
+
     return module.build(tmp_path_factory.mktemp("bundles") / "toy_sam2")

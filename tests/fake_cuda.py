@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class FakeDriver:
         self._ranges: dict[str, list[tuple[int, int]]] = {"device": [], "pinned": []}
 
     def _memory(self, kind: str, size: int):
-        memory = np.full(size + 64, 0xFF, np.uint8)     # not zero: reading what nobody wrote must show
+        memory = np.full(size + 64, 0xFF, np.uint8)  # not zero: reading what nobody wrote must show
         ptr = memory.ctypes.data
         self._ranges[kind].append((ptr, ptr + size))
         self.calls[kind] += 1
@@ -125,8 +125,10 @@ class HostKernels:
         frame, row_first, row_weight, column_first, column_weight, table, out = pointers
         height, width, rows, columns, size, row_taps, column_taps = numbers
         x = view(frame, (height, width, 3), np.uint8)
-        for axis, first, weight, n, taps in ((1, column_first, column_weight, columns, column_taps),
-                                             (0, row_first, row_weight, rows, row_taps)):
+        for axis, first, weight, n, taps in (
+            (1, column_first, column_weight, columns, column_taps),
+            (0, row_first, row_weight, rows, row_taps),
+        ):
             index = np.minimum(view(first, (n,), np.int32)[:, None] + np.arange(taps), x.shape[axis] - 1)
             weights = view(weight, (n, taps), np.int32).astype(np.int64)
             total = np.einsum("ik,ik...->i...", weights, np.moveaxis(x, axis, 0)[index].astype(np.int64)) + (1 << 21)

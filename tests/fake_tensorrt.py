@@ -79,9 +79,16 @@ class Inspector:
         assert kind == LayerInformationFormat.JSON and self.execution_context.engine is self.engine
         half = {"Name": "x", "Format/Datatype": "Row major linear FP16 format"}
         wide = {"Name": "y", "Format/Datatype": "Row major linear FP32"}
-        layers = [{"Name": f"__myl_{self.engine.tensors[0].name}", "LayerType": "kgen", "Inputs": [half],
-                   "Outputs": [half], "TacticName": "__myl_0x1"},
-                  {"Name": "sum", "LayerType": "gemm", "Inputs": [half, half], "Outputs": [wide], "TacticValue": "0x2"}]
+        layers = [
+            {
+                "Name": f"__myl_{self.engine.tensors[0].name}",
+                "LayerType": "kgen",
+                "Inputs": [half],
+                "Outputs": [half],
+                "TacticName": "__myl_0x1",
+            },
+            {"Name": "sum", "LayerType": "gemm", "Inputs": [half, half], "Outputs": [wide], "TacticValue": "0x2"},
+        ]
         return json.dumps({"Layers": layers, "Bindings": [t.name for t in self.engine.tensors]})
 
 
@@ -117,7 +124,7 @@ class Context:
         return True
 
     def _run(self, shapes, addresses, memory) -> None:
-        ctypes.memset(memory[0], 0xAB, memory[1])          # scratch is overwritten, recorded or not
+        ctypes.memset(memory[0], 0xAB, memory[1])  # scratch is overwritten, recorded or not
         session = self.engine.session
         inputs = {t.name: at(addresses[t.name], shapes[t.name], NUMPY[ONNX[t.type]]) for t in session.get_inputs()}
         for t, result in zip(session.get_outputs(), session.run(None, inputs)):

@@ -11,13 +11,23 @@ def clip(count=12, height=48, width=64):
     frames = np.full((count, height, width, 3), 16, np.uint8)
     for i, frame in enumerate(frames):
         x = (4 + 2 * i) % (width - 24)
-        frame[12:36, x:x + 20] = 250, 20, 20
+        frame[12:36, x : x + 20] = 250, 20, 20
         frame[40:] = 16 + 4 * (i % 50)
     return frames
 
 
-def write(path: Path, frames=None, codec="libx264", pix_fmt="yuv420p", source="rgb24", fps=24, rotate=None, audio=False,
-          gop=12, **options):
+def write(
+    path: Path,
+    frames=None,
+    codec="libx264",
+    pix_fmt="yuv420p",
+    source="rgb24",
+    fps=24,
+    rotate=None,
+    audio=False,
+    gop=12,
+    **options,
+):
     """Write frames into a file; its suffix names the container."""
     frames = clip() if frames is None else frames
     with av.open(str(path), "w", options=options) as container:
@@ -49,7 +59,7 @@ def cut(path: Path, part: float) -> Path:
     """The first part of a file, as an interrupted copy leaves it."""
     data = path.read_bytes()
     out = path.with_name("cut_" + path.name)
-    out.write_bytes(data[:int(len(data) * part)])
+    out.write_bytes(data[: int(len(data) * part)])
     return out
 
 

@@ -63,8 +63,9 @@ class Player:
     """One video and one sentence through the stages of a network. Stage inputs are picked by name from what is
     known."""
 
-    def __init__(self, cuts: list[Stage], tokens: list[int], conditional: bool, slots: int = 6,
-                 pointers: int = 15) -> None:
+    def __init__(
+        self, cuts: list[Stage], tokens: list[int], conditional: bool, slots: int = 6, pointers: int = 15
+    ) -> None:
         self.stages = {s.name: s for s in cuts}
         self.tokens, self.conditional, self.slots, self.pointers = torch.tensor(tokens), conditional, slots, pointers
         self.memory: dict[int, Tensor] = {}
@@ -93,26 +94,32 @@ class Player:
     def decode(self, known: Mapping[str, Tensor], i: int, conditioned: Tensor) -> dict[str, Tensor]:
         count = torch.tensor([known["sparse"].shape[1]])
         at = torch.tensor([i])
-        return self.run("mask_decoder", known, conditioned=conditioned, sparse_count=count, map_index=at,
-                        picture_index=at)
+        return self.run(
+            "mask_decoder", known, conditioned=conditioned, sparse_count=count, map_index=at, picture_index=at
+        )
 
     def step(self, number: int, known: Mapping[str, Tensor], i: int) -> dict[str, Tensor]:
-        conditioned = known["embedding_no_memory"][i:i + 1]
+        conditioned = known["embedding_no_memory"][i : i + 1]
         at = torch.tensor([i])
         if number:
-            past = sorted(self.memory)[-self.slots:]
+            past = sorted(self.memory)[-self.slots :]
             ages = torch.tensor([[number - frame - 1 for frame in past]])
             memory = torch.stack([self.memory[f][0] for f in past])[None]
-            latest = sorted(self.kept_pointers)[-self.pointers:]
+            latest = sorted(self.kept_pointers)[-self.pointers :]
             pointers = torch.stack([self.kept_pointers[f][0] for f in latest])[None]
-            conditioned = self.run("memory_attention", known, map_index=at, memory=memory, memory_age=ages,
-                                   pointers=pointers)["conditioned"]
+            conditioned = self.run(
+                "memory_attention", known, map_index=at, memory=memory, memory_age=ages, pointers=pointers
+            )["conditioned"]
         out = self.decode(known, i, conditioned) | {"conditioned": conditioned}
         mask = out["low_res_logits"]
         if self.conditional and number > 4 and number - self.last_switch >= 3:
-            without = self.decode(known, i, known["embedding_no_memory"][i:i + 1])
-            asked = self.run("conditional_memory", out, early_token=without["early_token"],
-                             memoryless_logits=without["low_res_logits"])
+            without = self.decode(known, i, known["embedding_no_memory"][i : i + 1])
+            asked = self.run(
+                "conditional_memory",
+                out,
+                early_token=without["early_token"],
+                memoryless_logits=without["low_res_logits"],
+            )
             out |= {"asked": without["early_token"], **asked}
             if asked["switched"].item():
                 self.last_switch, mask = number, asked["remembered_logits"]

@@ -67,8 +67,11 @@ def test_interval_holds_the_mean_and_narrows():
 
 
 def test_table_splits_by_kind_and_by_unseen_pairs():
-    records = [Record("a", "x", "motion", True, 0.5, 0.7), Record("a", "y", "noun", False, 1.0, 1.0),
-               Record("b", "z", "motion", False, 0.9, 0.9)]
+    records = [
+        Record("a", "x", "motion", True, 0.5, 0.7),
+        Record("a", "y", "noun", False, 1.0, 1.0),
+        Record("b", "z", "motion", False, 0.9, 0.9),
+    ]
     rows = scores.table(records)
     assert rows["all"]["J&F"] == pytest.approx((0.6 + 1.0 + 0.9) / 3, abs=1e-4)
     assert rows["motion"]["n"] == 2 and rows["unseen pairs"]["J&F"] == pytest.approx(0.6)
@@ -82,11 +85,12 @@ def folder(root, layout):
     frames.mkdir(parents=True)
     masks = np.zeros((4, 40, 60), np.uint8)
     for t in range(4):
-        masks[t, 10:30, 5 + 5 * t:25 + 5 * t] = 2
+        masks[t, 10:30, 5 + 5 * t : 25 + 5 * t] = 2
         Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(frames / f"{t:05d}.jpg")
     said = {"exp": "the box"}
     if layout == "mevis":
         from pycocotools import mask as coco
+
         codes = [coco.encode(np.asfortranarray(m // 2)) for m in masks]
         codes = [{"size": c["size"], "counts": c["counts"].decode()} for c in codes]
         (root / "mask_dict.json").write_text(json.dumps({"7": codes}))
@@ -107,7 +111,7 @@ def folder(root, layout):
 @pytest.mark.parametrize("layout", ["davis", "ytvos", "mevis"])
 def test_layouts(tmp_path, layout):
     truth = folder(tmp_path, layout)
-    case, = datasets.LAYOUTS[layout](tmp_path)
+    (case,) = datasets.LAYOUTS[layout](tmp_path)
     assert case.texts == ["the box"] and len(list(case.frames())) == 4
     counted = sorted(case.annotated or range(4))
     assert (case.masks[0][counted] == truth[counted]).all()
@@ -124,7 +128,7 @@ def test_click_lies_in_the_thickest_part():
     mask = np.zeros((50, 50), bool)
     mask[10:30, 10:30] = True
     mask[19:21, 30:48] = True
-    (x, y), = accuracy.prompt_of(mask, "click").points
+    ((x, y),) = accuracy.prompt_of(mask, "click").points
     assert 15 <= x <= 24 and 15 <= y <= 24
     assert accuracy.prompt_of(mask, "box").xyxy == (10, 10, 48, 30)
 
@@ -153,10 +157,10 @@ class Oracle:
 
 def test_measure(tmp_path):
     truth = folder(tmp_path, "davis")
-    case, = datasets.expressions(tmp_path)
+    (case,) = datasets.expressions(tmp_path)
     other = datasets.replace(case, name="other", texts=["nothing"])
     engine, quiet = Oracle(truth), lambda _: None
-    record, = accuracy.measure(engine, [case], accuracy.VARIANTS["text"], quiet)
+    (record,) = accuracy.measure(engine, [case], accuracy.VARIANTS["text"], quiet)
     assert (record.j, record.f) == (0.75, 0.75)
     shuffled = accuracy.measure(engine, [case, other], accuracy.VARIANTS["shuffled sentences"], quiet)
     assert [r.j for r in shuffled] == [0.0, 0.75]

@@ -34,6 +34,7 @@ def files(tmp_path_factory):
 def talking(tmp_path_factory):
     """The toy bundle with a tokenizer that knows three words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
+
     words = {"<s>": 0, "</s>": 2, "<unk>": 3, "the": 4, "red": 5, "square": 6}
     library = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     library.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -159,8 +160,10 @@ def test_a_folder_without_pictures(toy, tmp_path):
 
 def huge_png(path, side):
     """A PNG of side x side black pixels that takes a few hundred kilobytes: what a decompression bomb looks like."""
+
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
     head = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     rows = zlib.compress(bytes(1 + side // 8) * 64)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
@@ -193,6 +196,7 @@ def test_a_stream_that_does_not_answer(toy, tmp_path):
 
 def test_a_camera_that_drops(toy, files, tmp_path):
     from test_video import Server
+
     server = Server(media.write(files / "live.ts", media.clip(20)).read_bytes(), times=1)
     refused(run(toy, f"tcp://127.0.0.1:{server.port}", tmp_path), 2, "dropped after 20 frames", "3 tries")
     kept(tmp_path, 4)
@@ -201,19 +205,22 @@ def test_a_camera_that_drops(toy, files, tmp_path):
 # ------------------------------------------------------------------------------------------------------------- prompts
 
 
-@pytest.mark.parametrize("prompt, words", [
-    ([], ["say what to look for"]),
-    (["--text", ""], ["empty"]),
-    (["--text", "  "], ["blank"]),
-    (["--text", b"dog \xff"], ["not text"]),
-    (["--text", "the red " * 20], ["42 tokens", "16", "shorten"]),
-    (["--text", "x" * 20_000], ["20000 characters"]),
-    (["--tokens", "a,b"], ["whole numbers"]),
-    (["--tokens", "0,100,2"], ["token 100", "0..99"]),
-    (["--tokens", ",".join(["1"] * 17)], ["17 tokens", "16"]),
-    (["--verbs", "running"], ["--verbs", "right after"]),
-    (["--text", "the red square", "--verbs", "red"], ["no motion prompt"]),
-])
+@pytest.mark.parametrize(
+    "prompt, words",
+    [
+        ([], ["say what to look for"]),
+        (["--text", ""], ["empty"]),
+        (["--text", "  "], ["blank"]),
+        (["--text", b"dog \xff"], ["not text"]),
+        (["--text", "the red " * 20], ["42 tokens", "16", "shorten"]),
+        (["--text", "x" * 20_000], ["20000 characters"]),
+        (["--tokens", "a,b"], ["whole numbers"]),
+        (["--tokens", "0,100,2"], ["token 100", "0..99"]),
+        (["--tokens", ",".join(["1"] * 17)], ["17 tokens", "16"]),
+        (["--verbs", "running"], ["--verbs", "right after"]),
+        (["--text", "the red square", "--verbs", "red"], ["no motion prompt"]),
+    ],
+)
 def test_bad_prompts(talking, files, tmp_path, prompt, words):
     refused(run(talking, files / "good.mp4", tmp_path / "out", prompt=prompt), 2, *words)
     assert not (tmp_path / "out").exists(), "nothing is written for a run that never began"
@@ -230,11 +237,16 @@ def test_a_sentence_without_tokenizer(toy, files, tmp_path):
     refused(done, 2, "no tokenizer", "--tokenizer", "--tokens")
 
 
-@pytest.mark.parametrize("args, words", [
-    (["--stride", "0"], ["--stride", "1 or more"]), (["--max-frames", "x"], ["--max-frames"]),
-    (["--nonsense"], ["--nonsense", "--help"]),
-    (["--threads", "-1"], ["--threads"]), (["--conditional-memory", "maybe"], ["--conditional-memory", "on"]),
-])
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--stride", "0"], ["--stride", "1 or more"]),
+        (["--max-frames", "x"], ["--max-frames"]),
+        (["--nonsense"], ["--nonsense", "--help"]),
+        (["--threads", "-1"], ["--threads"]),
+        (["--conditional-memory", "maybe"], ["--conditional-memory", "on"]),
+    ],
+)
 def test_bad_flags(toy, files, tmp_path, args, words):
     refused(run(toy, files / "good.mp4", tmp_path, *args), 2, *words)
 

@@ -11,14 +11,24 @@ import pytest
 pytest.importorskip("pytest_benchmark")
 pytest.importorskip("onnxruntime")
 
-from benchmarks import report, tables  # noqa: E402
+from benchmarks import report, tables
 
 ROOT = Path(__file__).parent.parent
 
 
 def measure(out, *options):
     """Cases by name of one run of the benchmarks in a process of their own."""
-    command = [sys.executable, "-m", "pytest", *options, "--benchmark-only", "--benchmark-json", str(out), "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *options,
+        "--benchmark-only",
+        "--benchmark-json",
+        str(out),
+        "-p",
+        "no:cacheprovider",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return json.loads(out.read_text())
@@ -27,8 +37,13 @@ def measure(out, *options):
 def test_toys_through_every_benchmark_of_a_bundle(toy, toy_sam2_bundle, tmp_path):
     for bundle in (toy, toy_sam2_bundle):
         shutil.copytree(bundle, tmp_path / "bundles" / bundle.name)
-    files = [f"benchmarks/bench_{name}.py" for name in ("stages", "clip", "objects", "start", "pytorch", "refersam", "export")]
-    measured = measure(tmp_path / "out.json", *files, "--engine", str(tmp_path / "bundles"), "--backend", "ort", "--rounds", "1")
+    files = [
+        f"benchmarks/bench_{name}.py"
+        for name in ("stages", "clip", "objects", "start", "pytorch", "refersam", "export")
+    ]
+    measured = measure(
+        tmp_path / "out.json", *files, "--engine", str(tmp_path / "bundles"), "--backend", "ort", "--rounds", "1"
+    )
     kept = report.condense(measured)
     assert set(kept) == {f"cpu-{bundle.name}-ort.json" for bundle in (toy, toy_sam2_bundle)}
     sentences, clicks = (kept[f"cpu-{bundle.name}-ort.json"] for bundle in (toy, toy_sam2_bundle))
@@ -51,8 +66,23 @@ def test_pytorch_beside_a_bundle_of_the_same_weights(tmp_path):
     model = Samwise(tiny_test_config()).eval()
     torch.save({"model": model.state_dict(), "config": to_dict(model.config)}, tmp_path / "tiny.pth")
     bundle.export_bundle(network.describe("samwise", model), tmp_path / "bundles", "tiny", check=False, forms=("ort",))
-    measured = measure(tmp_path / "out.json", "benchmarks/bench_pytorch.py", "--engine", str(tmp_path / "bundles"), "--backend", "ort",
-                       "--rounds", "1", "--windows", "1", "--checkpoint", str(tmp_path / "tiny.pth"), "--pytorch", "eager", "bfloat16")
+    measured = measure(
+        tmp_path / "out.json",
+        "benchmarks/bench_pytorch.py",
+        "--engine",
+        str(tmp_path / "bundles"),
+        "--backend",
+        "ort",
+        "--rounds",
+        "1",
+        "--windows",
+        "1",
+        "--checkpoint",
+        str(tmp_path / "tiny.pth"),
+        "--pytorch",
+        "eager",
+        "bfloat16",
+    )
     cases = tables.cases(report.condense(measured)["cpu-tiny-ort.json"], "test_sentence")
     assert [c["pytorch"] for c in cases] == ["eager", "bfloat16"]
     assert cases[0]["worst_iou"] >= 0.999 and cases[0]["pytorch_over_runtime"] > 0

@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 
 import pytest
-
 import toy
+
 from benchmarks.engine_table import half_graphs, network
 from export import build
 from runtime import engine_files
@@ -35,16 +35,32 @@ def bundle(tmp_path):
 
 def find(bundle, stage="neck", version="1.7.1", capability=89):
     manifest = Manifest.load(bundle.folder)
-    return engine_files.find(bundle.folder, manifest, manifest.stages[stage], "default", "tensorrt_rtx", version, capability)
+    return engine_files.find(
+        bundle.folder, manifest, manifest.stages[stage], "default", "tensorrt_rtx", version, capability
+    )
 
 
 def test_profile_comes_from_bounds_and_settings():
-    spec = StageSpec("s", (TensorSpec("a", "float16", ("objects", "slots", "pointers", 4)),
-                           TensorSpec("t", "int64", ("tokens",))), ())
-    manifest = Manifest("sam2", "t", "fp16", 64, {}, {"objects": (1, 16), "slots": (1, 32), "pointers": (0, 48),
-                                                      "tokens": (1, 5)}, {"sam2": {"memory": {"slots": 7, "pointers": 16}}})
-    assert build.profile(spec, manifest) == {"objects": (1, 1, 16), "slots": (1, 7, 32), "pointers": (0, 16, 48),
-                                                 "tokens": (1, 5, 5)}
+    spec = StageSpec(
+        "s",
+        (TensorSpec("a", "float16", ("objects", "slots", "pointers", 4)), TensorSpec("t", "int64", ("tokens",))),
+        (),
+    )
+    manifest = Manifest(
+        "sam2",
+        "t",
+        "fp16",
+        64,
+        {},
+        {"objects": (1, 16), "slots": (1, 32), "pointers": (0, 48), "tokens": (1, 5)},
+        {"sam2": {"memory": {"slots": 7, "pointers": 16}}},
+    )
+    assert build.profile(spec, manifest) == {
+        "objects": (1, 1, 16),
+        "slots": (1, 7, 32),
+        "pointers": (0, 16, 48),
+        "tokens": (1, 5, 5),
+    }
 
 
 def test_targets():
@@ -59,7 +75,7 @@ def test_second_build_keeps_what_is_fresh_and_adds_a_missing_target(bundle):
     build.build_bundle(bundle, library, [86, 89], report=lambda line: None)
     assert len(library.built) == len(bundle.manifest.stages) and library.built[0][1] == (86, 89)
     bundle = choose(bundle.folder)
-    bundle.verify()                         # the manifest has the sha256 of every engine
+    bundle.verify()  # the manifest has the sha256 of every engine
     again = FakeLibrary()
     lines = []
     build.build_bundle(bundle, again, [86, 89], report=lines.append)
@@ -95,9 +111,10 @@ def test_an_engine_of_another_graph_is_stale_and_is_built_again(bundle, change):
     manifest = Manifest.load(bundle.folder)
     spec = manifest.stages["neck"]
     changed = {
-        "graph": dict(files={**manifest.files, "neck.onnx": "0" * 64}),
-        "bounds": dict(bounds={**manifest.bounds, "frames": (1, 3)}),
-        "precision": dict(stages={**manifest.stages, "neck": replace(spec, precision="fp16")})}[change]
+        "graph": {"files": {**manifest.files, "neck.onnx": "0" * 64}},
+        "bounds": {"bounds": {**manifest.bounds, "frames": (1, 3)}},
+        "precision": {"stages": {**manifest.stages, "neck": replace(spec, precision="fp16")}},
+    }[change]
     replace(manifest, **changed).dump(bundle.folder)
     with pytest.raises(BundleError, match="stale: its graph, precision or bounds have changed"):
         find(bundle)
@@ -106,7 +123,9 @@ def test_an_engine_of_another_graph_is_stale_and_is_built_again(bundle, change):
     assert "neck" in [name for name, _ in library.built]
     assert find(bundle)
     files = [e.file for e in engine_files.read(bundle.folder)]
-    assert len(files) == len(set(files)) == len(list((bundle.folder / "engines").rglob("*.engine"))), "no stale file stays"
+    assert len(files) == len(set(files)) == len(list((bundle.folder / "engines").rglob("*.engine"))), (
+        "no stale file stays"
+    )
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 1, "engines": [{}]}', '{"format": 2, "engines": []}'])
@@ -144,6 +163,7 @@ def test_library_that_is_not_installed(monkeypatch):
 
 
 # -- TensorRT-RTX itself, on a CPU ----------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def rtx():
@@ -186,7 +206,7 @@ def test_every_stage_builds_in_half_for_every_target(name, rtx, tmp_path):
     assert all(e.capabilities == build.TARGETS for e in entries)
     # the parts around the kernel hold no score matrix of 4096 x 4096 for 16 objects, in half
     parts = [e.scratch for e in entries if e.stage.startswith("memory_attention_part")]
-    assert all(scratch < 2 * 16 * 4096 ** 2 for scratch in parts)
+    assert all(scratch < 2 * 16 * 4096**2 for scratch in parts)
 
 
 @pytest.mark.slow

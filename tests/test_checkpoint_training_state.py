@@ -7,8 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from export import checkpoints  # noqa: E402
-from export.models.samwise import Samwise, settings, tiny_test_config  # noqa: E402
+from export import checkpoints
+from export.models.samwise import Samwise, settings, tiny_test_config
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,14 @@ def test_optimiser_and_schedule(tmp_path, network):
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [60000])
     weight.sum().backward()
     optimizer.step()
-    path = saved(tmp_path, network, optimizer=optimizer.state_dict(), lr_scheduler=schedule.state_dict(), epoch=3,
-                 args=argparse.Namespace(lr=1e-5, use_cme_head=True))
+    path = saved(
+        tmp_path,
+        network,
+        optimizer=optimizer.state_dict(),
+        lr_scheduler=schedule.state_dict(),
+        epoch=3,
+        args=argparse.Namespace(lr=1e-5, use_cme_head=True),
+    )
     assert checkpoints.samwise(path).config == network.config
 
 

@@ -10,10 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from export import checkpoints  # noqa: E402
-from export.models.samwise import Samwise, SamwiseConfig, tiny_test_config  # noqa: E402
-from export.stages.sam import SamConfig  # noqa: E402
-from runtime.errors import UserError  # noqa: E402
+from export import checkpoints
+from export.models.samwise import Samwise, SamwiseConfig, tiny_test_config
+from export.stages.sam import SamConfig
+from runtime.errors import UserError
 
 SHAPES = Path(__file__).parent / "goldens" / "samwise" / "shapes_public_tiny.json"
 
@@ -38,8 +38,10 @@ def same(a, b):
 
 
 def official_shapes():
-    return {k: torch.empty(v["shape"], dtype=getattr(torch, v["dtype"]), device="meta")
-            for k, v in json.loads(SHAPES.read_text()).items()}
+    return {
+        k: torch.empty(v["shape"], dtype=getattr(torch, v["dtype"]), device="meta")
+        for k, v in json.loads(SHAPES.read_text()).items()
+    }
 
 
 @pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
@@ -53,12 +55,16 @@ def test_prefix_and_unused_tensors(tmp_path, network):
         data["model"]["sam.no_mem_pos_enc"] = torch.zeros(1, 1, 32)
         data["model"]["text_encoder.model.encoder.lm_head.bias"] = torch.zeros(100)
         data["model"] = {f"module.{k}": v for k, v in data["model"].items() if not k.endswith("num_batches_tracked")}
+
     assert same(checkpoints.samwise(saved(tmp_path, network, change)), network)
 
 
 def test_half_precision_is_widened(tmp_path, network):
-    path = saved(tmp_path, network, lambda d: d["model"].update(
-        {k: v.half() for k, v in d["model"].items() if v.is_floating_point()}))
+    path = saved(
+        tmp_path,
+        network,
+        lambda d: d["model"].update({k: v.half() for k, v in d["model"].items() if v.is_floating_point()}),
+    )
     model = checkpoints.samwise(path)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
@@ -72,12 +78,19 @@ def test_public_tiny_is_sized_from_its_tensors():
 
 
 @pytest.mark.parametrize("trunk", list(checkpoints.TRUNKS.values()), ids=["tiny", "small", "base_plus", "large"])
-@pytest.mark.parametrize("motion, score, conditional, patches", [
-    (False, True, 128, (8, 4, 2)), (True, True, 128, (8, 4, 2)), (False, False, 0, (0, 0, 0)),
-    (False, True, 128, (4, 4, 4))])
+@pytest.mark.parametrize(
+    "motion, score, conditional, patches",
+    [
+        (False, True, 128, (8, 4, 2)),
+        (True, True, 128, (8, 4, 2)),
+        (False, False, 0, (0, 0, 0)),
+        (False, True, 128, (4, 4, 4)),
+    ],
+)
 def test_variants_are_recognised(trunk, motion, score, conditional, patches):
-    config = SamwiseConfig(sam=SamConfig(hiera=trunk, text_width=768, motion=motion, object_score=score),
-                           conditional_hidden=conditional)
+    config = SamwiseConfig(
+        sam=SamConfig(hiera=trunk, text_width=768, motion=motion, object_score=score), conditional_hidden=conditional
+    )
     config = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, patches=patches))
     with torch.device("meta"):
         model = Samwise(config)
@@ -108,23 +121,39 @@ def not_a_tensor(data):
     data["model"]["sam.no_obj_ptr"] = "hello"
 
 
-@pytest.mark.parametrize("change, words", [
-    (drop, "lacks sam.no_mem_embed"), (add, "holds sam.extra.weight"),
-    (misshape, r"sam.no_obj_ptr has shape \(1, 31\)"),
-    (spoil, "sam.no_obj_ptr holds numbers that are not finite"), (integers, "sam.no_obj_ptr has type"),
-    (not_a_tensor, "sam.no_obj_ptr is a str")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (drop, "lacks sam.no_mem_embed"),
+        (add, "holds sam.extra.weight"),
+        (misshape, r"sam.no_obj_ptr has shape \(1, 31\)"),
+        (spoil, "sam.no_obj_ptr holds numbers that are not finite"),
+        (integers, "sam.no_obj_ptr has type"),
+        (not_a_tensor, "sam.no_obj_ptr is a str"),
+    ],
+)
 def test_wrong_tensors_are_named(tmp_path, network, change, words):
     with pytest.raises(UserError, match=words) as caught:
         checkpoints.samwise(saved(tmp_path, network, change))
     assert "\n" not in str(caught.value) and "x.pth" in str(caught.value)
 
 
-@pytest.mark.parametrize("change", [
-    lambda c: c["sam"].update(image_size=10 ** 12), lambda c: c["sam"].update(image_size=65),
-    lambda c: c["sam"].update(memory_layers=10 ** 6), lambda c: c["sam"].update(width="wide"),
-    lambda c: c.update(sam=3), lambda c: c.update(colour=1), lambda c: c["sam"].update(decoder_heads=5),
-    lambda c: c["sam"].update(decoder_heads=0), lambda c: c["adapter"].update(patches=[4]),
-    lambda c: c["sam"]["hiera"].update(windows=[0, 0, 0, 0]), lambda c: c["text"].update(pad=-1)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["sam"].update(image_size=10**12),
+        lambda c: c["sam"].update(image_size=65),
+        lambda c: c["sam"].update(memory_layers=10**6),
+        lambda c: c["sam"].update(width="wide"),
+        lambda c: c.update(sam=3),
+        lambda c: c.update(colour=1),
+        lambda c: c["sam"].update(decoder_heads=5),
+        lambda c: c["sam"].update(decoder_heads=0),
+        lambda c: c["adapter"].update(patches=[4]),
+        lambda c: c["sam"]["hiera"].update(windows=[0, 0, 0, 0]),
+        lambda c: c["text"].update(pad=-1),
+    ],
+)
 def test_bad_configs_are_refused(tmp_path, network, change):
     with pytest.raises(UserError) as caught:
         checkpoints.samwise(saved(tmp_path, network, lambda data: change(data["config"])))
@@ -145,13 +174,14 @@ def test_truncated(tmp_path, network, options):
     path = saved(tmp_path, network, **options)
     content = path.read_bytes()
     for part in (0.2, 0.6, 0.99):
-        path.write_bytes(content[:int(len(content) * part)])
+        path.write_bytes(content[: int(len(content) * part)])
         with pytest.raises(UserError, match="x.pth"):
             checkpoints.samwise(path)
 
 
-@pytest.mark.parametrize("data", [
-    {"model": {}}, {"model": 3}, [], 7, {1: torch.zeros(1)}, {"weights": [torch.zeros(1)]}])
+@pytest.mark.parametrize(
+    "data", [{"model": {}}, {"model": 3}, [], 7, {1: torch.zeros(1)}, {"weights": [torch.zeros(1)]}]
+)
 def test_other_contents(tmp_path, data):
     torch.save(data, tmp_path / "x.pth")
     with pytest.raises(UserError):

@@ -16,16 +16,28 @@ from runtime.run import main
 def test_points_without_number_belong_together():
     values = ("1,2", "3,4,-", "5,6@7", "8,9#4", "1,1,+")
     asked = read([("--point", value) for value in values])
-    assert asked.prompts == {0: {1: [Points([[1, 2], [3, 4]], [1, 0])], 4: [Points([[8, 9], [1, 1]], [1, 1])]},
-                             7: {1: [Points([[5, 6]], [1])]}}
+    assert asked.prompts == {
+        0: {1: [Points([[1, 2], [3, 4]], [1, 0])], 4: [Points([[8, 9], [1, 1]], [1, 1])]},
+        7: {1: [Points([[5, 6]], [1])]},
+    }
     assert asked.labels == {1: "object 1", 4: "object 4"}
 
 
 def test_boxes_without_number_are_new_objects():
-    asked = read([("--box", "0,0,5,5"), ("--point", "2,2"), ("--box", "1,1,9,9@3"), ("--point", "4,4,-@3"),
-                  ("--box", "2,2,3,3#1@8")])
-    assert asked.prompts == {0: {1: [Box([0, 0, 5, 5]), Points([[2, 2]], [1])]},
-                             3: {2: [Box([1, 1, 9, 9]), Points([[4, 4]], [0])]}, 8: {1: [Box([2, 2, 3, 3])]}}
+    asked = read(
+        [
+            ("--box", "0,0,5,5"),
+            ("--point", "2,2"),
+            ("--box", "1,1,9,9@3"),
+            ("--point", "4,4,-@3"),
+            ("--box", "2,2,3,3#1@8"),
+        ]
+    )
+    assert asked.prompts == {
+        0: {1: [Box([0, 0, 5, 5]), Points([[2, 2]], [1])]},
+        3: {2: [Box([1, 1, 9, 9]), Points([[4, 4]], [0])]},
+        8: {1: [Box([2, 2, 3, 3])]},
+    }
 
 
 def test_masks_are_pictures(tmp_path):
@@ -36,9 +48,15 @@ def test_masks_are_pictures(tmp_path):
 
 def test_a_file_of_prompts(tmp_path):
     Image.new("L", (4, 4), 255).save(tmp_path / "m.png")
-    (tmp_path / "p.json").write_text(json.dumps([
-        {"object": 2, "frame": 1, "points": [[1, 2], [3, 4]], "labels": [1, 0], "name": "the cat"},
-        {"box": [0, 0, 5, 5], "points": [[1, 1]]}, {"mask": "m.png"}]))
+    (tmp_path / "p.json").write_text(
+        json.dumps(
+            [
+                {"object": 2, "frame": 1, "points": [[1, 2], [3, 4]], "labels": [1, 0], "name": "the cat"},
+                {"box": [0, 0, 5, 5], "points": [[1, 1]]},
+                {"mask": "m.png"},
+            ]
+        )
+    )
     asked = read([("--prompts", str(tmp_path / "p.json"))])
     assert asked.prompts[1] == {2: [Points([[1, 2], [3, 4]], [1, 0])]}
     assert asked.prompts[0][3] == [Box([0, 0, 5, 5]), Points([[1, 1]], [1])]
@@ -46,25 +64,43 @@ def test_a_file_of_prompts(tmp_path):
     assert asked.labels == {2: "the cat", 3: "object 3", 4: "object 4"}
 
 
-@pytest.mark.parametrize("pairs, error", [
-    ([("--point", "1")], "give x,y"), ([("--point", "1,2,x")], "give x,y"), ([("--point", "1,2@x")], "give x,y"),
-    ([("--point", "nan,2")], "finite"), ([("--point", "1,2#0")], "start at 1"),
-    ([("--box", "1,2,3")], "left,top,right,bottom"), ([("--box", "9,0,1,5")], "left must be less"),
-    ([("--box", "0,0,1,1#1"), ("--box", "0,0,2,2#1")], "a box or mask on frame 0"),
-    ([("--mask", "nowhere.png")], "nowhere.png"), ([("--prompts", "nowhere.json")], "nowhere.json"),
-])
+@pytest.mark.parametrize(
+    "pairs, error",
+    [
+        ([("--point", "1")], "give x,y"),
+        ([("--point", "1,2,x")], "give x,y"),
+        ([("--point", "1,2@x")], "give x,y"),
+        ([("--point", "nan,2")], "finite"),
+        ([("--point", "1,2#0")], "start at 1"),
+        ([("--box", "1,2,3")], "left,top,right,bottom"),
+        ([("--box", "9,0,1,5")], "left must be less"),
+        ([("--box", "0,0,1,1#1"), ("--box", "0,0,2,2#1")], "a box or mask on frame 0"),
+        ([("--mask", "nowhere.png")], "nowhere.png"),
+        ([("--prompts", "nowhere.json")], "nowhere.json"),
+    ],
+)
 def test_mistakes(pairs, error):
     with pytest.raises(PromptError, match=error):
         read(pairs)
 
 
-@pytest.mark.parametrize("content, error", [
-    ("{", "JSON"), ("[]", "a list of prompts"), ("{}", "a list of prompts"), ("[1]", "prompt 0: must be an object"),
-    ('[{"points": [[1, 2]]}, {"bok": 1}]', "prompt 1: must be an object with"),
-    ('[{"frame": -1, "box": [0, 0, 1, 1]}]', "whole numbers"), ("[{}]", "neither"),
-    ('[{"points": [[1]]}]', "points must be"), ('[{"points": 3}]', "points must be"), ('[{"box": "a"}]', "numbers"),
-    ('[{"mask": 3}]', "strings"), ("[" * 100_000, "JSON"),
-])
+@pytest.mark.parametrize(
+    "content, error",
+    [
+        ("{", "JSON"),
+        ("[]", "a list of prompts"),
+        ("{}", "a list of prompts"),
+        ("[1]", "prompt 0: must be an object"),
+        ('[{"points": [[1, 2]]}, {"bok": 1}]', "prompt 1: must be an object with"),
+        ('[{"frame": -1, "box": [0, 0, 1, 1]}]', "whole numbers"),
+        ("[{}]", "neither"),
+        ('[{"points": [[1]]}]', "points must be"),
+        ('[{"points": 3}]', "points must be"),
+        ('[{"box": "a"}]', "numbers"),
+        ('[{"mask": 3}]', "strings"),
+        ("[" * 100_000, "JSON"),
+    ],
+)
 def test_mistakes_in_a_file(tmp_path, content, error):
     (tmp_path / "p.json").write_text(content)
     with pytest.raises(PromptError, match=error) as caught:
@@ -78,8 +114,9 @@ def test_an_empty_mask(tmp_path):
         read([("--mask", str(tmp_path / "m.png"))])
 
 
-@pytest.mark.parametrize("value, error", [("70,5", "outside the picture"), ("5,5@10", "the last one is 9"),
-                                          ("5,5@3", "--stride 2")])
+@pytest.mark.parametrize(
+    "value, error", [("70,5", "outside the picture"), ("5,5@10", "the last one is 9"), ("5,5@3", "--stride 2")]
+)
 def test_what_the_video_cannot_show(value, error):
     with pytest.raises(PromptError, match=error):
         read([("--point", value)]).check((48, 64), stride=2 if "@3" in value else 1, count=10)
@@ -108,8 +145,14 @@ class Live:
             for mask, (x0, y0, x1, y1) in zip(masks, self.places.values()):
                 mask[y0:y1, x0:x1] = True
             n = len(masks)
-            yield Result(index, tuple(self.places), masks, np.full(n, 0.75, np.float32), np.ones(n, np.float32),
-                         np.array(list(self.places.values()), np.float32).reshape(n, 4))
+            yield Result(
+                index,
+                tuple(self.places),
+                masks,
+                np.full(n, 0.75, np.float32),
+                np.ones(n, np.float32),
+                np.array(list(self.places.values()), np.float32).reshape(n, 4),
+            )
 
     def __enter__(self):
         return self
@@ -184,12 +227,18 @@ def test_everything_in_a_picture(tmp_path, capsys):
     assert mask[2, 2] == 3 and mask[8, 8] == 2 and mask[30, 30] == 1, "the small ones lie on top"
 
 
-@pytest.mark.parametrize("args, error", [
-    (["--text", "a dog", "--point", "1,1"], "one run"), (["--auto", "--point", "1,1"], "--auto"),
-    (["--auto"], "one picture"), (["--point", "100,1"], "outside the picture"),
-    (["--point", "1,1", "--window", "2"], "--window cannot be had"),
-    (["--point", "1,1@99"], "the last one is 9"), (["--box", "1,1,5,5#256"], "--no-masks"),
-])
+@pytest.mark.parametrize(
+    "args, error",
+    [
+        (["--text", "a dog", "--point", "1,1"], "one run"),
+        (["--auto", "--point", "1,1"], "--auto"),
+        (["--auto"], "one picture"),
+        (["--point", "100,1"], "outside the picture"),
+        (["--point", "1,1", "--window", "2"], "--window cannot be had"),
+        (["--point", "1,1@99"], "the last one is 9"),
+        (["--box", "1,1,5,5#256"], "--no-masks"),
+    ],
+)
 def test_what_does_not_go_together(clip, tmp_path, args, error, capsys):
     assert command("--video", clip, *args, "--out", str(tmp_path / "out")) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
 from fake_attention import SIGNATURES, HostAttention, compiled, signature
 from fake_cuda import FakeDriver
+
 from runtime import cuts, ops
 from runtime.bundle import Bundle
 from runtime.cubin import Kernels
@@ -59,10 +59,17 @@ def kernels(tmp_path, device):
 
 def constants(layers=2):
     cosine, sine = reference.rotary_tables(4, WIDTH)
-    found = {"position": RNG.standard_normal((TOKENS, MEMORY)), "temporal": RNG.standard_normal((SLOTS, MEMORY)),
-             "cosine": cosine, "sine": sine}
+    found = {
+        "position": RNG.standard_normal((TOKENS, MEMORY)),
+        "temporal": RNG.standard_normal((SLOTS, MEMORY)),
+        "cosine": cosine,
+        "sine": sine,
+    }
     for i in range(layers):
-        found |= {f"key_weight_{i}": RNG.standard_normal((WIDTH, MEMORY)) / 4, f"key_bias_{i}": RNG.standard_normal(WIDTH)}
+        found |= {
+            f"key_weight_{i}": RNG.standard_normal((WIDTH, MEMORY)) / 4,
+            f"key_bias_{i}": RNG.standard_normal(WIDTH),
+        }
     return {name: array.astype(np.float32) for name, array in found.items()}
 
 
@@ -71,19 +78,34 @@ OUT = (RNG.standard_normal((MEMORY, WIDTH)) / 4).astype(np.float32)
 
 def memory_parts():
     return [
-        Part(lambda embedding, map_index, memory_age, **_: {
-            "residual_0": embedding[map_index], "queries_0": 2 * embedding[map_index],
-            "ages": memory_age.astype(np.int32)}),
-        Part(lambda residual_0, attended_0, **_: {
-            "residual_1": residual_0 + attended_0 @ OUT, "queries_1": residual_0 - attended_0 @ OUT}),
-        Part(lambda residual_1, attended_1, **_: {"conditioned": residual_1 + attended_1 @ OUT})]
+        Part(
+            lambda embedding, map_index, memory_age, **_: {
+                "residual_0": embedding[map_index],
+                "queries_0": 2 * embedding[map_index],
+                "ages": memory_age.astype(np.int32),
+            }
+        ),
+        Part(
+            lambda residual_0, attended_0, **_: {
+                "residual_1": residual_0 + attended_0 @ OUT,
+                "queries_1": residual_0 - attended_0 @ OUT,
+            }
+        ),
+        Part(lambda residual_1, attended_1, **_: {"conditioned": residual_1 + attended_1 @ OUT}),
+    ]
 
 
-SPEC = StageSpec("memory_attention", (
-    TensorSpec("embedding", F32, ("maps", TOKENS, WIDTH)), TensorSpec("map_index", "int64", ("objects",)),
-    TensorSpec("memory", F32, ("objects", "slots", TOKENS, MEMORY)),
-    TensorSpec("memory_age", "int64", ("objects", "slots")), TensorSpec("pointers", F32, ("objects", "pointers", WIDTH))),
-    (TensorSpec("conditioned", F32, ("objects", TOKENS, WIDTH)),))
+SPEC = StageSpec(
+    "memory_attention",
+    (
+        TensorSpec("embedding", F32, ("maps", TOKENS, WIDTH)),
+        TensorSpec("map_index", "int64", ("objects",)),
+        TensorSpec("memory", F32, ("objects", "slots", TOKENS, MEMORY)),
+        TensorSpec("memory_age", "int64", ("objects", "slots")),
+        TensorSpec("pointers", F32, ("objects", "pointers", WIDTH)),
+    ),
+    (TensorSpec("conditioned", F32, ("objects", TOKENS, WIDTH)),),
+)
 
 
 def memory_stage(device, kernels, fixed):
@@ -97,17 +119,31 @@ def expected(fixed, i):
     queries = 2 * x
     for layer in (0, 1):
         attended = reference.memory_attention(
-            queries, i["memory"], i["memory_age"], tokens, np.full(len(x), tokens.shape[1]), fixed[f"key_weight_{layer}"],
-            fixed[f"key_bias_{layer}"], fixed["position"], fixed["temporal"], fixed["cosine"], fixed["sine"])
+            queries,
+            i["memory"],
+            i["memory_age"],
+            tokens,
+            np.full(len(x), tokens.shape[1]),
+            fixed[f"key_weight_{layer}"],
+            fixed[f"key_bias_{layer}"],
+            fixed["position"],
+            fixed["temporal"],
+            fixed["cosine"],
+            fixed["sine"],
+        )
         queries, x = x - attended @ OUT, x + attended @ OUT
     return x
 
 
 def inputs(n, slots, pointers, seed=0):
     rng = np.random.default_rng(seed)
-    return {"embedding": rng.standard_normal((2, TOKENS, WIDTH), F32), "map_index": rng.integers(0, 2, n),
-            "memory": rng.standard_normal((n, slots, TOKENS, MEMORY), F32),
-            "memory_age": rng.integers(0, SLOTS, (n, slots)), "pointers": rng.standard_normal((n, pointers, WIDTH), F32)}
+    return {
+        "embedding": rng.standard_normal((2, TOKENS, WIDTH), F32),
+        "map_index": rng.integers(0, 2, n),
+        "memory": rng.standard_normal((n, slots, TOKENS, MEMORY), F32),
+        "memory_age": rng.integers(0, SLOTS, (n, slots)),
+        "pointers": rng.standard_normal((n, pointers, WIDTH), F32),
+    }
 
 
 @pytest.mark.parametrize("n, slots, pointers", [(1, 1, 1), (1, 6, 5), (3, 2, 4), (2, 5, 0), (3, 6, 5)])
@@ -121,8 +157,10 @@ def test_memory_attention_in_three_parts(device, kernels, n, slots, pointers):
     launched = device.kernel_driver.launched
     config = plan.flash_config(89, plan.MemorySizes(n, TOKENS, slots, 2 * pointers, WIDTH, MEMORY), 4)
     assert config.splits == {1: 4, 2: 2, 3: 4}[n]
-    assert launched[:2] == [("memory_attention_prepare", (1, slots + 2, n)),
-                            ("memory_attention_flash", (1, config.splits, n))]
+    assert launched[:2] == [
+        ("memory_attention_prepare", (1, slots + 2, n)),
+        ("memory_attention_flash", (1, config.splits, n)),
+    ]
     assert [name for name, _ in launched].count("memory_attention_prepare") == 2, "one per layer"
 
 
@@ -168,20 +206,34 @@ def test_an_adapter_in_two_parts(device, kernels, frames, patch):
     narrow, selected = (TensorSpec(n, F32, ("frames", side, side, WIDTH)) for n in ("narrow_0", "selected_0"))
     fused = tuple(TensorSpec(f"{t.name}_fused", F32, t.shape) for t in (vision, text))
     down = RNG.standard_normal((8, WIDTH)).astype(np.float32)
-    parts = [Part(lambda vision_0, **_: {"narrow_0": vision_0 @ down}, StageSpec("a", (vision,), (narrow,))),
-             Part(lambda vision_0, text_0, narrow_0, selected_0, **_: {
-                 "vision_0_fused": selected_0[..., :8] - narrow_0[..., :8], "text_0_fused": text_0 + 1},
-                 StageSpec("b", (vision, text, narrow, selected), fused))]
-    shapes = {"position": (patch ** 2, WIDTH), "norm_weight": (WIDTH,), "norm_bias": (WIDTH,),
-              "qkv_weight": (3 * WIDTH, WIDTH), "qkv_bias": (3 * WIDTH,), "out_weight": (WIDTH, WIDTH),
-              "out_bias": (WIDTH,)}
+    parts = [
+        Part(lambda vision_0, **_: {"narrow_0": vision_0 @ down}, StageSpec("a", (vision,), (narrow,))),
+        Part(
+            lambda vision_0, text_0, narrow_0, selected_0, **_: {
+                "vision_0_fused": selected_0[..., :8] - narrow_0[..., :8],
+                "text_0_fused": text_0 + 1,
+            },
+            StageSpec("b", (vision, text, narrow, selected), fused),
+        ),
+    ]
+    shapes = {
+        "position": (patch**2, WIDTH),
+        "norm_weight": (WIDTH,),
+        "norm_bias": (WIDTH,),
+        "qkv_weight": (3 * WIDTH, WIDTH),
+        "qkv_bias": (3 * WIDTH,),
+        "out_weight": (WIDTH, WIDTH),
+        "out_bias": (WIDTH,),
+    }
     fixed = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     spec = StageSpec("adapter_0", (vision, text), fused)
     stage = cuts.WindowAttention(spec, parts, fixed, kernels, device, cuts.Buffers(device), {"frames": 8}, patch)
     x, words = RNG.standard_normal((frames, side, side, 8), np.float32), np.zeros((3, 5), np.float32)
     outs = {t.name: device.empty(shape, F32) for t, shape in zip(fused, (x.shape, words.shape))}
     stage.run(vision_0=device.constant(x), text_0=device.constant(words), **outs)
-    want = reference.window_attention(x @ down, patch, reference.time_embedding(frames, WIDTH), *fixed.values(), heads=1)
+    want = reference.window_attention(
+        x @ down, patch, reference.time_embedding(frames, WIDTH), *fixed.values(), heads=1
+    )
     np.testing.assert_allclose(host(outs["vision_0_fused"]), (want - x @ down)[..., :8], rtol=1e-3, atol=1e-3)
     assert (host(outs["text_0_fused"]) == 1).all()
     names = [name for name, _ in device.kernel_driver.launched]
@@ -204,14 +256,19 @@ def bundle(cut):
 def test_who_asks_gets_kernels(device, kernels, caplog):
     """The door: nothing to cut, no kernels, `auto`, and settings that are not what they should be."""
     caplog.set_level(logging.INFO, "runtime")
-    backend, cut = SimpleNamespace(device=device), {"memory_attention": {"kernel": "memory_attention", "parts": ["a", "b"]}}
+    backend, cut = (
+        SimpleNamespace(device=device),
+        {"memory_attention": {"kernel": "memory_attention", "parts": ["a", "b"]}},
+    )
     for settings, given, mode in ((None, kernels, "on"), ({}, kernels, "on"), (cut, None, "auto"), (cut, None, "off")):
         assert ops.kernel_stages(bundle(settings), backend, given, mode, 1) == {} and not caplog.records
     assert ops.kernel_stages(bundle(cut), backend, kernels, "auto", 1) == {}
     (record,) = caplog.records
     assert record.getMessage().startswith("whole graphs for memory_attention; --kernels on")
     assert bundle(cut).parts == {"a", "b"}
-    with pytest.raises(BundleError, match="settings.cuts.memory_attention is not understood .KeyError: 'memory_attention'"):
+    with pytest.raises(
+        BundleError, match="settings.cuts.memory_attention is not understood .KeyError: 'memory_attention'"
+    ):
         ops.kernel_stages(bundle(cut), backend, kernels, "on", 1)
     with pytest.raises(BundleError, match="settings.cuts must be an object, not int"):
         ops.kernel_stages(bundle(3), backend, kernels, "auto", 1)
@@ -229,8 +286,13 @@ def published(capability, folder):
     from runtime.kernels.launch import KERNELS
 
     half, f = "float16", "frames"
-    shapes = (("maps", 256, 256), ("objects",), ("objects", "slots", 256, 64), ("objects", "slots"),
-              ("objects", "pointers", 256))
+    shapes = (
+        ("maps", 256, 256),
+        ("objects",),
+        ("objects", "slots", 256, 64),
+        ("objects", "slots"),
+        ("objects", "pointers", 256),
+    )
     inputs = tuple(replace(t, dtype=t.dtype.replace(F32, half), shape=shape) for t, shape in zip(SPEC.inputs, shapes))
     spec = StageSpec("memory_attention", inputs, (TensorSpec("conditioned", half, ("objects", 256, 256)),))
     stages, cut = {"memory_attention": spec}, {"memory_attention": {"kernel": "memory_attention", "parts": []}}
@@ -250,9 +312,19 @@ def published(capability, folder):
         kinds = [kind for kind in aot.signature(KERNELS[launch.kernel], launch).values() if kind != "constexpr"]
         if launch.kernel in SIGNATURES:
             assert kinds == signature(launch.kernel, half), launch.kernel
-        entries.append({"kernel": launch.kernel, "capability": capability, "constants": dict(launch.constants),
-                        "file": "x.cubin", "symbol": launch.kernel, "signature": kinds, "extra_pointers": 0,
-                        "threads": 128, "shared": 0})
+        entries.append(
+            {
+                "kernel": launch.kernel,
+                "capability": capability,
+                "constants": dict(launch.constants),
+                "file": "x.cubin",
+                "symbol": launch.kernel,
+                "signature": kinds,
+                "extra_pointers": 0,
+                "threads": 128,
+                "shared": 0,
+            }
+        )
     (folder / "kernels").mkdir()
     (folder / "kernels" / "x.cubin").write_bytes(b"\x7fELF")
     (folder / "kernels" / "index.json").write_text(json.dumps({"format": 1, "kernels": entries}))
@@ -272,8 +344,15 @@ def test_every_kernel_that_is_asked_for_is_compiled(tmp_path, capability):
     limits, buffers = {"objects": 4, "slots": 6, "pointers": 15, "frames": 8}, cuts.Buffers(device)
     cuts.MemoryAttention(manifest.stages["memory_attention"], [Part(None)] * 2, fixed, kernels, device, buffers, limits)
     for i, patch in enumerate((8, 4, 2)):
-        shapes = {"position": (patch ** 2, 256), "norm_weight": (256,), "norm_bias": (256,), "qkv_weight": (768, 256),
-                  "qkv_bias": (768,), "out_weight": (256, 256), "out_bias": (256,)}
+        shapes = {
+            "position": (patch**2, 256),
+            "norm_weight": (256,),
+            "norm_bias": (256,),
+            "qkv_weight": (768, 256),
+            "qkv_bias": (768,),
+            "out_weight": (256, 256),
+            "out_bias": (256,),
+        }
         parts = [Part(None, manifest.stages[name]) for name in (f"a{i}", f"b{i}")]
         fixed = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
         cuts.WindowAttention(manifest.stages[f"adapter_{i}"], parts, fixed, kernels, device, buffers, limits, patch)

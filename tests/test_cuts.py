@@ -5,14 +5,14 @@ from dataclasses import replace
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import numpy as np
+import pytest
 
 torch = pytest.importorskip("torch")
 
-from export import cuts  # noqa: E402
-from export.models.samwise import AdapterConfig, Samwise, stages, tiny_test_config  # noqa: E402
-from runtime.kernels import reference  # noqa: E402
+from export import cuts
+from export.models.samwise import AdapterConfig, Samwise, stages, tiny_test_config
+from runtime.kernels import reference
 
 LIMIT = 1e-4
 
@@ -60,8 +60,15 @@ def attend(constants, layer, queries, inputs):
     tokens = pointers.reshape(len(pointers), -1, memory.shape[3]).numpy()
     counts = np.full(len(tokens), tokens.shape[1])
     return reference.memory_attention(
-        queries.astype(np.float64), memory, inputs["memory_age"].numpy(), tokens, counts, constants[f"key_weight_{layer}"],
-        constants[f"key_bias_{layer}"], *(constants[n] for n in ("position", "temporal", "cosine", "sine")))
+        queries.astype(np.float64),
+        memory,
+        inputs["memory_age"].numpy(),
+        tokens,
+        counts,
+        constants[f"key_weight_{layer}"],
+        constants[f"key_bias_{layer}"],
+        *(constants[n] for n in ("position", "temporal", "cosine", "sine")),
+    )
 
 
 @pytest.mark.parametrize("sizes", [{}, {"objects": 1, "maps": 1, "slots": 1, "pointers": 1}])
@@ -93,8 +100,12 @@ def test_an_adapter_is_its_parts_and_the_kernel(found, whole, i, frames):
     narrow = first.run({f"vision_{i}": inputs[f"vision_{i}"]})[f"narrow_{i}"]
     names = ("position", "norm_weight", "norm_bias", "qkv_weight", "qkv_bias", "out_weight", "out_bias")
     selected = reference.window_attention(
-        narrow.double().numpy(), cut.more["patch"], reference.time_embedding(frames, narrow.shape[3]),
-        *(cut.constants[name] for name in names), heads=2)
+        narrow.double().numpy(),
+        cut.more["patch"],
+        reference.time_embedding(frames, narrow.shape[3]),
+        *(cut.constants[name] for name in names),
+        heads=2,
+    )
     assert relative(selected, narrow) > 0.05, "attention matters"
     got = last.run({**inputs, f"narrow_{i}": narrow, f"selected_{i}": torch.from_numpy(selected).float()})
     for name in want:
@@ -121,9 +132,22 @@ def test_memory_attention_through_tritons_interpreter(found, whole):
         scratch = {n: torch.full(shape, float("nan")) for n, (shape, _) in sizes.scratch(2).items()}
         known[f"attended_{i}"] = torch.full((b, tokens, m), float("nan"))
         counts = torch.full((b,), sizes.pointers, dtype=torch.int32)
-        launch.run(plan.memory_attention(
-            {"queries": known[f"queries_{i}"].contiguous(), "memory": memory, "ages": known["ages"], "pointers": pointers,
-             "pointer_counts": counts, "key_weight": constants[f"key_weight_{i}"], "key_bias": constants[f"key_bias_{i}"],
-             **{n: constants[n] for n in ("position", "temporal", "cosine", "sine")}},
-            scratch, known[f"attended_{i}"], sizes, config))
+        launch.run(
+            plan.memory_attention(
+                {
+                    "queries": known[f"queries_{i}"].contiguous(),
+                    "memory": memory,
+                    "ages": known["ages"],
+                    "pointers": pointers,
+                    "pointer_counts": counts,
+                    "key_weight": constants[f"key_weight_{i}"],
+                    "key_bias": constants[f"key_bias_{i}"],
+                    **{n: constants[n] for n in ("position", "temporal", "cosine", "sine")},
+                },
+                scratch,
+                known[f"attended_{i}"],
+                sizes,
+                config,
+            )
+        )
     assert relative(known["conditioned"], stage.run(inputs)["conditioned"]) <= LIMIT

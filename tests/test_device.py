@@ -4,15 +4,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
-
-import runtime
 import toy
 from fake_cuda import FakeCudaBackend, FakeDriver
+from test_schedule import A, B, C, frames, reference, run
+
+import runtime
 from runtime.arrays import DeviceArray
 from runtime.bundle import choose
 from runtime.device import Cuda
 from runtime.engine import Engine
-from test_schedule import A, B, C, frames, reference, run
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_same_results_as_the_plain_loop(engine, prompts):
 def test_one_upload_one_download_one_wait_per_frame_and_no_allocation(engine):
     calls = engine.backend.device.driver.calls
     with engine.session([runtime.Text(tokens=A), runtime.Text(tokens=B)]) as session:
-        list(session.stream(frames(2 * toy.WINDOW)))        # pinned twins are made on first use
+        list(session.stream(frames(2 * toy.WINDOW)))  # pinned twins are made on first use
         before = Counter(calls)
         for frame in frames(4 * toy.WINDOW, seed=3):
             session.push(frame)
@@ -70,7 +70,8 @@ def test_a_device_that_cannot_record_runs_on_and_says_so(engine, monkeypatch, ca
     clip = frames(14)
     np.testing.assert_allclose(run(engine, clip, A)[0][0], reference(clip, A)[0], rtol=1e-5, atol=1e-5)
     assert [r.message for r in caplog.records if "no CUDA graph" in r.message] == [
-        "no CUDA graph: operation not permitted when stream is capturing; frames are launched stage by stage"]
+        "no CUDA graph: operation not permitted when stream is capturing; frames are launched stage by stage"
+    ]
     assert not driver.calls["launch"]
 
 
@@ -92,8 +93,18 @@ def test_a_stage_that_fails_while_recording_leaves_the_stream_usable(engine, mon
 def test_views_of_a_device_array_are_those_of_numpy():
     host = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
     array = DeviceArray(host.ctypes.data, host.shape, host.dtype, host)
-    for key in (0, -1, slice(1, 2), (1, 2), (slice(0, 1), slice(0, 2)), (1, None), None, (slice(0, 1), 2, slice(1, 3)),
-                (slice(None), slice(None)), (1, slice(1, 1))):
+    for key in (
+        0,
+        -1,
+        slice(1, 2),
+        (1, 2),
+        (slice(0, 1), slice(0, 2)),
+        (1, None),
+        None,
+        (slice(0, 1), 2, slice(1, 3)),
+        (slice(None), slice(None)),
+        (1, slice(1, 1)),
+    ):
         view, expected = array[key], host[key]
         assert view.shape == expected.shape
         assert expected.size == 0 or view.ptr == expected.ctypes.data
@@ -129,6 +140,7 @@ def test_sessions_come_and_go_and_leave_nothing_pinned(engine):
 
 def test_cuda_asked_for_where_there_is_none_is_an_error(toy):
     from runtime.backends.ort import OrtCudaBackend
+
     try:
         OrtCudaBackend()
     except runtime.BackendError as error:

@@ -7,21 +7,26 @@ from collections import Counter
 
 import numpy as np
 import pytest
-
-import runtime
 import toy
 from fake_cuda import FakeCudaBackend
+from test_schedule import A, B, C, frames
+
+import runtime
 from runtime import device_images, foreign
 from runtime.arrays import DeviceArray
 from runtime.bundle import choose
 from runtime.engine import Engine
-from test_schedule import A, B, C, frames
 
 SIGNATURES = {
-    "preprocess": (["*u8", "*i32", "*i32", "*i32", "*i32", "*fp32", "*fp32", *["i32"] * 7],
-                   {"BITS": 22, "BLOCK_Y": 4, "BLOCK_X": 128}),
-    "postprocess": (["*fp32", "*i32", "*fp32", "*i32", "*fp32", "*u8", "*i32", *["i32"] * 4],
-                    {"TAPS": 4, "BLOCK": 128})}
+    "preprocess": (
+        ["*u8", "*i32", "*i32", "*i32", "*i32", "*fp32", "*fp32", *["i32"] * 7],
+        {"BITS": 22, "BLOCK_Y": 4, "BLOCK_X": 128},
+    ),
+    "postprocess": (
+        ["*fp32", "*i32", "*fp32", "*i32", "*fp32", "*u8", "*i32", *["i32"] * 4],
+        {"TAPS": 4, "BLOCK": 128},
+    ),
+}
 
 
 @pytest.fixture
@@ -29,9 +34,20 @@ def bundle(tmp_path):
     """The toy bundle with two kernels; their code is never run, `fake_cuda.HostKernels` is."""
     folder = toy.build(tmp_path / "toy")
     (folder / "kernels").mkdir()
-    entries = [{"kernel": name, "capability": 89, "constants": constants, "file": f"{name}.cubin", "symbol": name,
-                "signature": signature, "extra_pointers": 0, "threads": 128, "shared": 0}
-               for name, (signature, constants) in SIGNATURES.items()]
+    entries = [
+        {
+            "kernel": name,
+            "capability": 89,
+            "constants": constants,
+            "file": f"{name}.cubin",
+            "symbol": name,
+            "signature": signature,
+            "extra_pointers": 0,
+            "threads": 128,
+            "shared": 0,
+        }
+        for name, (signature, constants) in SIGNATURES.items()
+    ]
     for name in SIGNATURES:
         (folder / "kernels" / f"{name}.cubin").write_bytes(b"\x7fELF")
     (folder / "kernels" / "index.json").write_text(json.dumps({"format": 1, "kernels": entries}))
@@ -86,8 +102,14 @@ class Interface:
 
     def __init__(self, host, stream=None, strides=None):
         self.host = host
-        self.__cuda_array_interface__ = {"shape": host.shape, "typestr": host.dtype.str, "data": (host.ctypes.data, False),
-                                         "version": 3, "strides": strides, "stream": stream}
+        self.__cuda_array_interface__ = {
+            "shape": host.shape,
+            "typestr": host.dtype.str,
+            "data": (host.ctypes.data, False),
+            "version": 3,
+            "strides": strides,
+            "stream": stream,
+        }
 
 
 class Dlpack:
@@ -116,7 +138,7 @@ def test_frames_on_the_device_are_read_there(engine, toy, wrap):
     driver = engine.backend.device.driver
     driver._ranges["device"] += [(f.ctypes.data, f.ctypes.data + f.nbytes) for f in clip]
     with engine.session([runtime.Text(tokens=A)]) as session:
-        session.put(wrap(clip[0]))                       # the first frame brings the tables of its size
+        session.put(wrap(clip[0]))  # the first frame brings the tables of its size
         uploads = driver.calls["upload"]
         found = list(session.stream(wrap(f) for f in clip[1:]))
     assert driver.calls["upload"] == uploads, "no frame crossed the bus"
@@ -155,7 +177,7 @@ def test_a_frame_on_a_gpu_without_kernels_is_refused(toy):
 def test_an_unaligned_frame_is_copied_first(engine):
     memory = np.zeros(20 * 30 * 3 + 64, np.uint8)
     start = -memory.ctypes.data % 16 + 3
-    frame = memory[start:start + 1800].reshape(20, 30, 3)
+    frame = memory[start : start + 1800].reshape(20, 30, 3)
     frame[...] = frames(1)[0]
     driver = engine.backend.device.driver
     driver._ranges["device"].append((frame.ctypes.data, frame.ctypes.data + frame.nbytes))
@@ -193,7 +215,9 @@ def test_logits_can_be_read_where_they_are(engine):
     with engine.session([runtime.Text(tokens=p) for p in (A, B, C)], logits=True) as session:
         session.push(frames(1)[0])
         (result,) = session.flush()
-        parts = [np.frombuffer(ctypes.string_at(a.__cuda_array_interface__["data"][0], a.nbytes), a.dtype).reshape(a.shape)
-                 for a in session.device_logits]
+        parts = [
+            np.frombuffer(ctypes.string_at(a.__cuda_array_interface__["data"][0], a.nbytes), a.dtype).reshape(a.shape)
+            for a in session.device_logits
+        ]
     np.testing.assert_array_equal(np.concatenate(parts), result.low_res_logits)
     assert [len(part) for part in parts] == [2, 1]

@@ -30,8 +30,13 @@ def stages():
 
 
 def test_the_published_sizes_are_there():
-    assert {path.stem for path in TABLES} >= {"engines-samwise-tiny", "engines-samwise-base_plus", "engines-samwise-large",
-                                              "engines-sam2-tiny", "engines-sam2-base_plus"}
+    assert {path.stem for path in TABLES} >= {
+        "engines-samwise-tiny",
+        "engines-samwise-base_plus",
+        "engines-samwise-large",
+        "engines-sam2-tiny",
+        "engines-sam2-base_plus",
+    }
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
@@ -42,7 +47,9 @@ def test_a_table_names_every_stage_and_every_target(path, stages):
     assert data["precision"] == "fp16" and data["library"].startswith("tensorrt_rtx ")
     assert data["targets"] == [f"sm_{target}" for target in build.TARGETS]
     assert {stage: sorted(row["largest"]) for stage, row in data["stages"].items()} == stages[name]
-    assert all(row["seconds"] > 0 and row["megabytes"] > 0 and row["scratch_megabytes"] >= 0 for row in data["stages"].values())
+    assert all(
+        row["seconds"] > 0 and row["megabytes"] > 0 and row["scratch_megabytes"] >= 0 for row in data["stages"].values()
+    )
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)

@@ -9,16 +9,16 @@ import pytest
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
-from torch import nn  # noqa: E402
+from torch import nn
 
-from export import bundle, parity  # noqa: E402
-from export.network import Network  # noqa: E402
-from export.layers.attention import attend  # noqa: E402
-from export.onnx import ExportError  # noqa: E402
-from export.stage import Form, stage, tensor  # noqa: E402
-from runtime.bundle import choose, find  # noqa: E402
-from runtime.errors import UserError  # noqa: E402
-from runtime.spec import Manifest  # noqa: E402
+from export import bundle, parity
+from export.layers.attention import attend
+from export.network import Network
+from export.onnx import ExportError
+from export.stage import Form, stage, tensor
+from runtime.bundle import choose, find
+from runtime.errors import UserError
+from runtime.spec import Manifest
 
 WIDTH = 64
 BOUNDS = {"objects": (1, 64), "slots": (1, 7)}
@@ -40,18 +40,25 @@ class Mixer(nn.Module):
         q, k, v = self.qkv(self.norm(y)).chunk(3, -1)
         y = y + self.out(attend(q, k, v, heads=4))
         squares = (y * self.gain) * (y * self.gain)  # beyond float16 for a large gain
-        return y.view_as(x_bsnc), self.head(y.mean(1)) + (squares / self.gain ** 2).mean((1, 2))[:, None]
+        return y.view_as(x_bsnc), self.head(y.mean(1)) + (squares / self.gain**2).mean((1, 2))[:, None]
 
 
 def mixer(gain=1.0, forms=None, name="mixer"):
     torch.manual_seed(0)
     module = Mixer(gain)
     return stage(
-        name, (tensor("x", "objects", "slots", 16, WIDTH), tensor("age", "objects", "slots", dtype="int64")),
-        (tensor("y", "objects", "slots", 16, WIDTH), tensor("y_logits", "objects", 2)), module,
-        lambda n, g: {"x": torch.randn(n["objects"], n["slots"], 16, WIDTH, generator=g),
-                      "age": torch.randint(0, 9, (n["objects"], n["slots"]), generator=g)},
-        BOUNDS, {"objects": 3, "slots": 5}, forms and {k: Form(module, v) for k, v in forms.items()})
+        name,
+        (tensor("x", "objects", "slots", 16, WIDTH), tensor("age", "objects", "slots", dtype="int64")),
+        (tensor("y", "objects", "slots", 16, WIDTH), tensor("y_logits", "objects", 2)),
+        module,
+        lambda n, g: {
+            "x": torch.randn(n["objects"], n["slots"], 16, WIDTH, generator=g),
+            "age": torch.randint(0, 9, (n["objects"], n["slots"]), generator=g),
+        },
+        BOUNDS,
+        {"objects": 3, "slots": 5},
+        forms and {k: Form(module, v) for k, v in forms.items()},
+    )
 
 
 def network(*stages):
@@ -124,8 +131,10 @@ def test_half_bundle(tmp_path):
     assert manifest.precision == "fp16" and spec.precision == "fp16"
     assert [t.dtype for t in (*spec.inputs, *spec.outputs)] == ["float16", "int64", "float16", "float32"]
     graph = onnx.load(tmp_path / "toy" / spec.files["default"]).graph
-    assert all(w.data_type != onnx.TensorProto.FLOAT or w.name.startswith("norm") or len(w.raw_data) <= 1024
-               for w in graph.initializer)
+    assert all(
+        w.data_type != onnx.TensorProto.FLOAT or w.name.startswith("norm") or len(w.raw_data) <= 1024
+        for w in graph.initializer
+    )
     session = ort.InferenceSession(str(tmp_path / "toy" / spec.files["default"]))
     y, logits = session.run(None, {"x": np.zeros((1, 1, 16, WIDTH), np.float16), "age": np.zeros((1, 1), np.int64)})
     assert y.dtype == np.float16 and logits.dtype == np.float32 and np.isfinite(logits).all()
@@ -261,8 +270,9 @@ def test_a_dimension_fixed_while_tracing_is_an_error(tmp_path):
 
 def test_bounds_must_agree_between_stages(tmp_path):
     first, second = mixer(), mixer(name="second")
-    second = type(second)(second.spec, second.module, second.sampler, {"objects": (1, 8), "slots": (1, 7)},
-                          second.sizes, second.forms)
+    second = type(second)(
+        second.spec, second.module, second.sampler, {"objects": (1, 8), "slots": (1, 7)}, second.sizes, second.forms
+    )
     with pytest.raises(ExportError, match="stage second: bounds"):
         bundle.export_bundle(network(first, second), tmp_path, "toy", check=False)
 

@@ -13,10 +13,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
-import runtime  # noqa: E402
-from export import __main__ as command  # noqa: E402
-from export import bundle, clips, network, parity, reference  # noqa: E402
-from export.models.samwise import Samwise, settings, tiny_test_config  # noqa: E402
+import runtime
+from export import __main__ as command
+from export import bundle, clips, network, parity, reference
+from export.models.samwise import Samwise, settings, tiny_test_config
 
 TOKENS = [0, 17, 5, 42, 2]
 
@@ -62,8 +62,22 @@ def test_bundle_tells_where_it_comes_from_and_how_exact_it_is(exported, checkpoi
 def test_every_stage_is_there_with_symbols(exported):
     manifest = runtime.bundle.choose(exported).manifest
     assert set(manifest.stages) == {
-        "hiera_0", "hiera_1", "hiera_2", "text_0", "text_1", "text_2", "adapter_0", "adapter_1", "adapter_2", "neck",
-        "text_prompt", "memory_attention", "mask_decoder", "conditional_memory", "memory_encoder"}
+        "hiera_0",
+        "hiera_1",
+        "hiera_2",
+        "text_0",
+        "text_1",
+        "text_2",
+        "adapter_0",
+        "adapter_1",
+        "adapter_2",
+        "neck",
+        "text_prompt",
+        "memory_attention",
+        "mask_decoder",
+        "conditional_memory",
+        "memory_encoder",
+    }
     assert manifest.stages["memory_attention"].input("memory").shape[:2] == ("objects", "slots")
     produced = {t.name: t for s in manifest.stages.values() for t in s.outputs}
     for stage in manifest.stages.values():
@@ -145,13 +159,19 @@ def test_half_bundle_follows_the_clip(model, tmp_path):
 
 
 def run(*arguments, **options):
-    return subprocess.run([sys.executable, "-m", "export", *map(str, arguments)], capture_output=True, text=True,
-                          cwd=Path(__file__).parent.parent, timeout=120, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "export", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        timeout=120,
+        **options,
+    )
 
 
-@pytest.mark.parametrize("content, message", [
-    (None, "no such file"), (b"", "not readable"), (b"PK\x03\x04 truncated", "not readable"),
-])
+@pytest.mark.parametrize(
+    "content, message", [(None, "no such file"), (b"", "not readable"), (b"PK\x03\x04 truncated", "not readable")]
+)
 def test_a_bad_checkpoint_is_one_line_and_exit_code_2(tmp_path, content, message):
     path = tmp_path / "x.pth"
     if content is not None:
@@ -168,8 +188,20 @@ def test_a_checkpoint_of_something_else(tmp_path, capsys):
 
 
 def test_a_bad_tokenizer_stops_the_export_at_once(checkpoint, tmp_path, capsys):
-    assert command.main(["samwise", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "engines"), "--tokenizer",
-                         str(tmp_path)]) == 2
+    assert (
+        command.main(
+            [
+                "samwise",
+                "--checkpoint",
+                str(checkpoint),
+                "--out",
+                str(tmp_path / "engines"),
+                "--tokenizer",
+                str(tmp_path),
+            ]
+        )
+        == 2
+    )
     assert "neither" in capsys.readouterr().err and not os.listdir(tmp_path / "engines")
 
 
@@ -194,8 +226,15 @@ def test_a_full_disk_is_told_in_one_line(checkpoint, tmp_path, monkeypatch, caps
     assert "No space left" in capsys.readouterr().err and not os.listdir(tmp_path / "engines")
 
 
-@pytest.mark.parametrize("width, blocks, name", [(96, (1, 2, 7, 2), "tiny"), (112, (2, 3, 16, 3), "base_plus"),
-                                                 (144, (2, 6, 36, 4), "large"), (8, (1,), "width_8")])
+@pytest.mark.parametrize(
+    "width, blocks, name",
+    [
+        (96, (1, 2, 7, 2), "tiny"),
+        (112, (2, 3, 16, 3), "base_plus"),
+        (144, (2, 6, 36, 4), "large"),
+        (8, (1,), "width_8"),
+    ],
+)
 def test_variant_names(model, width, blocks, name):
     hiera = dataclasses.replace(model.config.sam.hiera, width=width, blocks=blocks)
     config = dataclasses.replace(model.config, sam=dataclasses.replace(model.config.sam, hiera=hiera))

@@ -5,10 +5,10 @@ import json
 import pytest
 
 pytest.importorskip("torch")
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers  # noqa: E402
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from export import tokenizer as tok  # noqa: E402
-from runtime.errors import UserError  # noqa: E402
+from export import tokenizer as tok
+from runtime.errors import UserError
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 SENTENCES = ["a person riding a horse on the left", "the dog, running!", "Ünïcode café — 犬", "two  spaces"]
@@ -20,9 +20,15 @@ def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     t = Tokenizer(models.BPE())
     t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    t.train_from_iterator(SENTENCES * 3, trainers.BpeTrainer(
-        vocab_size=400, special_tokens=SPECIAL, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    t.train_from_iterator(
+        SENTENCES * 3,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=SPECIAL,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     t.model.save(str(folder))
     return folder
 
@@ -58,14 +64,17 @@ def test_written_file_neither_pads_nor_cuts(pair, tmp_path):
     assert len(Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(SENTENCES[0]).ids) not in (4, 64)
 
 
-@pytest.mark.parametrize("files, message", [
-    ({}, "neither"),
-    ({"tokenizer.json": "{"}, "not a tokenizer file"),
-    ({"vocab.json": "[]", "merges.txt": ""}, "not a vocabulary"),
-    ({"vocab.json": '{"a": 0}', "merges.txt": ""}, "has no '<s>'"),
-    ({"vocab.json": '{"<s>": 0, "</s>": 2, "a": 1}', "merges.txt": "a b c\n"}, "merge 1"),
-    ({"vocab.json": '{"<s>": 0, "</s>": 2, "a": 1}', "merges.txt": "#version: 0.2\na b\n"}, "does not fit"),
-])
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({}, "neither"),
+        ({"tokenizer.json": "{"}, "not a tokenizer file"),
+        ({"vocab.json": "[]", "merges.txt": ""}, "not a vocabulary"),
+        ({"vocab.json": '{"a": 0}', "merges.txt": ""}, "has no '<s>'"),
+        ({"vocab.json": '{"<s>": 0, "</s>": 2, "a": 1}', "merges.txt": "a b c\n"}, "merge 1"),
+        ({"vocab.json": '{"<s>": 0, "</s>": 2, "a": 1}', "merges.txt": "#version: 0.2\na b\n"}, "does not fit"),
+    ],
+)
 def test_bad_sources_name_the_file(tmp_path, files, message):
     for name, content in files.items():
         (tmp_path / name).write_text(content)

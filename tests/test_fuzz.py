@@ -17,13 +17,19 @@ from benchmarks.fuzz_targets import TARGETS, target
 
 EXAMPLES = {"manifest": 220, "prompt": 300, "video": 160, "checkpoint": 60, "tokenizer": 200}
 
-QUICK = settings(deadline=None, derandomize=True, database=None, print_blob=True,
-                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture,
-                                        HealthCheck.data_too_large])
+QUICK = settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
+)
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.sampled_from(fuzz_mutate.ODD) | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -42,14 +48,14 @@ def damaged(draw, name):
         action = draw(st.sampled_from(("change", "insert", "cut", "remove", "repeat")))
         if action == "change":
             piece = draw(st.binary(min_size=1, max_size=4))
-            data = data[:at] + piece + data[at + len(piece):]
+            data = data[:at] + piece + data[at + len(piece) :]
         elif action == "insert":
             data = data[:at] + draw(st.sampled_from(chosen.words)) + data[at:]
         elif action == "cut":
             data = data[:at]
         else:
             to = min(len(data), at + draw(st.integers(1, 64)))
-            data = data[:at] + (data[at:to] if action == "repeat" else b"") + data[at if action == "repeat" else to:]
+            data = data[:at] + (data[at:to] if action == "repeat" else b"") + data[at if action == "repeat" else to :]
     return data
 
 
@@ -80,17 +86,43 @@ def test_good_inputs_are_taken(name):
     assert outcomes.count("taken") >= 4
 
 
-MANIFEST_PLACES = st.sampled_from([
-    ["bounds"], ["bounds", "objects"], ["bounds", "slots", 1], ["demo"], ["files"], ["files", "neck.onnx"], ["format"],
-    ["image_size"], ["model"], ["precision"], ["provenance"], ["settings"], ["settings", "conditional_memory"],
-    ["settings", "conditional_memory", "every"], ["settings", "mean"], ["settings", "std", 0],
-    ["settings", "memory", "slots"],
-    ["settings", "resize"], ["settings", "resize", "max"], ["settings", "text"], ["settings", "text", "max_tokens"],
-    ["settings", "window"], ["settings", "sam2"], ["settings", "sam2", "resample", "video"], ["stages"],
-    ["stages", "neck"],
-    ["stages", "neck", "files", "default"], ["stages", "neck", "inputs"], ["stages", "neck", "outputs", 0, "shape"],
-    ["stages", "mask_decoder", "outputs", 0, "dtype"], ["stages", "memory_attention", "inputs", 2, "shape", 1],
-    ["tokenizer"], ["variant"]])
+MANIFEST_PLACES = st.sampled_from(
+    [
+        ["bounds"],
+        ["bounds", "objects"],
+        ["bounds", "slots", 1],
+        ["demo"],
+        ["files"],
+        ["files", "neck.onnx"],
+        ["format"],
+        ["image_size"],
+        ["model"],
+        ["precision"],
+        ["provenance"],
+        ["settings"],
+        ["settings", "conditional_memory"],
+        ["settings", "conditional_memory", "every"],
+        ["settings", "mean"],
+        ["settings", "std", 0],
+        ["settings", "memory", "slots"],
+        ["settings", "resize"],
+        ["settings", "resize", "max"],
+        ["settings", "text"],
+        ["settings", "text", "max_tokens"],
+        ["settings", "window"],
+        ["settings", "sam2"],
+        ["settings", "sam2", "resample", "video"],
+        ["stages"],
+        ["stages", "neck"],
+        ["stages", "neck", "files", "default"],
+        ["stages", "neck", "inputs"],
+        ["stages", "neck", "outputs", 0, "shape"],
+        ["stages", "mask_decoder", "outputs", 0, "dtype"],
+        ["stages", "memory_attention", "inputs", 2, "shape", 1],
+        ["tokenizer"],
+        ["variant"],
+    ]
+)
 
 
 @settings(QUICK, max_examples=300)
@@ -104,23 +136,30 @@ def test_any_value_anywhere_in_a_manifest(base, edits):
 def test_damaged_folders(what):
     pytest.importorskip("onnx")
     for number in range(0, 15, 3):
-        outcome = target("manifest")(json.dumps({"edits": [], "files": [[number, what, 10 + number]],
-                                                 "ort": True}).encode())
+        outcome = target("manifest")(
+            json.dumps({"edits": [], "files": [[number, what, 10 + number]], "ort": True}).encode()
+        )
         assert outcome == "refused" or what == "noise"
 
 
 @settings(QUICK, max_examples=200)
-@given(st.sampled_from(("--point", "--box", "--mask", "--tokens", "--verbs", "--text", "--stride", "--max-frames")),
-       st.text(st.sampled_from("0123456789.,-+@#e n\u0663\u00b2a:/\\\n"), max_size=24))
+@given(
+    st.sampled_from(("--point", "--box", "--mask", "--tokens", "--verbs", "--text", "--stride", "--max-frames")),
+    st.text(st.sampled_from("0123456789.,-+@#e n\u0663\u00b2a:/\\\n"), max_size=24),
+)
 def test_values_of_options(option, value):
     argv = ["--text", "a red square", option, value] if option == "--verbs" else [option, value]
     target("prompt")(json.dumps({"argv": argv}).encode())
 
 
 @settings(QUICK, max_examples=150)
-@given(st.lists(st.dictionaries(st.sampled_from(("object", "frame", "points", "labels", "box", "mask", "name")),
-                                ANYTHING),
-                max_size=3) | ANYTHING)
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(("object", "frame", "points", "labels", "box", "mask", "name")), ANYTHING),
+        max_size=3,
+    )
+    | ANYTHING
+)
 def test_prompt_files(entries):
     given_ = {"argv": ["--prompts", "FILES/p.json"], "files": {"p.json": json.dumps(entries)}}
     target("prompt")(json.dumps(given_).encode())
@@ -146,14 +185,20 @@ def test_the_guard_sees_what_it_forbids(tmp_path):
 
     def warns():
         import numpy as np
+
         np.array([1e300]).astype(np.float32)
 
     def runs():
         import subprocess
+
         subprocess.run(["true"], check=True)
 
-    for action, words in ((writes, "for writing"), (two_lines, "2 lines"), (fuzz_guard.tripwire, "code from the input"),
-                          (runs, "subprocess.Popen")):
+    for action, words in (
+        (writes, "for writing"),
+        (two_lines, "2 lines"),
+        (fuzz_guard.tripwire, "code from the input"),
+        (runs, "subprocess.Popen"),
+    ):
         with pytest.raises(fuzz_guard.Broken, match=words):
             fuzz_guard.hold(action, tmp_path)
         (tmp_path / "elsewhere").unlink(missing_ok=True)

@@ -71,12 +71,27 @@ def test_what_can_never_be_read_through_is_missing(toy, tmp_path, kind):
         runtime.load(folder)
 
 
-@pytest.mark.parametrize("path, value", [
-    ("window", "4"), ("window", 0), ("mean", [0, 0]), ("mean", [0, 0, True]), ("std", [1, 1, 0]), ("std", None),
-    ("std", [float("nan")] * 3), ("resize", {"rule": "round", "max": 32}), ("resize", []), ("memory", {"slots": 3}),
-    ("memory", {"slots": -1, "pointers": 5}), ("conditional_memory", {"first": 1, "every": 0}),
-    ("text", {"max_tokens": 16}),
-    ("text", {"max_tokens": 1e9, "vocabulary": 1, "motion": False}), ("no_object_logit", "low"), ("sam2", 3)])
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("window", "4"),
+        ("window", 0),
+        ("mean", [0, 0]),
+        ("mean", [0, 0, True]),
+        ("std", [1, 1, 0]),
+        ("std", None),
+        ("std", [float("nan")] * 3),
+        ("resize", {"rule": "round", "max": 32}),
+        ("resize", []),
+        ("memory", {"slots": 3}),
+        ("memory", {"slots": -1, "pointers": 5}),
+        ("conditional_memory", {"first": 1, "every": 0}),
+        ("text", {"max_tokens": 16}),
+        ("text", {"max_tokens": 1e9, "vocabulary": 1, "motion": False}),
+        ("no_object_logit", "low"),
+        ("sam2", 3),
+    ],
+)
 def test_settings_are_checked_when_they_are_read(toy, tmp_path, path, value):
     with pytest.raises(BundleError, match=f"settings.{path}") as caught:
         Manifest.load(changed(toy, tmp_path / "b", lambda m: m["settings"].update({path: value})))
@@ -87,16 +102,22 @@ def test_more_settings_are_no_mistake(toy, tmp_path):
     Manifest.load(changed(toy, tmp_path / "b", lambda m: m["settings"].update(colour="red")))
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda m: m["settings"].pop("conditional_memory"), "settings conditional_memory are missing"),
-    (lambda m: m["bounds"].update(objects=[0, 0]), "bounds.objects leave room for nothing"),
-    (lambda m: m["settings"]["resize"].update(max=64), "larger than image_size"),
-    (lambda m: m["stages"]["neck"]["outputs"].pop(0), "embedding"),
-    (lambda m: m["stages"]["neck"]["outputs"][0].update(shape=["frames", 4]), "must have 3 dimensions"),
-    (lambda m: m["stages"]["memory_attention"]["inputs"][2].update(shape=["objects", "slots", 5, 2]), "does not fit"),
-    (lambda m: m["stages"]["hiera_0"]["inputs"][0].update(dtype="int64"), "floating"),
-    (lambda m: m.update(image_size=64), "does not fit"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda m: m["settings"].pop("conditional_memory"), "settings conditional_memory are missing"),
+        (lambda m: m["bounds"].update(objects=[0, 0]), "bounds.objects leave room for nothing"),
+        (lambda m: m["settings"]["resize"].update(max=64), "larger than image_size"),
+        (lambda m: m["stages"]["neck"]["outputs"].pop(0), "embedding"),
+        (lambda m: m["stages"]["neck"]["outputs"][0].update(shape=["frames", 4]), "must have 3 dimensions"),
+        (
+            lambda m: m["stages"]["memory_attention"]["inputs"][2].update(shape=["objects", "slots", 5, 2]),
+            "does not fit",
+        ),
+        (lambda m: m["stages"]["hiera_0"]["inputs"][0].update(dtype="int64"), "floating"),
+        (lambda m: m.update(image_size=64), "does not fit"),
+    ],
+)
 def test_a_manifest_that_is_no_whole_network(toy, tmp_path, change, words):
     with pytest.raises(BundleError, match=words) as caught:
         runtime.load(changed(toy, tmp_path / "b", change))
@@ -105,10 +126,15 @@ def test_a_manifest_that_is_no_whole_network(toy, tmp_path, change, words):
 
 def test_shapes_that_no_machine_holds(toy, tmp_path):
     with pytest.raises(BundleError, match="more than"):
-        Manifest.load(changed(toy, tmp_path / "a", lambda m: m["stages"]["hiera_0"]["inputs"][0].update(
-            shape=["frames", 3, 32, 10 ** 9])))
+        Manifest.load(
+            changed(
+                toy,
+                tmp_path / "a",
+                lambda m: m["stages"]["hiera_0"]["inputs"][0].update(shape=["frames", 3, 32, 10**9]),
+            )
+        )
     with pytest.raises(BundleError, match="more than"):
-        Manifest.load(changed(toy, tmp_path / "b", lambda m: m["bounds"].update(objects=[1, 10 ** 12])))
+        Manifest.load(changed(toy, tmp_path / "b", lambda m: m["bounds"].update(objects=[1, 10**12])))
 
 
 # ------------------------------------------------------------------------------------------------------------ prompts
@@ -146,8 +172,10 @@ def test_what_is_no_picture_but_is_called_so(tmp_path, content):
         read_picture(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("said, seconds", [
-    ("00:00:00.5000002.12", 0), ("9" * 5000 + ":00:00", 0), ("00:00:.", 0), ("00:01:02.5", 62.5), ("01:00:00", 3600)])
+@pytest.mark.parametrize(
+    "said, seconds",
+    [("00:00:00.5000002.12", 0), ("9" * 5000 + ":00:00", 0), ("00:00:.", 0), ("00:01:02.5", 62.5), ("01:00:00", 3600)],
+)
 def test_lengths_that_are_none(said, seconds):
     container = SimpleNamespace(duration=None, streams=[1, 2])
     assert sources._promised_seconds(container, SimpleNamespace(metadata={"DURATION": said}, frames=0)) == seconds
@@ -188,8 +216,10 @@ def test_a_tokenizer_that_fails_on_a_sentence(tmp_path):
     from tokenizers import Tokenizer as Library
     from tokenizers import models
 
-    for name, model in (("a", models.Unigram([("a", -1.0)])),
-                        ("b", models.WordLevel({"<s>": 0, "</s>": 1}, unk_token="?"))):
+    for name, model in (
+        ("a", models.Unigram([("a", -1.0)])),
+        ("b", models.WordLevel({"<s>": 0, "</s>": 1}, unk_token="?")),
+    ):
         Library(model).save(str(tmp_path / f"{name}.json"))
         with pytest.raises(BundleError, match="not a tokenizer that works") as caught:
             Tokenizer(tmp_path / f"{name}.json")("the red square")
@@ -237,9 +267,12 @@ def test_tensors_that_are_no_plain_numbers(tensors, tmp_path):
     import torch
 
     name = next(iter(tensors))
-    for value, word in ((tensors[name].to_sparse(), "sparse"), (tensors[name].to("meta"), "meta"),
-                        (tensors[name].to(torch.complex64), "complex64"),
-                        (torch.zeros(4).to(torch.float8_e4m3fn), "float8")):
+    for value, word in (
+        (tensors[name].to_sparse(), "sparse"),
+        (tensors[name].to("meta"), "meta"),
+        (tensors[name].to(torch.complex64), "complex64"),
+        (torch.zeros(4).to(torch.float8_e4m3fn), "float8"),
+    ):
         refused(tmp_path / "x.pt", {**tensors, name: value}, name, word, "not an array of numbers")
 
 
@@ -270,11 +303,15 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_is(tmp_path):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("name",
-                         ["vl_adapter.interactions.999999999.extra_extractors.0.x",
-                          "vl_adapter.prompt_blocks.999999999.x",
-                                  "sam_mask_decoder.transformer.layers.999999999.x",
-                                  "vl_adapter.vis_model.blocks.\u00b2.x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vl_adapter.interactions.999999999.extra_extractors.0.x",
+        "vl_adapter.prompt_blocks.999999999.x",
+        "sam_mask_decoder.transformer.layers.999999999.x",
+        "vl_adapter.vis_model.blocks.\u00b2.x",
+    ],
+)
 def test_a_name_that_promises_a_thousand_million_modules(tmp_path, name):
     torch = pytest.importorskip("torch")
     from export.models import refersam
@@ -286,12 +323,18 @@ def test_a_name_that_promises_a_thousand_million_modules(tmp_path, name):
         build({**tensors, name: torch.zeros(1, device="meta")}, tmp_path / "x.pth", 64)
 
 
-@pytest.mark.parametrize("change", [
-    lambda c: c.update(vision_config="x"), lambda c: c.update(mask_decoder_config=[]),
-    lambda c: c.update(image_size="big"),
-    lambda c: c.update(memory_attention_num_layers=10 ** 9), lambda c: c["vision_config"].update(backbone_config=3),
-    lambda c: c["vision_config"]["backbone_config"].update(hidden_size=10 ** 9),
-    lambda c: c["vision_config"]["backbone_config"].update(blocks_per_stage=[1] * 5000)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.update(vision_config="x"),
+        lambda c: c.update(mask_decoder_config=[]),
+        lambda c: c.update(image_size="big"),
+        lambda c: c.update(memory_attention_num_layers=10**9),
+        lambda c: c["vision_config"].update(backbone_config=3),
+        lambda c: c["vision_config"]["backbone_config"].update(hidden_size=10**9),
+        lambda c: c["vision_config"]["backbone_config"].update(blocks_per_stage=[1] * 5000),
+    ],
+)
 def test_hugging_face_configs_of_wrong_types_and_sizes(tensors, tmp_path, change):
     from benchmarks.fuzz_checkpoints import hugging_face, safetensors
     from export.sam2_checkpoints import sam2

@@ -6,11 +6,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
-import refersam_reference as reference  # noqa: E402
+import refersam_reference as reference
 
-import runtime  # noqa: E402
-from export import bundle, network  # noqa: E402
-from export.models.refersam import load  # noqa: E402
+import runtime
+from export import bundle, network
+from export.models.refersam import load
 
 LOGITS, IOU = 1e-3, 0.999
 SIDE = 448
@@ -21,7 +21,7 @@ def compare(low_res, coarse, scores, masks):
     assert reference.error(low_res, golden["low_res_masks"]) <= LOGITS
     assert reference.error(coarse, golden["coarse_masks"]) <= LOGITS
     np.testing.assert_allclose(scores, meta["iou_predictions"], atol=1e-3)
-    want = np.unpackbits(golden["pred_masks_packed"], axis=1)[:, :SIDE * SIDE].reshape(-1, SIDE, SIDE).astype(bool)
+    want = np.unpackbits(golden["pred_masks_packed"], axis=1)[:, : SIDE * SIDE].reshape(-1, SIDE, SIDE).astype(bool)
     for ours, theirs in zip(masks, want, strict=True):
         assert (ours & theirs).sum() / (ours | theirs).sum() >= IOU
 

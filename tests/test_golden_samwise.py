@@ -1,15 +1,14 @@
 """The whole way, checkpoint to masks, at the official size against the official code (see goldens/samwise/README.md)."""
 
-import json
-
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-import network_reference as reference  # noqa: E402
-import runtime  # noqa: E402
-from export import bundle, models, network  # noqa: E402
+import network_reference as reference
+
+import runtime
+from export import bundle, models, network
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +51,7 @@ def test_equals_the_official_code(engine, case, options):
     meta, clip, results, pointers, memory, fired = play(engine, case, **options)
     golden = np.load(reference.GOLDENS / f"run_{case}.npz")
     frames, height, width = clip.shape[:3]
-    packed = np.unpackbits(golden["pred_masks_packed"], axis=1)[:, :height * width]
+    packed = np.unpackbits(golden["pred_masks_packed"], axis=1)[:, : height * width]
     expected = packed.reshape(frames, height, width).astype(bool)
     assert [r.frame_index for r in results] == list(range(frames))
     for result, mask, low in zip(results, expected, golden["low_res_sub4"]):

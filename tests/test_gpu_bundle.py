@@ -5,20 +5,21 @@ from dataclasses import replace
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import numpy as np
+import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-from benchmarks import gpu_bundle, gpu_check, gpu_pipeline  # noqa: E402
-from export import cuts  # noqa: E402
-from export.models import samwise  # noqa: E402
-from fake_attention import HostAttention, compiled  # noqa: E402
-from fake_cuda import FakeCudaBackend  # noqa: E402
-from runtime import ops  # noqa: E402
-from runtime.bundle import choose  # noqa: E402
-from runtime.cubin import Kernels  # noqa: E402
+from fake_attention import HostAttention, compiled
+from fake_cuda import FakeCudaBackend
+
+from benchmarks import gpu_bundle, gpu_check, gpu_pipeline
+from export import cuts
+from export.models import samwise
+from runtime import ops
+from runtime.bundle import choose
+from runtime.cubin import Kernels
 
 WIDTH, MEMORY, SLOTS = 32, 16, 6
 
@@ -46,8 +47,10 @@ def test_half_graphs_cut_stages_and_kernels_agree(tmp_path, monkeypatch):
     kernels = Kernels(folder, 89, driver.kernel_driver)
     cut = ops.kernel_stages(bundle, backend, kernels, "on", 2)["memory_attention"]
     sizes = gpu_pipeline.typical(cut.spec, bundle)
-    results = [gpu_pipeline.timed(stage, sizes, backend.device)[1]["conditioned"]
-               for stage in (bundle.load_stage(backend, "memory_attention"), cut)]
+    results = [
+        gpu_pipeline.timed(stage, sizes, backend.device)[1]["conditioned"]
+        for stage in (bundle.load_stage(backend, "memory_attention"), cut)
+    ]
     assert results[0].dtype == np.float16 and gpu_pipeline.relative(results[1], results[0]) < 5e-3
 
 
@@ -55,7 +58,11 @@ def test_adapters_of_the_published_size_are_cut():
     config = samwise.tiny_test_config()
     wide = replace(config, adapter=samwise.AdapterConfig(width=256, heads=8, patches=(8, 4, 2)))
     assert [c.stage for c in cuts.cuts(samwise.Samwise(replace(wide, sam=replace(config.sam, image_size=128))))] == [
-        "adapter_0", "adapter_1", "adapter_2", "memory_attention"]
+        "adapter_0",
+        "adapter_1",
+        "adapter_2",
+        "memory_attention",
+    ]
     assert samwise.AdapterConfig() == wide.adapter
     # heads of another width have no kernel: the toy's adapters stay whole
     assert [c.stage for c in cuts.cuts(samwise.Samwise(config))] == ["memory_attention"]
@@ -63,10 +70,17 @@ def test_adapters_of_the_published_size_are_cut():
 
 def test_the_summary_has_a_line_per_cut_stage():
     row = {"whole_seconds": 2e-3, "kernel_seconds": 1e-3, "gain": 2.0, "relative_error": 1e-3}
-    section = {"big": {"tensorrt": {"stages": {}, "cuts": {"stages": {"memory_attention": row}}},
-                       "ort-cuda": {"stages": {}, "cuts": {"skipped": "no cut stages; export with --cuts"}}}}
+    section = {
+        "big": {
+            "tensorrt": {"stages": {}, "cuts": {"stages": {"memory_attention": row}}},
+            "ort-cuda": {"stages": {}, "cuts": {"skipped": "no cut stages; export with --cuts"}},
+        }
+    }
     (line,) = gpu_check.pipeline_lines(section)
-    assert line == "  big tensorrt memory_attention: kernel 1000.0 us, whole graph 2000.0 us, gain 2.00, relative error 1.0e-03"
+    assert (
+        line
+        == "  big tensorrt memory_attention: kernel 1000.0 us, whole graph 2000.0 us, gain 2.00, relative error 1.0e-03"
+    )
 
 
 def test_the_command_leaves_what_is_there(tmp_path, monkeypatch, capsys):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-import pytest  # noqa: E402
+import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from benchmarks import gpu_check  # noqa: E402
-from runtime.kernels import plan  # noqa: E402
+from benchmarks import gpu_check
+from runtime.kernels import plan
 
 
 class FakeBench:
@@ -37,10 +37,19 @@ class FakeBench:
 
 
 TINY = gpu_check.Plan(
-    memory=plan.MemorySizes(1, 16, 2, 4), objects=(1, 2),
+    memory=plan.MemorySizes(1, 16, 2, 4),
+    objects=(1, 2),
     flash=(plan.FlashConfig(16, 16, 4, 2), plan.FlashConfig(16, 24, 4, 2)),  # a block of 24 cannot be compiled
-    windows=(plan.WindowSizes(1, 4, 4, 4),), window=(plan.WindowConfig(),), frames=(((6, 8), (12, 16)),), image_size=16,
-    matrix=16, copy_bytes=1 << 10, steps=3, compiled=False, engines=Path("nowhere"))
+    windows=(plan.WindowSizes(1, 4, 4, 4),),
+    window=(plan.WindowConfig(),),
+    frames=(((6, 8), (12, 16)),),
+    image_size=16,
+    matrix=16,
+    copy_bytes=1 << 10,
+    steps=3,
+    compiled=False,
+    engines=Path("nowhere"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +62,18 @@ def data(tmp_path_factory):
 
 def test_every_section_is_there_and_none_failed(data):
     assert data["failed"] == []
-    assert {"machine", "ceilings", "memory_attention", "window_attention_p4_t1", "preprocess_6p", "postprocess_6p",
-            "graph_gain", "flat_memory", "cubins", "pipeline"} == set(data["sections"])
+    assert {
+        "machine",
+        "ceilings",
+        "memory_attention",
+        "window_attention_p4_t1",
+        "preprocess_6p",
+        "postprocess_6p",
+        "graph_gain",
+        "flat_memory",
+        "cubins",
+        "pipeline",
+    } == set(data["sections"])
 
 
 def test_a_configuration_that_fails_is_recorded_and_never_wins(data):
@@ -68,7 +87,7 @@ def test_rates_follow_from_counted_work(data):
     assert memory["keys"] == 2 * 16 + 4
     assert memory["winner"]["tflops"] == pytest.approx(2 * 16 * 36 * (256 + 64) / 1e-3 / 1e12)
     assert memory["pytorch"]["default"]["tflops"] == pytest.approx(2 * 16 * 36 * 512 / 1e-3 / 1e12)
-    ceiling = 2 * 16 ** 3 / 1e-3 / 1e12
+    ceiling = 2 * 16**3 / 1e-3 / 1e12
     assert memory["share_of_ceiling"] == pytest.approx(memory["winner"]["tflops"] / ceiling)
 
 
@@ -83,9 +102,15 @@ def test_checks_hold(data):
 def test_verdicts_need_a_measurement():
     assert not any(v["met"] for v in gpu_check.verdicts(None, [None]))
     memory = {"speedup_over_fastest_pytorch": 1.4, "share_of_ceiling": 0.49}
-    met = {v["what"]: v["met"] for v in gpu_check.verdicts(memory, [{"speedup_over_eager": 2.5}, {"speedup_over_eager": 1.9}])}
-    assert met == {"memory_attention_over_pytorch": True, "memory_attention_share_of_ceiling": False,
-                   "window_attention_over_eager": False}
+    met = {
+        v["what"]: v["met"]
+        for v in gpu_check.verdicts(memory, [{"speedup_over_eager": 2.5}, {"speedup_over_eager": 1.9}])
+    }
+    assert met == {
+        "memory_attention_over_pytorch": True,
+        "memory_attention_share_of_ceiling": False,
+        "window_attention_over_eager": False,
+    }
 
 
 def test_a_failing_section_leaves_the_rest(tmp_path):
@@ -98,4 +123,4 @@ def test_a_failing_section_leaves_the_rest(tmp_path):
 
 def test_summary_prints_errors_and_numbers(data):
     text = gpu_check.summary(data)
-    assert "flash 16x16" in text and "NOT MET" in text or "met" in text
+    assert ("flash 16x16" in text and "NOT MET" in text) or "met" in text

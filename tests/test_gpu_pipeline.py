@@ -2,16 +2,16 @@
 
 import sys
 
-import pytest
-
 import fake_tensorrt
+import pytest
 import toy
-from benchmarks import gpu_pipeline
 from fake_cuda import FakeCudaBackend, FakeDriver
+from test_build import FakeLibrary
+
+from benchmarks import gpu_pipeline
 from runtime.backends.trt import TrtBackend
 from runtime.device import Cuda
 from runtime.errors import BackendError
-from test_build import FakeLibrary
 
 
 @pytest.fixture
@@ -32,6 +32,7 @@ def make(name):
 
 def test_every_bundle_on_every_backend(engines, monkeypatch):
     from export import build
+
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt)
     monkeypatch.setattr(build, "Library", lambda name: FakeLibrary(name, fake_tensorrt.__version__))
     monkeypatch.setattr(FakeLibrary, "capabilities", lambda self, targets: (89,))

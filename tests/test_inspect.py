@@ -3,18 +3,18 @@
 import json
 import sys
 
-import pytest
-
 import fake_tensorrt
+import pytest
 import toy
 from fake_cuda import FakeDriver
+from test_build import FakeLibrary
+
 from export import build, inspect
 from runtime.backends.ort import OrtBackend
 from runtime.backends.trt import TrtBackend
 from runtime.bundle import choose
 from runtime.device import Cuda
 from runtime.errors import UserError
-from test_build import FakeLibrary
 
 
 @pytest.fixture
@@ -49,9 +49,16 @@ def test_an_engine_without_detail_says_so():
     assert "names only: build it again" in inspect.summary("neck", found)
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("Half", "float16"), ("Row major linear FP32", "float32"), ("N/A due to x", "unknown"),
-    ("Two wide channel vectorized row major Int8 format", "int8"), ("Row major Int8 input, computes in BF16", "bfloat16")])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("Half", "float16"),
+        ("Row major linear FP32", "float32"),
+        ("N/A due to x", "unknown"),
+        ("Two wide channel vectorized row major Int8 format", "int8"),
+        ("Row major Int8 input, computes in BF16", "bfloat16"),
+    ],
+)
 def test_how_types_are_spelled(text, expected):
     assert inspect.datatype({"Format/Datatype": text}) == expected
     assert inspect.datatype("a name") == "unknown"

@@ -34,8 +34,14 @@ class RecordingDriver:
 def export(folder, target):
     """`python -m export.kernels` in a process of its own: the interpreter of the other tests compiles nothing."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run([sys.executable, "-m", "export.kernels", str(folder), "--target", target], cwd=ROOT,
-                          env=environment, capture_output=True, text=True, timeout=900)
+    return subprocess.run(
+        [sys.executable, "-m", "export.kernels", str(folder), "--target", target],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
 
 
 def write_manifest(folder):
@@ -57,16 +63,25 @@ def bundle(tmp_path_factory):
 def postprocess_launches(objects=2):
     pointers = iter(range(1, 100))
     taps = [(next(pointers), next(pointers)) for _ in range(2)]
-    return plan.postprocess(next(pointers), *taps, next(pointers), next(pointers), objects, 256, (30, 50), reference.MASK_TAPS)
+    return plan.postprocess(
+        next(pointers), *taps, next(pointers), next(pointers), objects, 256, (30, 50), reference.MASK_TAPS
+    )
 
 
 @pytest.mark.slow
 def test_every_kernel_of_a_bundle_is_compiled(bundle):
     index = json.loads((bundle / "kernels" / "index.json").read_text())
     names = {entry["kernel"] for entry in index["kernels"]}
-    assert names == {"memory_attention_prepare", "memory_attention_flash", "memory_attention_combine",
-                     "window_attention_project", "window_attention_attend", "window_attention_fused", "preprocess",
-                     "postprocess"}
+    assert names == {
+        "memory_attention_prepare",
+        "memory_attention_flash",
+        "memory_attention_combine",
+        "window_attention_project",
+        "window_attention_attend",
+        "window_attention_fused",
+        "preprocess",
+        "postprocess",
+    }
     for entry in index["kernels"]:
         assert (bundle / "kernels" / entry["file"]).read_bytes()[:4] == b"\x7fELF" and entry["shared"] <= 227 << 10
     manifest = Manifest.load(bundle)
@@ -74,14 +89,52 @@ def test_every_kernel_of_a_bundle_is_compiled(bundle):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launches", [
-    lambda: plan.window_attention(dict.fromkeys(
-        ("x", "time", "position", "norm_weight", "norm_bias", "qkv_weight", "qkv_bias", "out_weight", "out_bias"), 64),
-        {"qkv": 128}, 256, plan.WindowSizes(5, 64, 64, 4), plan.WINDOW[90]),
-    lambda: plan.window_attention(dict.fromkeys(
-        ("x", "time", "position", "norm_weight", "norm_bias", "qkv_weight", "qkv_bias", "out_weight", "out_bias"), 64),
-        {"qkv": 128}, 256, plan.WindowSizes(8, 128, 128, 8), plan.WINDOW[90]),
-    postprocess_launches])
+@pytest.mark.parametrize(
+    "launches",
+    [
+        lambda: plan.window_attention(
+            dict.fromkeys(
+                (
+                    "x",
+                    "time",
+                    "position",
+                    "norm_weight",
+                    "norm_bias",
+                    "qkv_weight",
+                    "qkv_bias",
+                    "out_weight",
+                    "out_bias",
+                ),
+                64,
+            ),
+            {"qkv": 128},
+            256,
+            plan.WindowSizes(5, 64, 64, 4),
+            plan.WINDOW[90],
+        ),
+        lambda: plan.window_attention(
+            dict.fromkeys(
+                (
+                    "x",
+                    "time",
+                    "position",
+                    "norm_weight",
+                    "norm_bias",
+                    "qkv_weight",
+                    "qkv_bias",
+                    "out_weight",
+                    "out_bias",
+                ),
+                64,
+            ),
+            {"qkv": 128},
+            256,
+            plan.WindowSizes(8, 128, 128, 8),
+            plan.WINDOW[90],
+        ),
+        postprocess_launches,
+    ],
+)
 def test_a_plan_finds_its_compiled_kernels(bundle, launches):
     driver = RecordingDriver()
     bound = cubin.Kernels(bundle, 90, driver).bind(launches())
@@ -92,9 +145,18 @@ def test_a_plan_finds_its_compiled_kernels(bundle, launches):
 
 
 def toy_index(folder, **changes):
-    entry = {"kernel": "postprocess", "capability": 80, "constants": {"TAPS": 4, "BLOCK": 128}, "file": "a.cubin",
-             "symbol": "postprocess", "signature": ["*fp32"] * 7 + ["i32"] * 4, "extra_pointers": 2, "threads": 128,
-             "shared": 16, **changes}
+    entry = {
+        "kernel": "postprocess",
+        "capability": 80,
+        "constants": {"TAPS": 4, "BLOCK": 128},
+        "file": "a.cubin",
+        "symbol": "postprocess",
+        "signature": ["*fp32"] * 7 + ["i32"] * 4,
+        "extra_pointers": 2,
+        "threads": 128,
+        "shared": 16,
+        **changes,
+    }
     (folder / "kernels").mkdir(exist_ok=True)
     (folder / "kernels" / "index.json").write_text(json.dumps({"format": 1, "kernels": [entry]}))
     (folder / "kernels" / "a.cubin").write_bytes(b"\x7fELF")
@@ -127,8 +189,18 @@ def test_pointer_takes_what_callers_have():
     assert [cubin.pointer(x) for x in (Ours(), Torch(), Interface(), 64)] == [16, 32, 48, 64]
 
 
-@pytest.mark.parametrize("compiled, device, runs", [(80, 80, True), (80, 86, True), (86, 80, False), (80, 90, False),
-                                                    (90, 90, True), (90, 100, False), (120, 121, False)])
+@pytest.mark.parametrize(
+    "compiled, device, runs",
+    [
+        (80, 80, True),
+        (80, 86, True),
+        (86, 80, False),
+        (80, 90, False),
+        (90, 90, True),
+        (90, 100, False),
+        (120, 121, False),
+    ],
+)
 def test_which_code_runs_where(compiled, device, runs):
     assert cubin.runs_on(compiled, device) is runs
 

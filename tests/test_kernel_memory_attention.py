@@ -4,13 +4,13 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import numpy as np
+import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from runtime.kernels import launch, plan, reference  # noqa: E402
+from runtime.kernels import launch, plan, reference
 
 LIMIT = {"float16": 2e-3, "float32": 1e-5}
 
@@ -23,12 +23,21 @@ def make_inputs(sizes, ages, pointer_counts, dtype, seed=0):
     """Random inputs as torch tensors of `dtype`, and the same values in float64 for the reference."""
     rng = np.random.default_rng(seed)
     b, n, d, m = sizes.objects, sizes.tokens, sizes.width, sizes.memory_width
-    shapes = {"queries": (b, n, d), "memory": (b, sizes.slots, n, m), "pointers": (b, sizes.pointers, m),
-              "key_weight": (d, m), "key_bias": (d,), "position": (n, m), "temporal": (7, m)}
-    arrays = {name: torch.tensor(rng.standard_normal(shape)).to(getattr(torch, dtype)) for name, shape in shapes.items()}
-    arrays["key_weight"] *= 0.5 / m ** 0.5
+    shapes = {
+        "queries": (b, n, d),
+        "memory": (b, sizes.slots, n, m),
+        "pointers": (b, sizes.pointers, m),
+        "key_weight": (d, m),
+        "key_bias": (d,),
+        "position": (n, m),
+        "temporal": (7, m),
+    }
+    arrays = {
+        name: torch.tensor(rng.standard_normal(shape)).to(getattr(torch, dtype)) for name, shape in shapes.items()
+    }
+    arrays["key_weight"] *= 0.5 / m**0.5
     arrays["memory"][~torch.tensor(ages >= 0)] = float("nan")  # an absent slot may hold anything
-    cosine, sine = reference.rotary_tables(int(np.ceil(n ** 0.5)), d)
+    cosine, sine = reference.rotary_tables(int(np.ceil(n**0.5)), d)
     arrays["cosine"], arrays["sine"] = torch.tensor(cosine[:n]), torch.tensor(sine[:n])
     exact = {name: array.double().numpy() for name, array in arrays.items()}
     arrays["ages"], arrays["pointer_counts"] = torch.tensor(ages), torch.tensor(pointer_counts)
@@ -37,29 +46,45 @@ def make_inputs(sizes, ages, pointer_counts, dtype, seed=0):
 
 
 def expected_output(exact):
-    order = ("queries", "memory", "ages", "pointers", "pointer_counts", "key_weight", "key_bias", "position", "temporal",
-             "cosine", "sine")
+    order = (
+        "queries",
+        "memory",
+        "ages",
+        "pointers",
+        "pointer_counts",
+        "key_weight",
+        "key_bias",
+        "position",
+        "temporal",
+        "cosine",
+        "sine",
+    )
     return reference.memory_attention(*(exact[name] for name in order))
 
 
 def run(sizes, arrays, dtype, splits, block_m=16, block_n=16, tma=False):
     config = plan.FlashConfig(block_m, block_n, 4, 2, tma=tma, splits=splits)
     kind = getattr(torch, dtype)
-    scratch = {name: torch.full(shape, float("nan"), dtype=kind if of == "same" else torch.float32)
-               for name, (shape, of) in sizes.scratch(splits).items()}
+    scratch = {
+        name: torch.full(shape, float("nan"), dtype=kind if of == "same" else torch.float32)
+        for name, (shape, of) in sizes.scratch(splits).items()
+    }
     out = torch.full((sizes.objects, sizes.tokens, sizes.memory_width), float("nan"), dtype=kind)
     launch.run(plan.memory_attention(arrays, scratch, out, sizes, config))
     return out.double().numpy()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("tokens, slot_ages, pointers, counts, splits", [
-    (36, [[0]], 4, [4], 1),                                        # one object, one frame, one pointer
-    (25, [[2, 0, 1], [-1, 0, -1], [5, -1, 3]], 8, [8, 4, 0], 2),   # gaps in the ring, no pointer, odd token count
-    (49, [[6, 5, 4, 3, 2, 1, 0], [0, -1, -1, -1, -1, -1, -1]], 64, [60, 4], 3),
-    (17, [[-1, -1], [1, 0]], 4, [4, 3], 2),                        # pointers alone; a count between tokens of a pointer
-    (16, [[0, -1], [1, 0]], 4, [0, 4], 16),                        # more splits than blocks
-])
+@pytest.mark.parametrize(
+    "tokens, slot_ages, pointers, counts, splits",
+    [
+        (36, [[0]], 4, [4], 1),  # one object, one frame, one pointer
+        (25, [[2, 0, 1], [-1, 0, -1], [5, -1, 3]], 8, [8, 4, 0], 2),  # gaps in the ring, no pointer, odd token count
+        (49, [[6, 5, 4, 3, 2, 1, 0], [0, -1, -1, -1, -1, -1, -1]], 64, [60, 4], 3),
+        (17, [[-1, -1], [1, 0]], 4, [4, 3], 2),  # pointers alone; a count between tokens of a pointer
+        (16, [[0, -1], [1, 0]], 4, [0, 4], 16),  # more splits than blocks
+    ],
+)
 def test_equals_reference(dtype, tokens, slot_ages, pointers, counts, splits):
     ages, counts = np.array(slot_ages, np.int32), np.array(counts, np.int32)
     sizes = plan.MemorySizes(len(ages), tokens, ages.shape[1], pointers)
@@ -92,7 +117,10 @@ def test_slot_order_does_not_matter():
     sizes = plan.MemorySizes(1, 20, 3, 4)
     arrays, _ = make_inputs(sizes, ages, counts, "float32")
     straight = run(sizes, arrays, "float32", 1)
-    arrays["memory"], arrays["ages"] = arrays["memory"][:, [2, 0, 1]].contiguous(), arrays["ages"][:, [2, 0, 1]].contiguous()
+    arrays["memory"], arrays["ages"] = (
+        arrays["memory"][:, [2, 0, 1]].contiguous(),
+        arrays["ages"][:, [2, 0, 1]].contiguous(),
+    )
     assert relative(run(sizes, arrays, "float32", 1), straight) <= LIMIT["float32"]
 
 

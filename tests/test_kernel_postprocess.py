@@ -4,19 +4,26 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import numpy as np
+import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from runtime import ops  # noqa: E402
-from runtime.kernels import launch, plan, reference  # noqa: E402
+from runtime import ops
+from runtime.kernels import launch, plan, reference
 
 
-@pytest.mark.parametrize("low_side, image, crop, source", [
-    (16, 64, (36, 64), (45, 80)), (16, 64, (64, 33), (31, 17)), (64, 256, (144, 256), (13, 21)), (16, 64, (60, 60), (1, 1)),
-    (32, 128, (128, 70), (129, 71))])
+@pytest.mark.parametrize(
+    "low_side, image, crop, source",
+    [
+        (16, 64, (36, 64), (45, 80)),
+        (16, 64, (64, 33), (31, 17)),
+        (64, 256, (144, 256), (13, 21)),
+        (16, 64, (60, 60), (1, 1)),
+        (32, 128, (128, 70), (129, 71)),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_equals_the_cpu_path(low_side, image, crop, source, dtype):
     low = np.random.default_rng(0).standard_normal((3, low_side, low_side)).astype(np.float32)

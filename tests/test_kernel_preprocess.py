@@ -4,19 +4,25 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from PIL import Image  # noqa: E402
+import numpy as np
+import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from runtime import ops  # noqa: E402
-from runtime.kernels import launch, plan, reference  # noqa: E402
+from runtime import ops
+from runtime.kernels import launch, plan, reference
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-SIZES = [((20, 35), (27, 48)), ((31, 17), (48, 26)), ((90, 41), (32, 15)), ((48, 48), (48, 48)), ((1, 7), (7, 48)),
-         ((60, 5), (20, 2))]
+SIZES = [
+    ((20, 35), (27, 48)),
+    ((31, 17), (48, 26)),
+    ((90, 41), (32, 15)),
+    ((48, 48), (48, 48)),
+    ((1, 7), (7, 48)),
+    ((60, 5), (20, 2)),
+]
 
 
 @pytest.mark.parametrize("source, target", SIZES)
@@ -28,7 +34,7 @@ def test_reference_is_pillow(source, target, filter):
     # two calls: Pillow 13 may run the row pass first when it is given both
     wide = Image.fromarray(frame).resize((target[1], source[0]), ops.RESAMPLE[filter])
     expected = np.asarray(wide.resize(target[::-1], ops.RESAMPLE[filter]))
-    np.testing.assert_array_equal(result[:, :target[0], :target[1]].transpose(1, 2, 0), expected)
+    np.testing.assert_array_equal(result[:, : target[0], : target[1]].transpose(1, 2, 0), expected)
 
 
 @pytest.mark.parametrize("source, target", SIZES)
@@ -40,7 +46,19 @@ def test_kernel_is_the_cpu_path(source, target, filter):
     table = torch.tensor(ops.Normalization.of(MEAN, STD).table_cv)
     for dtype in (torch.float32, torch.float16):
         out = torch.full((3, 48, 48), float("nan"), dtype=dtype)
-        launch.run(plan.preprocess(torch.tensor(frame), rows, columns, table, out, source, target, 48,
-                                   (rows[1].shape[1], columns[1].shape[1]), reference.PRECISION_BITS))
+        launch.run(
+            plan.preprocess(
+                torch.tensor(frame),
+                rows,
+                columns,
+                table,
+                out,
+                source,
+                target,
+                48,
+                (rows[1].shape[1], columns[1].shape[1]),
+                reference.PRECISION_BITS,
+            )
+        )
         expected = ops.preprocess(frame, target, 48, MEAN, STD, resample=filter)
         np.testing.assert_array_equal(out.numpy(), expected.astype(out.numpy().dtype))

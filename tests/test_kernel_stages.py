@@ -12,22 +12,25 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-import runtime  # noqa: E402
-from benchmarks import gpu_pipeline  # noqa: E402
-from export import __main__ as command, bundle as bundles, recheck  # noqa: E402
-from export.bundle import export_bundle  # noqa: E402
-from export.cuts import with_cuts  # noqa: E402
-from export.network import describe  # noqa: E402
-from export.models.samwise import AdapterConfig, Samwise, tiny_test_config  # noqa: E402
-from fake_attention import HostAttention, compiled  # noqa: E402
-from fake_cuda import FakeCudaBackend  # noqa: E402
-from runtime import engine_files  # noqa: E402
-from runtime.bundle import choose  # noqa: E402
-from runtime.cubin import FOLDER, INDEX  # noqa: E402
-from runtime.engine import Engine  # noqa: E402
-from runtime.errors import BackendError, BundleError, UserError  # noqa: E402
-from runtime.spec import Manifest  # noqa: E402
-from test_device_images import SIGNATURES as IMAGES  # noqa: E402
+from fake_attention import HostAttention, compiled
+from fake_cuda import FakeCudaBackend
+from test_device_images import SIGNATURES as IMAGES
+
+import runtime
+from benchmarks import gpu_pipeline
+from export import __main__ as command
+from export import bundle as bundles
+from export import recheck
+from export.bundle import export_bundle
+from export.cuts import with_cuts
+from export.models.samwise import AdapterConfig, Samwise, tiny_test_config
+from export.network import describe
+from runtime import engine_files
+from runtime.bundle import choose
+from runtime.cubin import FOLDER, INDEX
+from runtime.engine import Engine
+from runtime.errors import BackendError, BundleError, UserError
+from runtime.spec import Manifest
 
 TOKENS = [0, 17, 5, 42, 2]
 WIDTH, MEMORY, SLOTS = 32, 16, 6
@@ -175,16 +178,20 @@ def test_on_a_cpu_the_bundle_runs_as_any_other(exported):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change, message", [
-    (lambda cuts: cuts["adapter_0"].update(kernel="fast"), "settings.cuts.adapter_0 is not understood"),
-    (lambda cuts: cuts["adapter_0"].update(parts=["nose"]), "settings.cuts.adapter_0 is not understood"),
-    (lambda cuts: cuts["adapter_0"].update(patch=0), "settings.cuts.adapter_0 is not understood"),
-    (lambda cuts: cuts.update(adapter_0=3), "settings.cuts.adapter_0 is not understood"),
-    (lambda cuts: cuts.update(nose={}), "settings.cuts.nose is not understood"),
-    (lambda cuts: cuts["adapter_0"].update(constants="../x"), "not among the bundle's files"),
-    (lambda cuts: cuts["adapter_0"].update(constants="manifest.json"), "not among the bundle's files"),
-    (lambda cuts: cuts["adapter_0"].update(constants="graphs/neck.onnx"), "neck.onnx: not readable"),
-    (lambda cuts: cuts["adapter_0"].update(constants="cuts/memory_attention.npz"), "stage adapter_0 lack")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda cuts: cuts["adapter_0"].update(kernel="fast"), "settings.cuts.adapter_0 is not understood"),
+        (lambda cuts: cuts["adapter_0"].update(parts=["nose"]), "settings.cuts.adapter_0 is not understood"),
+        (lambda cuts: cuts["adapter_0"].update(patch=0), "settings.cuts.adapter_0 is not understood"),
+        (lambda cuts: cuts.update(adapter_0=3), "settings.cuts.adapter_0 is not understood"),
+        (lambda cuts: cuts.update(nose={}), "settings.cuts.nose is not understood"),
+        (lambda cuts: cuts["adapter_0"].update(constants="../x"), "not among the bundle's files"),
+        (lambda cuts: cuts["adapter_0"].update(constants="manifest.json"), "not among the bundle's files"),
+        (lambda cuts: cuts["adapter_0"].update(constants="graphs/neck.onnx"), "neck.onnx: not readable"),
+        (lambda cuts: cuts["adapter_0"].update(constants="cuts/memory_attention.npz"), "stage adapter_0 lack"),
+    ],
+)
 def test_settings_that_are_not_what_they_should_be_are_one_line(exported, monkeypatch, change, message):
     bundle = choose(exported)
     settings = json.loads(json.dumps(bundle.manifest.settings))
@@ -231,7 +238,7 @@ def test_the_command_adds_the_parts(tmp_path, monkeypatch):
     assert set(seen["cut"][0].settings["cuts"]) == CUT and len(seen["cut"][1]) == 4
     assert seen["types"]["key_weight_0"] == "float16" and seen["types"]["cosine"] == "float32"
     parts = [part for cut in seen["cut"][0].settings["cuts"].values() for part in cut["parts"]]
-    assert seen["names"][-len(parts):] == parts
+    assert seen["names"][-len(parts) :] == parts
 
 
 def test_networks_without_such_stages_refuse(tmp_path):

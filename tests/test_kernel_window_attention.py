@@ -4,13 +4,13 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import numpy as np
+import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from runtime.kernels import launch, plan, reference  # noqa: E402
+from runtime.kernels import launch, plan, reference
 
 LIMIT = {"float16": 2e-3, "float32": 1e-5}
 ORDER = ("time", "position", "norm_weight", "norm_bias", "qkv_weight", "qkv_bias", "out_weight", "out_bias")
@@ -19,19 +19,30 @@ ORDER = ("time", "position", "norm_weight", "norm_bias", "qkv_weight", "qkv_bias
 def make_inputs(sizes, dtype, seed=0):
     rng = np.random.default_rng(seed)
     c = sizes.channels
-    shapes = {"x": (sizes.frames, sizes.height, sizes.width, c), "position": (sizes.patch ** 2, c), "norm_weight": (c,),
-              "norm_bias": (c,), "qkv_weight": (3 * c, c), "qkv_bias": (3 * c,), "out_weight": (c, c), "out_bias": (c,)}
-    arrays = {name: torch.tensor(rng.standard_normal(shape)).to(getattr(torch, dtype)) for name, shape in shapes.items()}
+    shapes = {
+        "x": (sizes.frames, sizes.height, sizes.width, c),
+        "position": (sizes.patch**2, c),
+        "norm_weight": (c,),
+        "norm_bias": (c,),
+        "qkv_weight": (3 * c, c),
+        "qkv_bias": (3 * c,),
+        "out_weight": (c, c),
+        "out_bias": (c,),
+    }
+    arrays = {
+        name: torch.tensor(rng.standard_normal(shape)).to(getattr(torch, dtype)) for name, shape in shapes.items()
+    }
     for name in ("qkv_weight", "out_weight"):
-        arrays[name] *= 1.5 / c ** 0.5
+        arrays[name] *= 1.5 / c**0.5
     arrays["time"] = torch.tensor(reference.time_embedding(sizes.frames, c)).to(getattr(torch, dtype))
     return arrays
 
 
 def check(sizes, config, dtype):
     arrays = make_inputs(sizes, dtype)
-    scratch = {name: torch.full(shape, float("nan"), dtype=arrays["x"].dtype)
-               for name, (shape, _) in sizes.scratch().items()}
+    scratch = {
+        name: torch.full(shape, float("nan"), dtype=arrays["x"].dtype) for name, (shape, _) in sizes.scratch().items()
+    }
     out = torch.full_like(arrays["x"], float("nan"))
     launches = plan.window_attention(arrays, scratch, out, sizes, config)
     launch.run(launches)

@@ -13,8 +13,19 @@ STANDARD = set(sys.stdlib_module_names)
 # Libraries outside the standard one that each package may name anywhere, also inside functions.
 LIBRARIES = {
     "kernels": {"numpy", "triton"},
-    "runtime": {"numpy", "av", "PIL", "tokenizers", "pycocotools", "tqdm", "onnxruntime", "cuda", "tensorrt",
-                "tensorrt_rtx", "openvino"},
+    "runtime": {
+        "numpy",
+        "av",
+        "PIL",
+        "tokenizers",
+        "pycocotools",
+        "tqdm",
+        "onnxruntime",
+        "cuda",
+        "tensorrt",
+        "tensorrt_rtx",
+        "openvino",
+    },
 }
 # The command. Export may use the contract (spec, errors, bundle, demo) and what parity runs (backends, engine), not this.
 COMMAND = {"run", "arguments", "clicks", "tasks", "referring", "outputs", "report", "background", "interrupt"}
@@ -27,15 +38,22 @@ def sources(package):
 def imports(path):
     """(absolute name, line, whether it is for type checkers only) of every import of a file, relative ones resolved."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    hints = {id(node) for top in ast.walk(tree) if isinstance(top, ast.If) and "TYPE_CHECKING" in ast.unparse(top.test)
-             for node in ast.walk(top)}
+    hints = {
+        id(node)
+        for top in ast.walk(tree)
+        if isinstance(top, ast.If) and "TYPE_CHECKING" in ast.unparse(top.test)
+        for node in ast.walk(top)
+    }
     package = path.relative_to(ROOT).parent.parts
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join([*package[:len(package) - node.level + 1], *filter(None, [node.module])]) if node.level \
+            base = (
+                ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+                if node.level
                 else node.module
+            )
             names = [f"{base}.{alias.name}" for alias in node.names]
         else:
             continue
@@ -44,8 +62,12 @@ def imports(path):
 
 
 def offences(package, forbidden):
-    return [f"{path.relative_to(ROOT)}:{line}: {name}" for path in sources(package)
-            for name, line, hint in imports(path) if forbidden(path, name, hint)]
+    return [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in sources(package)
+        for name, line, hint in imports(path)
+        if forbidden(path, name, hint)
+    ]
 
 
 def under(name, *packages):
@@ -66,14 +88,18 @@ def test_only_the_libraries_of_the_package(package):
 def test_kernels_are_reached_through_ops_only():
     def forbidden(path, name, hint):
         return path.name != "ops.py" and under(name, "kernels", "runtime.kernels")
+
     assert offences("runtime", forbidden) == []
 
 
 def test_models_and_backends_do_not_know_each_other():
     def forbidden(path, name, hint):
         part = path.relative_to(ROOT / "runtime").parts[0]
-        return not hint and (part == "models" and under(name, "runtime.backends")
-                             or part == "backends" and under(name, "runtime.models"))
+        return not hint and (
+            (part == "models" and under(name, "runtime.backends"))
+            or (part == "backends" and under(name, "runtime.models"))
+        )
+
     assert offences("runtime", forbidden) == []
 
 
@@ -87,6 +113,7 @@ def test_the_engine_does_not_use_the_command():
 
     def forbidden(path, name, hint):
         return path.stem not in COMMAND and not hint and under(name, *command)
+
     assert offences("runtime", forbidden) == []
 
 
@@ -120,14 +147,29 @@ def fresh(code):
 
 def test_import_loads_nothing_heavy():
     loaded = set(fresh("import runtime, sys; print(*{m.split('.')[0] for m in sys.modules})").split())
-    heavy = {"torch", "transformers", "export", "onnx", "onnxruntime", "tensorrt", "av", "PIL", "tokenizers",
-             "pycocotools", "triton", "tqdm", "cuda"}
+    heavy = {
+        "torch",
+        "transformers",
+        "export",
+        "onnx",
+        "onnxruntime",
+        "tensorrt",
+        "av",
+        "PIL",
+        "tokenizers",
+        "pycocotools",
+        "triton",
+        "tqdm",
+        "cuda",
+    }
     assert loaded & heavy == set()
 
 
 def test_help_needs_no_library_either():
-    out = fresh("import sys\nfrom runtime.run import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-                "print(*{m.split('.')[0] for m in sys.modules})")
+    out = fresh(
+        "import sys\nfrom runtime.run import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "print(*{m.split('.')[0] for m in sys.modules})"
+    )
     assert {"onnxruntime", "av", "PIL", "tokenizers"} & set(out.splitlines()[-1].split()) == set()
 
 

@@ -19,7 +19,7 @@ def test_ring_keeps_the_newest_frames_with_their_ages():
         assert row.filled == min(frame, 3) and row.filled_pointers == min(frame, 4)
         seen = {int(pool.features[row.index, s, 0, 0]): int(a) for s, a in enumerate(row.ages(frame))}
         assert seen == {g: frame - g - 1 for g in range(max(0, frame - 3), frame)}
-        assert set(pool.pointers[row.index, :row.filled_pointers, 0]) == set(range(max(0, frame - 4), frame))
+        assert set(pool.pointers[row.index, : row.filled_pointers, 0]) == set(range(max(0, frame - 4), frame))
         pool.slot(row, frame)[:] = frame
         pool.pointer(row, frame)[:] = frame
 

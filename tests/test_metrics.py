@@ -71,7 +71,7 @@ def test_dilate_is_a_disk(radius):
     mask = np.zeros((21, 17), bool)
     mask[3, 4] = mask[20, 16] = True
     y, x = np.mgrid[:21, :17]
-    disk = ((y - 3) ** 2 + (x - 4) ** 2 <= radius ** 2) | ((y - 20) ** 2 + (x - 16) ** 2 <= radius ** 2)
+    disk = ((y - 3) ** 2 + (x - 4) ** 2 <= radius**2) | ((y - 20) ** 2 + (x - 16) ** 2 <= radius**2)
     assert (dilate(mask, radius) == disk).all()
 
 

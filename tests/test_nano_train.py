@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
+from export.layers.attention import PackedAttention
+from export.models.samwise import Samwise, tiny_test_config
 from export.nano import conditional, losses, prompts, tokenizer, train
 from export.nano.config import SIZES, from_dict, nano_config, to_dict
 from export.nano.data import LOOKS, NOBODY, USUAL, Loader, Stream, looks, sample, speeds
+from export.nano.evaluate import Options, evaluate, load
 from export.nano.heads import Overheard, SpeedHead, ToldHead, follow_loss
+from export.nano.network import Policy, encode, memoryless, track
 from export.nano.optimizer import Both, cost
 from export.nano.peers import Peers
 from export.nano.recipes import Recipe
-from export.nano.evaluate import Options, evaluate, load
-from export.nano.network import Policy, encode, memoryless, track
 from export.nano.sprites import placeholder
 from export.nano.world import World
-from export.layers.attention import PackedAttention
-from export.models.samwise import Samwise, tiny_test_config
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_sentences_that_share_a_clip_equal_sentences_alone(toy_network):
         together = encode(toy_network, pixels, tokens, mask, 2)
         for o in range(4):
             for first in (0, 4):  # the toy's window is 4 frames
-                alone = toy_network.encode_clip(pixels[o // 2:o // 2 + 1, first:first + 4], tokens[o:o + 1])
+                alone = toy_network.encode_clip(pixels[o // 2 : o // 2 + 1, first : first + 4], tokens[o : o + 1])
                 part = slice(first, first + 4)
                 assert torch.allclose(together.embedding[o, part], alone.embedding[0], atol=1e-5)
                 assert torch.allclose(together.fine_1[o, part], alone.high_res_1[0], atol=1e-5)
@@ -84,8 +84,12 @@ def test_every_parameter_learns(toy_network):
     begin = prompts.start(toy_network, truth[:, 0].repeat(2, 1, 1), torch.arange(4), permanent=True)
     shown = encode(toy_network, pictures(1, 8), None, None, 4)
     seen = track(toy_network, shown, Policy(tokens=(0, 1, 2, 3, 0, 1, 2, 3)), begin)
-    loss = loss + sum(losses.total(losses.frame_losses(seen.all_logits[:, :, i], seen.all_ious[:, :, i], seen.score,
-                                                       truth.repeat(2, 1, 1, 1))) for i in range(4))
+    loss = loss + sum(
+        losses.total(
+            losses.frame_losses(seen.all_logits[:, :, i], seen.all_ious[:, :, i], seen.score, truth.repeat(2, 1, 1, 1))
+        )
+        for i in range(4)
+    )
     loss.backward()
     idle = [name for name, p in toy_network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     # the pointer of an absent object is not used while all are present
@@ -96,8 +100,14 @@ def test_decision_labels():
     side = 8
     left, right, none = (torch.zeros(side, side, dtype=torch.bool) for _ in range(3))
     left[:, :3], right[:, 5:] = True, True
-    cases = [((left, right, right), 1), ((right, left, right), 0), ((right, right, right), 0), ((left, none, right), -1),
-             ((left, right, none), -1), ((none, right, right), 1)]
+    cases = [
+        ((left, right, right), 1),
+        ((right, left, right), 0),
+        ((right, right, right), 0),
+        ((left, none, right), -1),
+        ((left, right, none), -1),
+        ((none, right, right), 1),
+    ]
     for (memory, alone, truth), label in cases:
         assert losses.decision_labels(memory[None], alone[None], truth[None]).item() == label
 
@@ -131,8 +141,17 @@ def test_batches_are_the_same_for_any_number_of_workers():
             loader.request(stream, 5)
             loader.request(stream, 6)
             batch = loader.next()
-            got.append((batch.frames.copy(), batch.owners.copy(), batch.targets, batch.tokens, batch.kinds, batch.looks,
-                        batch.speeds))
+            got.append(
+                (
+                    batch.frames.copy(),
+                    batch.owners.copy(),
+                    batch.targets,
+                    batch.tokens,
+                    batch.kinds,
+                    batch.looks,
+                    batch.speeds,
+                )
+            )
         finally:
             loader.close()
     for some in zip(*got):
@@ -146,7 +165,7 @@ def test_looks_name_what_stands_there():
     clip, _ = sample(world, Stream("image", 1, 1, 2, visual=True), 3)
     table = looks(clip)
     assert table[0].tolist() == [0, 0, 0]
-    assert (table[1:len(clip.scene.actors) + 1] > 0).all() and not table[len(clip.scene.actors) + 1:].any()
+    assert (table[1 : len(clip.scene.actors) + 1] > 0).all() and not table[len(clip.scene.actors) + 1 :].any()
     assert (table < list(LOOKS.values())).all()
 
 
@@ -154,7 +173,7 @@ def test_looks_tell_motions_apart_by_when():
     seen = set()
     for seed in range(60):
         clip = World(64, placeholder()).clip("train", seed, 8)
-        table = looks(clip)[1:len(clip.scene.actors) + 1, 2]
+        table = looks(clip)[1 : len(clip.scene.actors) + 1, 2]
         for actor, move in zip(clip.scene.actors, table):
             if actor.border is None:
                 assert (move == 1) == (actor.move == "still")
@@ -167,13 +186,21 @@ def test_speeds_are_those_of_the_paths():
     for seed in range(40):
         clip = World(64, placeholder()).clip("train", seed, 8)
         table = speeds(clip)
-        assert table.shape[0] == 8 and not table[:, 0].any() and not table[:, len(clip.scene.actors) + 1:].any()
+        assert table.shape[0] == 8 and not table[:, 0].any() and not table[:, len(clip.scene.actors) + 1 :].any()
         for actor, (right, down, turn, growth) in zip(clip.scene.actors, table.mean(0)[1:] * USUAL):
             if actor.border is not None or actor.active is None or not actor.active.all():
                 continue
             seen.add(actor.move)
-            found = {"left": right < -3, "right": right > 3, "up": down < -3, "down": down > 3, "spin": abs(turn) > 15,
-                     "grow": growth > 0.03, "shrink": growth < -0.03, "still": abs(right) < 2 and abs(turn) < 1}
+            found = {
+                "left": right < -3,
+                "right": right > 3,
+                "up": down < -3,
+                "down": down > 3,
+                "spin": abs(turn) > 15,
+                "grow": growth > 0.03,
+                "shrink": growth < -0.03,
+                "still": abs(right) < 2 and abs(turn) < 1,
+            }
             assert found.get(actor.move, True), (seed, actor.move)
     assert {"left", "spin", "grow", "still"} <= seen
 
@@ -250,6 +277,7 @@ class Square(torch.nn.Module):
 
 def test_peers_step_like_one_process_with_their_mean_gradient():
     """Two processes that own one half of the weights each, against plain averaging."""
+
     def gradients(rank, model):
         torch.manual_seed(rank)
         return [torch.randn_like(p) for p in model.parameters()]
@@ -271,8 +299,7 @@ def test_peers_step_like_one_process_with_their_mean_gradient():
         peers.reduce(parameters, owned)
         optimizer.step()
         clock = peers.finish(2.0 * peers.rank)
-        found = peers.gather([(peers.rank, owned, clock, [p.detach().numpy().copy() for p in parameters])])
-        return found
+        return peers.gather([(peers.rank, owned, clock, [p.detach().numpy().copy() for p in parameters])])
 
     peers.start(work)
     found = work(peers)
@@ -290,11 +317,17 @@ def test_peers_step_like_one_process_with_their_mean_gradient():
 
 @pytest.mark.slow
 def test_a_run_trains_resumes_and_exports(tmp_path, monkeypatch):
-    every = (Stream("image", 1, 2, 2), Stream("clip", 3, 1, 1), Stream("visual", 2, 1, 1, visual=True),
-             Stream("look", 1, 2, 0, visual=True))
+    every = (
+        Stream("image", 1, 2, 2),
+        Stream("clip", 3, 1, 1),
+        Stream("visual", 2, 1, 1, visual=True),
+        Stream("look", 1, 2, 0, visual=True),
+    )
     recipe = Recipe(every, ((0.0, (0.25,) * 4), (1.0, (0.25,) * 4)))
     monkeypatch.setitem(train.RECIPES, "small", recipe)
-    settings = train.Settings(out=tmp_path, total_minutes=60, processes=2, device="cpu", report=2, validation_clips=1, warmup=2)
+    settings = train.Settings(
+        out=tmp_path, total_minutes=60, processes=2, device="cpu", report=2, validation_clips=1, warmup=2
+    )
     train.launch(settings, 4, placeholder())
     train.launch(settings, 8, placeholder())
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

@@ -73,7 +73,9 @@ def test_masks_hold_visible_pixels_only(world):
     e = clip.expressions[0]
     masks = clip.masks(e)
     assert masks.shape == (8, 128, 128) and masks.any()
-    total = sum(int((clip.owners == i + 1).sum()) for i in range(len(clip.scene.actors))) + int((clip.owners == 0).sum())
+    total = sum(int((clip.owners == i + 1).sum()) for i in range(len(clip.scene.actors))) + int(
+        (clip.owners == 0).sum()
+    )
     assert total == clip.owners.size
     for i in range(len(clip.scene.actors)):
         assert ((clip.owners == i + 1).sum(axis=(1, 2)) <= clip.areas[:, i]).all()

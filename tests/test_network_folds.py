@@ -6,13 +6,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from export.layers import attention, fold, positions  # noqa: E402
-from export.layers.common import ChannelBatchNorm, Pointwise, double, upsample  # noqa: E402
-from export.models.samwise import Samwise, stages, tiny_test_config  # noqa: E402
-from export.stages.conditional_memory import reweight  # noqa: E402
-from export.stages.cross_modal_adapter import AdapterStage, from_patches, to_patches  # noqa: E402
-from export.stages.hiera import FoldedBlock  # noqa: E402
-from export.stages.memory_attention import MemoryAttentionStage  # noqa: E402
+from export.layers import attention, fold, positions
+from export.layers.common import ChannelBatchNorm, Pointwise, double, upsample
+from export.models.samwise import Samwise, stages, tiny_test_config
+from export.stages.conditional_memory import reweight
+from export.stages.cross_modal_adapter import AdapterStage, from_patches, to_patches
+from export.stages.hiera import FoldedBlock
+from export.stages.memory_attention import MemoryAttentionStage
 
 
 def close(a, b, tolerance=2e-6):
@@ -61,29 +61,44 @@ def test_clip_stages_equal_the_whole_model(network, clip):
 
 
 def test_frame_stages_equal_the_whole_model(network, clip):
-    whole, known = clip
+    _whole, known = clip
     cut = {s.name: s for s in stages(network)}
     index = torch.tensor([2, 0])
     sparse = torch.cat((known["sparse"], known["sparse"].flip(1)))
     conditioned = known["embedding_no_memory"][index]
-    out = cut["mask_decoder"].run({
-        "conditioned": conditioned, "sparse": sparse, "sparse_count": torch.tensor([3, 2]), "map_index": index,
-        "high_res_0": known["high_res_0"], "high_res_1": known["high_res_1"], "picture_index": index})
+    out = cut["mask_decoder"].run(
+        {
+            "conditioned": conditioned,
+            "sparse": sparse,
+            "sparse_count": torch.tensor([3, 2]),
+            "map_index": index,
+            "high_res_0": known["high_res_0"],
+            "high_res_1": known["high_res_1"],
+            "picture_index": index,
+        }
+    )
     for i, count in enumerate((3, 2)):
         at = slice(i, i + 1)
         with torch.no_grad():
-            alone = network.decode(conditioned[at], sparse[at, :count], known["high_res_0"][index[at]],
-                                   known["high_res_1"][index[at]])
+            alone = network.decode(
+                conditioned[at], sparse[at, :count], known["high_res_0"][index[at]], known["high_res_1"][index[at]]
+            )
         for name in ("low_res_logits", "iou", "score", "pointer", "early_token"):
             close(out[name][at], getattr(alone, name), 1e-5)
-    slot = cut["memory_encoder"].run({"embedding": known["embedding"], "map_index": index,
-                                      "mask_logits": out["low_res_logits"]})["memory_slot"]
+    slot = cut["memory_encoder"].run(
+        {"embedding": known["embedding"], "map_index": index, "mask_logits": out["low_res_logits"]}
+    )["memory_slot"]
     close(slot, network.remember(known["embedding"][index], out["low_res_logits"]).detach())
     high = upsample(out["low_res_logits"], 64)
     assert torch.equal(upsample(high, 64), high)
-    answer = cut["conditional_memory"].run({
-        "pointer": out["pointer"], "early_token": out["early_token"], "low_res_logits": out["low_res_logits"],
-        "memoryless_logits": out["low_res_logits"].flip(0)})
+    answer = cut["conditional_memory"].run(
+        {
+            "pointer": out["pointer"],
+            "early_token": out["early_token"],
+            "low_res_logits": out["low_res_logits"],
+            "memoryless_logits": out["low_res_logits"].flip(0),
+        }
+    )
     close(answer["decision"], network.decide(out["pointer"], out["early_token"]).detach())
     other = upsample(out["low_res_logits"].flip(0), 64)
     for i in range(2):
@@ -222,8 +237,10 @@ def test_attend_is_attention(form, heads, value):
     mask = torch.rand(4, 5) > 0.4
     mask[:, 0] = True
     for visible in (None, mask):
+
         def split(x):
             return x.double().unflatten(2, (heads, -1)).transpose(1, 2)
+
         scores = split(q) @ split(k).mT / (8 / heads) ** 0.5
         if visible is not None:
             scores = scores.masked_fill(~visible[:, None, None], float("-inf"))

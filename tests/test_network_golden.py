@@ -5,11 +5,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import network_reference as reference  # noqa: E402
+import network_reference as reference
 
-from export.layers.common import upsample  # noqa: E402
-from export.stages.conditional_memory import ConditionalMemory  # noqa: E402
-from export.stages.cross_modal_adapter import Adapter, AdapterStage  # noqa: E402
+from export.layers.common import upsample
+from export.stages.conditional_memory import ConditionalMemory
+from export.stages.cross_modal_adapter import Adapter, AdapterStage
 
 TOLERANCE = 1e-4
 STRIDES = {0: 5, 1: 3, 2: 3}
@@ -70,7 +70,7 @@ def test_first_frames_of_a_clip():
     meta, golden = reference.golden("public_tiny")
     debug = np.load(reference.GOLDENS / "golden_public_tiny_debug.npz")
     height, width = meta["original_height"], meta["original_width"]
-    packed = np.unpackbits(golden["pred_masks_packed"], axis=1)[:, :height * width].astype(bool)
+    packed = np.unpackbits(golden["pred_masks_packed"], axis=1)[:, : height * width].astype(bool)
     frames = 0
     for number, out in reference.play("public_tiny", count=3):
         frames += 1
@@ -81,7 +81,7 @@ def test_first_frames_of_a_clip():
         close(out["iou"][0], golden["ious"][number])
         slot = out["memory_slot"][0].unflatten(0, (64, 64))
         close(slot.permute(2, 0, 1)[:, ::4, ::4], golden["maskmem_features_sub4"][number])
-        resized = upsample(out["low_res_logits"], 1024)[:, :meta["resized_height"], :meta["resized_width"]]
+        resized = upsample(out["low_res_logits"], 1024)[:, : meta["resized_height"], : meta["resized_width"]]
         source = torch.nn.functional.interpolate(resized[None], (height, width), mode="bilinear")[0, 0]
         mask = source.flatten().numpy() > 0
         assert (mask & packed[number]).sum() >= 0.999 * (mask | packed[number]).sum()

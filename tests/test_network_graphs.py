@@ -7,16 +7,18 @@ torch = pytest.importorskip("torch")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from export import onnx as graphs  # noqa: E402
-from export.layers import attention  # noqa: E402
-from export.layers.hiera import Hiera, HieraConfig  # noqa: E402
-from export.models.samwise import Samwise, stages, tiny_test_config  # noqa: E402
-from export.stages import hiera  # noqa: E402
+from export import onnx as graphs
+from export.layers import attention
+from export.layers.hiera import Hiera, HieraConfig
+from export.models.samwise import Samwise, stages, tiny_test_config
+from export.stages import hiera
 
 CONFIG = tiny_test_config(motion=True)
 SIZES = [
-    {}, {"frames": 1, "tokens": 3, "objects": 1, "maps": 1, "pictures": 1, "slots": 1, "pointers": 1, "mask_side": 16},
-    {"frames": 4, "tokens": 11, "objects": 5, "maps": 2, "pictures": 3, "slots": 6, "pointers": 7, "mask_side": 64}]
+    {},
+    {"frames": 1, "tokens": 3, "objects": 1, "maps": 1, "pictures": 1, "slots": 1, "pointers": 1, "mask_side": 16},
+    {"frames": 4, "tokens": 11, "objects": 5, "maps": 2, "pictures": 3, "slots": 6, "pointers": 7, "mask_side": 64},
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +27,15 @@ def cuts():
     return {s.name: s for s in stages(Samwise(CONFIG))}
 
 
-NAMES = [*(f"{kind}_{i}" for kind in ("hiera", "text", "adapter") for i in range(3)), "neck", "text_prompt",
-         "memory_attention", "mask_decoder", "conditional_memory", "memory_encoder"]
+NAMES = [
+    *(f"{kind}_{i}" for kind in ("hiera", "text", "adapter") for i in range(3)),
+    "neck",
+    "text_prompt",
+    "memory_attention",
+    "mask_decoder",
+    "conditional_memory",
+    "memory_encoder",
+]
 
 
 def test_names(cuts):
@@ -47,8 +56,9 @@ def test_graph_equals_module(cuts, name, tmp_path):
             results = session.run(list(expected), {k: v.numpy() for k, v in inputs.items()})
             for (output, ours), theirs in zip(expected.items(), results):
                 near = 2e-5 * max(1, ours.float().abs().max().item())
-                np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-4, atol=near,
-                                           err_msg=f"{name} {form} {output} {sizes}")
+                np.testing.assert_allclose(
+                    theirs, ours.numpy(), rtol=1e-4, atol=near, err_msg=f"{name} {form} {output} {sizes}"
+                )
 
 
 def test_graphs_for_a_processor_work_in_bands(monkeypatch, tmp_path):
@@ -62,7 +72,10 @@ def test_graphs_for_a_processor_work_in_bands(monkeypatch, tmp_path):
         for name, found in stage.run(inputs).items():
             assert torch.allclose(found, expected[name], rtol=1e-5, atol=1e-6), name
     models = {form: graphs.trace(stage, form) for form in ("default", "ort")}
-    joins = {form: sum(node.op_type == "Concat" and len(node.inputs) == 4 for node in model.graph) for form, model in models.items()}
+    joins = {
+        form: sum(node.op_type == "Concat" and len(node.inputs) == 4 for node in model.graph)
+        for form, model in models.items()
+    }
     assert joins == {"default": 0, "ort": 2}
     for form, file in graphs.save(models, tmp_path, stage.name).items():
         session = ort.InferenceSession(tmp_path / file, providers=["CPUExecutionProvider"])
@@ -71,11 +84,18 @@ def test_graphs_for_a_processor_work_in_bands(monkeypatch, tmp_path):
             np.testing.assert_allclose(result, expected[name].numpy(), rtol=1e-4, atol=2e-5, err_msg=f"{form} {name}")
 
 
-@pytest.mark.parametrize("side, expected, changes", [
-    (256, 16, {}), (64, 1, {}), (128, 4, {}),
-    (96, 2, {}),  # of 9216 patches; 12 windows in a column
-    (100, 1, {}),  # a window would be cut
-    (256, 1, {"global_blocks": (2,)}), (256, 16, {"windows": (8, 4, 16, 8), "blocks": (2, 6, 36, 4), "global_blocks": (23, 33, 43)}),
-    (256, 4, {"windows": (8, 32, 16, 8)})])
+@pytest.mark.parametrize(
+    "side, expected, changes",
+    [
+        (256, 16, {}),
+        (64, 1, {}),
+        (128, 4, {}),
+        (96, 2, {}),  # of 9216 patches; 12 windows in a column
+        (100, 1, {}),  # a window would be cut
+        (256, 1, {"global_blocks": (2,)}),
+        (256, 16, {"windows": (8, 4, 16, 8), "blocks": (2, 6, 36, 4), "global_blocks": (23, 33, 43)}),
+        (256, 4, {"windows": (8, 32, 16, 8)}),
+    ],
+)
 def test_bands_hold_whole_windows(side, expected, changes):
     assert hiera.bands(Hiera(HieraConfig(**changes)), side) == expected

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from export.models.samwise import Samwise, settings, tiny_test_config  # noqa: E402
+from export.models.samwise import Samwise, settings, tiny_test_config
 
 
 @pytest.fixture
@@ -29,8 +29,10 @@ def run(network, pixels, tokens, mask=None, verb=None):
 
 def inputs(batch=2, frames=2, words=6):
     generator = torch.Generator().manual_seed(1)
-    return (torch.randn(batch, frames, 3, 64, 64, generator=generator),
-            torch.randint(0, 100, (batch, words), generator=generator))
+    return (
+        torch.randn(batch, frames, 3, 64, 64, generator=generator),
+        torch.randint(0, 100, (batch, words), generator=generator),
+    )
 
 
 def test_every_parameter_gets_a_gradient(network):
@@ -45,8 +47,12 @@ def test_every_parameter_gets_a_gradient(network):
     clicked = network.decode(clip.embedding[:, 0], points, *fine, dense_bnd=dense)
     shrunk = network.sam.mask_downsample(torch.rand(1, 1, 64, 64))
     parts = [f.decoded.logits.sum() + f.iou.sum() + f.score.sum() + f.pointer.sum() for f in (last, first, clicked)]
-    (sum(parts) + network.decide(last.pointer, last.early_token)[:, 0].sum() + shrunk.sum()
-     + network.sam.no_pointer.sum()).backward()
+    (
+        sum(parts)
+        + network.decide(last.pointer, last.early_token)[:, 0].sum()
+        + shrunk.sum()
+        + network.sam.no_pointer.sum()
+    ).backward()
     assert [n for n, p in network.named_parameters() if p.grad is None] == []
 
 
@@ -65,7 +71,7 @@ def test_a_batch_is_its_clips(network):
     pixels, tokens = inputs()
     together, _ = run(network, pixels, tokens, verb=torch.tensor([3, 1]))
     for i, verb in enumerate((3, 1)):
-        alone, _ = run(network, pixels[i:i + 1], tokens[i:i + 1], verb=torch.tensor([verb]))
+        alone, _ = run(network, pixels[i : i + 1], tokens[i : i + 1], verb=torch.tensor([verb]))
         assert torch.allclose(together.low_res_logits[i], alone.low_res_logits[0], rtol=1e-3, atol=1e-4)
 
 

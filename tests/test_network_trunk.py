@@ -4,24 +4,36 @@ import pytest
 
 torch = pytest.importorskip("torch")
 sam2 = pytest.importorskip("transformers.models.sam2.modeling_sam2")
-from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig  # noqa: E402
+from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig
 
-from export.checkpoints import TRUNKS  # noqa: E402
-from export.layers.hiera import Hiera  # noqa: E402
-from export.stages.hiera import folded  # noqa: E402
+from export.checkpoints import TRUNKS
+from export.layers.hiera import Hiera
+from export.stages.hiera import folded
 
 SIDE = 128
-NAMES = {"patch_embed.proj": "patch_embed.projection", ".norm": ".layer_norm", "mlp.layers.0": "mlp.proj_in",
-         "mlp.layers.1": "mlp.proj_out"}
+NAMES = {
+    "patch_embed.proj": "patch_embed.projection",
+    ".norm": ".layer_norm",
+    "mlp.layers.0": "mlp.proj_in",
+    "mlp.layers.1": "mlp.proj_out",
+}
 
 
 def theirs(config, weights):
     """The same trunk in transformers, with our weights."""
-    model = sam2.Sam2HieraDetModel(Sam2HieraDetConfig(
-        hidden_size=config.width, num_attention_heads=config.heads, blocks_per_stage=list(config.blocks),
-        embed_dim_per_stage=list(config.widths), num_attention_heads_per_stage=[config.heads << i for i in range(4)],
-        window_size_per_stage=list(config.windows), global_attention_blocks=list(config.global_blocks),
-        window_positional_embedding_background_size=[config.positions] * 2, image_size=[SIDE, SIDE]))
+    model = sam2.Sam2HieraDetModel(
+        Sam2HieraDetConfig(
+            hidden_size=config.width,
+            num_attention_heads=config.heads,
+            blocks_per_stage=list(config.blocks),
+            embed_dim_per_stage=list(config.widths),
+            num_attention_heads_per_stage=[config.heads << i for i in range(4)],
+            window_size_per_stage=list(config.windows),
+            global_attention_blocks=list(config.global_blocks),
+            window_positional_embedding_background_size=[config.positions] * 2,
+            image_size=[SIDE, SIDE],
+        )
+    )
     renamed = {}
     for name, value in weights.items():
         for old, new in NAMES.items():

@@ -7,9 +7,10 @@ import pytest
 
 pytest.importorskip("openvino")
 
-import runtime  # noqa: E402
-from runtime.backends import ov  # noqa: E402
-from test_schedule import A, B, frames, reference, run  # noqa: E402
+from test_schedule import A, B, frames, reference, run
+
+import runtime
+from runtime.backends import ov
 
 NANO = Path(__file__).parent.parent / "engines" / "nano"
 
@@ -36,6 +37,7 @@ def test_a_graph_that_is_none(engine, tmp_path):
 
 def test_threads_are_checked():
     from runtime.backends.ov import OpenVinoBackend
+
     with pytest.raises(runtime.BackendError, match="threads"):
         OpenVinoBackend(threads=0)
 
@@ -99,6 +101,10 @@ def given(bundle, spec):
     """Seeded inputs and empty outputs of a stage."""
     symbols = {s: bundle.manifest.bounds[s][0] for s in spec.symbols}
     rng = np.random.default_rng(0)
-    inputs = {t.name: rng.standard_normal(t.resolve(symbols), np.float32).astype(t.dtype) if t.dtype.startswith("float")
-              else np.full(t.resolve(symbols), int("count" in t.name), t.dtype) for t in spec.inputs}
+    inputs = {
+        t.name: rng.standard_normal(t.resolve(symbols), np.float32).astype(t.dtype)
+        if t.dtype.startswith("float")
+        else np.full(t.resolve(symbols), int("count" in t.name), t.dtype)
+        for t in spec.inputs
+    }
     return inputs | {t.name: np.empty(t.resolve(symbols), t.dtype) for t in spec.outputs}

@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("openvino")
 
-import runtime  # noqa: E402
-from runtime import backends, trial  # noqa: E402
-from runtime.backends import notes  # noqa: E402
-from runtime.bundle import choose  # noqa: E402
+import runtime
+from runtime import backends, trial
+from runtime.backends import notes
+from runtime.bundle import choose
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +24,20 @@ def cache(tmp_path, monkeypatch):
 def note(bundle, **changes):
     """A note that speaks for OpenVINO."""
     manifest = choose(bundle).manifest
-    good = notes.Note("openvino", "toy", notes.fingerprint(manifest), notes.versions(*backends.ON_TRIAL["openvino"]),
-                      notes.processor(), 1, True, 1e-6, 1.0, 0.10, 0.05, 0.5)
+    good = notes.Note(
+        "openvino",
+        "toy",
+        notes.fingerprint(manifest),
+        notes.versions(*backends.ON_TRIAL["openvino"]),
+        notes.processor(),
+        1,
+        True,
+        1e-6,
+        1.0,
+        0.10,
+        0.05,
+        0.5,
+    )
     return dataclasses.replace(good, **changes)
 
 
@@ -40,16 +52,19 @@ def test_taken_with_a_note_that_speaks_for_it(toy):
     assert chosen(toy) == "openvino"
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"exact": False}, "not exact"),
-    ({"frame_seconds": 0.099}, "not faster"),
-    ({"frame_seconds": 0.2}, "not faster"),
-    ({"extra_start_seconds": 13.0}, "starts 13.0 s later"),
-    ({"versions": "openvino 2020.1, onnxruntime 1.0"}, "not tried"),
-    ({"graphs": "0" * 64}, "not tried"),
-    ({"processor": "abacus, 10 cores"}, "not tried"),
-    ({"backend": "openvino-bf16"}, "not tried"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"exact": False}, "not exact"),
+        ({"frame_seconds": 0.099}, "not faster"),
+        ({"frame_seconds": 0.2}, "not faster"),
+        ({"extra_start_seconds": 13.0}, "starts 13.0 s later"),
+        ({"versions": "openvino 2020.1, onnxruntime 1.0"}, "not tried"),
+        ({"graphs": "0" * 64}, "not tried"),
+        ({"processor": "abacus, 10 cores"}, "not tried"),
+        ({"backend": "openvino-bf16"}, "not tried"),
+    ],
+)
 def test_not_taken_otherwise_and_one_line_says_why(toy, changes, words, caplog):
     notes.keep(note(toy, **changes))
     with caplog.at_level(logging.INFO, "runtime"):
@@ -65,15 +80,17 @@ def test_a_note_of_other_graphs_under_this_name_is_not_believed(toy):
     assert chosen(toy) == "ort"
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b"null", b"{}", b"7", b"[" * 100_000,
-                                     b'{"backend": "openvino"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"[]", b"null", b"{}", b"7", b"[" * 100_000, b'{"backend": "openvino"}']
+)
 def test_a_damaged_note_is_none(toy, content):
     notes.keep(note(toy)).write_bytes(content)
     assert chosen(toy) == "ort"
 
 
-@pytest.mark.parametrize("field", ["exact", "error", "iou", "frame_seconds", "reference_frame_seconds",
-                                   "extra_start_seconds"])
+@pytest.mark.parametrize(
+    "field", ["exact", "error", "iou", "frame_seconds", "reference_frame_seconds", "extra_start_seconds"]
+)
 @pytest.mark.parametrize("value", ["yes", None, [1], {}, float("nan")])
 def test_a_note_with_wrong_types_is_none(toy, field, value):
     good = note(toy)
@@ -117,6 +134,7 @@ def test_a_trial_reaches_every_stage_and_finds_it_exact(name, request):
 
 def test_a_trial_sees_what_is_not_exact(toy, monkeypatch):
     from runtime.backends.ov import OpenVinoStage
+
     plain = OpenVinoStage.run
 
     def off(self, **arrays):
@@ -157,9 +175,11 @@ def test_memory_is_rounded_to_bfloat16_as_the_graph_says(tmp_path):
     from runtime.backends.ov import OpenVinoBackend
     from runtime.spec import StageSpec, TensorSpec
 
-    nodes = [helper.make_node("Cast", ["x"], ["narrow"], to=TensorProto.BFLOAT16),
-             helper.make_node("Cast", ["narrow"], ["wide"], to=TensorProto.FLOAT),
-             helper.make_node("Identity", ["wide"], ["y"])]
+    nodes = [
+        helper.make_node("Cast", ["x"], ["narrow"], to=TensorProto.BFLOAT16),
+        helper.make_node("Cast", ["narrow"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("Identity", ["wide"], ["y"]),
+    ]
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n"]) for n in "xy"]
     graph = helper.make_graph(nodes, "rounding", values[:1], values[1:])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "r.onnx")

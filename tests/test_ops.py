@@ -17,16 +17,23 @@ def normalised(picture_hwc):
     return ((pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]).numpy()
 
 
-@pytest.mark.parametrize("source, expected", [
-    ((360, 640), (576, 1024)), ((480, 854), (575, 1024)), ((720, 405), (1024, 576)), ((256, 256), (1020, 1020)),
-    ((1, 9000), (1, 1024))])
+@pytest.mark.parametrize(
+    "source, expected",
+    [
+        ((360, 640), (576, 1024)),
+        ((480, 854), (575, 1024)),
+        ((720, 405), (1024, 576)),
+        ((256, 256), (1020, 1020)),
+        ((1, 9000), (1, 1024)),
+    ],
+)
 def test_resized_size_of_the_video_rule(source, expected):
     assert ops.resized_size(*source) == expected
 
 
 def test_resized_size_takes_a_manifest_entry():
-    assert ops.resized_size(90, 160, **{"rule": "samwise_video", "short": 252, "max": 256}) == (144, 256)
-    assert ops.resized_size(90, 160, **{"rule": "square", "short": 0, "max": 1024}) == (1024, 1024)
+    assert ops.resized_size(90, 160, rule="samwise_video", short=252, max=256) == (144, 256)
+    assert ops.resized_size(90, 160, rule="square", short=0, max=1024) == (1024, 1024)
 
 
 @pytest.mark.parametrize("arguments", [(0, 5), (5, 0), (5, 5, "fit")])
@@ -35,7 +42,10 @@ def test_resized_size_refuses(arguments):
         ops.resized_size(*arguments)
 
 
-@pytest.mark.parametrize("source, target", [((45, 80), (144, 256)), ((300, 411), (187, 256)), ((256, 144), (256, 144)), ((400, 90), (200, 90))])
+@pytest.mark.parametrize(
+    "source, target",
+    [((45, 80), (144, 256)), ((300, 411), (187, 256)), ((256, 144), (256, 144)), ((400, 90), (200, 90))],
+)
 @pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
 def test_preprocess_is_pillow_then_normalise_then_pad(source, target, resample):
     frame = np.random.default_rng(1).integers(0, 256, (*source, 3), dtype=np.uint8)
@@ -44,8 +54,8 @@ def test_preprocess_is_pillow_then_normalise_then_pad(source, target, resample):
     assert result is out
     wide = Image.fromarray(frame).resize((target[1], source[0]), ops.RESAMPLE[resample])
     expected = normalised(wide.resize(target[::-1], ops.RESAMPLE[resample]))
-    np.testing.assert_array_equal(out[:, :target[0], :target[1]], expected)
-    assert not out[:, target[0]:].any() and not out[:, :, target[1]:].any()
+    np.testing.assert_array_equal(out[:, : target[0], : target[1]], expected)
+    assert not out[:, target[0] :].any() and not out[:, :, target[1] :].any()
 
 
 @pytest.mark.parametrize("source", [(45, 80), (700, 333)])
@@ -70,7 +80,7 @@ def test_preprocess_refuses_what_is_not_rgb_bytes():
 def test_upsampler_equals_two_interpolations(source):
     crop = ops.resized_size(*source)
     low = np.random.default_rng(3).standard_normal((2, 256, 256)).astype(np.float32) * 5
-    two_step = F.interpolate(torch.tensor(low)[:, None], (1024, 1024), mode="bilinear")[:, :, :crop[0], :crop[1]]
+    two_step = F.interpolate(torch.tensor(low)[:, None], (1024, 1024), mode="bilinear")[:, :, : crop[0], : crop[1]]
     two_step = F.interpolate(two_step, source, mode="bilinear")[:, 0].numpy()
     upsampler = ops.MaskUpsampler(256, 1024, crop, source)
     logits = upsampler.logits(low)
@@ -92,4 +102,6 @@ def test_boxes_areas_and_packing():
 
 def test_probability_of_any_logit():
     with np.errstate(over="raise"):
-        np.testing.assert_allclose(ops.probability(np.float32([-1e4, -1, 0, 1, 1e4])), [0, 0.2689414, 0.5, 0.7310586, 1], atol=1e-7)
+        np.testing.assert_allclose(
+            ops.probability(np.float32([-1e4, -1, 0, 1, 1e4])), [0, 0.2689414, 0.5, 0.7310586, 1], atol=1e-7
+        )

@@ -165,8 +165,16 @@ def test_palette_is_that_of_davis():
     assert palette()[[8, 255]].tolist() == [[64, 0, 0], [224, 224, 192]]
 
 
-@pytest.mark.parametrize("size, canvas", [((30, 41), (480, 656)), ((480, 853), (480, 854)), ((5000, 10), (3840, 8)),
-                                          ((2160, 3840), (2160, 3840)), ((1, 1), (480, 480))])
+@pytest.mark.parametrize(
+    "size, canvas",
+    [
+        ((30, 41), (480, 656)),
+        ((480, 853), (480, 854)),
+        ((5000, 10), (3840, 8)),
+        ((2160, 3840), (2160, 3840)),
+        ((1, 1), (480, 480)),
+    ],
+)
 def test_the_canvas_is_even_and_readable(size, canvas):
     assert Painter(size, {1: "x"}).canvas == canvas
 
@@ -188,8 +196,9 @@ def test_drawing_marks_the_object_and_leaves_the_rest():
 def test_frames_of_odd_shapes_can_be_drawn(size):
     masks = np.ones((1, *size), bool)
     boxes = np.array([[0, 0, size[1], size[0]]], np.float32)
-    drawn = Painter(size, {1: "a label far too long for it"})(np.zeros((*size, 3), np.uint8),
-                                                           Result(0, (1,), masks, np.ones(1), np.ones(1), boxes))
+    drawn = Painter(size, {1: "a label far too long for it"})(
+        np.zeros((*size, 3), np.uint8), Result(0, (1,), masks, np.ones(1), np.ones(1), boxes)
+    )
     assert drawn.shape == (*Painter(size, {1: "x"}).canvas, 3)
 
 

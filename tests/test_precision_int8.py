@@ -9,13 +9,13 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
-import onnx_ir as ir  # noqa: E402
+import onnx_ir as ir
+from test_export_bundle import WIDTH, mixer, network
 
-from export import bundle, parity, quantization  # noqa: E402
-from export import onnx as graphs  # noqa: E402
-from export.__main__ import parser  # noqa: E402
-from runtime.bundle import choose  # noqa: E402
-from test_export_bundle import WIDTH, mixer, network  # noqa: E402
+from export import bundle, parity, quantization
+from export import onnx as graphs
+from export.__main__ import parser
+from runtime.bundle import choose
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,10 @@ def test_the_sessions_take_any_size(published):
     for file in spec.files.values():
         session = ort.InferenceSession(str(published / file))
         for objects, slots in ((1, 1), (4, 7)):
-            y, logits = session.run(None, {"x": np.ones((objects, slots, 16, WIDTH), np.float32),
-                                           "age": np.zeros((objects, slots), np.int64)})
+            y, logits = session.run(
+                None,
+                {"x": np.ones((objects, slots, 16, WIDTH), np.float32), "age": np.zeros((objects, slots), np.int64)},
+            )
             assert y.shape == (objects, slots, 16, WIDTH) and np.isfinite(y).all() and np.isfinite(logits).all()
 
 
@@ -86,12 +88,24 @@ def test_stages_of_the_table_stay_float(tmp_path):
 def test_a_graph_without_large_products_has_none():
     def graph(rows, constant):
         weight = ir.tensor(np.zeros((rows, 64), np.float32), name="w")
-        value = ir.Value(name="w", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape((rows, 64)),
-                         const_value=weight if constant else None)
+        value = ir.Value(
+            name="w",
+            type=ir.TensorType(ir.DataType.FLOAT),
+            shape=ir.Shape((rows, 64)),
+            const_value=weight if constant else None,
+        )
         x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape((5, rows)))
         node = ir.node("MatMul", [x, value], name="product")
-        return ir.Model(ir.Graph([x] if constant else [x, value], node.outputs, nodes=[node],
-                                 initializers=[value] if constant else [], opset_imports={"": graphs.OPSET}), ir_version=10)
+        return ir.Model(
+            ir.Graph(
+                [x] if constant else [x, value],
+                node.outputs,
+                nodes=[node],
+                initializers=[value] if constant else [],
+                opset_imports={"": graphs.OPSET},
+            ),
+            ir_version=10,
+        )
 
     assert quantization.products(graph(64, True)) == ["product"]
     assert quantization.products(graph(quantization.SMALLEST - 1, True)) == []
@@ -105,8 +119,11 @@ def test_the_command_knows_it():
 
 
 def test_tables_give_reasons():
-    assert all(len(reason) > 10 for table in (quantization.FLOAT_STAGES, quantization.FLOAT_OPERATORS)
-               for reason in table.values())
+    assert all(
+        len(reason) > 10
+        for table in (quantization.FLOAT_STAGES, quantization.FLOAT_OPERATORS)
+        for reason in table.values()
+    )
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ KEYS = {name: {"graphs": name} for name in ("fp32", "int8")}
 def case(number):
     """Two sentences about one square each, eight frames."""
     masks = np.zeros((2, 8, 32, 32), bool)
-    masks[0, :, 4:14, 4:14] = masks[1, :, 16:28, 10 + number:22 + number] = True
+    masks[0, :, 4:14, 4:14] = masks[1, :, 16:28, 10 + number : 22 + number] = True
     return Case(f"clip{number}", lambda: iter(()), ["a", "b"], list(masks))
 
 
@@ -87,8 +87,16 @@ def test_missing_bundles_are_one_line(tmp_path, capsys):
 
 def options(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"weights")
-    return precisions._parser().parse_args(["--checkpoint", str(tmp_path / "w.pth"), "--engines", str(tmp_path / "engines"),
-                                            "--shipped", str(tmp_path / "shipped")])
+    return precisions._parser().parse_args(
+        [
+            "--checkpoint",
+            str(tmp_path / "w.pth"),
+            "--engines",
+            str(tmp_path / "engines"),
+            "--shipped",
+            str(tmp_path / "shipped"),
+        ]
+    )
 
 
 def bundle(folder, digest):
@@ -111,7 +119,10 @@ def test_bundles_are_exported_once_for_these_weights(tmp_path, monkeypatch):
 
     monkeypatch.setattr(precisions.subprocess, "run", export)
     assert {k: b.name for k, b in precisions.bundles(wanted).items()} == {
-        "shipped": "shipped", "fp32": "nano-fp32", "int8": "nano-int8"}
+        "shipped": "shipped",
+        "fp32": "nano-fp32",
+        "int8": "nano-int8",
+    }
     assert [c[c.index("--precision") + 1] for c in commands] == ["fp32", "int8"]
     assert all(str(tmp_path / "w.pth") in c and precisions.NETWORK in c for c in commands)
     precisions.bundles(wanted)
@@ -122,8 +133,12 @@ def test_a_failing_export_stops(tmp_path, monkeypatch, capsys):
     wanted = options(tmp_path)
     bundle(tmp_path / "shipped", "x")
     monkeypatch.setattr(precisions.subprocess, "run", lambda command: subprocess.CompletedProcess(command, 1))
-    assert precisions.main(["--checkpoint", str(wanted.checkpoint), "--engines", str(wanted.engines),
-                            "--shipped", str(wanted.shipped)]) == 2
+    assert (
+        precisions.main(
+            ["--checkpoint", str(wanted.checkpoint), "--engines", str(wanted.engines), "--shipped", str(wanted.shipped)]
+        )
+        == 2
+    )
     assert capsys.readouterr().err == "error: the export of nano-fp32 failed; nothing was measured\n"
 
 

@@ -14,14 +14,23 @@ WORDS = ["<s>", "<pad>", "</s>", "<unk>", "the", "Ġdog", "Ġrun", "ning", "Ġle
 
 def manifest(**text):
     text = {"max_tokens": 8, "vocabulary": len(WORDS), "motion": True, **text}
-    return Manifest(model="samwise", variant="toy", precision="fp32", image_size=32, stages={}, bounds={},
-                    settings={"text": text}, tokenizer="tokenizer.json")
+    return Manifest(
+        model="samwise",
+        variant="toy",
+        precision="fp32",
+        image_size=32,
+        stages={},
+        bounds={},
+        settings={"text": text},
+        tokenizer="tokenizer.json",
+    )
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     """Byte-level BPE as RoBERTa has it, with a few words; truncation and padding on, as in many published files."""
-    from tokenizers import Tokenizer as Library, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer as Library
+    from tokenizers import models, pre_tokenizers, processors
 
     merges, vocabulary = [], {w: i for i, w in enumerate(WORDS[:4])}
     for word in WORDS[4:9]:
@@ -66,6 +75,7 @@ def test_case_matters_where_the_bundle_says_so(tokenizer):
 
 def test_a_file_without_post_processor_is_framed_too(tokenizer, tmp_path):
     import json
+
     data = json.loads(tokenizer._backend.to_str())
     data["post_processor"] = None
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
@@ -112,22 +122,38 @@ def test_a_damaged_tokenizer(tmp_path, content, error):
         Tokenizer.of(tmp_path, manifest())
 
 
-@pytest.mark.parametrize("text, error", [
-    ("", "empty"), ("   \t", "blank"), ("\u200b", "blank"), (7, "must be a str, not int"),
-    (b"dog", "must be a str, not bytes"),
-    ("a\0b", "control character 0x00"), ("dog \udcff", "not text"), ("x" * 10_001, "10001 characters"),
-])
+@pytest.mark.parametrize(
+    "text, error",
+    [
+        ("", "empty"),
+        ("   \t", "blank"),
+        ("\u200b", "blank"),
+        (7, "must be a str, not int"),
+        (b"dog", "must be a str, not bytes"),
+        ("a\0b", "control character 0x00"),
+        ("dog \udcff", "not text"),
+        ("x" * 10_001, "10001 characters"),
+    ],
+)
 def test_what_is_no_sentence(text, error):
     with pytest.raises(PromptError, match=error):
         Text(text)
 
 
-@pytest.mark.parametrize("kwargs, error", [
-    ({}, "exactly one"), ({"text": "a", "tokens": [1]}, "exactly one"), ({"tokens": []}, "empty"),
-    ({"tokens": [0.5]}, "integers"), ({"tokens": [[1]]}, "integers"), ({"tokens": "abc"}, "integers"),
-    ({"tokens": [[1], [1, 2]]}, "integers"), ({"text": "a", "verbs": "run"}, "list"),
-    ({"tokens": [1], "verbs": ["run"]}, "positions"),
-])
+@pytest.mark.parametrize(
+    "kwargs, error",
+    [
+        ({}, "exactly one"),
+        ({"text": "a", "tokens": [1]}, "exactly one"),
+        ({"tokens": []}, "empty"),
+        ({"tokens": [0.5]}, "integers"),
+        ({"tokens": [[1]]}, "integers"),
+        ({"tokens": "abc"}, "integers"),
+        ({"tokens": [[1], [1, 2]]}, "integers"),
+        ({"text": "a", "verbs": "run"}, "list"),
+        ({"tokens": [1], "verbs": ["run"]}, "positions"),
+    ],
+)
 def test_mistakes_in_text(kwargs, error):
     with pytest.raises(PromptError, match=error):
         Text(**kwargs)
@@ -148,10 +174,14 @@ def test_verbs_by_position_and_by_word(tokenizer):
     assert verb_positions(Text("the dog"), m, tokenizer).size == 0
 
 
-@pytest.mark.parametrize("prompt, error", [
-    (Text(tokens=[0, 4, 2], verbs=[3]), "outside the 3 tokens"), (Text(tokens=[0, 4, 2], verbs=[-1]), "outside"),
-    (Text("the dog", verbs=["running"]), "not a word"),
-])
+@pytest.mark.parametrize(
+    "prompt, error",
+    [
+        (Text(tokens=[0, 4, 2], verbs=[3]), "outside the 3 tokens"),
+        (Text(tokens=[0, 4, 2], verbs=[-1]), "outside"),
+        (Text("the dog", verbs=["running"]), "not a word"),
+    ],
+)
 def test_verbs_that_are_not_there(tokenizer, prompt, error):
     with pytest.raises(PromptError, match=error):
         verb_positions(prompt, manifest(vocabulary=100), tokenizer)
@@ -168,15 +198,23 @@ def test_points_and_boxes_scale():
     assert Mask(np.eye(3)).checked(3, 3).sum() == 3
 
 
-@pytest.mark.parametrize("make, error", [
-    (lambda: Points([], []), "must be"), (lambda: Points([[1, 2]], [2]), "labels"),
-    (lambda: Points([[1, 2]], [1, 0]), "labels"),
-    (lambda: Points([[1, float("nan")]], [1]), "finite"), (lambda: Points([[2, 0]], [1], normalized=True), "0..1"),
-    (lambda: Points([[5, 50]], [1]).scaled(10, 10), r"\(5, 50\) lies outside"),
-    (lambda: Box([3, 0, 1, 4]), "left must be less"),
-    (lambda: Box([1, 2, 3]), "4 numbers"), (lambda: Box("abcd"), "numbers"), (lambda: Mask(np.zeros((4, 4))), "empty"),
-    (lambda: Mask(np.ones((4, 4, 3))), "(H,W)"), (lambda: Mask(np.ones((4, 4))).checked(8, 6), "4x4, the video 6x8"),
-])
+@pytest.mark.parametrize(
+    "make, error",
+    [
+        (lambda: Points([], []), "must be"),
+        (lambda: Points([[1, 2]], [2]), "labels"),
+        (lambda: Points([[1, 2]], [1, 0]), "labels"),
+        (lambda: Points([[1, float("nan")]], [1]), "finite"),
+        (lambda: Points([[2, 0]], [1], normalized=True), "0..1"),
+        (lambda: Points([[5, 50]], [1]).scaled(10, 10), r"\(5, 50\) lies outside"),
+        (lambda: Box([3, 0, 1, 4]), "left must be less"),
+        (lambda: Box([1, 2, 3]), "4 numbers"),
+        (lambda: Box("abcd"), "numbers"),
+        (lambda: Mask(np.zeros((4, 4))), "empty"),
+        (lambda: Mask(np.ones((4, 4, 3))), "(H,W)"),
+        (lambda: Mask(np.ones((4, 4))).checked(8, 6), "4x4, the video 6x8"),
+    ],
+)
 def test_mistakes_in_geometry(make, error):
     with pytest.raises(PromptError, match=error.replace("(H,W)", r"\(H,W\)")):
         make()

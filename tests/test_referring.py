@@ -46,16 +46,38 @@ def pictures(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("name, content", [
-    ("list.csv", 'picture,sentence\na.png,the dog\na.png,"the cat, left"\nsub/c.png,dog\n'),
-    ("list.json", json.dumps({"a.png": ["the dog", "the cat, left"], "sub/c.png": "dog"})),
-    ("list.json", json.dumps([{"picture": "a.png", "sentences": ["the dog", "the cat, left"]},
-                              {"picture": "sub/c.png", "sentences": ["dog"]}]))])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("list.csv", 'picture,sentence\na.png,the dog\na.png,"the cat, left"\nsub/c.png,dog\n'),
+        ("list.json", json.dumps({"a.png": ["the dog", "the cat, left"], "sub/c.png": "dog"})),
+        (
+            "list.json",
+            json.dumps(
+                [
+                    {"picture": "a.png", "sentences": ["the dog", "the cat, left"]},
+                    {"picture": "sub/c.png", "sentences": ["dog"]},
+                ]
+            ),
+        ),
+    ],
+)
 def test_list_of_sentences(bundle, pictures, tmp_path, name, content, capsys):
     (tmp_path / name).write_text(content, encoding="utf-8-sig")
     out = tmp_path / "out"
-    code = main(["--engine", str(bundle), "--image", str(pictures), "--sentences", str(tmp_path / name),
-                 "--out", str(out), "--json"])
+    code = main(
+        [
+            "--engine",
+            str(bundle),
+            "--image",
+            str(pictures),
+            "--sentences",
+            str(tmp_path / name),
+            "--out",
+            str(out),
+            "--json",
+        ]
+    )
     assert code == 0 and json.loads(capsys.readouterr().out)["sentences"] == 3
     results = json.loads((out / "a" / "results.json").read_text())
     assert [o["prompt"] for o in results["objects"]] == ["the dog", "the cat, left"] and results["complete"]
@@ -70,23 +92,54 @@ def test_list_of_sentences(bundle, pictures, tmp_path, name, content, capsys):
 def test_pictures_that_share_a_stem(bundle, pictures, tmp_path):
     Image.open(pictures / "a.png").save(pictures / "a.jpg")
     (tmp_path / "l.json").write_text(json.dumps({"a.png": ["dog"], "a.jpg": ["dog"]}))
-    assert main(["--engine", str(bundle), "--image", str(pictures), "--sentences", str(tmp_path / "l.json"), "--out",
-                 str(tmp_path / "out")]) == 0
+    assert (
+        main(
+            [
+                "--engine",
+                str(bundle),
+                "--image",
+                str(pictures),
+                "--sentences",
+                str(tmp_path / "l.json"),
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
     assert (tmp_path / "out" / "a.jpg" / "results.json").is_file() and (tmp_path / "out" / "a.png").is_dir()
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("l.csv", "file,text\na,b\n", "must name the columns"),
-    ("l.csv", "picture,sentence\na.png,\n", "line 2: the text prompt"),
-    ("l.csv", "picture,sentence\n", "holds no sentence"), ("l.csv", "picture,sentence\n../x.png,dog\n", "does not lie"),
-    ("l.csv", "picture,sentence\nmissing.png,dog\n", "no such picture"),
-    ("l.csv", "picture,sentence\n,dog\n", "no picture"),
-    ("l.json", "{", "not JSON"), ("l.json", "3", "must be an object"), ("l.json", '[{"picture": "a.png"}]', "entry 0"),
-    ("l.json", '{"a.png": [3]}', "must be a str"), ("l.json", "{}", "holds no sentence")])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("l.csv", "file,text\na,b\n", "must name the columns"),
+        ("l.csv", "picture,sentence\na.png,\n", "line 2: the text prompt"),
+        ("l.csv", "picture,sentence\n", "holds no sentence"),
+        ("l.csv", "picture,sentence\n../x.png,dog\n", "does not lie"),
+        ("l.csv", "picture,sentence\nmissing.png,dog\n", "no such picture"),
+        ("l.csv", "picture,sentence\n,dog\n", "no picture"),
+        ("l.json", "{", "not JSON"),
+        ("l.json", "3", "must be an object"),
+        ("l.json", '[{"picture": "a.png"}]', "entry 0"),
+        ("l.json", '{"a.png": [3]}', "must be a str"),
+        ("l.json", "{}", "holds no sentence"),
+    ],
+)
 def test_bad_lists(bundle, pictures, tmp_path, name, content, message, capsys):
     (tmp_path / name).write_text(content)
-    code = main(["--engine", str(bundle), "--image", str(pictures), "--sentences", str(tmp_path / name), "--out",
-                 str(tmp_path / "out")])
+    code = main(
+        [
+            "--engine",
+            str(bundle),
+            "--image",
+            str(pictures),
+            "--sentences",
+            str(tmp_path / name),
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
     error = capsys.readouterr().err
     assert code == 2 and message in error and error.count("\n") == 1
 
@@ -101,8 +154,21 @@ def test_bad_combinations(bundle, pictures, tmp_path, capsys):
 
 
 def test_one_picture_from_the_command(bundle, pictures, tmp_path, capsys):
-    code = main(["--engine", str(bundle), "--image", str(pictures / "b.png"), "--text", "the dog", "--text", "cat",
-                 "--out", str(tmp_path / "out"), "--json"])
+    code = main(
+        [
+            "--engine",
+            str(bundle),
+            "--image",
+            str(pictures / "b.png"),
+            "--text",
+            "the dog",
+            "--text",
+            "cat",
+            "--out",
+            str(tmp_path / "out"),
+            "--json",
+        ]
+    )
     assert code == 0, capsys.readouterr().err
     assert np.asarray(Image.open(tmp_path / "out" / "masks" / "b.png")).shape == (50, 33)
 
@@ -115,6 +181,7 @@ def test_read_list_keeps_the_order(tmp_path):
 
 # -- RefCOCO --------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def refer(bundle, pictures, tmp_path):
     """Two objects: one whose target is exactly what the bundle finds, one whose target is its complement."""
@@ -125,10 +192,13 @@ def refer(bundle, pictures, tmp_path):
     def lengths(mask):
         code = coco.encode(np.asfortranarray(mask, np.uint8))
         return {"size": code["size"], "counts": code["counts"].decode()}
+
     data = tmp_path / "refcoco"
     data.mkdir()
-    images = [{"id": i, "file_name": p, "height": m.shape[0], "width": m.shape[1]}
-              for i, (p, m) in enumerate(found.items(), 1)]
+    images = [
+        {"id": i, "file_name": p, "height": m.shape[0], "width": m.shape[1]}
+        for i, (p, m) in enumerate(found.items(), 1)
+    ]
     annotations = [{"id": 10 + i, "segmentation": lengths(m)} for i, m in targets.items()]
     (data / "instances.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     refs = [{"image_id": i, "ann_id": 10 + i, "split": "val", "sentences": [{"sent": "the dog"}]} for i in (1, 2)]
@@ -155,6 +225,7 @@ def test_a_pickle_makes_nothing_but_plain_values(refer):
     class Harm:
         def __reduce__(self):
             return print, ("harm",)
+
     (data / "refs(unc).p").write_bytes(pickle.dumps([Harm()]))
     with pytest.raises(runtime.UserError, match="not a list of plain values"):
         next(refcoco.load_references(data, "val"))

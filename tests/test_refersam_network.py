@@ -7,14 +7,14 @@ torch = pytest.importorskip("torch")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-import refersam_reference as reference  # noqa: E402
+import refersam_reference as reference
 
-import runtime  # noqa: E402
-from export import __main__ as command  # noqa: E402
-from export import onnx as graphs  # noqa: E402
-from export.models import refersam  # noqa: E402
-from export.models.refersam import ReferSam, stages, tiny_test_config  # noqa: E402
-from export.refersam_checkpoints import build, config_of, renamed  # noqa: E402
+import runtime
+from export import __main__ as command
+from export import onnx as graphs
+from export.models import refersam
+from export.models.refersam import ReferSam, stages, tiny_test_config
+from export.refersam_checkpoints import build, config_of, renamed
 
 KINDS = ("bert", "clip")
 
@@ -93,11 +93,17 @@ def without(name):
     return lambda t: {k: v for k, v in t.items() if k != name}
 
 
-@pytest.mark.parametrize("damage, message", [
-    (without("vl_adapter.level_embed"), "level_embed"), (without("mask_scaling.bias"), "mask_scaling.bias"),
-    (lambda t: {**t, "more": torch.zeros(1)}, "more"), (lambda t: {"a": torch.zeros(1)}, "not a ReferSAM checkpoint"),
-    (lambda t: {**t, "mask_scaling.bias": torch.full((1,), np.nan)}, "not finite"),
-    (lambda t: {**t, "mask_scaling.bias": torch.zeros(2)}, "shape")])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (without("vl_adapter.level_embed"), "level_embed"),
+        (without("mask_scaling.bias"), "mask_scaling.bias"),
+        (lambda t: {**t, "more": torch.zeros(1)}, "more"),
+        (lambda t: {"a": torch.zeros(1)}, "not a ReferSAM checkpoint"),
+        (lambda t: {**t, "mask_scaling.bias": torch.full((1,), np.nan)}, "not finite"),
+        (lambda t: {**t, "mask_scaling.bias": torch.zeros(2)}, "shape"),
+    ],
+)
 def test_damaged_checkpoints(model, damage, message):
     with pytest.raises(runtime.UserError, match=message):
         build(damage(dict(model.state_dict())), "x.pth", 64)
@@ -141,7 +147,7 @@ def test_from_checkpoint_to_masks(tmp_path):
     sentences = [[7, 3, 9, 44, 5], [8, 61, 2]]
     result = engine.image(frame).refer([runtime.Text(tokens=t) for t in sentences], logits=True)
     for i, tokens in enumerate(sentences):
-        (masks, low_res, iou), = refersam.clip(model, engine.bundle.manifest.settings, [frame], tokens)
+        ((masks, low_res, iou),) = refersam.clip(model, engine.bundle.manifest.settings, [frame], tokens)
         assert reference.error(result.low_res_logits[i], low_res[0]) <= 1e-4
         assert (result.masks[i] != masks[0]).mean() < 1e-3 and abs(result.scores[i] - iou[0]) < 1e-4
 

@@ -87,7 +87,7 @@ def test_forgets_the_oldest_sentence(engine, frame, monkeypatch):
     picture, network = engine.image(frame), engine.networks["refersam"]
     for token in (21, 22, 21, 23):
         picture.refer([Text(tokens=[token])])
-    assert [key for key in network._sentences] == [(21,), (23,)]
+    assert list(network._sentences) == [(21,), (23,)]
 
 
 @pytest.mark.parametrize("low, size", [(8, (37, 50)), (8, (8, 8)), (8, (5, 3)), (112, (448, 448)), (4, (1, 9))])
@@ -105,7 +105,7 @@ def test_upsampling_goes_corner_to_corner(low, size):
 
 def test_corner_weights():
     matrix = corner_matrix(3, 5)
-    np.testing.assert_allclose(matrix, [[1, 0, 0], [.5, .5, 0], [0, 1, 0], [0, .5, .5], [0, 0, 1]])
+    np.testing.assert_allclose(matrix, [[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0], [0, 0.5, 0.5], [0, 0, 1]])
 
 
 def test_a_path_is_opened(engine, frame, tmp_path):
@@ -115,10 +115,19 @@ def test_a_path_is_opened(engine, frame, tmp_path):
     assert engine.image(str(tmp_path / "a.png")).size == (37, 50)
 
 
-@pytest.mark.parametrize("prompts, message", [
-    ([], "no prompt"), ("the dog", "list of runtime.Text"), (["the dog"], "list of"), (Text("a"), "list of"),
-    (None, "list of"), ([Text("the dog")], "no tokenizer"), ([Text(tokens=[1] * 9)], "9 tokens, more than the 8"),
-    ([Text(tokens=[1, 100])], "outside the vocabulary")])
+@pytest.mark.parametrize(
+    "prompts, message",
+    [
+        ([], "no prompt"),
+        ("the dog", "list of runtime.Text"),
+        (["the dog"], "list of"),
+        (Text("a"), "list of"),
+        (None, "list of"),
+        ([Text("the dog")], "no tokenizer"),
+        ([Text(tokens=[1] * 9)], "9 tokens, more than the 8"),
+        ([Text(tokens=[1, 100])], "outside the vocabulary"),
+    ],
+)
 def test_bad_prompts(engine, frame, prompts, message):
     with pytest.raises(PromptError, match=message):
         engine.image(frame).refer(prompts)

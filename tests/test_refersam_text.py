@@ -5,11 +5,17 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from export.layers.text_towers import Bert, ClipText, TowerConfig  # noqa: E402
+from export.layers.text_towers import Bert, ClipText, TowerConfig
 
 SIZES = {"vocabulary": 60, "positions": 16, "width": 32, "hidden": 48, "layers": 2, "heads": 4}
-NAMES = {"vocab_size": 60, "max_position_embeddings": 16, "hidden_size": 32, "intermediate_size": 48,
-         "num_hidden_layers": 2, "num_attention_heads": 4}
+NAMES = {
+    "vocab_size": 60,
+    "max_position_embeddings": 16,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 TOKENS = torch.tensor([[3, 17, 59, 4, 9], [5, 8, 2, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 

@@ -4,13 +4,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from refersam_reference import arrays, error, unit_input, weights  # noqa: E402
+from refersam_reference import arrays, error, unit_input, weights
 
-from export.layers.deformable import cell_centres, sample  # noqa: E402
-from export.layers.group_norm import OneGroupNorm  # noqa: E402
-from export.layers.vit import VitBlock, VitConfig  # noqa: E402
-from export.stages.refersam_adapter import AdapterConfig, Extractor  # noqa: E402
-from export.stages.refersam_fusion import PromptLayer, VisionLanguage  # noqa: E402
+from export.layers.deformable import cell_centres, sample
+from export.layers.group_norm import OneGroupNorm
+from export.layers.vit import VitBlock, VitConfig
+from export.stages.refersam_adapter import AdapterConfig, Extractor
+from export.stages.refersam_fusion import PromptLayer, VisionLanguage
 
 TOLERANCE = 1e-5
 MASK = [[1] * 9, [1] * 5 + [0] * 4]
@@ -32,8 +32,12 @@ def test_sampling_with_points_outside_the_maps():
     value = unit_input("core.value", (1, 89, 3, 8))
     places = unit_input("core.locations", (1, 50, 3, 3, 4, 2), 0.5) + 0.5
     weight = unit_input("core.weights", (1, 50, 3, 3, 4))
-    found = sample(value, [2 * places[:, :, :, i].transpose(1, 2) - 1 for i in range(3)],
-                   [weight[:, :, :, i].transpose(1, 2) for i in range(3)], shapes)
+    found = sample(
+        value,
+        [2 * places[:, :, :, i].transpose(1, 2) - 1 for i in range(3)],
+        [weight[:, :, :, i].transpose(1, 2) for i in range(3)],
+        shapes,
+    )
     assert error(found, arrays("units")["unit_core"]) <= TOLERANCE
 
 
@@ -70,8 +74,10 @@ def test_prompter_layer(folded):
     layer = filled(PromptLayer(256, 8), "vl_adapter.prompt_blocks.1.")
     rows = {"prompts": 5, "vision": 84, "text": 9}
     prompts, vision, text = (unit_input(f"prompter.{name}", (2, count, 256)) for name, count in rows.items())
-    own, places = (unit_input(f"prompter.{name}", (1, count, 256))[0]
-                   for name, count in (("prompt_positions", 5), ("positions", 84)))
+    own, places = (
+        unit_input(f"prompter.{name}", (1, count, 256))[0]
+        for name, count in (("prompt_positions", 5), ("positions", 84))
+    )
     out = layer(prompts, vision, text, torch.tensor(MASK).bool(), own, places, (64, 16, 4), folded)
     assert error(out, arrays("units")["unit_prompter"]) <= TOLERANCE
 

@@ -7,29 +7,71 @@ import pytest
 
 from benchmarks import report, tables
 
-MACHINE = {"cpu": "Some CPU", "cores": 2, "threads": None, "onnxruntime": "1.31", "torch": "2.13", "backend": "ort",
-           "matmul_gflops": 200.0,
-           "command": "pytest benchmarks/ --engine=/home/me/engines/toy --checkpoint /a/b.pth"}
+MACHINE = {
+    "cpu": "Some CPU",
+    "cores": 2,
+    "threads": None,
+    "onnxruntime": "1.31",
+    "torch": "2.13",
+    "backend": "ort",
+    "matmul_gflops": 200.0,
+    "command": "pytest benchmarks/ --engine=/home/me/engines/toy --checkpoint /a/b.pth",
+}
 
 
 def case(name, median, **info):
     shared = {"machine": MACHINE, "bundle": "toy", "precision": "fp32", "bundle_sha256": "abc"}
-    return {"name": f"{name}[toy]", "stats": {"rounds": 3, "median": median, "data": [median] * 3}, "extra_info": shared | info}
+    return {
+        "name": f"{name}[toy]",
+        "stats": {"rounds": 3, "median": median, "data": [median] * 3},
+        "extra_info": shared | info,
+    }
 
 
 @pytest.fixture
 def measured():
-    return {"datetime": "2026-11-20T10:00:00", "benchmarks": [
-        case("test_sentences", 1.0, sentences=1, per_sentence=1.0, frames_per_second=8.0, peak_rss_mb=300),
-        case("test_sentences", 1.6, sentences=2, per_sentence=0.8, frames_per_second=5.0, peak_rss_mb=400),
-        case("test_sentence", 9.0, pytorch="eager", frames=16, frames_per_second=8.5, runtime_seconds=[2.0, 1.0],
-             pytorch_seconds=[4.0, 3.0], pytorch_over_runtime=2.5, worst_iou=0.9999, mean_iou=1.0),
-        case("test_objects", 0.3, objects=1, seconds_per_frame=0.3, seconds_of_objects=0.1, gflop_of_objects=2.0),
-        case("test_objects", 0.4, objects=2, seconds_per_frame=0.4, seconds_of_objects=0.19, gflop_of_objects=4.0,
-             further_over_own=1.0),
-        case("test_stage", 0.01, stage="neck", sizes={"frames": 1}, gflop=1.0, p50=0.01, p95=0.012, gflops=100.0, of_matmul_peak=0.5),
-        case("test_export", 100.0, peak_rss_of_command_mb=1234),
-        {"name": "test_kernel", "stats": {}, "extra_info": {}}]}
+    return {
+        "datetime": "2026-11-20T10:00:00",
+        "benchmarks": [
+            case("test_sentences", 1.0, sentences=1, per_sentence=1.0, frames_per_second=8.0, peak_rss_mb=300),
+            case("test_sentences", 1.6, sentences=2, per_sentence=0.8, frames_per_second=5.0, peak_rss_mb=400),
+            case(
+                "test_sentence",
+                9.0,
+                pytorch="eager",
+                frames=16,
+                frames_per_second=8.5,
+                runtime_seconds=[2.0, 1.0],
+                pytorch_seconds=[4.0, 3.0],
+                pytorch_over_runtime=2.5,
+                worst_iou=0.9999,
+                mean_iou=1.0,
+            ),
+            case("test_objects", 0.3, objects=1, seconds_per_frame=0.3, seconds_of_objects=0.1, gflop_of_objects=2.0),
+            case(
+                "test_objects",
+                0.4,
+                objects=2,
+                seconds_per_frame=0.4,
+                seconds_of_objects=0.19,
+                gflop_of_objects=4.0,
+                further_over_own=1.0,
+            ),
+            case(
+                "test_stage",
+                0.01,
+                stage="neck",
+                sizes={"frames": 1},
+                gflop=1.0,
+                p50=0.01,
+                p95=0.012,
+                gflops=100.0,
+                of_matmul_peak=0.5,
+            ),
+            case("test_export", 100.0, peak_rss_of_command_mb=1234),
+            {"name": "test_kernel", "stats": {}, "extra_info": {}},
+        ],
+    }
 
 
 def test_condensed_figures_reach_the_tables(measured):
@@ -37,10 +79,24 @@ def test_condensed_figures_reach_the_tables(measured):
     assert len(kept["cases"]) == 7 and "machine" not in kept["cases"][0]
     assert tables.second_over_first(kept) == pytest.approx(0.6)
     line = tables.summary([kept]).splitlines()[2]
-    assert [c.strip() for c in line.strip("|").split("|")] == ["toy (fp32)", "ort", "8.5", "", "2.5x", "0.6", "", "300 MB"]
+    assert [c.strip() for c in line.strip("|").split("|")] == [
+        "toy (fp32)",
+        "ort",
+        "8.5",
+        "",
+        "2.5x",
+        "0.6",
+        "",
+        "300 MB",
+    ]
     page = tables.page([kept])
-    for row in ("| a sentence | eager | 16 | 1.5 | 3.5 | 2.5x | 0.9999 | 1 |", "| 2 | 0.4 | 0.19 | 4 | 2 | 1.9 | 1 |",
-                "| `neck` | frames 1 | 10 | 12 | 1 | 100 | 0.5 |", "every stage and a clip compared | 100 | 1234 |", "Some CPU, 2 cores"):
+    for row in (
+        "| a sentence | eager | 16 | 1.5 | 3.5 | 2.5x | 0.9999 | 1 |",
+        "| 2 | 0.4 | 0.19 | 4 | 2 | 1.9 | 1 |",
+        "| `neck` | frames 1 | 10 | 12 | 1 | 100 | 0.5 |",
+        "every stage and a clip compared | 100 | 1234 |",
+        "Some CPU, 2 cores",
+    ):
         assert row in page, row
     assert "`pytest benchmarks/ --engine=toy --checkpoint b.pth`" in page
     assert "first mask" not in page  # not measured, not mentioned
@@ -64,7 +120,13 @@ def test_new_cases_replace_old_ones_of_the_same_bundle(measured, tmp_path):
     new = copy.deepcopy(old) | {"cases": [{"name": "test_sentences", "sentences": 1, "median": 0.5}]}
     merged = report.merge(target, new)
     assert [c["median"] for c in merged["cases"] if c["name"] == "test_sentences"] == [0.5]
-    assert {c["name"] for c in merged["cases"]} == {"test_sentences", "test_sentence", "test_objects", "test_stage", "test_export"}
+    assert {c["name"] for c in merged["cases"]} == {
+        "test_sentences",
+        "test_sentence",
+        "test_objects",
+        "test_stage",
+        "test_export",
+    }
     assert report.merge(target, new | {"bundle_sha256": "other"})["cases"] == new["cases"]
 
 
@@ -81,17 +143,33 @@ def test_ways_of_pytorch_are_kept_apart(measured, tmp_path):
 
 
 def test_sentences_on_pictures():
-    kept = report.condense({"datetime": "2026-11-20", "benchmarks": [
-        case("test_first_sentence", 2.0, sentences=1), case("test_further_sentences", 0.5, sentences=1, per_sentence=0.5),
-        case("test_further_sentences", 0.8, sentences=2, per_sentence=0.4), case("test_torch_eager", 6.0, folded=True)]})
+    kept = report.condense(
+        {
+            "datetime": "2026-11-20",
+            "benchmarks": [
+                case("test_first_sentence", 2.0, sentences=1),
+                case("test_further_sentences", 0.5, sentences=1, per_sentence=0.5),
+                case("test_further_sentences", 0.8, sentences=2, per_sentence=0.4),
+                case("test_torch_eager", 6.0, folded=True),
+            ],
+        }
+    )
     page, line = tables.page(list(kept.values())), tables.summary(list(kept.values())).splitlines()[2]
-    assert "| known, 2 more | 0.8 | 0.4 |" in page and "| new, with one sentence, in PyTorch with our folds | 6 |" in page
+    assert (
+        "| known, 2 more | 0.8 | 0.4 |" in page and "| new, with one sentence, in PyTorch with our folds | 6 |" in page
+    )
     assert line.split("|")[6].strip() == "0.25"
 
 
 def test_numbers_are_short_and_never_in_powers():
-    assert [tables.number(x) for x in (None, 0.0123456, 1234.5, 2.0, 999.6, 12345678.0)] == \
-        ["", "0.0123", "1230", "2", "1000", "12300000"]
+    assert [tables.number(x) for x in (None, 0.0123456, 1234.5, 2.0, 999.6, 12345678.0)] == [
+        "",
+        "0.0123",
+        "1230",
+        "2",
+        "1000",
+        "12300000",
+    ]
 
 
 def test_texts_are_not_stale():
@@ -111,11 +189,22 @@ def test_staleness_is_noticed():
 
 def test_accuracy_reaches_the_tables():
     row = {"n": 3, "J": 0.7, "F": 0.8, "J&F": 0.75, "interval": [0.7, 0.8]}
-    measured = {"clips": 2, "kinds": ["later"], "variants": {
-        "text": {"table": {"all": row, "later": row, "noun": {"n": 0}}},
-        "memory off": {"table": {"all": row}, "against_first": {"n": 3, "difference": -0.1, "interval": [-0.2, -0.05]}}}}
+    measured = {
+        "clips": 2,
+        "kinds": ["later"],
+        "variants": {
+            "text": {"table": {"all": row, "later": row, "noun": {"n": 0}}},
+            "memory off": {
+                "table": {"all": row},
+                "against_first": {"n": 3, "difference": -0.1, "interval": [-0.2, -0.05]},
+            },
+        },
+    }
     text = tables.nano([measured])
-    assert "2 clips of later:" in text and "| memory off | 3 | 0.700 | 0.800 | **0.750** | 0.700 .. 0.800 | -0.100 (-0.200 .. -0.050) |" in text
+    assert (
+        "2 clips of later:" in text
+        and "| memory off | 3 | 0.700 | 0.800 | **0.750** | 0.700 .. 0.800 | -0.100 (-0.200 .. -0.050) |" in text
+    )
     assert "| later | 3 |" in text and "noun" not in text
     assert tables.nano_line([measured]).startswith("nano on 2 unseen clips, J&F: text 0.75 (")
 

@@ -6,20 +6,20 @@ import logging
 import os
 import sys
 
-import pytest
-
 import fake_tensorrt
-import runtime
+import pytest
 import toy
 from fake_cuda import FakeDriver
+from test_build import FakeLibrary
+from test_schedule import A, frames
+
+import runtime
 from export import build
 from runtime.backends import rtx_cache
 from runtime.backends.trt_rtx import TrtRtxBackend
 from runtime.bundle import choose
 from runtime.device import Cuda
 from runtime.engine import Engine
-from test_build import FakeLibrary
-from test_schedule import A, frames
 
 VERSION = fake_tensorrt.__version__
 
@@ -63,10 +63,16 @@ def test_the_second_start_compiles_nothing(bundle, monkeypatch):
     choose(bundle.folder).verify()
 
 
-@pytest.mark.parametrize("damage, reason", [
-    (lambda content: b"", "it is damaged"), (lambda content: content[:-3], "it is damaged"),
-    (lambda content: b"\x00" * 50, "it is damaged"), (lambda content: b"[]\n", "it is damaged"),
-    (lambda content: content.replace(b'"key": "', b'"key": "0'), "it belongs to other engines")])
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (lambda content: b"", "it is damaged"),
+        (lambda content: content[:-3], "it is damaged"),
+        (lambda content: b"\x00" * 50, "it is damaged"),
+        (lambda content: b"[]\n", "it is damaged"),
+        (lambda content: content.replace(b'"key": "', b'"key": "0'), "it belongs to other engines"),
+    ],
+)
 def test_a_damaged_file_is_ignored_and_replaced(bundle, monkeypatch, caplog, damage, reason):
     caplog.set_level(logging.INFO, "runtime")
     compiled = run(bundle, monkeypatch)

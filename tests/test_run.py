@@ -94,8 +94,12 @@ def test_nothing_but_errors_on_standard_error_unless_it_is_a_terminal(toy, clip,
 
 def test_a_terminal_sees_progress(toy, clip, tmp_path):
     parent, child = pty.openpty()
-    process = subprocess.Popen([*COMMAND, "--engine", str(toy), "--video", str(clip), *PROMPT, "--out", str(tmp_path)],
-                               cwd=ROOT, stdout=child, stderr=child)
+    process = subprocess.Popen(
+        [*COMMAND, "--engine", str(toy), "--video", str(clip), *PROMPT, "--out", str(tmp_path)],
+        cwd=ROOT,
+        stdout=child,
+        stderr=child,
+    )
     os.close(child)
     shown = b""
     while True:
@@ -114,8 +118,9 @@ def test_a_terminal_sees_progress(toy, clip, tmp_path):
 
 
 def test_json_is_one_line_for_a_program(toy, clip, tmp_path):
-    done = command("--engine", toy, "--video", clip, *PROMPT, "--out", tmp_path, "--json", "--stride", 3,
-                   "--max-frames", 2)
+    done = command(
+        "--engine", toy, "--video", clip, *PROMPT, "--out", tmp_path, "--json", "--stride", 3, "--max-frames", 2
+    )
     summary = json.loads(done.stdout)
     assert summary["done"] == 2 and summary["complete"] and summary["fps"] > 0
     assert [Path(f).name for f in summary["files"]] == ["overlay.mp4", "contact.png", "masks", "results.json"]
@@ -123,8 +128,12 @@ def test_json_is_one_line_for_a_program(toy, clip, tmp_path):
 
 
 def test_outputs_can_be_left_away(toy, clip, tmp_path):
-    assert main(["--engine", str(toy), "--video", str(clip), *PROMPT, "--out", str(tmp_path), "--no-masks",
-                 "--no-overlay"]) == 0
+    assert (
+        main(
+            ["--engine", str(toy), "--video", str(clip), *PROMPT, "--out", str(tmp_path), "--no-masks", "--no-overlay"]
+        )
+        == 0
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
@@ -167,6 +176,7 @@ def test_the_demonstration_is_measured(demo, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("name", ["demo.json", "masks.npz", "clip.mp4"])
 def test_a_damaged_demonstration(demo, tmp_path, name, monkeypatch, capsys):
     import shutil
+
     monkeypatch.setattr(runtime.models.samwise.Tokenizer, "of", lambda *a: OneToken())
     folder = shutil.copytree(demo, tmp_path / "b")
     (folder / "demo" / name).write_bytes(b"nonsense")
@@ -191,8 +201,24 @@ def test_help_names_every_flag_and_the_exit_codes(capsys):
         main(["--help"])
     shown = capsys.readouterr().out
     assert ended.value.code == 0
-    for word in ("--video", "--text", "--tokens", "--verbs", "--out", "--engine", "--model", "--backend", "--threads",
-                 "--max-frames", "--stride", "--conditional-memory", "--json", "--list", "exit codes", "examples"):
+    for word in (
+        "--video",
+        "--text",
+        "--tokens",
+        "--verbs",
+        "--out",
+        "--engine",
+        "--model",
+        "--backend",
+        "--threads",
+        "--max-frames",
+        "--stride",
+        "--conditional-memory",
+        "--json",
+        "--list",
+        "exit codes",
+        "examples",
+    ):
         assert word in shown
     assert max(map(len, shown.splitlines())) <= 120
 
@@ -207,11 +233,46 @@ def test_flags_reach_the_engine(toy, clip, tmp_path):
         engine.session = lambda prompts, **kw: asked.update(kw, prompts=prompts) or session(prompts, **kw)
         return engine
 
-    assert main(["--engine", "E", "--model", "M", "--backend", "B", "--threads", "3", "--kernels", "off",
-                 "--conditional-memory", "off", "--window", "2", "--video", str(clip), "--tokens", "0,5,2", "--tokens", "7",
-                 "--out", str(tmp_path)], load) == 0
-    assert asked == {"engine": "E", "model": "M", "backend": "B", "threads": 3, "kernels": "off",
-                     "conditional_memory": False, "window": 2, "prompts": [runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[7])]}
+    assert (
+        main(
+            [
+                "--engine",
+                "E",
+                "--model",
+                "M",
+                "--backend",
+                "B",
+                "--threads",
+                "3",
+                "--kernels",
+                "off",
+                "--conditional-memory",
+                "off",
+                "--window",
+                "2",
+                "--video",
+                str(clip),
+                "--tokens",
+                "0,5,2",
+                "--tokens",
+                "7",
+                "--out",
+                str(tmp_path),
+            ],
+            load,
+        )
+        == 0
+    )
+    assert asked == {
+        "engine": "E",
+        "model": "M",
+        "backend": "B",
+        "threads": 3,
+        "kernels": "off",
+        "conditional_memory": False,
+        "window": 2,
+        "prompts": [runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[7])],
+    }
 
 
 def test_a_network_for_pictures_takes_each_frame_alone(clip, tmp_path):
@@ -232,6 +293,7 @@ def test_a_network_for_pictures_takes_each_frame_alone(clip, tmp_path):
             return runtime.Result(0, tuple(range(1, len(prompts) + 1)), mask, ones, ones, boxes)
 
     from runtime.tasks import sentences
+
     with runtime.video.frames(clip) as video:
         results = list(sentences(Finder(), [runtime.Text("a"), runtime.Text("b")]).stream(video))
     assert [r.frame_index for r in results] == list(range(10)) and results[3].object_ids == (1, 2)
@@ -241,6 +303,7 @@ def test_a_network_for_pictures_takes_each_frame_alone(clip, tmp_path):
 
 def test_verbs_belong_to_the_sentence_before():
     from runtime.arguments import prompts_of
+
     made = prompts_of([("--text", "a dog running"), ("--verbs", "running, "), ("--tokens", "0,1,2"), ("--verbs", "1")])
     assert made == [runtime.Text("a dog running", verbs=["running"]), runtime.Text(tokens=[0, 1, 2], verbs=[1])]
     assert prompts_of([]) == []
@@ -256,8 +319,13 @@ def long_clip(tmp_path_factory):
 
 def started(toy, clip, out, lines):
     """A running command that has written so many lines of results."""
-    process = subprocess.Popen([*COMMAND, "--engine", str(toy), "--video", str(clip), *PROMPT, "--out", str(out)],
-                               cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, "--engine", str(toy), "--video", str(clip), *PROMPT, "--out", str(out)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     path, deadline = out / "results.jsonl", time.time() + 60
     while time.time() < deadline and not (path.exists() and path.read_bytes().count(b"\n") > lines):
         assert process.poll() is None, process.communicate()
@@ -269,7 +337,7 @@ def started(toy, clip, out, lines):
 def test_stopping_keeps_what_was_computed(toy, long_clip, tmp_path, number):
     process = started(toy, long_clip, tmp_path, 20)
     process.send_signal(number)
-    shown, error = process.communicate(timeout=60)
+    _shown, error = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert len(error.splitlines()) == 1 and "stopped after" in error
     data = load_results(tmp_path)

@@ -11,19 +11,18 @@ import pytest
 pytest.importorskip("onnx")
 polygraphy = pytest.importorskip("polygraphy")
 
-import onnx  # noqa: E402
-from onnx import numpy_helper  # noqa: E402
-from polygraphy.comparator import RunResults  # noqa: E402
-from polygraphy.json import load_json  # noqa: E402
+import onnx
+import toy
+from onnx import numpy_helper
+from polygraphy.comparator import RunResults
+from polygraphy.json import load_json
 
-import toy  # noqa: E402
-from export import parity, recheck, runs  # noqa: E402
-from runtime import engine_files  # noqa: E402
-from runtime.backends.ort import OrtBackend  # noqa: E402
-from runtime.bundle import choose  # noqa: E402
-from runtime.errors import UserError  # noqa: E402
-from runtime.spec import TensorSpec, StageSpec  # noqa: E402
-
+from export import parity, recheck, runs
+from runtime import engine_files
+from runtime.backends.ort import OrtBackend
+from runtime.bundle import choose
+from runtime.errors import UserError
+from runtime.spec import StageSpec, TensorSpec
 
 POLYGRAPHY = "import sys; from polygraphy.tools import main; sys.exit(main())"
 """What the command `polygraphy` runs."""
@@ -116,8 +115,18 @@ def test_polygraphys_own_command_reads_the_files(bundle, tmp_path):
     Perturbed(1).load(graph, bundle.manifest.stages["text_1"])
     codes = []
     for file in (graph, graph.with_name("perturbed.onnx")):
-        command = [sys.executable, "-c", POLYGRAPHY, "run", str(file), "--onnxrt", "--load-inputs",
-                   str(kept.folder / row["inputs"]), "--load-outputs", str(kept.folder / row["outputs"])]
+        command = [
+            sys.executable,
+            "-c",
+            POLYGRAPHY,
+            "run",
+            str(file),
+            "--onnxrt",
+            "--load-inputs",
+            str(kept.folder / row["inputs"]),
+            "--load-outputs",
+            str(kept.folder / row["outputs"]),
+        ]
         done = subprocess.run(command, capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
         codes.append(done.returncode)
     assert codes == [0, 1]

@@ -7,10 +7,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import runtime  # noqa: E402
-from export.__main__ import main  # noqa: E402
-from export.models import sam2  # noqa: E402
-from export.stages.prompt_decoder import MaskPromptStage, pick, stable  # noqa: E402
+import runtime
+from export.__main__ import main
+from export.models import sam2
+from export.stages.prompt_decoder import MaskPromptStage, pick, stable
 
 
 def toy(**options):
@@ -29,7 +29,9 @@ def test_the_command(tmp_path, capsys, new):
     model = toy(pointer_positions=new)
     tensors = {**model.sam.state_dict(), "no_mem_pos_enc": torch.zeros(1, 1, 32)}
     torch.save({"model": tensors, "config": dataclasses.asdict(model.config)}, tmp_path / "toy.pt")
-    assert main(["sam2", "--checkpoint", str(tmp_path / "toy.pt"), "--out", str(tmp_path / "out"), "--name", "toy"]) == 0
+    assert (
+        main(["sam2", "--checkpoint", str(tmp_path / "toy.pt"), "--out", str(tmp_path / "out"), "--name", "toy"]) == 0
+    )
     assert "memory_attention" in capsys.readouterr().out
     with runtime.load(tmp_path / "out" / "toy") as engine:
         manifest = engine.bundle.manifest
@@ -63,7 +65,7 @@ def test_what_is_no_sam2_checkpoint(tmp_path):
 
 def test_stability():
     logits = torch.full((3, 10, 10), -1.0)
-    logits[0, :5] = 1.0           # nothing between the thresholds
+    logits[0, :5] = 1.0  # nothing between the thresholds
     logits[1, :5], logits[1, 5, 0] = 1.0, 0.0  # one of 51 pixels is: 50 / 51 = 0.9804
     logits[2, :5], logits[2, 5, :2] = 1.0, 0.0  # 50 / 52 = 0.96
     assert stable(logits).tolist() == [True, True, False]
@@ -73,7 +75,10 @@ def test_stability():
 def test_rules_of_the_decoder():
     """Which mask, and which token: one batch with every case."""
     stages = {s.name: s for s in sam2.stages(toy())}
-    decoder, inputs = stages["prompt_decoder"], stages["prompt_decoder"].sample({"objects": 6, "maps": 1, "pictures": 1})
+    decoder, inputs = (
+        stages["prompt_decoder"],
+        stages["prompt_decoder"].sample({"objects": 6, "maps": 1, "pictures": 1}),
+    )
     inputs["sparse_count"][:] = 2
     inputs["multimask"] = torch.tensor([True, False] * 3)
     out = decoder.run(inputs)
@@ -101,7 +106,9 @@ def test_padding_of_prompts_changes_nothing():
 def test_mask_prompts_shrink_as_torch_does():
     stage = MaskPromptStage(torch.nn.Conv2d(1, 1, 4, 4), 64)
     mask = (torch.rand(2, 64, 64, generator=torch.Generator().manual_seed(0)) > 0.5).float()
-    want = torch.nn.functional.interpolate(20 * mask[:, None] - 10, size=(16, 16), mode="bilinear", antialias=True)[:, 0]
+    want = torch.nn.functional.interpolate(20 * mask[:, None] - 10, size=(16, 16), mode="bilinear", antialias=True)[
+        :, 0
+    ]
     torch.testing.assert_close(stage(mask)[0], want, rtol=1e-5, atol=1e-5)
 
 

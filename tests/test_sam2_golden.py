@@ -11,9 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import runtime  # noqa: E402
-from export import bundle, network, onnx  # noqa: E402
-from export.models import sam2  # noqa: E402
+import runtime
+from export import bundle, network, onnx
+from export.models import sam2
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,7 @@ def clip_of(meta):
 
 
 def unpacked(bits, shape):
-    return np.unpackbits(bits, axis=-1)[..., :shape[0] * shape[1]].reshape(*bits.shape[:-1], *shape).astype(bool)
+    return np.unpackbits(bits, axis=-1)[..., : shape[0] * shape[1]].reshape(*bits.shape[:-1], *shape).astype(bool)
 
 
 def same_masks(got, want, where):
@@ -78,6 +78,7 @@ def same_masks(got, want, where):
 def same_outcome(outcome, arrays, key, at, where):
     def want(name):
         return arrays[f"{key}_{name}"][at]
+
     assert (outcome.selected, outcome.memory_tokens) == (want("selected"), tuple(want("mem_tokens"))), where
     error = np.abs(outcome.low_res_logits[::8, ::8] - want("low_res")).max() / want("low_res_std")
     assert error <= 1e-3, (where, error)
@@ -98,7 +99,9 @@ def test_videos_equal_the_official_code(engine, case):
             name = call.pop("call")
             if name == "propagate":
                 packed = arrays[f"{key}_masks_packed"]
-                for t, (result, bits) in enumerate(zip(video.propagate(max_frames=len(packed) - 1), packed, strict=True)):
+                for t, (result, bits) in enumerate(
+                    zip(video.propagate(max_frames=len(packed) - 1), packed, strict=True)
+                ):
                     assert (result.frame_index, result.object_ids) == (t, ids)
                     for n, obj in enumerate(ids):
                         same_outcome(video.outcome(t, obj), arrays, key, (t, n), (case, i, t, obj))
@@ -134,7 +137,9 @@ def test_pictures_equal_the_official_code(tiny, tmp_path):
             if source is not None:
                 call["mask_input"] = earlier[source["from_call"]].low_res[source["resolved_index"]]
             earlier[i] = found = image.predict(**call)
-            error = np.abs(found.low_res[:, ::8, ::8] - arrays[f"c{i}_low_res"]).max((1, 2)) / arrays[f"c{i}_low_res_std"]
+            error = (
+                np.abs(found.low_res[:, ::8, ::8] - arrays[f"c{i}_low_res"]).max((1, 2)) / arrays[f"c{i}_low_res_std"]
+            )
             assert error.max() <= 1e-3, (i, error)
             np.testing.assert_allclose(found.scores, arrays[f"c{i}_ious"], atol=1e-4)
             same_masks(found.masks, unpacked(arrays[f"c{i}_masks_packed"], picture.shape[:2]), i)

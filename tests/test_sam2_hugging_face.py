@@ -8,32 +8,51 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import runtime  # noqa: E402
-from export import bundle, network  # noqa: E402
-from export.models import sam2  # noqa: E402
-from export.sam2_checkpoints import renamed  # noqa: E402
-from runtime import ops  # noqa: E402
+import runtime
+from export import bundle, network
+from export.models import sam2
+from export.sam2_checkpoints import renamed
+from runtime import ops
 
 SIZE, MEAN, STD = 128, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def config(new: bool = True):
     """A small network with every part of the published ones."""
-    trunk = {"hidden_size": 16, "blocks_per_stage": [1, 2, 2, 1], "embed_dim_per_stage": [16, 32, 64, 128],
-             "num_attention_heads": 1, "num_attention_heads_per_stage": [1, 2, 4, 8], "global_attention_blocks": [4],
-             "window_size_per_stage": [8, 4, 6, 4], "image_size": [SIZE, SIZE],
-             "window_positional_embedding_background_size": [7, 7]}
-    vision = {"backbone_config": {"model_type": "sam2_hiera_det_model", **trunk}, "fpn_hidden_size": 128,
-              "backbone_channel_list": [128, 64, 32, 16],
-              "backbone_feature_sizes": [[SIZE // s, SIZE // s] for s in (4, 8, 16)]}
+    trunk = {
+        "hidden_size": 16,
+        "blocks_per_stage": [1, 2, 2, 1],
+        "embed_dim_per_stage": [16, 32, 64, 128],
+        "num_attention_heads": 1,
+        "num_attention_heads_per_stage": [1, 2, 4, 8],
+        "global_attention_blocks": [4],
+        "window_size_per_stage": [8, 4, 6, 4],
+        "image_size": [SIZE, SIZE],
+        "window_positional_embedding_background_size": [7, 7],
+    }
+    vision = {
+        "backbone_config": {"model_type": "sam2_hiera_det_model", **trunk},
+        "fpn_hidden_size": 128,
+        "backbone_channel_list": [128, 64, 32, 16],
+        "backbone_feature_sizes": [[SIZE // s, SIZE // s] for s in (4, 8, 16)],
+    }
     return transformers.Sam2VideoConfig(
-        vision_config=vision, prompt_encoder_config={"hidden_size": 128, "image_size": SIZE, "mask_input_channels": 8},
+        vision_config=vision,
+        prompt_encoder_config={"hidden_size": 128, "image_size": SIZE, "mask_input_channels": 8},
         mask_decoder_config={"hidden_size": 128, "mlp_dim": 96, "num_attention_heads": 4, "iou_head_hidden_dim": 48},
-        image_size=SIZE, memory_attention_hidden_size=128, memory_attention_num_layers=2, memory_encoder_hidden_size=128,
-        memory_attention_feed_forward_hidden_size=96, memory_attention_rope_feat_sizes=[SIZE // 16] * 2,
-        memory_encoder_output_channels=64, mask_downsampler_embed_dim=128, memory_fuser_embed_dim=128,
-        memory_fuser_intermediate_dim=512, enable_occlusion_spatial_embedding=new,
-        enable_temporal_pos_encoding_for_object_pointers=new)
+        image_size=SIZE,
+        memory_attention_hidden_size=128,
+        memory_attention_num_layers=2,
+        memory_encoder_hidden_size=128,
+        memory_attention_feed_forward_hidden_size=96,
+        memory_attention_rope_feat_sizes=[SIZE // 16] * 2,
+        memory_encoder_output_channels=64,
+        mask_downsampler_embed_dim=128,
+        memory_fuser_embed_dim=128,
+        memory_fuser_intermediate_dim=512,
+        enable_occlusion_spatial_embedding=new,
+        enable_temporal_pos_encoding_for_object_pointers=new,
+    )
 
 
 def seeded(new: bool = True):
@@ -49,14 +68,18 @@ def seeded(new: bool = True):
         # the object is there
         model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(3.0)
         # one matrix under two names
-        model.prompt_encoder.shared_embedding.positional_embedding.copy_(model.shared_image_embedding.positional_embedding)
+        model.prompt_encoder.shared_embedding.positional_embedding.copy_(
+            model.shared_image_embedding.positional_embedding
+        )
     return model
 
 
 def clip(count):
     y, x = np.mgrid[0:90, 0:160].astype(np.float32)
-    frames = [np.stack([127 + 90 * np.sin(x / (9 + 3 * c) + 0.3 * t) * np.cos(y / (13 - 2 * c)) for c in range(3)], -1)
-              for t in range(count)]
+    frames = [
+        np.stack([127 + 90 * np.sin(x / (9 + 3 * c) + 0.3 * t) * np.cos(y / (13 - 2 * c)) for c in range(3)], -1)
+        for t in range(count)
+    ]
     return np.stack(frames).clip(0, 255).astype(np.uint8)
 
 
@@ -65,11 +88,13 @@ def theirs(model, frames, point):
     """Low-res logits per frame of one click on frame 0."""
     pixels = np.stack([ops.preprocess(f, (SIZE, SIZE), SIZE, MEAN, STD, resample="bicubic") for f in frames])
     session = transformers.models.sam2_video.modeling_sam2_video.Sam2VideoInferenceSession(
-        video=torch.from_numpy(pixels), video_height=frames.shape[1], video_width=frames.shape[2], dtype=torch.float32)
+        video=torch.from_numpy(pixels), video_height=frames.shape[1], video_width=frames.shape[2], dtype=torch.float32
+    )
     where = torch.tensor(point, dtype=torch.float32) / torch.tensor([frames.shape[2], frames.shape[1]]) * SIZE
     index = session.obj_id_to_idx(1)
-    session.add_point_inputs(index, 0, {"point_coords": where.reshape(1, 1, 1, 2),
-                                        "point_labels": torch.ones(1, 1, 1, dtype=torch.int32)})
+    session.add_point_inputs(
+        index, 0, {"point_coords": where.reshape(1, 1, 1, 2), "point_labels": torch.ones(1, 1, 1, dtype=torch.int32)}
+    )
     session.obj_with_new_inputs = [1]
     model(inference_session=session, frame_idx=0)
     return [out.pred_masks[0, 0].numpy() for out in model.propagate_in_video_iterator(session)]
@@ -102,7 +127,9 @@ def test_damaged_folders(tmp_path):
 def test_one_click_equals_transformers(tmp_path):
     model, frames, point = seeded(), clip(6), [70.5, 41.0]
     model.save_pretrained(tmp_path / "hf")
-    bundle.export_bundle(network.describe("sam2", sam2.load(tmp_path / "hf")), tmp_path, "small", forms={"ort"}, check=False)
+    bundle.export_bundle(
+        network.describe("sam2", sam2.load(tmp_path / "hf")), tmp_path, "small", forms={"ort"}, check=False
+    )
     want = theirs(model, frames, point)
     with runtime.load(tmp_path / "small") as engine, engine.video(frames, logits=True, fill_hole_area=0) as video:
         video.add_points(0, 1, [point], [1])

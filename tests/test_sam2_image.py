@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+import toy_sam2
 
 import runtime
-import toy_sam2
 from runtime.automatic import crop_boxes, grid
 from runtime.components import components, fill_holes, suppress, without_small_regions
 from runtime.queries import square_mask
@@ -55,7 +55,9 @@ def test_batches_equal_one_at_a_time(engine, picture):
     points, labels = [[[1, 2], [3, 4]], [[5, 6], [7, 8]]], [[1, 0], [1, 1]]
     batch = image.predict(points=points, labels=labels)
     for i in range(2):
-        np.testing.assert_allclose(batch.low_res[i], image.predict(points=points[i], labels=labels[i]).low_res, atol=1e-5)
+        np.testing.assert_allclose(
+            batch.low_res[i], image.predict(points=points[i], labels=labels[i]).low_res, atol=1e-5
+        )
 
 
 def test_mask_input_alone_and_with_points(engine, picture):
@@ -72,12 +74,19 @@ def test_mask_input_alone_and_with_points(engine, picture):
     assert np.abs(with_points.low_res - image.predict(points=[[5, 5]], labels=[1]).low_res).max() > 1e-3
 
 
-@pytest.mark.parametrize("prompt, error", [
-    ({}, "no prompt"), ({"points": [[1, 1]]}, "together"), ({"points": [[40, 1]], "labels": [1]}, "outside"),
-    ({"box": [5, 5, 1, 1]}, "left must be less"), ({"mask_input": np.zeros((4, 4))}, "mask_input must be"),
-    ({"points": [[[1, 1]], [[2, 2]]], "labels": [[1]]}, "sets of labels"), ({"box": "a"}, "arrays of numbers"),
-    ({"box": [[0, 0, 3, 3], [0, 0, 4, 4]], "points": [[1, 1]], "labels": [1]}, "do not go together"),
-])
+@pytest.mark.parametrize(
+    "prompt, error",
+    [
+        ({}, "no prompt"),
+        ({"points": [[1, 1]]}, "together"),
+        ({"points": [[40, 1]], "labels": [1]}, "outside"),
+        ({"box": [5, 5, 1, 1]}, "left must be less"),
+        ({"mask_input": np.zeros((4, 4))}, "mask_input must be"),
+        ({"points": [[[1, 1]], [[2, 2]]], "labels": [[1]]}, "sets of labels"),
+        ({"box": "a"}, "arrays of numbers"),
+        ({"box": [[0, 0, 3, 3], [0, 0, 4, 4]], "points": [[1, 1]], "labels": [1]}, "do not go together"),
+    ],
+)
 def test_bad_prompts(engine, picture, prompt, error):
     with pytest.raises(runtime.PromptError, match=error):
         engine.image(picture).predict(**prompt)
@@ -102,8 +111,9 @@ def test_automatic_masks(engine):
         rows, columns = np.flatnonzero(s.mask.any(1)), np.flatnonzero(s.mask.any(0))
         assert s.box == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
         assert s.crop == (0, 0, 300, 200)
-    cropped = engine.image(picture).segment_all(points_per_side=2, pred_iou_thresh=0.0, stability_score_thresh=0.0,
-                                                crop_n_layers=1)
+    cropped = engine.image(picture).segment_all(
+        points_per_side=2, pred_iou_thresh=0.0, stability_score_thresh=0.0, crop_n_layers=1
+    )
     assert all(0 <= s.crop[0] < s.crop[2] <= 300 for s in cropped)
     assert engine.image(picture).segment_all(points_per_side=2, pred_iou_thresh=2.0) == []
     with pytest.raises(runtime.UserError, match="options: "):
@@ -147,7 +157,7 @@ def test_regions_equal_flood_fill(seed):
 
 def test_holes_of_at_most_that_area_are_filled():
     logits = np.full((12, 12), 3.0, np.float32)
-    logits[2:4, 2:4] = -1                       # four pixels
+    logits[2:4, 2:4] = -1  # four pixels
     logits[8, 8] = logits[9, 9] = logits[10, 8] = 0  # three that touch at corners; zero is background
     filled = fill_holes(logits, 3)
     assert (filled[[8, 9, 10], [8, 9, 8]] == np.float32(0.1)).all() and (filled[2:4, 2:4] == -1).all()

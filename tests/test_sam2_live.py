@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+import toy_sam2
 
 import runtime
-import toy_sam2
 from runtime import Box, Mask, Points
 
 HEIGHT, WIDTH = 20, 30
@@ -43,12 +43,17 @@ def live(engine, frames, prompts, **options):
         return list(session.stream(frames, prompts))
 
 
-@pytest.mark.parametrize("prompts", [
-    {0: {1: CLICK}},
-    {0: {1: CLICK, 2: Box((3, 3, 12, 12))}, 4: {3: Points([(20, 3), (1, 1)], [1, 0])}},
-    {0: {1: CLICK}, 5: {1: Points([(3, 3)], [1])}, 6: {2: Mask(np.arange(HEIGHT)[:, None].repeat(WIDTH, 1) > 9)}},
-])
-@pytest.mark.parametrize("options", [{}, {"memory_temporal_stride": 3}, {"memory_temporal_stride": 2, "fill_hole_area": 0}])
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        {0: {1: CLICK}},
+        {0: {1: CLICK, 2: Box((3, 3, 12, 12))}, 4: {3: Points([(20, 3), (1, 1)], [1, 0])}},
+        {0: {1: CLICK}, 5: {1: Points([(3, 3)], [1])}, 6: {2: Mask(np.arange(HEIGHT)[:, None].repeat(WIDTH, 1) > 9)}},
+    ],
+)
+@pytest.mark.parametrize(
+    "options", [{}, {"memory_temporal_stride": 3}, {"memory_temporal_stride": 2, "fill_hole_area": 0}]
+)
 def test_equals_a_known_video_that_is_not_looked_ahead_in(engine, prompts, options):
     frames = clip(24)
     got, want = live(engine, frames, prompts, **options), known(engine, frames, prompts, **options)
@@ -79,7 +84,10 @@ def test_distances_are_those_of_a_long_video(engine):
 
 def test_correction_of_a_tracked_frame(engine):
     frames = clip(8)
-    with engine.session(logits=True) as session, engine.video(np.concatenate([frames, clip(9, 3)]), logits=True) as video:
+    with (
+        engine.session(logits=True) as session,
+        engine.video(np.concatenate([frames, clip(9, 3)]), logits=True) as video,
+    ):
         results = [session.push(f, {1: CLICK} if i == 0 else None)[0] for i, f in enumerate(frames[:6])]
         video.add_points(0, 1, CLICK.points, CLICK.labels)
         list(video.propagate(0, 5))
@@ -95,7 +103,10 @@ def test_correction_of_a_tracked_frame(engine):
 
 def test_refinement_of_a_prompted_frame(engine):
     frames = clip(4)
-    with engine.session(logits=True) as session, engine.video(np.concatenate([frames, clip(20, 3)]), logits=True) as video:
+    with (
+        engine.session(logits=True) as session,
+        engine.video(np.concatenate([frames, clip(20, 3)]), logits=True) as video,
+    ):
         session.push(frames[0], {1: CLICK})
         video.add_points(0, 1, CLICK.points, CLICK.labels)
         a = session.correct({1: Points([(2, 2)], [0]), 2: CLICK})
@@ -138,8 +149,14 @@ def test_prompted_and_tracked_objects_are_one_batch(engine):
         before = {name: calls for name, (calls, _) in engine.timings.items()}
         session.push(clip(1)[0], {2: [Box((3, 3, 12, 12)), Points([(5, 5), (1, 1)], [1, 0])]})
         calls = {name: calls - before[name] for name, (calls, _) in engine.timings.items()}
-    assert calls == {"image_encoder": 1, "memory_attention": 1, "prompt_decoder": 1, "prompt_encoder": 1,
-                     "prompt_memory_encoder": 1, "mask_prompt": 0}
+    assert calls == {
+        "image_encoder": 1,
+        "memory_attention": 1,
+        "prompt_decoder": 1,
+        "prompt_encoder": 1,
+        "prompt_memory_encoder": 1,
+        "mask_prompt": 0,
+    }
 
 
 def test_frames_without_objects_cost_nothing(engine):
@@ -159,11 +176,19 @@ def test_step_runs_live_sessions(engine):
     assert engine.step() == [] and one.flush() == []
 
 
-@pytest.mark.parametrize("prompts, error", [
-    ({1: Points([(31, 3)], [1])}, "outside the picture"), ({1: Mask(np.ones((3, 3)))}, "the video 30x20"),
-    ({1: "a cat"}, "runtime.Points"), ({1: []}, "runtime.Points"), ({"x": CLICK}, "whole number"), ([CLICK], "a dict"),
-    ({1: [Box((0, 0, 3, 3)), Box((1, 1, 4, 4))]}, "at most one box"), ({1: Points([(1, 1)] * 9, [1] * 9)}, "9 points"),
-])
+@pytest.mark.parametrize(
+    "prompts, error",
+    [
+        ({1: Points([(31, 3)], [1])}, "outside the picture"),
+        ({1: Mask(np.ones((3, 3)))}, "the video 30x20"),
+        ({1: "a cat"}, "runtime.Points"),
+        ({1: []}, "runtime.Points"),
+        ({"x": CLICK}, "whole number"),
+        ([CLICK], "a dict"),
+        ({1: [Box((0, 0, 3, 3)), Box((1, 1, 4, 4))]}, "at most one box"),
+        ({1: Points([(1, 1)] * 9, [1] * 9)}, "9 points"),
+    ],
+)
 def test_a_bad_prompt_takes_no_frame(engine, prompts, error):
     with engine.session() as session:
         with pytest.raises(runtime.PromptError, match=error):

@@ -5,9 +5,9 @@ import random
 
 import numpy as np
 import pytest
+import toy_sam2
 
 import runtime
-import toy_sam2
 from runtime import ops
 from runtime.components import fill_holes
 from runtime.queries import square_mask
@@ -22,8 +22,15 @@ def clip(count, seed=0):
 class Plain:
     """The predictor. An outcome is a dict; stores are as in the description of the official one."""
 
-    def __init__(self, frames, fill_hole_area=8, non_overlap_masks=False, max_cond_frames_in_attn=None,
-                 memory_temporal_stride=1, add_all_frames_to_correct_as_cond=False):
+    def __init__(
+        self,
+        frames,
+        fill_hole_area=8,
+        non_overlap_masks=False,
+        max_cond_frames_in_attn=None,
+        memory_temporal_stride=1,
+        add_all_frames_to_correct_as_cond=False,
+    ):
         self.pictures = [toy_sam2.Arithmetic(f) for f in frames]
         self.fill, self.alone, self.most = fill_hole_area, non_overlap_masks, max_cond_frames_in_attn
         self.stride, self.all_cond = memory_temporal_stride, add_all_frames_to_correct_as_cond
@@ -59,8 +66,14 @@ class Plain:
 
     def outcome(self, decoded, seen):
         raw, selected, score, pointer = decoded
-        return {"raw": raw, "low": fill_holes(raw, self.fill), "selected": selected, "score": score, "pointer": pointer,
-                "seen": seen}
+        return {
+            "raw": raw,
+            "low": fill_holes(raw, self.fill),
+            "selected": selected,
+            "score": score,
+            "pointer": pointer,
+            "seen": seen,
+        }
 
     def look(self, o, frame, reverse):
         """The conditioned map, and how many tokens of memory and of pointers were seen."""
@@ -69,7 +82,7 @@ class Plain:
         if self.most is not None and len(cond) > self.most:
             before, after = [t for t in cond if t < frame], [t for t in cond if t >= frame]
             keep = ([max(before)] if before else []) + ([min(after)] if after else [])
-            keep += sorted((t for t in cond if t not in keep), key=lambda t: abs(t - frame))[:self.most - len(keep)]
+            keep += sorted((t for t in cond if t not in keep), key=lambda t: abs(t - frame))[: self.most - len(keep)]
             near = {t: cond[t] for t in keep}
         far = {t: x for t, x in cond.items() if t not in near}
         memory = [(x["memory"], toy_sam2.SLOTS - 1) for x in near.values()]
@@ -85,7 +98,9 @@ class Plain:
             if x:
                 memory.append((x["memory"], back - 1))
         longest = min(toy_sam2.POINTERS, len(self.pictures)) - 1
-        pointers = [(x["pointer"], (frame - t) * sign / max(longest, 1)) for t, x in near.items() if (frame - t) * sign >= 0]
+        pointers = [
+            (x["pointer"], (frame - t) * sign / max(longest, 1)) for t, x in near.items() if (frame - t) * sign >= 0
+        ]
         for distance in range(1, longest + 1):
             t = frame - sign * distance
             x = o["other"].get(t) or far.get(t)
@@ -134,8 +149,10 @@ class Plain:
         return self.shown(frame, "cond" if any(frame in x["new_cond"] for x in self.objects.values()) else "other")
 
     def shown(self, frame, key):
-        return {obj: o["new_" + key].get(frame) or o["cond"].get(frame) or o["other"].get(frame)
-                for obj, o in self.objects.items()}
+        return {
+            obj: o["new_" + key].get(frame) or o["cond"].get(frame) or o["other"].get(frame)
+            for obj, o in self.objects.items()
+        }
 
 
 def compare(result, shown, alone=False):
@@ -158,7 +175,9 @@ def play(engine, frames, script, **options):
         for call, *args in script:
             if call == "points":
                 frame, obj, xy, labels, clear = args
-                compare(video.add_points(frame, obj, xy, labels, clear), plain.prompt(frame, obj, xy, labels, clear), alone)
+                compare(
+                    video.add_points(frame, obj, xy, labels, clear), plain.prompt(frame, obj, xy, labels, clear), alone
+                )
             elif call == "box":
                 frame, obj, box = args
                 corners = [tuple(box[:2]), tuple(box[2:])]
@@ -166,7 +185,9 @@ def play(engine, frames, script, **options):
             elif call == "mask":
                 frame, obj, row = args
                 mask = np.arange(HEIGHT)[:, None].repeat(WIDTH, 1) >= row
-                compare(video.add_mask(frame, obj, mask), plain.mask(frame, obj, square_mask(mask, toy_sam2.SIZE)), alone)
+                compare(
+                    video.add_mask(frame, obj, mask), plain.mask(frame, obj, square_mask(mask, toy_sam2.SIZE)), alone
+                )
             elif call == "propagate" and not plain.ready:
                 with pytest.raises(runtime.PromptError):
                     next(video.propagate(*args))
@@ -189,7 +210,12 @@ def check_stores(video, plain):
     assert video.object_ids == tuple(plain.objects)
     for obj, o in plain.objects.items():
         track = video._tracks[obj]
-        stores = (("conditioning", "cond"), ("others", "other"), ("new_conditioning", "new_cond"), ("new_others", "new_other"))
+        stores = (
+            ("conditioning", "cond"),
+            ("others", "other"),
+            ("new_conditioning", "new_cond"),
+            ("new_others", "new_other"),
+        )
         pages = []
         for ours, theirs in stores:
             store = getattr(track, ours)
@@ -215,25 +241,46 @@ def engine(toy_sam2_bundle):
 CLICK = ("points", 0, 1, [(10, 8)], [1], True)
 
 
-@pytest.mark.parametrize("script", [
-    [CLICK, ("propagate",)],
-    [CLICK, ("points", 0, 1, [(20, 5), (3, 3)], [0, 1], False), ("propagate",)],
-    [("box", 2, 1, (4, 4, 20, 15)), ("points", 2, 1, [(9, 9)], [1], False), ("propagate",)],
-    [("mask", 3, 1, 10), ("propagate",), ("propagate", 3, None, True)],
-    [CLICK, ("propagate",), ("points", 5, 1, [(12, 12)], [1], True), ("propagate",)],
-    [CLICK, ("propagate",), ("points", 5, 1, [(12, 12)], [1], True), ("points", 5, 1, [(2, 2)], [0], False),
-     ("propagate", 6, None, False)],
-    [CLICK, ("propagate",), ("points", 0, 1, [(25, 15)], [1], False), ("propagate",)],
-    [("points", 6, 1, [(10, 8)], [1], True), ("propagate", 6, None, True), ("propagate", 6, 2, False)],
-    [("points", 5, 1, [(10, 8)], [1], True), ("propagate", 0, None, False)],
-    [CLICK, ("propagate",), ("points", 3, 2, [(15, 8)], [1], True), ("propagate",), ("propagate", 7, None, True)],
-    [CLICK, ("points", 4, 1, [(9, 9)], [1], True), ("box", 7, 1, (1, 1, 9, 9)), ("propagate",), ("clear", 4, 1),
-     ("propagate", 2, 3, False)],
-    [CLICK, ("points", 0, 2, [(5, 5)], [1], True), ("propagate", None, 3, False), ("remove", 1), ("propagate", 3, None, False)],
-    [CLICK, ("propagate", 0, None, True)],
-    [CLICK, ("propagate",), ("reset",), ("points", 2, 1, [(5, 5)], [1], True), ("propagate",)],
-    [CLICK, ("propagate", 0, 0, False), ("mask", 0, 1, 5), ("propagate",)],
-], ids=range(15))
+@pytest.mark.parametrize(
+    "script",
+    [
+        [CLICK, ("propagate",)],
+        [CLICK, ("points", 0, 1, [(20, 5), (3, 3)], [0, 1], False), ("propagate",)],
+        [("box", 2, 1, (4, 4, 20, 15)), ("points", 2, 1, [(9, 9)], [1], False), ("propagate",)],
+        [("mask", 3, 1, 10), ("propagate",), ("propagate", 3, None, True)],
+        [CLICK, ("propagate",), ("points", 5, 1, [(12, 12)], [1], True), ("propagate",)],
+        [
+            CLICK,
+            ("propagate",),
+            ("points", 5, 1, [(12, 12)], [1], True),
+            ("points", 5, 1, [(2, 2)], [0], False),
+            ("propagate", 6, None, False),
+        ],
+        [CLICK, ("propagate",), ("points", 0, 1, [(25, 15)], [1], False), ("propagate",)],
+        [("points", 6, 1, [(10, 8)], [1], True), ("propagate", 6, None, True), ("propagate", 6, 2, False)],
+        [("points", 5, 1, [(10, 8)], [1], True), ("propagate", 0, None, False)],
+        [CLICK, ("propagate",), ("points", 3, 2, [(15, 8)], [1], True), ("propagate",), ("propagate", 7, None, True)],
+        [
+            CLICK,
+            ("points", 4, 1, [(9, 9)], [1], True),
+            ("box", 7, 1, (1, 1, 9, 9)),
+            ("propagate",),
+            ("clear", 4, 1),
+            ("propagate", 2, 3, False),
+        ],
+        [
+            CLICK,
+            ("points", 0, 2, [(5, 5)], [1], True),
+            ("propagate", None, 3, False),
+            ("remove", 1),
+            ("propagate", 3, None, False),
+        ],
+        [CLICK, ("propagate", 0, None, True)],
+        [CLICK, ("propagate",), ("reset",), ("points", 2, 1, [(5, 5)], [1], True), ("propagate",)],
+        [CLICK, ("propagate", 0, 0, False), ("mask", 0, 1, 5), ("propagate",)],
+    ],
+    ids=range(15),
+)
 def test_scripts(engine, script):
     play(engine, clip(9), script)
 
@@ -252,9 +299,13 @@ def test_random_scripts(engine, seed):
     frames = clip(count, seed)
     if draw.random() < 0.3:
         frames[count // 2] //= 6
-    options = {"fill_hole_area": draw.choice([0, 2, 8]), "non_overlap_masks": draw.random() < 0.3,
-               "max_cond_frames_in_attn": draw.choice([None, 2, 3]), "memory_temporal_stride": draw.choice([1, 2, 3]),
-               "add_all_frames_to_correct_as_cond": draw.random() < 0.3}
+    options = {
+        "fill_hole_area": draw.choice([0, 2, 8]),
+        "non_overlap_masks": draw.random() < 0.3,
+        "max_cond_frames_in_attn": draw.choice([None, 2, 3]),
+        "memory_temporal_stride": draw.choice([1, 2, 3]),
+        "add_all_frames_to_correct_as_cond": draw.random() < 0.3,
+    }
     play(engine, frames, random_script(draw, count), **options)
 
 
@@ -274,7 +325,9 @@ def random_script(draw, count):
             script.append((call, obj))
             known.remove(obj)
         elif call == "clear" and obj in known:
-            script.append((call, draw.choice([frame, *(s[1] for s in script if s[0] == "points" and s[2] == obj)]), obj))
+            script.append(
+                (call, draw.choice([frame, *(s[1] for s in script if s[0] == "points" and s[2] == obj)]), obj)
+            )
         elif call == "propagate":
             start = draw.choice([None, draw.randrange(count)])
             script.append((call, start, draw.choice([None, 0, 3]), draw.random() < 0.4))
@@ -307,8 +360,14 @@ def test_objects_are_one_batch(engine):
         list(video.propagate())
         calls = {name: calls - before[name] for name, (calls, _) in engine.timings.items()}
     # batches of two, as the toy's bounds say: three objects are two batches; prompts of tracked frames are encoded once
-    assert calls == {"image_encoder": 5, "memory_attention": 10, "prompt_decoder": 10, "prompt_memory_encoder": 12,
-                     "prompt_encoder": 1, "mask_prompt": 0}
+    assert calls == {
+        "image_encoder": 5,
+        "memory_attention": 10,
+        "prompt_decoder": 10,
+        "prompt_memory_encoder": 12,
+        "prompt_encoder": 1,
+        "mask_prompt": 0,
+    }
 
 
 def test_unequal_memories_in_one_batch_equal_one_at_a_time(engine):
@@ -320,7 +379,11 @@ def test_unequal_memories_in_one_batch_equal_one_at_a_time(engine):
             for prompt in prompts:
                 if prompt[1] in objects:
                     video.add_points(*prompt)
-            return {(r.frame_index, obj): r.low_res_logits[i] for r in video.propagate(0) for i, obj in enumerate(r.object_ids)}
+            return {
+                (r.frame_index, obj): r.low_res_logits[i]
+                for r in video.propagate(0)
+                for i, obj in enumerate(r.object_ids)
+            }
 
     together = run({1, 2, 3})
     for obj in (1, 2, 3):
@@ -339,23 +402,26 @@ def test_pages_are_reused(engine):
         assert pool.shelves == 2, "40 frames are two shelves of 32, the first time and ever after"
 
 
-@pytest.mark.parametrize("call, error", [
-    (lambda v: v.add_points(9, 1, [(1, 1)], [1]), "frame 9 is outside"),
-    (lambda v: v.add_points(-1, 1, [(1, 1)], [1]), "frame -1 is outside"),
-    (lambda v: v.add_points(0.5, 1, [(1, 1)], [1]), "frame 0.5"),
-    (lambda v: v.add_points(0, "cat", [(1, 1)], [1]), "whole number, not 'cat'"),
-    (lambda v: v.add_points(0, 1, [(31, 1)], [1]), "outside the picture, 30x20"),
-    (lambda v: v.add_points(0, 1, [(1, 1)], [2]), "labels"),
-    (lambda v: v.add_points(0, 1, [(1, 1)] * 9, [1] * 9), "9 points"),
-    (lambda v: v.add_box(0, 1, (9, 9, 4, 4)), "left must be less"),
-    (lambda v: v.add_mask(0, 1, np.zeros((HEIGHT, WIDTH), bool)), "empty"),
-    (lambda v: v.add_mask(0, 1, np.ones((HEIGHT, 9), bool)), "the video 30x20"),
-    (lambda v: v.clear_prompts(0, 7), "no object 7; objects: none"),
-    (lambda v: v.remove_object(7), "no object 7"),
-    (lambda v: list(v.propagate()), "no object to follow"),
-    (lambda v: v.propagate(start_frame=9), "start_frame 9"),
-    (lambda v: v.propagate(max_frames=-1), "max_frames"),
-])
+@pytest.mark.parametrize(
+    "call, error",
+    [
+        (lambda v: v.add_points(9, 1, [(1, 1)], [1]), "frame 9 is outside"),
+        (lambda v: v.add_points(-1, 1, [(1, 1)], [1]), "frame -1 is outside"),
+        (lambda v: v.add_points(0.5, 1, [(1, 1)], [1]), "frame 0.5"),
+        (lambda v: v.add_points(0, "cat", [(1, 1)], [1]), "whole number, not 'cat'"),
+        (lambda v: v.add_points(0, 1, [(31, 1)], [1]), "outside the picture, 30x20"),
+        (lambda v: v.add_points(0, 1, [(1, 1)], [2]), "labels"),
+        (lambda v: v.add_points(0, 1, [(1, 1)] * 9, [1] * 9), "9 points"),
+        (lambda v: v.add_box(0, 1, (9, 9, 4, 4)), "left must be less"),
+        (lambda v: v.add_mask(0, 1, np.zeros((HEIGHT, WIDTH), bool)), "empty"),
+        (lambda v: v.add_mask(0, 1, np.ones((HEIGHT, 9), bool)), "the video 30x20"),
+        (lambda v: v.clear_prompts(0, 7), "no object 7; objects: none"),
+        (lambda v: v.remove_object(7), "no object 7"),
+        (lambda v: list(v.propagate()), "no object to follow"),
+        (lambda v: v.propagate(start_frame=9), "start_frame 9"),
+        (lambda v: v.propagate(max_frames=-1), "max_frames"),
+    ],
+)
 def test_bad_prompts_leave_nothing_behind(engine, call, error):
     with engine.video(clip(4)) as video:
         with pytest.raises(runtime.PromptError, match=error) as caught:
@@ -415,7 +481,9 @@ def test_frames_come_in_many_ways(engine, tmp_path):
             engine.video(bad)
 
 
-@pytest.mark.parametrize("options", [{"fill_hole_area": -1}, {"memory_temporal_stride": 0}, {"max_cond_frames_in_attn": 1}])
+@pytest.mark.parametrize(
+    "options", [{"fill_hole_area": -1}, {"memory_temporal_stride": 0}, {"max_cond_frames_in_attn": 1}]
+)
 def test_bad_options(engine, options):
     with pytest.raises(runtime.UserError, match=next(iter(options))):
         engine.video(clip(2), **options)

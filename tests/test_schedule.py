@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+import toy
 
 import runtime
-import toy
 from runtime import ops
 
 A, B, C = [0, 5, 2], [0, 9, 7, 2], [0, 40, 41, 42, 2]
@@ -26,7 +26,7 @@ def reference(clip, tokens, conditional_memory=True):
     memory, pointers, logits, scores, fired = [], [], [], [], []
     last = 0
     for first in range(0, len(clip), toy.WINDOW):
-        part = pixels[first:first + toy.WINDOW]
+        part = pixels[first : first + toy.WINDOW]
         text = np.array(tokens)[:, None] * np.array([[0.01, 0.02, 0.03]])
         vision, maps = pool(part, 8).transpose(0, 2, 3, 1), []
         for k in range(3):
@@ -37,13 +37,16 @@ def reference(clip, tokens, conditional_memory=True):
                 vision = pool(maps[k].transpose(0, 3, 1, 2), 2).transpose(0, 2, 3, 1)
         embedding = (maps[1] + maps[2]).reshape(len(part), 4, 3)
         for i, frame in enumerate(range(first, first + len(part))):
+
             def decode(conditioned):
-                return pool(part[i:i + 1], 4)[0, 0] + 0.1 * (conditioned.mean() + 3 * text[0].mean() + maps[0][i].mean())
+                return pool(part[i : i + 1], 4)[0, 0] + 0.1 * (
+                    conditioned.mean() + 3 * text[0].mean() + maps[0][i].mean()
+                )
 
             conditioned = without = embedding[i] + 0.1
             if frame > 0:
                 m = np.mean([memory[g] / (frame - g) for g in range(max(0, frame - toy.SLOTS), frame)])
-                conditioned = embedding[i] + m + 0.1 * np.mean(pointers[-toy.POINTERS:])
+                conditioned = embedding[i] + m + 0.1 * np.mean(pointers[-toy.POINTERS :])
             low, pointer = decode(conditioned), conditioned.mean(0)
             remembered = low
             if conditional_memory and frame >= 2 and frame - last >= 2:
@@ -83,7 +86,7 @@ def test_one_sentence_equals_the_plain_loop(engine, length):
 
 def test_several_sentences_equal_one_at_a_time(engine):
     clip = frames(11)
-    together, _ = run(engine, clip, A, B, C)          # three lanes in batches of two: one batch is not full
+    together, _ = run(engine, clip, A, B, C)  # three lanes in batches of two: one batch is not full
     for i, prompt in enumerate((A, B, C)):
         np.testing.assert_allclose(together[i], reference(clip, prompt)[0], rtol=1e-5, atol=1e-5)
 
@@ -100,7 +103,9 @@ def test_conditional_memory_asked_of_a_bundle_without_it_is_refused(tmp_path):
         with pytest.raises(runtime.UserError, match="no conditional memory"):
             engine.session([runtime.Text(tokens=A)], conditional_memory=True)
         logits, _ = run(engine, frames(6), A)
-        np.testing.assert_allclose(logits[0], reference(frames(6), A, conditional_memory=False)[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            logits[0], reference(frames(6), A, conditional_memory=False)[0], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_memory_off_decodes_every_frame_alone(engine):
@@ -133,8 +138,9 @@ def test_interleaved_sessions_do_not_see_each_other(engine):
     got[0] += first.flush()
     got[1] += second.flush()
     for i, (clip, tokens) in enumerate(((one, A), (two, B))):
-        np.testing.assert_allclose(np.stack([r.low_res_logits[0] for r in got[i]]), reference(clip, tokens)[0],
-                                   rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            np.stack([r.low_res_logits[0] for r in got[i]]), reference(clip, tokens)[0], rtol=1e-5, atol=1e-5
+        )
         assert got[i][0].masks.shape == (1, *clip.shape[1:3])
 
 
@@ -204,8 +210,17 @@ def test_closed_session(engine):
         session.flush()
 
 
-@pytest.mark.parametrize("bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32),
-                                 np.zeros((0, 4, 3), np.uint8), "frame", None])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+        "frame",
+        None,
+    ],
+)
 def test_what_is_not_a_frame_is_refused(engine, bad):
     with engine.session([runtime.Text(tokens=A)]) as session, pytest.raises(runtime.VideoError, match="frame 0"):
         session.push(bad)

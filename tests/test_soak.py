@@ -30,8 +30,15 @@ def test_nothing_grows(toy, media):
         assert engine.networks["samwise"].pool.free == engine.networks["samwise"].pool.capacity
     assert 15 <= len(samples) <= 24
     assert soak.verdict(samples) == []
-    assert {"camera dropped and came back", "truncated packet", "damaged packets", "missing frames", "damaged picture",
-            "frame of another size", "too many objects"} <= life.trouble.keys()
+    assert {
+        "camera dropped and came back",
+        "truncated packet",
+        "damaged packets",
+        "missing frames",
+        "damaged picture",
+        "frame of another size",
+        "too many objects",
+    } <= life.trouble.keys()
 
 
 def test_nothing_grows_with_clicks(toy_sam2_bundle, media):

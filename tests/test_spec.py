@@ -35,7 +35,7 @@ CHANGES = {
     "no stages": (lambda d: d.pop("stages"), "manifest.stages"),
     "size as text": (lambda d: d.update(image_size="big"), "image_size"),
     "size true": (lambda d: d.update(image_size=True), "image_size"),
-    "huge size": (lambda d: d.update(image_size=10 ** 9), "image_size"),
+    "huge size": (lambda d: d.update(image_size=10**9), "image_size"),
     "unknown dtype": (lambda d: d["stages"]["neck"]["inputs"][0].update(dtype="float1"), "float1"),
     "negative size": (lambda d: d["stages"]["neck"]["inputs"][0].update(shape=[-1]), "neither"),
     "symbol without bounds": (lambda d: d["bounds"].pop("frames"), "frames"),

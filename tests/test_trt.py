@@ -2,13 +2,15 @@
 
 import sys
 
+import fake_tensorrt
 import numpy as np
 import pytest
-
-import fake_tensorrt
-import runtime
 import toy
 from fake_cuda import FakeDriver
+from test_build import FakeLibrary
+from test_schedule import A, B, C, frames, reference, run
+
+import runtime
 from export import build
 from runtime.backends import create
 from runtime.backends.trt import TrtBackend
@@ -17,8 +19,6 @@ from runtime.bundle import choose
 from runtime.device import Cuda
 from runtime.engine import Engine
 from runtime.errors import BackendError, BundleError, RuntimeFault
-from test_build import FakeLibrary
-from test_schedule import A, B, C, frames, reference, run
 
 
 @pytest.fixture(params=[TrtBackend, TrtRtxBackend])
@@ -63,8 +63,12 @@ def test_shapes_are_set_only_when_they_change(bundle, backend):
     spec = bundle.manifest.stages["memory_encoder"]
     stage = backend.load(bundle.folder / spec.files["default"], spec)
     device = backend.device
-    arrays = {"embedding": device.empty((1, 4, 3), "float32"), "map_index": device.constant(np.zeros(1, np.int64)),
-              "mask_logits": device.empty((1, 8, 8), "float32"), "memory_slot": device.empty((1, 4, 2), "float32")}
+    arrays = {
+        "embedding": device.empty((1, 4, 3), "float32"),
+        "map_index": device.constant(np.zeros(1, np.int64)),
+        "mask_logits": device.empty((1, 8, 8), "float32"),
+        "memory_slot": device.empty((1, 4, 2), "float32"),
+    }
     seen = []
     set_shape = stage.context.set_input_shape
     stage.context.set_input_shape = lambda name, shape: seen.append(name) or set_shape(name, shape)
@@ -124,6 +128,7 @@ def test_library_or_gpu_missing_is_one_line(name, monkeypatch):
 
 def test_scratch_of_a_recorded_graph_is_kept():
     from runtime.backends.tensorrt_stage import Scratch
+
     device = Cuda(FakeDriver())
     scratch = Scratch(device)
     small = scratch.reserve(100)
@@ -147,10 +152,12 @@ def test_parity_marks_engines_that_agree_and_none_where_one_does_not(bundle, bac
             original(self, shapes, addresses, memory)
             for t in self.engine.session.get_outputs():
                 if t.name == "text_1":
-                    np.frombuffer((fake_tensorrt.ctypes.c_float * 3).from_address(addresses[t.name]), np.float32)[0] += 1
+                    np.frombuffer((fake_tensorrt.ctypes.c_float * 3).from_address(addresses[t.name]), np.float32)[
+                        0
+                    ] += 1
 
         monkeypatch.setattr(fake_tensorrt.Context, "_run", off)
-    rows, clip = recheck.recheck(bundle, backend.name)
+    rows, _clip = recheck.recheck(bundle, backend.name)
     assert all(r.passed for r in rows) is exact
     marks = [e.verified for e in engine_files.read(bundle.folder)]
     if exact:

@@ -82,12 +82,23 @@ def test_natural_order_of_any_names():
     assert sorted(names, key=natural) == ["", "2", "10", "a", "a9", "a10", "b1"]
 
 
-@pytest.mark.parametrize("mode, level", [("L", 200), ("I;16", 200 << 8), ("P", 200), ("1", 1), ("RGB", (200, 200, 200)),
-                                         ("RGBA", (200, 200, 200, 255)), ("LA", (200, 255)), ("CMYK", (55, 55, 55, 0))])
+@pytest.mark.parametrize(
+    "mode, level",
+    [
+        ("L", 200),
+        ("I;16", 200 << 8),
+        ("P", 200),
+        ("1", 1),
+        ("RGB", (200, 200, 200)),
+        ("RGBA", (200, 200, 200, 255)),
+        ("LA", (200, 255)),
+        ("CMYK", (55, 55, 55, 0)),
+    ],
+)
 def test_pictures_of_every_kind_become_rgb(tmp_path, mode, level):
     image = Image.new(mode, (5, 4), level)
     if mode == "P":
-        image.putpalette(sum(([i, i, i] for i in range(256)), []))
+        image.putpalette([level for level in range(256) for _ in range(3)])
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     image.save(path)
     (frame,) = frames(path)

@@ -48,9 +48,13 @@ GRAPHS = {
   y = Unsqueeze(x, axis)
   text_0 = Mul(y, scale)
 }""",
-    "adapter_0": FUSE.format(k=0, s=4), "adapter_1": FUSE.format(k=1, s=2), "adapter_2": FUSE.format(k=2, s=1),
-    "hiera_1": TRUNK.format(k=1, j=0, a=4, b=2), "hiera_2": TRUNK.format(k=2, j=1, a=2, b=1),
-    "text_1": TEXT.format(k=1, j=0), "text_2": TEXT.format(k=2, j=1),
+    "adapter_0": FUSE.format(k=0, s=4),
+    "adapter_1": FUSE.format(k=1, s=2),
+    "adapter_2": FUSE.format(k=2, s=1),
+    "hiera_1": TRUNK.format(k=1, j=0, a=4, b=2),
+    "hiera_2": TRUNK.format(k=2, j=1, a=2, b=1),
+    "text_1": TEXT.format(k=1, j=0),
+    "text_2": TEXT.format(k=2, j=1),
     "neck": """neck (float[T,4,4,3] vision_0_fused, float[T,2,2,3] vision_1_fused, float[T,1,1,3] vision_2_fused)
 => (float[T,4,3] embedding, float[T,4,3] embedding_no_memory, float[T,3,4,4] high_res_1) {
   shape = Constant<value = int64[3] {0, 4, 3}>()
@@ -142,10 +146,26 @@ GRAPHS = {
 }""",
 }
 
-SYMBOLS = {"T": "frames", "L": "tokens", "B": "objects", "E": "maps", "U": "pictures", "S": "slots", "P": "pointers",
-           "Q": "mask_side"}
-BOUNDS = {"frames": (1, WINDOW), "tokens": (1, 16), "objects": (1, 2), "maps": (1, 2), "pictures": (1, 2),
-          "slots": (1, SLOTS), "pointers": (1, POINTERS), "mask_side": (8, SIZE)}
+SYMBOLS = {
+    "T": "frames",
+    "L": "tokens",
+    "B": "objects",
+    "E": "maps",
+    "U": "pictures",
+    "S": "slots",
+    "P": "pointers",
+    "Q": "mask_side",
+}
+BOUNDS = {
+    "frames": (1, WINDOW),
+    "tokens": (1, 16),
+    "objects": (1, 2),
+    "maps": (1, 2),
+    "pictures": (1, 2),
+    "slots": (1, SLOTS),
+    "pointers": (1, POINTERS),
+    "mask_side": (8, SIZE),
+}
 TYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64", onnx.TensorProto.BOOL: "bool"}
 
 
@@ -167,16 +187,31 @@ def build(folder: Path, conditional_memory: bool = True, **fields) -> Path:
         data = model.SerializeToString()
         (folder / f"{name}.onnx").write_bytes(data)
         files[f"{name}.onnx"] = hashlib.sha256(data).hexdigest()
-        stages[name] = StageSpec(name, tuple(map(_tensor, model.graph.input)), tuple(map(_tensor, model.graph.output)),
-                                 {"default": f"{name}.onnx"})
+        stages[name] = StageSpec(
+            name,
+            tuple(map(_tensor, model.graph.input)),
+            tuple(map(_tensor, model.graph.output)),
+            {"default": f"{name}.onnx"},
+        )
     settings = {
-        "window": WINDOW, "resize": {"rule": "samwise_video", "short": SIZE - 1, "max": SIZE},
-        "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25],
+        "window": WINDOW,
+        "resize": {"rule": "samwise_video", "short": SIZE - 1, "max": SIZE},
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.25, 0.25],
         "memory": {"slots": SLOTS, "pointers": POINTERS},
         "conditional_memory": {"first": 2, "every": 2} if conditional_memory else None,
-        "text": {"max_tokens": 16, "vocabulary": VOCABULARY, "motion": False}, "no_object_logit": -1024.0,
+        "text": {"max_tokens": 16, "vocabulary": VOCABULARY, "motion": False},
+        "no_object_logit": -1024.0,
     }
-    manifest = dict(model="samwise", variant="toy", precision="fp32", image_size=SIZE, stages=stages, bounds=BOUNDS,
-                    settings=settings, files=files)
+    manifest = {
+        "model": "samwise",
+        "variant": "toy",
+        "precision": "fp32",
+        "image_size": SIZE,
+        "stages": stages,
+        "bounds": BOUNDS,
+        "settings": settings,
+        "files": files,
+    }
     Manifest(**{**manifest, **fields}).dump(folder)
     return folder

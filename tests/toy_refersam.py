@@ -75,13 +75,29 @@ def build(folder: Path, **fields) -> Path:
         data = model.SerializeToString()
         (folder / f"{name}.onnx").write_bytes(data)
         files[f"{name}.onnx"] = hashlib.sha256(data).hexdigest()
-        stages[name] = StageSpec(name, tuple(map(_tensor, model.graph.input)), tuple(map(_tensor, model.graph.output)),
-                                 {"default": f"{name}.onnx"})
-    settings = {"resize": {"rule": "square", "max": SIZE}, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25],
-                "text": {"max_tokens": TOKENS, "vocabulary": VOCABULARY, "motion": False, "keep_end": False}}
+        stages[name] = StageSpec(
+            name,
+            tuple(map(_tensor, model.graph.input)),
+            tuple(map(_tensor, model.graph.output)),
+            {"default": f"{name}.onnx"},
+        )
+    settings = {
+        "resize": {"rule": "square", "max": SIZE},
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.25, 0.25],
+        "text": {"max_tokens": TOKENS, "vocabulary": VOCABULARY, "motion": False, "keep_end": False},
+    }
     bounds = {"objects": (1, SENTENCES), "tokens": (1, TOKENS)}
-    manifest = dict(model="refersam", variant="toy", precision="fp32", image_size=SIZE, stages=stages, bounds=bounds,
-                    settings=settings, files=files)
+    manifest = {
+        "model": "refersam",
+        "variant": "toy",
+        "precision": "fp32",
+        "image_size": SIZE,
+        "stages": stages,
+        "bounds": bounds,
+        "settings": settings,
+        "files": files,
+    }
     Manifest(**{**manifest, **fields}).dump(folder)
     return folder
 

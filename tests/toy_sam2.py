@@ -173,10 +173,26 @@ GRAPHS = {
 }""",
 }
 
-SYMBOLS = {"T": "frames", "B": "objects", "E": "maps", "U": "pictures", "S": "slots", "P": "pointers", "K": "prompt_tokens",
-           "Q": "mask_side"}
-BOUNDS = {"frames": (1, 2), "objects": (1, 2), "maps": (1, 2), "pictures": (1, 2), "slots": (1, 12), "pointers": (0, 16),
-          "prompt_tokens": (1, 9), "mask_side": (8, SIZE)}
+SYMBOLS = {
+    "T": "frames",
+    "B": "objects",
+    "E": "maps",
+    "U": "pictures",
+    "S": "slots",
+    "P": "pointers",
+    "K": "prompt_tokens",
+    "Q": "mask_side",
+}
+BOUNDS = {
+    "frames": (1, 2),
+    "objects": (1, 2),
+    "maps": (1, 2),
+    "pictures": (1, 2),
+    "slots": (1, 12),
+    "pointers": (0, 16),
+    "prompt_tokens": (1, 9),
+    "mask_side": (8, SIZE),
+}
 TYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64", onnx.TensorProto.BOOL: "bool"}
 
 
@@ -196,11 +212,18 @@ def build(folder: Path) -> Path:
         data = model.SerializeToString()
         (folder / f"{name}.onnx").write_bytes(data)
         files[f"{name}.onnx"] = hashlib.sha256(data).hexdigest()
-        stages[name] = StageSpec(name, tuple(map(_tensor, model.graph.input)), tuple(map(_tensor, model.graph.output)),
-                                 {"default": f"{name}.onnx"})
-    settings = {"mean": MEAN, "std": STD, "resize": {"rule": "square", "short": SIZE, "max": SIZE},
-                "sam2": {"memory": {"slots": SLOTS, "pointers": POINTERS},
-                         "resample": {"video": "bicubic", "image": "float"}}}
+        stages[name] = StageSpec(
+            name,
+            tuple(map(_tensor, model.graph.input)),
+            tuple(map(_tensor, model.graph.output)),
+            {"default": f"{name}.onnx"},
+        )
+    settings = {
+        "mean": MEAN,
+        "std": STD,
+        "resize": {"rule": "square", "short": SIZE, "max": SIZE},
+        "sam2": {"memory": {"slots": SLOTS, "pointers": POINTERS}, "resample": {"video": "bicubic", "image": "float"}},
+    }
     Manifest("sam2", "toy", "fp32", SIZE, stages, BOUNDS, settings, files=files).dump(folder)
     return folder
 

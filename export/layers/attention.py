@@ -41,8 +41,14 @@ def for_processors() -> bool:
     return _form.get() == "ort"
 
 
-def attend(q_blc: Tensor, k_bsc: Tensor, v_bsv: Tensor, heads: int = 1, mask_bs: Tensor | None = None,
-           split: tuple[int, int] | None = None) -> Tensor:
+def attend(
+    q_blc: Tensor,
+    k_bsc: Tensor,
+    v_bsv: Tensor,
+    heads: int = 1,
+    mask_bs: Tensor | None = None,
+    split: tuple[int, int] | None = None,
+) -> Tensor:
     """softmax(q k' / sqrt(width of a head)) v, per head.
 
     q (B,L,heads*d), k (B,S,heads*d), v (B,S,heads*e) -> (B,L,heads*e). `mask_bs` is true where a key is visible.
@@ -86,8 +92,13 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     if not torch.compiler.is_exporting():
         return _plain(q, k, v, heads, None, False)
     return torch.onnx.ops.symbolic(
-        "com.microsoft::MultiHeadAttention", (q, k, v), {"num_heads": heads}, dtype=q.dtype,
-        shape=(q.shape[0], q.shape[1], v.shape[2]), version=1)
+        "com.microsoft::MultiHeadAttention",
+        (q, k, v),
+        {"num_heads": heads},
+        dtype=q.dtype,
+        shape=(q.shape[0], q.shape[1], v.shape[2]),
+        version=1,
+    )
 
 
 class Attention(nn.Module):

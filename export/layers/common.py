@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ class MLP(nn.Module):
     def __init__(self, width: int, hidden: int, out: int, depth: int, gelu: bool = False) -> None:
         super().__init__()
         widths = [width, *[hidden] * (depth - 1), out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.activation = F.gelu if gelu else F.relu
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,7 +32,7 @@ class Pointwise(nn.Module):
         self.transposed = transposed
         self.weight = nn.Parameter(torch.empty((width, out, 1, 1) if transposed else (out, width, 1, 1)))
         self.bias = nn.Parameter(torch.zeros(out)) if bias else None
-        nn.init.kaiming_uniform_(self.matrix, a=5 ** 0.5)
+        nn.init.kaiming_uniform_(self.matrix, a=5**0.5)
 
     @property
     def matrix(self) -> Tensor:

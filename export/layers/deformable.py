@@ -14,8 +14,9 @@ def cell_centres(side: int) -> Tensor:
     return torch.stack((x, y), -1).flatten(0, 1)
 
 
-def sample(value_bnhd: Tensor, grids: list[Tensor], weights: list[Tensor],
-           shapes: tuple[tuple[int, int], ...]) -> Tensor:
+def sample(
+    value_bnhd: Tensor, grids: list[Tensor], weights: list[Tensor], shapes: tuple[tuple[int, int], ...]
+) -> Tensor:
     """Weighted sum of bilinear samples, zero outside the maps.
 
     value (B,N,h,d), maps of `shapes` one after another; for each map a grid (B,h,Q,P,2) in -1..1 (x before y, -1
@@ -28,7 +29,7 @@ def sample(value_bnhd: Tensor, grids: list[Tensor], weights: list[Tensor],
         found = F.grid_sample(maps, grid.flatten(0, 1), mode="bilinear", padding_mode="zeros", align_corners=False)
         part = (found * weight.flatten(0, 1)[:, None]).sum(-1)
         total = part if total is None else total + part
-    heads, width = value_bnhd.shape[2:]
+    heads, _width = value_bnhd.shape[2:]
     return total.unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2)
 
 

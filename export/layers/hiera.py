@@ -132,7 +132,7 @@ class Hiera(nn.Module):
 
     def stage_blocks(self, stage: int) -> nn.ModuleList:
         first = sum(self.config.blocks[:stage])
-        return self.blocks[first:first + self.config.blocks[stage]]
+        return self.blocks[first : first + self.config.blocks[stage]]
 
     def run(self, stage: int, x_bhwc: Tensor) -> Tensor:
         """Blocks of one stage; every stage but the first halves the side and doubles the channels."""

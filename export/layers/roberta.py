@@ -57,7 +57,7 @@ class Roberta(nn.Module):
         """Token ids (B,L) -> (B,L,W). `mask_bl` is true for tokens; without it there is no padding."""
         first = self.config.pad + 1
         if mask_bl is None:
-            positions = self.embed_positions.weight[first:first + tokens_bl.shape[1]]
+            positions = self.embed_positions.weight[first : first + tokens_bl.shape[1]]
             return self.layernorm_embedding(self.embed_tokens(tokens_bl) + positions)
         rows = mask_bl.long().cumsum(1) * mask_bl + self.config.pad
         x = self.layernorm_embedding(self.embed_tokens(tokens_bl) + self.embed_positions(rows))

@@ -69,13 +69,15 @@ class Bert(nn.Module):
         self.embeddings = Group(
             word_embeddings=nn.Embedding(config.vocabulary, config.width),
             position_embeddings=nn.Embedding(config.positions, config.width),
-            token_type_embeddings=nn.Embedding(2, config.width), LayerNorm=nn.LayerNorm(config.width, 1e-12))
+            token_type_embeddings=nn.Embedding(2, config.width),
+            LayerNorm=nn.LayerNorm(config.width, 1e-12),
+        )
         self.encoder = Group(layer=nn.ModuleList(BertLayer(config) for _ in range(config.layers)))
 
     def forward(self, tokens_bl: Tensor, mask_bl: Tensor | None = None) -> Tensor:
         """Token ids (B,L) int64 -> (B,L,W). `mask_bl` is true for tokens; None: no padding."""
         table = self.embeddings
-        positions = table.position_embeddings.weight[:tokens_bl.shape[1]]
+        positions = table.position_embeddings.weight[: tokens_bl.shape[1]]
         x = table.LayerNorm(table.word_embeddings(tokens_bl) + positions + table.token_type_embeddings.weight[0])
         bias = None if mask_bl is None else torch.where(mask_bl, 0.0, MASKED)[:, None]
         for layer in self.encoder.layer:
@@ -106,15 +108,18 @@ class ClipText(nn.Module):
         super().__init__()
         self.config = config
         self.text_model = Group(
-            embeddings=Group(token_embedding=nn.Embedding(config.vocabulary, config.width),
-                             position_embedding=nn.Embedding(config.positions, config.width)),
+            embeddings=Group(
+                token_embedding=nn.Embedding(config.vocabulary, config.width),
+                position_embedding=nn.Embedding(config.positions, config.width),
+            ),
             encoder=Group(layers=nn.ModuleList(ClipLayer(config) for _ in range(config.layers))),
-            final_layer_norm=nn.LayerNorm(config.width))
+            final_layer_norm=nn.LayerNorm(config.width),
+        )
 
     def forward(self, tokens_bl: Tensor, mask_bl: Tensor | None = None) -> Tensor:
         """Token ids (B,L) int64 -> (B,L,W). `mask_bl` is true for tokens; padding stands on the right."""
         model, table = self.text_model, self.text_model.embeddings
-        x = table.token_embedding(tokens_bl) + table.position_embedding.weight[:tokens_bl.shape[1]]
+        x = table.token_embedding(tokens_bl) + table.position_embedding.weight[: tokens_bl.shape[1]]
         steps = torch.arange(tokens_bl.shape[1], device=tokens_bl.device)
         bias = torch.where(steps[None] <= steps[:, None], 0.0, MASKED)[None]
         if mask_bl is not None:

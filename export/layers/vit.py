@@ -75,7 +75,7 @@ class VitAttention(nn.Module):
         bias = torch.cat((q @ table_y, q @ table_x), -1)
         longer = q.shape[-1] + height + width
         # `attend` divides by the root of the longer width
-        q = torch.cat((q * (longer / q.shape[-1]) ** 0.5, bias * longer ** 0.5), -1)
+        q = torch.cat((q * (longer / q.shape[-1]) ** 0.5, bias * longer**0.5), -1)
         k = torch.cat((k, cells.expand(k.shape[0], -1, -1, self.heads, -1)), -1)
         mixed = attend(q.flatten(3).flatten(1, 2), k.flatten(3).flatten(1, 2), v.flatten(1, 2), self.heads)
         return self.proj(mixed).unflatten(1, (height, width))
@@ -116,8 +116,11 @@ class Vit(nn.Module):
         self.patch_embed = Group(proj=nn.Conv2d(3, config.width, config.patch, config.patch))
         self.blocks = nn.ModuleList(VitBlock(config, window) for window in config.windows)
         self.neck = nn.Sequential(
-            nn.Conv2d(config.width, config.out, 1, bias=False), LayerNorm2d(config.out),
-            nn.Conv2d(config.out, config.out, 3, padding=1, bias=False), LayerNorm2d(config.out))
+            nn.Conv2d(config.width, config.out, 1, bias=False),
+            LayerNorm2d(config.out),
+            nn.Conv2d(config.out, config.out, 3, padding=1, bias=False),
+            LayerNorm2d(config.out),
+        )
 
     def positions(self, side: int) -> Tensor:
         """Position table for a grid of `side` (1,side,side,D): bilinear, as ReferSAM does it (not SAM's bicubic)."""

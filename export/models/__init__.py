@@ -7,8 +7,12 @@ from types import ModuleType
 
 from runtime.errors import UserError
 
-MODELS = {"samwise": "export.models.samwise", "sam2": "export.models.sam2", "refersam": "export.models.refersam",
-          "samwise+sam2": "export.models.samwise_sam2"}
+MODELS = {
+    "samwise": "export.models.samwise",
+    "sam2": "export.models.sam2",
+    "refersam": "export.models.refersam",
+    "samwise+sam2": "export.models.samwise_sam2",
+}
 
 
 def network(name: str) -> ModuleType:

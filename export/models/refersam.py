@@ -60,8 +60,10 @@ class ReferSamConfig:
 
     def __post_init__(self) -> None:
         if self.image_size % SUBDIVISION or not SUBDIVISION <= self.image_size <= LARGEST:
-            raise UserError(f"image size {self.image_size} is not a multiple of {SUBDIVISION} in "
-                            f"{SUBDIVISION}..{LARGEST}; try {IMAGE_SIZE}")
+            raise UserError(
+                f"image size {self.image_size} is not a multiple of {SUBDIVISION} in "
+                f"{SUBDIVISION}..{LARGEST}; try {IMAGE_SIZE}"
+            )
 
 
 class ReferSam(nn.Module):
@@ -76,7 +78,8 @@ class ReferSam(nn.Module):
         self.mask_embedding = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
         self.mask_scaling = nn.Conv2d(1, 1, 1)
         self.sparse_embedding = nn.Sequential(
-            nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width, 1e-6))
+            nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width, 1e-6)
+        )
 
     def sentence(self, text_blo: Tensor, count_b: Tensor) -> Tensor:
         """The token that stands for the sentence (B,out): BERT's first, CLIP's last."""
@@ -107,12 +110,29 @@ def stages(model: ReferSam, folded: bool = True) -> list[Stage]:
     sizes = {"objects": 2, "tokens": min(7, max_tokens)}
     pixels, tokens = tensor("pixels", 1, 3, image_size, image_size), tensor("tokens", "tokens", dtype="int64")
     fused = (vit, pyramid, stem, tensor("text", "objects", "tokens", w), tensor("text_count", "objects", dtype="int64"))
-    masks = (tensor("low_res_logits", "objects", fine, fine), tensor("coarse_logits", "objects", fine, fine),
-             tensor("iou", "objects"))
-    image = stage("image", (pixels,), (vit, pyramid, stem), ImageStage(model, grid),
-                  lambda s, g: {"pixels": _smooth(image_size, g)}, bounds, sizes)
-    text = stage("text", (tokens,), (tensor("text", "tokens", w),), TextStage(model),
-                 lambda s, g: {"tokens": _tokens(config.text, s["tokens"], g)}, bounds, sizes)
+    masks = (
+        tensor("low_res_logits", "objects", fine, fine),
+        tensor("coarse_logits", "objects", fine, fine),
+        tensor("iou", "objects"),
+    )
+    image = stage(
+        "image",
+        (pixels,),
+        (vit, pyramid, stem),
+        ImageStage(model, grid),
+        lambda s, g: {"pixels": _smooth(image_size, g)},
+        bounds,
+        sizes,
+    )
+    text = stage(
+        "text",
+        (tokens,),
+        (tensor("text", "tokens", w),),
+        TextStage(model),
+        lambda s, g: {"tokens": _tokens(config.text, s["tokens"], g)},
+        bounds,
+        sizes,
+    )
 
     def pair(s: Mapping[str, int], g: torch.Generator) -> dict[str, Tensor]:
         seen = image.run({"pixels": _smooth(image_size, g)})
@@ -151,15 +171,27 @@ def variant(model: ReferSam) -> str:
 def settings(model: ReferSam) -> dict[str, Any]:
     """The numbers that the schedule needs; see `docs/architecture.md`, "Settings of a manifest"."""
     c = model.config
-    return {"resize": {"rule": "square", "max": c.image_size},
-            "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
-            "text": {"max_tokens": c.max_tokens, "vocabulary": c.text.vocabulary, "motion": False,
-                     "keep_end": c.text.kind == "clip"}}
+    return {
+        "resize": {"rule": "square", "max": c.image_size},
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "text": {
+            "max_tokens": c.max_tokens,
+            "vocabulary": c.text.vocabulary,
+            "motion": False,
+            "keep_end": c.text.kind == "clip",
+        },
+    }
 
 
 @torch.no_grad()
-def clip(model: ReferSam, settings: Mapping[str, Any], frames: Sequence[np.ndarray], tokens: Sequence[int],
-         verbs: Sequence[int] = ()) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def clip(
+    model: ReferSam,
+    settings: Mapping[str, Any],
+    frames: Sequence[np.ndarray],
+    tokens: Sequence[int],
+    verbs: Sequence[int] = (),
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Each frame as a picture of its own through plain torch, nothing folded, nothing cached: the yardstick.
 
     Yields masks (1,H,W) bool at source size, low_res_logits (1,s,s), scores (1,).
@@ -177,9 +209,32 @@ def clip(model: ReferSam, settings: Mapping[str, Any], frames: Sequence[np.ndarr
 def tiny_test_config(kind: str = "bert", image_size: int = 64) -> ReferSamConfig:
     """A toy network with every part of the real one, for tests: windows that need padding, tables that are resized."""
     return ReferSamConfig(
-        image_size=image_size, max_tokens=12, decoder_hidden=40, mask_channels=8,
+        image_size=image_size,
+        max_tokens=12,
+        decoder_hidden=40,
+        mask_channels=8,
         vit=VitConfig(width=128, heads=2, windows=(3, 0, 3, 0), hidden=48, positions=8, out=32),
-        text=TowerConfig(kind=kind, vocabulary=100, positions=24, width=64, hidden=40, layers=2, heads=1,
-                         activation="gelu" if kind == "bert" else "quick_gelu"),
-        adapter=AdapterConfig(text_width=64, stem=4, runs=2, extra=1, points=4, heads=2, value_width=16, context=3,
-                              prompts=2, prompt_layers=1, prompt_heads=8))
+        text=TowerConfig(
+            kind=kind,
+            vocabulary=100,
+            positions=24,
+            width=64,
+            hidden=40,
+            layers=2,
+            heads=1,
+            activation="gelu" if kind == "bert" else "quick_gelu",
+        ),
+        adapter=AdapterConfig(
+            text_width=64,
+            stem=4,
+            runs=2,
+            extra=1,
+            points=4,
+            heads=2,
+            value_width=16,
+            context=3,
+            prompts=2,
+            prompt_layers=1,
+            prompt_heads=8,
+        ),
+    )

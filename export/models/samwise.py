@@ -83,10 +83,12 @@ class Samwise(nn.Module):
         self.sam = Sam(config.sam)
         self.cmt_adapters = nn.ModuleList(
             Adapter(vision, config.text.width, config.adapter.width, config.adapter.heads, patch)
-            for vision, patch in zip(config.sam.hiera.widths[1:], config.adapter.patches, strict=True))
+            for vision, patch in zip(config.sam.hiera.widths[1:], config.adapter.patches, strict=True)
+        )
         if config.conditional_hidden:
             self.conditional_memory_encoder = ConditionalMemory(
-                config.sam.width, config.conditional_heads, config.conditional_hidden)
+                config.sam.width, config.conditional_heads, config.conditional_hidden
+            )
 
     @property
     def tower(self) -> Roberta:
@@ -105,8 +107,10 @@ class Samwise(nn.Module):
             x, text, done = x + vision_add.flatten(0, 1), text + text_add, last
             maps.append(x)
         neck, decoder = self.sam.neck, self.sam.sam_mask_decoder
-        fine = [conv(neck.lateral(level)(maps[level])).permute(0, 3, 1, 2)
-                for level, conv in enumerate((decoder.conv_s0, decoder.conv_s1))]
+        fine = [
+            conv(neck.lateral(level)(maps[level])).permute(0, 3, 1, 2)
+            for level, conv in enumerate((decoder.conv_s0, decoder.conv_s1))
+        ]
         embedding = neck.embedding(maps[2], maps[3]).flatten(1, 2)
         return Clip(*(y.unflatten(0, (-1, frames)) for y in (embedding, *fine)), text)
 
@@ -115,16 +119,25 @@ class Samwise(nn.Module):
         verb = None if verb_b is None else text_blw[torch.arange(len(text_blw), device=text_blw.device), verb_b]
         return self.sam.sam_prompt_encoder.text(text_blw[:, 0], verb)
 
-    def attend_memory(self, embedding_bnd: Tensor, memory_bsnm: Tensor, memory_age_bs: Tensor,
-                      pointers_bpd: Tensor) -> Tensor:
+    def attend_memory(
+        self, embedding_bnd: Tensor, memory_bsnm: Tensor, memory_age_bs: Tensor, pointers_bpd: Tensor
+    ) -> Tensor:
         """See `Sam.attend_memory`."""
         return self.sam.attend_memory(embedding_bnd, memory_bsnm, memory_age_bs, pointers_bpd)
 
     def without_memory(self, embedding_bnd: Tensor) -> Tensor:
         return self.sam.without_memory(embedding_bnd)
 
-    def decode(self, conditioned_bnd: Tensor, sparse_bkd: Tensor, high_res_0: Tensor, high_res_1: Tensor,
-               mask_bk: Tensor | None = None, dense_bnd: Tensor | None = None, masks: int = MASKS) -> Frame:
+    def decode(
+        self,
+        conditioned_bnd: Tensor,
+        sparse_bkd: Tensor,
+        high_res_0: Tensor,
+        high_res_1: Tensor,
+        mask_bk: Tensor | None = None,
+        dense_bnd: Tensor | None = None,
+        masks: int = MASKS,
+    ) -> Frame:
         """Decode frames. `mask_bk` is true for real prompt tokens, `dense_bnd` a mask prompt. In training mode the
         logits are not gated by the object score (a gate passes no gradient); the pointer always is."""
         prompts = self.sam.sam_prompt_encoder
@@ -152,12 +165,31 @@ def tiny_test_config(image_size: int = 64, motion: bool = False) -> SamwiseConfi
     """A toy network with every part of the real one, for tests: builds in milliseconds."""
     hiera = HieraConfig(width=8, heads=1, blocks=(1, 2, 2, 1), windows=(4, 2, 6, 2), global_blocks=(4,), positions=3)
     sam = SamConfig(
-        image_size=image_size, hiera=hiera, width=32, memory_width=16, memory_layers=2, memory_hidden=48,
-        decoder_heads=4, decoder_hidden=48, iou_hidden=24, prompt_channels=8, mask_channels=(2, 4, 8, 16),
-        text_width=24, motion=motion)
+        image_size=image_size,
+        hiera=hiera,
+        width=32,
+        memory_width=16,
+        memory_layers=2,
+        memory_hidden=48,
+        decoder_heads=4,
+        decoder_hidden=48,
+        iou_hidden=24,
+        prompt_channels=8,
+        mask_channels=(2, 4, 8, 16),
+        text_width=24,
+        motion=motion,
+    )
     text = TextConfig(vocabulary=100, positions=34, width=24, hidden=48, layers=3, heads=2)
-    return SamwiseConfig(sam=sam, text=text, adapter=AdapterConfig(width=16, heads=2, patches=(4, 2, 1)),
-                         text_stages=(1, 2, 3), conditional_hidden=16, conditional_heads=4, window=4, pointers=7)
+    return SamwiseConfig(
+        sam=sam,
+        text=text,
+        adapter=AdapterConfig(width=16, heads=2, patches=(4, 2, 1)),
+        text_stages=(1, 2, 3),
+        conditional_hidden=16,
+        conditional_heads=4,
+        window=4,
+        pointers=7,
+    )
 
 
 def stages(model: Samwise) -> list[Stage]:
@@ -175,7 +207,8 @@ def settings(model: Samwise) -> dict[str, Any]:
         "window": c.window,
         # the official video transform aims the short side at 1020 of 1024; networks of other sizes fill their picture
         "resize": {"rule": "samwise_video", "short": 1020 if size == 1024 else size, "max": size},
-        "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
         "memory": {"slots": c.slots, "pointers": c.pointers},
         "conditional_memory": {"first": 5, "every": 3} if c.conditional_hidden else None,
         "text": {"max_tokens": c.text.max_tokens, "vocabulary": c.text.vocabulary, "motion": c.sam.motion},

@@ -24,7 +24,12 @@ from ..stages.text_encoder import FirstText, NextText
 from .samwise import Samwise, SamwiseConfig
 
 SCALES = {
-    "pixels": 1.0, "memory": 2.0, "low_res_logits": 5.0, "memoryless_logits": 5.0, "mask_logits": 5.0, "embedding": 2.0,
+    "pixels": 1.0,
+    "memory": 2.0,
+    "low_res_logits": 5.0,
+    "memoryless_logits": 5.0,
+    "mask_logits": 5.0,
+    "embedding": 2.0,
 }
 """Standard deviation of sample inputs, about that of real ones; 1 where not named."""
 
@@ -36,6 +41,7 @@ SIZES = {"frames": 3, "tokens": 6, "objects": 2, "maps": 4, "pictures": 3, "slot
 
 def sampler(inputs: tuple[TensorSpec, ...], limits: Mapping[str, int | str]) -> Callable[..., dict[str, Tensor]]:
     """Samples floats from a normal of `SCALES`, integers below `limits` (a number or a symbol's size)."""
+
     def sample(sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
         def one(spec: TensorSpec) -> Tensor:
             shape = spec.resolve(sizes)
@@ -44,7 +50,9 @@ def sampler(inputs: tuple[TensorSpec, ...], limits: Mapping[str, int | str]) -> 
                 high = sizes[limit] if isinstance(limit, str) else limit
                 return torch.randint(0, high, shape, generator=generator)
             return SCALES.get(spec.name, 1.0) * torch.randn(shape, generator=generator)
+
         return {spec.name: one(spec) for spec in inputs}
+
     return sample
 
 
@@ -52,13 +60,26 @@ def bounds(config: SamwiseConfig) -> dict[str, tuple[int, int]]:
     """Lowest and highest value of every symbol."""
     batch = (1, BATCH)
     return {
-        "frames": (1, config.window), "tokens": (1, config.text.max_tokens), "objects": batch, "maps": batch,
-        "pictures": batch, "slots": (1, config.slots), "pointers": (1, config.pointers),
-        "mask_side": (config.sam.image_size // 4, config.sam.image_size)}
+        "frames": (1, config.window),
+        "tokens": (1, config.text.max_tokens),
+        "objects": batch,
+        "maps": batch,
+        "pictures": batch,
+        "slots": (1, config.slots),
+        "pointers": (1, config.pointers),
+        "mask_side": (config.sam.image_size // 4, config.sam.image_size),
+    }
 
 
-def _stage(model: Samwise, limits: Mapping[str, int | str], name: str, inputs: tuple[TensorSpec, ...],
-           outputs: tuple[TensorSpec, ...], module: torch.nn.Module, wide: torch.nn.Module | None = None) -> Stage:
+def _stage(
+    model: Samwise,
+    limits: Mapping[str, int | str],
+    name: str,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    module: torch.nn.Module,
+    wide: torch.nn.Module | None = None,
+) -> Stage:
     sizes = SIZES | {"mask_side": 3 * model.config.sam.image_size // 8}
     forms = {"ort": Form(module, "ort"), "trt": Form(wide or module, "plain")}
     if name.startswith(("text", "neck", "mask_decoder", "memory_encoder", "conditional")):
@@ -70,8 +91,14 @@ def stages(model: Samwise) -> list[Stage]:
     """All stages of a network, in the order of a frame's way through it. Puts the network in eval mode."""
     model.eval()
     c = model.config
-    limits = {"tokens": c.text.vocabulary, "verb": "tokens", "map_index": "maps", "picture_index": "pictures",
-              "memory_age": c.slots, "sparse_count": 3}
+    limits = {
+        "tokens": c.text.vocabulary,
+        "verb": "tokens",
+        "map_index": "maps",
+        "picture_index": "pictures",
+        "memory_age": c.slots,
+        "sparse_count": 3,
+    }
     cut = partial(_stage, model, limits)
     return [*_clip_stages(model, cut), *_frame_stages(model, cut)]
 
@@ -79,19 +106,22 @@ def stages(model: Samwise) -> list[Stage]:
 def _clip_stages(model: Samwise, cut: Callable[..., Stage]) -> list[Stage]:
     c, sam, tower = model.config, model.sam, model.tower
     side, width, words = c.sam.side, c.sam.width, c.text.width
-    maps = [tensor(f"vision_{i}", "frames", side * 2 >> i, side * 2 >> i, w)
-            for i, w in enumerate(c.sam.hiera.widths[1:])]
+    maps = [
+        tensor(f"vision_{i}", "frames", side * 2 >> i, side * 2 >> i, w) for i, w in enumerate(c.sam.hiera.widths[1:])
+    ]
     texts = [tensor(f"text_{i}", "tokens", words) for i in range(3)]
     fused = [tensor(f"{t.name}_fused", *t.shape) for t in (*maps, *texts)]
     pixels = tensor("pixels", "frames", 3, c.sam.image_size, c.sam.image_size)
     fine = tensor("high_res_0", "frames", width // 8, side * 4, side * 4)
     first = FirstHiera(sam.trunk, sam.neck.lateral(0), sam.sam_mask_decoder.conv_s0, c.sam.image_size)
-    out = [cut("hiera_0", (pixels,), (maps[0], fine), first),
-           cut("text_0", (tensor("tokens", "tokens", dtype="int64"),), (texts[0],), FirstText(tower, c.text_stages[0]))]
+    out = [
+        cut("hiera_0", (pixels,), (maps[0], fine), first),
+        cut("text_0", (tensor("tokens", "tokens", dtype="int64"),), (texts[0],), FirstText(tower, c.text_stages[0])),
+    ]
     for i, adapter in enumerate(model.cmt_adapters):
         if i:
             out.append(cut(f"hiera_{i}", (fused[i - 1],), (maps[i],), NextHiera(sam.trunk, i + 1)))
-            layers = NextText(tower, *c.text_stages[i - 1:i + 1])
+            layers = NextText(tower, *c.text_stages[i - 1 : i + 1])
             out.append(cut(f"text_{i}", (fused[i + 2],), (texts[i],), layers))
         out.append(cut(f"adapter_{i}", (maps[i], texts[i]), (fused[i], fused[i + 3]), AdapterStage(adapter)))
     embeddings = tuple(tensor(n, "frames", side * side, width) for n in ("embedding", "embedding_no_memory"))
@@ -107,30 +137,58 @@ def _clip_stages(model: Samwise, cut: Callable[..., Stage]) -> list[Stage]:
 def _frame_stages(model: Samwise, cut: Callable[..., Stage]) -> list[Stage]:
     c, sam = model.config, model.sam
     side, width, memory, image = c.sam.side, c.sam.width, c.sam.memory_width, c.sam.image_size
+
     def index(name: str) -> TensorSpec:
         return tensor(name, "objects", dtype="int64")
+
     def logits(name: str, size: int | str = side * 4) -> TensorSpec:
         return tensor(name, "objects", size, size)
+
     embedding = tensor("embedding", "maps", side * side, width)
     conditioned = tensor("conditioned", "objects", side * side, width)
     pointer, early = tensor("pointer", "objects", width), tensor("early_token", "objects", width)
-    slots = (tensor("memory", "objects", "slots", side * side, memory),
-             tensor("memory_age", "objects", "slots", dtype="int64"), tensor("pointers", "objects", "pointers", width))
+    slots = (
+        tensor("memory", "objects", "slots", side * side, memory),
+        tensor("memory_age", "objects", "slots", dtype="int64"),
+        tensor("pointers", "objects", "pointers", width),
+    )
     attention = [MemoryAttentionStage(sam.memory_attention, sam.maskmem_tpos_enc, wide) for wide in (False, True)]
     decoder = MaskDecoderStage(sam.sam_mask_decoder, sam.sam_prompt_encoder, sam.obj_ptr_proj, sam.no_pointer, side)
     prompt = (tensor("sparse", "objects", 3 + c.sam.motion, width), index("sparse_count"))
-    fine = (tensor("high_res_0", "pictures", width // 8, side * 4, side * 4), index("picture_index"),
-            tensor("high_res_1", "maps", width // 4, side * 2, side * 2), index("map_index"))
-    out = [cut("memory_attention", (embedding, index("map_index"), *slots), (conditioned,), *attention),
-           cut("mask_decoder", (conditioned, *prompt, *fine),
-               (logits("low_res_logits"), tensor("iou", "objects"), tensor("score", "objects"), pointer, early),
-               decoder),
-           cut("memory_encoder", (embedding, index("map_index"), logits("mask_logits", "mask_side")),
-               (tensor("memory_slot", "objects", side * side, memory),), MemoryEncoderStage(sam.memory_encoder, image))]
+    fine = (
+        tensor("high_res_0", "pictures", width // 8, side * 4, side * 4),
+        index("picture_index"),
+        tensor("high_res_1", "maps", width // 4, side * 2, side * 2),
+        index("map_index"),
+    )
+    out = [
+        cut("memory_attention", (embedding, index("map_index"), *slots), (conditioned,), *attention),
+        cut(
+            "mask_decoder",
+            (conditioned, *prompt, *fine),
+            (logits("low_res_logits"), tensor("iou", "objects"), tensor("score", "objects"), pointer, early),
+            decoder,
+        ),
+        cut(
+            "memory_encoder",
+            (embedding, index("map_index"), logits("mask_logits", "mask_side")),
+            (tensor("memory_slot", "objects", side * side, memory),),
+            MemoryEncoderStage(sam.memory_encoder, image),
+        ),
+    ]
     if c.conditional_hidden:
         conditional = ConditionalMemoryStage(model.conditional_memory_encoder, image)
-        out.insert(2, cut(
-            "conditional_memory", (pointer, early, logits("low_res_logits"), logits("memoryless_logits")),
-            (logits("remembered_logits", image), tensor("decision", "objects", 2),
-             tensor("switched", "objects", dtype="bool")), conditional))
+        out.insert(
+            2,
+            cut(
+                "conditional_memory",
+                (pointer, early, logits("low_res_logits"), logits("memoryless_logits")),
+                (
+                    logits("remembered_logits", image),
+                    tensor("decision", "objects", 2),
+                    tensor("switched", "objects", dtype="bool"),
+                ),
+                conditional,
+            ),
+        )
     return out

@@ -87,12 +87,17 @@ def teach(model: Samwise, decisions: Decisions, steps: int = STEPS, seed: int = 
     with torch.no_grad():
         said = module(held.pointers, held.early).argmax(1)
     right = ((said == 1) & (held.labels == 1)).sum()
-    return {"switches": float(share), "precision": float(right / (said == 1).sum().clamp(min=1)),
-            "recall": float(right / (held.labels == 1).sum().clamp(min=1))}
+    return {
+        "switches": float(share),
+        "precision": float(right / (said == 1).sum().clamp(min=1)),
+        "recall": float(right / (held.labels == 1).sum().clamp(min=1)),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m export.nano.conditional", description="teach the conditional memory encoder")
+    parser = argparse.ArgumentParser(
+        prog="python -m export.nano.conditional", description="teach the conditional memory encoder"
+    )
     parser.add_argument("--checkpoint", type=Path, default=Path("build/nano/run/nano.pth"))
     parser.add_argument("--out", type=Path, help="default: replace the checkpoint")
     parser.add_argument("--clips", type=int, default=CLIPS)
@@ -100,7 +105,9 @@ def main() -> None:
     torch.set_num_threads(1)  # one sentence at a time is too little work to divide
     began, model = time.monotonic(), load(args.checkpoint)
     decisions = gather(model, args.clips, World(model.config.sam.image_size))
-    print(f"{len(decisions.labels)} decisions, {int(decisions.labels.sum())} of them to switch, {time.monotonic() - began:.0f} s")
+    print(
+        f"{len(decisions.labels)} decisions, {int(decisions.labels.sum())} of them to switch, {time.monotonic() - began:.0f} s"
+    )
     print({name: round(value, 3) for name, value in teach(model, decisions).items()})
     data = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
     trained = model.state_dict()

@@ -31,21 +31,57 @@ def nano_config(size: str = "small") -> SamwiseConfig:
 def _small() -> SamwiseConfig:
     hiera = HieraConfig(width=48, heads=1, blocks=(1, 3, 1, 1), windows=(8, 8, 8, 4), global_blocks=(), positions=8)
     sam = SamConfig(
-        image_size=PIXELS, hiera=hiera, width=128, memory_width=32, memory_layers=2, memory_hidden=256, decoder_heads=4,
-        decoder_hidden=256, iou_hidden=64, prompt_channels=16, mask_channels=(4, 8, 16, 32), fuser_blocks=1, text_width=96)
+        image_size=PIXELS,
+        hiera=hiera,
+        width=128,
+        memory_width=32,
+        memory_layers=2,
+        memory_hidden=256,
+        decoder_heads=4,
+        decoder_hidden=256,
+        iou_hidden=64,
+        prompt_channels=16,
+        mask_channels=(4, 8, 16, 32),
+        fuser_blocks=1,
+        text_width=96,
+    )
     text = TextConfig(vocabulary=VOCABULARY, positions=MAX_TOKENS + 2, width=96, hidden=192, layers=3, heads=4)
-    return SamwiseConfig(sam=sam, text=text, adapter=AdapterConfig(width=96, heads=3, patches=(4, 8, 4)),
-                         text_stages=(1, 2, 3), conditional_hidden=64, conditional_heads=4)
+    return SamwiseConfig(
+        sam=sam,
+        text=text,
+        adapter=AdapterConfig(width=96, heads=3, patches=(4, 8, 4)),
+        text_stages=(1, 2, 3),
+        conditional_hidden=64,
+        conditional_heads=4,
+    )
 
 
 def _large() -> SamwiseConfig:
     hiera = HieraConfig(width=48, heads=1, blocks=(1, 2, 4, 1), windows=(8, 8, 16, 8), global_blocks=(), positions=8)
     sam = SamConfig(
-        image_size=2 * PIXELS, hiera=hiera, width=128, memory_width=32, memory_layers=2, memory_hidden=256, decoder_heads=4,
-        decoder_hidden=256, iou_hidden=64, prompt_channels=16, mask_channels=(4, 8, 16, 32), fuser_blocks=1, text_width=128)
+        image_size=2 * PIXELS,
+        hiera=hiera,
+        width=128,
+        memory_width=32,
+        memory_layers=2,
+        memory_hidden=256,
+        decoder_heads=4,
+        decoder_hidden=256,
+        iou_hidden=64,
+        prompt_channels=16,
+        mask_channels=(4, 8, 16, 32),
+        fuser_blocks=1,
+        text_width=128,
+    )
     text = TextConfig(vocabulary=VOCABULARY, positions=MAX_TOKENS + 2, width=128, hidden=384, layers=6, heads=4)
-    return SamwiseConfig(sam=sam, text=text, adapter=AdapterConfig(width=128, heads=4, patches=(8, 8, 8)),
-                         text_stages=(2, 4, 6), conditional_hidden=64, conditional_heads=4)
+    return SamwiseConfig(
+        sam=sam,
+        text=text,
+        adapter=AdapterConfig(width=128, heads=4, patches=(8, 8, 8)),
+        text_stages=(2, 4, 6),
+        conditional_hidden=64,
+        conditional_heads=4,
+    )
 
 
 def to_dict(config: SamwiseConfig) -> dict[str, Any]:
@@ -58,8 +94,12 @@ def from_dict(data: dict[str, Any]) -> SamwiseConfig:
     data = dict(data)
     sam = dict(data.pop("sam"))
     hiera = HieraConfig(**_tuples(sam.pop("hiera")))
-    return SamwiseConfig(sam=SamConfig(hiera=hiera, **_tuples(sam)), text=TextConfig(**data.pop("text")),
-                         adapter=AdapterConfig(**_tuples(data.pop("adapter"))), **_tuples(data))
+    return SamwiseConfig(
+        sam=SamConfig(hiera=hiera, **_tuples(sam)),
+        text=TextConfig(**data.pop("text")),
+        adapter=AdapterConfig(**_tuples(data.pop("adapter"))),
+        **_tuples(data),
+    )
 
 
 def _tuples(data: dict[str, Any]) -> dict[str, Any]:

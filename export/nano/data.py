@@ -167,8 +167,12 @@ class Loader:
         self.buffer = mmap.mmap(-1, self.slot_bytes * (ahead + 1))
         context = multiprocessing.get_context("fork")
         self.tasks, self.results = (context.Queue(), context.Queue()) if workers else (None, queue.SimpleQueue())
-        self.workers = [context.Process(target=_worker, daemon=True, args=(
-            self.tasks, self.results, self.buffer, self.slot_bytes, size, atlas)) for _ in range(workers)]
+        self.workers = [
+            context.Process(
+                target=_worker, daemon=True, args=(self.tasks, self.results, self.buffer, self.slot_bytes, size, atlas)
+            )
+            for _ in range(workers)
+        ]
         for worker in self.workers:
             worker.start()
         self.world = None if workers else World(size, atlas)
@@ -200,8 +204,17 @@ class Loader:
         said = [triple for row in range(stream.clips) for triple in rows[row][0]]
         tokens, mask = bpe.encode(self.tokenizer, [text for _, text, _ in said], bpe.MAX_TOKENS // 2)
         targets = np.array([t for t, _, _ in said], np.int64).reshape(stream.clips, stream.sentences)
-        return Batch(stream, index, frames, owners, targets, tokens, mask, [kind for *_, kind in said],
-                     *(np.stack([rows[row][i] for row in range(stream.clips)]) for i in (1, 2)))
+        return Batch(
+            stream,
+            index,
+            frames,
+            owners,
+            targets,
+            tokens,
+            mask,
+            [kind for *_, kind in said],
+            *(np.stack([rows[row][i] for row in range(stream.clips)]) for i in (1, 2)),
+        )
 
     def close(self) -> None:
         for _ in self.workers:

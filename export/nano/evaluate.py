@@ -1,6 +1,6 @@
 """J&F of a torch checkpoint on the world, without a bundle: what training validates with.
 
-    python -m export.nano.evaluate --checkpoint build/nano/run/nano.pth --clips 60
+python -m export.nano.evaluate --checkpoint build/nano/run/nano.pth --clips 60
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def evaluate(model: Samwise, options: Options, clips: Iterable[Clip] | None = No
     device = next(model.parameters()).device
     words, records = tokenizer.load(), []
     for number, clip in enumerate(clips):
-        expressions = clip.expressions[:options.expressions]
+        expressions = clip.expressions[: options.expressions]
         if options.prompt != "text":
-            expressions = _promptable(clip)[:options.expressions]
+            expressions = _promptable(clip)[: options.expressions]
             if not expressions:
                 continue
         half = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
@@ -123,7 +123,9 @@ def main() -> None:
     parser.add_argument("--split", choices=("val", "test"), default=d.split)
     parser.add_argument("--clips", type=int, default=d.clips)
     parser.add_argument("--first", type=int, default=d.first)
-    parser.add_argument("--all", action="store_true", help="every switch in turn: shuffled, memory off, CME off, click, box, mask")
+    parser.add_argument(
+        "--all", action="store_true", help="every switch in turn: shuffled, memory off, CME off, click, box, mask"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     model = load(args.checkpoint, args.device)
@@ -131,8 +133,11 @@ def main() -> None:
     clips = clips_of(base, World(model.config.sam.image_size))
     runs = {"text": base}
     if args.all:
-        runs |= {"shuffled": replace(base, shuffled=True), "memory off": replace(base, memory=False),
-                 "cme off": replace(base, conditional=False)}
+        runs |= {
+            "shuffled": replace(base, shuffled=True),
+            "memory off": replace(base, memory=False),
+            "cme off": replace(base, conditional=False),
+        }
         runs |= {mode: replace(base, prompt=mode) for mode in ("click", "box", "mask")}
     results = {}
     for name, options in runs.items():

@@ -65,8 +65,10 @@ class SpeedHead(nn.Module):
         weight = torch.where(cells > 0, 1.0, BACKGROUND)
         quick = (wanted.abs() > 0.5) & (cells > 0)[..., None]
         loss = F.smooth_l1_loss(found, wanted, reduction="none", beta=0.5) * torch.where(quick, QUICK, 1.0)
-        return {"speed": (loss.sum(2) * weight).sum() / weight.sum(),
-                "_speed_right": ((found - wanted).abs() < 0.5)[quick].float().mean() if quick.any() else loss.new_zeros(())}
+        return {
+            "speed": (loss.sum(2) * weight).sum() / weight.sum(),
+            "_speed_right": ((found - wanted).abs() < 0.5)[quick].float().mean() if quick.any() else loss.new_zeros(()),
+        }
 
 
 class ToldHead(nn.Module):
@@ -89,17 +91,23 @@ class ToldHead(nn.Module):
 
 def cells_of(owners_bii: Tensor, count: int) -> Tensor:
     """Owner in the middle of each of `count` cells: (B,I,I) -> int64 (B,count)."""
-    step = owners_bii.shape[1] // int(count ** 0.5)
-    return owners_bii[:, step // 2::step, step // 2::step].flatten(1).long()
+    step = owners_bii.shape[1] // int(count**0.5)
+    return owners_bii[:, step // 2 :: step, step // 2 :: step].flatten(1).long()
 
 
 def heads_of(config: SamwiseConfig) -> nn.ModuleDict:
     """Heads on the map that all sentences share, on the one that a sentence has changed (`fused`, `told`), on the one
     without sentence, and on the attention over frames."""
     width, both = config.sam.width, ("noun", "colour")
-    return nn.ModuleDict({
-        "shared": LooksHead(config.sam.hiera.widths[1], both), "plain": LooksHead(width, both),
-        "fused": LooksHead(width, (*both, "move")), "told": ToldHead(width), "speed": SpeedHead(config.adapter.width)})
+    return nn.ModuleDict(
+        {
+            "shared": LooksHead(config.sam.hiera.widths[1], both),
+            "plain": LooksHead(width, both),
+            "fused": LooksHead(width, (*both, "move")),
+            "told": ToldHead(width),
+            "speed": SpeedHead(config.adapter.width),
+        }
+    )
 
 
 class Overheard:
@@ -126,8 +134,8 @@ class Overheard:
     def follow(self, heard: list[Tensor], owners_btii: Tensor, every: int) -> Tensor:
         """`follow_loss` of what `take` gave, mean of its windows. `owners_btii` (B,T,I,I) uint8; one in `every` of the O is
         enough."""
-        cells = cells_of(owners_btii.flatten(0, 1), self.side ** 2).view(*owners_btii.shape[:2], self.side, self.side, 1)
-        frames, losses = [x.shape[1] // self.patch ** 2 for x in heard], []
+        cells = cells_of(owners_btii.flatten(0, 1), self.side**2).view(*owners_btii.shape[:2], self.side, self.side, 1)
+        frames, losses = [x.shape[1] // self.patch**2 for x in heard], []
         for x, part in zip(heard, cells.split(frames, 1)):
             x = x.unflatten(0, (every * len(owners_btii), -1))[::every].flatten(0, 1)
             losses.append(follow_loss(self.attention, x, to_patches(part, self.patch).flatten(1), part.shape[1]))
@@ -140,8 +148,10 @@ def follow_loss(attention: PackedAttention, x_bnc: Tensor, owners_bn: Tensor, fr
     Attention that is spread evenly learns nearly nothing from a mask; told once whom to follow, its values differ by where
     the object was and will be, which is a motion. Sequences (B,N,C) are frame-major.
     """
-    q, k = (F.linear(x_bnc, w, b).float() for w, b in zip(attention.in_proj_weight.chunk(3)[:2],
-                                                          attention.in_proj_bias.chunk(3)))
+    q, k = (
+        F.linear(x_bnc, w, b).float()
+        for w, b in zip(attention.in_proj_weight.chunk(3)[:2], attention.in_proj_bias.chunk(3))
+    )
     q, k = (y.unflatten(2, (attention.heads, -1))[:, :, :2].transpose(1, 2) for y in (q, k))
     scores = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).log_softmax(-1)
     time = torch.arange(frames, device=x_bnc.device).repeat_interleave(x_bnc.shape[1] // frames)

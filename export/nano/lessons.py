@@ -17,7 +17,9 @@ class Lessons:
     """`fraction` is the spent part of the budget: less is told in advance as it grows. Draws come from `random` (on the
     device) and `draw`."""
 
-    def __init__(self, model: Samwise, heads: nn.ModuleDict, random: torch.Generator, draw: np.random.Generator) -> None:
+    def __init__(
+        self, model: Samwise, heads: nn.ModuleDict, random: torch.Generator, draw: np.random.Generator
+    ) -> None:
         self.model, self.heads, self.random, self.draw = model, heads, random, draw
         self.overheard = Overheard(model)
         self.device = random.device
@@ -35,16 +37,26 @@ class Lessons:
         clip = encode(self.model, normalize(frames), tokens, mask, batch.stream.sentences)
         shape = clip.embedding.shape[:2]
         alone = memoryless(self.model, clip)
-        parts = {"alone": losses.frame_losses(alone.low_res_logits.unflatten(0, shape), alone.iou.unflatten(0, shape),
-                                              alone.score.unflatten(0, shape), truth),
-                 "looks": self._look(batch, clip.shared, owners, "shared"),
-                 "fused": self._look(batch, clip.embedding[::batch.stream.sentences], owners, "fused"),
-                 "told": self.heads["told"](clip.embedding.flatten(0, 1), truth.flatten(0, 1))}
+        parts = {
+            "alone": losses.frame_losses(
+                alone.low_res_logits.unflatten(0, shape),
+                alone.iou.unflatten(0, shape),
+                alone.score.unflatten(0, shape),
+                truth,
+            ),
+            "looks": self._look(batch, clip.shared, owners, "shared"),
+            "fused": self._look(batch, clip.embedding[:: batch.stream.sentences], owners, "fused"),
+            "told": self.heads["told"](clip.embedding.flatten(0, 1), truth.flatten(0, 1)),
+        }
         said, heard = self.overheard.take()
         if batch.stream.frames > 1:
             follow = self.overheard.follow(heard, owners, batch.stream.sentences)
             parts["speed"] = self._speed(batch, said, owners) | {"follow": follow}
-        if batch.stream.frames == 1 or not batch.stream.memory or self.draw.random() < 0.3 * (1 - min(1.0, 2 * self.fraction)):
+        if (
+            batch.stream.frames == 1
+            or not batch.stream.memory
+            or self.draw.random() < 0.3 * (1 - min(1.0, 2 * self.fraction))
+        ):
             return parts
         # a switch that the decision asks for changes what is remembered in half of the later batches, as it will in use
         acts = self.fraction > 0.6 and self.draw.random() < 0.5
@@ -65,19 +77,31 @@ class Lessons:
         if not batch.stream.sentences:  # pictures to recognise and nothing else, each also mirrored
             both, owners = torch.cat((frames, frames.flip(3))), torch.cat((owners, owners.flip(3)))
             clip = encode(self.model, normalize(both), None, None, 1)
-            return {"looks": self._look(batch, clip.shared, owners, "shared"),
-                    "plain": self._look(batch, clip.embedding, owners, "plain")}
+            return {
+                "looks": self._look(batch, clip.shared, owners, "shared"),
+                "plain": self._look(batch, clip.embedding, owners, "plain"),
+            }
         clip = encode(self.model, normalize(frames), None, None, batch.stream.sentences)
         modes = torch.randint(0, len(prompts.MODES), (len(truth),), device=self.device, generator=self.random)
-        begin = prompts.start(self.model, truth[:, 0], modes, permanent=bool(self.draw.random() < 0.6), generator=self.random,
-                              scaled=bool(self.draw.random() < 0.5))
+        begin = prompts.start(
+            self.model,
+            truth[:, 0],
+            modes,
+            permanent=bool(self.draw.random() < 0.6),
+            generator=self.random,
+            scaled=bool(self.draw.random() < 0.5),
+        )
         tokens = tuple(self.draw.choice(4, batch.stream.frames, p=(0.4, 0.2, 0.2, 0.2)).tolist())
         tracked = track(self.model, clip, Policy(tokens=tokens), begin, self._teach(truth, 0.4))
-        every = [losses.frame_losses(tracked.all_logits[:, :, i], tracked.all_ious[:, :, i], tracked.score, truth)
-                 for i in range(4)]
-        return {"tracked": {name: sum(e[name] for e in every) / 4 for name in every[0]},
-                "looks": self._look(batch, clip.shared, owners, "shared"),
-                "plain": self._look(batch, clip.embedding[::batch.stream.sentences], owners, "plain")}
+        every = [
+            losses.frame_losses(tracked.all_logits[:, :, i], tracked.all_ious[:, :, i], tracked.score, truth)
+            for i in range(4)
+        ]
+        return {
+            "tracked": {name: sum(e[name] for e in every) / 4 for name in every[0]},
+            "looks": self._look(batch, clip.shared, owners, "shared"),
+            "plain": self._look(batch, clip.embedding[:: batch.stream.sentences], owners, "plain"),
+        }
 
     def _look(self, batch: Batch, maps: Tensor, owners: Tensor, head: str) -> dict[str, Tensor]:
         """What all objects are, told from maps (B,T,N,C) of all frames."""

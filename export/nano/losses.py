@@ -11,8 +11,19 @@ from torch import Tensor
 
 from .network import Tracked
 
-WEIGHTS = {"bce": 6.0, "dice": 2.0, "score": 1.0, "iou": 0.5, "cme": 0.5, "noun": 0.5, "colour": 0.25, "move": 0.5,
-           "speed": 1.0, "follow": 0.3, "told": 1.0}
+WEIGHTS = {
+    "bce": 6.0,
+    "dice": 2.0,
+    "score": 1.0,
+    "iou": 0.5,
+    "cme": 0.5,
+    "noun": 0.5,
+    "colour": 0.25,
+    "move": 0.5,
+    "speed": 1.0,
+    "follow": 0.3,
+    "told": 1.0,
+}
 ABSENT = 0.1
 """Weight of the mask loss where the object is away: the presence score empties the mask there, so this matters little."""
 
@@ -26,7 +37,9 @@ def mask_losses(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
     """Logits (O,T,s,s) of any size against the truth at its own size. Dice on present frames only."""
     # half the picture's side is enough for a boundary that bilinear interpolation draws, at a quarter of the work
     wanted = F.avg_pool2d(truth.flatten(0, 1)[:, None].float(), 2)
-    logits = F.interpolate(logits.flatten(0, 1)[:, None].float(), size=wanted.shape[-2:], mode="bilinear", align_corners=False)
+    logits = F.interpolate(
+        logits.flatten(0, 1)[:, None].float(), size=wanted.shape[-2:], mode="bilinear", align_corners=False
+    )
     logits, wanted = logits.flatten(1), wanted.flatten(1)
     present = (wanted.amax(1) > 0).float()
     weight = present + ABSENT * (1 - present)

@@ -64,8 +64,16 @@ def _crosses(actor: Actor, border: str) -> bool:
     half = 0.5 * actor.size * actor.scale
     inside = (actor.x > -half) & (actor.x < 256 + half) & (actor.y > -half) & (actor.y < 256 + half)
     first, last, always = inside[0], inside[-1], inside.all()
-    return bool({"leave": first and not always, "gone": first and not last, "return": first and last and not always,
-                 "enter": not first and last, "stay": always, "there": first}[border])
+    return bool(
+        {
+            "leave": first and not always,
+            "gone": first and not last,
+            "return": first and last and not always,
+            "enter": not first and last,
+            "stay": always,
+            "there": first,
+        }[border]
+    )
 
 
 def _acts(scene: Scene, actor: Actor, kind: str, attribute: str) -> bool:

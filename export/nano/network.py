@@ -61,7 +61,9 @@ def encode(model: Samwise, pixels: Tensor, tokens: Tensor | None, token_mask: Te
     return Encoded(*(torch.cat([getattr(p, field.name) for p in parts], 1) for field in fields(Encoded)))
 
 
-def _encode_window(model: Samwise, pixels: Tensor, tokens: Tensor | None, token_mask: Tensor | None, prompts: int) -> Encoded:
+def _encode_window(
+    model: Samwise, pixels: Tensor, tokens: Tensor | None, token_mask: Tensor | None, prompts: int
+) -> Encoded:
     frames, trunk, neck = pixels.shape[1], model.sam.trunk, model.sam.neck
     decoder = model.sam.sam_mask_decoder
 
@@ -90,8 +92,11 @@ def _encode_window(model: Samwise, pixels: Tensor, tokens: Tensor | None, token_
         sparse = model.prompt(text).unsqueeze(1).expand(-1, frames, -1, -1)
     fine_1 = decoder.conv_s1(neck.lateral(1)(maps[0]))
     embedding = neck.embedding(maps[1], maps[2]).flatten(1, 2)
-    return Encoded(*(y.unflatten(0, (-1, frames)) for y in
-                     (embedding, fine_0.permute(0, 3, 1, 2), fine_1.permute(0, 3, 1, 2))), sparse, shared)
+    return Encoded(
+        *(y.unflatten(0, (-1, frames)) for y in (embedding, fine_0.permute(0, 3, 1, 2), fine_1.permute(0, 3, 1, 2))),
+        sparse,
+        shared,
+    )
 
 
 def nothing(model: Samwise, objects: int) -> Tensor:
@@ -133,7 +138,9 @@ class Policy:
     of tokens 1 to 3 after a single click, so any of them must do."""
 
 
-def track(model: Samwise, clip: Encoded, policy: Policy, start: Start | None = None, teach: Tensor | None = None) -> Tracked:
+def track(
+    model: Samwise, clip: Encoded, policy: Policy, start: Start | None = None, teach: Tensor | None = None
+) -> Tracked:
     """Follow the objects through the clip.
 
     `teach` (O,T,I,I) int8, for training with a faithful memory: where an object's row is not -1, the mask in it (0 or 1)
@@ -144,13 +151,17 @@ def track(model: Samwise, clip: Encoded, policy: Policy, start: Start | None = N
     pointers: list[Tensor] = []
     out, decisions, last = [], [], torch.zeros(objects, dtype=torch.long, device=clip.embedding.device)
     for t in range(frames):
-        conditioned = _condition(model, clip.embedding[:, t], slots, pointers, t, start) if policy.memory else \
-            model.without_memory(clip.embedding[:, t])
+        conditioned = (
+            _condition(model, clip.embedding[:, t], slots, pointers, t, start)
+            if policy.memory
+            else model.without_memory(clip.embedding[:, t])
+        )
         prompt, mask, dense = clip.sparse[:, t], None, None
         if start is not None and t == 0:
             prompt, mask, dense = start.sparse, start.mask, start.dense
-        frame = model.decode(conditioned, prompt, clip.fine_0[:, t], clip.fine_1[:, t], mask, dense,
-                             masks=4 if policy.tokens else 1)
+        frame = model.decode(
+            conditioned, prompt, clip.fine_0[:, t], clip.fine_1[:, t], mask, dense, masks=4 if policy.tokens else 1
+        )
         if policy.tokens:
             frame = _follow(model, frame, policy.tokens[t])
         out.append(frame)
@@ -164,8 +175,13 @@ def track(model: Samwise, clip: Encoded, policy: Policy, start: Start | None = N
             else:  # each object has its own clock; asking all and using some needs no wait for the device
                 asked, due = True, t - last >= policy.every
             if asked:
-                again = model.decode(model.without_memory(clip.embedding[:, t]), clip.sparse[:, t], clip.fine_0[:, t],
-                                     clip.fine_1[:, t], masks=1)
+                again = model.decode(
+                    model.without_memory(clip.embedding[:, t]),
+                    clip.sparse[:, t],
+                    clip.fine_0[:, t],
+                    clip.fine_1[:, t],
+                    masks=1,
+                )
                 decision = model.decide(frame.pointer.detach(), again.early_token.detach())
                 other = torch.where(again.score[:, None, None] > 0, again.low_res_logits, NO_OBJECT).detach().float()
                 decisions.append((t, decision, other))
@@ -183,8 +199,12 @@ def track(model: Samwise, clip: Encoded, policy: Policy, start: Start | None = N
             remembered = _given(remembered, teach[:, t] > 0.5, known, model.config.sam.image_size)
         slots.append(model.remember(clip.embedding[:, t], remembered))
         pointers.append(frame.pointer)
-    result = Tracked(torch.stack([f.low_res_logits for f in out], 1), torch.stack([f.iou for f in out], 1),
-                     torch.stack([f.score for f in out], 1), decisions)
+    result = Tracked(
+        torch.stack([f.low_res_logits for f in out], 1),
+        torch.stack([f.iou for f in out], 1),
+        torch.stack([f.score for f in out], 1),
+        decisions,
+    )
     if policy.tokens:
         result.all_logits = torch.stack([f.decoded.logits for f in out], 1)
         result.all_ious = torch.stack([f.decoded.iou for f in out], 1)
@@ -203,8 +223,9 @@ def _given(logits: Tensor, masks: Tensor, use: Tensor, side: int) -> Tensor:
     return torch.where(use[:, None, None], torch.where(masks, 10.0, -10.0), upsample(logits, side))
 
 
-def _condition(model: Samwise, embedding: Tensor, slots: list[Tensor], pointers: list[Tensor], t: int,
-               start: Start | None) -> Tensor:
+def _condition(
+    model: Samwise, embedding: Tensor, slots: list[Tensor], pointers: list[Tensor], t: int, start: Start | None
+) -> Tensor:
     if t == 0:
         return model.without_memory(embedding)
     limit, keep = model.config.slots, model.config.pointers
@@ -216,5 +237,6 @@ def _condition(model: Samwise, embedding: Tensor, slots: list[Tensor], pointers:
         chosen = list(range(max(0, t - limit), t))
         rows, tokens = [t - i - 1 for i in chosen], list(range(max(0, t - keep), t))
     ages = torch.tensor(rows, device=embedding.device).expand(len(embedding), -1)
-    return model.attend_memory(embedding, torch.stack([slots[i] for i in chosen], 1), ages,
-                               torch.stack([pointers[i] for i in tokens], 1))
+    return model.attend_memory(
+        embedding, torch.stack([slots[i] for i in chosen], 1), ages, torch.stack([pointers[i] for i in tokens], 1)
+    )

@@ -25,13 +25,19 @@ class Both:
         inner = [p for name, p in named if _inner(name, p)]
         known = {id(p) for p in inner}
         rest = [p for _, p in named if id(p) not in known]
-        groups = [{"params": [p for p in rest if p.ndim >= 2], "weight_decay": decay},
-                  {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0}]
+        groups = [
+            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": decay},
+            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        ]
         self.parts: list[torch.optim.Optimizer] = []
         if inner:
-            self.parts.append(torch.optim.Muon(inner, lr=rate, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"))
+            self.parts.append(
+                torch.optim.Muon(inner, lr=rate, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+            )
         if rest:
-            self.parts.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=(0.9, 0.98), fused=True))
+            self.parts.append(
+                torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=(0.9, 0.98), fused=True)
+            )
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

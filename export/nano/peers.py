@@ -31,12 +31,13 @@ class Peers:
             self.barrier = context.Barrier(count, timeout=PATIENCE)
             self.results = context.SimpleQueue()
             self.memory = mmap.mmap(-1, 4 * floats * (count + 2) + 8 * count)
-            every = torch.frombuffer(self.memory, dtype=torch.float32)[:floats * (count + 2)].view(count + 2, floats)
+            every = torch.frombuffer(self.memory, dtype=torch.float32)[: floats * (count + 2)].view(count + 2, floats)
             self.gradients, self.weights, self.averages = every[:count], every[count], every[count + 1]
             self.clocks = torch.frombuffer(self.memory, dtype=torch.float64, offset=4 * floats * (count + 2))
 
     def start(self, work: Callable[[Peers], None]) -> list:
         """Fork the others, each running `work`; this process goes on as rank 0."""
+
         def other(rank: int) -> None:
             self.rank = rank
             # threads do not survive a fork: a parallel loop in the child would wait for them for ever

@@ -17,7 +17,7 @@ MODES = ("click", "clicks", "box", "mask")
 def inner_points(masks: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
     """`count` random points (O,count,2) x, y well inside the masks (O,I,I), bool; anywhere where a mask is empty."""
     soft = F.avg_pool2d(masks[:, None].float(), 9, 1, 4)[:, 0]
-    weight = (masks * soft ** 4).flatten(1) + 1e-9
+    weight = (masks * soft**4).flatten(1) + 1e-9
     index = torch.multinomial(weight, count, replacement=True, generator=generator)
     return torch.stack((index % masks.shape[2], index // masks.shape[2]), -1).float()
 
@@ -32,8 +32,15 @@ def boxes(masks: Tensor) -> Tensor:
     return torch.stack((*low, *high), 1).float()
 
 
-def start(model: Samwise, masks: Tensor, modes: Tensor, permanent: bool, jitter: float = 0.08,
-          generator: torch.Generator | None = None, scaled: bool = True) -> Start:
+def start(
+    model: Samwise,
+    masks: Tensor,
+    modes: Tensor,
+    permanent: bool,
+    jitter: float = 0.08,
+    generator: torch.Generator | None = None,
+    scaled: bool = True,
+) -> Start:
     """Prompts for masks (O,I,I), bool. `modes` (O) indexes `MODES`; `jitter` moves box corners by a part of the box's size.
 
     A mask prompt enters as SAM 2 gives it (`scaled`: through `mask_downsample`) or as plain low-res logits.
@@ -62,6 +69,6 @@ def start(model: Samwise, masks: Tensor, modes: Tensor, permanent: bool, jitter:
     prompts, sam = model.sam.sam_prompt_encoder, model.sam
     whole = masks[:, None].float()
     low = sam.mask_downsample(whole)[:, 0] if scaled else F.avg_pool2d(whole, 4)[:, 0] * 20 - 10
-    nothing = prompts.no_mask_embed.weight[0].expand(objects, model.config.sam.side ** 2, -1)
+    nothing = prompts.no_mask_embed.weight[0].expand(objects, model.config.sam.side**2, -1)
     dense = torch.where(mask[:, None, None], prompts.masks(low), nothing)
     return Start(prompts.points(points, labels), real, dense, mask, masks, permanent)

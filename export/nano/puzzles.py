@@ -83,8 +83,14 @@ class Builder:
 
     def say(self, actor: Actor, kind: str, attribute: str | None = None, anchor: Actor | None = None) -> None:
         index = next(i for i, a in enumerate(self.scene.actors) if a is actor)
-        text = phrase(self.rng, kind, actor.noun, attribute, None if kind == "colour" else actor.colour,
-                      anchor.noun if anchor else None)
+        text = phrase(
+            self.rng,
+            kind,
+            actor.noun,
+            attribute,
+            None if kind == "colour" else actor.colour,
+            anchor.noun if anchor else None,
+        )
         at = next((i for i, a in enumerate(self.scene.actors) if a is anchor), None)
         unseen = held_out(actor.noun, attribute) or held_out(actor.noun, actor.colour)
         self.scene.expressions.append(Expression(text, index, kind, attribute, at, unseen))
@@ -108,7 +114,9 @@ class Builder:
             path = motion(rng, move, self.frames)
         else:
             noun, move, path = self.noun(), "still", self.calm()
-        actor = self.place(noun, path, self.size(), move=move, active=np.ones(self.frames, bool), colour=self.colour(noun))
+        actor = self.place(
+            noun, path, self.size(), move=move, active=np.ones(self.frames, bool), colour=self.colour(noun)
+        )
         self.say(actor, "noun")
 
     def colour_puzzle(self) -> None:
@@ -158,8 +166,13 @@ class Builder:
             near = self._beside(anchor, noun, path, size, reach * 0.95, rng.uniform(0, 2 * np.pi), colour=colour)
             self.say(near, "relation", "next to", anchor)
             limit = 1.7 * reach
-            self.place(noun, path, size, colour=colour,
-                       where=lambda x, y: bool((np.hypot(x - anchor.x, y - anchor.y) > limit).all()))
+            self.place(
+                noun,
+                path,
+                size,
+                colour=colour,
+                where=lambda x, y: bool((np.hypot(x - anchor.x, y - anchor.y) > limit).all()),
+            )
             return
         names = ("left of", "right of") if rng.random() < 0.5 else ("above", "below")
         angle = np.pi if names[0] == "left of" else -np.pi / 2
@@ -171,7 +184,9 @@ class Builder:
             actor = self._beside(anchor, noun, path, size, distance, angle + np.pi * side, colour=colour, depth=depth)
             self.say(actor, "relation", depths[side] if kind == "depth" else names[side], anchor)
 
-    def _beside(self, anchor: Actor, noun: str, path: Path, size: float, distance: float, angle: float, **traits) -> Actor:
+    def _beside(
+        self, anchor: Actor, noun: str, path: Path, size: float, distance: float, angle: float, **traits
+    ) -> Actor:
         x, y = anchor.x + distance * np.cos(angle), anchor.y + distance * np.sin(angle)
         half = 0.42 * size
         inside = x.min() > half and y.min() > half and x.max() < SIDE - half and y.max() < SIDE - half
@@ -187,7 +202,9 @@ class Builder:
         size, colour = self.size(), self.colour(noun, 0.2)
         for move in moves:
             path = motion(self.rng, move, self.frames)
-            actor = self.place(noun, path, size, clearance=0.8, colour=colour, move=move, active=np.ones(self.frames, bool))
+            actor = self.place(
+                noun, path, size, clearance=0.8, colour=colour, move=move, active=np.ones(self.frames, bool)
+            )
             self.say(actor, "motion", move)
 
     def border_puzzle(self) -> None:
@@ -205,7 +222,7 @@ class Builder:
             self.say(actor, "border", border)
 
     def _cross(self, noun: str, border: str, size: float, colour: str | None) -> Actor:
-        path, out = crossing(self.rng, border, self.frames)
+        path, _out = crossing(self.rng, border, self.frames)
         actor = self.place(noun, Path.rest(self.frames), size, clearance=0.85, colour=colour)
         # from its place inside straight over the edge on its side
         for name in ("x", "y"):
@@ -226,13 +243,13 @@ class Builder:
 
     def earlier_puzzle(self) -> None:
         """Told apart by what one did before it came to rest beside the other, which never moved."""
-        stop = int(round(self.rng.uniform(0.4, 0.6) * self.frames))
+        stop = round(self.rng.uniform(0.4, 0.6) * self.frames)
         actor, _ = self._timed_pair(("any", "still"), 0, max(stop, 3))
         self.say(actor, "earlier", actor.move)
 
     def later_puzzle(self) -> None:
         """Alike until one starts to move, or until one of two movers stops."""
-        start = int(round(self.rng.uniform(0.35, 0.6) * self.frames))
+        start = round(self.rng.uniform(0.35, 0.6) * self.frames)
         if self.rng.random() < 0.7:
             actor, _ = self._timed_pair(("any", "still"), start, self.frames)
             self.say(actor, "later", actor.move)
@@ -241,8 +258,15 @@ class Builder:
         size, colour = self.size(), self.colour(noun, 0.2)
         for stop in (max(start, 3), self.frames):
             active = np.arange(self.frames) < stop
-            actor = self.place(noun, motion(self.rng, move, self.frames, 0, stop), size, clearance=0.8, colour=colour,
-                               move=move, active=active)
+            actor = self.place(
+                noun,
+                motion(self.rng, move, self.frames, 0, stop),
+                size,
+                clearance=0.8,
+                colour=colour,
+                move=move,
+                active=active,
+            )
             if stop < self.frames:
                 self.say(actor, "later", "stop")
 

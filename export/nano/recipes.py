@@ -31,18 +31,41 @@ class Recipe:
 RECIPES = {
     # batches per process
     "small": Recipe(
-        (Stream("image", 1, 5, 4), Stream("clip", 8, 1, 4), Stream("long12", 12, 1, 3), Stream("visual", 8, 1, 6, visual=True),
-         Stream("visual_image", 1, 6, 8, visual=True), Stream("look", 1, 12, 0, visual=True),
-         Stream("moves", 8, 2, 2, kinds=MOVING, memory=False),
-         # what begins in the second window: the first one's memory is of the wrong object, and must be given up
-         Stream("turns", 16, 1, 2, kinds=("later", "earlier"))),
-        ((0.0, (0.38, 0.0, 0.0, 0.0, 0.14, 0.48, 0.0, 0.0)), (0.05, (0.38, 0.05, 0.0, 0.02, 0.16, 0.29, 0.10, 0.0)),
-         (0.1, (0.25, 0.15, 0.0, 0.10, 0.16, 0.10, 0.24, 0.0)), (0.2, (0.18, 0.22, 0.02, 0.18, 0.12, 0.03, 0.25, 0.0)),
-         (0.5, (0.15, 0.27, 0.05, 0.25, 0.10, 0.01, 0.13, 0.04)), (1.0, (0.12, 0.35, 0.10, 0.28, 0.05, 0.0, 0.04, 0.06)))),
+        (
+            Stream("image", 1, 5, 4),
+            Stream("clip", 8, 1, 4),
+            Stream("long12", 12, 1, 3),
+            Stream("visual", 8, 1, 6, visual=True),
+            Stream("visual_image", 1, 6, 8, visual=True),
+            Stream("look", 1, 12, 0, visual=True),
+            Stream("moves", 8, 2, 2, kinds=MOVING, memory=False),
+            # what begins in the second window: the first one's memory is of the wrong object, and must be given up
+            Stream("turns", 16, 1, 2, kinds=("later", "earlier")),
+        ),
+        (
+            (0.0, (0.38, 0.0, 0.0, 0.0, 0.14, 0.48, 0.0, 0.0)),
+            (0.05, (0.38, 0.05, 0.0, 0.02, 0.16, 0.29, 0.10, 0.0)),
+            (0.1, (0.25, 0.15, 0.0, 0.10, 0.16, 0.10, 0.24, 0.0)),
+            (0.2, (0.18, 0.22, 0.02, 0.18, 0.12, 0.03, 0.25, 0.0)),
+            (0.5, (0.15, 0.27, 0.05, 0.25, 0.10, 0.01, 0.13, 0.04)),
+            (1.0, (0.12, 0.35, 0.10, 0.28, 0.05, 0.0, 0.04, 0.06)),
+        ),
+    ),
     "large": Recipe(
-        (Stream("image", 1, 128, 5), Stream("clip", 8, 32, 3), Stream("long16", 16, 20, 2), Stream("long12", 12, 24, 2),
-         Stream("visual", 8, 24, 2, visual=True), Stream("visual_image", 1, 128, 2, visual=True)),
-        ((0.0, (0.75, 0.0, 0.0, 0.0, 0.0, 0.25)), (0.06, (0.75, 0.10, 0.0, 0.0, 0.0, 0.15)),
-         (0.18, (0.40, 0.44, 0.0, 0.0, 0.08, 0.08)), (0.4, (0.18, 0.52, 0.08, 0.06, 0.13, 0.03)),
-         (1.0, (0.10, 0.42, 0.20, 0.12, 0.14, 0.02)))),
+        (
+            Stream("image", 1, 128, 5),
+            Stream("clip", 8, 32, 3),
+            Stream("long16", 16, 20, 2),
+            Stream("long12", 12, 24, 2),
+            Stream("visual", 8, 24, 2, visual=True),
+            Stream("visual_image", 1, 128, 2, visual=True),
+        ),
+        (
+            (0.0, (0.75, 0.0, 0.0, 0.0, 0.0, 0.25)),
+            (0.06, (0.75, 0.10, 0.0, 0.0, 0.0, 0.15)),
+            (0.18, (0.40, 0.44, 0.0, 0.0, 0.08, 0.08)),
+            (0.4, (0.18, 0.52, 0.08, 0.06, 0.13, 0.03)),
+            (1.0, (0.10, 0.42, 0.20, 0.12, 0.14, 0.02)),
+        ),
+    ),
 }

@@ -75,7 +75,9 @@ class Painter:
         dx, dy = (actor.x[t] - actor.x[t - 1]) * self.k * 0.2, (actor.y[t] - actor.y[t - 1]) * self.k * 0.2
         if np.hypot(dx, dy) < 0.5 or np.hypot(dx, dy) > 6 * self.k:
             return patch
-        a, b = (_turn(sprite, 2 * reach, cx + s * dx, cy + s * dy, zoom, actor.angle[t]).convert("RGBa") for s in (-1, 1))
+        a, b = (
+            _turn(sprite, 2 * reach, cx + s * dx, cy + s * dy, zoom, actor.angle[t]).convert("RGBa") for s in (-1, 1)
+        )
         # averaged with colours weighted by alpha, or the transparent parts would darken the rim
         return Image.blend(Image.blend(a, b, 0.5), patch.convert("RGBa"), 1 / 3).convert("RGBA")
 
@@ -97,7 +99,9 @@ class Painter:
         for cells in (3, 7, 17):
             coarse = rng.standard_normal((cells, cells, 3)).astype(np.float32)
             coarse = 0.5 * coarse + 0.5 * coarse.mean(axis=-1, keepdims=True)
-            planes = [Image.fromarray(np.ascontiguousarray(coarse[..., c])).resize((48, 48), Image.BICUBIC) for c in range(3)]
+            planes = [
+                Image.fromarray(np.ascontiguousarray(coarse[..., c])).resize((48, 48), Image.BICUBIC) for c in range(3)
+            ]
             noise += np.stack([np.asarray(p) for p in planes], -1) * rng.uniform(4, 30)
         canvas = Image.fromarray(np.clip(base + noise, 0, 255).astype(np.uint8)).resize((side, side), Image.BILINEAR)
         pen = ImageDraw.Draw(canvas)
@@ -146,7 +150,7 @@ class Look:
         pixels = np.asarray(picture)
         if self.noise:
             y, x = rng.integers(0, 64, 2)
-            part = grain[y:y + picture.height, x:x + picture.width].astype(np.int16)
+            part = grain[y : y + picture.height, x : x + picture.width].astype(np.int16)
             pixels = np.clip(pixels + (part * int(self.noise * 8) >> 8), 0, 255).astype(np.uint8)
         if self.quality is not None:
             buffer = io.BytesIO()
@@ -166,5 +170,6 @@ def _turn(sprite: Image.Image, side: int, cx: float, cy: float, zoom: float, ang
     """The sprite turned by `angle` degrees about its middle, which comes to lie at (cx, cy) of a square patch."""
     c, s = np.cos(np.radians(angle)) * zoom, np.sin(np.radians(angle)) * zoom
     middle = sprite.width / 2
-    return sprite.transform((side, side), Image.AFFINE, (c, s, middle - c * cx - s * cy, -s, c, middle + s * cx - c * cy),
-                            Image.BILINEAR)
+    return sprite.transform(
+        (side, side), Image.AFFINE, (c, s, middle - c * cx - s * cy, -s, c, middle + s * cx - c * cy), Image.BILINEAR
+    )

@@ -96,7 +96,7 @@ def motion(rng: np.random.Generator, move: str, frames: int, start: int = 0, sto
         path.angle = clock * rng.uniform(22, 40) * rng.choice((-1, 1))
     elif move in ("grow", "shrink"):
         rate = np.clip(rng.uniform(1.06, 1.1), 1.35 ** (1 / steps), 2.0 ** (1 / steps))
-        path.scale = rate ** clock if move == "grow" else rate ** -clock
+        path.scale = rate**clock if move == "grow" else rate**-clock
     elif move == "bounce":
         path.y = -rng.uniform(18, 32) * np.abs(np.sin(np.pi * clock / rng.uniform(3.2, 5.0)))
     elif move == "wobble":

@@ -50,8 +50,13 @@ def line(records: Sequence[Record]) -> dict[str, float | int | list[float]]:
         return {"n": 0}
     low, high = interval([r.jf for r in records], [r.clip for r in records])
     j, f = float(np.mean([r.j for r in records])), float(np.mean([r.f for r in records]))
-    return {"n": len(records), "J": round(j, 4), "F": round(f, 4), "J&F": round((j + f) / 2, 4),
-            "interval": [round(low, 4), round(high, 4)]}
+    return {
+        "n": len(records),
+        "J": round(j, 4),
+        "F": round(f, 4),
+        "J&F": round((j + f) / 2, 4),
+        "interval": [round(low, 4), round(high, 4)],
+    }
 
 
 def paired(base: Sequence[Record], other: Sequence[Record]) -> dict[str, float | int | list[float]] | None:
@@ -60,7 +65,11 @@ def paired(base: Sequence[Record], other: Sequence[Record]) -> dict[str, float |
         return None
     differences = [b.jf - a.jf for a, b in zip(base, other)]
     low, high = interval(differences, [r.clip for r in base])
-    return {"n": len(base), "difference": round(float(np.mean(differences)), 4), "interval": [round(low, 4), round(high, 4)]}
+    return {
+        "n": len(base),
+        "difference": round(float(np.mean(differences)), 4),
+        "interval": [round(low, 4), round(high, 4)],
+    }
 
 
 def table(records: Iterable[Record]) -> dict[str, dict]:
@@ -84,7 +93,9 @@ def text(rows: dict[str, dict]) -> str:
     for name, row in rows.items():
         if row["n"]:
             low, high = row["interval"]
-            lines.append(f"{name:{width}}  {row['n']:5}  {row['J']:6.3f}  {row['F']:6.3f}  {row['J&F']:6.3f}  {low:.3f} .. {high:.3f}")
+            lines.append(
+                f"{name:{width}}  {row['n']:5}  {row['J']:6.3f}  {row['F']:6.3f}  {row['J&F']:6.3f}  {low:.3f} .. {high:.3f}"
+            )
     return "\n".join(lines)
 
 

@@ -67,10 +67,14 @@ def placeholder() -> np.ndarray:
         rng = np.random.default_rng(zlib.crc32(noun.encode()))
         canvas = Image.new("RGBA", (170, 170))
         pen, corners = ImageDraw.Draw(canvas), 3 + i % 7
-        angles = np.sort(rng.uniform(0, 2 * np.pi, corners)) * 0.3 + np.linspace(0, 2 * np.pi, corners, endpoint=False) * 0.9
+        angles = (
+            np.sort(rng.uniform(0, 2 * np.pi, corners)) * 0.3 + np.linspace(0, 2 * np.pi, corners, endpoint=False) * 0.9
+        )
         radii = rng.uniform(45, 80, corners)
-        pen.polygon([(85 + r * np.cos(a), 85 + r * np.sin(a)) for r, a in zip(radii, angles)],
-                    fill=(*rng.integers(30, 255, 3).tolist(), 255))
+        pen.polygon(
+            [(85 + r * np.cos(a), 85 + r * np.sin(a)) for r, a in zip(radii, angles)],
+            fill=(*rng.integers(30, 255, 3).tolist(), 255),
+        )
         pen.ellipse((70, 60, 95, 85), fill=(*rng.integers(30, 255, 3).tolist(), 255))
         sprites.append(_fit(canvas))
     return np.stack(sprites)
@@ -79,7 +83,7 @@ def placeholder() -> np.ndarray:
 def save(sprites: np.ndarray, path: Path = ATLAS) -> None:
     rows = -(-len(sprites) // COLUMNS)
     sheet = np.zeros((rows * COLUMNS, SIDE, SIDE, 4), np.uint8)
-    sheet[:len(sprites)] = sprites
+    sheet[: len(sprites)] = sprites
     sheet = sheet.reshape(rows, COLUMNS, SIDE, SIDE, 4).transpose(0, 2, 1, 3, 4).reshape(rows * SIDE, COLUMNS * SIDE, 4)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sheet).save(path)
@@ -90,14 +94,15 @@ def load(path: Path | None = None) -> np.ndarray:
     """Sprites, uint8 (N,128,128,4). `path`: the atlas, default `build/nano/sprites.png`. Raises FileNotFoundError."""
     path = ATLAS if path is None else path
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no sprites here; apt-get install fonts-noto-color-emoji and run "
-                                "python -m export.nano.sprites")
+        raise FileNotFoundError(
+            f"{path}: no sprites here; apt-get install fonts-noto-color-emoji and run python -m export.nano.sprites"
+        )
     sheet = np.asarray(Image.open(path).convert("RGBA"))
     rows = sheet.shape[0] // SIDE
     sprites = sheet.reshape(rows, SIDE, COLUMNS, SIDE, 4).transpose(0, 2, 1, 3, 4).reshape(-1, SIDE, SIDE, 4)
     if len(sprites) < len(NAMES):
         raise FileNotFoundError(f"{path}: made for another vocabulary; run python -m export.nano.sprites again")
-    return sprites[:len(NAMES)]
+    return sprites[: len(NAMES)]
 
 
 def tint(sprite: np.ndarray, colour: str) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The byte-level BPE of the world's sentences, in RoBERTa's layout: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3.
 
-    python -m export.nano.tokenizer          # writes build/nano/tokenizer.json; the same bytes every time
+python -m export.nano.tokenizer          # writes build/nano/tokenizer.json; the same bytes every time
 """
 
 from __future__ import annotations
@@ -21,9 +21,17 @@ PAD = 1
 VOCABULARY = 1024
 MAX_TOKENS = 32
 
-_ATTRIBUTES = {"noun": (None,), "colour": tuple(COLOURS), "size": tuple(SIZE), "position": tuple(POSITION),
-               "relation": tuple(RELATION), "motion": (*MOVES, "still"), "earlier": tuple(MOVES), "later": (*MOVES, "stop"),
-               "border": ("leave", "return", "gone", "enter", "stay", "there")}
+_ATTRIBUTES = {
+    "noun": (None,),
+    "colour": tuple(COLOURS),
+    "size": tuple(SIZE),
+    "position": tuple(POSITION),
+    "relation": tuple(RELATION),
+    "motion": (*MOVES, "still"),
+    "earlier": tuple(MOVES),
+    "later": (*MOVES, "stop"),
+    "border": ("leave", "return", "gone", "enter", "stay", "there"),
+}
 
 
 def sentences(count: int = 12000, seed: int = 0) -> list[str]:
@@ -33,8 +41,11 @@ def sentences(count: int = 12000, seed: int = 0) -> list[str]:
         kind, noun = KINDS[i % len(KINDS)], NAMES[int(rng.integers(len(NAMES)))]
         options = _ATTRIBUTES[kind]
         colour = tuple(COLOURS)[int(rng.integers(len(COLOURS)))]
-        out.append(phrase(rng, kind, noun, options[int(rng.integers(len(options)))], colour,
-                          NAMES[int(rng.integers(len(NAMES)))]))
+        out.append(
+            phrase(
+                rng, kind, noun, options[int(rng.integers(len(options)))], colour, NAMES[int(rng.integers(len(NAMES)))]
+            )
+        )
     return out + [absent(rng, set()) for _ in range(count // 20)]
 
 
@@ -43,10 +54,16 @@ def train(texts: list[str] | None = None) -> Tokenizer:
     tokenizer = Tokenizer(BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(vocab_size=VOCABULARY, special_tokens=list(SPECIAL), show_progress=False,
-                         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    trainer = BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL),
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
     tokenizer.train_from_iterator(sorted(texts or sentences()), trainer)
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=True)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=True
+    )
     return tokenizer
 
 
@@ -64,7 +81,7 @@ def encode(tokenizer: Tokenizer, texts: list[str], length: int | None = None) ->
     width = max([length or 0, *map(len, ids)])
     tokens = np.full((len(ids), width), PAD, np.int64)
     for row, sentence in zip(tokens, ids):
-        row[:len(sentence)] = sentence
+        row[: len(sentence)] = sentence
     return tokens, tokens != PAD
 
 

@@ -82,8 +82,13 @@ class Trainer:
         self.recipe = recipe
         self.streams = [replace(x, clips=max(1, round(x.clips * settings.scale))) for x in recipe.streams]
         # the workers fork before the device is touched
-        self.loader = Loader(self.streams, settings.workers, ahead=6 if self.gpu else 2, size=self.config.sam.image_size,
-                             atlas=sprites.load() if atlas is None else atlas)
+        self.loader = Loader(
+            self.streams,
+            settings.workers,
+            ahead=6 if self.gpu else 2,
+            size=self.config.sam.image_size,
+            atlas=sprites.load() if atlas is None else atlas,
+        )
         self.model = Samwise(self.config).to(self.device)
         initialize(self.model)
         self.heads = heads_of(self.config).to(self.device)
@@ -92,7 +97,9 @@ class Trainer:
         self.owned = self.peers.share(self.parameters, [cost(name, p) for name, p in named])
         self.optimizer = Both([pair for pair, mine in zip(named, self.owned) if mine], settings.rate, settings.decay)
         mine = {name for (name, _), own in zip(named, self.owned) if own}
-        self.average = {k: v.detach().clone().float() for k, v in self.model.state_dict().items() if v.is_floating_point()}
+        self.average = {
+            k: v.detach().clone().float() for k, v in self.model.state_dict().items() if v.is_floating_point()
+        }
         self.average |= {name: self.peers.averages_of(p) for name, p in self.model.named_parameters()}
         weights = {name for name, _ in self.model.named_parameters()}
         self.averaging = [n for n in self.average if n in mine or (n not in weights and self.peers.rank == 0)]
@@ -128,8 +135,14 @@ class Trainer:
         if self.s.profile and self.gpu:
             torch.cuda.synchronize()
             parts["time"] = {"_ms": torch.tensor(1000 * (time.monotonic() - began))}
-        self.pending.append({f"{batch.stream.name}.{part}.{name}": value.detach() for part, values in parts.items()
-                             for name, value in values.items()} | {"norm": norm})
+        self.pending.append(
+            {
+                f"{batch.stream.name}.{part}.{name}": value.detach()
+                for part, values in parts.items()
+                for name, value in values.items()
+            }
+            | {"norm": norm}
+        )
 
     # ---- schedule -------------------------------------------------------------------------------------------------
 
@@ -145,7 +158,9 @@ class Trainer:
         """Exponential mean of weights and batch-norm statistics; quick at first, so that early weights are forgotten."""
         weight = 1 - min(self.s.average, (1 + self.step) / (20 + self.step))
         state = self.model.state_dict()
-        torch._foreach_lerp_([self.average[n] for n in self.averaging], [state[n].float() for n in self.averaging], weight)
+        torch._foreach_lerp_(
+            [self.average[n] for n in self.averaging], [state[n].float() for n in self.averaging], weight
+        )
 
     def choose(self) -> Stream:
         return self.streams[int(self.draw.choice(len(self.streams), p=self.recipe.weights(self.fraction())))]
@@ -195,7 +210,7 @@ class Trainer:
 
     def report(self, waited: float = 0.0) -> None:
         if not self.pending:
-            return
+            return None
         if self.peers.rank:
             return self.pending.clear()
         sums: dict[str, list[float]] = {}
@@ -204,7 +219,9 @@ class Trainer:
                 sums.setdefault(name, []).append(float(value))
         self.pending.clear()
         means = {name: round(sum(values) / len(values), 4) for name, values in sorted(sums.items())}
-        self.log(step=self.step, spent=round(self.spent, 1), rate=round(self.rate(), 6), waited=round(waited, 2), **means)
+        self.log(
+            step=self.step, spent=round(self.spent, 1), rate=round(self.rate(), 6), waited=round(waited, 2), **means
+        )
         if not all(math.isfinite(v) for v in means.values()):
             raise SystemExit("the loss is no longer a number; resume with a smaller --rate")
 
@@ -225,8 +242,12 @@ class Trainer:
         if self.peers.rank:
             return
         self.export(self.s.out / "nano.pth")
-        self.log(step=self.step, spent=round(self.spent, 1), validation={k: v.get("J") for k, v in rows.items()},
-                 click=click.get("J"))
+        self.log(
+            step=self.step,
+            spent=round(self.spent, 1),
+            validation={k: v.get("J") for k, v in rows.items()},
+            click=click.get("J"),
+        )
 
     def averaged(self) -> Samwise:
         model = Samwise(self.config).to(self.device)
@@ -235,8 +256,10 @@ class Trainer:
 
     def export(self, path: Path) -> None:
         """The averaged weights in the layout of official checkpoints: matrices in half precision, vectors in single."""
-        state = {name: value.cpu().half() if value.is_floating_point() and value.ndim >= 2 else value.cpu()
-                 for name, value in self.averaged().state_dict().items()}
+        state = {
+            name: value.cpu().half() if value.is_floating_point() and value.ndim >= 2 else value.cpu()
+            for name, value in self.averaged().state_dict().items()
+        }
         write({"model": state, "config": to_dict(self.config)}, path)
 
     def save(self) -> None:
@@ -244,12 +267,27 @@ class Trainer:
         if self.peers.rank:
             return write({"optimizer": self.optimizer.state_dict()}, self._file())
         # copies: a view would take the whole shared memory with it into the file
-        weights = {name: {k: v.detach().clone() for k, v in state.items()} for name, state in (
-            ("model", self.model.state_dict()), ("heads", self.heads.state_dict()), ("average", self.average))}
-        write({**weights,
-               "optimizer": self.optimizer.state_dict(), "step": self.step, "spent": self.spent, "taken": self.taken,
-               "random": self.random.get_state(), "draw": self.draw.bit_generator.state, "processes": self.peers.count},
-              self._file())
+        weights = {
+            name: {k: v.detach().clone() for k, v in state.items()}
+            for name, state in (
+                ("model", self.model.state_dict()),
+                ("heads", self.heads.state_dict()),
+                ("average", self.average),
+            )
+        }
+        write(
+            {
+                **weights,
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "spent": self.spent,
+                "taken": self.taken,
+                "random": self.random.get_state(),
+                "draw": self.draw.bit_generator.state,
+                "processes": self.peers.count,
+            },
+            self._file(),
+        )
 
     def _file(self) -> Path:
         return self.s.out / (f"last.{self.peers.rank}.pth" if self.peers.rank else "last.pth")
@@ -257,7 +295,9 @@ class Trainer:
     def _resume(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)
         if state["processes"] != self.peers.count:
-            raise SystemExit(f"{path}: the run had {state['processes']} processes; resume it with as many (--processes)")
+            raise SystemExit(
+                f"{path}: the run had {state['processes']} processes; resume it with as many (--processes)"
+            )
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         for name, value in state["average"].items():

@@ -80,7 +80,7 @@ def test_clips(world: World, count: int = TEST_CLIPS, split: str = "test", first
 
 def _visible(owners: np.ndarray, count: int) -> np.ndarray:
     """(T,N) visible pixels of each actor."""
-    return np.stack([np.bincount(o.ravel(), minlength=count + 1)[1:count + 1] for o in owners])
+    return np.stack([np.bincount(o.ravel(), minlength=count + 1)[1 : count + 1] for o in owners])
 
 
 def _forget_specks(owners: np.ndarray, areas: np.ndarray) -> np.ndarray:
@@ -123,7 +123,9 @@ def main() -> None:
         clip = world.clip(args.split, seed, args.frames)
         sheets.append(sheet(clip))
         for e in clip.expressions:
-            print(f"{seed}: {e.kind:9} {'unseen ' if e.unseen else ''}{e.text!r} -> {clip.scene.actors[e.target].noun} {e.target + 1}")
+            print(
+                f"{seed}: {e.kind:9} {'unseen ' if e.unseen else ''}{e.text!r} -> {clip.scene.actors[e.target].noun} {e.target + 1}"
+            )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(sheets)).save(args.out)
     print(args.out)

@@ -56,8 +56,9 @@ class ConditionalMemoryStage(nn.Module):
         super().__init__()
         self.conditional, self.image_size = conditional, image_size
 
-    def forward(self, pointer: Tensor, early_token: Tensor, low_res_logits: Tensor,
-                memoryless_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, pointer: Tensor, early_token: Tensor, low_res_logits: Tensor, memoryless_logits: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         decision = self.conditional(pointer, early_token)
         switched = decision[:, 1] > decision[:, 0]
         logits, memoryless = upsample(low_res_logits, self.image_size), upsample(memoryless_logits, self.image_size)

@@ -58,8 +58,9 @@ class Adapter(nn.Module):
         super().__init__()
         self.patch = patch
         self.proj_vis_down = nn.Sequential(Pointwise(vision_width, width, False), ChannelBatchNorm(width), nn.ReLU())
-        self.proj_vis_up = nn.Sequential(Pointwise(width, vision_width, False, transposed=True),
-                                         ChannelBatchNorm(vision_width), nn.ReLU())
+        self.proj_vis_up = nn.Sequential(
+            Pointwise(width, vision_width, False, transposed=True), ChannelBatchNorm(vision_width), nn.ReLU()
+        )
         self.proj_text_down = nn.Sequential(nn.Linear(text_width, width, bias=False))
         self.proj_text_up = nn.Sequential(nn.Linear(width, text_width, bias=False))
         self.ca_V2T = CrossAttention(width, heads)

@@ -62,7 +62,9 @@ def bands(trunk: Hiera, side: int) -> int:
 
     Windows see nothing of each other, so whole windows in every block make the result the same to the last bit.
     """
-    rows = [block.window * (1 if stage == 0 or block.pool else 2) for stage in (0, 1) for block in trunk.stage_blocks(stage)]
+    rows = [
+        block.window * (1 if stage == 0 or block.pool else 2) for stage in (0, 1) for block in trunk.stage_blocks(stage)
+    ]
     if 0 in rows:  # a block that looks at the whole map
         return 1
     return next((n for n in range(side * side // BAND, 1, -1) if side % n == 0 and side // n % lcm(*rows) == 0), 1)

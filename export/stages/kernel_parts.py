@@ -85,8 +85,12 @@ class LastPart(nn.Module):
 
 def memory_constants(attention: MemoryAttention, ages: Tensor) -> dict[str, np.ndarray]:
     """Arguments of the kernel that do not change, named as in `kernels/reference.py`; those of layer i end in `_i`."""
-    found = {"position": attention.memory_grid, "temporal": ages.detach().flatten(1), "cosine": attention.cos,
-             "sine": attention.sin}
+    found = {
+        "position": attention.memory_grid,
+        "temporal": ages.detach().flatten(1),
+        "cosine": attention.cos,
+        "sine": attention.sin,
+    }
     for i, layer in enumerate(attention.layers):
         key = layer.cross_attn_image.k_proj
         found |= {f"key_weight_{i}": key.weight, f"key_bias_{i}": key.bias}
@@ -126,9 +130,17 @@ def window_constants(stage: AdapterStage) -> dict[str, np.ndarray]:
     own: FoldedAttention = stage.attention
     zero = torch.zeros(len(own.k.weight))
     weight, bias = torch.cat((own.q.weight, own.k.weight, own.v.weight)), torch.cat((own.q.bias, zero, zero))
-    return _arrays({
-        "position": stage.places, "norm_weight": stage.norm.weight, "norm_bias": stage.norm.bias,
-        "qkv_weight": weight, "qkv_bias": bias, "out_weight": own.out.weight, "out_bias": own.out.bias})
+    return _arrays(
+        {
+            "position": stage.places,
+            "norm_weight": stage.norm.weight,
+            "norm_bias": stage.norm.bias,
+            "qkv_weight": weight,
+            "qkv_bias": bias,
+            "out_weight": own.out.weight,
+            "out_bias": own.out.bias,
+        }
+    )
 
 
 def _arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:

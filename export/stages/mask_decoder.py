@@ -41,8 +41,9 @@ class TwoWayBlock(nn.Module):
         self.mlp = MLP(width, hidden, width, 2)
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(width) for _ in range(4))
 
-    def forward(self, x_bkd: Tensor, image_bnd: Tensor, places_bkd: Tensor, grid_nd: Tensor,
-                mask_bk: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_bkd: Tensor, image_bnd: Tensor, places_bkd: Tensor, grid_nd: Tensor, mask_bk: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """`places_bkd` are the tokens as they came in, `grid_nd` the map's positions; both are added to q and k
         only."""
         if self.first:
@@ -65,8 +66,9 @@ class TwoWayTransformer(nn.Module):
         self.final_attn_token_to_image = Attention(width, heads, width // 2)
         self.norm_final_attn = nn.LayerNorm(width)
 
-    def forward(self, tokens_bkd: Tensor, image_bnd: Tensor, grid_nd: Tensor,
-                mask_bk: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, tokens_bkd: Tensor, image_bnd: Tensor, grid_nd: Tensor, mask_bk: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, image, and the tokens as the first block leaves them."""
         x, early = tokens_bkd, tokens_bkd
         for layer in self.layers:
@@ -79,8 +81,9 @@ class TwoWayTransformer(nn.Module):
 class MaskDecoder(nn.Module):
     """The trainable module. Without `object_score` the object always counts as present (score 10)."""
 
-    def __init__(self, width: int, heads: int, hidden: int, depth: int, iou_hidden: int,
-                 object_score: bool = True) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, depth: int, iou_hidden: int, object_score: bool = True
+    ) -> None:
         super().__init__()
         self.object_score = object_score
         self.transformer = TwoWayTransformer(width, heads, hidden, depth)
@@ -88,8 +91,12 @@ class MaskDecoder(nn.Module):
         self.mask_tokens = nn.Embedding(MASKS, width)
         fine, finest = width // 4, width // 8
         self.output_upscaling = nn.Sequential(
-            nn.ConvTranspose2d(width, fine, 2, 2), LayerNorm2d(fine), nn.GELU(),
-            nn.ConvTranspose2d(fine, finest, 2, 2), nn.GELU())
+            nn.ConvTranspose2d(width, fine, 2, 2),
+            LayerNorm2d(fine),
+            nn.GELU(),
+            nn.ConvTranspose2d(fine, finest, 2, 2),
+            nn.GELU(),
+        )
         self.conv_s0, self.conv_s1 = Pointwise(width, finest), Pointwise(width, fine)
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(width, width, finest, 3) for _ in range(MASKS))
         self.iou_prediction_head = MLP(width, iou_hidden, MASKS, 3)
@@ -104,8 +111,16 @@ class MaskDecoder(nn.Module):
         x = up_1(image_bnd.transpose(1, 2).unflatten(2, (side, side))) + high_res_1
         return F.gelu(up_0(F.gelu(norm(x))) + high_res_0)
 
-    def forward(self, image_bnd: Tensor, grid_nd: Tensor, sparse_bkd: Tensor, high_res_0: Tensor, high_res_1: Tensor,
-                mask_bk: Tensor | None = None, masks: int = MASKS) -> Decoded:
+    def forward(
+        self,
+        image_bnd: Tensor,
+        grid_nd: Tensor,
+        sparse_bkd: Tensor,
+        high_res_0: Tensor,
+        high_res_1: Tensor,
+        mask_bk: Tensor | None = None,
+        masks: int = MASKS,
+    ) -> Decoded:
         """`image_bnd` has the dense prompt added; `mask_bk` is true for real prompt tokens; `masks`: only the first
         n."""
         heads = [self.obj_score_token.weight] if self.object_score else []
@@ -115,13 +130,13 @@ class MaskDecoder(nn.Module):
             mask_bk = torch.cat((mask_bk.new_ones(1, len(own)).expand(mask_bk.shape[0], -1), mask_bk), 1)
         x, image_bnd, early = self.transformer(tokens, image_bnd, grid_nd, mask_bk)
         s = len(heads)
-        picked = x[:, s + 1:s + 1 + MASKS]
+        picked = x[:, s + 1 : s + 1 + MASKS]
         fine = self.upscale(image_bnd, high_res_0, high_res_1)
         hyper = torch.stack([self.output_hypernetworks_mlps[i](picked[:, i]) for i in range(masks)], 1)
         logits = (hyper @ fine.flatten(2)).unflatten(2, fine.shape[2:])
         score = self.pred_obj_score_head(x[:, 0])[:, 0] if heads else torch.full_like(x[:, 0, 0], 10.0)
         iou = self.iou_prediction_head(x[:, s]).sigmoid()
-        return Decoded(logits, iou, score, picked, early[:, s + 1:s + 1 + MASKS])
+        return Decoded(logits, iou, score, picked, early[:, s + 1 : s + 1 + MASKS])
 
 
 def gate(score_b: Tensor, logits: Tensor, pointer_bd: Tensor, no_pointer_d: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,19 +149,29 @@ def gate(score_b: Tensor, logits: Tensor, pointer_bd: Tensor, no_pointer_d: Tens
 class MaskDecoderStage(nn.Module):
     """Single-mask decode, gated by the object score. Signature: see `docs/architecture.md`, row `mask_decoder`."""
 
-    def __init__(self, decoder: MaskDecoder, prompts: PromptEncoder, pointer: MLP, no_pointer: Tensor,
-                 side: int) -> None:
+    def __init__(
+        self, decoder: MaskDecoder, prompts: PromptEncoder, pointer: MLP, no_pointer: Tensor, side: int
+    ) -> None:
         super().__init__()
         self.decoder, self.pointer = decoder, pointer
         self.register_buffer("dense", prompts.no_mask_embed.weight.detach()[0].clone())
         self.register_buffer("grid", prompts.pe_layer.grid(side).detach())
         self.register_buffer("no_pointer", no_pointer.detach()[0].clone())
 
-    def forward(self, conditioned: Tensor, sparse: Tensor, sparse_count: Tensor, high_res_0: Tensor,
-                picture_index: Tensor, high_res_1: Tensor, map_index: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        conditioned: Tensor,
+        sparse: Tensor,
+        sparse_count: Tensor,
+        high_res_0: Tensor,
+        picture_index: Tensor,
+        high_res_1: Tensor,
+        map_index: Tensor,
+    ) -> tuple[Tensor, ...]:
         mask = torch.arange(sparse.shape[1], device=sparse.device) < sparse_count[:, None]
-        out = self.decoder(conditioned + self.dense, self.grid, sparse, high_res_0[picture_index],
-                           high_res_1[map_index], mask, masks=1)
+        out = self.decoder(
+            conditioned + self.dense, self.grid, sparse, high_res_0[picture_index], high_res_1[map_index], mask, masks=1
+        )
         logits, pointer = out.logits[:, 0], self.pointer(out.tokens[:, 0])
         if self.decoder.object_score:
             logits, pointer = gate(out.score, logits, pointer, self.no_pointer)

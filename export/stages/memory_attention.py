@@ -33,8 +33,9 @@ class MemoryLayer(nn.Module):
         self.linear2 = nn.Linear(hidden, width)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
 
-    def forward(self, x_bnd: Tensor, keys_bsnm: Tensor, pointer_keys_bpm: Tensor, values_bsm: Tensor,
-                cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        self, x_bnd: Tensor, keys_bsnm: Tensor, pointer_keys_bpm: Tensor, values_bsm: Tensor, cos: Tensor, sin: Tensor
+    ) -> Tensor:
         normed, own = self.norm1(x_bnd), self.self_attn
         q, k = rotate_pairs(own.q_proj(normed), cos, sin), rotate_pairs(own.k_proj(normed), cos, sin)
         x_bnd = x_bnd + own.out_proj(attend(q, k, own.v_proj(normed)))
@@ -46,8 +47,13 @@ class MemoryLayer(nn.Module):
         return x_bnd + self.linear2(self.linear1(self.norm3(x_bnd)).relu())
 
 
-def remembered_tokens(memory_bsnm: Tensor, grid_nm: Tensor, ages_bsm: Tensor, pointers_bpd: Tensor,
-                      pointer_positions_bpm: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def remembered_tokens(
+    memory_bsnm: Tensor,
+    grid_nm: Tensor,
+    ages_bsm: Tensor,
+    pointers_bpd: Tensor,
+    pointer_positions_bpm: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Keys of the maps (B,S,N,M), keys of the pointers (B,P*D/M,M), all values (B,S*N + P*D/M, M).
 
     Positions are added to keys only: the grid and a temporal embedding per slot to maps, nothing or `pointer_positions`
@@ -74,8 +80,14 @@ class MemoryAttention(nn.Module):
         self.register_buffer("grid", 0.1 * sine_grid(side, width), persistent=False)
         self.register_buffer("memory_grid", sine_grid(side, memory_width), persistent=False)
 
-    def forward(self, x_bnd: Tensor, memory_bsnm: Tensor, ages_bsm: Tensor, pointers_bpd: Tensor,
-                pointer_positions_bpm: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_bnd: Tensor,
+        memory_bsnm: Tensor,
+        ages_bsm: Tensor,
+        pointers_bpd: Tensor,
+        pointer_positions_bpm: Tensor | None = None,
+    ) -> Tensor:
         """Map (B,N,D), memory (B,S,N,M), temporal embedding of each slot (B,S,M), pointers (B,P,D) -> (B,N,D)."""
         tokens = remembered_tokens(memory_bsnm, self.memory_grid, ages_bsm, pointers_bpd, pointer_positions_bpm)
         x_bnd = x_bnd + self.grid
@@ -109,8 +121,9 @@ class FoldedMemoryLayer(nn.Module):
         q, k = rotate_halves(self.own_q(normed), cos, sin), rotate_halves(self.own_k(normed), cos, sin)
         return x_bnd + self.own_out(attend(q, k, self.own_v(normed), split=(1, pieces(x_bnd.shape[1]))))
 
-    def forward(self, x_bnd: Tensor, keys_bsnm: Tensor, pointer_keys_bpm: Tensor, values_bsm: Tensor,
-                cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        self, x_bnd: Tensor, keys_bsnm: Tensor, pointer_keys_bpm: Tensor, values_bsm: Tensor, cos: Tensor, sin: Tensor
+    ) -> Tensor:
         """Everything after self-attention."""
         split = (1, pieces(x_bnd.shape[1]))
         q = rotate_halves(self.q(self.norm2(x_bnd)), cos, sin)
@@ -128,8 +141,9 @@ class MemoryAttentionStage(nn.Module):
     `map_index` hands the maps out to objects.
     """
 
-    def __init__(self, attention: MemoryAttention, ages: Tensor, wide: bool = False,
-                 pointer_projection: nn.Linear | None = None) -> None:
+    def __init__(
+        self, attention: MemoryAttention, ages: Tensor, wide: bool = False, pointer_projection: nn.Linear | None = None
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(FoldedMemoryLayer(layer, wide) for layer in attention.layers)
         self.norm = attention.norm
@@ -140,8 +154,15 @@ class MemoryAttentionStage(nn.Module):
         self.register_buffer("cos", attention.cos)
         self.register_buffer("sin", attention.sin)
 
-    def forward(self, embedding: Tensor, map_index: Tensor, memory: Tensor, memory_age: Tensor, pointers: Tensor,
-                pointer_distance: Tensor | None = None) -> tuple[Tensor]:
+    def forward(
+        self,
+        embedding: Tensor,
+        map_index: Tensor,
+        memory: Tensor,
+        memory_age: Tensor,
+        pointers: Tensor,
+        pointer_distance: Tensor | None = None,
+    ) -> tuple[Tensor]:
         places = None
         if self.pointer_projection is not None:
             places = self.pointer_projection(sine_distance(pointer_distance, self.pointer_projection.in_features))

@@ -73,8 +73,9 @@ class PromptMemoryStage(nn.Module):
         self.encoder, self.image_size = encoder, image_size
         self.register_buffer("absent", None if absent is None else absent.detach()[0].clone())
 
-    def forward(self, embedding: Tensor, map_index: Tensor, mask_logits: Tensor, binarize: Tensor,
-                score: Tensor | None = None) -> tuple[Tensor]:
+    def forward(
+        self, embedding: Tensor, map_index: Tensor, mask_logits: Tensor, binarize: Tensor, score: Tensor | None = None
+    ) -> tuple[Tensor]:
         logits = upsample(mask_logits, self.image_size)
         mask = torch.where(binarize[:, None, None], (logits > 0).float(), logits.sigmoid())
         slot = self.encoder(embedding[map_index], mask)

@@ -56,15 +56,26 @@ class PromptDecoderStage(nn.Module):
     best of the others where mask 0 is unstable; the pointer is that of token 0 in both cases.
     """
 
-    def __init__(self, decoder: MaskDecoder, prompts: PromptEncoder, pointer: MLP, no_pointer: Tensor,
-                 side: int) -> None:
+    def __init__(
+        self, decoder: MaskDecoder, prompts: PromptEncoder, pointer: MLP, no_pointer: Tensor, side: int
+    ) -> None:
         super().__init__()
         self.decoder, self.pointer = decoder, pointer
         self.register_buffer("grid", prompts.pe_layer.grid(side).detach())
         self.register_buffer("no_pointer", no_pointer.detach()[0].clone())
 
-    def forward(self, conditioned: Tensor, sparse: Tensor, sparse_count: Tensor, dense: Tensor, high_res_0: Tensor,
-                picture_index: Tensor, high_res_1: Tensor, map_index: Tensor, multimask: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        conditioned: Tensor,
+        sparse: Tensor,
+        sparse_count: Tensor,
+        dense: Tensor,
+        high_res_0: Tensor,
+        picture_index: Tensor,
+        high_res_1: Tensor,
+        map_index: Tensor,
+        multimask: Tensor,
+    ) -> tuple[Tensor, ...]:
         mask = torch.arange(sparse.shape[1], device=sparse.device) < sparse_count[:, None]
         fine = high_res_0[picture_index], high_res_1[map_index]
         out = self.decoder(conditioned + dense, self.grid, sparse, *fine, mask)

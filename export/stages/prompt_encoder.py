@@ -13,8 +13,9 @@ from ..layers.positions import RandomPositions
 class PromptEncoder(nn.Module):
     """The trainable module. `text_width` 0: no sentences (SAM 2). `image_size` scales point coordinates."""
 
-    def __init__(self, image_size: int, width: int, mask_channels: int, text_width: int = 0,
-                 motion: bool = False) -> None:
+    def __init__(
+        self, image_size: int, width: int, mask_channels: int, text_width: int = 0, motion: bool = False
+    ) -> None:
         super().__init__()
         self.image_size = image_size
         self.pe_layer = RandomPositions(width)
@@ -23,9 +24,14 @@ class PromptEncoder(nn.Module):
         self.no_mask_embed = nn.Embedding(1, width)
         few = mask_channels // 4
         self.mask_downscaling = nn.Sequential(
-            nn.Conv2d(1, few, 2, 2), LayerNorm2d(few), nn.GELU(),
-            nn.Conv2d(few, mask_channels, 2, 2), LayerNorm2d(mask_channels), nn.GELU(),
-            nn.Conv2d(mask_channels, width, 1))
+            nn.Conv2d(1, few, 2, 2),
+            LayerNorm2d(few),
+            nn.GELU(),
+            nn.Conv2d(few, mask_channels, 2, 2),
+            LayerNorm2d(mask_channels),
+            nn.GELU(),
+            nn.Conv2d(mask_channels, width, 1),
+        )
         if text_width:
             self.project_text = MLP(text_width, width, width, 3)
         if motion:

@@ -49,8 +49,9 @@ class FuseStage(nn.Module):
         dense = model.sam_prompt_encoder.pe_layer.grid(grid.side).detach()
         self.register_buffer("dense_positions", dense, persistent=False)
 
-    def forward(self, vit: Tensor, pyramid: Tensor, stem: Tensor, text: Tensor,
-                text_count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, vit: Tensor, pyramid: Tensor, stem: Tensor, text: Tensor, text_count: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         model, adapter, grid = self.model, self.model.vl_adapter, self.grid
         mask = torch.arange(text.shape[1], device=text.device) < text_count[:, None]
         shown = mask.new_ones(1, adapter.config.context).expand(text.shape[0], -1)
@@ -58,8 +59,9 @@ class FuseStage(nn.Module):
         vit, pyramid, language = adapter.fuse(vit, pyramid, text, bias, grid, self.folded)
         levels = adapter.levels(pyramid, grid)
         prompts = adapter.prompt(levels, language, mask, model.sentence(language, text_count), grid, self.folded)
-        coarse = coarse_mask(model.mask_embedding, adapter.out_conv[3], prompts[:, 0],
-                             adapter.fine(stem, levels[0], grid))
+        coarse = coarse_mask(
+            model.mask_embedding, adapter.out_conv[3], prompts[:, 0], adapter.fine(stem, levels[0], grid)
+        )
         image = adapter.vis_model.neck(vit.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2) + levels[1]
         dense = model.sam_prompt_encoder.masks(model.mask_scaling(coarse[:, None])[:, 0])
         sparse = model.sparse_embedding(prompts[:, 1:])

@@ -49,7 +49,8 @@ class Grid(nn.Module):
             "references": torch.cat([cell_centres(s) for s in self.sides]),
             "positions": self._codes(adapter.level_embed),
             "prompter_positions": self._codes(adapter.level_embed_prompter),
-            "vit_positions": adapter.vis_model.positions(self.side)}
+            "vit_positions": adapter.vis_model.positions(self.side),
+        }
         for name, value in constants.items():
             self.register_buffer(name, value.detach().contiguous(), persistent=False)
 
@@ -134,7 +135,8 @@ class Interaction(nn.Module):
         if extra:
             self.extra_extractors = nn.ModuleList(Extractor(width, config) for _ in range(extra))
             self.extra_vl_extractors = nn.ModuleList(
-                VisionLanguage(width, config.text_width, config.heads) for _ in range(extra))
+                VisionLanguage(width, config.text_width, config.heads) for _ in range(extra)
+            )
 
     def inject(self, vit_bhwd: Tensor, pyramid_bnd: Tensor, grid: Grid) -> Tensor:
         """ViT map (B,h,w,D) with the pyramid in it."""
@@ -158,17 +160,20 @@ class Adapter(nn.Module):
         self.spm = SpatialPrior(d, config.stem)
         self.lang_prompts = nn.Embedding(config.context, config.text_width)
         self.interactions = nn.ModuleList(
-            Interaction(d, config, config.extra if i == config.runs - 1 else 0) for i in range(config.runs))
+            Interaction(d, config, config.extra if i == config.runs - 1 else 0) for i in range(config.runs)
+        )
         self.adapter_proj = nn.ModuleList(nn.Sequential(nn.Linear(d, out), nn.LayerNorm(out, EPS)) for _ in range(3))
         self.lang_proj = nn.Sequential(
-            nn.Linear(config.text_width, out), nn.GELU(), nn.Linear(out, out), nn.LayerNorm(out, EPS))
+            nn.Linear(config.text_width, out), nn.GELU(), nn.Linear(out, out), nn.LayerNorm(out, EPS)
+        )
         self.sparse_prompts = nn.Embedding(config.prompts, out)
         self.prompt_pos = nn.Embedding(1 + config.prompts, out)
         self.prompt_blocks = nn.ModuleList(PromptLayer(out, config.prompt_heads) for _ in range(config.prompt_layers))
         self.c1_conv = nn.Conv2d(config.stem, out, 1, bias=False)
         self.c1_norm = OneGroupNorm(out)
         self.out_conv = nn.Sequential(
-            nn.Conv2d(out, out, 3, padding=1, bias=False), OneGroupNorm(out), nn.GELU(), nn.Conv2d(out, out, 1))
+            nn.Conv2d(out, out, 3, padding=1, bias=False), OneGroupNorm(out), nn.GELU(), nn.Conv2d(out, out, 1)
+        )
 
     def run(self, index: int, vit_bhwd: Tensor, pyramid_bnd: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Injection, one run of ViT blocks, extraction."""
@@ -184,8 +189,9 @@ class Adapter(nn.Module):
         vit, pyramid = self.run(0, self.vis_model.embed(pixels_b3ii) + grid.vit_positions, pyramid, grid)
         return vit, pyramid, stem
 
-    def fuse(self, vit_bhwd: Tensor, pyramid_bnd: Tensor, text_blw: Tensor, bias_bm: Tensor, grid: Grid,
-             folded: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def fuse(
+        self, vit_bhwd: Tensor, pyramid_bnd: Tensor, text_blw: Tensor, bias_bm: Tensor, grid: Grid, folded: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The rest of ViT and interactions -> ViT map (B,s,s,D), pyramid (B,N,D), text (B,L,out)."""
         context = self.lang_prompts.weight.expand(text_blw.shape[0], -1, -1)
         rows = torch.cat((text_blw, context), 1)
@@ -199,7 +205,7 @@ class Adapter(nn.Module):
                 pyramid, rows = layer(pyramid, rows, bias_bm, grid.positions, grid.sizes, folded)
                 if not index:
                     vit = vit.expand(pyramid.shape[0], -1, -1, -1)
-        return vit, pyramid, self.lang_proj(rows[:, :text_blw.shape[1]])
+        return vit, pyramid, self.lang_proj(rows[:, : text_blw.shape[1]])
 
     def levels(self, pyramid_bnd: Tensor, grid: Grid) -> list[Tensor]:
         """Each level of the pyramid at decoder width, fine to coarse."""
@@ -211,12 +217,20 @@ class Adapter(nn.Module):
         level = F.interpolate(level, scale_factor=2, mode="bilinear", align_corners=False)
         return self.out_conv[:3](self.c1_norm(self.c1_conv(stem_bcss)) + level)
 
-    def prompt(self, levels: list[Tensor], text_blo: Tensor, mask_bl: Tensor, sentence_bo: Tensor, grid: Grid,
-               folded: bool = False) -> Tensor:
+    def prompt(
+        self,
+        levels: list[Tensor],
+        text_blo: Tensor,
+        mask_bl: Tensor,
+        sentence_bo: Tensor,
+        grid: Grid,
+        folded: bool = False,
+    ) -> Tensor:
         """Sentence and learned prompts (B,1+P,out), aggregated from pyramid and text."""
         learned = self.sparse_prompts.weight.expand(text_blo.shape[0], -1, -1)
         prompts, pyramid = torch.cat((sentence_bo[:, None], learned), 1), torch.cat(levels, 1)
         for block in self.prompt_blocks:
-            prompts = block(prompts, pyramid, text_blo, mask_bl, self.prompt_pos.weight, grid.prompter_positions,
-                            grid.sizes, folded)
+            prompts = block(
+                prompts, pyramid, text_blo, mask_bl, self.prompt_pos.weight, grid.prompter_positions, grid.sizes, folded
+            )
         return prompts

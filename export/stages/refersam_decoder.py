@@ -19,8 +19,12 @@ class SamDecoder(nn.Module):
         self.iou_token = nn.Embedding(1, width)
         self.mask_tokens = nn.Embedding(MASKS, width)
         self.output_upscaling = nn.Sequential(
-            nn.ConvTranspose2d(width, fine, 2, 2), LayerNorm2d(fine), nn.GELU(),
-            nn.ConvTranspose2d(fine, finest, 2, 2), nn.GELU())
+            nn.ConvTranspose2d(width, fine, 2, 2),
+            LayerNorm2d(fine),
+            nn.GELU(),
+            nn.ConvTranspose2d(fine, finest, 2, 2),
+            nn.GELU(),
+        )
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(width, width, finest, 3) for _ in range(MASKS))
         self.iou_prediction_head = MLP(width, width, MASKS, 3)
 

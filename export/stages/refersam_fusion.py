@@ -33,8 +33,9 @@ class LevelAttention(Attention):
         super().__init__(width, heads, inner, key_width)
         self.level_weights = nn.Linear(width, heads * levels)
 
-    def forward(self, q_bld: Tensor, k_bnc: Tensor, v_bnc: Tensor, sizes: tuple[int, ...],
-                folded: bool = False) -> Tensor:
+    def forward(
+        self, q_bld: Tensor, k_bnc: Tensor, v_bnc: Tensor, sizes: tuple[int, ...], folded: bool = False
+    ) -> Tensor:
         """Queries (B,L,D), keys and values (B or 1,N,C), tokens per level -> (B,L,D)."""
         h = self.heads
         weights = self.level_weights(q_bld).unflatten(2, (h, len(sizes))).softmax(-1).transpose(1, 2)
@@ -47,8 +48,9 @@ class LevelAttention(Attention):
         mixed = sum((q @ kl.transpose(2, 3)).softmax(-1) @ vl * w[..., None] for kl, vl, w in parts)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
-    def _folded(self, q_bhld: Tensor, weights_bhls: Tensor, k_bnc: Tensor, v_bnc: Tensor,
-                sizes: tuple[int, ...]) -> Tensor:
+    def _folded(
+        self, q_bhld: Tensor, weights_bhls: Tensor, k_bnc: Tensor, v_bnc: Tensor, sizes: tuple[int, ...]
+    ) -> Tensor:
         h = self.heads
         rows = (q_bhld @ self.k_proj.weight.unflatten(0, (h, -1))).flatten(1, 2)
         parts = zip(k_bnc.split(sizes, 1), v_bnc.split(sizes, 1), weights_bhls.flatten(1, 2).split(1, -1))
@@ -57,8 +59,9 @@ class LevelAttention(Attention):
         return (mixed.unflatten(1, (h, -1)) @ values).transpose(1, 2).flatten(2) + self.v_proj.bias
 
 
-def look_at_text(attention: Attention, q_bnc: Tensor, text_bmd: Tensor, bias_bm: Tensor,
-                 folded: bool = False) -> Tensor:
+def look_at_text(
+    attention: Attention, q_bnc: Tensor, text_bmd: Tensor, bias_bm: Tensor, folded: bool = False
+) -> Tensor:
     """Many picture tokens attend to few text rows: (B or 1,N,C), (B,M,D), (B,M) added to the scores -> (B,N,C)."""
     if not folded:
         return attention(q_bnc.expand(text_bmd.shape[0], -1, -1), text_bmd, text_bmd, bias_bm > MASKED / 2)
@@ -89,8 +92,15 @@ class VisionLanguage(nn.Module):
         self.v_norm1, self.v_norm2 = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
         self.l_norm1, self.l_norm2, self.l_norm3 = (nn.LayerNorm(text_width, EPS) for _ in range(3))
 
-    def forward(self, pyramid_bnd: Tensor, rows_bmw: Tensor, bias_bm: Tensor, positions_nd: Tensor,
-                sizes: tuple[int, ...], folded: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        pyramid_bnd: Tensor,
+        rows_bmw: Tensor,
+        bias_bm: Tensor,
+        positions_nd: Tensor,
+        sizes: tuple[int, ...],
+        folded: bool = False,
+    ) -> tuple[Tensor, Tensor]:
         """Pyramid (B or 1,N,D), text then context (B,M,W), score bias that hides padding (B,M) -> both, updated."""
         x, placed = rows_bmw, pyramid_bnd + positions_nd
         x = self.l_norm2(x + self.p2l_cross_attn(x, x, x, bias_bm > MASKED / 2))
@@ -111,8 +121,17 @@ class PromptLayer(nn.Module):
         self.prompt_mlp = FeedForward(width, ratio * width)
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(width, EPS) for _ in range(4))
 
-    def forward(self, prompts_bpd: Tensor, pyramid_bnd: Tensor, text_bld: Tensor, mask_bl: Tensor, places_pd: Tensor,
-                positions_nd: Tensor, sizes: tuple[int, ...], folded: bool = False) -> Tensor:
+    def forward(
+        self,
+        prompts_bpd: Tensor,
+        pyramid_bnd: Tensor,
+        text_bld: Tensor,
+        mask_bl: Tensor,
+        places_pd: Tensor,
+        positions_nd: Tensor,
+        sizes: tuple[int, ...],
+        folded: bool = False,
+    ) -> Tensor:
         q = prompts_bpd + places_pd
         x = self.norm1(prompts_bpd + self.p_self_attn(q, q, prompts_bpd))
         placed = pyramid_bnd + positions_nd

@@ -64,7 +64,8 @@ class Sam(nn.Module):
         self.memory_encoder = MemoryEncoder(width, memory, c.mask_channels, c.fuser_blocks)
         self.sam_prompt_encoder = PromptEncoder(c.image_size, width, c.prompt_channels, c.text_width, c.motion)
         self.sam_mask_decoder = MaskDecoder(
-            width, c.decoder_heads, c.decoder_hidden, c.decoder_depth, c.iou_hidden, c.object_score)
+            width, c.decoder_heads, c.decoder_hidden, c.decoder_depth, c.iou_hidden, c.object_score
+        )
         self.obj_ptr_proj = MLP(width, width, width, 3)
         if c.object_score:
             self.no_obj_ptr = nn.Parameter(0.02 * torch.randn(1, width))
@@ -89,8 +90,14 @@ class Sam(nn.Module):
         """What the decoder sees where there is no memory."""
         return embedding_bnd + self.no_mem_embed
 
-    def attend_memory(self, embedding_bnd: Tensor, memory_bsnm: Tensor, memory_age_bs: Tensor, pointers_bpd: Tensor,
-                      pointer_positions_bpm: Tensor | None = None) -> Tensor:
+    def attend_memory(
+        self,
+        embedding_bnd: Tensor,
+        memory_bsnm: Tensor,
+        memory_age_bs: Tensor,
+        pointers_bpd: Tensor,
+        pointer_positions_bpm: Tensor | None = None,
+    ) -> Tensor:
         """(B,N,D), (B,S,N,M), (B,S) int64 rows of the temporal embedding, (B,P,D) -> (B,N,D)."""
         ages = self.maskmem_tpos_enc[:, 0, 0][memory_age_bs]
         return self.memory_attention(embedding_bnd, memory_bsnm, ages, pointers_bpd, pointer_positions_bpm)

@@ -115,8 +115,9 @@ def keep(note: Note) -> Path:
         work.write_text(json.dumps(asdict(note), indent=1) + "\n", encoding="utf-8")
         work.replace(path)
     except OSError as error:
-        raise RuntimeFault(f"{path}: cannot keep the note ({error.strerror}); set XDG_CACHE_HOME to a folder that "
-                           "can be written") from None
+        raise RuntimeFault(
+            f"{path}: cannot keep the note ({error.strerror}); set XDG_CACHE_HOME to a folder that can be written"
+        ) from None
     return path
 
 

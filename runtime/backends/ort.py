@@ -47,8 +47,9 @@ class OrtBackend:
         global _arena_registered
         if _arena_registered:
             return
-        memory = self._ort.OrtMemoryInfo("Cpu", self._ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0,
-                                         self._ort.OrtMemType.DEFAULT)
+        memory = self._ort.OrtMemoryInfo(
+            "Cpu", self._ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, self._ort.OrtMemType.DEFAULT
+        )
         # grow by what is asked for, not to the next power of two: activations are hundreds of megabytes
         self._ort.create_and_register_allocator(memory, self._ort.OrtArenaCfg(0, 1, -1, -1))
         _arena_registered = True
@@ -74,7 +75,9 @@ class OrtBackend:
         have = {i.name for i in session.get_inputs()} | {o.name for o in session.get_outputs()}
         want = {t.name for t in (*spec.inputs, *spec.outputs)}
         if have != want:
-            raise BundleError(f"{file}: tensors {sorted(have ^ want)} differ from the manifest's; export the bundle again")
+            raise BundleError(
+                f"{file}: tensors {sorted(have ^ want)} differ from the manifest's; export the bundle again"
+            )
         return OrtStage(session, spec, self.memory, self._run_options())
 
     def _check_provider(self, session: Any, file: Path) -> None:
@@ -94,8 +97,9 @@ class OrtCudaBackend(OrtBackend):
     def __init__(self, threads: int | None = None) -> None:
         super().__init__(threads)
         if "CUDAExecutionProvider" not in self._ort.get_available_providers():
-            raise BackendError("this onnxruntime has no CUDA: pip uninstall onnxruntime, then "
-                               "pip install 'samwise-runtime[gpu]'")
+            raise BackendError(
+                "this onnxruntime has no CUDA: pip uninstall onnxruntime, then pip install 'samwise-runtime[gpu]'"
+            )
         self.device = Cuda()
 
     def _providers(self) -> list[Any]:
@@ -103,8 +107,10 @@ class OrtCudaBackend(OrtBackend):
 
     def _check_provider(self, session: Any, file: Path) -> None:
         if session.get_providers()[0] != "CUDAExecutionProvider":
-            raise BackendError(f"{file}: ONNX Runtime would run it on the CPU; its CUDA libraries (CUDA 13, cuDNN 9) are "
-                               f"missing or too old. Use --backend ort to run on the CPU on purpose")
+            raise BackendError(
+                f"{file}: ONNX Runtime would run it on the CPU; its CUDA libraries (CUDA 13, cuDNN 9) are "
+                f"missing or too old. Use --backend ort to run on the CPU on purpose"
+            )
 
     def _run_options(self) -> Any:
         options = self._ort.RunOptions()

@@ -44,14 +44,20 @@ class OpenVinoBackend:
             model = self._core.read_model(str(file))
             names = {i.any_name for i in model.inputs} | {o.any_name for o in model.outputs}
             keep_rounding(model)
-            parts = [Part(self._core.compile_model(part, "CPU", self._options | {"INFERENCE_PRECISION_HINT": precision}), names)
-                     for part, precision in self.parts(model, spec)]
+            parts = [
+                Part(
+                    self._core.compile_model(part, "CPU", self._options | {"INFERENCE_PRECISION_HINT": precision}),
+                    names,
+                )
+                for part, precision in self.parts(model, spec)
+            ]
         except Exception as error:  # openvino raises RuntimeError with a page of text
             raise BundleError(f"{file}: OpenVINO cannot load it ({_first_line(error)})") from None
         want = {t.name for t in (*spec.inputs, *spec.outputs)}
         if names != want:
-            raise BundleError(f"{file}: tensors {sorted(names ^ want)} differ from the manifest's; export the bundle "
-                              f"again")
+            raise BundleError(
+                f"{file}: tensors {sorted(names ^ want)} differ from the manifest's; export the bundle again"
+            )
         return OpenVinoStage(self._openvino, parts, spec)
 
     def parts(self, model: Any, spec: StageSpec) -> list[tuple[Any, str]]:
@@ -86,8 +92,10 @@ class Part:
     """A compiled graph with one infer request; `takes` and `gives` name its tensors, as `known` does where it does."""
 
     def __init__(self, compiled: Any, known: Set[str]) -> None:
-        self.takes, self.gives = ([next(iter(port.names & known), port.any_name) for port in ports]
-                                  for ports in (compiled.inputs, compiled.outputs))
+        self.takes, self.gives = (
+            [next(iter(port.names & known), port.any_name) for port in ports]
+            for ports in (compiled.inputs, compiled.outputs)
+        )
         self.request = compiled.create_infer_request()
 
 
@@ -101,8 +109,10 @@ class OpenVinoStage:
         """Run on these arrays; see `backends.Stage`. Raises RuntimeFault with the stage's name."""
         try:
             # outputs are shared as they are, too: OpenVINO writes into them when type and shape agree
-            tensors = {tensor.name: self._shared(tensor.name, arrays, tensor.dtype)
-                       for tensor in (*self.spec.inputs, *self.spec.outputs)}
+            tensors = {
+                tensor.name: self._shared(tensor.name, arrays, tensor.dtype)
+                for tensor in (*self.spec.inputs, *self.spec.outputs)
+            }
             for part in self._parts:
                 for name in (*part.takes, *part.gives):
                     if name in tensors:
@@ -117,8 +127,9 @@ class OpenVinoStage:
     def _shared(self, name: str, arrays: dict[str, np.ndarray], dtype: str) -> Any:
         array = arrays[name]
         if array.dtype != np.dtype(dtype) or not array.flags.c_contiguous:
-            raise RuntimeFault(f"stage {self.spec.name}: {name} must be contiguous {dtype}, got {array.dtype}, "
-                               f"strides {array.strides}")
+            raise RuntimeFault(
+                f"stage {self.spec.name}: {name} must be contiguous {dtype}, got {array.dtype}, strides {array.strides}"
+            )
         return self._openvino.Tensor(array, shared_memory=True)
 
 
@@ -128,7 +139,7 @@ ROUNDED = ("hiera_", "image", "memory_attention")
 FINE = frozenset({"high_res_0", "high_res_1"})
 """Maps of a trunk at four and eight pixels: they draw the edge of a mask in the decoder's last layers."""
 
-SPLITTER = np.float32(2 ** 16 + 1)
+SPLITTER = np.float32(2**16 + 1)
 """x * SPLITTER - (x * SPLITTER - x) is x rounded to 24 - 16 = 8 significant bits, those of bfloat16 (Veltkamp)."""
 
 

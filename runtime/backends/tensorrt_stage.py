@@ -21,8 +21,15 @@ from ..spec import MANIFEST, Manifest, StageSpec, TensorSpec
 
 log = logging.getLogger("runtime")
 
-TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "int32": "INT32", "uint8": "UINT8",
-         "bool": "BOOL"}
+TYPES = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "int64": "INT64",
+    "int32": "INT32",
+    "uint8": "UINT8",
+    "bool": "BOOL",
+}
 """Names of a manifest's types in TensorRT."""
 
 
@@ -47,8 +54,9 @@ class TensorRtBackend:
         try:
             return importlib.import_module(self.library)
         except (ImportError, OSError):
-            raise BackendError(f"backend {self.name!r} needs {self.library}: pip install "
-                               f"'samwise-runtime[{self.extra}]'") from None
+            raise BackendError(
+                f"backend {self.name!r} needs {self.library}: pip install 'samwise-runtime[{self.extra}]'"
+            ) from None
 
     def load(self, file: Path, spec: StageSpec) -> EngineStage:
         """The engine that was built from the graph `file`. Raises BundleError when none was, or none that fits here."""
@@ -61,8 +69,10 @@ class TensorRtBackend:
         engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             reason = " ".join(self._logger.last.split())[:300] or "no reason given"
-            raise BundleError(f"{path}: {self.library} {self.version} refuses it ({reason}); run `python -m export.build "
-                              f"{folder} --backend {self.library}`")
+            raise BundleError(
+                f"{path}: {self.library} {self.version} refuses it ({reason}); run `python -m export.build "
+                f"{folder} --backend {self.library}`"
+            )
         self._check_signature(engine, spec, path)
         return EngineStage(engine, self._context(engine, folder), spec, self.device.stream, self._scratch)
 
@@ -146,8 +156,10 @@ class EngineStage:
             self._size = None
             if not self.context.set_input_shape(name, shape):
                 self._shapes.pop(name, None)
-                raise RuntimeFault(f"stage {self.spec.name}: {name} of shape {shape} is outside of what the engine was "
-                                   f"built for; build it again with `python -m export.build`")
+                raise RuntimeFault(
+                    f"stage {self.spec.name}: {name} of shape {shape} is outside of what the engine was "
+                    f"built for; build it again with `python -m export.build`"
+                )
             self._shapes[name] = shape
         self.context.set_tensor_address(name, array.ptr)
 

@@ -6,7 +6,8 @@ A network class says which stages run in which order. It knows no backend and no
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Mapping
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleError
 from . import signatures
@@ -34,7 +35,9 @@ def create_networks(bundle: Bundle, stages: Mapping[str, Stage], device: Device,
 
 def _create(name: str, bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> Any:
     if name not in NETWORKS:
-        raise BundleError(f"{bundle.folder}: network {name!r} is not one of {', '.join(NETWORKS)}; upgrade samwise-runtime")
+        raise BundleError(
+            f"{bundle.folder}: network {name!r} is not one of {', '.join(NETWORKS)}; upgrade samwise-runtime"
+        )
     module, _, cls = NETWORKS[name].partition(":")
     network = getattr(importlib.import_module(module), cls)
     missing = sorted(set(network.STAGES) - set(stages))

@@ -6,8 +6,9 @@ A picture is encoded once, a sentence once, and every pair of the two is fused; 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -113,12 +114,20 @@ class ReferSam:
         manifest = self._bundle.manifest
         self._tokenizer = self._tokenizer or Tokenizer.of(self._bundle.folder, manifest)
         texts = [self._read(encode(p, manifest, self._tokenizer)) for p in prompts]
-        parts = [self._fuse(seen, texts[i:i + self.batch]) for i in range(0, len(texts), self.batch)]
+        parts = [self._fuse(seen, texts[i : i + self.batch]) for i in range(0, len(texts), self.batch)]
         low_res, coarse, iou = (np.concatenate(part) for part in zip(*parts))
         masks = seen.upsampler.masks(low_res)
         boxes = ops.boxes_and_areas(masks)[0].astype(np.float32)
-        return Result(0, tuple(range(1, len(texts) + 1)), masks, iou, iou, boxes, low_res if logits else None,
-                      coarse if logits else None)
+        return Result(
+            0,
+            tuple(range(1, len(texts) + 1)),
+            masks,
+            iou,
+            iou,
+            boxes,
+            low_res if logits else None,
+            coarse if logits else None,
+        )
 
     def _read(self, tokens: np.ndarray) -> Any:
         """Features of a sentence (L,W), without padding."""
@@ -138,9 +147,9 @@ class ReferSam:
         n, length = len(texts), max(len(t) for t in texts)
         batch = texts[0][None]
         if n > 1:
-            batch = self._text[:n * length * self._width].reshape(n, length, self._width)
+            batch = self._text[: n * length * self._width].reshape(n, length, self._width)
             for row, text in zip(batch, texts):
-                self._device.copy(text, row[:len(text)])
+                self._device.copy(text, row[: len(text)])
         counts = np.array([len(t) for t in texts], np.int64)
         outputs = {t.name: self._work.view(t.name, n) for t in self._stages["fuse"].spec.outputs}
         self._stages["fuse"].run(**seen.maps, text=batch, text_count=counts, **outputs)

@@ -40,8 +40,14 @@ VIDEO_PAGES = 32
 class Sam2:
     """Stages, buffers and memory of one SAM 2 bundle."""
 
-    STAGES = ("image_encoder", "prompt_encoder", "mask_prompt", "prompt_decoder", "memory_attention",
-              "prompt_memory_encoder")
+    STAGES = (
+        "image_encoder",
+        "prompt_encoder",
+        "mask_prompt",
+        "prompt_decoder",
+        "memory_attention",
+        "prompt_memory_encoder",
+    )
 
     def __init__(self, bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> None:
         manifest = bundle.manifest
@@ -129,7 +135,7 @@ class Sam2:
         order = sorted(range(len(queries)), key=lambda i: queries[i].fill)
         answers: list[Any] = [None] * len(queries)
         for start in range(0, len(order), self.batch):
-            chosen = order[start:start + self.batch]
+            chosen = order[start : start + self.batch]
             for i, decoded in zip(chosen, self._answer(picture, [queries[i] for i in chosen], all_logits)):
                 answers[i] = decoded
         return answers
@@ -137,8 +143,10 @@ class Sam2:
     def _check(self, queries: Iterable[Query]) -> None:
         for slots, pointers in {q.fill for q in queries}:
             if slots > self._bounds["slots"][1] or pointers > self._bounds["pointers"][1]:
-                raise UserError(f"{slots} remembered frames are more than the bundle {self.name} takes "
-                                f"({self._bounds['slots'][1]}); limit them with max_cond_frames_in_attn")
+                raise UserError(
+                    f"{slots} remembered frames are more than the bundle {self.name} takes "
+                    f"({self._bounds['slots'][1]}); limit them with max_cond_frames_in_attn"
+                )
 
     def _answer(self, picture: Picture, queries: list[Query], all_logits: bool) -> Iterator[Decoded]:
         n, spec = len(queries), self._specs["prompt_decoder"]
@@ -146,18 +154,31 @@ class Sam2:
         prompt = self._prompt(queries)
         outputs = {t.name: self._view(t, {"objects": n}) for t in spec.outputs}
         self._stages["prompt_decoder"].run(
-            conditioned=conditioned, **prompt, high_res_0=picture.high_res_0, picture_index=self._zeros[:n],
-            high_res_1=picture.high_res_1, map_index=self._zeros[:n],
-            multimask=np.array([q.multimask for q in queries]), **outputs)
-        host = {name: self._device.download(array) for name, array in outputs.items()
-                if name != "all_logits" or all_logits}
+            conditioned=conditioned,
+            **prompt,
+            high_res_0=picture.high_res_0,
+            picture_index=self._zeros[:n],
+            high_res_1=picture.high_res_1,
+            map_index=self._zeros[:n],
+            multimask=np.array([q.multimask for q in queries]),
+            **outputs,
+        )
+        host = {
+            name: self._device.download(array) for name, array in outputs.items() if name != "all_logits" or all_logits
+        }
         _, tokens, channels = self._specs["prompt_memory_encoder"].output("memory_slot").shape
         per_pointer = spec.output("pointer").shape[1] // channels
         for i, query in enumerate(queries):
             slots, pointers = query.fill
-            yield Decoded(np.array(host["low_res_logits"][i]), np.array(host["all_logits"][i]) if all_logits else None,
-                          np.array(host["ious"][i]), int(host["selected"][i]), float(host["score"][i]),
-                          np.array(host["pointer"][i], np.float32), (slots * tokens, pointers * per_pointer))
+            yield Decoded(
+                np.array(host["low_res_logits"][i]),
+                np.array(host["all_logits"][i]) if all_logits else None,
+                np.array(host["ious"][i]),
+                int(host["selected"][i]),
+                float(host["score"][i]),
+                np.array(host["pointer"][i], np.float32),
+                (slots * tokens, pointers * per_pointer),
+            )
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
@@ -169,7 +190,7 @@ class Sam2:
         start = 0
         for fill, group in groupby(queries, key=lambda q: q.fill):
             group = list(group)
-            part = out[start:start + len(group)]
+            part = out[start : start + len(group)]
             if fill[0]:
                 for i in range(0, len(group), self._together):
                     several = slice(i, i + self._together)
@@ -190,8 +211,14 @@ class Sam2:
                 row[:] = recall.pointers
         more = {"pointer_distance": self._distances(recalls)} if "pointer_distance" in names else {}
         self._stages["memory_attention"].run(
-            embedding=picture.embedding, map_index=self._zeros[:n], memory=self._gather([r.pages for r in recalls]),
-            memory_age=np.array([r.ages for r in recalls], np.int64), pointers=pointers, conditioned=out, **more)
+            embedding=picture.embedding,
+            map_index=self._zeros[:n],
+            memory=self._gather([r.pages for r in recalls]),
+            memory_age=np.array([r.ages for r in recalls], np.int64),
+            pointers=pointers,
+            conditioned=out,
+            **more,
+        )
 
     def _distances(self, recalls: list[Recall]) -> np.ndarray:
         far = np.array([[max(r.longest, 1)] for r in recalls], np.float32)
@@ -206,8 +233,14 @@ class Sam2:
                 self._device.copy(page.array, to)
         return out
 
-    def remember(self, picture: Picture, logits: Sequence[np.ndarray], binarize: Sequence[bool],
-                 scores: Sequence[float], pages: Sequence[Page]) -> None:
+    def remember(
+        self,
+        picture: Picture,
+        logits: Sequence[np.ndarray],
+        binarize: Sequence[bool],
+        scores: Sequence[float],
+        pages: Sequence[Page],
+    ) -> None:
         """Write what objects look like on `picture` into their pages: low-res logits, prompted or not, presence."""
         spec = self._specs["prompt_memory_encoder"]
         names = {t.name for t in spec.inputs}
@@ -218,9 +251,12 @@ class Sam2:
             # one object is written in place, several are written side by side and then put where they belong
             out = pages[start].array[None] if n == 1 else self._view(spec.output("memory_slot"), {"objects": n})
             self._stages["prompt_memory_encoder"].run(
-                embedding=picture.embedding, map_index=self._zeros[:n],
-                mask_logits=np.stack(logits[part]).astype(np.float32, copy=False), memory_slot=out,
-                **{name: value for name, value in more.items() if name in names})
+                embedding=picture.embedding,
+                map_index=self._zeros[:n],
+                mask_logits=np.stack(logits[part]).astype(np.float32, copy=False),
+                memory_slot=out,
+                **{name: value for name, value in more.items() if name in names},
+            )
             if n > 1:
                 for slot, page in zip(out, pages[part]):
                     self._device.copy(slot, page.array)
@@ -237,8 +273,10 @@ class Sam2:
     def checked(self, clicks: Clicks) -> Clicks:
         """The same clicks. Raises PromptError when they are more than the bundle takes."""
         if len(clicks.labels) > self.max_points:
-            raise PromptError(f"{len(clicks.labels)} points on one object and frame are more than the "
-                              f"{self.max_points} that {self.name} takes; clear old ones")
+            raise PromptError(
+                f"{len(clicks.labels)} points on one object and frame are more than the "
+                f"{self.max_points} that {self.name} takes; clear old ones"
+            )
         return clicks
 
     def click_query(self, clicks: Clicks, logits: np.ndarray | None, recall: Recall | None = None) -> Query:
@@ -256,8 +294,10 @@ class Sam2:
         """A bool mask at the network's size (I,I). Raises PromptError for one that vanishes there."""
         mask = square_mask(mask_hw, self.image_size)
         if not mask.any():
-            raise PromptError(f"the mask prompt is empty at the network's {self.image_size}x{self.image_size} pixels; "
-                              "give a larger mask")
+            raise PromptError(
+                f"the mask prompt is empty at the network's {self.image_size}x{self.image_size} pixels; "
+                "give a larger mask"
+            )
         return mask
 
     def mask_query(self, mask: np.ndarray) -> tuple[Query, np.ndarray]:
@@ -272,8 +312,11 @@ class Sam2:
         n = len(queries)
         if all(q.plain for q in queries):
             self._fill_plain(n)
-            return {"sparse": self._arrays["plain_sparse"][:n], "sparse_count": np.full(n, 2, np.int64),
-                    "dense": self._arrays["plain_dense"][:n]}
+            return {
+                "sparse": self._arrays["plain_sparse"][:n],
+                "sparse_count": np.full(n, 2, np.int64),
+                "dense": self._arrays["plain_dense"][:n],
+            }
         counts = np.array([0 if q.points is None else len(q.points.labels) for q in queries], np.int64)
         longest = max(1, int(counts.max()))
         xy, labels = np.zeros((n, longest, 2), np.float32), np.full((n, longest), -1, np.int64)
@@ -281,13 +324,20 @@ class Sam2:
         logits = np.zeros((n, side, side), np.float32)
         for i, query in enumerate(queries):
             if query.points is not None:
-                xy[i, :counts[i]], labels[i, :counts[i]] = query.points.xy, query.points.labels
+                xy[i, : counts[i]], labels[i, : counts[i]] = query.points.xy, query.points.labels
             if query.logits is not None:
                 logits[i] = query.logits
-        outputs = {t.name: self._view(t, {"objects": n, "prompt_tokens": longest})
-                   for t in self._specs["prompt_encoder"].outputs}
-        self._stages["prompt_encoder"].run(points=xy, labels=labels, prompt_logits=logits,
-                                           has_mask=np.array([q.logits is not None for q in queries]), **outputs)
+        outputs = {
+            t.name: self._view(t, {"objects": n, "prompt_tokens": longest})
+            for t in self._specs["prompt_encoder"].outputs
+        }
+        self._stages["prompt_encoder"].run(
+            points=xy,
+            labels=labels,
+            prompt_logits=logits,
+            has_mask=np.array([q.logits is not None for q in queries]),
+            **outputs,
+        )
         return {**outputs, "sparse_count": counts}
 
     def _fill_plain(self, n: int) -> None:
@@ -298,8 +348,13 @@ class Sam2:
         sparse, dense = self._arrays["plain_sparse"], self._arrays["plain_dense"]
         if not self._plain:
             self._stages["prompt_encoder"].run(
-                points=NOTHING.xy[None], labels=NOTHING.labels[None], has_mask=np.zeros(1, bool),
-                prompt_logits=np.zeros((1, side, side), np.float32), sparse=sparse[:1], dense=dense[:1])
+                points=NOTHING.xy[None],
+                labels=NOTHING.labels[None],
+                has_mask=np.zeros(1, bool),
+                prompt_logits=np.zeros((1, side, side), np.float32),
+                sparse=sparse[:1],
+                dense=dense[:1],
+            )
         for i in range(max(1, self._plain), n):
             self._device.copy(sparse[0], sparse[i])
             self._device.copy(dense[0], dense[i])
@@ -314,4 +369,4 @@ class Sam2:
         flat = self._arrays.get(tensor.name)
         if flat is None or flat.shape[0] < prod(shape):
             flat = self._arrays[tensor.name] = self._device.empty((prod(shape),), tensor.dtype)
-        return flat[:prod(shape)].reshape(*shape)
+        return flat[: prod(shape)].reshape(*shape)

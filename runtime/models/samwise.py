@@ -8,17 +8,18 @@ entered runs once per sentence. See `docs/architecture.md` for the signature of 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import ops
 from ..bundle import Bundle
 from ..device import Device
-from ..errors import UserError
 from ..device_images import DeviceImages
+from ..errors import UserError
 from ..memory import MemoryPool
 from ..prompt import Text, Tokenizer, encode, verb_positions
 from ..workspace import Packed, Workspace
@@ -35,8 +36,22 @@ RECORDINGS = 8
 class Samwise:
     """Stages, buffers and memory of one SAMWISE bundle."""
 
-    STAGES = ("hiera_0", "hiera_1", "hiera_2", "text_0", "text_1", "text_2", "adapter_0", "adapter_1", "adapter_2", "neck",
-              "text_prompt", "memory_attention", "mask_decoder", "memory_encoder")
+    STAGES = (
+        "hiera_0",
+        "hiera_1",
+        "hiera_2",
+        "text_0",
+        "text_1",
+        "text_2",
+        "adapter_0",
+        "adapter_1",
+        "adapter_2",
+        "neck",
+        "text_prompt",
+        "memory_attention",
+        "mask_decoder",
+        "memory_encoder",
+    )
     OPTIONAL = ("conditional_memory",)
     kernels: Any = None
     """`runtime.cubin.Kernels` of the bundle, where `Engine` found them for this device."""
@@ -64,10 +79,26 @@ class Samwise:
         decoder, attention = specs["mask_decoder"], specs["memory_attention"]
         slot, pointer = specs["memory_encoder"].output("memory_slot"), decoder.output("pointer")
         memory = settings["memory"]
-        self.pool = MemoryPool(device, objects, memory["slots"], slot.shape[1], slot.shape[2],
-                               memory["pointers"], pointer.shape[1], slot.dtype)
-        self._work = work = Workspace(device, specs, {"frames": self.window, "objects": self.batch, "maps": self.batch,
-                                                      "tokens": settings["text"]["max_tokens"]})
+        self.pool = MemoryPool(
+            device,
+            objects,
+            memory["slots"],
+            slot.shape[1],
+            slot.shape[2],
+            memory["pointers"],
+            pointer.shape[1],
+            slot.dtype,
+        )
+        self._work = work = Workspace(
+            device,
+            specs,
+            {
+                "frames": self.window,
+                "objects": self.batch,
+                "maps": self.batch,
+                "tokens": settings["text"]["max_tokens"],
+            },
+        )
         work.add("batch_embedding", attention.input("embedding"))
         work.add("batch_sparse", decoder.input("sparse"))
         work.add("batch_embedding_no_memory", attention.input("embedding"))
@@ -103,18 +134,24 @@ class Samwise:
             raise UserError(f"the bundle {self._bundle.name} has no conditional memory; leave conditional_memory away")
         manifest, new = self._bundle.manifest, self._device.empty
         self._tokenizer = self._tokenizer or Tokenizer.of(self._bundle.folder, manifest)
-        encoded = [(encode(p, manifest, self._tokenizer), verb_positions(p, manifest, self._tokenizer)) for p in prompts]
+        encoded = [
+            (encode(p, manifest, self._tokenizer), verb_positions(p, manifest, self._tokenizer)) for p in prompts
+        ]
         pixels, fine = self._specs["hiera_0"].input("pixels"), self._specs["hiera_0"].output("high_res_0")
         sizes = {"frames": self.window}
-        clip = Clip(new(pixels.resolve(sizes), pixels.dtype), new(fine.resolve(sizes), fine.dtype),
-                    conditional_memory=conditional_memory is not False, memory=memory)
+        clip = Clip(
+            new(pixels.resolve(sizes), pixels.dtype),
+            new(fine.resolve(sizes), fine.dtype),
+            conditional_memory=conditional_memory is not False,
+            memory=memory,
+        )
         try:
             for tokens, verbs in encoded:
                 clip.lanes.append(self._lane(tokens, verbs))
         except BaseException:
             self.close(clip)
             raise
-        clip.batches = [self._batched(clip.lanes[i:i + self.batch]) for i in range(0, len(clip.lanes), self.batch)]
+        clip.batches = [self._batched(clip.lanes[i : i + self.batch]) for i in range(0, len(clip.lanes), self.batch)]
         return clip
 
     def _lane(self, tokens: np.ndarray, verbs: np.ndarray) -> Lane:
@@ -123,9 +160,14 @@ class Samwise:
         text, sparse = specs["text_0"].output("text_0"), specs["text_prompt"].output("sparse")
         # the reference repeats every verb for every frame and then reads only the first; without a verb the token is absent
         verb = constant(verbs[:1] if len(verbs) else np.zeros(1, np.int64)) if self._motion else None
-        lane = Lane(self.pool.rent(), new((len(tokens), text.shape[1]), text.dtype), verb, **maps,
-                    sparse=new(sparse.shape, sparse.dtype),
-                    sparse_count=sparse.shape[1] - (self._motion and not len(verbs)))
+        lane = Lane(
+            self.pool.rent(),
+            new((len(tokens), text.shape[1]), text.dtype),
+            verb,
+            **maps,
+            sparse=new(sparse.shape, sparse.dtype),
+            sparse_count=sparse.shape[1] - (self._motion and not len(verbs)),
+        )
         self._stages["text_0"].run(tokens=constant(tokens), text_0=lane.text_0)
         return lane
 
@@ -133,9 +175,12 @@ class Samwise:
         """Slot s holds the newest frame before f that is s modulo `slots`; hence its age is (f - 1 - s) modulo `slots`."""
         slots, constant = self._slots, self._device.constant
         ages = [(f - 1 - np.arange(min(f, slots))) % slots for f in range(2 * slots)]
-        return Batch(lanes, constant(np.array([lane.sparse_count for lane in lanes], np.int64)),
-                     [constant(np.tile(a.astype(np.int64), (len(lanes), 1))) for a in ages],
-                     Packed(self._device, self._result_specs, len(lanes)))
+        return Batch(
+            lanes,
+            constant(np.array([lane.sparse_count for lane in lanes], np.int64)),
+            [constant(np.tile(a.astype(np.int64), (len(lanes), 1))) for a in ages],
+            Packed(self._device, self._result_specs, len(lanes)),
+        )
 
     def load(self, clip: Clip, offset: int, frame: Any, resized: tuple[int, int]) -> None:
         """Preprocess a source frame, uint8 (H, W, 3), into its place in the clip. A frame on the device needs kernels."""
@@ -151,8 +196,17 @@ class Samwise:
 
     def _use_kernels(self, clip: Clip, size: tuple[int, int], resized: tuple[int, int]) -> None:
         """From the first frame on, bytes go in and packed masks come out."""
-        clip.images = DeviceImages(self._device, self.kernels, size, resized, self.image_size, self.low_res_side, self.mean,
-                                   self.std, self.batch)
+        clip.images = DeviceImages(
+            self._device,
+            self.kernels,
+            size,
+            resized,
+            self.image_size,
+            self.low_res_side,
+            self.mean,
+            self.std,
+            self.batch,
+        )
         specs = [*self._result_specs[:-1], *clip.images.results(), self._result_specs[-1]]
         for batch in clip.batches:
             batch.results = Packed(self._device, specs, len(batch.lanes))
@@ -187,7 +241,7 @@ class Samwise:
         """Run a stage that never mixes frames, as many frames at a time as the device likes."""
         step = self._device.frames_per_call or length
         for at in range(0, length, step):
-            self._stages[stage].run(**{name: array[at:min(at + step, length)] for name, array in arrays.items()})
+            self._stages[stage].run(**{name: array[at : min(at + step, length)] for name, array in arrays.items()})
 
     def _encode(self, lane: Lane, vision: Any, length: int) -> None:
         """Trunk, text tower and adapters in lockstep: stage k of each, then adapter k mixes the two."""
@@ -196,14 +250,28 @@ class Samwise:
         tokens = text.shape[0]
         for k in range(3):
             fused[k], text_fused = view(f"vision_{k}_fused", length), view(f"text_{k}_fused", tokens)
-            stages[f"adapter_{k}"].run(**{f"vision_{k}": vision, f"text_{k}": text,
-                                          f"vision_{k}_fused": fused[k], f"text_{k}_fused": text_fused})
+            stages[f"adapter_{k}"].run(
+                **{
+                    f"vision_{k}": vision,
+                    f"text_{k}": text,
+                    f"vision_{k}_fused": fused[k],
+                    f"text_{k}_fused": text_fused,
+                }
+            )
             if k < 2:
                 vision, text = view(f"vision_{k + 1}", length), view(f"text_{k + 1}", tokens)
                 self._each(f"hiera_{k + 1}", length, **{f"vision_{k}_fused": fused[k], f"vision_{k + 1}": vision})
                 stages[f"text_{k + 1}"].run(**{f"text_{k}_fused": text_fused, f"text_{k + 1}": text})
-        self._each("neck", length, vision_0_fused=fused[0], vision_1_fused=fused[1], vision_2_fused=fused[2],
-                   embedding=lane.embedding, embedding_no_memory=lane.embedding_no_memory, high_res_1=lane.high_res_1)
+        self._each(
+            "neck",
+            length,
+            vision_0_fused=fused[0],
+            vision_1_fused=fused[1],
+            vision_2_fused=fused[2],
+            embedding=lane.embedding,
+            embedding_no_memory=lane.embedding_no_memory,
+            high_res_1=lane.high_res_1,
+        )
         verb = {"verb": lane.verb} if self._motion else {}
         stages["text_prompt"].run(text_2_fused=text_fused, sparse=lane.sparse, **verb)
 
@@ -240,16 +308,19 @@ class Samwise:
         reads = Reads(
             work.gather("batch_embedding", [lane.embedding[offset] for lane in lanes], fixed),
             work.gather("batch_high_res_1", [lane.high_res_1[offset] for lane in lanes], fixed),
-            work.gather("batch_high_res_0", [clip.high_res_0[offset]], fixed), due)
+            work.gather("batch_high_res_0", [clip.high_res_0[offset]], fixed),
+            due,
+        )
         if without:
-            reads.without_memory = work.gather("batch_embedding_no_memory",
-                                               [lane.embedding_no_memory[offset] for lane in without], fixed)
+            reads.without_memory = work.gather(
+                "batch_embedding_no_memory", [lane.embedding_no_memory[offset] for lane in without], fixed
+            )
         if not alone:
             reads.memory = self._rows(self.pool.features, self._batch_memory, lanes, first.filled)
             reads.pointers = self._rows(self.pool.pointers, self._batch_pointers, lanes, first.filled_pointers)
             reads.age = batch.ages[frame if frame < slots else slots + frame % slots]
             if fixed:
-                age = self._batch_age.reshape(-1)[:len(lanes) * slots].reshape(len(lanes), slots)
+                age = self._batch_age.reshape(-1)[: len(lanes) * slots].reshape(len(lanes), slots)
                 self._device.copy(reads.age, age)
                 reads.age = age
         return reads
@@ -278,8 +349,13 @@ class Samwise:
     def _attend(self, n: int, reads: Reads) -> Any:
         conditioned = self._work.view("conditioned", n)
         self._stages["memory_attention"].run(
-            embedding=reads.embedding, map_index=self._index[:n], memory=reads.memory, memory_age=reads.age,
-            pointers=reads.pointers, conditioned=conditioned)
+            embedding=reads.embedding,
+            map_index=self._index[:n],
+            memory=reads.memory,
+            memory_age=reads.age,
+            pointers=reads.pointers,
+            conditioned=conditioned,
+        )
         return conditioned
 
     def _rows(self, pool: Any, batch: Any, lanes: list[Lane], filled: int) -> Any:
@@ -287,21 +363,36 @@ class Samwise:
         rows = [lane.row.index for lane in lanes]
         first, n = rows[0], len(rows)
         if n == 1 or (filled == pool.shape[1] and rows == list(range(first, first + n))):
-            return pool[first:first + n, :filled]
+            return pool[first : first + n, :filled]
         # a batch of rows that are still filling is not contiguous in the pool: its prefix is copied, a few frames long
-        out = batch.reshape(-1)[:n * filled * prod(batch.shape[2:])].reshape(n, filled, *batch.shape[2:])
+        out = batch.reshape(-1)[: n * filled * prod(batch.shape[2:])].reshape(n, filled, *batch.shape[2:])
         for i, row in enumerate(rows):
             self._device.copy(pool[row, :filled], out[i])
         return out
 
-    def _decode(self, lanes: list[Lane], conditioned: Any, counts: Any, picture: Any, high_res_1: Any,
-                outputs: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    def _decode(
+        self,
+        lanes: list[Lane],
+        conditioned: Any,
+        counts: Any,
+        picture: Any,
+        high_res_1: Any,
+        outputs: dict[str, Any],
+        prefix: str = "",
+    ) -> dict[str, Any]:
         """Run the decoder; outputs that are not given go to the workspace under `prefix` + name."""
         n, stage = len(lanes), self._stages["mask_decoder"]
         outputs = {t.name: self._work.view(prefix + t.name, n) for t in stage.spec.outputs} | outputs
-        stage.run(conditioned=conditioned, sparse=self._work.gather("batch_sparse", [lane.sparse[0] for lane in lanes]),
-                  sparse_count=counts, high_res_0=picture, picture_index=self._zeros[:n], high_res_1=high_res_1,
-                  map_index=self._index[:n], **outputs)
+        stage.run(
+            conditioned=conditioned,
+            sparse=self._work.gather("batch_sparse", [lane.sparse[0] for lane in lanes]),
+            sparse_count=counts,
+            high_res_0=picture,
+            picture_index=self._zeros[:n],
+            high_res_1=high_res_1,
+            map_index=self._index[:n],
+            **outputs,
+        )
         return outputs
 
     # -- memory ---------------------------------------------------------------------------------------------------
@@ -320,24 +411,43 @@ class Samwise:
         def pick(name: str, array: Any) -> Any:
             return array if n == len(lanes) else work.gather("due_" + name, [array[i] for i in due])
 
-        again = self._decode([lanes[i] for i in due], reads.without_memory, self._count_without_verb[:n], reads.picture,
-                             pick("high_res_1", reads.high_res_1), {}, "memoryless_")
+        again = self._decode(
+            [lanes[i] for i in due],
+            reads.without_memory,
+            self._count_without_verb[:n],
+            reads.picture,
+            pick("high_res_1", reads.high_res_1),
+            {},
+            "memoryless_",
+        )
         outputs = {name: work.view(name, n) for name in ("remembered_logits", "decision")}
         self._stages["conditional_memory"].run(
-            pointer=pick("pointer", decoded["pointer"]), early_token=again["early_token"],
+            pointer=pick("pointer", decoded["pointer"]),
+            early_token=again["early_token"],
             low_res_logits=pick("low_res_logits", decoded["low_res_logits"]),
-            memoryless_logits=again["low_res_logits"], switched=batch.results.arrays["switched"][:n], **outputs)
+            memoryless_logits=again["low_res_logits"],
+            switched=batch.results.arrays["switched"][:n],
+            **outputs,
+        )
         return outputs["remembered_logits"]
 
     def _remember(self, reads: Reads, low_res: Any, remembered: Any, slots: list[Any] | None) -> None:
         """Encode each lane's mask: straight into its slot, or all into the workspace, in one call where they are alike."""
         n, due, encode = low_res.shape[0], reads.due, self._stages["memory_encoder"].run
         if slots is None and len(due) in (0, n):
-            encode(embedding=reads.embedding, map_index=self._index[:n], mask_logits=remembered if due else low_res,
-                   memory_slot=self._work.view("memory_slot", n))
+            encode(
+                embedding=reads.embedding,
+                map_index=self._index[:n],
+                mask_logits=remembered if due else low_res,
+                memory_slot=self._work.view("memory_slot", n),
+            )
             return
         slots = list(self._work.view("memory_slot", n)) if slots is None else slots
         for i, slot in enumerate(slots):
             mask = remembered[due.index(i)] if i in due else low_res[i]
-            encode(embedding=reads.embedding[i:i + 1], map_index=self._zeros[:1], mask_logits=mask[None],
-                   memory_slot=slot[None])
+            encode(
+                embedding=reads.embedding[i : i + 1],
+                map_index=self._zeros[:1],
+                mask_logits=mask[None],
+                memory_slot=slot[None],
+            )

@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from runtime.bundle import Bundle
-from runtime.spec import StageSpec
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.manifest import StageSpec
 
 
 def stage_flops(bundle: Bundle, spec: StageSpec, inputs: Mapping[str, np.ndarray]) -> float:

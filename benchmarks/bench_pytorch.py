@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import runtime
+from export.networks import network
 from runtime.metrics import clip_jaccard
 
 from .bench_clip import clip, play, sentences
@@ -40,7 +41,7 @@ def test_click(benchmark, info, loaded, bundle, how, request):
     """One object, clicked on the first of eight frames per window of `--windows`. The clip's length is known in advance, as
     PyTorch's schedule knows it: SAM 2.1 counts the distance of pointers in parts of it."""
     model, plain = pytorch(bundle, "sam2", how, request)
-    from export.clips import CLICK
+    from export.verify.parity_clip import CLICK
 
     frames = clip(8 * request.config.option.windows)
 
@@ -65,14 +66,14 @@ def pytorch(bundle, kind: str, how: str, request):
     if how not in request.config.option.pytorch:
         pytest.skip(f"asked for by --pytorch {how}")
     torch = pytest.importorskip("torch")
-    from export import models, network
-    from export.checkpoints import config_from
+    from export.checkpoints.common import config_from
+    from export.networks import base
 
     name = bundle.manifest.model
     if name not in (kind, "samwise+sam2") or bundle.manifest.provenance.get("config") is None:
         pytest.skip(f"{name} is not {kind}, or does not say how its modules were sized")
     if request.config.option.checkpoint:
-        model = models.network(name).load(request.config.option.checkpoint)
+        model = network(name).load(request.config.option.checkpoint)
     else:
         from export.models.sam2 import Sam2, Sam2Config
         from export.models.samwise import Samwise, SamwiseConfig
@@ -82,7 +83,7 @@ def pytorch(bundle, kind: str, how: str, request):
     model = model.eval()
     if how == "compiled":
         compile_parts(torch, model, kind)
-    plain = network.CLIPS.get(kind) or models.network(kind).clip
+    plain = base.CLIPS.get(kind) or network(kind).clip
     return model, plain
 
 

@@ -70,7 +70,8 @@ def test_further_sentences(benchmark, info, loaded, pictures, n):
 def test_torch_eager(benchmark, info, bundle, loaded, pictures, folded):
     """The same modules in PyTorch, random weights: as the official code computes them, and with the exact folds."""
     torch = pytest.importorskip("torch")
-    from export.models.refersam import ReferSam, stages
+    from export.models.refersam import ReferSam
+    from export.networks.refersam import stages
 
     if threads := loaded.backend.threads:
         torch.set_num_threads(threads)

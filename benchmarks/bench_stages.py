@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from runtime.spec import StageSpec
+from runtime.bundle.manifest import StageSpec
 
 from . import arithmetic
 

@@ -14,7 +14,7 @@ import pytest
 
 import runtime
 from runtime.backends import BACKENDS, create
-from runtime.bundle import find
+from runtime.bundle.bundle import find
 from runtime.errors import BackendError, RuntimeFault
 
 from . import arithmetic, resident, tables

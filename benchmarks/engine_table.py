@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from export import build
-from runtime.bundle import choose
-from runtime.spec import Manifest
+from export.tensorrt import build
+from runtime.bundle.bundle import choose
+from runtime.bundle.manifest import Manifest
 
 TRUNKS: Mapping[str, dict[str, Any]] = {
     "tiny": {},
@@ -37,22 +37,24 @@ TRUNKS: Mapping[str, dict[str, Any]] = {
 
 
 def network(name: str, variant: str, **text: int) -> tuple[Any, Any]:
-    """(module of `export.models`, model with random weights). `text` overrides sizes of SAMWISE's text tower."""
+    """(module of `export.networks`, model with random weights). `text` overrides sizes of SAMWISE's text tower."""
     import torch
 
     from export.layers.hiera import HieraConfig
     from export.layers.roberta import TextConfig
     from export.models import sam2, samwise
+    from export.networks import sam2 as sam2_network
+    from export.networks import samwise as samwise_network
     from export.stages.sam import SamConfig
 
     torch.manual_seed(0)
     trunk = HieraConfig(**TRUNKS[variant])
     if name == "sam2":
-        return sam2, sam2.Sam2(sam2.Sam2Config(SamConfig(hiera=trunk, pointer_positions=True)))
+        return sam2_network, sam2.Sam2(sam2.Sam2Config(SamConfig(hiera=trunk, pointer_positions=True)))
     tower = TextConfig(**text)
     steps = tuple(tower.layers * k // 3 for k in (1, 2, 3))
     sam = SamConfig(hiera=trunk, text_width=tower.width)
-    return samwise, samwise.Samwise(samwise.SamwiseConfig(sam=sam, text=tower, text_stages=steps))
+    return samwise_network, samwise.Samwise(samwise.SamwiseConfig(sam=sam, text=tower, text_stages=steps))
 
 
 def half_graphs(

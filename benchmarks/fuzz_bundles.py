@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 import runtime
-from runtime import report
-from runtime.bundle import choose
-from runtime.demo import Demo
-from runtime.device import Cpu
+from runtime.bundle.bundle import choose
+from runtime.bundle.demo import Demo
+from runtime.cli import summary
+from runtime.device.base import Cpu
 from runtime.engine import Engine
-from runtime.prompt import Tokenizer
+from runtime.tokenizer import Tokenizer
 
 from .fuzz_inputs import Target, plain_json
 
@@ -146,7 +146,7 @@ def _change(folder: Path, edit: list[Any]) -> None:
 
 def _open(folder: Path, ort: bool) -> None:
     """Everything that a run does with a bundle: list it, verify it, load it, a few frames."""
-    report._bundles(folder)
+    summary._bundles(folder)
     bundle = choose(folder)
     bundle.verify()
     if bundle.manifest.demo is not None:

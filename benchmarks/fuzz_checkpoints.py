@@ -15,14 +15,16 @@ from typing import Any
 
 import torch
 
-from export import checkpoints, refersam_checkpoints, sam2_checkpoints
+from export.checkpoints import refersam as refersam_checkpoints
+from export.checkpoints import sam2 as sam2_checkpoints
+from export.checkpoints import samwise as samwise_checkpoints
 from export.models import refersam, sam2, samwise
 
 from .fuzz_guard import tripwire
 from .fuzz_inputs import Target, plain_json
 
 LOADERS: dict[str, Callable[[Path], Any]] = {
-    "samwise": checkpoints.samwise,
+    "samwise": samwise_checkpoints.samwise,
     "sam2": sam2_checkpoints.sam2,
     "refersam": lambda path: refersam_checkpoints.refersam(path, 64),
 }

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from runtime import video
-from runtime.arguments import parser, prompts_of
-from runtime.clicks import Pointed
-from runtime.prompt import encode, verb_positions
-from runtime.spec import Manifest
+from runtime.bundle.manifest import Manifest
+from runtime.cli.args import parser, prompts_of
+from runtime.cli.prompt_args import Pointed
+from runtime.media import video_reader
+from runtime.tokenizer import encode, verb_positions
 
 from .fuzz_guard import Broken, hold
 
@@ -202,7 +202,7 @@ def _video(data: bytes, inside: Path) -> Callable[[], Any]:
 
 def _watch_video(path: Path) -> None:
     """Every frame of it, up to 32; they are pictures, and what is said of them is possible."""
-    with video.frames(path, max_frames=32) as frames:
+    with video_reader.frames(path, max_frames=32) as frames:
         if frames.count is not None and frames.count < 1:
             raise Broken(f"a video of {frames.count} frames")
         if not 0 < frames.fps < math.inf:

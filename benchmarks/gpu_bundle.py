@@ -22,14 +22,18 @@ from .engine_table import TRUNKS, half_graphs, network
 
 def write(model: Any, folder: Path) -> Path:
     """The bundle of a SAMWISE model with its cuts, nothing compared with torch. Returns `folder`."""
-    from export import cuts
-    from export.models import samwise
+    from export import split_attention
+    from export.networks import samwise as samwise_network
 
     with tempfile.TemporaryDirectory() as work:
-        plain = cuts.Network(
-            "samwise", "random", model.config.sam.image_size, samwise.settings(model), lambda: samwise.stages(model)
+        plain = split_attention.Network(
+            "samwise",
+            "random",
+            model.config.sam.image_size,
+            samwise_network.settings(model),
+            lambda: samwise_network.stages(model),
         )
-        subject = cuts.with_cuts(plain, model, "fp16", Path(work))
+        subject = split_attention.with_cuts(plain, model, "fp16", Path(work))
         return half_graphs(
             subject.stages(),
             folder,

@@ -141,7 +141,7 @@ def flat_memory(bench: Bench, sizes: Plan, config: plan.FlashConfig) -> dict[str
 
 
 def cubins(bench: Bench, sizes: Plan) -> dict[str, Any]:
-    """Compiled kernels through `runtime/cubin.py`, launched by the driver alone."""
+    """Compiled kernels through `runtime/device/cubin.py`, launched by the driver alone."""
     if bench.device != "cuda":
         return {"skipped": "no CUDA driver here"}
     from . import gpu_cubins

@@ -1,4 +1,4 @@
-"""Compiled kernels through `runtime/cubin.py`, launched by the driver alone, against the Triton launches of the same plan."""
+"""Compiled kernels through `runtime/device/cubin.py`, launched by the driver alone, against the Triton launches of the same plan."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from runtime.cubin import Kernels
+from runtime.bundle.manifest import Manifest
+from runtime.device.cubin import Kernels
 from runtime.kernels import launch, plan
-from runtime.spec import Manifest
 
 from . import bench_kernel_memory_attention as memory_attention
 from . import bench_kernel_window_attention as window_attention

@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from runtime import device_images, ops
 from runtime.backends import create
-from runtime.bundle import Bundle, choose
+from runtime.backends.base import load_stage, load_stages
+from runtime.backends.split_stage import kernel_stages
+from runtime.bundle.bundle import Bundle, choose
+from runtime.bundle.manifest import StageSpec
+from runtime.device.kernels import choose_kernels
 from runtime.engine import Engine
 from runtime.errors import RuntimeFault
-from runtime.prompt import Text
-from runtime.spec import StageSpec
+from runtime.prompts import Text
 
 BACKENDS = ("ort-cuda", "tensorrt", "tensorrt_rtx")
 ROUNDS, REPEATS = 5, 10
@@ -66,7 +68,8 @@ def one(
 
 def built(bundle: Bundle, name: str, work: Path, capability: int) -> Bundle:
     """A copy of the bundle with engines and, where stages are cut, kernels for this GPU; the bundle itself is left alone."""
-    from export import build, kernels
+    from export import kernels
+    from export.tensorrt import build
 
     copy = work / f"{bundle.name}-{name}"
     if not copy.exists():
@@ -88,13 +91,13 @@ def stages(bundle: Bundle, backend: Any) -> dict[str, float]:
     """Seconds of each stage with every symbol at the size that its engine is tuned for."""
     return {
         name: timed(stage, typical(stage.spec, bundle), backend.device)[0]
-        for name, stage in bundle.load_stages(backend).items()
+        for name, stage in load_stages(bundle, backend).items()
     }
 
 
 def typical(spec: StageSpec, bundle: Bundle) -> dict[str, int]:
     """Sizes that an engine is tuned for."""
-    from export.build import profile
+    from export.tensorrt.build import profile
 
     return {symbol: tuned for symbol, (_, tuned, _) in profile(spec, bundle.manifest).items()}
 
@@ -127,14 +130,12 @@ def cuts(bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable
     if not bundle.manifest.settings.get("cuts"):
         return {"skipped": "no cut stages; export with --cuts"}
     try:
-        cut = ops.kernel_stages(
-            bundle, backend, device_images.choose("on", bundle.folder, backend.device), "on", objects
-        )
+        cut = kernel_stages(bundle, backend, choose_kernels("on", bundle.folder, backend.device), "on", objects)
         found: dict[str, Any] = {}
         for name, stage in cut.items():
             sizes = typical(stage.spec, bundle)
             (whole_s, whole), (kernel_s, kernel) = (
-                timed(s, sizes, backend.device) for s in (bundle.load_stage(backend, name), stage)
+                timed(s, sizes, backend.device) for s in (load_stage(bundle, backend, name), stage)
             )
             found[name] = {
                 "whole_seconds": whole_s,

@@ -28,8 +28,8 @@ import numpy as np
 import runtime
 from export.nano import scores
 from export.nano.scores import Record
-from runtime.backends import notes
-from runtime.bundle import Bundle, choose
+from runtime.backends import autotune
+from runtime.bundle.bundle import Bundle, choose
 from runtime.metrics import clip_jaccard
 
 from .accuracy import Switches, sentences
@@ -105,11 +105,11 @@ def key(bundle: Bundle, way: Way) -> dict[str, str]:
     """What a result is about; one about anything else is measured anew."""
     return {
         "bundle": bundle.name,
-        "graphs": notes.fingerprint(bundle.manifest),
+        "graphs": autotune.fingerprint(bundle.manifest),
         "precision": bundle.manifest.precision,
         "backend": way.backend,
-        "library": notes.versions(*way.libraries),
-        "processor": notes.processor(),
+        "library": autotune.versions(*way.libraries),
+        "processor": autotune.processor(),
     }
 
 

@@ -33,9 +33,10 @@ from pycocotools import mask as coco
 
 import runtime
 from runtime.errors import RuntimeFault, UserError, fail
+from runtime.media.image_files import read_picture
 from runtime.models.refersam import CornerUpsampler
-from runtime.pictures import read_picture
-from runtime.prompt import Text, Tokenizer
+from runtime.prompts import Text
+from runtime.tokenizer import Tokenizer
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 

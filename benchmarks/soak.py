@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 import runtime
-from runtime import sources
+from runtime.media import video_sources
 
 from .soak_episodes import RELOAD_EVERY, Life, bundle_again, episodes, sentence
 from .soak_media import Media, picture
@@ -216,7 +216,7 @@ def main() -> int:
         data = json.loads(args.replot.read_text())
         plot(data["samples"], args.plot or args.replot, data["machine"])
         return 0
-    sources.RETRY_SECONDS = 0.01  # the camera of this run comes back at once, or never
+    video_sources.RETRY_SECONDS = 0.01  # the camera of this run comes back at once, or never
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory() as folder, runtime.load(args.engine, threads=args.threads) as engine:
         life = Life(engine, Media(Path(folder)))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import runtime
-from runtime import video
+from runtime.media import video_reader
 
 from .soak_media import Camera, Media, picture
 
@@ -124,7 +124,7 @@ def file_with_sentence(life: Life, source: Any, **options: Any) -> int:
     """A video file, folder or camera through a session. Returns the number of its frames; raises what it raises."""
     count = 0
     with (
-        video.frames(source, **options) as frames,
+        video_reader.frames(source, **options) as frames,
         life.engine.session([sentence(life.engine, life.sessions)]) as session,
     ):
         for frame in frames:

@@ -15,7 +15,7 @@ import pycuda.driver as cuda
 import pycuda.gpuarray as gpuarray
 
 import runtime
-from runtime.video import frames
+from runtime.media.video_reader import frames
 
 
 def main(bundle: str, video: str, sentence: str) -> None:

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.demo import CLIP, MASKS, SENTENCES, Demo
+from runtime.bundle.demo import CLIP, MASKS, SENTENCES, Demo
 from runtime.errors import RuntimeFault, UserError, fail
 
-from .models import MODELS
+from .networks import MODELS, network
 
 
 def parser() -> argparse.ArgumentParser:
@@ -116,14 +116,15 @@ def _export(options: dict[str, Any]) -> None:
         raise UserError(f"--threads must be 1 or more, not {options['threads']}")
     _say(f"reading {options['checkpoint'].name}")
     try:
-        from . import bundle, cuts, models, network
+        from . import bundle, split_attention
+        from .networks import base
     except ImportError as error:
         raise UserError(f"the export needs {error.name}: pip install 'samwise-runtime[cpu,export]'") from None
     if threads := options.get("threads"):
         import torch
 
         torch.set_num_threads(threads)
-    load = models.network(options["network"]).load
+    load = network(options["network"]).load
     chosen = {"image_size": options["image_size"]} if "image_size" in options else {}
     if chosen and "image_size" not in inspect.signature(load).parameters:
         raise UserError(f"{options['network']} has one input size; leave --image-size away")
@@ -132,14 +133,14 @@ def _export(options: dict[str, Any]) -> None:
     if weights.is_dir():  # a Hugging Face folder: its weights are its largest file by far
         weights = max((p for p in weights.iterdir() if p.is_file()), key=lambda p: p.stat().st_size)
     source = {"checkpoint": options["checkpoint"].name, "checkpoint_sha256": bundle.sha256(weights)}
-    subject = network.describe(options["network"], model, provenance=source, **_demonstration(options.get("demo")))
+    subject = base.describe(options["network"], model, provenance=source, **_demonstration(options.get("demo")))
     suffix = "" if options["precision"] == "fp32" else f"-{options['precision']}"
     name = options.get("name", f"{subject.model}-{subject.variant}{suffix}")
     if subject.vocabulary and "tokenizer" not in options:
         _say("no --tokenizer: the bundle will take token ids, not sentences")
     with tempfile.TemporaryDirectory() as work:
         if options["cuts"]:
-            subject = cuts.with_cuts(subject, model, options["precision"], Path(work))
+            subject = split_attention.with_cuts(subject, model, options["precision"], Path(work))
         folder = bundle.export_bundle(
             subject,
             options["out"],

@@ -20,13 +20,15 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from runtime.backends import Backend, create
+from runtime.backends import create
+from runtime.backends.base import Backend
+from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
 from runtime.errors import UserError
-from runtime.spec import Manifest, StageSpec, TensorSpec
 
-from . import clips, onnx, parity, precision, quantization, tokenizer
-from .network import Network
+from . import onnx, precision, quantization, tokenizer
+from .networks.base import Network
 from .stage import Stage
+from .verify import parity, parity_clip
 
 GRAPHS = "graphs"
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -199,9 +201,9 @@ class _Job:
     def clip(self, network: Network, manifest: Manifest) -> list[parity.ClipRow]:
         """A clip through torch and through the runtime, which gets the rounded graphs of a half bundle."""
         text = network.settings.get("text")
-        tokens = clips.clip_tokens(text["vocabulary"], text["max_tokens"]) if text else []
+        tokens = parity_clip.clip_tokens(text["vocabulary"], text["max_tokens"]) if text else []
         verbs = [1] if text and text.get("motion") and len(tokens) > 2 else []
-        want = list(network.clip(clips.clip_frames(clips.clip_length(network.settings)), tokens, verbs))
+        want = list(network.clip(parity_clip.clip_frames(parity_clip.clip_length(network.settings)), tokens, verbs))
         folder = self.folder
         if self.precision == "fp16":
             folder = self.rounded
@@ -215,7 +217,7 @@ class _Job:
                 },
             )
         _write(manifest, folder)
-        results = clips.clip_in_child(folder, self.runner.name, self.threads)
+        results = parity_clip.clip_in_child(folder, self.runner.name, self.threads)
         return parity.compare_clip(want, results, self.precision)
 
 

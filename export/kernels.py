@@ -1,6 +1,6 @@
 """Compile the kernels into a bundle, for machines without Triton: `python -m export.kernels engines/NAME [--target 90]`.
 
-Needs Triton and no GPU. Writes `kernels/*.cubin` and `kernels/index.json` (see `runtime/cubin.py`) and renews the
+Needs Triton and no GPU. Writes `kernels/*.cubin` and `kernels/index.json` (see `runtime/device/cubin.py`) and renews the
 manifest's list of files. A kernel is compiled once per capability and set of constants that the bundle's sizes can ask for.
 """
 
@@ -17,10 +17,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.cubin import FOLDER, FORMAT, INDEX, Entry
+from runtime.bundle.manifest import Manifest
+from runtime.device.cubin import FOLDER, FORMAT, INDEX, Entry
 from runtime.errors import RuntimeFault, UserError, fail
 from runtime.kernels import plan, reference
-from runtime.spec import Manifest
 
 TARGETS = (80, 86, 89, 90, 120)
 """A100, RTX 30, RTX 40 and L4, Hopper, RTX 50."""

@@ -19,8 +19,8 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
 
+from runtime.bundle.manifest import StageSpec, TensorSpec
 from runtime.errors import RuntimeFault
-from runtime.spec import StageSpec, TensorSpec
 
 from .stage import Form, Stage
 

@@ -1,7 +1,7 @@
 """A stage on the torch side: signature, module, sample inputs, forms.
 
 A network file in `export/models/` yields a list of these; `export.onnx` turns each of them into graphs and
-`export.parity` compares those graphs with the module. Nothing here knows about ONNX or any backend.
+`export.verify.parity` compares those graphs with the module. Nothing here knows about ONNX or any backend.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from runtime.spec import StageSpec, TensorSpec
+from runtime.bundle.manifest import StageSpec, TensorSpec
 
 Sampler = Callable[[Mapping[str, int], torch.Generator], dict[str, Tensor]]
 

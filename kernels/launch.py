@@ -1,5 +1,5 @@
 """Run the launches of `plan.py` through Triton: for development, tests and benchmarks. A deployed runtime launches the
-same plan from compiled kernels (`runtime/cubin.py`)."""
+same plan from compiled kernels (`runtime/device/cubin.py`)."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ from pathlib import Path
 # `runtime.kernels` is packed into the wheel; in a clone it is the folder `kernels/` beside this package.
 __path__.append(str(Path(__file__).resolve().parent.parent))
 
-from .engine import Engine, load  # noqa: E402
-from .errors import BackendError, BundleError, PromptError, RuntimeFault, UserError, VideoError  # noqa: E402
-from .prompt import Box, Mask, Points, Text  # noqa: E402
-from .result import Result  # noqa: E402
-from .session import Session  # noqa: E402
+from .engine import Engine, load
+from .errors import BackendError, BundleError, PromptError, RuntimeFault, UserError, VideoError
+from .models.samwise.session import Session
+from .prompts import Box, Mask, Points, Text
+from .results import Result
 
 __all__ = [
     "BackendError",

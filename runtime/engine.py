@@ -7,17 +7,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import device_images, ops
-from .backends import Backend, Stage, create
-from .bundle import Bundle, choose
+from .backends import create
+from .backends.base import Backend, Stage, load_stages
+from .backends.split_stage import kernel_stages
+from .bundle.bundle import Bundle, choose
+from .device.kernels import choose_kernels
 from .errors import PromptError, UserError
-from .live import LiveSession
+from .image import Picture
 from .models import create_networks
-from .picture import Picture
-from .prompt import Text
-from .result import Result
-from .session import Session
-from .video_session import VideoSession
+from .models.samwise.session import Session
+from .prompts import Text
+from .results import Result
+from .tracking.live import LiveSession
+from .tracking.video import VideoSession
 
 MAX_OBJECTS = 16
 """Rows of the memory pool unless `load` is told otherwise; a row that is never used costs no memory."""
@@ -47,9 +49,9 @@ class Engine:
 
     def __init__(self, bundle: Bundle, backend: Backend, max_objects: int = MAX_OBJECTS, kernels: str = "auto") -> None:
         self.bundle, self.backend = bundle, backend
-        self.kernels = device_images.choose(kernels, bundle.folder, backend.device)
-        cut = ops.kernel_stages(bundle, backend, self.kernels, kernels, max_objects)
-        stages = {**bundle.load_stages(backend, without=cut), **cut}
+        self.kernels = choose_kernels(kernels, bundle.folder, backend.device)
+        cut = kernel_stages(bundle, backend, self.kernels, kernels, max_objects)
+        stages = {**load_stages(bundle, backend, without=cut), **cut}
         self.stages = {name: Timed(stage) for name, stage in stages.items()}
         self.networks = create_networks(bundle, self.stages, backend.device, max_objects)
         takers = [network for network in self.networks.values() if hasattr(network, "kernels")]
@@ -81,7 +83,7 @@ class Engine:
         conditional_memory  False switches the conditional memory encoder off; None and True leave it as the bundle has it
         options             of a session with sentences: `memory=False` decodes every frame alone, `window=n` fuses clips of
                             n frames instead of the trained length, so that results come sooner; both are
-                            approximations. Of a live session: see `runtime.tracks.Options`
+                            approximations. Of a live session: see `runtime.tracking.state.Options`
         Raises PromptError for a prompt the bundle cannot take, UserError when the pool has no row left.
         """
         if prompts is None:
@@ -108,9 +110,9 @@ class Engine:
     def video(self, frames: Any, logits: bool = False, **options: Any) -> VideoSession:
         """Follow clicks, boxes and masks through a video whose frames are known: any frame, any order, either way.
 
-        frames   uint8 RGB array (T,H,W,3), list of frames or of picture files, or a path that `runtime.video` opens
+        frames   uint8 RGB array (T,H,W,3), list of frames or of picture files, or a path that `runtime.media.video_reader` opens
         logits   whether results carry `low_res_logits`
-        options  fill_hole_area=8, non_overlap_masks, max_cond_frames_in_attn ...: see `runtime.tracks.Options`
+        options  fill_hole_area=8, non_overlap_masks, max_cond_frames_in_attn ...: see `runtime.tracking.state.Options`
         Raises VideoError, UserError.
         """
         return self._register(self.network("video", "follow clicks").video(frames, logits, **options))
@@ -180,7 +182,7 @@ def load(
     engine       a bundle or a folder that holds bundles
     model        name of the bundle or of the network; needed only when several fit
     backend      `auto`, or a name in `runtime.backends.BACKENDS`; only `auto` may fall back. It takes OpenVINO where
-                 `python -m runtime.trial` found it exact and faster with this bundle
+                 `python -m runtime.autotune` found it exact and faster with this bundle
     threads      CPU threads; None lets the backend decide
     max_objects  rows of the memory pool, over all sessions
     verify       compare every file with its sha256 first

@@ -1,161 +1,64 @@
-"""One picture: masks for clicks, boxes and mask logits, or for everything in it.
-
-The rules are those of SAM 2's image predictor, which differ from a video's: the picture is resized without rounding to
-bytes, there is no object score, and a prompt without points has no point tokens at all.
-"""
+"""One picture, and whatever the networks of a bundle can say about it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from .media.image_files import checked_frame
+from .media.video_reader import frames
+from .models.sam2.image import ImageSession
+from .prompts import Text, check_sentences
+from .results import Prediction, Result
 
-from . import ops
-from .automatic import Segment, segment_all
-from .errors import PromptError
-from .geometry import Box, Points
-from .tracker import checked_frame
-from .tracks import Clicks
-
-CLAMP = 32.0
-"""Low-res logits are returned within this range, and may come back as `mask_input`."""
+if TYPE_CHECKING:
+    from .results import Segment
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """Masks of one or several prompts; unpacks into `masks, scores, low_res`.
+class Picture:
+    """Made by `Engine.image`. Each network encodes the picture when it is first asked, and once."""
 
-    masks    (M,H,W) bool, M = 3 candidates or 1; (B,M,H,W) for a batch of B prompts
-    scores   (M,) or (B,M) float32, IoU that the network expects
-    low_res  (M,s,s) or (B,M,s,s) float32 logits, clamped to +-32
-    """
+    def __init__(self, engine: Any, picture: Any) -> None:
+        """`picture`: uint8 RGB (H,W,3), or a path. Raises VideoError."""
+        if isinstance(picture, (str, Path)):
+            with frames(picture, max_frames=1) as opened:
+                picture = next(opened)
+        self._engine, self.frame = engine, checked_frame(picture, 0, None)
+        self._clicked: ImageSession | None = None
+        self._seen: Any = None
 
-    masks: np.ndarray
-    scores: np.ndarray
-    low_res: np.ndarray
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.frame.shape[:2]
 
-    def __iter__(self) -> Any:
-        return iter((self.masks, self.scores, self.low_res))
-
-
-class ImageSession:
-    """A picture, encoded once, that answers any number of prompts. `Engine.image` makes it when asked for clicks."""
-
-    def __init__(self, network: Any, picture: Any) -> None:
-        frame = checked_frame(picture, 0, None)
-        self._network, self._frame = network, frame
-        self.size = frame.shape[:2]
-        self._maps = network.picture()
-        network.encode(frame, self._maps, network.resample["image"])
-        side = network.low_res_side
-        self._upsampler = ops.MaskUpsampler(side, side, (side, side), self.size)
-
-    def predict(
-        self,
-        points: Any = None,
-        labels: Any = None,
-        box: Any = None,
-        mask_input: Any = None,
-        multimask: bool = True,
-        normalized: bool = False,
-    ) -> Prediction:
-        """Masks for a prompt, or for a batch of B prompts of one kind.
-
-        points      (K,2) x, y in pixels, or (B,K,2); labels (K,) or (B,K), 1 on the object, 0 beside it
-        box         (4,) left, top, right, bottom, or (B,4)
-        mask_input  (s,s) or (1,s,s) logits of an earlier prediction, or (B,1,s,s)
-        multimask   three candidates; else one, mask 0 or the best candidate where mask 0 is unstable
-        normalized  points and boxes are given in 0..1
-        Raises PromptError.
-        """
-        clicks, batched = self._clicks(points, labels, box, normalized)
-        inputs, more = self._inputs(mask_input)
-        if clicks is None and inputs is None:
-            raise PromptError("no prompt: give points, box or mask_input")
-        count = max(len(x) for x in (clicks, inputs) if x is not None)
-        clicks, inputs = clicks or [None], inputs or [None]
-        if {len(clicks), len(inputs)} - {1, count}:
-            raise PromptError(f"{len(clicks)} prompts and {len(inputs)} mask inputs do not go together; give as many")
-        clicks, inputs = clicks * (count // len(clicks)), inputs * (count // len(inputs))
-        logits, scores = self.decode(clicks, inputs, multimask)
-        masks = np.stack([self._upsampler.masks(x) for x in logits])
-        result = masks, scores, logits.clip(-CLAMP, CLAMP)
-        return Prediction(*(result if batched or more else (x[0] for x in result)))
+    def predict(self, points: Any = None, labels: Any = None, **prompt: Any) -> Prediction:
+        """Masks for clicks, a box or mask logits; see `ImageSession.predict`. Raises PromptError, UserError."""
+        return self._by_clicks().predict(points, labels, **prompt)
 
     def segment_all(self, **options: Any) -> list[Segment]:
-        """Masks of everything in the picture, without prompts; see `automatic.Settings` for the options."""
-        return segment_all(self._network, self._frame, self, **options)
+        """Masks of everything in the picture; see `ImageSession.segment_all`. Raises UserError."""
+        return self._by_clicks().segment_all(**options)
 
-    # -- what the network is asked --------------------------------------------------------------------------------
+    def _by_clicks(self) -> ImageSession:
+        if self._clicked is None:
+            self._clicked = self._engine.network("image", "segment by clicks").image(self.frame)
+        return self._clicked
 
-    def decode(
-        self, clicks: list[Clicks | None], inputs: list[np.ndarray | None], multimask: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(B,M,s,s) unclamped logits and (B,M) expected IoUs."""
-        queries = [self._network.image_query(c, logits, multimask) for c, logits in zip(clicks, inputs)]
-        answers = self._network.ask(self._maps, queries, all_logits=True)
-        chosen = [slice(1, 4) if multimask else slice(a.selected, a.selected + 1) for a in answers]
-        return (
-            np.stack([a.all_logits[c] for a, c in zip(answers, chosen)]),
-            np.stack([a.ious[c] for a, c in zip(answers, chosen)]),
-        )
+    def refer(self, prompts: Sequence[Text], logits: bool = False) -> Result:
+        """One mask per sentence, at the picture's size.
 
-    def upsample(self, logits: np.ndarray) -> np.ndarray:
-        """Logits (N,s,s) at the picture's size, (N,H,W)."""
-        return self._upsampler.logits(logits)
-
-    def _clicks(self, points: Any, labels: Any, box: Any, normalized: bool) -> tuple[list[Clicks] | None, bool]:
-        """One set of clicks per prompt, a box before its points; and whether a batch was asked for."""
-        if (points is None) != (labels is None):
-            raise PromptError("give points and labels together, or neither")
-        sets, batched = [], False
-        for values, deep in ((box, 2), (points, 3)):
-            if values is None:
-                continue
-            array = _array(values)
-            batched = batched or array.ndim == deep
-            rows = list(array) if array.ndim == deep else [array]
-            if deep == 2:
-                sets.append([self._one(Box(row, normalized)) for row in rows])
-            else:
-                marks = list(np.asarray(labels)) if array.ndim == deep else [labels]
-                if len(marks) != len(rows):
-                    raise PromptError(f"{len(rows)} sets of points need as many sets of labels, not {len(marks)}")
-                sets.append([self._one(Points(row, mark, normalized)) for row, mark in zip(rows, marks)])
-        if not sets:
-            return None, False
-        if len(sets) == 2 and len(sets[0]) != len(sets[1]):
-            raise PromptError(
-                f"{len(sets[0])} boxes and {len(sets[1])} sets of points do not go together; give as many"
-            )
-        return [self._network.checked(sum(parts[1:], parts[0])) for parts in zip(*sets)], batched
-
-    def _one(self, part: Points | Box) -> Clicks:
-        part.scaled(*self.size)  # raises for what lies outside
-        if isinstance(part, Box):
-            xy, labels = np.array(part.xyxy).reshape(2, 2), np.array([2, 3])
-        else:
-            xy, labels = np.array(part.points), np.array(part.labels)
-        return self._network.clicks(xy, labels, self.size, part.normalized)
-
-    def _inputs(self, mask_input: Any) -> tuple[list[np.ndarray] | None, bool]:
-        if mask_input is None:
-            return None, False
-        array, side = _array(mask_input).astype(np.float32), self._network.low_res_side
-        if (
-            array.ndim not in (2, 3, 4)
-            or array.shape[-2:] != (side, side)
-            or (array.ndim == 3 and len(array) != 1)
-            or (array.ndim == 4 and array.shape[1] != 1)
-            or not len(array)
-        ):
-            raise PromptError(f"mask_input must be ({side},{side}) logits of an earlier prediction, not {array.shape}")
-        return list(array.reshape(-1, side, side)), array.ndim == 4
-
-
-def _array(values: Any) -> np.ndarray:
-    try:
-        return np.asarray(values, np.float64)
-    except (TypeError, ValueError):
-        raise PromptError("points, labels, boxes and mask inputs must be arrays of numbers") from None
+        prompts  sentences, in one batch
+        logits   whether the result carries `low_res_logits`, and `coarse_logits` where the network has them
+        A network for videos answers too: the picture is a video of one frame, and nothing is remembered.
+        Raises PromptError for a sentence the bundle cannot take, UserError for a bundle that takes none.
+        """
+        check_sentences(prompts)
+        network = next((n for n in self._engine.networks.values() if hasattr(n, "refer")), None)
+        if network is None:
+            with self._engine.session(prompts, logits) as session:
+                return next(iter(session.stream([self.frame])))
+        if self._seen is None:
+            self._seen = network.see(self.frame)
+        return network.refer(self._seen, prompts, logits)

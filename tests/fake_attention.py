@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from fake_cuda import HostKernels, view
 
-from runtime.cubin import FOLDER, INDEX
+from runtime.device.cubin import FOLDER, INDEX
 from runtime.kernels import plan, reference
 
 SIGNATURES = {

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from runtime.backends.ort import OrtBackend
-from runtime.device import Cuda
+from runtime.device.cuda import Cuda
 
 
 class FakeDriver:
@@ -102,7 +102,7 @@ class Enqueued:
 
 
 class HostKernels:
-    """`runtime.cubin.CubinDriver` that does on the host what two kernels do on a device (`kernels/reference.py`)."""
+    """`runtime.device.cubin.CubinDriver` that does on the host what two kernels do on a device (`kernels/reference.py`)."""
 
     def __init__(self, driver: FakeDriver) -> None:
         self._driver = driver

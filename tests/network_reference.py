@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from export.models.samwise import Samwise, SamwiseConfig, stages
+from export.models.samwise import Samwise, SamwiseConfig
+from export.networks.samwise import stages
 from export.stage import Stage
 
 GOLDENS = Path(__file__).parent / "goldens" / "samwise"

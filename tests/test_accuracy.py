@@ -10,7 +10,7 @@ from scipy import ndimage
 from benchmarks import accuracy, datasets
 from export.nano import scores
 from export.nano.scores import Record
-from runtime.result import Result
+from runtime.results import Result
 
 
 def outline(mask):

@@ -343,7 +343,7 @@ def test_a_folder_that_cannot_be_written(toy, files, tmp_path):
 
 def test_a_backend_that_fails_half_way(toy, files, tmp_path, capsys):
     import runtime
-    from runtime.run import main
+    from runtime.cli.app import main
 
     class Failing:
         """A stage that works nine times."""

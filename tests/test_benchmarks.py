@@ -58,14 +58,15 @@ def test_toys_through_every_benchmark_of_a_bundle(toy, toy_sam2_bundle, tmp_path
 @pytest.mark.slow
 def test_pytorch_beside_a_bundle_of_the_same_weights(tmp_path):
     torch = pytest.importorskip("torch")
-    from export import bundle, network
+    from export import bundle
     from export.models.samwise import Samwise, tiny_test_config
     from export.nano.config import to_dict
+    from export.networks import base
 
     torch.manual_seed(0)
     model = Samwise(tiny_test_config()).eval()
     torch.save({"model": model.state_dict(), "config": to_dict(model.config)}, tmp_path / "tiny.pth")
-    bundle.export_bundle(network.describe("samwise", model), tmp_path / "bundles", "tiny", check=False, forms=("ort",))
+    bundle.export_bundle(base.describe("samwise", model), tmp_path / "bundles", "tiny", check=False, forms=("ort",))
     measured = measure(
         tmp_path / "out.json",
         "benchmarks/bench_pytorch.py",

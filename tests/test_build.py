@@ -7,11 +7,11 @@ import pytest
 import toy
 
 from benchmarks.engine_table import half_graphs, network
-from export import build
-from runtime import engine_files
-from runtime.bundle import choose
+from export.tensorrt import build
+from runtime.bundle import engine_index
+from runtime.bundle.bundle import choose
+from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
 from runtime.errors import BackendError, BundleError, RuntimeFault, UserError
-from runtime.spec import Manifest, StageSpec, TensorSpec
 
 
 class FakeLibrary(build.Library):
@@ -35,7 +35,7 @@ def bundle(tmp_path):
 
 def find(bundle, stage="neck", version="1.7.1", capability=89):
     manifest = Manifest.load(bundle.folder)
-    return engine_files.find(
+    return engine_index.find(
         bundle.folder, manifest, manifest.stages[stage], "default", "tensorrt_rtx", version, capability
     )
 
@@ -87,7 +87,7 @@ def test_second_build_keeps_what_is_fresh_and_adds_a_missing_target(bundle):
 
 
 def test_what_does_not_fit_is_refused_with_the_reason(bundle):
-    with pytest.raises(BundleError, match="has no tensorrt_rtx engine; run `python -m export.build"):
+    with pytest.raises(BundleError, match="has no tensorrt_rtx engine; run `python -m export.tensorrt.build"):
         find(bundle)
     build.build_bundle(bundle, FakeLibrary(), [89], report=lambda line: None)
     assert find(bundle).scratch == 1000
@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_refused_with_the_reason(bundle):
         find(bundle, version="1.8.0")
     with pytest.raises(BundleError, match="built for sm_89, this GPU is sm_90"):
         find(bundle, capability=90)
-    engine = bundle.folder / engine_files.FOLDER / find(bundle).file
+    engine = bundle.folder / engine_index.FOLDER / find(bundle).file
     content = engine.read_bytes()
     engine.unlink()
     with pytest.raises(BundleError, match="missing"):
@@ -122,7 +122,7 @@ def test_an_engine_of_another_graph_is_stale_and_is_built_again(bundle, change):
     build.build_bundle(choose(bundle.folder), library, [89], report=lambda line: None)
     assert "neck" in [name for name, _ in library.built]
     assert find(bundle)
-    files = [e.file for e in engine_files.read(bundle.folder)]
+    files = [e.file for e in engine_index.read(bundle.folder)]
     assert len(files) == len(set(files)) == len(list((bundle.folder / "engines").rglob("*.engine"))), (
         "no stale file stays"
     )
@@ -195,9 +195,9 @@ def test_every_stage_builds_in_half_for_every_target(name, rtx, tmp_path):
     module, model = network(name, "tiny", vocabulary=100, positions=66, layers=3)
     stages = list(module.stages(model))
     if name == "samwise":
-        from export import cuts
+        from export import split_attention
 
-        stages += [part for cut in cuts.cuts(model) for part in cut.parts]
+        stages += [part for cut in split_attention.cuts(model) for part in cut.parts]
     folder = half_graphs(stages, tmp_path / name, module.settings(model))
     lines = []
     entries = build.build_bundle(choose(folder), rtx, report=lines.append)
@@ -215,16 +215,19 @@ def test_scratch_tells_that_memory_attention_is_fused(rtx, tmp_path):
     keys has it in its scratch, the form for TensorRT has not."""
     pytest.importorskip("torch")
     from export.models import samwise
+    from export.networks import samwise as samwise_network
     from export.stage import Form
     from export.stages.memory_attention import MemoryAttentionStage
     from export.stages.sam import SamConfig
 
     model = samwise.Samwise(samwise.SamwiseConfig(sam=SamConfig(memory_layers=1)))
-    stage = next(s for s in samwise.stages(model) if s.name == "memory_attention")
+    stage = next(s for s in samwise_network.stages(model) if s.name == "memory_attention")
     narrow = MemoryAttentionStage(model.sam.memory_attention, model.sam.maskmem_tpos_enc, False).eval()
     found = {}
     for name, form in (("wide", stage.forms["trt"]), ("narrow", Form(narrow, "plain"))):
-        folder = half_graphs([replace(stage, forms={"default": form})], tmp_path / name, samwise.settings(model))
+        folder = half_graphs(
+            [replace(stage, forms={"default": form})], tmp_path / name, samwise_network.settings(model)
+        )
         manifest = Manifest.load(folder)
         spec = manifest.stages["memory_attention"]
         sizes = build.profile(spec, manifest) | {"objects": (1, 1, 1), "maps": (1, 1, 1)}

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from export.checkpoints.common import TRUNKS, check
+from export.checkpoints.samwise import samwise, samwise_config
+
 torch = pytest.importorskip("torch")
 
-from export import checkpoints
 from export.models.samwise import Samwise, SamwiseConfig, tiny_test_config
 from export.stages.sam import SamConfig
 from runtime.errors import UserError
@@ -47,7 +49,7 @@ def official_shapes():
 @pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
 def test_round_trip(tmp_path, network, options):
     path = saved(tmp_path, network, lambda d: d.update(args=argparse.Namespace(lr=1e-5), epoch=3), **options)
-    assert same(checkpoints.samwise(path), network)
+    assert same(samwise(path), network)
 
 
 def test_prefix_and_unused_tensors(tmp_path, network):
@@ -56,7 +58,7 @@ def test_prefix_and_unused_tensors(tmp_path, network):
         data["model"]["text_encoder.model.encoder.lm_head.bias"] = torch.zeros(100)
         data["model"] = {f"module.{k}": v for k, v in data["model"].items() if not k.endswith("num_batches_tracked")}
 
-    assert same(checkpoints.samwise(saved(tmp_path, network, change)), network)
+    assert same(samwise(saved(tmp_path, network, change)), network)
 
 
 def test_half_precision_is_widened(tmp_path, network):
@@ -65,19 +67,19 @@ def test_half_precision_is_widened(tmp_path, network):
         network,
         lambda d: d["model"].update({k: v.half() for k, v in d["model"].items() if v.is_floating_point()}),
     )
-    model = checkpoints.samwise(path)
+    model = samwise(path)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_public_tiny_is_sized_from_its_tensors():
     tensors = official_shapes()
-    config = checkpoints.samwise_config(tensors)
+    config = samwise_config(tensors)
     assert config == SamwiseConfig()
     with torch.device("meta"):
-        checkpoints.check(Samwise(config), tensors, "tiny")
+        check(Samwise(config), tensors, "tiny")
 
 
-@pytest.mark.parametrize("trunk", list(checkpoints.TRUNKS.values()), ids=["tiny", "small", "base_plus", "large"])
+@pytest.mark.parametrize("trunk", list(TRUNKS.values()), ids=["tiny", "small", "base_plus", "large"])
 @pytest.mark.parametrize(
     "motion, score, conditional, patches",
     [
@@ -94,7 +96,7 @@ def test_variants_are_recognised(trunk, motion, score, conditional, patches):
     config = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, patches=patches))
     with torch.device("meta"):
         model = Samwise(config)
-    assert checkpoints.samwise_config(model.state_dict()) == config
+    assert samwise_config(model.state_dict()) == config
 
 
 def drop(data):
@@ -134,7 +136,7 @@ def not_a_tensor(data):
 )
 def test_wrong_tensors_are_named(tmp_path, network, change, words):
     with pytest.raises(UserError, match=words) as caught:
-        checkpoints.samwise(saved(tmp_path, network, change))
+        samwise(saved(tmp_path, network, change))
     assert "\n" not in str(caught.value) and "x.pth" in str(caught.value)
 
 
@@ -156,7 +158,7 @@ def test_wrong_tensors_are_named(tmp_path, network, change, words):
 )
 def test_bad_configs_are_refused(tmp_path, network, change):
     with pytest.raises(UserError) as caught:
-        checkpoints.samwise(saved(tmp_path, network, lambda data: change(data["config"])))
+        samwise(saved(tmp_path, network, lambda data: change(data["config"])))
     assert "\n" not in str(caught.value)
 
 
@@ -165,7 +167,7 @@ def test_files_that_are_no_checkpoint(tmp_path, content):
     path = tmp_path / "x.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match="x.pth") as caught:
-        checkpoints.samwise(path)
+        samwise(path)
     assert "\n" not in str(caught.value)
 
 
@@ -176,7 +178,7 @@ def test_truncated(tmp_path, network, options):
     for part in (0.2, 0.6, 0.99):
         path.write_bytes(content[: int(len(content) * part)])
         with pytest.raises(UserError, match="x.pth"):
-            checkpoints.samwise(path)
+            samwise(path)
 
 
 @pytest.mark.parametrize(
@@ -185,19 +187,19 @@ def test_truncated(tmp_path, network, options):
 def test_other_contents(tmp_path, data):
     torch.save(data, tmp_path / "x.pth")
     with pytest.raises(UserError):
-        checkpoints.samwise(tmp_path / "x.pth")
+        samwise(tmp_path / "x.pth")
 
 
 def test_missing_file_and_folder(tmp_path):
     for path in (tmp_path, tmp_path / "none.pth"):
         with pytest.raises(UserError, match="no such file"):
-            checkpoints.samwise(path)
+            samwise(path)
 
 
 def test_another_network(tmp_path):
     torch.save({"model": {"no_mem_embed": torch.zeros(1, 1, 256)}}, tmp_path / "x.pth")
     with pytest.raises(UserError, match="not a SAMWISE checkpoint"):
-        checkpoints.samwise(tmp_path / "x.pth")
+        samwise(tmp_path / "x.pth")
 
 
 class Trap:
@@ -216,5 +218,5 @@ def test_no_code_is_run(tmp_path, writer):
     else:
         torch.save(data, path, _use_new_zipfile_serialization=writer == "torch")
     with pytest.raises(UserError):
-        checkpoints.samwise(path)
+        samwise(path)
     assert not (tmp_path / "ran").exists()

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from runtime import Box, Mask, Points, PromptError, Result
-from runtime.clicks import Pointed, read
-from runtime.run import main
+from runtime.cli.app import main
+from runtime.cli.prompt_args import Pointed, read
 
 
 def test_points_without_number_belong_together():

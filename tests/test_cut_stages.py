@@ -1,4 +1,4 @@
-"""`runtime.cuts` with parts in numpy: what is launched between them, on which arrays, and what is kept."""
+"""`runtime.backends.split_stage` with parts in numpy: what is launched between them, on which arrays, and what is kept."""
 
 import ctypes
 import json
@@ -12,13 +12,14 @@ import pytest
 from fake_attention import SIGNATURES, HostAttention, compiled, signature
 from fake_cuda import FakeDriver
 
-from runtime import cuts, ops
-from runtime.bundle import Bundle
-from runtime.cubin import Kernels
-from runtime.device import Cuda
+from runtime.backends import split_stage
+from runtime.backends.split_stage import kernel_stages
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
+from runtime.device.cubin import Kernels
+from runtime.device.cuda import Cuda
 from runtime.errors import BackendError, BundleError
 from runtime.kernels import plan, reference
-from runtime.spec import Manifest, StageSpec, TensorSpec
 
 TOKENS, WIDTH, MEMORY, SLOTS, POINTERS, OBJECTS = 16, 32, 16, 6, 5, 3
 RNG = np.random.default_rng(0)
@@ -110,7 +111,9 @@ SPEC = StageSpec(
 
 def memory_stage(device, kernels, fixed):
     limits = {"objects": OBJECTS, "slots": SLOTS, "pointers": POINTERS}
-    return cuts.MemoryAttention(SPEC, memory_parts(), fixed, kernels, device, cuts.Buffers(device), limits)
+    return split_stage.MemoryAttention(
+        SPEC, memory_parts(), fixed, kernels, device, split_stage.Buffers(device), limits
+    )
 
 
 def expected(fixed, i):
@@ -177,7 +180,7 @@ def test_launches_are_packed_once_and_nothing_is_allocated(device, kernels, monk
     assert len(packed) == 2 and device.driver.calls["device"] == held
     waits = len(arrays) + len(stage._constants) + 1
     assert device.driver.calls["wait"] == waits, "constants alone were waited for"
-    monkeypatch.setattr(cuts, "BOUND", 2)
+    monkeypatch.setattr(split_stage, "BOUND", 2)
     for slots in (1, 2, 3):
         ages = device.constant(np.zeros((1, slots), np.int64))
         stage.run(**arrays | {"memory": arrays["memory"][:, :slots], "memory_age": ages}, conditioned=out)
@@ -227,7 +230,9 @@ def test_an_adapter_in_two_parts(device, kernels, frames, patch):
     }
     fixed = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     spec = StageSpec("adapter_0", (vision, text), fused)
-    stage = cuts.WindowAttention(spec, parts, fixed, kernels, device, cuts.Buffers(device), {"frames": 8}, patch)
+    stage = split_stage.WindowAttention(
+        spec, parts, fixed, kernels, device, split_stage.Buffers(device), {"frames": 8}, patch
+    )
     x, words = RNG.standard_normal((frames, side, side, 8), np.float32), np.zeros((3, 5), np.float32)
     outs = {t.name: device.empty(shape, F32) for t, shape in zip(fused, (x.shape, words.shape))}
     stage.run(vision_0=device.constant(x), text_0=device.constant(words), **outs)
@@ -242,7 +247,7 @@ def test_an_adapter_in_two_parts(device, kernels, frames, patch):
 
 
 def test_buffers_are_shared_and_the_largest_comes_first(device):
-    buffers = cuts.Buffers(device)
+    buffers = split_stage.Buffers(device)
     first, second = buffers.take("a", (4, 8), F32), buffers.take("a", (2, 8), "float16")
     assert first.ptr == second.ptr and second.shape == (2, 8) and second.dtype == np.float16
     assert buffers.take("a", (5, 8), F32).ptr != first.ptr and buffers.take("b", (1,), F32).ptr != first.ptr
@@ -261,17 +266,17 @@ def test_who_asks_gets_kernels(device, kernels, caplog):
         {"memory_attention": {"kernel": "memory_attention", "parts": ["a", "b"]}},
     )
     for settings, given, mode in ((None, kernels, "on"), ({}, kernels, "on"), (cut, None, "auto"), (cut, None, "off")):
-        assert ops.kernel_stages(bundle(settings), backend, given, mode, 1) == {} and not caplog.records
-    assert ops.kernel_stages(bundle(cut), backend, kernels, "auto", 1) == {}
+        assert kernel_stages(bundle(settings), backend, given, mode, 1) == {} and not caplog.records
+    assert kernel_stages(bundle(cut), backend, kernels, "auto", 1) == {}
     (record,) = caplog.records
     assert record.getMessage().startswith("whole graphs for memory_attention; --kernels on")
     assert bundle(cut).parts == {"a", "b"}
     with pytest.raises(
         BundleError, match="settings.cuts.memory_attention is not understood .KeyError: 'memory_attention'"
     ):
-        ops.kernel_stages(bundle(cut), backend, kernels, "on", 1)
+        kernel_stages(bundle(cut), backend, kernels, "on", 1)
     with pytest.raises(BundleError, match="settings.cuts must be an object, not int"):
-        ops.kernel_stages(bundle(3), backend, kernels, "auto", 1)
+        kernel_stages(bundle(3), backend, kernels, "auto", 1)
 
 
 @pytest.mark.parametrize("cut", [None, 3, [], {"a": 1}, {"a": {"parts": 4}}, {"a": {"parts": [1, ["b"]]}}, {"a": {}}])
@@ -341,8 +346,10 @@ def test_every_kernel_that_is_asked_for_is_compiled(tmp_path, capability):
     zeros = {"position": (256, 64), "temporal": (6, 64), "key_weight_0": (256, 64), "key_bias_0": (256,)}
     fixed = {name: np.zeros(shape, np.float16) for name, shape in zeros.items()}
     fixed |= {name: np.zeros((256, 128), np.float32) for name in ("cosine", "sine")}
-    limits, buffers = {"objects": 4, "slots": 6, "pointers": 15, "frames": 8}, cuts.Buffers(device)
-    cuts.MemoryAttention(manifest.stages["memory_attention"], [Part(None)] * 2, fixed, kernels, device, buffers, limits)
+    limits, buffers = {"objects": 4, "slots": 6, "pointers": 15, "frames": 8}, split_stage.Buffers(device)
+    split_stage.MemoryAttention(
+        manifest.stages["memory_attention"], [Part(None)] * 2, fixed, kernels, device, buffers, limits
+    )
     for i, patch in enumerate((8, 4, 2)):
         shapes = {
             "position": (patch**2, 256),
@@ -355,4 +362,6 @@ def test_every_kernel_that_is_asked_for_is_compiled(tmp_path, capability):
         }
         parts = [Part(None, manifest.stages[name]) for name in (f"a{i}", f"b{i}")]
         fixed = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
-        cuts.WindowAttention(manifest.stages[f"adapter_{i}"], parts, fixed, kernels, device, buffers, limits, patch)
+        split_stage.WindowAttention(
+            manifest.stages[f"adapter_{i}"], parts, fixed, kernels, device, buffers, limits, patch
+        )

@@ -10,8 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from export import cuts
-from export.models.samwise import AdapterConfig, Samwise, stages, tiny_test_config
+from export import split_attention
+from export.models.samwise import AdapterConfig, Samwise, tiny_test_config
+from export.networks.samwise import stages
 from runtime.kernels import reference
 
 LIMIT = 1e-4
@@ -41,7 +42,7 @@ def whole(model):
 
 @pytest.fixture(scope="module")
 def found(model):
-    return {cut.stage: cut for cut in cuts.cuts(model)}
+    return {cut.stage: cut for cut in split_attention.cuts(model)}
 
 
 def test_what_is_cut(found, whole):

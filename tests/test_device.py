@@ -9,9 +9,9 @@ from fake_cuda import FakeCudaBackend, FakeDriver
 from test_schedule import A, B, C, frames, reference, run
 
 import runtime
-from runtime.arrays import DeviceArray
-from runtime.bundle import choose
-from runtime.device import Cuda
+from runtime.bundle.bundle import choose
+from runtime.device.array import DeviceArray
+from runtime.device.cuda import Cuda
 from runtime.engine import Engine
 
 

@@ -12,9 +12,10 @@ from fake_cuda import FakeCudaBackend
 from test_schedule import A, B, C, frames
 
 import runtime
-from runtime import device_images, foreign
-from runtime.arrays import DeviceArray
-from runtime.bundle import choose
+from runtime.bundle.bundle import choose
+from runtime.device import interop
+from runtime.device.array import DeviceArray
+from runtime.device.kernels import choose_kernels
 from runtime.engine import Engine
 
 SIGNATURES = {
@@ -148,22 +149,22 @@ def test_frames_on_the_device_are_read_there(engine, toy, wrap):
 
 def test_the_streams_of_other_libraries_are_waited_for(engine):
     device, host = engine.backend.device, np.zeros((4, 4, 3), np.uint8)
-    foreign.device_array(Interface(host), device)
+    interop.device_array(Interface(host), device)
     assert device.driver.calls["wait_for"] == 0
-    foreign.device_array(Interface(host, stream=7), device)
+    interop.device_array(Interface(host, stream=7), device)
     assert device.driver.calls["wait_for"] == 1
     tensor = Dlpack(host)
-    foreign.device_array(tensor, device)
+    interop.device_array(tensor, device)
     assert tensor.streams == [device.stream]
 
 
 def test_a_frame_with_gaps_is_refused(engine):
     device, host = engine.backend.device, np.zeros((4, 8, 3), np.uint8)
-    assert foreign.device_array(Interface(host, strides=(24, 3, 1)), device).shape == (4, 8, 3)
+    assert interop.device_array(Interface(host, strides=(24, 3, 1)), device).shape == (4, 8, 3)
     with pytest.raises(runtime.VideoError, match="gaps"):
-        foreign.device_array(Interface(host[:, ::2], strides=(24, 6, 1)), device)
+        interop.device_array(Interface(host[:, ::2], strides=(24, 6, 1)), device)
     with pytest.raises(runtime.VideoError, match="gaps"):
-        foreign.device_array(Dlpack(host[:, ::2]), device)
+        interop.device_array(Dlpack(host[:, ::2]), device)
     with engine.session([runtime.Text(tokens=A)]) as session, pytest.raises(runtime.VideoError, match="must be uint8"):
         session.push(Interface(np.zeros((4, 4, 3), np.float32)))
 
@@ -200,12 +201,12 @@ def test_kernels_on_off_auto(bundle, toy, caplog):
     with pytest.raises(runtime.BackendError, match="needs a CUDA backend"):
         runtime.load(toy, backend="ort", kernels="on")
     with pytest.raises(runtime.UserError, match="auto, on, off"):
-        device_images.choose("yes", toy, None)
+        choose_kernels("yes", toy, None)
 
 
 def test_dlpack_memory_is_given_back():
     host = np.zeros((4, 4, 3), np.uint8)
-    array = foreign.device_array(Dlpack(host), type("D", (), {"stream": 0}))
+    array = interop.device_array(Dlpack(host), type("D", (), {"stream": 0}))
     assert array.ptr == host.ctypes.data and array.dtype == np.uint8 and array.shape == (4, 4, 3)
     ctypes.c_uint8.from_address(array.ptr).value = 9
     assert host[0, 0, 0] == 9

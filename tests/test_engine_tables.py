@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.engine_table import TRUNKS
-from export import build
+from export.tensorrt import build
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 TABLES = sorted(RESULTS.glob("engines-*.json"))
@@ -18,10 +18,10 @@ def stages_of(name):
     """Stage -> its symbols, from a toy network: they do not depend on its size."""
     pytest.importorskip("torch")
     from export.models import sam2, samwise
+    from export.networks import network
 
     model = samwise.Samwise(samwise.tiny_test_config()) if name == "samwise" else sam2.Sam2(sam2.tiny_test_config())
-    module = {"samwise": samwise, "sam2": sam2}[name]
-    return {stage.name: sorted(stage.spec.symbols) for stage in module.stages(model)}
+    return {stage.name: sorted(stage.spec.symbols) for stage in network(name).stages(model)}
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,15 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 from torch import nn
 
-from export import bundle, parity
+from export import bundle
 from export.layers.attention import attend
-from export.network import Network
+from export.networks.base import Network
 from export.onnx import ExportError
 from export.stage import Form, stage, tensor
-from runtime.bundle import choose, find
+from export.verify import parity
+from runtime.bundle.bundle import choose, find
+from runtime.bundle.manifest import Manifest
 from runtime.errors import UserError
-from runtime.spec import Manifest
 
 WIDTH = 64
 BOUNDS = {"objects": (1, 64), "slots": (1, 7)}

@@ -15,8 +15,12 @@ pytest.importorskip("onnxruntime")
 
 import runtime
 from export import __main__ as command
-from export import bundle, clips, network, parity, reference
-from export.models.samwise import Samwise, settings, tiny_test_config
+from export import bundle
+from export.models.samwise import Samwise, tiny_test_config
+from export.networks import base
+from export.networks.samwise import settings
+from export.verify import __main__ as verify
+from export.verify import parity, parity_clip, references
 
 TOKENS = [0, 17, 5, 42, 2]
 
@@ -90,8 +94,8 @@ def test_every_stage_is_there_with_symbols(exported):
 def test_two_clips_and_a_last_short_one_follow_torch(exported, model):
     """Memory over clip boundaries, conditional memory on, the verb given: the runtime against plain torch."""
     numbers = settings(model)
-    frames = clips.clip_frames(10, 60, 100)
-    want = list(reference.samwise_clip(model, numbers, frames, TOKENS, [1]))
+    frames = parity_clip.clip_frames(10, 60, 100)
+    want = list(references.samwise_clip(model, numbers, frames, TOKENS, [1]))
     engine = runtime.load(exported, backend="ort")
     with engine.session([runtime.Text(tokens=TOKENS, verbs=[1])], logits=True) as session:
         got = list(session.stream(frames))
@@ -102,10 +106,10 @@ def test_two_clips_and_a_last_short_one_follow_torch(exported, model):
 
 def test_the_reference_depends_on_memory_and_sentence(model):
     """Else agreement with it would say little."""
-    numbers, frames = settings(model), clips.clip_frames(4, 60, 100)
+    numbers, frames = settings(model), parity_clip.clip_frames(4, 60, 100)
 
     def last_logits(tokens=TOKENS, verbs=(1,), **changes):
-        return list(reference.samwise_clip(model, numbers | changes, frames, tokens, verbs))[-1][1]
+        return list(references.samwise_clip(model, numbers | changes, frames, tokens, verbs))[-1][1]
 
     full = last_logits()
     forgetful = last_logits(memory={"slots": 1, "pointers": 1})
@@ -115,7 +119,7 @@ def test_the_reference_depends_on_memory_and_sentence(model):
 
 @pytest.mark.slow
 def test_recheck_of_a_bundle_without_its_checkpoint(exported, capsys):
-    assert parity.main([str(exported / "toy"), "--backend", "ort"]) == 0
+    assert verify.main([str(exported / "toy"), "--backend", "ort"]) == 0
     assert "memory_attention [ort]" in capsys.readouterr().out
 
 
@@ -135,18 +139,18 @@ def test_recheck_sees_other_weights(exported, tmp_path, capsys):
     assert b"adapter_0.data" in content
     graph.write_bytes(content.replace(b"adapter_0.data", b"otherrrrr.data"))
     data.with_name("other.data").rename(data.with_name("otherrrrr.data"))
-    assert parity.main([str(tmp_path / "toy"), "--backend", "ort"]) == 2
+    assert verify.main([str(tmp_path / "toy"), "--backend", "ort"]) == 2
     assert "sha256" in capsys.readouterr().err
     manifest = json.loads((tmp_path / "toy" / "manifest.json").read_text())
     manifest["files"]["graphs/adapter_0.ort.onnx"] = sha256(graph)
     (tmp_path / "toy" / "manifest.json").write_text(json.dumps(manifest))
-    assert parity.main([str(tmp_path / "toy"), "--backend", "ort"]) == 1
+    assert verify.main([str(tmp_path / "toy"), "--backend", "ort"]) == 1
     assert "adapter_0 [ort] misses its threshold" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_half_bundle_follows_the_clip(model, tmp_path):
-    bundle.export_bundle(network.describe("samwise", model), tmp_path, "toy", precision="fp16", forms=())
+    bundle.export_bundle(base.describe("samwise", model), tmp_path, "toy", precision="fp16", forms=())
     found = runtime.bundle.choose(tmp_path)
     manifest = found.manifest
     assert manifest.precision == "fp16" and manifest.stages["memory_attention"].input("memory").dtype == "float16"
@@ -238,4 +242,4 @@ def test_a_full_disk_is_told_in_one_line(checkpoint, tmp_path, monkeypatch, caps
 def test_variant_names(model, width, blocks, name):
     hiera = dataclasses.replace(model.config.sam.hiera, width=width, blocks=blocks)
     config = dataclasses.replace(model.config, sam=dataclasses.replace(model.config.sam, hiera=hiera))
-    assert network.variant(type("M", (), {"config": config})) == name
+    assert base.variant(type("M", (), {"config": config})) == name

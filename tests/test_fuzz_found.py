@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime import clicks, sources
+from export.checkpoints.common import read
+from runtime.bundle.manifest import Manifest
+from runtime.cli import prompt_args
 from runtime.errors import LONGEST, BundleError, PromptError, UserError, VideoError
-from runtime.pictures import read_picture
-from runtime.prompt import Tokenizer
-from runtime.spec import Manifest
+from runtime.media import video_sources
+from runtime.media.image_files import read_picture
+from runtime.tokenizer import Tokenizer
 
 
 def one_line(caught):
@@ -143,14 +145,14 @@ def test_shapes_that_no_machine_holds(toy, tmp_path):
 def test_numbers_with_thousands_of_digits():
     for value in ("1,1@" + "9" * 5000, "1,1#" + "9" * 5000):
         with pytest.raises(PromptError, match="5000 digits") as caught:
-            clicks.read([("--point", value)])
+            prompt_args.read([("--point", value)])
         one_line(caught)
 
 
 def test_whole_numbers_beyond_floating_point(tmp_path):
     (tmp_path / "p.json").write_text('[{"box": [0, 0, 9, ' + "9" * 400 + "]}]")
     with pytest.raises(PromptError, match="must be numbers"):
-        clicks.read([("--prompts", str(tmp_path / "p.json"))])
+        prompt_args.read([("--prompts", str(tmp_path / "p.json"))])
 
 
 @pytest.mark.parametrize("prompt", [runtime.Points([(3, 1e300)], [1]), runtime.Box([0, 0, 1e39, 9])])
@@ -178,7 +180,7 @@ def test_what_is_no_picture_but_is_called_so(tmp_path, content):
 )
 def test_lengths_that_are_none(said, seconds):
     container = SimpleNamespace(duration=None, streams=[1, 2])
-    assert sources._promised_seconds(container, SimpleNamespace(metadata={"DURATION": said}, frames=0)) == seconds
+    assert video_sources._promised_seconds(container, SimpleNamespace(metadata={"DURATION": said}, frames=0)) == seconds
 
 
 @pytest.mark.parametrize("width", [1, 2, 5])
@@ -186,7 +188,7 @@ def test_narrow_pictures_are_contiguous(width):
     import av
 
     frame = av.VideoFrame.from_ndarray(np.full((16, 8, 3), 99, np.uint8), "rgb24").reformat(width, 16, "yuv444p")
-    array = sources._array(frame, "a video")
+    array = video_sources._array(frame, "a video")
     assert array.shape == (16, width, 3) and array.flags.c_contiguous
 
 
@@ -197,7 +199,7 @@ def test_a_file_name_that_looks_like_a_protocol(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     media.write(tmp_path / "a.mp4")
     (tmp_path / "a.mp4").rename(tmp_path / "concat:b.mp4")
-    with runtime.video.frames("concat:b.mp4") as frames:
+    with runtime.media.video_reader.frames("concat:b.mp4") as frames:
         assert sum(1 for _ in frames) == 12
 
 
@@ -254,7 +256,7 @@ def refused(path, data, *words):
     """Saved and refused by SAM 2's loader in one line with these words."""
     import torch
 
-    from export.sam2_checkpoints import sam2
+    from export.checkpoints.sam2 import sam2
 
     torch.save({"model": data}, path)
     with pytest.raises(UserError) as caught:
@@ -291,14 +293,13 @@ def test_names_of_tensors_with_line_breaks(tensors, tmp_path):
 
 def test_a_checkpoint_that_unpacks_to_more_than_it_is(tmp_path):
     pytest.importorskip("torch")
-    from export import checkpoints
 
     with zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", b"\x80\x02}.")
         archive.writestr("x/data/0", bytes(10_000_000))
         archive.writestr("x/version", "3\n")
     with pytest.raises(UserError, match="unpacks to") as caught:
-        checkpoints.read(tmp_path / "x.pth")
+        read(tmp_path / "x.pth")
     one_line(caught)
 
 
@@ -314,8 +315,8 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_is(tmp_path):
 )
 def test_a_name_that_promises_a_thousand_million_modules(tmp_path, name):
     torch = pytest.importorskip("torch")
+    from export.checkpoints.refersam import build
     from export.models import refersam
-    from export.refersam_checkpoints import build
 
     with torch.device("meta"):
         tensors = refersam.ReferSam(refersam.tiny_test_config()).state_dict()
@@ -337,7 +338,7 @@ def test_a_name_that_promises_a_thousand_million_modules(tmp_path, name):
 )
 def test_hugging_face_configs_of_wrong_types_and_sizes(tensors, tmp_path, change):
     from benchmarks.fuzz_checkpoints import hugging_face, safetensors
-    from export.sam2_checkpoints import sam2
+    from export.checkpoints.sam2 import sam2
 
     config = hugging_face()
     change(config)

@@ -9,8 +9,9 @@ pytest.importorskip("onnxruntime")
 import refersam_reference as reference
 
 import runtime
-from export import bundle, network
-from export.models.refersam import load
+from export import bundle
+from export.networks import base
+from export.networks.refersam import load
 
 LOGITS, IOU = 1e-3, 0.999
 SIDE = 448
@@ -42,7 +43,7 @@ def test_bundle_equals_the_official_code(checkpoint, tmp_path):
     logits = torch.nn.functional.interpolate(low_res[:, None], (SIDE, SIDE), mode="bilinear", align_corners=True)
     compare(low_res.numpy(), coarse.numpy(), iou.numpy(), (logits[:, 0] >= 0).numpy())
 
-    folder = bundle.export_bundle(network.describe("refersam", model), tmp_path, "refersam", check=False)
+    folder = bundle.export_bundle(base.describe("refersam", model), tmp_path, "refersam", check=False)
     del model
     engine = runtime.load(folder, verify=False)
     picture = reference.META["image"]

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 
+from export.networks import network
+
 torch = pytest.importorskip("torch")
 
 import network_reference as reference
 
 import runtime
-from export import bundle, models, network
+from export import bundle
+from export.networks import base
 
 pytestmark = pytest.mark.slow
 
@@ -19,8 +22,8 @@ def engine(tmp_path_factory):
     decision's bias, so the bundle with the conditional memory serves both."""
     folder = tmp_path_factory.mktemp("golden")
     torch.save({"model": reference.state_dict("public_tiny_cme")}, folder / "samwise.pth")
-    model = models.network("samwise").load(folder / "samwise.pth")
-    bundle.export_bundle(network.describe("samwise", model), folder, "tiny", check=False)
+    model = network("samwise").load(folder / "samwise.pth")
+    bundle.export_bundle(base.describe("samwise", model), folder, "tiny", check=False)
     (folder / "samwise.pth").unlink()
     del model
     with runtime.load(folder / "tiny", verify=False) as engine:

@@ -3,6 +3,9 @@
 import os
 from dataclasses import replace
 
+from runtime.backends.base import load_stage
+from runtime.backends.split_stage import kernel_stages
+
 os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
@@ -15,11 +18,11 @@ from fake_attention import HostAttention, compiled
 from fake_cuda import FakeCudaBackend
 
 from benchmarks import gpu_bundle, gpu_check, gpu_pipeline
-from export import cuts
+from export import split_attention
 from export.models import samwise
-from runtime import ops
-from runtime.bundle import choose
-from runtime.cubin import Kernels
+from export.networks import samwise as samwise_network
+from runtime.bundle.bundle import choose
+from runtime.device.cubin import Kernels
 
 WIDTH, MEMORY, SLOTS = 32, 16, 6
 
@@ -31,7 +34,7 @@ def test_half_graphs_cut_stages_and_kernels_agree(tmp_path, monkeypatch):
     model = samwise.Samwise(samwise.tiny_test_config()).eval()
     with torch.no_grad():
         model.sam.maskmem_tpos_enc *= 20
-    every = samwise.stages(model)
+    every = samwise_network.stages(model)
     monkeypatch.setattr(samwise, "stages", lambda model: [s for s in every if s.name == "memory_attention"])
     folder = gpu_bundle.write(model, tmp_path / "random")
     bundle = choose(folder)
@@ -45,11 +48,11 @@ def test_half_graphs_cut_stages_and_kernels_agree(tmp_path, monkeypatch):
     driver = backend.device.driver
     driver.kernel_driver = HostAttention(driver, np.float16, WIDTH, MEMORY)
     kernels = Kernels(folder, 89, driver.kernel_driver)
-    cut = ops.kernel_stages(bundle, backend, kernels, "on", 2)["memory_attention"]
+    cut = kernel_stages(bundle, backend, kernels, "on", 2)["memory_attention"]
     sizes = gpu_pipeline.typical(cut.spec, bundle)
     results = [
         gpu_pipeline.timed(stage, sizes, backend.device)[1]["conditioned"]
-        for stage in (bundle.load_stage(backend, "memory_attention"), cut)
+        for stage in (load_stage(bundle, backend, "memory_attention"), cut)
     ]
     assert results[0].dtype == np.float16 and gpu_pipeline.relative(results[1], results[0]) < 5e-3
 
@@ -57,15 +60,12 @@ def test_half_graphs_cut_stages_and_kernels_agree(tmp_path, monkeypatch):
 def test_adapters_of_the_published_size_are_cut():
     config = samwise.tiny_test_config()
     wide = replace(config, adapter=samwise.AdapterConfig(width=256, heads=8, patches=(8, 4, 2)))
-    assert [c.stage for c in cuts.cuts(samwise.Samwise(replace(wide, sam=replace(config.sam, image_size=128))))] == [
-        "adapter_0",
-        "adapter_1",
-        "adapter_2",
-        "memory_attention",
-    ]
+    assert [
+        c.stage for c in split_attention.cuts(samwise.Samwise(replace(wide, sam=replace(config.sam, image_size=128))))
+    ] == ["adapter_0", "adapter_1", "adapter_2", "memory_attention"]
     assert samwise.AdapterConfig() == wide.adapter
     # heads of another width have no kernel: the toy's adapters stay whole
-    assert [c.stage for c in cuts.cuts(samwise.Samwise(config))] == ["memory_attention"]
+    assert [c.stage for c in split_attention.cuts(samwise.Samwise(config))] == ["memory_attention"]
 
 
 def test_the_summary_has_a_line_per_cut_stage():

@@ -10,7 +10,7 @@ from test_build import FakeLibrary
 
 from benchmarks import gpu_pipeline
 from runtime.backends.trt import TrtBackend
-from runtime.device import Cuda
+from runtime.device.cuda import Cuda
 from runtime.errors import BackendError
 
 
@@ -31,7 +31,7 @@ def make(name):
 
 
 def test_every_bundle_on_every_backend(engines, monkeypatch):
-    from export import build
+    from export.tensorrt import build
 
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt)
     monkeypatch.setattr(build, "Library", lambda name: FakeLibrary(name, fake_tensorrt.__version__))

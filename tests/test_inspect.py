@@ -9,11 +9,11 @@ import toy
 from fake_cuda import FakeDriver
 from test_build import FakeLibrary
 
-from export import build, inspect
+from export.tensorrt import build, inspect
 from runtime.backends.ort import OrtBackend
 from runtime.backends.trt import TrtBackend
-from runtime.bundle import choose
-from runtime.device import Cuda
+from runtime.bundle.bundle import choose
+from runtime.device.cuda import Cuda
 from runtime.errors import UserError
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from runtime import cubin
+from runtime.bundle.manifest import Manifest
+from runtime.device import cubin
 from runtime.errors import BackendError, BundleError
 from runtime.kernels import plan, reference
-from runtime.spec import Manifest
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,6 +1,9 @@
-"""`kernels/postprocess.py` in Triton's interpreter, and its reference, against the CPU path of `runtime/ops.py`."""
+"""`kernels/postprocess.py` in Triton's interpreter, and its reference, against the CPU path of `runtime/py`."""
 
 import os
+
+from runtime.imaging.masks import boxes_and_areas, pack_mask
+from runtime.imaging.upsample import MaskUpsampler
 
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -10,7 +13,6 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from runtime import ops
 from runtime.kernels import launch, plan, reference
 
 
@@ -29,7 +31,7 @@ def test_equals_the_cpu_path(low_side, image, crop, source, dtype):
     low = np.random.default_rng(0).standard_normal((3, low_side, low_side)).astype(np.float32)
     low[1] = -1  # an empty mask
     low = torch.tensor(low).to(dtype)
-    upsampler = ops.MaskUpsampler(low_side, image, crop, source)
+    upsampler = MaskUpsampler(low_side, image, crop, source)
     rows = [torch.tensor(a) for a in reference.mask_taps(upsampler.rows)]
     columns = [torch.tensor(a) for a in reference.mask_taps(upsampler.columns)]
     packed = torch.zeros((3, -(-source[0] * source[1] // 8)), dtype=torch.uint8)
@@ -39,8 +41,8 @@ def test_equals_the_cpu_path(low_side, image, crop, source, dtype):
     np.testing.assert_array_equal(packed.numpy(), expected_packed)
     np.testing.assert_array_equal(plan.boxes(stats.numpy(), source), expected_stats)
     masks = upsampler.masks(low.float().numpy())
-    boxes, areas = ops.boxes_and_areas(masks)
-    np.testing.assert_array_equal(np.stack([ops.pack_mask(mask) for mask in masks]), expected_packed)
+    boxes, areas = boxes_and_areas(masks)
+    np.testing.assert_array_equal(np.stack([pack_mask(mask) for mask in masks]), expected_packed)
     np.testing.assert_array_equal(np.column_stack([areas, boxes]), expected_stats)
 
 

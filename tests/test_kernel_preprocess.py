@@ -2,6 +2,8 @@
 
 import os
 
+from runtime.imaging.preprocess import RESAMPLE, Normalization, preprocess
+
 os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
@@ -11,7 +13,6 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from runtime import ops
 from runtime.kernels import launch, plan, reference
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -32,8 +33,8 @@ def test_reference_is_pillow(source, target, filter):
     identity = np.arange(256, dtype=np.float32)[None].repeat(3, axis=0)
     result = reference.preprocess(frame, target, 48, identity, filter)
     # two calls: Pillow 13 may run the row pass first when it is given both
-    wide = Image.fromarray(frame).resize((target[1], source[0]), ops.RESAMPLE[filter])
-    expected = np.asarray(wide.resize(target[::-1], ops.RESAMPLE[filter]))
+    wide = Image.fromarray(frame).resize((target[1], source[0]), RESAMPLE[filter])
+    expected = np.asarray(wide.resize(target[::-1], RESAMPLE[filter]))
     np.testing.assert_array_equal(result[:, : target[0], : target[1]].transpose(1, 2, 0), expected)
 
 
@@ -43,7 +44,7 @@ def test_kernel_is_the_cpu_path(source, target, filter):
     frame = np.random.default_rng(1).integers(0, 256, (*source, 3), dtype=np.uint8)
     rows = [torch.tensor(a) for a in reference.pillow_taps(source[0], target[0], filter)]
     columns = [torch.tensor(a) for a in reference.pillow_taps(source[1], target[1], filter)]
-    table = torch.tensor(ops.Normalization.of(MEAN, STD).table_cv)
+    table = torch.tensor(Normalization.of(MEAN, STD).table_cv)
     for dtype in (torch.float32, torch.float16):
         out = torch.full((3, 48, 48), float("nan"), dtype=dtype)
         launch.run(
@@ -60,5 +61,5 @@ def test_kernel_is_the_cpu_path(source, target, filter):
                 reference.PRECISION_BITS,
             )
         )
-        expected = ops.preprocess(frame, target, 48, MEAN, STD, resample=filter)
+        expected = preprocess(frame, target, 48, MEAN, STD, resample=filter)
         np.testing.assert_array_equal(out.numpy(), expected.astype(out.numpy().dtype))

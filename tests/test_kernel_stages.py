@@ -20,17 +20,17 @@ import runtime
 from benchmarks import gpu_pipeline
 from export import __main__ as command
 from export import bundle as bundles
-from export import recheck
 from export.bundle import export_bundle
-from export.cuts import with_cuts
 from export.models.samwise import AdapterConfig, Samwise, tiny_test_config
-from export.network import describe
-from runtime import engine_files
-from runtime.bundle import choose
-from runtime.cubin import FOLDER, INDEX
+from export.networks.base import describe
+from export.split_attention import with_cuts
+from export.verify import backend_check
+from runtime.bundle import engine_index
+from runtime.bundle.bundle import choose
+from runtime.bundle.manifest import Manifest
+from runtime.device.cubin import FOLDER, INDEX
 from runtime.engine import Engine
 from runtime.errors import BackendError, BundleError, UserError
-from runtime.spec import Manifest
 
 TOKENS = [0, 17, 5, 42, 2]
 WIDTH, MEMORY, SLOTS = 32, 16, 6
@@ -94,11 +94,13 @@ def test_a_video_with_kernels_equals_one_without(exported, sentences):
     clip = frames(19)
     with Engine(choose(exported), fake(exported), kernels="off", max_objects=4) as engine:
         want = results(engine, clip, sentences)
-        assert not any(type(s.stage).__module__ == "runtime.cuts" for s in engine.stages.values())
+        assert not any(type(s.stage).__module__ == "runtime.backends.split_stage" for s in engine.stages.values())
     backend = fake(exported)
     host = backend.device.driver.kernel_driver
     with Engine(choose(exported), backend, kernels="on", max_objects=4) as engine:
-        assert {n for n, s in engine.stages.items() if type(s.stage).__module__ == "runtime.cuts"} == CUT
+        assert {
+            n for n, s in engine.stages.items() if type(s.stage).__module__ == "runtime.backends.split_stage"
+        } == CUT
         assert not engine.bundle.parts & set(engine.stages)
         got = results(engine, clip, sentences)
     for a, b in zip(got, want, strict=True):
@@ -134,11 +136,13 @@ def test_nothing_is_allocated_and_one_wait_per_frame(exported):
 @pytest.mark.slow
 def test_parity_holds_kernels_to_the_same_threshold(exported, monkeypatch):
     """Marks go to the engines that ran: parts where kernels are on, and not the whole stage."""
-    backend, create, marked = fake(exported), recheck.create, []
+    backend, create, marked = fake(exported), backend_check.create, []
     backend.library, backend.version = "tensorrt", "10"
-    monkeypatch.setattr(recheck, "create", lambda name, threads: backend if name == "fake" else create(name, threads))
-    monkeypatch.setattr(engine_files, "mark_verified", lambda *arguments: marked.append(arguments[-1]))
-    rows, clip = recheck.recheck(choose(exported), "fake", 1, kernels="on")
+    monkeypatch.setattr(
+        backend_check, "create", lambda name, threads: backend if name == "fake" else create(name, threads)
+    )
+    monkeypatch.setattr(engine_index, "mark_verified", lambda *arguments: marked.append(arguments[-1]))
+    rows, clip = backend_check.recheck(choose(exported), "fake", 1, kernels="on")
     assert {r.what for r in rows if "[kernels]" in r.what} == {f"{name} [kernels]" for name in CUT}
     assert all(r.passed for r in (*rows, *clip))
     assert marked[0]["memory_attention_part_1"]["cosine"] > 0.9999
@@ -165,7 +169,7 @@ def test_auto_keeps_the_whole_stages_and_says_so(exported, caplog):
     caplog.set_level(logging.INFO, "runtime")
     with Engine(choose(exported), fake(exported), max_objects=2) as engine:
         assert engine.kernels is not None and not engine.bundle.parts & set(engine.stages)
-        assert not any(type(s.stage).__module__ == "runtime.cuts" for s in engine.stages.values())
+        assert not any(type(s.stage).__module__ == "runtime.backends.split_stage" for s in engine.stages.values())
     (line,) = [r.getMessage() for r in caplog.records if "whole graphs" in r.getMessage()]
     assert "memory_attention" in line and "--kernels on" in line
 

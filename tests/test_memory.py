@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from runtime.device import Cpu
+from runtime.device.base import Cpu
 from runtime.errors import UserError
-from runtime.memory import MemoryPool
+from runtime.tracking.memory import MemoryPool
 
 
 def make(objects=3, slots=3, pointers=4):

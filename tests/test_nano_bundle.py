@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import runtime
-import runtime.video
-from runtime.demo import Demo
+from runtime.bundle.demo import Demo
+from runtime.media import video_reader
 from runtime.metrics import jaccard
 
 ENGINES = Path(__file__).parents[1] / "engines"
@@ -16,10 +16,10 @@ ENGINES = Path(__file__).parents[1] / "engines"
 
 def test_stages_of_both_networks_with_bounds_that_agree():
     torch = pytest.importorskip("torch")
-    from export.models import samwise_sam2
     from export.models.samwise import Samwise, tiny_test_config
-    from runtime.models.sam2 import Sam2
-    from runtime.models.samwise import Samwise as Schedule
+    from export.networks import samwise_sam2
+    from runtime.models.sam2.network import Sam2
+    from runtime.models.samwise.network import Samwise as Schedule
 
     torch.manual_seed(0)
     stages = samwise_sam2.stages(Samwise(tiny_test_config()))
@@ -52,7 +52,7 @@ def test_the_shipped_bundle_is_small(engine):
 
 
 def test_the_shipped_bundle_follows_its_demonstration(engine, demo):
-    frames = list(runtime.video.frames(demo.clip))
+    frames = list(video_reader.frames(demo.clip))
     with engine.session(demo.prompts) as session:
         masks = np.stack([r.masks for r in session.stream(frames)], 1)
     truth = np.stack([demo.masks == k for k in demo.objects])
@@ -61,7 +61,7 @@ def test_the_shipped_bundle_follows_its_demonstration(engine, demo):
 
 def test_the_shipped_bundle_answers_a_box_on_its_frame(engine, demo):
     """The same weights, asked with a box around each object. Following it further is what they do badly: docs/nano.md."""
-    frame = next(iter(runtime.video.frames(demo.clip)))
+    frame = next(iter(video_reader.frames(demo.clip)))
     for number in demo.objects:
         truth = demo.masks[0] == number
         ys, xs = np.nonzero(truth)

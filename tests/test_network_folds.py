@@ -8,7 +8,8 @@ torch = pytest.importorskip("torch")
 
 from export.layers import attention, fold, positions
 from export.layers.common import ChannelBatchNorm, Pointwise, double, upsample
-from export.models.samwise import Samwise, stages, tiny_test_config
+from export.models.samwise import Samwise, tiny_test_config
+from export.networks.samwise import stages
 from export.stages.conditional_memory import reweight
 from export.stages.cross_modal_adapter import AdapterStage, from_patches, to_patches
 from export.stages.hiera import FoldedBlock

@@ -10,7 +10,8 @@ pytest.importorskip("onnxscript")
 from export import onnx as graphs
 from export.layers import attention
 from export.layers.hiera import Hiera, HieraConfig
-from export.models.samwise import Samwise, stages, tiny_test_config
+from export.models.samwise import Samwise, tiny_test_config
+from export.networks.samwise import stages
 from export.stages import hiera
 
 CONFIG = tiny_test_config(motion=True)

@@ -6,7 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from export.models.samwise import Samwise, settings, tiny_test_config
+from export.models.samwise import Samwise, tiny_test_config
+from export.networks.samwise import settings
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 sam2 = pytest.importorskip("transformers.models.sam2.modeling_sam2")
 from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig
 
-from export.checkpoints import TRUNKS
+from export.checkpoints.common import TRUNKS
 from export.layers.hiera import Hiera
 from export.stages.hiera import folded
 

@@ -10,9 +10,10 @@ import pytest
 pytest.importorskip("openvino")
 
 import runtime
-from runtime import backends, trial
-from runtime.backends import notes
-from runtime.bundle import choose
+from runtime import backends
+from runtime.backends import autotune
+from runtime.bundle.bundle import choose
+from runtime.cli import autotune as command
 
 
 @pytest.fixture(autouse=True)
@@ -24,12 +25,12 @@ def cache(tmp_path, monkeypatch):
 def note(bundle, **changes):
     """A note that speaks for OpenVINO."""
     manifest = choose(bundle).manifest
-    good = notes.Note(
+    good = autotune.Note(
         "openvino",
         "toy",
-        notes.fingerprint(manifest),
-        notes.versions(*backends.ON_TRIAL["openvino"]),
-        notes.processor(),
+        autotune.fingerprint(manifest),
+        autotune.versions(*backends.ON_TRIAL["openvino"]),
+        autotune.processor(),
         1,
         True,
         1e-6,
@@ -48,7 +49,7 @@ def chosen(bundle):
 
 def test_taken_with_a_note_that_speaks_for_it(toy):
     assert chosen(toy) == "ort", "nothing is known yet"
-    notes.keep(note(toy))
+    autotune.keep(note(toy))
     assert chosen(toy) == "openvino"
 
 
@@ -66,7 +67,7 @@ def test_taken_with_a_note_that_speaks_for_it(toy):
     ],
 )
 def test_not_taken_otherwise_and_one_line_says_why(toy, changes, words, caplog):
-    notes.keep(note(toy, **changes))
+    autotune.keep(note(toy, **changes))
     with caplog.at_level(logging.INFO, "runtime"):
         assert chosen(toy) == "ort"
     lines = [r.getMessage() for r in caplog.records if "openvino" in r.getMessage()]
@@ -75,7 +76,7 @@ def test_not_taken_otherwise_and_one_line_says_why(toy, changes, words, caplog):
 
 def test_a_note_of_other_graphs_under_this_name_is_not_believed(toy):
     good = note(toy)
-    path = notes.keep(good)
+    path = autotune.keep(good)
     path.write_text(json.dumps(dataclasses.asdict(good) | {"graphs": "0" * 64}))
     assert chosen(toy) == "ort"
 
@@ -84,7 +85,7 @@ def test_a_note_of_other_graphs_under_this_name_is_not_believed(toy):
     "content", [b"", b"\xff\xfe", b"[]", b"null", b"{}", b"7", b"[" * 100_000, b'{"backend": "openvino"}']
 )
 def test_a_damaged_note_is_none(toy, content):
-    notes.keep(note(toy)).write_bytes(content)
+    autotune.keep(note(toy)).write_bytes(content)
     assert chosen(toy) == "ort"
 
 
@@ -94,13 +95,13 @@ def test_a_damaged_note_is_none(toy, content):
 @pytest.mark.parametrize("value", ["yes", None, [1], {}, float("nan")])
 def test_a_note_with_wrong_types_is_none(toy, field, value):
     good = note(toy)
-    notes.keep(good).write_text(json.dumps(dataclasses.asdict(good) | {field: value}))
-    assert notes.find("openvino", choose(toy).manifest) is None
+    autotune.keep(good).write_text(json.dumps(dataclasses.asdict(good) | {field: value}))
+    assert autotune.find("openvino", choose(toy).manifest) is None
 
 
 def test_not_installed(toy, monkeypatch, caplog):
-    notes.keep(note(toy))
-    monkeypatch.setattr(notes, "installed", lambda module: False)
+    autotune.keep(note(toy))
+    monkeypatch.setattr(autotune, "installed", lambda module: False)
     with caplog.at_level(logging.INFO, "runtime"):
         assert chosen(toy) == "ort"
     assert any("not installed" in r.getMessage() for r in caplog.records)
@@ -116,7 +117,7 @@ def test_a_folder_that_cannot_be_written(toy, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(runtime.RuntimeFault, match="XDG_CACHE_HOME") as error:
-        notes.keep(note(toy))
+        autotune.keep(note(toy))
     assert "\n" not in str(error.value)
     assert chosen(toy) == "ort"
 
@@ -124,12 +125,12 @@ def test_a_folder_that_cannot_be_written(toy, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["toy", "toy_sam2_bundle"])
 def test_a_trial_reaches_every_stage_and_finds_it_exact(name, request):
     bundle = choose(request.getfixturevalue(name))
-    found = trial.run(bundle, "openvino", threads=1, repeats=1)
+    found = command.run(bundle, "openvino", threads=1, repeats=1)
     assert found.unreached == () and {r.stage for r in found.rows} == set(bundle.manifest.stages)
     assert found.note.exact and found.note.error < 1e-4 and found.note.iou > 0.999
     assert all(r.calls > 0 and r.seconds > 0 and r.reference_seconds > 0 for r in found.rows)
-    notes.keep(found.note)
-    assert notes.find("openvino", bundle.manifest) == found.note
+    autotune.keep(found.note)
+    assert autotune.find("openvino", bundle.manifest) == found.note
 
 
 def test_a_trial_sees_what_is_not_exact(toy, monkeypatch):
@@ -143,28 +144,28 @@ def test_a_trial_sees_what_is_not_exact(toy, monkeypatch):
             arrays["embedding"] *= 1.01
 
     monkeypatch.setattr(OpenVinoStage, "run", off)
-    found = trial.run(choose(toy), "openvino", threads=1, repeats=1)
+    found = command.run(choose(toy), "openvino", threads=1, repeats=1)
     assert not found.note.exact and "not exact" in found.note.objection()
     assert max(found.rows, key=lambda r: r.error).stage == "neck"
 
 
 def test_a_stage_that_the_clip_does_not_reach_is_not_exact(toy):
-    found = trial.run(choose(toy), "openvino", threads=1, repeats=1, frames=1)
+    found = command.run(choose(toy), "openvino", threads=1, repeats=1, frames=1)
     assert "memory_attention" in found.unreached and not found.note.exact
-    assert "not reached" in trial.table(found)
+    assert "not reached" in command.table(found)
 
 
 def test_the_command(toy, capsys, cache):
-    assert trial.main(["--engine", str(toy), "--threads", "1"]) == 0
+    assert command.main(["--engine", str(toy), "--threads", "1"]) == 0
     out = capsys.readouterr().out
     assert "memory_attention" in out and "auto will" in out and len(list(cache.glob("openvino-*.json"))) == 1
-    assert trial.main(["--engine", str(toy), "--threads", "1", "--cpu-seconds", "--frames", "9"]) == 0
+    assert command.main(["--engine", str(toy), "--threads", "1", "--cpu-seconds", "--frames", "9"]) == 0
     assert "no note" in capsys.readouterr().out and len(list(cache.glob("openvino-*.json"))) == 1
-    assert trial.main(["--engine", str(toy), "--frames", "0"]) == 2
+    assert command.main(["--engine", str(toy), "--frames", "0"]) == 2
     assert capsys.readouterr().err.startswith("error: --frames")
-    assert trial.main(["--engine", str(toy / "nowhere")]) == 2
+    assert command.main(["--engine", str(toy / "nowhere")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert trial.main(["--engine", str(toy), "--backend", "abacus"]) == 2
+    assert command.main(["--engine", str(toy), "--backend", "abacus"]) == 2
 
 
 def test_memory_is_rounded_to_bfloat16_as_the_graph_says(tmp_path):
@@ -173,7 +174,7 @@ def test_memory_is_rounded_to_bfloat16_as_the_graph_says(tmp_path):
     from onnx import TensorProto, helper
 
     from runtime.backends.ov import OpenVinoBackend
-    from runtime.spec import StageSpec, TensorSpec
+    from runtime.bundle.manifest import StageSpec, TensorSpec
 
     nodes = [
         helper.make_node("Cast", ["x"], ["narrow"], to=TensorProto.BFLOAT16),

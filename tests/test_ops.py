@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import ops
 from runtime.errors import UserError
+from runtime.imaging.masks import boxes_and_areas, pack_mask, probability
+from runtime.imaging.preprocess import RESAMPLE, preprocess, resized_size
+from runtime.imaging.upsample import MaskUpsampler
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -28,18 +30,18 @@ def normalised(picture_hwc):
     ],
 )
 def test_resized_size_of_the_video_rule(source, expected):
-    assert ops.resized_size(*source) == expected
+    assert resized_size(*source) == expected
 
 
 def test_resized_size_takes_a_manifest_entry():
-    assert ops.resized_size(90, 160, rule="samwise_video", short=252, max=256) == (144, 256)
-    assert ops.resized_size(90, 160, rule="square", short=0, max=1024) == (1024, 1024)
+    assert resized_size(90, 160, rule="samwise_video", short=252, max=256) == (144, 256)
+    assert resized_size(90, 160, rule="square", short=0, max=1024) == (1024, 1024)
 
 
 @pytest.mark.parametrize("arguments", [(0, 5), (5, 0), (5, 5, "fit")])
 def test_resized_size_refuses(arguments):
     with pytest.raises(UserError):
-        ops.resized_size(*arguments)
+        resized_size(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -50,10 +52,10 @@ def test_resized_size_refuses(arguments):
 def test_preprocess_is_pillow_then_normalise_then_pad(source, target, resample):
     frame = np.random.default_rng(1).integers(0, 256, (*source, 3), dtype=np.uint8)
     out = np.full((3, 256, 256), np.nan, np.float32)
-    result = ops.preprocess(frame, target, 256, MEAN, STD, out, resample)
+    result = preprocess(frame, target, 256, MEAN, STD, out, resample)
     assert result is out
-    wide = Image.fromarray(frame).resize((target[1], source[0]), ops.RESAMPLE[resample])
-    expected = normalised(wide.resize(target[::-1], ops.RESAMPLE[resample]))
+    wide = Image.fromarray(frame).resize((target[1], source[0]), RESAMPLE[resample])
+    expected = normalised(wide.resize(target[::-1], RESAMPLE[resample]))
     np.testing.assert_array_equal(out[:, : target[0], : target[1]], expected)
     assert not out[:, target[0] :].any() and not out[:, :, target[1] :].any()
 
@@ -64,25 +66,25 @@ def test_preprocess_float_is_torchvision_antialias(source):
     pixels = torch.tensor(frame).permute(2, 0, 1)[None].float() / 255
     pixels = F.interpolate(pixels, (256, 256), mode="bilinear", antialias=True)[0]
     expected = (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    result = ops.preprocess(frame, (256, 256), 256, MEAN, STD, resample="float")
+    result = preprocess(frame, (256, 256), 256, MEAN, STD, resample="float")
     np.testing.assert_allclose(result, expected.numpy(), atol=3e-6)
 
 
 def test_preprocess_refuses_what_is_not_rgb_bytes():
     for frame in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)):
         with pytest.raises(UserError, match="uint8"):
-            ops.preprocess(frame, (4, 4), 8, MEAN, STD)
+            preprocess(frame, (4, 4), 8, MEAN, STD)
     with pytest.raises(UserError, match="resample"):
-        ops.preprocess(np.zeros((4, 4, 3), np.uint8), (4, 4), 8, MEAN, STD, resample="lanczos")
+        preprocess(np.zeros((4, 4, 3), np.uint8), (4, 4), 8, MEAN, STD, resample="lanczos")
 
 
 @pytest.mark.parametrize("source", [(360, 640), (1080, 1920), (719, 405), (17, 1023), (1, 1)])
 def test_upsampler_equals_two_interpolations(source):
-    crop = ops.resized_size(*source)
+    crop = resized_size(*source)
     low = np.random.default_rng(3).standard_normal((2, 256, 256)).astype(np.float32) * 5
     two_step = F.interpolate(torch.tensor(low)[:, None], (1024, 1024), mode="bilinear")[:, :, : crop[0], : crop[1]]
     two_step = F.interpolate(two_step, source, mode="bilinear")[:, 0].numpy()
-    upsampler = ops.MaskUpsampler(256, 1024, crop, source)
+    upsampler = MaskUpsampler(256, 1024, crop, source)
     logits = upsampler.logits(low)
     np.testing.assert_allclose(logits, two_step, atol=1e-5)
     masks = upsampler.masks(low)
@@ -94,14 +96,14 @@ def test_boxes_areas_and_packing():
     masks = np.zeros((3, 7, 9), bool)
     masks[0, 2:5, 3:9] = True
     masks[2, 6, 0] = True
-    boxes, areas = ops.boxes_and_areas(masks)
+    boxes, areas = boxes_and_areas(masks)
     assert boxes.tolist() == [[3, 2, 9, 5], [0, 0, 0, 0], [0, 6, 1, 7]] and areas.tolist() == [18, 0, 1]
-    packed = ops.pack_mask(masks[0])
+    packed = pack_mask(masks[0])
     np.testing.assert_array_equal(np.unpackbits(packed)[:63].reshape(7, 9).astype(bool), masks[0])
 
 
 def test_probability_of_any_logit():
     with np.errstate(over="raise"):
         np.testing.assert_allclose(
-            ops.probability(np.float32([-1e4, -1, 0, 1, 1e4])), [0, 0.2689414, 0.5, 0.7310586, 1], atol=1e-7
+            probability(np.float32([-1e4, -1, 0, 1, 1e4])), [0, 0.2689414, 0.5, 0.7310586, 1], atol=1e-7
         )

@@ -9,8 +9,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from runtime import Result, RuntimeFault, UserError
-from runtime.drawing import ContactSheet, Painter, palette, stack
-from runtime.outputs import Outputs
+from runtime.cli.overlay import ContactSheet, Painter, palette, stack
+from runtime.cli.writers import Outputs
 
 
 def result(index=0, count=2, height=30, width=41):

@@ -12,10 +12,11 @@ ort = pytest.importorskip("onnxruntime")
 import onnx_ir as ir
 from test_export_bundle import WIDTH, mixer, network
 
-from export import bundle, parity, quantization
+from export import bundle, quantization
 from export import onnx as graphs
 from export.__main__ import parser
-from runtime.bundle import choose
+from export.verify import parity
+from runtime.bundle.bundle import choose
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +130,8 @@ def test_tables_give_reasons():
 @pytest.mark.slow
 def test_a_whole_network_follows_torch_on_the_clip(tmp_path):
     """Every stage of a toy SAMWISE, exported, compared and run as a pipeline on ONNX Runtime."""
-    from export import network as networks
     from export.models.samwise import Samwise, tiny_test_config
+    from export.networks import base as networks
 
     torch.manual_seed(3)
     model = Samwise(tiny_test_config(motion=True)).eval()

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import precisions
 from benchmarks.datasets import Case
+from runtime.bundle.manifest import Manifest
 from runtime.errors import UserError
-from runtime.spec import Manifest
 
 ROOT = Path(__file__).parent.parent
 KEYS = {name: {"graphs": name} for name in ("fp32", "int8")}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from runtime import Box, BundleError, Mask, Points, PromptError, Text
-from runtime.prompt import Tokenizer, encode, verb_positions
-from runtime.spec import Manifest
+from runtime.bundle.manifest import Manifest
+from runtime.tokenizer import Tokenizer, encode, verb_positions
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "the", "Ġdog", "Ġrun", "ning", "Ġleft", "Ġ狗"]
 

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import runtime
 from benchmarks import refcoco
-from runtime.referring import read_list
-from runtime.run import main
+from runtime.cli.app import main
+from runtime.cli.batch import read_list
 
 WORDS = {"the": 5, "dog": 20, "cat": 90, "left": 40}
 
@@ -246,7 +246,7 @@ def test_three_forms_of_masks():
 
 def test_long_sentences_are_cut(bundle):
     engine = runtime.load(bundle)
-    tokenizer = runtime.prompt.Tokenizer.of(engine.bundle.folder, engine.bundle.manifest)
+    tokenizer = runtime.tokenizer.Tokenizer.of(engine.bundle.folder, engine.bundle.manifest)
     long = "the dog left of the cat left of the dog"
     assert refcoco.prompt(engine, tokenizer, long).tokens == tuple(tokenizer(long)[0][:8])
     engine.bundle.manifest.settings["text"]["keep_end"] = True

@@ -12,9 +12,11 @@ import refersam_reference as reference
 import runtime
 from export import __main__ as command
 from export import onnx as graphs
+from export.checkpoints.refersam import build, config_of, renamed
 from export.models import refersam
-from export.models.refersam import ReferSam, stages, tiny_test_config
-from export.refersam_checkpoints import build, config_of, renamed
+from export.models.refersam import ReferSam, tiny_test_config
+from export.networks import refersam as refersam_network
+from export.networks.refersam import stages
 
 KINDS = ("bert", "clip")
 
@@ -147,7 +149,7 @@ def test_from_checkpoint_to_masks(tmp_path):
     sentences = [[7, 3, 9, 44, 5], [8, 61, 2]]
     result = engine.image(frame).refer([runtime.Text(tokens=t) for t in sentences], logits=True)
     for i, tokens in enumerate(sentences):
-        ((masks, low_res, iou),) = refersam.clip(model, engine.bundle.manifest.settings, [frame], tokens)
+        ((masks, low_res, iou),) = refersam_network.clip(model, engine.bundle.manifest.settings, [frame], tokens)
         assert reference.error(result.low_res_logits[i], low_res[0]) <= 1e-4
         assert (result.masks[i] != masks[0]).mean() < 1e-3 and abs(result.scores[i] - iou[0]) < 1e-4
 

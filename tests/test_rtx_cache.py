@@ -14,11 +14,11 @@ from test_build import FakeLibrary
 from test_schedule import A, frames
 
 import runtime
-from export import build
+from export.tensorrt import build
 from runtime.backends import rtx_cache
 from runtime.backends.trt_rtx import TrtRtxBackend
-from runtime.bundle import choose
-from runtime.device import Cuda
+from runtime.bundle.bundle import choose
+from runtime.device.cuda import Cuda
 from runtime.engine import Engine
 
 VERSION = fake_tensorrt.__version__

@@ -20,8 +20,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 import runtime
+from runtime.cli.app import main
 from runtime.metrics import boundary_f, jaccard
-from runtime.run import main
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "runtime.run"]
@@ -68,7 +68,7 @@ def test_a_video_becomes_what_the_engine_says(toy, clip, tmp_path, capsys):
     shown = capsys.readouterr()
     assert "10 frames in" in shown.out and "overlay.mp4" in shown.out and shown.err == ""
 
-    with runtime.load(toy) as engine, runtime.video.frames(clip) as video:
+    with runtime.load(toy) as engine, runtime.media.video_reader.frames(clip) as video:
         prompts = [runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[0, 90, 2])]
         want = list(engine.session(prompts).stream(video))
     data = load_results(out)
@@ -153,7 +153,7 @@ def test_a_picture(toy, tmp_path):
 
 
 def test_the_demonstration_is_measured(demo, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runtime.models.samwise.Tokenizer, "of", lambda *a: OneToken())
+    monkeypatch.setattr(runtime.models.samwise.network.Tokenizer, "of", lambda *a: OneToken())
     assert main(["--engine", str(demo), "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"the red square +\d/6 +\d\.\d\d +\d\.\d{3} +\d\.\d{3} +\d\.\d{3}", shown)
@@ -177,7 +177,7 @@ def test_the_demonstration_is_measured(demo, tmp_path, monkeypatch, capsys):
 def test_a_damaged_demonstration(demo, tmp_path, name, monkeypatch, capsys):
     import shutil
 
-    monkeypatch.setattr(runtime.models.samwise.Tokenizer, "of", lambda *a: OneToken())
+    monkeypatch.setattr(runtime.models.samwise.network.Tokenizer, "of", lambda *a: OneToken())
     folder = shutil.copytree(demo, tmp_path / "b")
     (folder / "demo" / name).write_bytes(b"nonsense")
     assert main(["--engine", str(folder), "--out", str(tmp_path / "out")]) == 2
@@ -292,9 +292,9 @@ def test_a_network_for_pictures_takes_each_frame_alone(clip, tmp_path):
             ones, boxes = np.ones(len(prompts), np.float32), np.tile(np.float32([0, 0, 32, 48]), (len(prompts), 1))
             return runtime.Result(0, tuple(range(1, len(prompts) + 1)), mask, ones, ones, boxes)
 
-    from runtime.tasks import sentences
+    from runtime.cli.tasks import sentences
 
-    with runtime.video.frames(clip) as video:
+    with runtime.media.video_reader.frames(clip) as video:
         results = list(sentences(Finder(), [runtime.Text("a"), runtime.Text("b")]).stream(video))
     assert [r.frame_index for r in results] == list(range(10)) and results[3].object_ids == (1, 2)
     with pytest.raises(runtime.UserError, match="--window cannot be had with the bundle finder"):
@@ -302,7 +302,7 @@ def test_a_network_for_pictures_takes_each_frame_alone(clip, tmp_path):
 
 
 def test_verbs_belong_to_the_sentence_before():
-    from runtime.arguments import prompts_of
+    from runtime.cli.args import prompts_of
 
     made = prompts_of([("--text", "a dog running"), ("--verbs", "running, "), ("--tokens", "0,1,2"), ("--verbs", "1")])
     assert made == [runtime.Text("a dog running", verbs=["running"]), runtime.Text(tokens=[0, 1, 2], verbs=[1])]

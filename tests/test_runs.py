@@ -1,4 +1,4 @@
-"""`export.parity --runs`: Polygraphy's files and verdict, ONNX Runtime against itself and against a perturbed graph."""
+"""`export.verify.parity --runs`: Polygraphy's files and verdict, ONNX Runtime against itself and against a perturbed graph."""
 
 import json
 import os
@@ -17,12 +17,13 @@ from onnx import numpy_helper
 from polygraphy.comparator import RunResults
 from polygraphy.json import load_json
 
-from export import parity, recheck, runs
-from runtime import engine_files
+from export.verify import __main__ as verify
+from export.verify import backend_check, parity, polygraphy_dump
 from runtime.backends.ort import OrtBackend
-from runtime.bundle import choose
+from runtime.bundle import engine_index
+from runtime.bundle.bundle import choose
+from runtime.bundle.manifest import StageSpec, TensorSpec
 from runtime.errors import UserError
-from runtime.spec import StageSpec, TensorSpec
 
 POLYGRAPHY = "import sys; from polygraphy.tools import main; sys.exit(main())"
 """What the command `polygraphy` runs."""
@@ -52,11 +53,11 @@ def bundle(tmp_path):
 
 
 def test_a_backend_that_agrees(bundle, tmp_path):
-    kept = runs.Runs(tmp_path / "runs", "openvino")
-    rows, clip = recheck.recheck(bundle, "ort", 1, kept)
+    kept = polygraphy_dump.Runs(tmp_path / "runs", "openvino")
+    rows, clip = backend_check.recheck(bundle, "ort", 1, kept)
     assert all(r.passed for r in (*rows, *clip)) and len(kept.rows) == len(rows)
-    assert all(row["passed"] for row in kept.rows) and not runs.hints(kept, bundle.folder, None)
-    report = json.loads((tmp_path / "runs" / runs.REPORT).read_text())
+    assert all(row["passed"] for row in kept.rows) and not polygraphy_dump.hints(kept, bundle.folder, None)
+    report = json.loads((tmp_path / "runs" / polygraphy_dump.REPORT).read_text())
     assert {row["stage"] for row in report["runs"]} == set(bundle.manifest.stages)
     row = next(row for row in report["runs"] if row["stage"] == "neck")
     (feed,) = load_json(str(tmp_path / "runs" / row["inputs"]))
@@ -67,16 +68,16 @@ def test_a_backend_that_agrees(bundle, tmp_path):
 
 
 def test_a_perturbed_stage_is_refused_by_both_and_never_marked(bundle, tmp_path, monkeypatch, capsys):
-    create, marked = recheck.create, []
+    create, marked = backend_check.create, []
     new = lambda name, threads: Perturbed(1) if name == "perturbed" else create(name, threads)  # noqa: E731
-    monkeypatch.setattr(recheck, "create", new)
-    monkeypatch.setattr(engine_files, "mark_verified", lambda *arguments: marked.append(arguments))
+    monkeypatch.setattr(backend_check, "create", new)
+    monkeypatch.setattr(engine_index, "mark_verified", lambda *arguments: marked.append(arguments))
     folder = tmp_path / "runs"
-    assert parity.main([str(bundle.folder), "--backend", "perturbed", "--runs", str(folder)]) == 1
+    assert verify.main([str(bundle.folder), "--backend", "perturbed", "--runs", str(folder)]) == 1
     out, err = capsys.readouterr()
     assert "text_1" in err and "misses its threshold" in err and not marked
     assert "not text_1" in out and "polygraphy debug reduce" in out
-    report = json.loads((folder / runs.REPORT).read_text())
+    report = json.loads((folder / polygraphy_dump.REPORT).read_text())
     assert {row["stage"] for row in report["runs"] if not row["passed"]} == {"text_1"}
     row = next(row for row in report["runs"] if row["stage"] == "text_1")
     assert row["least_decibels"] == pytest.approx(80) and 20 < row["found"]["text_1"]["decibels"] < 40
@@ -91,12 +92,12 @@ def test_the_same_threshold_on_both_sides(tmp_path):
     want = np.random.default_rng(0).standard_normal(64).astype(np.float16)
     for error, limit in ((0.02, 0.03), (0.04, 0.03)):
         got = (want.astype(np.float64) * (1 + error)).astype(np.float16)
-        kept = runs.Runs(tmp_path, "other")
+        kept = polygraphy_dump.Runs(tmp_path, "other")
         flags = np.array([True, False])
         row = kept.add(spec, "s.onnx", {}, {"x": want}, {"y": want, "b": flags}, {"y": got, "b": flags}, limit)
         ours = parity.worst("s", {}, spec, {"y": got, "b": flags}, {"y": want, "b": flags}, limit)
         assert row["passed"] == ours.passed == (error < limit)
-        assert row["found"]["y"]["decibels"] == pytest.approx(runs.decibels(ours.error), abs=1e-3)
+        assert row["found"]["y"]["decibels"] == pytest.approx(polygraphy_dump.decibels(ours.error), abs=1e-3)
         assert row["found"]["b"] == {"equal": True}
     row = kept.add(spec, "s.onnx", {}, {"x": want}, {"y": want, "b": flags}, {"y": want, "b": ~flags}, limit)
     assert not row["passed"] and row["found"]["y"]["decibels"] == "inf"
@@ -108,8 +109,8 @@ def test_the_same_threshold_on_both_sides(tmp_path):
 @pytest.mark.slow
 def test_polygraphys_own_command_reads_the_files(bundle, tmp_path):
     """`polygraphy run` with what was saved: the same graph agrees, another one does not."""
-    kept = runs.Runs(tmp_path / "runs", "ort")
-    recheck.recheck(bundle, "ort", 1, kept)
+    kept = polygraphy_dump.Runs(tmp_path / "runs", "ort")
+    backend_check.recheck(bundle, "ort", 1, kept)
     row = next(row for row in kept.rows if row["stage"] == "text_1")
     graph = bundle.folder / row["graph"]
     Perturbed(1).load(graph, bundle.manifest.stages["text_1"])
@@ -135,7 +136,7 @@ def test_polygraphys_own_command_reads_the_files(bundle, tmp_path):
 def test_without_polygraphy_or_a_place_to_write(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write there"):
-        runs.Runs(tmp_path / "file" / "more", "ort")
+        polygraphy_dump.Runs(tmp_path / "file" / "more", "ort")
     monkeypatch.setitem(sys.modules, "polygraphy", None)
     with pytest.raises(UserError, match=r"pip install 'samwise-runtime\[polygraphy\]'"):
-        runs.Runs(tmp_path, "ort")
+        polygraphy_dump.Runs(tmp_path, "ort")

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 import runtime
 from export.__main__ import main
 from export.models import sam2
+from export.networks import sam2 as sam2_network
 from export.stages.prompt_decoder import MaskPromptStage, pick, stable
 
 
@@ -55,12 +56,12 @@ def test_the_command(tmp_path, capsys, new):
 def test_what_is_no_sam2_checkpoint(tmp_path):
     torch.save({"model": {"text_encoder.x": torch.zeros(1)}}, tmp_path / "samwise.pth")
     with pytest.raises(runtime.UserError, match="python -m export samwise"):
-        sam2.load(tmp_path / "samwise.pth")
+        sam2_network.load(tmp_path / "samwise.pth")
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pt")
     with pytest.raises(runtime.UserError, match="not a SAM 2 checkpoint"):
-        sam2.load(tmp_path / "other.pt")
+        sam2_network.load(tmp_path / "other.pt")
     with pytest.raises(runtime.UserError, match="no such file"):
-        sam2.load(tmp_path / "nowhere.pt")
+        sam2_network.load(tmp_path / "nowhere.pt")
 
 
 def test_stability():
@@ -74,7 +75,7 @@ def test_stability():
 
 def test_rules_of_the_decoder():
     """Which mask, and which token: one batch with every case."""
-    stages = {s.name: s for s in sam2.stages(toy())}
+    stages = {s.name: s for s in sam2_network.stages(toy())}
     decoder, inputs = (
         stages["prompt_decoder"],
         stages["prompt_decoder"].sample({"objects": 6, "maps": 1, "pictures": 1}),
@@ -93,7 +94,7 @@ def test_rules_of_the_decoder():
 
 
 def test_padding_of_prompts_changes_nothing():
-    stages = {s.name: s for s in sam2.stages(toy())}
+    stages = {s.name: s for s in sam2_network.stages(toy())}
     decoder = stages["prompt_decoder"]
     inputs = decoder.sample({"objects": 1, "maps": 1, "pictures": 1, "prompt_tokens": 6})
     inputs["sparse_count"][:] = 2
@@ -114,7 +115,7 @@ def test_mask_prompts_shrink_as_torch_does():
 
 def test_the_first_self_attention_runs_once_per_picture():
     """Batches of objects share it: the graph's attention over maps comes before objects are handed their map."""
-    stage = next(s for s in sam2.stages(toy()) if s.name == "memory_attention")
+    stage = next(s for s in sam2_network.stages(toy()) if s.name == "memory_attention")
     rows = []
     original = stage.module.layers[0].own
     stage.module.layers[0].own = lambda x, *tables: rows.append(len(x)) or original(x, *tables)

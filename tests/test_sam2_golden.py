@@ -12,8 +12,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import runtime
-from export import bundle, network, onnx
-from export.models import sam2
+from export import bundle, onnx
+from export.networks import base
+from export.networks import sam2 as sam2_network
 
 pytestmark = pytest.mark.slow
 
@@ -49,8 +50,8 @@ def checkpoint(case, path):
 def tiny(tmp_path_factory):
     """SAM 2.1 tiny at 1024 px, exported from a checkpoint file."""
     folder = tmp_path_factory.mktemp("golden")
-    model = sam2.load(checkpoint("public_p1", folder / "sam2.1_hiera_tiny.pt"))
-    return bundle.export_bundle(network.describe("sam2", model), folder, "tiny", forms={"ort"}, check=False)
+    model = sam2_network.load(checkpoint("public_p1", folder / "sam2.1_hiera_tiny.pt"))
+    return bundle.export_bundle(base.describe("sam2", model), folder, "tiny", forms={"ort"}, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_pictures_equal_the_official_code(tiny, tmp_path):
     shutil.copytree(tiny, tmp_path / "p4", copy_function=os.link)
     for file in (tmp_path / "p4" / "graphs").glob("prompt_decoder*"):
         file.unlink()
-    stages = sam2.stages(sam2.load(checkpoint("public_p4", tmp_path / "p4.pt")))
+    stages = sam2_network.stages(sam2_network.load(checkpoint("public_p4", tmp_path / "p4.pt")))
     decoder = next(s for s in stages if s.name == "prompt_decoder")
     onnx.save({"default": onnx.trace(decoder)}, tmp_path / "p4" / "graphs", "prompt_decoder")
     earlier = {}

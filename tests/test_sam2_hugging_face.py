@@ -5,14 +5,16 @@ import json
 import numpy as np
 import pytest
 
+from runtime.imaging.preprocess import preprocess
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import runtime
-from export import bundle, network
-from export.models import sam2
-from export.sam2_checkpoints import renamed
-from runtime import ops
+from export import bundle
+from export.checkpoints.sam2 import renamed
+from export.networks import base
+from export.networks import sam2 as sam2_network
 
 SIZE, MEAN, STD = 128, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -86,7 +88,7 @@ def clip(count):
 @torch.no_grad()
 def theirs(model, frames, point):
     """Low-res logits per frame of one click on frame 0."""
-    pixels = np.stack([ops.preprocess(f, (SIZE, SIZE), SIZE, MEAN, STD, resample="bicubic") for f in frames])
+    pixels = np.stack([preprocess(f, (SIZE, SIZE), SIZE, MEAN, STD, resample="bicubic") for f in frames])
     session = transformers.models.sam2_video.modeling_sam2_video.Sam2VideoInferenceSession(
         video=torch.from_numpy(pixels), video_height=frames.shape[1], video_width=frames.shape[2], dtype=torch.float32
     )
@@ -104,7 +106,7 @@ def theirs(model, frames, point):
 def test_every_tensor_finds_its_place(tmp_path, new):
     model = seeded(new)
     model.save_pretrained(tmp_path)
-    loaded = sam2.load(tmp_path)
+    loaded = sam2_network.load(tmp_path)
     assert loaded.config.sam.pointer_positions == new and loaded.config.sam.image_size == SIZE
     state, names = loaded.sam.state_dict(), renamed(model.state_dict())
     assert set(names) - set(state) == {"no_mem_pos_enc"}
@@ -114,13 +116,13 @@ def test_every_tensor_finds_its_place(tmp_path, new):
 
 def test_damaged_folders(tmp_path):
     with pytest.raises(runtime.UserError, match="config.json"):
-        sam2.load(tmp_path)
+        sam2_network.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config().to_dict()))
     with pytest.raises(runtime.UserError, match="model.safetensors"):
-        sam2.load(tmp_path)
+        sam2_network.load(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(runtime.UserError, match="not readable"):
-        sam2.load(tmp_path)
+        sam2_network.load(tmp_path)
 
 
 @pytest.mark.slow
@@ -128,7 +130,7 @@ def test_one_click_equals_transformers(tmp_path):
     model, frames, point = seeded(), clip(6), [70.5, 41.0]
     model.save_pretrained(tmp_path / "hf")
     bundle.export_bundle(
-        network.describe("sam2", sam2.load(tmp_path / "hf")), tmp_path, "small", forms={"ort"}, check=False
+        base.describe("sam2", sam2_network.load(tmp_path / "hf")), tmp_path, "small", forms={"ort"}, check=False
     )
     want = theirs(model, frames, point)
     with runtime.load(tmp_path / "small") as engine, engine.video(frames, logits=True, fill_hole_area=0) as video:

@@ -5,9 +5,10 @@ import pytest
 import toy_sam2
 
 import runtime
-from runtime.automatic import crop_boxes, grid
-from runtime.components import components, fill_holes, suppress, without_small_regions
-from runtime.queries import square_mask
+from runtime.imaging.masks import suppress
+from runtime.imaging.morphology import components, fill_holes, without_small_regions
+from runtime.models.sam2.automatic_masks import crop_boxes, grid
+from runtime.tracking.requests import square_mask
 
 HEIGHT, WIDTH = 24, 36
 

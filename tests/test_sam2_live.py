@@ -234,7 +234,7 @@ def test_memory_attention_takes_a_few_objects_at_a_time(toy_sam2_bundle, monkeyp
     frames, prompts = clip(4), {0: {i: Points([(4 + 5 * i, 8)], [1]) for i in range(5)}}
     found = []
     for positions, calls in ((1 << 20, 9), (4, 15)):  # the toy takes batches of two, and has four positions
-        monkeypatch.setattr("runtime.models.sam2.TOGETHER", positions)
+        monkeypatch.setattr("runtime.models.sam2.network.TOGETHER", positions)
         with runtime.load(toy_sam2_bundle) as engine:
             found.append([r.low_res_logits for r in live(engine, frames, prompts)])
             assert engine.timings["memory_attention"][0] == calls

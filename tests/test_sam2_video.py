@@ -8,9 +8,9 @@ import pytest
 import toy_sam2
 
 import runtime
-from runtime import ops
-from runtime.components import fill_holes
-from runtime.queries import square_mask
+from runtime.imaging.morphology import fill_holes
+from runtime.imaging.upsample import MaskUpsampler
+from runtime.tracking.requests import square_mask
 
 HEIGHT, WIDTH = 20, 30
 
@@ -159,7 +159,7 @@ def compare(result, shown, alone=False):
     assert result.object_ids == tuple(shown)
     low = np.stack([np.full((8, 8), -1024.0) if x is None else x["low"] for x in shown.values()])
     np.testing.assert_allclose(result.low_res_logits, low, rtol=1e-4, atol=1e-4)
-    full = ops.MaskUpsampler(8, 8, (8, 8), (HEIGHT, WIDTH)).logits(result.low_res_logits)
+    full = MaskUpsampler(8, 8, (8, 8), (HEIGHT, WIDTH)).logits(result.low_res_logits)
     masks = full > 0
     if alone:
         masks &= full.argmax(0) == np.arange(len(full))[:, None, None]

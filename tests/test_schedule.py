@@ -5,7 +5,7 @@ import pytest
 import toy
 
 import runtime
-from runtime import ops
+from runtime.imaging.preprocess import preprocess, resized_size
 
 A, B, C = [0, 5, 2], [0, 9, 7, 2], [0, 40, 41, 42, 2]
 
@@ -21,8 +21,8 @@ def pool(x_tchw, k):
 
 def reference(clip, tokens, conditional_memory=True):
     """Low-res logits, scores and the frames on which the conditional memory fired; no ring, no batch, no sharing."""
-    resized = ops.resized_size(*clip.shape[1:3], short=toy.SIZE - 1, max=toy.SIZE)
-    pixels = np.stack([ops.preprocess(f, resized, toy.SIZE, [0.5] * 3, [0.25] * 3) for f in clip])
+    resized = resized_size(*clip.shape[1:3], short=toy.SIZE - 1, max=toy.SIZE)
+    pixels = np.stack([preprocess(f, resized, toy.SIZE, [0.5] * 3, [0.25] * 3) for f in clip])
     memory, pointers, logits, scores, fired = [], [], [], [], []
     last = 0
     for first in range(0, len(clip), toy.WINDOW):

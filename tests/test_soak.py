@@ -10,7 +10,7 @@ import pytest
 import runtime
 from benchmarks import soak, soak_episodes
 from benchmarks.soak_media import Media
-from runtime import sources, video
+from runtime.media import video_reader, video_sources
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def media(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quick_cameras(monkeypatch):
-    monkeypatch.setattr(sources, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(video_sources, "RETRY_SECONDS", 0.01)
 
 
 def test_nothing_grows(toy, media):
@@ -88,7 +88,7 @@ def test_the_report_tells_what_happened_and_is_plotted(toy, media, tmp_path):
 @pytest.mark.parametrize("name", ["truncated packet", "damaged packets", "damaged picture"])
 def test_a_decoder_goes_with_the_error_that_ended_it(media, name):
     def read():
-        with pytest.raises(runtime.VideoError), video.frames(media.files[name]) as frames:
+        with pytest.raises(runtime.VideoError), video_reader.frames(media.files[name]) as frames:
             for _ in frames:
                 pass
 
@@ -99,7 +99,7 @@ def test_a_decoder_goes_with_the_error_that_ended_it(media, name):
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
 def test_a_video_that_is_dropped_unread_lets_go_of_its_file(media):
     def drop():
-        video.frames(media.files["missing frames"])
+        video_reader.frames(media.files["missing frames"])
 
     _without_collector(drop)
 

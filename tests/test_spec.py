@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 import runtime
-from runtime import bundle
+from runtime.bundle import bundle
+from runtime.bundle.manifest import MANIFEST, Manifest
 from runtime.errors import BackendError, BundleError
-from runtime.spec import MANIFEST, Manifest
 
 
 @pytest.fixture

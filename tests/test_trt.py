@@ -11,12 +11,12 @@ from test_build import FakeLibrary
 from test_schedule import A, B, C, frames, reference, run
 
 import runtime
-from export import build
+from export.tensorrt import build
 from runtime.backends import create
 from runtime.backends.trt import TrtBackend
 from runtime.backends.trt_rtx import TrtRtxBackend
-from runtime.bundle import choose
-from runtime.device import Cuda
+from runtime.bundle.bundle import choose
+from runtime.device.cuda import Cuda
 from runtime.engine import Engine
 from runtime.errors import BackendError, BundleError, RuntimeFault
 
@@ -96,7 +96,7 @@ def test_another_gpu_another_version_and_a_stale_graph_are_refused(bundle, backe
     spec = bundle.manifest.stages["neck"]
     file = bundle.folder / spec.files["default"]
     monkeypatch.setattr(backend.device.driver, "capability", 86)
-    with pytest.raises(BundleError, match="built for sm_89, this GPU is sm_86; run `python -m export.build"):
+    with pytest.raises(BundleError, match="built for sm_89, this GPU is sm_86; run `python -m export.tensorrt.build"):
         backend.load(file, spec)
     monkeypatch.setattr(backend.device.driver, "capability", 89)
     backend.version = "11.0.0"
@@ -127,7 +127,7 @@ def test_library_or_gpu_missing_is_one_line(name, monkeypatch):
 
 
 def test_scratch_of_a_recorded_graph_is_kept():
-    from runtime.backends.tensorrt_stage import Scratch
+    from runtime.backends.trt import Scratch
 
     device = Cuda(FakeDriver())
     scratch = Scratch(device)
@@ -139,12 +139,14 @@ def test_scratch_of_a_recorded_graph_is_kept():
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_parity_marks_engines_that_agree_and_none_where_one_does_not(bundle, backend, monkeypatch, exact):
-    """`python -m export.parity --backend tensorrt`, at the clip length and memory of the toy."""
+    """`python -m export.verify --backend tensorrt`, at the clip length and memory of the toy."""
     pytest.importorskip("onnx")
-    from export import recheck
-    from runtime import engine_files
+    from export.verify import backend_check
+    from runtime.bundle import engine_index
 
-    monkeypatch.setattr(recheck, "create", lambda name, threads: create(name, threads) if name == "ort" else backend)
+    monkeypatch.setattr(
+        backend_check, "create", lambda name, threads: create(name, threads) if name == "ort" else backend
+    )
     if not exact:
         original = fake_tensorrt.Context._run
 
@@ -157,9 +159,9 @@ def test_parity_marks_engines_that_agree_and_none_where_one_does_not(bundle, bac
                     ] += 1
 
         monkeypatch.setattr(fake_tensorrt.Context, "_run", off)
-    rows, _clip = recheck.recheck(bundle, backend.name)
+    rows, _clip = backend_check.recheck(bundle, backend.name)
     assert all(r.passed for r in rows) is exact
-    marks = [e.verified for e in engine_files.read(bundle.folder)]
+    marks = [e.verified for e in engine_index.read(bundle.folder)]
     if exact:
         assert all(m["89"]["cosine"] > 0.9999 and m["89"]["relative_error"] < 1e-4 for m in marks)
         choose(bundle.folder).verify()

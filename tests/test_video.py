@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import runtime.sources
 from runtime import VideoError
-from runtime.pictures import over_black, read_picture
-from runtime.sources import Source, natural
-from runtime.video import Frames, frames
+from runtime.media import video_reader, video_sources
+from runtime.media.image_files import over_black, read_picture
+from runtime.media.video_reader import Frames, frames
+from runtime.media.video_sources import Source, natural
 
 
 def threads():
@@ -193,7 +193,7 @@ def test_the_queue_is_bounded():
     with Frames(Source("x", 24, None, endless()), 1, None) as video:
         next(video)
         time.sleep(0.3)
-        assert len(made) <= runtime.video.QUEUE_FRAMES + 4
+        assert len(made) <= video_reader.QUEUE_FRAMES + 4
 
 
 def test_a_live_source_drops_the_oldest():
@@ -206,7 +206,7 @@ def test_a_live_source_drops_the_oldest():
         time.sleep(0.5)
         rest = [frame[0, 0, 0] for frame in video]
     assert rest == list(range(100 - len(rest), 100))
-    assert 0 < len(rest) <= runtime.video.QUEUE_FRAMES
+    assert 0 < len(rest) <= video_reader.QUEUE_FRAMES
     assert video.dropped + len(rest) == 99
 
 
@@ -256,8 +256,8 @@ class Server(threading.Thread):
 
 
 def test_a_stream_that_drops_is_opened_again_then_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime.sources, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(runtime.video, "QUEUE_FRAMES", 1000)
+    monkeypatch.setattr(video_sources, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(video_reader, "QUEUE_FRAMES", 1000)
     data = media.write(tmp_path / "a.ts", media.clip(20)).read_bytes()
     server = Server(data, times=2)
     got = []

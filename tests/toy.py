@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 import onnx.parser
 
-from runtime.spec import Manifest, StageSpec, TensorSpec
+from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
 
 SIZE, WINDOW, SLOTS, POINTERS = 32, 4, 3, 5
 VOCABULARY = 100

@@ -12,7 +12,7 @@ import onnx
 import onnx.parser
 from toy import TYPES
 
-from runtime.spec import Manifest, StageSpec, TensorSpec
+from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
 
 SIZE, SENTENCES, TOKENS, VOCABULARY = 32, 3, 8, 100
 SYMBOLS = {"L": "tokens", "B": "objects"}

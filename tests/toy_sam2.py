@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 import onnx.parser
 
-from runtime import ops
-from runtime.spec import Manifest, StageSpec, TensorSpec
+from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
+from runtime.imaging.preprocess import preprocess
 
 SIZE, SLOTS, POINTERS = 32, 4, 5
 MEAN, STD = [0.5] * 3, [0.25] * 3
@@ -232,7 +232,7 @@ class Arithmetic:
     """The graphs' arithmetic for one object and one picture, in float64."""
 
     def __init__(self, frame: np.ndarray, resample: str = "bicubic") -> None:
-        pixels = ops.preprocess(frame, (SIZE, SIZE), SIZE, MEAN, STD, resample=resample).astype(np.float64)
+        pixels = preprocess(frame, (SIZE, SIZE), SIZE, MEAN, STD, resample=resample).astype(np.float64)
         self.embedding = pixels.reshape(3, 2, 16, 2, 16).mean((2, 4)).reshape(3, 4).T
         self.red = pixels.reshape(3, 8, 4, 8, 4).mean((2, 4))[0]
         self.mean = pixels.mean()

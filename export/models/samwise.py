@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +14,9 @@ from torch import Tensor, nn
 from ..layers.common import Group, upsample
 from ..layers.hiera import HieraConfig
 from ..layers.roberta import Roberta, TextConfig
-from ..stage import Stage
 from ..stages.conditional_memory import ConditionalMemory
 from ..stages.cross_modal_adapter import Adapter
-from ..stages.mask_decoder import MASKS, NO_OBJECT, Decoded, gate
+from ..stages.mask_decoder import MASKS, Decoded, gate
 from ..stages.sam import Sam, SamConfig
 
 
@@ -190,34 +187,3 @@ def tiny_test_config(image_size: int = 64, motion: bool = False) -> SamwiseConfi
         window=4,
         pointers=7,
     )
-
-
-def stages(model: Samwise) -> list[Stage]:
-    """The network cut into stages. Puts it in eval mode, without gradients."""
-    from .samwise_cuts import stages as cut  # the cuts need the class above
-
-    return cut(model)
-
-
-def settings(model: Samwise) -> dict[str, Any]:
-    """The numbers that the schedule needs; see `docs/architecture.md`, "Settings of a manifest"."""
-    c = model.config
-    size = c.sam.image_size
-    return {
-        "window": c.window,
-        # the official video transform aims the short side at 1020 of 1024; networks of other sizes fill their picture
-        "resize": {"rule": "samwise_video", "short": 1020 if size == 1024 else size, "max": size},
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-        "memory": {"slots": c.slots, "pointers": c.pointers},
-        "conditional_memory": {"first": 5, "every": 3} if c.conditional_hidden else None,
-        "text": {"max_tokens": c.text.max_tokens, "vocabulary": c.text.vocabulary, "motion": c.sam.motion},
-        "no_object_logit": NO_OBJECT,
-    }
-
-
-def load(path: str | Path) -> Samwise:
-    """The network of a checkpoint. Raises UserError for a file that is not a whole SAMWISE checkpoint."""
-    from ..checkpoints import samwise  # checkpoints need the class above
-
-    return samwise(path)

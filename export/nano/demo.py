@@ -2,7 +2,7 @@
 
     python -m export.nano.demo --out build/nano/demo
 
-writes `clip.mp4` (H.264), `masks.npz` and `demo.json` (three sentences), as `runtime.demo` reads them. The masks belong to
+writes `clip.mp4` (H.264), `masks.npz` and `demo.json` (three sentences), as `runtime.bundle.demo` reads them. The masks belong to
 what was drawn; the video that the network sees has gone through a lossy codec once more.
 """
 

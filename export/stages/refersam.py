@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,11 @@ from ..layers.attention import MASKED
 from .refersam_adapter import Grid
 from .refersam_decoder import coarse_mask
 
-if TYPE_CHECKING:
-    from ..models.refersam import ReferSam
-
 
 class ImageStage(nn.Module):
     """pixels (1,3,I,I) -> vit (1,s,s,D), pyramid (1,N,D), stem (1,C,I/4,I/4): all that no sentence enters."""
 
-    def __init__(self, model: ReferSam, grid: Grid) -> None:
+    def __init__(self, model: Any, grid: Grid) -> None:
         super().__init__()
         self.adapter, self.grid = model.vl_adapter, grid
 
@@ -29,7 +26,7 @@ class ImageStage(nn.Module):
 class TextStage(nn.Module):
     """tokens (L) int64 -> text (L,W). One sentence without padding, so it needs no mask."""
 
-    def __init__(self, model: ReferSam) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.tower = model.text_encoder
 
@@ -43,7 +40,7 @@ class FuseStage(nn.Module):
     `text_count` says how many of the L rows of a sentence are tokens; the rest is hidden as keys and never read.
     """
 
-    def __init__(self, model: ReferSam, grid: Grid, folded: bool = True) -> None:
+    def __init__(self, model: Any, grid: Grid, folded: bool = True) -> None:
         super().__init__()
         self.model, self.grid, self.folded = model, grid, folded
         dense = model.sam_prompt_encoder.pe_layer.grid(grid.side).detach()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib
 import logging
-from pathlib import Path
-from typing import Any, Protocol
 
+from ..bundle.manifest import Manifest
 from ..errors import BackendError
-from ..spec import Manifest, StageSpec
-from . import notes
+from . import autotune
+from .base import Backend
 
 log = logging.getLogger("runtime")
 
@@ -30,25 +29,6 @@ ON_TRIAL = {"openvino": ("openvino", "onnxruntime")}
 """Backends that `auto` takes only where a trial found them exact and faster (`backends.notes`) -> the libraries whose
 versions the trial was about, the backend's own first. How fast a compiler's code is depends on network and
 processor."""
-
-
-class Stage(Protocol):
-    """One loaded graph."""
-
-    spec: StageSpec
-
-    def run(self, **arrays: Any) -> None:
-        """Enqueue the stage. `arrays` names every input and output; outputs are written in place, nothing is copied."""
-
-
-class Backend(Protocol):
-    """One inference library on one device. `forms` lists the graph forms it takes, the preferred one first."""
-
-    name: str
-    device: Any
-    forms: tuple[str, ...]
-
-    def load(self, file: Path, spec: StageSpec) -> Stage: ...
 
 
 def create(name: str, threads: int | None = None, manifest: Manifest | None = None) -> Backend:
@@ -74,11 +54,11 @@ def _objection(name: str, manifest: Manifest | None) -> str | None:
     libraries = ON_TRIAL[name]
     if manifest is None:
         return "no bundle to look for a trial of"
-    if not notes.installed(libraries[0]):
+    if not autotune.installed(libraries[0]):
         return "not installed"
-    note = notes.find(name, manifest)
-    if note is None or note.versions != notes.versions(*libraries):
-        return "not tried with this bundle, processor and version; python -m runtime.trial --engine BUNDLE tries it"
+    note = autotune.find(name, manifest)
+    if note is None or note.versions != autotune.versions(*libraries):
+        return "not tried with this bundle, processor and version; python -m runtime.autotune --engine BUNDLE tries it"
     return note.objection()
 
 

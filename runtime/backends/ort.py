@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import DeviceArray
-from ..device import Cpu, Cuda
+from ..bundle.manifest import StageSpec
+from ..device.array import DeviceArray
+from ..device.base import Cpu
+from ..device.cuda import Cuda
 from ..errors import BackendError, BundleError, RuntimeFault
-from ..spec import StageSpec
 
 _arena_registered = False
 

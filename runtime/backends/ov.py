@@ -1,7 +1,7 @@
 """OpenVINO on the CPU: float32, or bfloat16 where the processor multiplies it.
 
 Graphs are compiled once per stage with the shapes left open; inputs and outputs are the caller's own arrays, shared and
-not copied. `openvino` is what `auto` takes where `python -m runtime.trial` found it exact and faster. `openvino-bf16`
+not copied. `openvino` is what `auto` takes where `python -m runtime.autotune` found it exact and faster. `openvino-bf16`
 is a named approximation, never taken by `auto`: products in bfloat16, so masks move (docs/cpu.md says by how much).
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..device import Cpu
+from ..bundle.manifest import StageSpec
+from ..device.base import Cpu
 from ..errors import BackendError, BundleError, RuntimeFault
-from ..spec import StageSpec
 
 
 class OpenVinoBackend:

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .. import engine_files
+from ..bundle import engine_index
 from ..errors import BundleError
 
 log = logging.getLogger("runtime")
@@ -29,7 +29,7 @@ SUFFIX = ".rtxcache"
 
 def key(bundle: Path, library: str, version: str, capability: int) -> str:
     """sha256 of the engines that a cache belongs to. Raises BundleError for an unreadable index."""
-    engines = sorted(e.graph for e in engine_files.read(bundle) if (e.library, e.version) == (library, version))
+    engines = sorted(e.graph for e in engine_index.read(bundle) if (e.library, e.version) == (library, version))
     return hashlib.sha256(json.dumps([library, version, capability, engines]).encode()).hexdigest()
 
 
@@ -46,7 +46,7 @@ class StoredCache:
         self._key = key(bundle, library, version, capability)
         name = f"sm_{capability}-{self._key[:16]}{SUFFIX}"
         # beside the engines first; a deployed bundle is often read-only
-        self._places = (bundle / engine_files.FOLDER / f"{library}-{version}" / name, user_folder() / name)
+        self._places = (bundle / engine_index.FOLDER / f"{library}-{version}" / name, user_folder() / name)
         self._cache: Any = None
         self._stored = b""
         """Digest of what was read, so that an unchanged cache is not written again."""

@@ -1,8 +1,183 @@
-"""TensorRT 10.x (JetPack) and 11.x: engines built on the GPU that runs them."""
+"""What TensorRT and TensorRT-RTX share: engines of a bundle, run on the device's stream by pointer.
+
+Both have one API under two module names; `trt.py` and `trt_rtx.py` name the library and add what only one of them has.
+Scratch memory is one buffer for all stages, because they run one after another on one stream.
+"""
 
 from __future__ import annotations
 
-from .tensorrt_stage import TensorRtBackend
+import importlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..bundle import engine_index
+from ..bundle.manifest import MANIFEST, Manifest, StageSpec, TensorSpec
+from ..device.array import DeviceArray
+from ..device.cuda import Cuda
+from ..errors import BackendError, BundleError, RuntimeFault
+
+log = logging.getLogger("runtime")
+
+TYPES = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "int64": "INT64",
+    "int32": "INT32",
+    "uint8": "UINT8",
+    "bool": "BOOL",
+}
+"""Names of a manifest's types in TensorRT."""
+
+
+class TensorRtBackend:
+    """Base class. A subclass names `name`, `library` (the module) and `extra` (what to pip install)."""
+
+    name: str
+    library: str
+    extra: str
+    forms = ("trt", "default")
+
+    def __init__(self, threads: int | None = None, device: Any = None) -> None:
+        self.module = self._import()
+        self.version = str(self.module.__version__)
+        self.device = Cuda() if device is None else device
+        self._logger = _logger(self.module)
+        self._runtime = self.module.Runtime(self._logger)
+        self._scratch = Scratch(self.device)
+        self._manifests: dict[Path, Manifest] = {}
+
+    def _import(self) -> Any:
+        try:
+            return importlib.import_module(self.library)
+        except (ImportError, OSError):
+            raise BackendError(
+                f"backend {self.name!r} needs {self.library}: pip install 'samwise-runtime[{self.extra}]'"
+            ) from None
+
+    def load(self, file: Path, spec: StageSpec) -> EngineStage:
+        """The engine that was built from the graph `file`. Raises BundleError when none was, or none that fits here."""
+        folder, manifest = self._bundle(file)
+        graph = file.relative_to(folder).as_posix()
+        form = next((form for form, path in spec.files.items() if path == graph), "default")
+        built = engine_index.find(folder, manifest, spec, form, self.library, self.version, self.device.capability)
+        path = folder / engine_index.FOLDER / built.file
+        self._logger.last = ""
+        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            reason = " ".join(self._logger.last.split())[:300] or "no reason given"
+            raise BundleError(
+                f"{path}: {self.library} {self.version} refuses it ({reason}); run `python -m export.tensorrt.build "
+                f"{folder} --backend {self.library}`"
+            )
+        self._check_signature(engine, spec, path)
+        return EngineStage(engine, self._context(engine, folder), spec, self.device.stream, self._scratch)
+
+    def _bundle(self, file: Path) -> tuple[Path, Manifest]:
+        folder = next((parent for parent in file.parents if (parent / MANIFEST).is_file()), None)
+        if folder is None:
+            raise BundleError(f"{file}: not inside a bundle; export it with `python -m export`")
+        if folder not in self._manifests:
+            self._manifests[folder] = Manifest.load(folder)
+        return folder, self._manifests[folder]
+
+    def _check_signature(self, engine: Any, spec: StageSpec, path: Path) -> None:
+        """The engine gets raw pointers: a tensor of another type would be read as garbage, silently."""
+        found = {}
+        for i in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(i)
+            found[name] = str(engine.get_tensor_dtype(name)).rpartition(".")[2]
+        wanted = {t.name: TYPES[t.dtype] for t in (*spec.inputs, *spec.outputs)}
+        if found != wanted:
+            different = sorted(n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n))
+            raise BundleError(f"{path}: {', '.join(different)} differ from the manifest; build the engine again")
+
+    def _context(self, engine: Any, bundle: Path) -> Any:
+        """An execution context that owns no scratch memory, for an engine of `bundle`."""
+        return engine.create_execution_context(self.module.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+
+class Scratch:
+    """One buffer for all stages of a device, grown when a stage asks for more than any before."""
+
+    def __init__(self, device: Any) -> None:
+        self._device = device
+        self.array: DeviceArray | None = None
+        self._kept: list[DeviceArray] = []
+
+    def reserve(self, size: int) -> DeviceArray:
+        """At least `size` bytes. A buffer that a recorded CUDA graph may use is kept."""
+        if self.array is None or self.array.nbytes < size:
+            if self.array is not None and self._device.captures:
+                self._kept.append(self.array)
+            log.debug("scratch memory: %.1f MB", size / 1e6)
+            self.array = self._device.empty((max(size, 1),), "uint8")
+        return self.array
+
+
+class EngineStage:
+    """One engine with its context. Addresses are set on every run; shapes only when they change."""
+
+    def __init__(self, engine: Any, context: Any, spec: StageSpec, stream: int, scratch: Scratch) -> None:
+        self.spec, self.engine, self.context = spec, engine, context
+        self._stream, self._scratch = stream, scratch
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._memory: DeviceArray | None = None
+        self._size: int | None = None
+        """Scratch that the context needs at its present shapes; None when they have changed."""
+
+    def run(self, **arrays: Any) -> None:
+        """Run on these arrays; see `backends.Stage`. Raises RuntimeFault with the stage's name."""
+        for tensor in self.spec.inputs:
+            self._bind(tensor, arrays.pop(tensor.name), True)
+        for tensor in self.spec.outputs:
+            self._bind(tensor, arrays.pop(tensor.name), False)
+        if arrays:
+            raise RuntimeFault(f"stage {self.spec.name}: no such tensor {', '.join(arrays)}")
+        if self._size is None:
+            self._size = int(self.context.update_device_memory_size_for_shapes())
+        memory = self._scratch.reserve(self._size)
+        if memory is not self._memory:
+            self.context.set_device_memory(memory.ptr, memory.nbytes)
+            self._memory = memory
+        if not self.context.execute_async_v3(self._stream):
+            raise RuntimeFault(f"stage {self.spec.name} failed: TensorRT could not enqueue it at {self._shapes}")
+
+    def _bind(self, tensor: TensorSpec, array: Any, is_input: bool) -> None:
+        """Hand one pointer over, and the shape of an input where it is another than last time."""
+        name = tensor.name
+        if array.dtype != np.dtype(tensor.dtype):
+            raise RuntimeFault(f"stage {self.spec.name}: {name} must be {tensor.dtype}, not {array.dtype}")
+        shape = tuple(array.shape)
+        if is_input and self._shapes.get(name) != shape:
+            self._size = None
+            if not self.context.set_input_shape(name, shape):
+                self._shapes.pop(name, None)
+                raise RuntimeFault(
+                    f"stage {self.spec.name}: {name} of shape {shape} is outside of what the engine was "
+                    f"built for; build it again with `python -m export.tensorrt.build`"
+                )
+            self._shapes[name] = shape
+        self.context.set_tensor_address(name, array.ptr)
+
+
+def _logger(trt: Any) -> Any:
+    """TensorRT's messages go to the log; the last error is kept for the exception."""
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.last = message
+                log.info("%s: %s", trt.__name__, message)
+
+    return Log()
 
 
 class TrtBackend(TensorRtBackend):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .rtx_cache import StoredCache, stored
-from .tensorrt_stage import TensorRtBackend
+from .trt import TensorRtBackend
 
 
 class TrtRtxBackend(TensorRtBackend):

@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleError
-from . import signatures
+from . import base
 
 if TYPE_CHECKING:
-    from ..backends import Stage
-    from ..bundle import Bundle
-    from ..device import Device
+    from ..backends.base import Stage
+    from ..bundle.bundle import Bundle
+    from ..device.base import Device
 
 NETWORKS = {
-    "samwise": "runtime.models.samwise:Samwise",
-    "sam2": "runtime.models.sam2:Sam2",
+    "samwise": "runtime.models.samwise.network:Samwise",
+    "sam2": "runtime.models.sam2.network:Sam2",
     "refersam": "runtime.models.refersam:ReferSam",
 }
 
@@ -45,7 +45,7 @@ def _create(name: str, bundle: Bundle, stages: Mapping[str, Stage], device: Devi
         raise BundleError(f"{bundle.folder}: stages {', '.join(missing)} are missing; export the bundle again")
     specs = {n: stages[n].spec for n in (*network.STAGES, *getattr(network, "OPTIONAL", ())) if n in stages}
     try:
-        signatures.check(name, bundle.manifest, specs)
+        base.check(name, bundle.manifest, specs)
     except BundleError as error:
         raise BundleError(f"{bundle.folder}: no whole {name} network: {error}") from None
     return network(bundle, stages, device, objects)

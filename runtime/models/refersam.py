@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import ops
-from ..bundle import Bundle
-from ..device import Device
-from ..prompt import Text, Tokenizer, encode
-from ..result import Result
-from ..workspace import Workspace
+from ..bundle.bundle import Bundle
+from ..device.base import Device
+from ..device.scratch import Workspace
+from ..imaging.masks import boxes_and_areas
+from ..imaging.preprocess import preprocess, resized_size
+from ..imaging.upsample import MaskUpsampler, _Bands
+from ..prompts import Text
+from ..results import Result
+from ..tokenizer import Tokenizer, encode
 
 if TYPE_CHECKING:
-    from ..backends import Stage
+    from ..backends.base import Stage
 
 SENTENCES = 256
 """Sentences whose features are kept, 60 kB each: an evaluation or a live prompt asks the same ones again."""
@@ -34,7 +37,7 @@ class Seen:
     upsampler: CornerUpsampler
 
 
-class CornerUpsampler(ops.MaskUpsampler):
+class CornerUpsampler(MaskUpsampler):
     """Low-res logits (N,side,side) straight to the source size, bilinear with align_corners true; zero is inside.
 
     The official code goes to the input size and stops there. Its grid spans corner to corner, so the source size is the
@@ -44,7 +47,7 @@ class CornerUpsampler(ops.MaskUpsampler):
     def __init__(self, low_side: int, source_hw: tuple[int, int]) -> None:
         super().__init__(low_side, low_side, (low_side, low_side), source_hw)
         self.rows, self.columns = (corner_matrix(low_side, n) for n in source_hw)
-        self._rows, self._columns = ops._Bands(self.rows), ops._Bands(self.columns)
+        self._rows, self._columns = _Bands(self.rows), _Bands(self.columns)
 
     def masks(self, low_nss: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Bool (N,H,W), true where the sigmoid of the logit is at least one half."""
@@ -101,8 +104,8 @@ class ReferSam:
     def see(self, frame_hwc: np.ndarray) -> Seen:
         """Encode a picture, uint8 RGB (H,W,3)."""
         size = frame_hwc.shape[:2]
-        host, resized = self._device.staging(self._pixels), ops.resized_size(*size, **self._resize)
-        ops.preprocess(frame_hwc, resized, self.image_size, self.mean, self.std, out=host[0])
+        host, resized = self._device.staging(self._pixels), resized_size(*size, **self._resize)
+        preprocess(frame_hwc, resized, self.image_size, self.mean, self.std, out=host[0])
         self._device.upload(host, self._pixels)
         outputs = self._stages["image"].spec.outputs
         maps = {t.name: self._device.empty(t.shape, t.dtype) for t in outputs}
@@ -117,7 +120,7 @@ class ReferSam:
         parts = [self._fuse(seen, texts[i : i + self.batch]) for i in range(0, len(texts), self.batch)]
         low_res, coarse, iou = (np.concatenate(part) for part in zip(*parts))
         masks = seen.upsampler.masks(low_res)
-        boxes = ops.boxes_and_areas(masks)[0].astype(np.float32)
+        boxes = boxes_and_areas(masks)[0].astype(np.float32)
         return Result(
             0,
             tuple(range(1, len(texts) + 1)),

@@ -1,0 +1,1 @@
+"""Official checkpoint files and Hugging Face folders."""

@@ -1,0 +1,202 @@
+"""SAM 2 checkpoints: official files and Hugging Face folders, 2.0 and 2.1, told apart by their tensors.
+
+A Hugging Face folder (`facebook/sam2.1-hiera-*`) holds `config.json` and `model.safetensors`; its tensors get their
+official names here, and its sizes come from the config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.errors import UserError
+
+from ..layers.hiera import HieraConfig
+from ..models.sam2 import Sam2, Sam2Config
+from ..stages.sam import SamConfig
+from .common import check, config_from, fill, plain, read, sam_config
+
+UNUSED = ("no_mem_pos_enc",)
+"""In every checkpoint, read by no computation."""
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+NAMES = (
+    (r"^no_memory_embedding$", "no_mem_embed"),
+    (r"^no_memory_positional_encoding$", "no_mem_pos_enc"),
+    (r"^memory_temporal_positional_encoding$", "maskmem_tpos_enc"),
+    (r"^no_object_pointer$", "no_obj_ptr"),
+    (r"^occlusion_spatial_embedding_parameter$", "no_obj_embed_spatial"),
+    (r"^temporal_positional_encoding_projection_layer\.", "obj_ptr_tpos_proj."),
+    (r"^object_pointer_proj\.", "obj_ptr_proj."),
+    (
+        r"^shared_image_embedding\.positional_embedding$",
+        "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    ),
+    (r"^vision_encoder\.backbone\.", "image_encoder.trunk."),
+    (r"^vision_encoder\.neck\.convs\.(\d+)\.", r"image_encoder.neck.convs.\1.conv."),
+    (r"patch_embed\.projection\.", "patch_embed.proj."),
+    (r"^prompt_encoder\.mask_embed\.conv(\d)\.", lambda m: f"sam_prompt_encoder.mask_downscaling.{3 * int(m[1]) - 3}."),
+    (
+        r"^prompt_encoder\.mask_embed\.layer_norm(\d)\.",
+        lambda m: f"sam_prompt_encoder.mask_downscaling.{3 * int(m[1]) - 2}.",
+    ),
+    (r"^prompt_encoder\.", "sam_prompt_encoder."),
+    (r"^mask_decoder\.upscale_conv(\d)\.", lambda m: f"sam_mask_decoder.output_upscaling.{3 * int(m[1]) - 3}."),
+    (r"^mask_decoder\.upscale_layer_norm\.", "sam_mask_decoder.output_upscaling.1."),
+    (r"^mask_decoder\.", "sam_mask_decoder."),
+    (r"\.layer_norm_final_attn\.", ".norm_final_attn."),
+    (
+        r"^memory_encoder\.mask_downsampler\.layers\.(\d+)\.conv\.",
+        lambda m: f"memory_encoder.mask_downsampler.encoder.{3 * int(m[1])}.",
+    ),
+    (
+        r"^memory_encoder\.mask_downsampler\.layers\.(\d+)\.layer_norm\.",
+        lambda m: f"memory_encoder.mask_downsampler.encoder.{3 * int(m[1]) + 1}.",
+    ),
+    (r"^memory_encoder\.feature_projection\.", "memory_encoder.pix_feat_proj."),
+    (r"^memory_encoder\.projection\.", "memory_encoder.out_proj."),
+    (r"^memory_encoder\.memory_fuser\.layers\.(\d+)\.scale$", r"memory_encoder.fuser.layers.\1.gamma"),
+    (r"^memory_encoder\.memory_fuser\.", "memory_encoder.fuser."),
+    (r"\.depthwise_conv\.", ".dwconv."),
+    (r"\.pointwise_conv(\d)\.", r".pwconv\1."),
+    (r"\.layer_norm(\d?)\.", r".norm\1."),
+    (r"\.o_proj\.", ".out_proj."),
+)
+"""Hugging Face's names to official ones: every pattern is applied in this order."""
+
+
+def sam2(path: str | Path) -> Sam2:
+    """A checkpoint as a network in eval mode. Raises UserError."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            tensors, config = _hugging_face(path)
+        else:
+            tensors, written = read(path)
+            if any(name.startswith(("text_encoder.", "cmt_adapters.")) for name in tensors):
+                raise UserError(f"{path}: this is a SAMWISE checkpoint; export it with `python -m export samwise`")
+            config = config_from(Sam2Config, written) if written else Sam2Config(sam_config(tensors))
+        with torch.device("meta"), torch.no_grad():  # sizes are checked before any memory is spent on them
+            check(Sam2(config).sam, tensors, path, UNUSED)
+    except (LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
+        detail = f"lacks {error.args[0]}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a SAM 2 checkpoint ({detail})") from None
+    model = Sam2(config)
+    fill(model.sam, tensors, path, UNUSED)
+    return model.eval()
+
+
+def _hugging_face(folder: Path) -> tuple[dict[str, Tensor], Sam2Config]:
+    """Official names and sizes of a Hugging Face folder. Raises UserError, KeyError."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder}: no readable config.json ({type(error).__name__}); give a folder with config.json "
+            f"and {WEIGHTS[0]}, or an official .pt file"
+        ) from None
+    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder}: no {' or '.join(WEIGHTS)}; download the whole repository")
+    tensors = _safe(file) if file.suffix == ".safetensors" else read(file)[0]
+    plain(tensors, file)
+    tensors = renamed(tensors)
+    sizes = _sam_config(config, tensors)
+    return tensors, Sam2Config(config_from(SamConfig, dataclasses.asdict(sizes)))  # which checks every number
+
+
+def _safe(file: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError("reading .safetensors needs the safetensors library: pip install safetensors") from None
+    try:
+        return load_file(file)
+    except Exception as error:  # the library has its own exception type for every fault of a file
+        raise UserError(f"{file}: not readable ({type(error).__name__}); truncated? download it again") from None
+
+
+def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hugging Face's tensors under their official names."""
+    depths = _depths(tensors)
+    out: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if name == "prompt_encoder.shared_embedding.positional_embedding":
+            name = "shared_image_embedding.positional_embedding"  # the same numbers, kept twice
+        if name == "prompt_encoder.point_embed.weight":
+            out |= {f"sam_prompt_encoder.point_embeddings.{i}.weight": row[None] for i, row in enumerate(value)}
+            continue
+        if name.startswith("memory_encoder.mask_downsampler.final_conv."):
+            last = 3 * depths["memory_encoder.mask_downsampler."]
+            out[f"memory_encoder.mask_downsampler.encoder.{last}.{name.rpartition('.')[2]}"] = value
+            continue
+        name = _layers(name, depths)
+        for pattern, new in NAMES:
+            name = re.sub(pattern, new, name)
+        out[name] = value
+    return out
+
+
+def _depths(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Prefix -> number of its inner `layers`."""
+    depths: dict[str, int] = {}
+    for name in tensors:
+        prefix, found, rest = name.rpartition("layers.")
+        if found and rest.split(".")[0].isdigit():
+            depths[prefix] = max(depths.get(prefix, 0), int(rest.split(".")[0]) + 1)
+    return depths
+
+
+def _layers(name: str, depths: Mapping[str, int]) -> str:
+    """Layers of an MLP have one count in official names; here the first and the last have names of their own."""
+    if match := re.match(r"(.*\.)proj_(in|out)\.(.*)", name):
+        prefix, which, rest = match.groups()
+        return f"{prefix}layers.{0 if which == 'in' else depths.get(prefix, 0) + 1}.{rest}"
+    if match := re.match(r"(.*(?:_mlps\.\d+|_head|pointer_proj)\.)layers\.(\d+)\.(.*)", name):
+        return f"{match[1]}layers.{int(match[2]) + 1}.{match[3]}"
+    return name
+
+
+def _sam_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SamConfig:
+    """Sizes from `config.json`, from tensors where they show. Raises KeyError for a config of another network."""
+    vision, decoder = config["vision_config"], config["mask_decoder_config"]
+    trunk = vision["backbone_config"]
+    hiera = HieraConfig(
+        width=trunk["hidden_size"],
+        heads=trunk.get("num_attention_heads", 1),
+        blocks=tuple(trunk["blocks_per_stage"]),
+        windows=tuple(trunk["window_size_per_stage"]),
+        global_blocks=tuple(trunk["global_attention_blocks"]),
+        positions=trunk["window_positional_embedding_background_size"][0],
+    )
+    if config.get("memory_attention_num_attention_heads", 1) != 1:
+        raise ValueError("memory attention with more than one head")
+
+    def shape(name: str) -> torch.Size:
+        return tensors[name].shape
+
+    return SamConfig(
+        image_size=config.get("image_size", 1024),
+        hiera=hiera,
+        width=shape("no_mem_embed")[-1],
+        memory_width=shape("maskmem_tpos_enc")[-1],
+        ages=shape("maskmem_tpos_enc")[0],
+        memory_layers=config.get("memory_attention_num_layers", 4),
+        memory_hidden=shape("memory_attention.layers.0.linear1.weight")[0],
+        decoder_depth=decoder.get("num_hidden_layers", 2),
+        decoder_heads=decoder.get("num_attention_heads", 8),
+        decoder_hidden=shape("sam_mask_decoder.transformer.layers.0.mlp.layers.0.weight")[0],
+        iou_hidden=shape("sam_mask_decoder.iou_prediction_head.layers.0.weight")[0],
+        prompt_channels=shape("sam_prompt_encoder.mask_downscaling.3.weight")[0],
+        mask_channels=tuple(shape(f"memory_encoder.mask_downsampler.encoder.{i}.weight")[0] for i in (0, 3, 6, 9)),
+        fuser_blocks=config.get("memory_fuser_num_layers", 2),
+        pointer_positions="obj_ptr_tpos_proj.weight" in tensors,
+    )

@@ -1,0 +1,249 @@
+"""SAM 2 and SAM 2.1 for export: checkpoint, stages, settings and parity clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runtime.bundle.manifest import TensorSpec
+
+from ..checkpoints.sam2 import sam2
+from ..models.sam2 import Sam2, Sam2Config
+from ..stage import Form, Stage, stage, tensor
+from ..stages.image_encoder import ImageEncoderStage
+from ..stages.memory_attention import MemoryAttentionStage
+from ..stages.memory_encoder import PromptMemoryStage
+from ..stages.prompt_decoder import MaskPromptStage, PromptDecoderStage, PromptEncoderStage
+from ..stages.sam import Sam
+from ..verify.references import sam2_clip
+
+BATCH = 16
+"""Most objects, maps and pictures in one call."""
+
+
+FRAMES = 8
+"""Most pictures that are encoded in one call."""
+
+
+POINTS = 64
+"""Most tokens of a prompt, its padding point included."""
+
+
+SLOTS, POINTERS = 32, 48
+"""Most maps and pointers that one object looks at: 6 recent ones and 26 conditioning frames."""
+
+
+SIZES = {"frames": 3, "objects": 2, "maps": 4, "pictures": 3, "slots": 3, "pointers": 5, "prompt_tokens": 7}
+
+
+SCALES = {"memory": 2.0, "mask_logits": 5.0, "prompt_logits": 5.0, "embedding": 2.0, "conditioned": 1.0, "dense": 0.5}
+"""Standard deviation of sample inputs, about that of real ones; 1 where not named."""
+
+
+def load(path: str | Path) -> Sam2:
+    """An official checkpoint or a Hugging Face folder, in eval mode. Raises UserError."""
+    return sam2(path)
+
+
+def clip(model: Any, numbers: Mapping[str, Any], *clip: Any) -> Any:
+    """See `export.verify.references.sam2_clip`."""
+    return sam2_clip(model, numbers, *clip)
+
+
+def settings(model: Any) -> dict[str, Any]:
+    """The numbers that the schedule needs; see `docs/architecture.md`, "Settings of a manifest"."""
+    size = model.config.sam.image_size
+    return {
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "sam2": schedule(model),
+        "resize": {"rule": "square", "short": size, "max": size},
+    }
+
+
+def schedule(model: Any) -> dict[str, Any]:
+    """SAM 2's own part of the settings."""
+    config = model.config
+    pointers = (config if isinstance(config, Sam2Config) else Sam2Config()).pointers
+    return {
+        "memory": {"slots": config.sam.ages, "pointers": pointers},
+        "resample": {"video": "bicubic", "image": "float"},
+    }
+
+
+def bounds(model: Any) -> dict[str, tuple[int, int]]:
+    """Lowest and highest value of every symbol."""
+    batch, size = (1, BATCH), model.config.sam.image_size
+    return {
+        "frames": (1, getattr(model.config, "window", FRAMES)),
+        "objects": batch,
+        "maps": batch,
+        "pictures": batch,
+        "slots": (1, SLOTS),
+        "pointers": (0, POINTERS),
+        "prompt_tokens": (1, POINTS),
+        "mask_side": (size // 4, size),
+    }
+
+
+def sampler(inputs: tuple[TensorSpec, ...], config: Any) -> Callable[..., dict[str, Tensor]]:
+    """Inputs of realistic scale: points inside the picture, labels that exist, indices within their arrays."""
+
+    def sample(sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
+        ranges = {
+            "labels": (-1, 4),
+            "sparse_count": (0, sizes.get("prompt_tokens", 0) + 1),
+            "memory_age": (0, config.sam.ages),
+            "map_index": (0, sizes.get("maps", 1)),
+            "picture_index": (0, sizes.get("pictures", 1)),
+        }
+
+        def one(spec: TensorSpec) -> Tensor:
+            shape = spec.resolve(sizes)
+            if spec.dtype == "bool" or spec.name == "mask":
+                drawn = torch.randint(0, 2, shape, generator=generator)
+                return drawn.bool() if spec.dtype == "bool" else drawn.float()
+            if spec.dtype == "int64":
+                return torch.randint(*ranges[spec.name], shape, generator=generator)
+            if spec.name in ("points", "pointer_distance"):
+                top = config.sam.image_size if spec.name == "points" else 1.0
+                return top * torch.rand(shape, generator=generator)
+            return SCALES.get(spec.name, 1.0) * torch.randn(shape, generator=generator)
+
+        return {spec.name: one(spec) for spec in inputs}
+
+    return sample
+
+
+def _cut(
+    model: Any,
+    name: str,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    module: nn.Module,
+    forms: Mapping[str, Form] | None = None,
+) -> Stage:
+    sizes = SIZES | {"mask_side": 3 * model.config.sam.image_size // 8}
+    return stage(name, inputs, outputs, module, sampler(inputs, model.config), bounds(model), sizes, forms)
+
+
+def stages(model: Any) -> list[Stage]:
+    """The network cut into stages, in the order of a frame's way through them. Puts it in eval mode."""
+    model.eval()
+    cut = partial(_cut, model)
+    return [_image_encoder(model.sam, cut), *_prompts(model.sam, cut), *_memory(model.sam, cut)]
+
+
+def _objects(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
+    return tensor(name, "objects", *shape, dtype=dtype)
+
+
+def _image_encoder(sam: Sam, cut: Callable[..., Stage]) -> Stage:
+    c, decoder = sam.config, sam.sam_mask_decoder
+    side, size = c.side, c.image_size
+    module = ImageEncoderStage(sam.trunk, sam.neck, decoder.conv_s0, decoder.conv_s1, sam.no_mem_embed, size)
+    outputs = (
+        *(tensor(n, "frames", side * side, c.width) for n in ("embedding", "embedding_no_memory")),
+        tensor("high_res_0", "frames", c.width // 8, side * 4, side * 4),
+        tensor("high_res_1", "frames", c.width // 4, side * 2, side * 2),
+    )
+    return cut(
+        "image_encoder",
+        (tensor("pixels", "frames", 3, size, size),),
+        outputs,
+        module,
+        {"ort": Form(module, "ort"), "trt": Form(module, "plain")},
+    )
+
+
+def _prompts(sam: Sam, cut: Callable[..., Stage]) -> list[Stage]:
+    c = sam.config
+    side, low, size, width = c.side, c.side * 4, c.image_size, c.width
+    sparse, dense = _objects("sparse", "prompt_tokens", width), _objects("dense", side * side, width)
+    encoder = PromptEncoderStage(sam.sam_prompt_encoder)
+    decoder = PromptDecoderStage(sam.sam_mask_decoder, sam.sam_prompt_encoder, sam.obj_ptr_proj, sam.no_pointer, side)
+    prompt = (
+        _objects("points", "prompt_tokens", 2),
+        _objects("labels", "prompt_tokens", dtype="int64"),
+        _objects("prompt_logits", low, low),
+        _objects("has_mask", dtype="bool"),
+    )
+    picture = (
+        tensor("high_res_0", "pictures", width // 8, low, low),
+        _objects("picture_index", dtype="int64"),
+        tensor("high_res_1", "maps", width // 4, side * 2, side * 2),
+        _objects("map_index", dtype="int64"),
+    )
+    return [
+        cut("prompt_encoder", prompt, (sparse, dense), encoder),
+        cut(
+            "mask_prompt",
+            (_objects("mask", size, size),),
+            (_objects("mask_logits", low, low), _objects("prompt_logits", low, low)),
+            MaskPromptStage(sam.mask_downsample, size),
+        ),
+        cut(
+            "prompt_decoder",
+            (
+                _objects("conditioned", side * side, width),
+                sparse,
+                _objects("sparse_count", dtype="int64"),
+                dense,
+                *picture,
+                _objects("multimask", dtype="bool"),
+            ),
+            (
+                _objects("low_res_logits", low, low),
+                _objects("all_logits", 4, low, low),
+                _objects("ious", 4),
+                _objects("selected", dtype="int64"),
+                _objects("score"),
+                _objects("pointer", width),
+            ),
+            decoder,
+        ),
+    ]
+
+
+def _memory(sam: Sam, cut: Callable[..., Stage]) -> list[Stage]:
+    c = sam.config
+    side, memory = c.side, c.memory_width
+    embedding, index = tensor("embedding", "maps", side * side, c.width), _objects("map_index", dtype="int64")
+    projection = sam.obj_ptr_tpos_proj if c.pointer_positions else None
+    narrow, wide = (
+        MemoryAttentionStage(sam.memory_attention, sam.maskmem_tpos_enc, w, projection) for w in (False, True)
+    )
+    remembered = (
+        _objects("memory", "slots", side * side, memory),
+        _objects("memory_age", "slots", dtype="int64"),
+        _objects("pointers", "pointers", c.width),
+    )
+    distance = (_objects("pointer_distance", "pointers"),) if c.pointer_positions else ()
+    score = (_objects("score"),) if c.pointer_positions else ()
+    absent = sam.no_obj_embed_spatial if c.pointer_positions else None
+    return [
+        cut(
+            "memory_attention",
+            (embedding, index, *remembered, *distance),
+            (_objects("conditioned", side * side, c.width),),
+            narrow,
+            {"ort": Form(narrow, "ort"), "trt": Form(wide, "plain")},
+        ),
+        cut(
+            "prompt_memory_encoder",
+            (
+                embedding,
+                index,
+                _objects("mask_logits", "mask_side", "mask_side"),
+                _objects("binarize", dtype="bool"),
+                *score,
+            ),
+            (_objects("memory_slot", side * side, memory),),
+            PromptMemoryStage(sam.memory_encoder, c.image_size, absent),
+        ),
+    ]

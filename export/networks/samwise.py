@@ -1,0 +1,219 @@
+"""Where SAMWISE is cut: signatures, sample inputs and forms of its stages. See `docs/architecture.md` for the
+reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.bundle.manifest import TensorSpec
+
+from ..checkpoints.samwise import samwise
+from ..models.samwise import Samwise, SamwiseConfig
+from ..stage import Form, Stage, stage, tensor
+from ..stages.conditional_memory import ConditionalMemoryStage
+from ..stages.cross_modal_adapter import AdapterStage
+from ..stages.hiera import FirstHiera, NextHiera
+from ..stages.mask_decoder import NO_OBJECT, MaskDecoderStage
+from ..stages.memory_attention import MemoryAttentionStage
+from ..stages.memory_encoder import MemoryEncoderStage
+from ..stages.neck import NeckStage
+from ..stages.prompt_encoder import TextPromptStage
+from ..stages.text_encoder import FirstText, NextText
+
+SCALES = {
+    "pixels": 1.0,
+    "memory": 2.0,
+    "low_res_logits": 5.0,
+    "memoryless_logits": 5.0,
+    "mask_logits": 5.0,
+    "embedding": 2.0,
+}
+"""Standard deviation of sample inputs, about that of real ones; 1 where not named."""
+
+BATCH = 16
+"""Most objects, maps and pictures in one call."""
+
+SIZES = {"frames": 3, "tokens": 6, "objects": 2, "maps": 4, "pictures": 3, "slots": 3, "pointers": 5}
+
+
+def sampler(inputs: tuple[TensorSpec, ...], limits: Mapping[str, int | str]) -> Callable[..., dict[str, Tensor]]:
+    """Samples floats from a normal of `SCALES`, integers below `limits` (a number or a symbol's size)."""
+
+    def sample(sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
+        def one(spec: TensorSpec) -> Tensor:
+            shape = spec.resolve(sizes)
+            if spec.dtype == "int64":
+                limit = limits[spec.name]
+                high = sizes[limit] if isinstance(limit, str) else limit
+                return torch.randint(0, high, shape, generator=generator)
+            return SCALES.get(spec.name, 1.0) * torch.randn(shape, generator=generator)
+
+        return {spec.name: one(spec) for spec in inputs}
+
+    return sample
+
+
+def bounds(config: SamwiseConfig) -> dict[str, tuple[int, int]]:
+    """Lowest and highest value of every symbol."""
+    batch = (1, BATCH)
+    return {
+        "frames": (1, config.window),
+        "tokens": (1, config.text.max_tokens),
+        "objects": batch,
+        "maps": batch,
+        "pictures": batch,
+        "slots": (1, config.slots),
+        "pointers": (1, config.pointers),
+        "mask_side": (config.sam.image_size // 4, config.sam.image_size),
+    }
+
+
+def _stage(
+    model: Samwise,
+    limits: Mapping[str, int | str],
+    name: str,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    module: torch.nn.Module,
+    wide: torch.nn.Module | None = None,
+) -> Stage:
+    sizes = SIZES | {"mask_side": 3 * model.config.sam.image_size // 8}
+    forms = {"ort": Form(module, "ort"), "trt": Form(wide or module, "plain")}
+    if name.startswith(("text", "neck", "mask_decoder", "memory_encoder", "conditional")):
+        forms = {}  # no attention worth fusing
+    return stage(name, inputs, outputs, module, sampler(inputs, limits), bounds(model.config), sizes, forms)
+
+
+def stages(model: Samwise) -> list[Stage]:
+    """All stages of a network, in the order of a frame's way through it. Puts the network in eval mode."""
+    model.eval()
+    c = model.config
+    limits = {
+        "tokens": c.text.vocabulary,
+        "verb": "tokens",
+        "map_index": "maps",
+        "picture_index": "pictures",
+        "memory_age": c.slots,
+        "sparse_count": 3,
+    }
+    cut = partial(_stage, model, limits)
+    return [*_clip_stages(model, cut), *_frame_stages(model, cut)]
+
+
+def _clip_stages(model: Samwise, cut: Callable[..., Stage]) -> list[Stage]:
+    c, sam, tower = model.config, model.sam, model.tower
+    side, width, words = c.sam.side, c.sam.width, c.text.width
+    maps = [
+        tensor(f"vision_{i}", "frames", side * 2 >> i, side * 2 >> i, w) for i, w in enumerate(c.sam.hiera.widths[1:])
+    ]
+    texts = [tensor(f"text_{i}", "tokens", words) for i in range(3)]
+    fused = [tensor(f"{t.name}_fused", *t.shape) for t in (*maps, *texts)]
+    pixels = tensor("pixels", "frames", 3, c.sam.image_size, c.sam.image_size)
+    fine = tensor("high_res_0", "frames", width // 8, side * 4, side * 4)
+    first = FirstHiera(sam.trunk, sam.neck.lateral(0), sam.sam_mask_decoder.conv_s0, c.sam.image_size)
+    out = [
+        cut("hiera_0", (pixels,), (maps[0], fine), first),
+        cut("text_0", (tensor("tokens", "tokens", dtype="int64"),), (texts[0],), FirstText(tower, c.text_stages[0])),
+    ]
+    for i, adapter in enumerate(model.cmt_adapters):
+        if i:
+            out.append(cut(f"hiera_{i}", (fused[i - 1],), (maps[i],), NextHiera(sam.trunk, i + 1)))
+            layers = NextText(tower, *c.text_stages[i - 1 : i + 1])
+            out.append(cut(f"text_{i}", (fused[i + 2],), (texts[i],), layers))
+        out.append(cut(f"adapter_{i}", (maps[i], texts[i]), (fused[i], fused[i + 3]), AdapterStage(adapter)))
+    embeddings = tuple(tensor(n, "frames", side * side, width) for n in ("embedding", "embedding_no_memory"))
+    fine = tensor("high_res_1", "frames", width // 4, side * 2, side * 2)
+    neck = NeckStage(sam.neck, sam.sam_mask_decoder.conv_s1, sam.no_mem_embed)
+    verb = (tensor("verb", 1, dtype="int64"),) if c.sam.motion else ()
+    sparse = tensor("sparse", 1, 3 + len(verb), width)
+    out.append(cut("neck", tuple(fused[:3]), (*embeddings, fine), neck))
+    out.append(cut("text_prompt", (fused[5], *verb), (sparse,), TextPromptStage(sam.sam_prompt_encoder)))
+    return out
+
+
+def _frame_stages(model: Samwise, cut: Callable[..., Stage]) -> list[Stage]:
+    c, sam = model.config, model.sam
+    side, width, memory, image = c.sam.side, c.sam.width, c.sam.memory_width, c.sam.image_size
+
+    def index(name: str) -> TensorSpec:
+        return tensor(name, "objects", dtype="int64")
+
+    def logits(name: str, size: int | str = side * 4) -> TensorSpec:
+        return tensor(name, "objects", size, size)
+
+    embedding = tensor("embedding", "maps", side * side, width)
+    conditioned = tensor("conditioned", "objects", side * side, width)
+    pointer, early = tensor("pointer", "objects", width), tensor("early_token", "objects", width)
+    slots = (
+        tensor("memory", "objects", "slots", side * side, memory),
+        tensor("memory_age", "objects", "slots", dtype="int64"),
+        tensor("pointers", "objects", "pointers", width),
+    )
+    attention = [MemoryAttentionStage(sam.memory_attention, sam.maskmem_tpos_enc, wide) for wide in (False, True)]
+    decoder = MaskDecoderStage(sam.sam_mask_decoder, sam.sam_prompt_encoder, sam.obj_ptr_proj, sam.no_pointer, side)
+    prompt = (tensor("sparse", "objects", 3 + c.sam.motion, width), index("sparse_count"))
+    fine = (
+        tensor("high_res_0", "pictures", width // 8, side * 4, side * 4),
+        index("picture_index"),
+        tensor("high_res_1", "maps", width // 4, side * 2, side * 2),
+        index("map_index"),
+    )
+    out = [
+        cut("memory_attention", (embedding, index("map_index"), *slots), (conditioned,), *attention),
+        cut(
+            "mask_decoder",
+            (conditioned, *prompt, *fine),
+            (logits("low_res_logits"), tensor("iou", "objects"), tensor("score", "objects"), pointer, early),
+            decoder,
+        ),
+        cut(
+            "memory_encoder",
+            (embedding, index("map_index"), logits("mask_logits", "mask_side")),
+            (tensor("memory_slot", "objects", side * side, memory),),
+            MemoryEncoderStage(sam.memory_encoder, image),
+        ),
+    ]
+    if c.conditional_hidden:
+        conditional = ConditionalMemoryStage(model.conditional_memory_encoder, image)
+        out.insert(
+            2,
+            cut(
+                "conditional_memory",
+                (pointer, early, logits("low_res_logits"), logits("memoryless_logits")),
+                (
+                    logits("remembered_logits", image),
+                    tensor("decision", "objects", 2),
+                    tensor("switched", "objects", dtype="bool"),
+                ),
+                conditional,
+            ),
+        )
+    return out
+
+
+def settings(model: Samwise) -> dict[str, Any]:
+    """The numbers that the schedule needs; see `docs/architecture.md`, "Settings of a manifest"."""
+    c = model.config
+    size = c.sam.image_size
+    return {
+        "window": c.window,
+        # the official video transform aims the short side at 1020 of 1024; networks of other sizes fill their picture
+        "resize": {"rule": "samwise_video", "short": 1020 if size == 1024 else size, "max": size},
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "memory": {"slots": c.slots, "pointers": c.pointers},
+        "conditional_memory": {"first": 5, "every": 3} if c.conditional_hidden else None,
+        "text": {"max_tokens": c.text.max_tokens, "vocabulary": c.text.vocabulary, "motion": c.sam.motion},
+        "no_object_logit": NO_OBJECT,
+    }
+
+
+def load(path: str | Path) -> Samwise:
+    """The network of a checkpoint. Raises UserError for a file that is not a whole SAMWISE checkpoint."""
+    return samwise(path)

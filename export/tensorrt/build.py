@@ -1,0 +1,298 @@
+"""Graphs -> engines: `python -m export.tensorrt.build engines/NAME --backend tensorrt|tensorrt_rtx [--target sm_89,sm_120]`.
+
+`tensorrt` builds for the GPU of this machine. `tensorrt_rtx` compiles ahead of time, with no GPU at hand, for every target
+named. Networks are strongly typed: precision stands in the graph, so a half bundle gives half engines. An engine that is
+up to date (`runtime/bundle/engine_index.py` says what it depends on) is kept. Needs neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle import engine_index
+from runtime.bundle.bundle import Bundle, choose
+from runtime.bundle.engine_index import FOLDER, Built
+from runtime.bundle.manifest import Manifest, StageSpec
+from runtime.errors import BackendError, RuntimeFault, UserError, fail
+
+FORMS = ("trt", "default")
+"""Forms of a stage that TensorRT takes, the preferred one first."""
+
+TARGETS = (75, 80, 86, 89, 120)
+"""What TensorRT-RTX compiles for: RTX 20 and T4, A100, RTX 30, RTX 40 and L4, RTX 50. It has no Hopper (sm_90)."""
+
+TYPICAL = {"objects": 1, "maps": 1, "pictures": 1, "tokens": 16, "prompt_tokens": 4}
+"""Sizes that an engine is tuned for where that is not the largest one: one object, a sentence of 14 words, two clicks. The
+memory is tuned for as many slots and pointers as the network's settings name."""
+
+TIMING = "timing.cache"
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What a builder returns. `scratch`: bytes of activations and scratch at the largest sizes, as the builder says."""
+
+    data: bytes
+    scratch: int
+    seconds: float
+
+
+class Library:
+    """TensorRT or TensorRT-RTX: one API, two modules."""
+
+    def __init__(self, name: str) -> None:
+        if name not in ("tensorrt", "tensorrt_rtx"):
+            raise UserError(f"backend {name!r} builds no engines; choose tensorrt or tensorrt_rtx")
+        self.name, self.ahead = name, name == "tensorrt_rtx"
+        try:
+            self.trt: Any = importlib.import_module(name)
+        except (ImportError, OSError) as error:
+            extra = name.replace("_", "-")
+            raise BackendError(
+                f"{name} cannot be imported ({str(error).splitlines()[0][:200]}): "
+                f"pip install 'samwise-runtime[{extra}]'"
+            ) from None
+        self.version = str(self.trt.__version__)
+
+    def capabilities(self, targets: Collection[int] | None) -> tuple[int, ...]:
+        """What to build for: the targets, all of them if None; the GPU of this machine for TensorRT."""
+        if not self.ahead:
+            here = gpu_capability()
+            if targets and set(targets) != {here}:
+                raise UserError(f"tensorrt builds for the GPU at hand (sm_{here}) alone; leave --target away")
+            return (here,)
+        unknown = sorted(
+            set(targets or ()) - {t for t in (*TARGETS, 121) if hasattr(self.trt.ComputeCapability, f"SM{t}")}
+        )
+        if unknown:
+            raise UserError(
+                f"target sm_{unknown[0]} is not one of {', '.join(f'sm_{t}' for t in TARGETS)}"
+                + ("; on Hopper use tensorrt or ort-cuda" if unknown[0] == 90 else "")
+            )
+        return tuple(sorted(targets or TARGETS))
+
+    def build(
+        self,
+        graph: Path,
+        spec: StageSpec,
+        profile: Mapping[str, tuple[int, int, int]],
+        capabilities: Sequence[int],
+        timing: Path | None = None,
+    ) -> Engine:
+        """Build one graph for all `capabilities` in one engine. Raises RuntimeFault with the library's own reason."""
+        trt, begin = self.trt, time.perf_counter()
+        log = _logger(trt)
+        builder = trt.Builder(log)
+        network = builder.create_network(_strongly_typed(trt))
+        parser = trt.OnnxParser(network, log)
+        if not parser.parse_from_file(str(graph)):
+            reason = parser.get_error(0).desc() if parser.num_errors else "no reason given"
+            raise RuntimeFault(f"{graph.name}: {self.name} cannot read it ({_line(reason)}); export the bundle again")
+        config = builder.create_builder_config()
+        config.profiling_verbosity = (
+            trt.ProfilingVerbosity.DETAILED
+        )  # what `export.tensorrt.inspect` reads; no cost in size or time
+        config.add_optimization_profile(_optimization_profile(builder, spec, profile))
+        if self.ahead:
+            config.num_compute_capabilities = len(capabilities)
+            for i, capability in enumerate(capabilities):
+                config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), i)
+        cache = self._timing(config, timing)
+        data = builder.build_serialized_network(network, config)
+        if data is None:
+            reason = next(iter(log.errors), "no reason given")
+            targets = ", ".join(f"sm_{c}" for c in capabilities)
+            raise RuntimeFault(
+                f"{graph.name}: {self.name} {self.version} cannot build it for {targets} ({_line(reason)})"
+            )
+        if cache is not None:
+            timing.write_bytes(bytes(config.get_timing_cache().serialize()))
+        return Engine(bytes(data), log.scratch, time.perf_counter() - begin)
+
+    def _timing(self, config: Any, path: Path | None) -> Any:
+        """Measured tactics of earlier builds; ahead of time nothing is measured."""
+        if path is None or self.ahead:
+            return None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
+        return cache
+
+
+def _strongly_typed(trt: Any) -> int:
+    """Creation flags of a network whose types are the graph's. TensorRT 11 knows no other and may drop the flag."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _optimization_profile(builder: Any, spec: StageSpec, profile: Mapping[str, tuple[int, int, int]]) -> Any:
+    found = builder.create_optimization_profile()
+    for tensor in spec.inputs:
+        shapes = [tensor.resolve({symbol: sizes[i] for symbol, sizes in profile.items()}) for i in range(3)]
+        found.set_shape(tensor.name, *shapes)
+    return found
+
+
+def _logger(trt: Any) -> Any:
+    """Keeps errors and the largest scratch size that the builder mentions; prints nothing."""
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+            self.scratch = 0
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+            if found := re.search(r"(?:Max Scratch|Total Activation) Memory: (\d+) bytes", message):
+                self.scratch = max(self.scratch, int(found[1]))
+
+    return Log()
+
+
+def profile(spec: StageSpec, manifest: Manifest) -> dict[str, tuple[int, int, int]]:
+    """Symbol -> (lowest, the size to tune for, highest), from the manifest's bounds."""
+    settings = manifest.settings
+    memory = settings.get("memory") or (settings.get("sam2") or {}).get("memory") or {}
+    typical = TYPICAL | {s: memory[s] for s in ("slots", "pointers") if s in memory}
+    bounds = {s: manifest.bounds[s] for s in sorted(spec.symbols)}
+    return {s: (low, min(max(low, typical.get(s, high)), high), high) for s, (low, high) in bounds.items()}
+
+
+def gpu_capability() -> int:
+    """Compute capability of the first GPU, without the dot. Raises BackendError where there is none."""
+    from runtime.device.cuda import CudaCore
+
+    return CudaCore().capability
+
+
+def build_bundle(
+    bundle: Bundle,
+    library: Library,
+    targets: Collection[int] | None = None,
+    stages: Collection[str] | None = None,
+    report: Report = print,
+) -> list[Built]:
+    """Build every stage (or those named) that has no fresh engine, one file per stage for all targets. Returns the bundle's
+    engines, old and new."""
+    manifest, folder = bundle.manifest, bundle.folder
+    unknown = sorted(set(stages or ()) - set(manifest.stages))
+    if unknown:
+        raise UserError(f"{folder}: no stage {unknown[0]!r}; it has {', '.join(manifest.stages)}")
+    if manifest.precision == "fp32":
+        report(
+            "note: this is a float32 bundle, so the engines will be; export it with --precision fp16 for half engines"
+        )
+    capabilities = library.capabilities(targets)
+    entries = _fresh(bundle)
+    place = f"{library.name}-{library.version}"
+    (folder / FOLDER / place).mkdir(parents=True, exist_ok=True)
+    wanted = [spec for name, spec in manifest.stages.items() if stages is None or name in stages]
+    for number, spec in enumerate(wanted, 1):
+        form = next(f for f in FORMS if f in spec.files)
+        graph = engine_index.fingerprint(manifest, spec, form)
+        same = [
+            e
+            for e in entries
+            if (e.stage, e.form, e.library, e.version, e.graph)
+            == (spec.name, form, library.name, library.version, graph)
+        ]
+        missing = tuple(c for c in capabilities if not any(c in e.capabilities for e in same))
+        if missing:
+            timing = folder / FOLDER / place / f"{missing[0]}-{TIMING}"
+            engine = library.build(folder / spec.files[form], spec, profile(spec, manifest), missing, timing)
+            name = f"{place}/{spec.name}.{graph[:12]}.{'-'.join(map(str, missing))}.engine"
+            (folder / FOLDER / name).write_bytes(engine.data)
+            entries.append(
+                Built(
+                    spec.name,
+                    form,
+                    library.name,
+                    library.version,
+                    missing,
+                    spec.precision,
+                    graph,
+                    name,
+                    engine.scratch,
+                    round(engine.seconds, 2),
+                )
+            )
+            engine_index.write(folder, entries)
+            what = f"{len(engine.data) / 1e6:8.1f} MB {engine.seconds:6.1f} s  scratch {engine.scratch / 1e6:7.1f} MB"
+        else:
+            what = "up to date"
+        report(
+            f"[{number:2}/{len(wanted)}] {spec.name:22} {', '.join(f'sm_{c}' for c in missing or capabilities)}  {what}"
+        )
+    engine_index.write(folder, entries)
+    return entries
+
+
+def _fresh(bundle: Bundle) -> list[Built]:
+    """Entries whose graph is still that of the bundle; files of the others are removed."""
+    kept = []
+    for entry in engine_index.read(bundle.folder):
+        spec = bundle.manifest.stages.get(entry.stage)
+        path = bundle.folder / FOLDER / entry.file
+        if (
+            spec
+            and entry.form in spec.files
+            and path.is_file()
+            and entry.graph == engine_index.fingerprint(bundle.manifest, spec, entry.form)
+        ):
+            kept.append(entry)
+        else:
+            path.unlink(missing_ok=True)
+    return kept
+
+
+def parse_targets(text: str | None) -> list[int] | None:
+    """`sm_89,120` -> [89, 120]. Raises UserError."""
+    if text is None:
+        return None
+    names = [name.strip().removeprefix("sm_") for name in text.split(",")]
+    if not all(name.isdigit() for name in names):
+        raise UserError(f"--target {text!r} is not a list like sm_89,sm_120")
+    return sorted({int(name) for name in names})
+
+
+def _line(text: str) -> str:
+    return " ".join(str(text).split())[:300]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m export.tensorrt.build", description="Build a bundle's engines.")
+    parser.add_argument("bundle", metavar="engines/NAME")
+    parser.add_argument("--backend", required=True, choices=("tensorrt", "tensorrt_rtx"))
+    parser.add_argument(
+        "--target",
+        metavar="sm_89,sm_120",
+        help=f"GPUs to build for (tensorrt_rtx; default: {', '.join(f'sm_{t}' for t in TARGETS)})",
+    )
+    parser.add_argument("--stage", action="append", metavar="NAME", help="build this stage only; may be repeated")
+    parser.add_argument("--model", help="name of the bundle or of the network, where the folder holds several")
+    options = parser.parse_args(arguments)
+    try:
+        bundle = choose(options.bundle, options.model)
+        build_bundle(bundle, Library(options.backend), parse_targets(options.target), options.stage)
+        return 0
+    except OSError as error:
+        return fail(RuntimeFault(f"cannot write into {options.bundle} ({error.strerror or error})"))
+    except RuntimeFault as error:
+        return fail(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

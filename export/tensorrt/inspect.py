@@ -1,0 +1,162 @@
+"""What is inside built engines: `python -m export.tensorrt.inspect engines/NAME --backend tensorrt|tensorrt_rtx [--out FOLDER]`.
+
+Prints, per stage, how many layers the library made of the graph, of which kinds and in which types, and writes the
+library's full account (`STAGE.layers.json`: layers, tactics, tensors). Needs the GPU that the engines are for: both
+libraries read an engine only there. `export.tensorrt.build` asks for the detail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.backends import create
+from runtime.bundle.bundle import Bundle, choose
+from runtime.errors import RuntimeFault, UserError, fail
+
+TYPES = {
+    "fp32": "float32",
+    "float": "float32",
+    "fp16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+    "bfloat16": "bfloat16",
+    "int8": "int8",
+    "fp8": "float8",
+    "int32": "int32",
+    "int64": "int64",
+    "bool": "bool",
+}
+"""How the libraries spell types, in words of "Format/Datatype"; releases differ in it."""
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer of an engine. `type` is UNKNOWN where the engine was built without detail; `tactic` may be empty."""
+
+    name: str
+    type: str
+    tactic: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def precision(self) -> str:
+        """Types that it reads and writes, the widest float alone where there is one."""
+        kinds = {*self.inputs, *self.outputs}
+        return next(
+            (kind for kind in ("float32", "bfloat16", "float16", "float8", "int8") if kind in kinds),
+            min(kinds, default=UNKNOWN),
+        )
+
+
+def datatype(tensor: Any) -> str:
+    """Type of a tensor in the inspector's account, in a manifest's words; UNKNOWN where nothing is said."""
+    text = str(tensor.get("Format/Datatype") or tensor.get("Datatype") or "") if isinstance(tensor, dict) else ""
+    words = text.lower().replace(",", " ").split()
+    return next((TYPES[word] for word in reversed(words) if word in TYPES), UNKNOWN)
+
+
+def layers(account: str) -> list[Layer]:
+    """Layers in the JSON that an engine inspector gives. Raises UserError for something else."""
+    try:
+        found = json.loads(account)["Layers"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"the engine inspector's answer is not understood ({error}); this version of the library is not known"
+        ) from None
+    return [_layer(item) for item in found]
+
+
+def _layer(item: Any) -> Layer:
+    if not isinstance(item, dict):  # built without detail: names alone
+        return Layer(str(item), UNKNOWN, "", (), ())
+    tactic = item.get("TacticName") or item.get("TacticValue") or ""
+    sides = (tuple(datatype(tensor) for tensor in item.get(side) or ()) for side in ("Inputs", "Outputs"))
+    return Layer(str(item.get("Name", "")), str(item.get("LayerType", UNKNOWN)), str(tactic), *sides)
+
+
+def account(stage: Any, trt: Any) -> str:
+    """The library's JSON about a loaded `EngineStage`."""
+    inspector = stage.engine.create_engine_inspector()
+    inspector.execution_context = stage.context
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def summary(stage: str, found: Sequence[Layer]) -> str:
+    """One line: how many layers, by type and by precision."""
+    kinds = " ".join(f"{kind} {n}" for kind, n in Counter(layer.type for layer in found).most_common(4))
+    types = " ".join(f"{kind} {n}" for kind, n in Counter(layer.precision for layer in found).most_common())
+    if found and all(layer.type == UNKNOWN for layer in found):
+        return f"{stage:22} {len(found):4} layers; names only: build it again with `python -m export.tensorrt.build`"
+    return f"{stage:22} {len(found):4} layers  {types:40} {kinds}"
+
+
+def table(found: Iterable[Layer]) -> str:
+    """Every layer in a line."""
+    return "\n".join(f"  {l.precision:9} {l.type:16} {l.tactic[:60]:60} {l.name[:100]}" for l in found)  # noqa: E741
+
+
+def inspect_bundle(
+    bundle: Bundle,
+    backend: Any,
+    stages: Collection[str] | None = None,
+    out: Path | None = None,
+    full: bool = False,
+    report: Any = print,
+) -> dict[str, list[Layer]]:
+    """Layers of every stage's engine (or of those named), by stage; the library's JSON goes to `out`."""
+    if not hasattr(backend, "library"):
+        raise UserError(f"backend {backend.name!r} has no engines; choose tensorrt or tensorrt_rtx")
+    unknown = sorted(set(stages or ()) - set(bundle.manifest.stages))
+    if unknown:
+        raise UserError(f"{bundle.folder}: no stage {unknown[0]!r}; it has {', '.join(bundle.manifest.stages)}")
+    found = {}
+    for name, spec in bundle.manifest.stages.items():
+        if stages and name not in stages:
+            continue
+        form = next((form for form in backend.forms if form in spec.files), "default")
+        text = account(backend.load(bundle.folder / spec.files[form], spec), backend.module)
+        found[name] = layers(text)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / f"{name}.layers.json").write_text(text)
+        report(summary(name, found[name]))
+        if full:
+            report(table(found[name]))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export.tensorrt.inspect", description="Show what is inside built engines."
+    )
+    parser.add_argument("bundle", metavar="engines/NAME")
+    parser.add_argument("--backend", required=True, choices=("tensorrt", "tensorrt_rtx"))
+    parser.add_argument("--stage", action="append", metavar="NAME", help="this stage only; may be repeated")
+    parser.add_argument("--layers", action="store_true", help="one line per layer")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the library's full account as JSON")
+    parser.add_argument("--model", help="name of the bundle or of the network, where the folder holds several")
+    options = parser.parse_args(arguments)
+    try:
+        inspect_bundle(
+            choose(options.bundle, options.model), create(options.backend), options.stage, options.out, options.layers
+        )
+        return 0
+    except OSError as error:
+        return fail(RuntimeFault(f"cannot write into {options.out} ({error.strerror or error})"))
+    except RuntimeFault as error:
+        return fail(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Comparison of graphs, engines and the runtime with plain torch."""

@@ -1,0 +1,106 @@
+"""The parity clip: a seeded moving pattern with a seeded sentence, and how the runtime is made to run it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.backends import create
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.manifest import Manifest
+from runtime.engine import Engine
+from runtime.errors import RuntimeFault
+from runtime.prompts import Text
+
+CLICK = (0.45, 0.5)
+"""Where networks without sentences are shown the object, as parts of width and height."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is compared of a `Result`."""
+
+    frame_index: int
+    masks: np.ndarray
+    low_res_logits: np.ndarray
+    score_logits: np.ndarray
+
+
+SEEN = tuple(f.name for f in fields(Seen))
+
+
+def clip_frames(window: int, height: int = 90, width: int = 160) -> list[np.ndarray]:
+    """A moving pattern: `window` frames of smooth colour with a bright disc that crosses it, uint8 RGB (H,W,3)."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    frames = []
+    for t in range(window):
+        base = np.stack([np.sin(x / (7 + 5 * c) + 0.4 * t) * np.cos(y / (11 - 2 * c) - 0.3 * t) for c in range(3)], -1)
+        disc = (x - width * (0.2 + 0.07 * t)) ** 2 + (y - height * 0.5) ** 2 < (height / 5) ** 2
+        frames.append(np.where(disc[..., None], (230, 180, 60), 110 + 80 * base).clip(0, 255).astype(np.uint8))
+    return frames
+
+
+def clip_tokens(vocabulary: int, longest: int) -> list[int]:
+    """`<s>` seven seeded tokens `</s>`, inside the vocabulary."""
+    inner = np.random.default_rng(0).integers(3, vocabulary, min(7, longest - 2)).tolist() if vocabulary > 3 else []
+    return [0, *inner, 2 % vocabulary]
+
+
+def clip_results(engine: Engine) -> list[Any]:
+    """The parity clip through the runtime, with logits; one picture where the network knows no clips, one click where it
+    knows no sentences."""
+    settings = engine.bundle.manifest.settings
+    if "text" not in settings:
+        return _clicked(engine, clip_frames(clip_length(settings)))
+    tokens = clip_tokens(settings["text"]["vocabulary"], settings["text"]["max_tokens"])
+    prompt = Text(tokens=tokens, verbs=[1] if settings["text"].get("motion") and len(tokens) > 2 else None)
+    if "window" not in settings:
+        return [engine.image(frame).refer([prompt], logits=True) for frame in clip_frames(clip_length(settings))]
+    with engine.session([prompt], logits=True) as session:
+        return list(session.stream(clip_frames(clip_length(settings))))
+
+
+def clip_length(settings: Mapping[str, Any]) -> int:
+    """Frames of the parity clip: a window, one picture, or enough for SAM 2 to look back at what it tracked."""
+    return settings.get("window", 4 if "sam2" in settings else 1)
+
+
+def _clicked(engine: Engine, frames: list[np.ndarray]) -> list[Any]:
+    with engine.video(frames, logits=True, fill_hole_area=0) as video:
+        video.add_points(0, 1, [CLICK], [1], normalized=True)
+        return list(video.propagate())
+
+
+def clip_in_child(folder: Path, backend: str, threads: int | None) -> list[Seen]:
+    """`clip_results` of the bundle in `folder`, in a fresh process: without torch, and its memory goes when it ends."""
+    file = folder.with_name(".clip.npz")
+    command = [
+        sys.executable,
+        "-m",
+        "export.verify",
+        str(folder.resolve()),
+        "--backend",
+        backend,
+        "--save",
+        str(file.resolve()),
+        *(["--threads", str(threads)] if threads else []),
+    ]
+    done = subprocess.run(command, cwd=Path(__file__).resolve().parents[2], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise RuntimeFault(f"the runtime fails on the parity clip: {lines[-1].removeprefix('error: ')}")
+    with np.load(file) as saved:
+        return [Seen(*arrays) for arrays in zip(*(saved[name] for name in SEEN), strict=True)]
+
+
+def save_clip(folder: Path, backend: str, threads: int | None, file: str) -> None:
+    """The child's part of `clip_in_child`: write what is compared to `file`."""
+    engine = Engine(Bundle(folder, Manifest.load(folder)), create(backend, threads), max_objects=1)
+    results = clip_results(engine)
+    np.savez(file, **{name: np.stack([getattr(r, name) for r in results]) for name in SEEN})

@@ -1,0 +1,1 @@
+"""Bundles: the manifest, its settings, engine files and the demonstration clip."""

@@ -1,0 +1,88 @@
+"""Bundles on disk: find, open, verify, load."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BundleError
+from .manifest import MANIFEST, Manifest
+
+DEMONSTRATION = "nano"
+"""Name of the bundle that ships with the project; any bundle of the user's own is preferred to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A folder with a manifest that has been read and checked."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def verify(self) -> None:
+        """Compare every file with its sha256. Raises BundleError that names the first file that differs."""
+        for name, digest in self.manifest.files.items():
+            path = self.folder / name
+            try:
+                if not path.is_file():  # a pipe, or a device without an end, would never be read through
+                    raise FileNotFoundError
+                with path.open("rb") as file:
+                    found = (
+                        hashlib.file_digest(file, "sha256").hexdigest()
+                        if hasattr(hashlib, "file_digest")
+                        else hashlib.sha256(file.read()).hexdigest()
+                    )
+            except OSError:
+                raise BundleError(
+                    f"{path}: missing from the bundle; copy it again or export the bundle again"
+                ) from None
+            if found != digest:
+                raise BundleError(f"{path}: altered since the export (sha256 differs); copy it again or export again")
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Names of the stages that only cut stages use (`runtime/backends/split_stage.py`)."""
+        cuts = self.manifest.settings.get("cuts")
+        found = cuts.values() if isinstance(cuts, Mapping) else ()
+        found = [cut.get("parts") for cut in found if isinstance(cut, Mapping)]
+        return frozenset(part for parts in found if isinstance(parts, list) for part in parts if isinstance(part, str))
+
+
+def find(folder: str | Path) -> list[Bundle]:
+    """Every bundle at `folder` itself or directly inside it, by name. Raises BundleError for a folder that is missing."""
+    folder = Path(folder)
+    if (folder / MANIFEST).is_file():
+        return [Bundle(folder.resolve(), Manifest.load(folder))]
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such folder; export a bundle into it with `python -m export`")
+    return [Bundle(sub.resolve(), Manifest.load(sub)) for sub in sorted(folder.iterdir()) if (sub / MANIFEST).is_file()]
+
+
+def choose(folder: str | Path, model: str | None = None) -> Bundle:
+    """The one bundle that is meant: by name, else by network, else the only one that is the user's own.
+
+    Raises BundleError that lists the bundles when there is none or the choice is open.
+    """
+    folder = Path(folder)
+    # one damaged neighbour must not keep the bundle that was named from being loaded
+    bundles = find(folder / model if model is not None and (folder / model / MANIFEST).is_file() else folder)
+    if not bundles:
+        raise BundleError(
+            f"{folder}: no bundle here; export one with `python -m export samwise --checkpoint X.pth --out {folder}`"
+        )
+    names = ", ".join(f"{b.name} ({b.manifest.model})" for b in bundles)
+    if model is not None:
+        chosen = [b for b in bundles if b.name == model] or [b for b in bundles if model in b.manifest.model.split("+")]
+        if not chosen:
+            raise BundleError(f"{folder}: no bundle or network {model!r}; found {names}")
+    else:
+        chosen = [b for b in bundles if b.name != DEMONSTRATION] or bundles
+    if len(chosen) > 1:
+        raise BundleError(f"{folder}: several bundles fit; choose one with model= or --model: {names}")
+    return chosen[0]

@@ -1,0 +1,68 @@
+"""The demonstration clip that a bundle may carry: a video, sentences about it, and what the right masks are.
+
+A folder with `clip.mp4`, `demo.json` ({"sentences": [{"text": ..., "object": id}, ...]}) and `masks.npz`, whose array
+`masks` (T, H, W) uint8 holds object ids, 0 for the background.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import BundleError
+from ..metrics import boundary_f, jaccard
+from ..prompts import Text
+from ..results import Result
+
+CLIP, SENTENCES, MASKS = "clip.mp4", "demo.json", "masks.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """`objects[k]` is the id, in `masks`, of what sentence k means."""
+
+    clip: Path
+    prompts: list[Text]
+    objects: list[int]
+    masks: np.ndarray
+
+    @classmethod
+    def load(cls, folder: Path) -> Demo:
+        """Read it. Raises BundleError."""
+        try:
+            entries = json.loads((folder / SENTENCES).read_text(encoding="utf-8"))["sentences"]
+            with np.load(folder / MASKS) as arrays:
+                masks = arrays["masks"]
+            prompts: list[Text] = [Text(e["text"]) for e in entries]
+            return cls(folder / CLIP, prompts, [int(e["object"]) for e in entries], masks)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"{folder}: the demonstration is damaged ({type(error).__name__}: {error}); copy the bundle again"
+            ) from None
+
+
+@dataclass(slots=True)
+class Quality:
+    """J and F of a demonstration's results against its masks, frame by frame."""
+
+    demo: Demo
+    stride: int = 1
+    scores: list[tuple[list[float], list[float]]] = field(default_factory=list)
+
+    def add(self, result: Result) -> None:
+        """Compare one frame."""
+        at = result.frame_index * self.stride
+        if at >= len(self.demo.masks) or self.demo.masks.shape[1:] != result.masks.shape[1:]:
+            raise BundleError(f"{self.demo.clip}: its masks do not fit the clip; copy the bundle again")
+        truth = np.stack([self.demo.masks[at] == identity for identity in self.demo.objects])
+        self.scores.append((list(jaccard(result.masks, truth)), list(boundary_f(result.masks, truth))))
+
+    def table(self) -> list[dict[str, float]]:
+        """Per sentence J, F and their mean, over the frames so far."""
+        if not self.scores:
+            return []
+        mean = np.array(self.scores).mean(axis=0)  # (2, sentences)
+        return [{"J": float(j), "F": float(f), "J&F": float(j + f) / 2} for j, f in mean.T]

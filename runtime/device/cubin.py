@@ -1,0 +1,216 @@
+"""Compiled kernels of a bundle, loaded and launched through the CUDA driver: neither Triton nor PyTorch.
+
+A bundle's `kernels/index.json` (written by `python -m export.kernels`) lists one entry per kernel, set of constants and
+compute capability: file, symbol, types of the arguments, threads, shared memory. A launch names kernel and constants;
+`Kernels.bind` finds the entry, packs the arguments once, and what it returns is enqueued as often as wanted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import BackendError, BundleError
+
+FOLDER, INDEX = "kernels", "index.json"
+FORMAT = 1
+SHARED_ATTRIBUTE = 8
+"""CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: above 48 KB a kernel must ask."""
+TYPES = {"fp16": "float16", "fp32": "float32", "i32": "int32", "u8": "uint8"}
+"""Types that pointers point to, in a manifest's words."""
+SCALARS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
+
+
+class LaunchLike(Protocol):
+    """What `kernels/plan.py` returns."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    arguments: Sequence[Any]
+    constants: Mapping[str, Any]
+
+
+class CubinDriver(Protocol):
+    """The driver calls that kernels need; handles are opaque."""
+
+    def load(self, cubin: bytes, symbol: str, shared: int) -> Any: ...
+
+    def launch(
+        self, function: Any, grid: Sequence[int], threads: int, shared: int, stream: int, params: Any
+    ) -> None: ...
+
+
+class CudaDriver:
+    """`CubinDriver` on the driver library that comes with the GPU driver. A context must be current (`runtime.device`)."""
+
+    def __init__(self) -> None:
+        for name in ("libcuda.so.1", "nvcuda.dll"):
+            try:
+                self._library = ctypes.CDLL(name)
+                return
+            except OSError:
+                continue
+        raise BackendError("no CUDA driver library on this machine; use --backend ort")
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        code = getattr(self._library, name)(*arguments)
+        if code:
+            text = ctypes.c_char_p()
+            self._library.cuGetErrorString(code, ctypes.byref(text))
+            raise BackendError(
+                f"{name} failed: {(text.value or b'unknown').decode()} ({code}); export the kernels again"
+            )
+
+    def load(self, cubin: bytes, symbol: str, shared: int) -> ctypes.c_void_p:
+        module, function = ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuModuleLoadData", ctypes.byref(module), cubin)
+        self._call("cuModuleGetFunction", ctypes.byref(function), module, symbol.encode())
+        if shared > 48 << 10:
+            self._call("cuFuncSetAttribute", function, ctypes.c_int(SHARED_ATTRIBUTE), ctypes.c_int(shared))
+        return function
+
+    def launch(self, function: Any, grid: Sequence[int], threads: int, shared: int, stream: int, params: Any) -> None:
+        sizes = [ctypes.c_uint(n) for n in (*grid, threads, 1, 1, shared)]
+        self._call("cuLaunchKernel", function, *sizes, ctypes.c_void_p(stream), params, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One compiled kernel."""
+
+    kernel: str
+    capability: int
+    constants: Mapping[str, Any]
+    file: str
+    symbol: str
+    signature: tuple[str, ...]
+    extra_pointers: int
+    """Pointers that the compiler appends (scratch); null, since no kernel that ships uses them."""
+    threads: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Launches with their arguments packed; `run` allocates nothing. `keep` holds what the pointers point to."""
+
+    driver: CubinDriver
+    calls: tuple[tuple[Any, ...], ...]
+    keep: tuple[Any, ...]
+
+    def run(self, stream: int = 0) -> None:
+        """Enqueue in order."""
+        for function, grid, threads, shared, params in self.calls:
+            self.driver.launch(function, grid, threads, shared, stream, params)
+
+
+class Kernels:
+    """The compiled kernels of a bundle that run on one device. Raises BundleError for an unreadable index and
+    BackendError when there is nothing for this device."""
+
+    def __init__(self, bundle: Path, capability: int, driver: CubinDriver | None = None) -> None:
+        self._folder, self.capability = Path(bundle) / FOLDER, capability
+        entries = [entry for entry in read_index(self._folder) if runs_on(entry.capability, capability)]
+        if not entries:
+            raise BackendError(
+                f"{self._folder}: no kernel for sm_{capability}; run `python -m export.kernels "
+                f"{bundle} --target {capability}`"
+            )
+        self._entries = sorted(entries, key=lambda entry: entry.capability)
+        self._driver = driver or CudaDriver()
+        self._functions: dict[tuple[str, str], Any] = {}
+
+    @property
+    def target(self) -> int:
+        """Capability whose code runs here: the one that block sizes are chosen for."""
+        return self._entries[-1].capability
+
+    def find(self, launch: LaunchLike) -> Entry:
+        """The entry for a launch, of the highest capability. Raises BackendError when it was not compiled."""
+        wanted = dict(launch.constants)
+        found = [e for e in self._entries if e.kernel == launch.kernel and e.constants == wanted]
+        if not found:
+            raise BackendError(
+                f"{self._folder}: {launch.kernel} with {wanted} is not compiled for sm_{self.capability}; "
+                "run `python -m export.kernels` again"
+            )
+        return found[-1]
+
+    def bind(self, launches: Iterable[LaunchLike]) -> Bound:
+        """Load what the launches need and pack their arguments."""
+        calls, keep = [], []
+        for launch in launches:
+            entry = self.find(launch)
+            params, values = pack(entry, launch.arguments)
+            calls.append((self._function(entry), launch.grid, entry.threads, entry.shared, params))
+            keep.extend((values, launch.arguments))
+        return Bound(self._driver, tuple(calls), tuple(keep))
+
+    def _function(self, entry: Entry) -> Any:
+        key = (entry.file, entry.symbol)
+        if key not in self._functions:
+            cubin = (self._folder / entry.file).read_bytes()
+            self._functions[key] = self._driver.load(cubin, entry.symbol, entry.shared)
+        return self._functions[key]
+
+
+def runs_on(compiled: int, device: int) -> bool:
+    """Machine code runs on its own capability, and for 8.x on later ones of the same generation. From 9.0 on the code is
+    compiled for one chip only (its matrix instructions are)."""
+    return compiled == device or (compiled // 10 == device // 10 == 8 and compiled <= device)
+
+
+def read_index(folder: Path) -> list[Entry]:
+    """Entries of `folder/index.json`. Raises BundleError that names the file."""
+    path = folder / INDEX
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["format"] != FORMAT:
+            raise BundleError(f"{path}: format {data['format']} is not {FORMAT}; run `python -m export.kernels` again")
+        entries = [Entry(**{**entry, "signature": tuple(entry["signature"])}) for entry in data["kernels"]]
+    except FileNotFoundError:
+        raise BundleError(f"{folder}: no compiled kernels; run `python -m export.kernels {folder.parent}`") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BundleError(f"{path}: not readable ({error}); run `python -m export.kernels` again") from None
+    for entry in entries:
+        if Path(entry.file).name != entry.file:
+            raise BundleError(f"{path}: {entry.file!r} is not a file name; run `python -m export.kernels` again")
+    return entries
+
+
+def pack(entry: Entry, arguments: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """Arguments as the driver takes them: an array of addresses, and the values that it points to."""
+    if len(arguments) != len(entry.signature):
+        raise BackendError(
+            f"{entry.kernel} takes {len(entry.signature)} arguments, not {len(arguments)}; export the "
+            "kernels with the same version as the runtime"
+        )
+    for i, (kind, value) in enumerate(zip(entry.signature, arguments)):
+        # a pointer says nothing about what it points to: another type would be read as garbage, silently
+        if kind.startswith("*") and str(getattr(value, "dtype", TYPES[kind[1:]])).rpartition(".")[2] != TYPES[kind[1:]]:
+            raise BackendError(
+                f"{entry.kernel}: argument {i} must be {TYPES[kind[1:]]}, not {value.dtype}; attention is "
+                "compiled for half bundles (export with --precision fp16)"
+            )
+    values: list[Any] = [
+        ctypes.c_void_p(pointer(value)) if kind.startswith("*") else SCALARS[kind](value)
+        for kind, value in zip(entry.signature, arguments)
+    ]
+    values += [ctypes.c_void_p(None)] * entry.extra_pointers
+    params = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+    return params, values
+
+
+def pointer(array: Any) -> int:
+    """Address of device memory: our `DeviceArray`, a torch tensor, anything with `__cuda_array_interface__`, an int."""
+    if isinstance(array, int):
+        return array
+    if hasattr(array, "ptr"):
+        return int(array.ptr)
+    if hasattr(array, "data_ptr"):
+        return int(array.data_ptr())
+    return int(array.__cuda_array_interface__["data"][0])

@@ -1,0 +1,94 @@
+"""Arrays of other libraries that already lie on the GPU, read where they are: `__cuda_array_interface__` and DLPack."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from ..errors import VideoError
+from .array import DeviceArray
+
+CUDA, CUDA_MANAGED = 2, 13
+"""Device types of DLPack that a kernel can read."""
+CODES = {0: "int", 1: "uint", 2: "float"}
+"""DLPack's type codes."""
+
+
+def on_gpu(frame: Any) -> bool:
+    """Whether the array lies in memory of a GPU."""
+    if isinstance(frame, (np.ndarray, list, tuple)):
+        return False
+    if isinstance(frame, DeviceArray):
+        return True
+    if hasattr(frame, "__dlpack_device__"):  # a tensor of torch on a CPU has a __cuda_array_interface__ that raises
+        return frame.__dlpack_device__()[0] in (CUDA, CUDA_MANAGED)
+    return hasattr(frame, "__cuda_array_interface__")
+
+
+def device_array(frame: Any, device: Any) -> DeviceArray:
+    """The same memory as a `DeviceArray`, safe to read in the order of the device's stream.
+
+    Raises VideoError for an array with gaps or a type without a counterpart.
+    """
+    if isinstance(frame, DeviceArray):
+        return frame
+    if hasattr(frame, "__cuda_array_interface__"):
+        return _from_interface(frame, device)
+    return _from_dlpack(frame, device.stream)
+
+
+def _from_interface(frame: Any, device: Any) -> DeviceArray:
+    """https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html, version 2 and 3."""
+    found = frame.__cuda_array_interface__
+    shape, dtype = tuple(found["shape"]), np.dtype(found["typestr"])
+    _check_strides(shape, found.get("strides"), dtype.itemsize)
+    stream = found.get("stream")
+    if stream is not None:  # version 3: the work that fills the array is on this stream; None: it is done
+        device.wait_for(int(stream))
+    return DeviceArray(int(found["data"][0]), shape, dtype, frame)
+
+
+class _Tensor(ctypes.Structure):
+    """`DLTensor` of dlpack.h, the first member of `DLManagedTensor`."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    ]
+
+
+def _from_dlpack(frame: Any, stream: int) -> DeviceArray:
+    """The producer makes `stream` wait for the array. The capsule, kept as the owner, gives it back when it dies."""
+    capsule = frame.__dlpack__(stream=stream)
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    tensor = _Tensor.from_address(get(capsule, b"dltensor"))
+    if tensor.code not in CODES or tensor.lanes != 1:
+        raise VideoError(f"a frame of DLPack type {tensor.code}/{tensor.bits}x{tensor.lanes}; give uint8 RGB")
+    shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
+    dtype = np.dtype(f"{CODES[tensor.code]}{tensor.bits}")
+    if tensor.strides:
+        _check_strides(shape, [tensor.strides[i] * dtype.itemsize for i in range(tensor.ndim)], dtype.itemsize)
+    return DeviceArray(tensor.data + tensor.byte_offset, shape, dtype, (frame, capsule))
+
+
+def _check_strides(shape: tuple[int, ...], strides: Any, itemsize: int) -> None:
+    if strides is None:
+        return
+    expected = itemsize
+    for size, stride in reversed(list(zip(shape, strides))):
+        if size != 1 and stride != expected:
+            raise VideoError(
+                f"a frame of shape {shape} with strides {tuple(strides)} has gaps; make it contiguous first"
+            )
+        expected *= size

@@ -1,0 +1,1 @@
+"""Images in, masks out: resizing, upsampling, boxes, morphology."""

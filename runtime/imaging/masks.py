@@ -1,0 +1,51 @@
+"""Boxes, areas and non-maximum suppression of masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def suppress(boxes_n4: np.ndarray, scores_n: np.ndarray, overlap: float) -> np.ndarray:
+    """Indices that non-maximum suppression keeps, best first: no two of them overlap by more than `overlap` (IoU)."""
+    order = np.argsort(-scores_n, kind="stable")
+    boxes = np.asarray(boxes_n4, np.float32)[order]
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    alive = np.ones(len(boxes), bool)
+    for i in range(len(boxes)):
+        if not alive[i]:
+            continue
+        rest = boxes[i + 1 :]
+        size = np.minimum(rest[:, 2:], boxes[i, 2:]) - np.maximum(rest[:, :2], boxes[i, :2])
+        shared = np.maximum(size, 0).prod(1)
+        # two boxes without area share nothing; written as a product it needs no division by zero
+        alive[i + 1 :] &= ~(shared > overlap * (areas[i + 1 :] + areas[i] - shared))
+    return order[alive]
+
+
+def boxes_and_areas(masks_nhw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, 4) int32 as x0, y0, x1, y1 and areas (N) int64, in pixels, of masks (N, H, W) bool.
+
+    x1 and y1 are one past the last pixel, so that x1 - x0 is a width; an empty mask has the box 0, 0, 0, 0.
+    """
+    boxes = np.zeros((len(masks_nhw), 4), np.int32)
+    areas = np.zeros(len(masks_nhw), np.int64)
+    for n, mask in enumerate(masks_nhw):
+        areas[n] = np.count_nonzero(mask)
+        if areas[n]:
+            rows = np.flatnonzero(mask.any(axis=1))
+            top, bottom = int(rows[0]), int(rows[-1]) + 1
+            columns = np.flatnonzero(mask[top:bottom].any(axis=0))
+            boxes[n] = columns[0], top, columns[-1] + 1, bottom
+    return boxes, areas
+
+
+def pack_mask(mask_hw: np.ndarray) -> np.ndarray:
+    """Eight pixels per byte, row-major, first pixel in the highest bit: ceil(H * W / 8) uint8, `np.packbits` order."""
+    return np.packbits(mask_hw, axis=None)
+
+
+def probability(score: np.ndarray | Sequence[float]) -> np.ndarray:
+    """Sigmoid of presence logits, float32."""
+    return (1.0 / (1.0 + np.exp(-np.clip(np.asarray(score, np.float64), -500, 500)))).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Pictures, videos, cameras and streams as RGB frames."""

@@ -1,0 +1,1 @@
+"""SAM 2 and 2.1: promptable segmentation of videos and images."""

@@ -1,0 +1,1 @@
+"""SAMWISE: text-driven video segmentation."""

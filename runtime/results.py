@@ -1,0 +1,63 @@
+"""What a caller gets for one frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Masks of every object on one frame.
+
+    frame_index     0-based number of the frame in its session
+    object_ids      (N,) ids in the order in which the objects were added; text prompts are numbered from 1
+    masks           (N, H, W) bool at the size of the source frame
+    scores          (N,) float32, probability that the object is visible; of ReferSAM the IoU it expects, as it comes
+    score_logits    (N,) float32, the same before the sigmoid (ReferSAM has none: the same numbers again)
+    boxes           (N, 4) float32 x0, y0, x1, y1 in source pixels, x1 and y1 exclusive; zeros where the mask is empty
+    low_res_logits  (N, s, s) float32 logits of the decoder, s = image size / 4; None unless logits were asked for
+    coarse_logits   (N, s, s) float32, ReferSAM's mask before SAM's decoder; None for other networks, or as above
+    """
+
+    frame_index: int
+    object_ids: tuple[int, ...]
+    masks: np.ndarray
+    scores: np.ndarray
+    score_logits: np.ndarray
+    boxes: np.ndarray
+    low_res_logits: np.ndarray | None = None
+    coarse_logits: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One mask: (H,W) bool; `box` x0, y0, x1, y1 exclusive; `area` pixels; `score` expected IoU; `stability`; the click
+    `point` (x, y) that found it, and the `crop` x0, y0, x1, y1 that was looked at."""
+
+    mask: np.ndarray
+    box: tuple[int, int, int, int]
+    area: int
+    score: float
+    stability: float
+    point: tuple[float, float]
+    crop: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Masks of one or several prompts; unpacks into `masks, scores, low_res`.
+
+    masks    (M,H,W) bool, M = 3 candidates or 1; (B,M,H,W) for a batch of B prompts
+    scores   (M,) or (B,M) float32, IoU that the network expects
+    low_res  (M,s,s) or (B,M,s,s) float32 logits, clamped to +-32
+    """
+
+    masks: np.ndarray
+    scores: np.ndarray
+    low_res: np.ndarray
+
+    def __iter__(self) -> Any:
+        return iter((self.masks, self.scores, self.low_res))

@@ -1,0 +1,157 @@
+"""What a caller may ask for, and sentences turned into token ids.
+
+Prompts are plain values that check themselves when they are made, so that a mistake is told where it was made (clicks,
+boxes and masks: `geometry.py`). What only a bundle can know (vocabulary, length limit, whether it has a tokenizer) is
+checked in `encode`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .bundle.manifest import Manifest
+from .errors import BundleError, PromptError
+from .prompts import Box, Mask, Points, Text
+
+TOKENIZER = "tokenizer.json"
+
+
+Prompt = Text | Points | Box | Mask
+
+
+class Tokenizer:
+    """A bundle's `tokenizer.json`. The `tokenizers` library is loaded on first use, not with the package."""
+
+    def __init__(self, path: Path) -> None:
+        """`path`: the file, or the folder that holds it. Raises BundleError if it is missing or damaged."""
+        path = Path(path)
+        path = path / TOKENIZER if path.is_dir() else path
+        try:
+            from tokenizers import Tokenizer as Backend
+        except ImportError:
+            raise PromptError(
+                "text prompts need the tokenizers library: pip install tokenizers, or pass token ids"
+            ) from None
+        if not path.is_file():
+            raise BundleError(f"{path}: the bundle names this tokenizer but it is not there; export the bundle again")
+        try:
+            self._backend = Backend.from_file(str(path))
+        except BaseException as error:
+            raise _damaged(path, error) from None
+        self._path = path
+        # Padding and truncation come with some files; a sentence here goes alone and is refused when too long.
+        self._backend.no_padding()
+        self._backend.no_truncation()
+
+    @classmethod
+    def of(cls, folder: Path, manifest: Manifest) -> Tokenizer | None:
+        """The tokenizer of a bundle, or None if it was exported without one."""
+        return None if manifest.tokenizer is None else cls(Path(folder) / manifest.tokenizer)
+
+    def __call__(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids with special tokens, and for each its first and last+1 character ((0, 0) for special ones)."""
+        try:
+            encoding = self._backend.encode(text)
+        except BaseException as error:
+            raise _damaged(self._path, error) from None
+        ids, spans = list(encoding.ids), list(encoding.offsets)
+        first, last = self._backend.token_to_id("<s>"), self._backend.token_to_id("</s>")
+        # RoBERTa layout, also where the file carries no post-processor that adds it
+        if first is not None and last is not None and (not ids or ids[0] != first):
+            ids, spans = [first, *ids, last], [(0, 0), *spans, (0, 0)]
+        return ids, spans
+
+
+def _damaged(path: Path, error: BaseException) -> BundleError:
+    """What to raise. The library raises bare Exception, and BaseException where it panics; a stop is passed on."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+        raise error
+    return BundleError(f"{path}: not a tokenizer that works ({_line(error)}); export the bundle again")
+
+
+def encode(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> np.ndarray:
+    """Token ids of a prompt, int64 (L,), special tokens included.
+
+    Text is lower-cased and its white space collapsed first, as the networks were trained. Raises PromptError: no
+    tokenizer in the bundle, too many tokens for it, or an id outside its vocabulary.
+    """
+    limits = manifest.settings.get("text")
+    if not isinstance(prompt, Text):
+        raise PromptError(f"{type(prompt).__name__} is not a sentence; this bundle ({manifest.variant}) takes Text")
+    if not limits:
+        raise PromptError(f"the bundle {manifest.variant} takes no text prompts; choose another with --model")
+    tokens = list(prompt.tokens) if prompt.text is None else _tokenize(prompt.text, manifest, tokenizer)[0]
+    longest, vocabulary = limits["max_tokens"], limits["vocabulary"]
+    if len(tokens) > longest:
+        raise PromptError(
+            f"the prompt {_short(prompt.label)} has {len(tokens)} tokens, more than the {longest} that "
+            f"{manifest.variant} takes; shorten it"
+        )
+    for position, token in enumerate(tokens):
+        if not 0 <= token < vocabulary:
+            raise PromptError(
+                f"token {token} at position {position} is outside the vocabulary 0..{vocabulary - 1} "
+                f"of {manifest.variant}"
+            )
+    return np.array(tokens, np.int64)
+
+
+def verb_positions(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> np.ndarray:
+    """Positions of the prompt's verbs in its token sequence, int64 (V,), in order; empty if none was named.
+
+    Raises PromptError: a position outside the sequence, a word that the sentence does not hold, or a bundle without a
+    motion prompt.
+    """
+    if not prompt.verbs:
+        return np.empty(0, np.int64)
+    if not (manifest.settings.get("text") or {}).get("motion"):
+        raise PromptError(f"the bundle {manifest.variant} has no motion prompt; leave verbs away")
+    if prompt.text is None:
+        length, spans = len(prompt.tokens), []
+    else:
+        ids, spans = _tokenize(prompt.text, manifest, tokenizer)
+        length = len(ids)
+    found: set[int] = set()
+    for verb in prompt.verbs:
+        if isinstance(verb, str):
+            found.update(_positions(verb, _clean(prompt.text, manifest), spans))
+        elif not 0 <= verb < length:
+            raise PromptError(f"verb position {verb} is outside the {length} tokens of {_short(prompt.label)}")
+        else:
+            found.add(verb)
+    return np.array(sorted(found), np.int64)
+
+
+def _clean(text: str, manifest: Manifest) -> str:
+    text = " ".join(text.split())
+    return text.lower() if manifest.settings["text"].get("lowercase", True) else text
+
+
+def _tokenize(text: str, manifest: Manifest, tokenizer: Tokenizer | None) -> tuple[list[int], list[tuple[int, int]]]:
+    if tokenizer is None:
+        raise PromptError(
+            f"the bundle {manifest.variant} has no tokenizer; export it again with --tokenizer DIR, "
+            "or pass token ids (Text(tokens=[...]), --tokens on the command line)"
+        )
+    return tokenizer(_clean(text, manifest))
+
+
+def _positions(word: str, text: str, spans: list[tuple[int, int]]) -> list[int]:
+    """Tokens that lie within the first occurrence of `word` as a whole word (a leading blank belongs to the token)."""
+    word, start = word.strip().lower(), 0
+    for piece in text.split(" "):
+        if piece.strip(".,;:!?\"'").lower() == word:
+            end = start + len(piece)
+            return [i for i, (a, b) in enumerate(spans) if b > a and max(a, start) < min(b, end)]
+        start += len(piece) + 1
+    raise PromptError(f"the verb {word!r} is not a word of {_short(text)}")
+
+
+def _short(text: str, limit: int = 40) -> str:
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

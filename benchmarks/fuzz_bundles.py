@@ -56,14 +56,14 @@ def bundles() -> dict[str, dict[str, bytes]]:
     import sys
 
     sys.path.append(str(Path(__file__).parent.parent / "tests"))
-    import toy
-    import toy_sam2
+    from helpers import toy_sam2
+    from helpers import toy_samwise as toy
 
     out = {}
     with tempfile.TemporaryDirectory() as folder:
-        for module in (toy, toy_sam2):
-            path = module.build(Path(folder, module.__name__))
-            out[module.__name__] = {p.name: p.read_bytes() for p in sorted(path.iterdir())}
+        for name, module in (("toy", toy), ("toy_sam2", toy_sam2)):
+            path = module.build(Path(folder, name))
+            out[name] = {p.name: p.read_bytes() for p in sorted(path.iterdir())}
     return out
 
 

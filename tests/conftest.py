@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory) -> Path:
     """The toy bundle of `toy.py`, conditional memory on."""
-    import toy as module
+    from helpers import toy_samwise as module
 
     return module.build(tmp_path_factory.mktemp("bundles") / "toy")
 
@@ -14,6 +14,6 @@ def toy(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def toy_sam2_bundle(tmp_path_factory) -> Path:
     """The toy bundle of `toy_sam2.py`."""
-    import toy_sam2 as module
+    from helpers import toy_sam2 as module
 
     return module.build(tmp_path_factory.mktemp("bundles") / "toy_sam2")

@@ -1,0 +1,88 @@
+"""A bundle to measure on a GPU machine: half graphs in both forms, cut stages, constants; kernels agree in half, too."""
+
+import os
+from dataclasses import replace
+
+from runtime.backends.base import load_stage
+from runtime.backends.split_stage import kernel_stages
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+from benchmarks import gpu_bundle, gpu_check, gpu_pipeline
+from export import split_attention
+from export.models import samwise
+from export.networks import samwise as samwise_network
+from helpers.fake_attention import HostAttention, compiled
+from helpers.fake_cuda import FakeCudaBackend
+from runtime.bundle.bundle import choose
+from runtime.device.cubin import Kernels
+
+WIDTH, MEMORY, SLOTS = 32, 16, 6
+
+
+@pytest.mark.slow
+def test_half_graphs_cut_stages_and_kernels_agree(tmp_path, monkeypatch):
+    """Memory attention alone: it is the stage with the longest chain of parts."""
+    torch.manual_seed(0)
+    model = samwise.Samwise(samwise.tiny_test_config()).eval()
+    with torch.no_grad():
+        model.sam.maskmem_tpos_enc *= 20
+    every = samwise_network.stages(model)
+    monkeypatch.setattr(samwise, "stages", lambda model: [s for s in every if s.name == "memory_attention"])
+    folder = gpu_bundle.write(model, tmp_path / "random")
+    bundle = choose(folder)
+    bundle.verify()
+    assert bundle.manifest.precision == "fp16" and set(bundle.manifest.settings["cuts"]) == {"memory_attention"}
+    assert all(set(spec.files) == {"default", "trt"} for spec in bundle.manifest.stages.values())
+    assert bundle.manifest.stages["memory_attention"].input("memory").dtype == "float16"
+
+    compiled(folder, SLOTS, WIDTH, MEMORY, dtype="float16")
+    backend = FakeCudaBackend(1)
+    driver = backend.device.driver
+    driver.kernel_driver = HostAttention(driver, np.float16, WIDTH, MEMORY)
+    kernels = Kernels(folder, 89, driver.kernel_driver)
+    cut = kernel_stages(bundle, backend, kernels, "on", 2)["memory_attention"]
+    sizes = gpu_pipeline.typical(cut.spec, bundle)
+    results = [
+        gpu_pipeline.timed(stage, sizes, backend.device)[1]["conditioned"]
+        for stage in (load_stage(bundle, backend, "memory_attention"), cut)
+    ]
+    assert results[0].dtype == np.float16 and gpu_pipeline.relative(results[1], results[0]) < 5e-3
+
+
+def test_adapters_of_the_published_size_are_cut():
+    config = samwise.tiny_test_config()
+    wide = replace(config, adapter=samwise.AdapterConfig(width=256, heads=8, patches=(8, 4, 2)))
+    assert [
+        c.stage for c in split_attention.cuts(samwise.Samwise(replace(wide, sam=replace(config.sam, image_size=128))))
+    ] == ["adapter_0", "adapter_1", "adapter_2", "memory_attention"]
+    assert samwise.AdapterConfig() == wide.adapter
+    # heads of another width have no kernel: the toy's adapters stay whole
+    assert [c.stage for c in split_attention.cuts(samwise.Samwise(config))] == ["memory_attention"]
+
+
+def test_the_summary_has_a_line_per_cut_stage():
+    row = {"whole_seconds": 2e-3, "kernel_seconds": 1e-3, "gain": 2.0, "relative_error": 1e-3}
+    section = {
+        "big": {
+            "tensorrt": {"stages": {}, "cuts": {"stages": {"memory_attention": row}}},
+            "ort-cuda": {"stages": {}, "cuts": {"skipped": "no cut stages; export with --cuts"}},
+        }
+    }
+    (line,) = gpu_check.pipeline_lines(section)
+    assert (
+        line
+        == "  big tensorrt memory_attention: kernel 1000.0 us, whole graph 2000.0 us, gain 2.00, relative error 1.0e-03"
+    )
+
+
+def test_the_command_leaves_what_is_there(tmp_path, monkeypatch, capsys):
+    (tmp_path / "samwise-tiny-random").mkdir()
+    monkeypatch.setattr("sys.argv", ["gpu_bundle", "--out", str(tmp_path)])
+    assert gpu_bundle.main() == 2 and "is there already" in capsys.readouterr().err

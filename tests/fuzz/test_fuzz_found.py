@@ -1,0 +1,349 @@
+"""What fuzzing found, one test each: inputs that once ended in a traceback, a hang, a second line or too much
+memory."""
+
+import json
+import os
+import warnings
+import zipfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import runtime
+from export.checkpoints.common import read
+from runtime.bundle.manifest import Manifest
+from runtime.cli import prompt_args
+from runtime.errors import LONGEST, BundleError, PromptError, UserError, VideoError
+from runtime.media import video_sources
+from runtime.media.image_files import read_picture
+from runtime.tokenizer import Tokenizer
+
+
+def one_line(caught):
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1 and message.isprintable() and len(message) <= LONGEST + 5
+    return message
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\r\u2028b", "\ud800 x", "\x1b[2J", "x" * 100_000, "\udcff" * 5000])
+def test_errors_are_one_printable_line_whatever_they_repeat(text):
+    with pytest.raises(UserError) as caught:
+        raise UserError(f"{text}: no such file; give another one")
+    assert one_line(caught).endswith("give another one")
+
+
+# ------------------------------------------------------------------------------------------------------------ bundles
+
+
+def changed(toy, folder, change):
+    """The toy bundle with a manifest that was changed, not verified."""
+    folder.mkdir()
+    for file in toy.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    data = json.loads((folder / "manifest.json").read_text())
+    change(data)
+    (folder / "manifest.json").write_text(json.dumps(data))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\0b", "\ud800", "x/../../y", "..\\x", "C:\\x", "/etc/passwd", ""])
+def test_names_of_files_that_are_none(toy, tmp_path, name):
+    with pytest.raises(BundleError, match="not a path inside the bundle") as caught:
+        Manifest.load(changed(toy, tmp_path / "b", lambda m: m["files"].update({name: "0"})))
+    one_line(caught)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["pipe", "endless", "folder", "loop"])
+def test_what_can_never_be_read_through_is_missing(toy, tmp_path, kind):
+    folder = changed(toy, tmp_path / "b", lambda m: None)
+    path = folder / "neck.onnx"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero" if kind == "endless" else path)
+    with pytest.raises(BundleError, match="neck.onnx: missing"):
+        runtime.load(folder)
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("window", "4"),
+        ("window", 0),
+        ("mean", [0, 0]),
+        ("mean", [0, 0, True]),
+        ("std", [1, 1, 0]),
+        ("std", None),
+        ("std", [float("nan")] * 3),
+        ("resize", {"rule": "round", "max": 32}),
+        ("resize", []),
+        ("memory", {"slots": 3}),
+        ("memory", {"slots": -1, "pointers": 5}),
+        ("conditional_memory", {"first": 1, "every": 0}),
+        ("text", {"max_tokens": 16}),
+        ("text", {"max_tokens": 1e9, "vocabulary": 1, "motion": False}),
+        ("no_object_logit", "low"),
+        ("sam2", 3),
+    ],
+)
+def test_settings_are_checked_when_they_are_read(toy, tmp_path, path, value):
+    with pytest.raises(BundleError, match=f"settings.{path}") as caught:
+        Manifest.load(changed(toy, tmp_path / "b", lambda m: m["settings"].update({path: value})))
+    one_line(caught)
+
+
+def test_more_settings_are_no_mistake(toy, tmp_path):
+    Manifest.load(changed(toy, tmp_path / "b", lambda m: m["settings"].update(colour="red")))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda m: m["settings"].pop("conditional_memory"), "settings conditional_memory are missing"),
+        (lambda m: m["bounds"].update(objects=[0, 0]), "bounds.objects leave room for nothing"),
+        (lambda m: m["settings"]["resize"].update(max=64), "larger than image_size"),
+        (lambda m: m["stages"]["neck"]["outputs"].pop(0), "embedding"),
+        (lambda m: m["stages"]["neck"]["outputs"][0].update(shape=["frames", 4]), "must have 3 dimensions"),
+        (
+            lambda m: m["stages"]["memory_attention"]["inputs"][2].update(shape=["objects", "slots", 5, 2]),
+            "does not fit",
+        ),
+        (lambda m: m["stages"]["hiera_0"]["inputs"][0].update(dtype="int64"), "floating"),
+        (lambda m: m.update(image_size=64), "does not fit"),
+    ],
+)
+def test_a_manifest_that_is_no_whole_network(toy, tmp_path, change, words):
+    with pytest.raises(BundleError, match=words) as caught:
+        runtime.load(changed(toy, tmp_path / "b", change))
+    one_line(caught)
+
+
+def test_shapes_that_no_machine_holds(toy, tmp_path):
+    with pytest.raises(BundleError, match="more than"):
+        Manifest.load(
+            changed(
+                toy,
+                tmp_path / "a",
+                lambda m: m["stages"]["hiera_0"]["inputs"][0].update(shape=["frames", 3, 32, 10**9]),
+            )
+        )
+    with pytest.raises(BundleError, match="more than"):
+        Manifest.load(changed(toy, tmp_path / "b", lambda m: m["bounds"].update(objects=[1, 10**12])))
+
+
+# ------------------------------------------------------------------------------------------------------------ prompts
+
+
+def test_numbers_with_thousands_of_digits():
+    for value in ("1,1@" + "9" * 5000, "1,1#" + "9" * 5000):
+        with pytest.raises(PromptError, match="5000 digits") as caught:
+            prompt_args.read([("--point", value)])
+        one_line(caught)
+
+
+def test_whole_numbers_beyond_floating_point(tmp_path):
+    (tmp_path / "p.json").write_text('[{"box": [0, 0, 9, ' + "9" * 400 + "]}]")
+    with pytest.raises(PromptError, match="must be numbers"):
+        prompt_args.read([("--prompts", str(tmp_path / "p.json"))])
+
+
+@pytest.mark.parametrize("prompt", [runtime.Points([(3, 1e300)], [1]), runtime.Box([0, 0, 1e39, 9])])
+def test_numbers_beyond_single_precision(prompt):
+    """Found by the longer run: a warning of NumPy before the refusal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(PromptError, match="inf.* lies outside the picture"):
+            prompt.scaled(48, 64)
+
+
+# ------------------------------------------------------------------------------------------------------------- videos
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\0" * 100, b"%PDF-1.7"])
+def test_what_is_no_picture_but_is_called_so(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(VideoError, match="not a picture"):
+        read_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    "said, seconds",
+    [("00:00:00.5000002.12", 0), ("9" * 5000 + ":00:00", 0), ("00:00:.", 0), ("00:01:02.5", 62.5), ("01:00:00", 3600)],
+)
+def test_lengths_that_are_none(said, seconds):
+    container = SimpleNamespace(duration=None, streams=[1, 2])
+    assert video_sources._promised_seconds(container, SimpleNamespace(metadata={"DURATION": said}, frames=0)) == seconds
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_narrow_pictures_are_contiguous(width):
+    import av
+
+    frame = av.VideoFrame.from_ndarray(np.full((16, 8, 3), 99, np.uint8), "rgb24").reformat(width, 16, "yuv444p")
+    array = video_sources._array(frame, "a video")
+    assert array.shape == (16, width, 3) and array.flags.c_contiguous
+
+
+@pytest.mark.timeout(60)
+def test_a_file_name_that_looks_like_a_protocol(tmp_path, monkeypatch):
+    from helpers import media
+
+    monkeypatch.chdir(tmp_path)
+    media.write(tmp_path / "a.mp4")
+    (tmp_path / "a.mp4").rename(tmp_path / "concat:b.mp4")
+    with runtime.media.video_reader.frames("concat:b.mp4") as frames:
+        assert sum(1 for _ in frames) == 12
+
+
+def test_pictures_of_cameras_with_several_in_one_file(tmp_path):
+    from PIL import Image
+
+    picture = Image.fromarray(np.full((6, 8, 3), 90, np.uint8))
+    picture.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[picture])
+    assert read_picture(tmp_path / "a.jpg").shape == (6, 8, 3)
+
+
+# --------------------------------------------------------------------------------------------------------- tokenizers
+
+
+def test_a_tokenizer_that_fails_on_a_sentence(tmp_path):
+    from tokenizers import Tokenizer as Library
+    from tokenizers import models
+
+    for name, model in (
+        ("a", models.Unigram([("a", -1.0)])),
+        ("b", models.WordLevel({"<s>": 0, "</s>": 1}, unk_token="?")),
+    ):
+        Library(model).save(str(tmp_path / f"{name}.json"))
+        with pytest.raises(BundleError, match="not a tokenizer that works") as caught:
+            Tokenizer(tmp_path / f"{name}.json")("the red square")
+        one_line(caught)
+
+
+def test_the_export_refuses_it_too(tmp_path):
+    pytest.importorskip("torch")
+    from tokenizers import Tokenizer as Library
+    from tokenizers import models
+
+    from export import tokenizer
+
+    Library(models.WordLevel({"<s>": 0, "</s>": 1}, unk_token="?")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="not a tokenizer file that works"):
+        tokenizer.load(tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------------- checkpoints
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    torch = pytest.importorskip("torch")
+    from export.models.sam2 import Sam2, tiny_test_config
+
+    torch.manual_seed(0)
+    return Sam2(tiny_test_config()).sam.state_dict()
+
+
+def refused(path, data, *words):
+    """Saved and refused by SAM 2's loader in one line with these words."""
+    import torch
+
+    from export.checkpoints.sam2 import sam2
+
+    torch.save({"model": data}, path)
+    with pytest.raises(UserError) as caught:
+        sam2(path)
+    message = one_line(caught)
+    assert all(word in message for word in words), message
+
+
+def test_tensors_that_are_no_plain_numbers(tensors, tmp_path):
+    import torch
+
+    name = next(iter(tensors))
+    for value, word in (
+        (tensors[name].to_sparse(), "sparse"),
+        (tensors[name].to("meta"), "meta"),
+        (tensors[name].to(torch.complex64), "complex64"),
+        (torch.zeros(4).to(torch.float8_e4m3fn), "float8"),
+    ):
+        refused(tmp_path / "x.pt", {**tensors, name: value}, name, word, "not an array of numbers")
+
+
+def test_tensors_that_claim_more_than_the_file_holds(tensors, tmp_path):
+    """Sizes are read from the tensors, and memory is spent on them: one number, repeated a million million times."""
+    import torch
+
+    refused(tmp_path / "x.pt", {**tensors, "no_mem_embed": torch.zeros(1).expand(1, 1, 1 << 40)}, "claim", "hold")
+
+
+def test_names_of_tensors_with_line_breaks(tensors, tmp_path):
+    import torch
+
+    refused(tmp_path / "x.pt", {**tensors, "a\nb\u2028c": torch.zeros(1)})
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_is(tmp_path):
+    pytest.importorskip("torch")
+
+    with zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02}.")
+        archive.writestr("x/data/0", bytes(10_000_000))
+        archive.writestr("x/version", "3\n")
+    with pytest.raises(UserError, match="unpacks to") as caught:
+        read(tmp_path / "x.pth")
+    one_line(caught)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vl_adapter.interactions.999999999.extra_extractors.0.x",
+        "vl_adapter.prompt_blocks.999999999.x",
+        "sam_mask_decoder.transformer.layers.999999999.x",
+        "vl_adapter.vis_model.blocks.\u00b2.x",
+    ],
+)
+def test_a_name_that_promises_a_thousand_million_modules(tmp_path, name):
+    torch = pytest.importorskip("torch")
+    from export.checkpoints.refersam import build
+    from export.models import refersam
+
+    with torch.device("meta"):
+        tensors = refersam.ReferSam(refersam.tiny_test_config()).state_dict()
+    with pytest.raises(UserError, match="not a ReferSAM checkpoint"):
+        build({**tensors, name: torch.zeros(1, device="meta")}, tmp_path / "x.pth", 64)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.update(vision_config="x"),
+        lambda c: c.update(mask_decoder_config=[]),
+        lambda c: c.update(image_size="big"),
+        lambda c: c.update(memory_attention_num_layers=10**9),
+        lambda c: c["vision_config"].update(backbone_config=3),
+        lambda c: c["vision_config"]["backbone_config"].update(hidden_size=10**9),
+        lambda c: c["vision_config"]["backbone_config"].update(blocks_per_stage=[1] * 5000),
+    ],
+)
+def test_hugging_face_configs_of_wrong_types_and_sizes(tensors, tmp_path, change):
+    from benchmarks.fuzz_checkpoints import hugging_face, safetensors
+    from export.checkpoints.sam2 import sam2
+
+    config = hugging_face()
+    change(config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(safetensors())
+    with pytest.raises(UserError) as caught:
+        sam2(tmp_path)
+    one_line(caught)

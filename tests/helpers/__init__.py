@@ -1,0 +1,1 @@
+"""Fakes, toy bundles, references and synthetic inputs that several test modules use."""

@@ -1,0 +1,93 @@
+"""Small videos for tests, made with PyAV."""
+
+import socket
+import threading
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def clip(count=12, height=48, width=64):
+    """(T, H, W, 3) uint8: a bright red square that moves right over dark ground; its level tells the frame's number."""
+    frames = np.full((count, height, width, 3), 16, np.uint8)
+    for i, frame in enumerate(frames):
+        x = (4 + 2 * i) % (width - 24)
+        frame[12:36, x : x + 20] = 250, 20, 20
+        frame[40:] = 16 + 4 * (i % 50)
+    return frames
+
+
+def write(
+    path: Path,
+    frames=None,
+    codec="libx264",
+    pix_fmt="yuv420p",
+    source="rgb24",
+    fps=24,
+    rotate=None,
+    audio=False,
+    gop=12,
+    **options,
+):
+    """Write frames into a file; its suffix names the container."""
+    frames = clip() if frames is None else frames
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pix_fmt
+        if codec == "libx264":
+            stream.options = {"g": str(gop), "crf": "10"}
+        if rotate is not None:
+            stream.set_display_rotation(rotate)
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format=source)))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_sound(path: Path):
+    """A file that holds sound only."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=48000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.float32), format="fltp", layout="mono")
+        frame.rate = 48000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def cut(path: Path, part: float) -> Path:
+    """The first part of a file, as an interrupted copy leaves it."""
+    data = path.read_bytes()
+    out = path.with_name("cut_" + path.name)
+    out.write_bytes(data[: int(len(data) * part)])
+    return out
+
+
+def spoil(path: Path, start: float, count: int) -> Path:
+    """A file with `count` bytes changed."""
+    data = bytearray(path.read_bytes())
+    at = int(len(data) * start)
+    for i in range(at, at + count):
+        data[i] ^= 0x5A
+    out = path.with_name("spoilt_" + path.name)
+    out.write_bytes(data)
+    return out
+
+
+class Server(threading.Thread):
+    """Serves bytes to each of the first `times` callers, then is gone."""
+
+    def __init__(self, data, times):
+        super().__init__(daemon=True)
+        self.data, self.times = data, times
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        self.start()
+
+    def run(self):
+        for _ in range(self.times):
+            with self.socket.accept()[0] as caller:
+                caller.sendall(self.data)
+        self.socket.close()

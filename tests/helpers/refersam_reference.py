@@ -1,0 +1,63 @@
+"""ReferSAM's goldens and synthetic weights, and the official network without any fold."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "refersam"
+
+_spec = importlib.util.spec_from_file_location("refersam_synth", GOLDENS / "synth.py")
+synth = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(synth)
+
+META = json.loads((GOLDENS / "public_vitb_bert.json").read_text())
+SHAPES = json.loads((GOLDENS / "shapes.json").read_text())
+
+
+@cache
+def arrays(name: str) -> dict[str, np.ndarray]:
+    """`public_vitb_bert` or `units`."""
+    return dict(np.load(GOLDENS / f"{name}.npz"))
+
+
+def weights(prefix: str = "") -> dict[str, Tensor]:
+    """Synthetic tensors under `prefix`, which is cut off."""
+    made = synth.make_state_dict({k: v for k, v in SHAPES.items() if k.startswith(prefix)}, META["weights"]["seed"])
+    return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in made.items()}
+
+
+def unit_input(name: str, shape: Iterable[int], scale: float = 1.0) -> Tensor:
+    """Input `unit.<name>` of the stand-alone modules."""
+    return torch.from_numpy(synth.make_tensor(f"unit.{name}", tuple(shape), 101, scale))
+
+
+def pixels() -> Tensor:
+    """The golden picture (1,3,448,448), resized and normalised."""
+    picture = META["image"]
+    image = synth.make_image(picture["height"], picture["width"], picture["seed"])
+    return torch.from_numpy(synth.normalize_image(synth.resize_image(image, *META["input_size"])))[None]
+
+
+def error(ours: Tensor | np.ndarray, theirs: np.ndarray) -> float:
+    """Relative L2 distance."""
+    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert a.shape == b.shape, (a.shape, b.shape)
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Every parameter a little random, tables and gates of value zero or one included, so that nothing is hidden."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.dim() < 2 or any(word in name for word in ("pos_embed", "rel_pos", "embed", "gamma")):
+                p += 0.2 * torch.randn(p.shape, generator=generator)
+    return model

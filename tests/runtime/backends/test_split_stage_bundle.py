@@ -1,0 +1,254 @@
+"""A bundle with cut stages: the command that makes it, and videos with kernels in place of attention on a fake GPU."""
+
+import dataclasses
+import json
+import logging
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+import runtime
+from benchmarks import gpu_pipeline
+from export import __main__ as command
+from export import bundle as bundles
+from export.bundle import export_bundle
+from export.models.samwise import AdapterConfig, Samwise, tiny_test_config
+from export.networks.base import describe
+from export.split_attention import with_cuts
+from export.verify import backend_check
+from helpers.fake_attention import HostAttention, compiled
+from helpers.fake_cuda import IMAGE_SIGNATURES, FakeCudaBackend
+from runtime.bundle import engine_index
+from runtime.bundle.bundle import choose
+from runtime.bundle.manifest import Manifest
+from runtime.device.cubin import FOLDER, INDEX
+from runtime.engine import Engine
+from runtime.errors import BackendError, BundleError, UserError
+
+TOKENS = [0, 17, 5, 42, 2]
+WIDTH, MEMORY, SLOTS = 32, 16, 6
+CUT = {"adapter_0", "adapter_1", "adapter_2", "memory_attention"}
+
+
+def network():
+    """A toy SAMWISE whose adapters have the kernel's heads, and are as wide as the queries: the fake knows one width."""
+    torch.manual_seed(3)
+    model = Samwise(replace(tiny_test_config(), adapter=AdapterConfig(width=WIDTH, heads=1, patches=(4, 2, 1)))).eval()
+    with torch.no_grad():
+        model.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias += 5
+        model.sam.maskmem_tpos_enc *= 20
+    return model
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The bundle in float32, plain graphs alone, with an index of kernels behind which there is no code."""
+    folder = tmp_path_factory.mktemp("cuts")
+    model = network()
+    subject = with_cuts(describe("samwise", model), model, "fp32", folder)
+    export_bundle(subject, folder, "toy", forms=(), check=False)
+    compiled(folder / "toy", SLOTS, WIDTH, MEMORY, extra=IMAGE_SIGNATURES)
+    return folder / "toy"
+
+
+def fake(folder):
+    backend = FakeCudaBackend(1)
+    manifest = Manifest.load(folder)
+    patches = {manifest.stages[f"adapter_{i}"].inputs[0].shape[1]: patch for i, patch in enumerate((4, 2, 1))}
+    backend.device.driver.kernel_driver = HostAttention(backend.device.driver, np.float32, WIDTH, MEMORY, patches)
+    return backend
+
+
+def frames(count, seed=0):
+    return list(np.random.default_rng(seed).integers(0, 255, (count, 40, 56, 3), dtype=np.uint8))
+
+
+def results(engine, clip, sentences=1):
+    prompts = [runtime.Text(tokens=[*TOKENS[:1], 5 + i, *TOKENS[1:]]) for i in range(sentences)]
+    with engine.session(prompts, logits=True) as session:
+        return list(session.stream(clip))
+
+
+@pytest.mark.slow
+def test_the_manifest_names_parts_and_constants(exported):
+    bundle = choose(exported)
+    bundle.verify()
+    cut = bundle.manifest.settings["cuts"]
+    assert set(cut) == CUT and cut["adapter_1"]["patch"] == 2
+    assert bundle.parts == {part for c in cut.values() for part in c["parts"]} and len(bundle.parts) == 9
+    assert bundle.parts < set(bundle.manifest.stages)
+    with np.load(exported / cut["memory_attention"]["constants"]) as arrays:
+        assert arrays["key_weight_1"].shape == (WIDTH, MEMORY) and arrays["cosine"].dtype == np.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sentences", [1, 3])
+def test_a_video_with_kernels_equals_one_without(exported, sentences):
+    clip = frames(19)
+    with Engine(choose(exported), fake(exported), kernels="off", max_objects=4) as engine:
+        want = results(engine, clip, sentences)
+        assert not any(type(s.stage).__module__ == "runtime.backends.split_stage" for s in engine.stages.values())
+    backend = fake(exported)
+    host = backend.device.driver.kernel_driver
+    with Engine(choose(exported), backend, kernels="on", max_objects=4) as engine:
+        assert {
+            n for n, s in engine.stages.items() if type(s.stage).__module__ == "runtime.backends.split_stage"
+        } == CUT
+        assert not engine.bundle.parts & set(engine.stages)
+        got = results(engine, clip, sentences)
+    for a, b in zip(got, want, strict=True):
+        error = np.linalg.norm(a.low_res_logits - b.low_res_logits) / np.linalg.norm(b.low_res_logits)
+        assert error <= 1e-4
+        np.testing.assert_allclose(a.score_logits, b.score_logits, atol=1e-3)
+    names = Counter(name for name, _ in host.launched)
+    assert names["memory_attention_prepare"] == names["memory_attention_flash"] > 0
+    # 16 tokens are one block of queries: its keys are split among the four multiprocessors
+    assert names["memory_attention_combine"] > 0
+    assert sum(n for name, n in names.items() if name.startswith("window")) == 3 * sentences * 5
+    assert backend.device.driver.calls["capture"] > 0, "frames with kernels are recorded, too"
+    flash = [grid for name, grid in host.launched if name == "memory_attention_flash"]
+    assert {grid[0] for grid in flash} == {1} and max(grid[2] for grid in flash) == sentences
+
+
+@pytest.mark.slow
+def test_nothing_is_allocated_and_one_wait_per_frame(exported):
+    backend = fake(exported)
+    calls = backend.device.driver.calls
+    with Engine(choose(exported), backend, kernels="on", max_objects=2) as engine:
+        with engine.session([runtime.Text(tokens=TOKENS)]) as session:
+            list(session.stream(frames(20)))
+            before = Counter(calls)
+            for frame in frames(16, seed=3):
+                session.push(frame)
+    spent = Counter(calls)
+    spent.subtract(before)
+    assert (spent["upload"], spent["download"], spent["wait"]) == (16, 16, 16)
+    assert spent["device"] == spent["pinned"] == 0
+
+
+@pytest.mark.slow
+def test_parity_holds_kernels_to_the_same_threshold(exported, monkeypatch):
+    """Marks go to the engines that ran: parts where kernels are on, and not the whole stage."""
+    backend, create, marked = fake(exported), backend_check.create, []
+    backend.library, backend.version = "tensorrt", "10"
+    monkeypatch.setattr(
+        backend_check, "create", lambda name, threads: backend if name == "fake" else create(name, threads)
+    )
+    monkeypatch.setattr(engine_index, "mark_verified", lambda *arguments: marked.append(arguments[-1]))
+    rows, clip = backend_check.recheck(choose(exported), "fake", 1, kernels="on")
+    assert {r.what for r in rows if "[kernels]" in r.what} == {f"{name} [kernels]" for name in CUT}
+    assert all(r.passed for r in (*rows, *clip))
+    assert marked[0]["memory_attention_part_1"]["cosine"] > 0.9999
+    assert "memory_attention" not in marked[0] and "neck" in marked[0]
+
+
+@pytest.mark.slow
+def test_gpu_check_measures_both_ways(exported):
+    bundle, backend = choose(exported), fake(exported)
+    found = gpu_pipeline.cuts(bundle, backend, 4, 1, lambda: 0)
+    assert set(found["stages"]) == CUT
+    for row in found["stages"].values():
+        assert row["gain"] > 0 and row["relative_error"] <= 1e-4
+    assert found["objects_1"]["plain_ms_per_frame"] > 0 and found["objects_1"]["captures"] > 0
+    (bundle.folder / FOLDER / INDEX).rename(bundle.folder / FOLDER / "away")
+    try:
+        assert "no compiled kernels" in gpu_pipeline.cuts(bundle, backend, 4, 1, lambda: 0)["skipped"]
+    finally:
+        (bundle.folder / FOLDER / "away").rename(bundle.folder / FOLDER / INDEX)
+
+
+@pytest.mark.slow
+def test_auto_keeps_the_whole_stages_and_says_so(exported, caplog):
+    caplog.set_level(logging.INFO, "runtime")
+    with Engine(choose(exported), fake(exported), max_objects=2) as engine:
+        assert engine.kernels is not None and not engine.bundle.parts & set(engine.stages)
+        assert not any(type(s.stage).__module__ == "runtime.backends.split_stage" for s in engine.stages.values())
+    (line,) = [r.getMessage() for r in caplog.records if "whole graphs" in r.getMessage()]
+    assert "memory_attention" in line and "--kernels on" in line
+
+
+@pytest.mark.slow
+def test_on_a_cpu_the_bundle_runs_as_any_other(exported):
+    with runtime.load(exported, backend="ort", threads=1) as engine:
+        assert not engine.bundle.parts & set(engine.stages)
+        assert results(engine, frames(2))[0].masks.shape == (1, 40, 56)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda cuts: cuts["adapter_0"].update(kernel="fast"), "settings.cuts.adapter_0 is not understood"),
+        (lambda cuts: cuts["adapter_0"].update(parts=["nose"]), "settings.cuts.adapter_0 is not understood"),
+        (lambda cuts: cuts["adapter_0"].update(patch=0), "settings.cuts.adapter_0 is not understood"),
+        (lambda cuts: cuts.update(adapter_0=3), "settings.cuts.adapter_0 is not understood"),
+        (lambda cuts: cuts.update(nose={}), "settings.cuts.nose is not understood"),
+        (lambda cuts: cuts["adapter_0"].update(constants="../x"), "not among the bundle's files"),
+        (lambda cuts: cuts["adapter_0"].update(constants="manifest.json"), "not among the bundle's files"),
+        (lambda cuts: cuts["adapter_0"].update(constants="graphs/neck.onnx"), "neck.onnx: not readable"),
+        (lambda cuts: cuts["adapter_0"].update(constants="cuts/memory_attention.npz"), "stage adapter_0 lack"),
+    ],
+)
+def test_settings_that_are_not_what_they_should_be_are_one_line(exported, monkeypatch, change, message):
+    bundle = choose(exported)
+    settings = json.loads(json.dumps(bundle.manifest.settings))
+    change(settings["cuts"])
+    bundle = replace(bundle, manifest=replace(bundle.manifest, settings=settings))
+    with pytest.raises(BundleError, match=message):
+        Engine(bundle, fake(exported), kernels="on")
+
+
+@pytest.mark.slow
+def test_kernels_for_other_sizes_or_types_are_refused(exported, tmp_path):
+    path = exported / FOLDER / INDEX
+    good = path.read_text()
+    try:
+        path.write_text(good.replace('"SLOTS_PADDED": 8', '"SLOTS_PADDED": 16'))
+        with pytest.raises(BackendError, match="not compiled"):
+            Engine(choose(exported), fake(exported), kernels="on")
+        path.write_text(good.replace('"*fp32"', '"*fp16"'))
+        with pytest.raises(BackendError, match="argument . must be float16, not float32; .* --precision fp16"):
+            Engine(choose(exported), fake(exported), kernels="on")
+    finally:
+        path.write_text(good)
+
+
+def test_the_command_adds_the_parts(tmp_path, monkeypatch):
+    model = network()
+    path = tmp_path / "toy.pth"
+    torch.save({"model": model.state_dict(), "config": dataclasses.asdict(model.config)}, path)
+    seen = {}
+
+    def publish(subject, out, name, **options):
+        seen[name] = subject, {file: source.stat().st_size for file, source in subject.attachments.items()}
+        seen["names"] = [stage.name for stage in subject.stages()]
+        for source in subject.attachments.values():
+            with np.load(source) as arrays:
+                seen["types"] = {key: array.dtype.name for key, array in arrays.items()}
+        return tmp_path
+
+    monkeypatch.setattr(bundles, "export_bundle", publish)
+    arguments = ["samwise", "--checkpoint", str(path), "--out", str(tmp_path), "--precision", "fp16"]
+    assert command.main([*arguments, "--name", "plain"]) == 0
+    assert "cuts" not in seen["plain"][0].settings and not any("part" in name for name in seen["names"])
+    assert command.main([*arguments, "--name", "cut", "--cuts"]) == 0
+    assert set(seen["cut"][0].settings["cuts"]) == CUT and len(seen["cut"][1]) == 4
+    assert seen["types"]["key_weight_0"] == "float16" and seen["types"]["cosine"] == "float32"
+    parts = [part for cut in seen["cut"][0].settings["cuts"].values() for part in cut["parts"]]
+    assert seen["names"][-len(parts) :] == parts
+
+
+def test_networks_without_such_stages_refuse(tmp_path):
+    from export.models import sam2
+
+    with pytest.raises(UserError, match="sam2 has no stage that is cut for kernels"):
+        with_cuts(type("N", (), {"model": "sam2"}), sam2.Sam2(sam2.tiny_test_config()), "fp16", tmp_path)
+    with pytest.raises(UserError, match="samwise.sam2 has no stage that is cut for kernels"):
+        with_cuts(type("N", (), {"model": "samwise+sam2"}), network(), "fp16", tmp_path)
+    with pytest.raises(UserError, match="does not go with --precision int8"):
+        with_cuts(type("N", (), {"model": "samwise"}), network(), "int8", tmp_path)

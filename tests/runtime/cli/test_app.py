@@ -1,0 +1,365 @@
+"""The command, from arguments to files, on the toy bundle."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+import runtime
+from helpers import media
+from helpers import toy_samwise as toy_bundle
+from runtime.cli.app import main
+from runtime.metrics import boundary_f, jaccard
+
+ROOT = Path(__file__).parents[2].parent
+COMMAND = [sys.executable, "-m", "runtime.run"]
+PROMPT = ["--tokens", "0,5,2"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A video of ten frames; with a window of four, the last clip is short."""
+    return media.write(tmp_path_factory.mktemp("clips") / "clip.mp4", media.clip(10))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The toy bundle with a demonstration clip whose masks are the red square."""
+    folder = tmp_path_factory.mktemp("bundles") / "demo_bundle"
+    frames = media.clip(6)
+    toy_bundle.build(folder, demo="demo")
+    (folder / "demo").mkdir()
+    media.write(folder / "demo" / "clip.mp4", frames)
+    np.savez_compressed(folder / "demo" / "masks.npz", masks=(frames[..., 0] > 200).astype(np.uint8) * 7)
+    (folder / "demo" / "demo.json").write_text(json.dumps({"sentences": [{"text": "the red square", "object": 7}]}))
+    return folder
+
+
+class OneToken:
+    """Stands for a tokenizer: every sentence is the token 5 between its marks."""
+
+    def __call__(self, text):
+        return [0, 5, 2], [(0, 0), (0, len(text)), (0, 0)]
+
+
+def command(*args, cwd=ROOT, **kwargs):
+    return subprocess.run([*COMMAND, *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=120, **kwargs)
+
+
+def load_results(out):
+    return json.loads((Path(out) / "results.json").read_text())
+
+
+def test_a_video_becomes_what_the_engine_says(toy, clip, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["--engine", str(toy), "--video", str(clip), *PROMPT, "--tokens", "0,90,2", "--out", str(out)]) == 0
+    shown = capsys.readouterr()
+    assert "10 frames in" in shown.out and "overlay.mp4" in shown.out and shown.err == ""
+
+    with runtime.load(toy) as engine, runtime.media.video_reader.frames(clip) as video:
+        prompts = [runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[0, 90, 2])]
+        want = list(engine.session(prompts).stream(video))
+    data = load_results(out)
+    assert data["complete"] and data["done"] == 10 and [f["frame"] for f in data["frames"]] == list(range(10))
+    assert data["video"] == {"name": str(clip), "width": 64, "height": 48, "fps": 24.0, "stride": 1}
+    assert [o["prompt"] for o in data["objects"]] == ["tokens 0,5,2", "tokens 0,90,2"]
+    assert data["objects"][0]["visible"] == sum(r.masks[0].any() for r in want) > 0
+    assert {"hiera_0", "mask_decoder"} <= set(data["timings"]["stages"])
+    for frame, result in zip(data["frames"], want):
+        for k, entry in enumerate(frame["objects"]):
+            assert (coco.decode(entry["segmentation"]) == result.masks[k]).all()
+            assert entry["score"] == pytest.approx(float(result.scores[k]), abs=1e-6)
+        indexed = np.asarray(Image.open(out / "masks" / f"{frame['name']}.png"))
+        assert ((indexed > 0) == result.masks.any(0)).all()
+    with av.open(str(out / "overlay.mp4")) as video:
+        assert len(list(video.decode(video=0))) == 10
+
+
+def test_nothing_but_errors_on_standard_error_unless_it_is_a_terminal(toy, clip, tmp_path):
+    done = command("--engine", toy, "--video", clip, *PROMPT, "--out", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_terminal_sees_progress(toy, clip, tmp_path):
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "--engine", str(toy), "--video", str(clip), *PROMPT, "--out", str(tmp_path)],
+        cwd=ROOT,
+        stdout=child,
+        stderr=child,
+    )
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            part = os.read(parent, 4096)
+        except OSError:  # what a pseudo-terminal says when its other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(parent)
+    assert process.wait(60) == 0
+    text = shown.decode()
+    assert "clip.mp4" in text and "/10 frames" in text and "10 frames in" in text
+    assert "\033[38;2;255;0;0m" in text, "the colour of the object beside its name"
+
+
+def test_json_is_one_line_for_a_program(toy, clip, tmp_path):
+    done = command(
+        "--engine", toy, "--video", clip, *PROMPT, "--out", tmp_path, "--json", "--stride", 3, "--max-frames", 2
+    )
+    summary = json.loads(done.stdout)
+    assert summary["done"] == 2 and summary["complete"] and summary["fps"] > 0
+    assert [Path(f).name for f in summary["files"]] == ["overlay.mp4", "contact.png", "masks", "results.json"]
+    assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == ["00000.png", "00003.png"]
+
+
+def test_outputs_can_be_left_away(toy, clip, tmp_path):
+    assert (
+        main(
+            ["--engine", str(toy), "--video", str(clip), *PROMPT, "--out", str(tmp_path), "--no-masks", "--no-overlay"]
+        )
+        == 0
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_folder_keeps_its_names(toy, tmp_path):
+    (tmp_path / "in").mkdir()
+    for i, frame in enumerate(media.clip(5)):
+        Image.fromarray(frame).save(tmp_path / "in" / f"scene_{i * 5}.jpg")
+    assert main(["--engine", str(toy), "--video", str(tmp_path / "in"), *PROMPT, "--out", str(tmp_path / "out")]) == 0
+    assert {p.name for p in (tmp_path / "out" / "masks").iterdir()} == {f"scene_{i * 5}.png" for i in range(5)}
+
+
+def test_a_picture(toy, tmp_path):
+    Image.fromarray(media.clip(1)[0]).save(tmp_path / "photo.png")
+    photo, out = str(tmp_path / "photo.png"), str(tmp_path / "out")
+    assert main(["--engine", str(toy), "--image", photo, *PROMPT, "--out", out]) == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["masks", "overlay.png", "results.json"]
+
+
+def test_the_demonstration_is_measured(demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runtime.models.samwise.network.Tokenizer, "of", lambda *a: OneToken())
+    assert main(["--engine", str(demo), "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"the red square +\d/6 +\d\.\d\d +\d\.\d{3} +\d\.\d{3} +\d\.\d{3}", shown)
+    truth = media.clip(6)[..., 0] > 200
+
+    def check(stride):
+        entry = load_results(tmp_path)["objects"][0]
+        masks = [np.asarray(Image.open(tmp_path / "masks" / f"{i:05d}.png")) > 0 for i in range(0, 6, stride)]
+        j, f = jaccard(masks, truth[::stride]).mean(), boundary_f(masks, truth[::stride]).mean()
+        assert (entry["J"], entry["F"], entry["J&F"]) == pytest.approx((j, f, (j + f) / 2), abs=1e-4) and j > 0
+
+    check(stride=1)
+    # a sentence of one's own runs on the same clip, without a measure
+    assert main(["--engine", str(demo), "--out", str(tmp_path), "--text", "something else", "--stride", "2"]) == 0
+    assert "J" not in load_results(tmp_path)["objects"][0] and load_results(tmp_path)["done"] == 3
+    assert main(["--engine", str(demo), "--out", str(tmp_path), "--stride", "2"]) == 0
+    check(stride=2)
+
+
+@pytest.mark.parametrize("name", ["demo.json", "masks.npz", "clip.mp4"])
+def test_a_damaged_demonstration(demo, tmp_path, name, monkeypatch, capsys):
+    import shutil
+
+    monkeypatch.setattr(runtime.models.samwise.network.Tokenizer, "of", lambda *a: OneToken())
+    folder = shutil.copytree(demo, tmp_path / "b")
+    (folder / "demo" / name).write_bytes(b"nonsense")
+    assert main(["--engine", str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_list(toy, demo, tmp_path, capsys):
+    assert main(["--engine", str(demo), "--list"]) == 0
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert row[:4] == ["demo_bundle", "samwise", "toy", "fp32"] and row[-1] == "yes"
+    (tmp_path / "good").symlink_to(toy)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "manifest.json").write_text("{")
+    assert main(["--engine", str(tmp_path), "--list", "--json"]) == 2
+    shown = json.loads(capsys.readouterr().out)
+    assert len(shown["bundles"]) == 1 and len(shown["broken"]) == 1 and "bad" in shown["broken"][0]
+
+
+def test_help_names_every_flag_and_the_exit_codes(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    for word in (
+        "--video",
+        "--text",
+        "--tokens",
+        "--verbs",
+        "--out",
+        "--engine",
+        "--model",
+        "--backend",
+        "--threads",
+        "--max-frames",
+        "--stride",
+        "--conditional-memory",
+        "--json",
+        "--list",
+        "exit codes",
+        "examples",
+    ):
+        assert word in shown
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_flags_reach_the_engine(toy, clip, tmp_path):
+    asked = {}
+
+    def load(*args, **kwargs):
+        asked.update(kwargs, engine=args[0])
+        engine = runtime.load(toy)
+        session = engine.session
+        engine.session = lambda prompts, **kw: asked.update(kw, prompts=prompts) or session(prompts, **kw)
+        return engine
+
+    assert (
+        main(
+            [
+                "--engine",
+                "E",
+                "--model",
+                "M",
+                "--backend",
+                "B",
+                "--threads",
+                "3",
+                "--kernels",
+                "off",
+                "--conditional-memory",
+                "off",
+                "--window",
+                "2",
+                "--video",
+                str(clip),
+                "--tokens",
+                "0,5,2",
+                "--tokens",
+                "7",
+                "--out",
+                str(tmp_path),
+            ],
+            load,
+        )
+        == 0
+    )
+    assert asked == {
+        "engine": "E",
+        "model": "M",
+        "backend": "B",
+        "threads": 3,
+        "kernels": "off",
+        "conditional_memory": False,
+        "window": 2,
+        "prompts": [runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[7])],
+    }
+
+
+def test_a_network_for_pictures_takes_each_frame_alone(clip, tmp_path):
+    class Finder:
+        """An engine whose network knows only pictures: the object is the left half, named by its sentence."""
+
+        networks = {"x": SimpleNamespace(refer=None, see=None)}
+        bundle = SimpleNamespace(name="finder")
+
+        def image(self, frame):
+            self.frame = frame
+            return self
+
+        def refer(self, prompts):
+            mask = np.zeros((len(prompts), *self.frame.shape[:2]), bool)
+            mask[:, :, :32] = True
+            ones, boxes = np.ones(len(prompts), np.float32), np.tile(np.float32([0, 0, 32, 48]), (len(prompts), 1))
+            return runtime.Result(0, tuple(range(1, len(prompts) + 1)), mask, ones, ones, boxes)
+
+    from runtime.cli.tasks import sentences
+
+    with runtime.media.video_reader.frames(clip) as video:
+        results = list(sentences(Finder(), [runtime.Text("a"), runtime.Text("b")]).stream(video))
+    assert [r.frame_index for r in results] == list(range(10)) and results[3].object_ids == (1, 2)
+    with pytest.raises(runtime.UserError, match="--window cannot be had with the bundle finder"):
+        sentences(Finder(), [runtime.Text("a")], window=2)
+
+
+def test_verbs_belong_to_the_sentence_before():
+    from runtime.cli.args import prompts_of
+
+    made = prompts_of([("--text", "a dog running"), ("--verbs", "running, "), ("--tokens", "0,1,2"), ("--verbs", "1")])
+    assert made == [runtime.Text("a dog running", verbs=["running"]), runtime.Text(tokens=[0, 1, 2], verbs=[1])]
+    assert prompts_of([]) == []
+    for pairs in ([("--verbs", "x")], [("--tokens", "1"), ("--verbs", "x")], [("--tokens", "1,x")]):
+        with pytest.raises(runtime.PromptError):
+            prompts_of(pairs)
+
+
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory):
+    return media.write(tmp_path_factory.mktemp("clips") / "long.mp4", media.clip(1500, 32, 48))
+
+
+def started(toy, clip, out, lines):
+    """A running command that has written so many lines of results."""
+    process = subprocess.Popen(
+        [*COMMAND, "--engine", str(toy), "--video", str(clip), *PROMPT, "--out", str(out)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    path, deadline = out / "results.jsonl", time.time() + 60
+    while time.time() < deadline and not (path.exists() and path.read_bytes().count(b"\n") > lines):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_keeps_what_was_computed(toy, long_clip, tmp_path, number):
+    process = started(toy, long_clip, tmp_path, 20)
+    process.send_signal(number)
+    _shown, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert len(error.splitlines()) == 1 and "stopped after" in error
+    data = load_results(tmp_path)
+    assert data["complete"] is False and 20 <= data["done"] == len(data["frames"]) < 1500
+    assert len(list((tmp_path / "masks").iterdir())) == data["done"]
+    with av.open(str(tmp_path / "overlay.mp4")) as video:
+        assert len(list(video.decode(video=0))) == data["done"]
+
+
+def test_even_a_killed_run_can_be_read(toy, long_clip, tmp_path):
+    process = started(toy, long_clip, tmp_path, 120)
+    process.kill()
+    process.communicate()
+    lines = (tmp_path / "results.jsonl").read_bytes().split(b"\n")[1:-1]
+    assert len(lines) >= 120
+    for line in lines[:-1]:  # the mask of the last line may not have been written yet
+        Image.open(tmp_path / "masks" / f"{json.loads(line)['name']}.png").load()
+    with av.open(str(tmp_path / "overlay.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) >= 24
+
+
+def test_a_reader_that_leaves_is_no_fault(toy):
+    piped = f"{' '.join(COMMAND)} --engine {toy} --list | true"
+    done = subprocess.run(piped, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr

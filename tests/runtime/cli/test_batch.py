@@ -1,0 +1,254 @@
+"""Folders of pictures with lists of sentences, and evaluation on files in the REFER layout."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import runtime
+from benchmarks import refcoco
+from helpers import toy_refersam
+from runtime.cli.app import main
+from runtime.cli.batch import read_list
+
+WORDS = {"the": 5, "dog": 20, "cat": 90, "left": 40}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """The toy with a tokenizer of four words."""
+    import hashlib
+
+    folder = tmp_path_factory.mktemp("bundles") / "toy_refersam"
+    folder.mkdir()
+    tokenizer = Tokenizer(models.WordLevel({"?": 0, **WORDS}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    toy_refersam.build(folder, tokenizer="tokenizer.json")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["tokenizer.json"] = digest
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rng = np.random.default_rng(1)
+    folder = tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    for name, size in (("a.png", (40, 30)), ("b.png", (33, 50)), ("sub/c.png", (20, 20))):
+        Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize(size).save(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("list.csv", 'picture,sentence\na.png,the dog\na.png,"the cat, left"\nsub/c.png,dog\n'),
+        ("list.json", json.dumps({"a.png": ["the dog", "the cat, left"], "sub/c.png": "dog"})),
+        (
+            "list.json",
+            json.dumps(
+                [
+                    {"picture": "a.png", "sentences": ["the dog", "the cat, left"]},
+                    {"picture": "sub/c.png", "sentences": ["dog"]},
+                ]
+            ),
+        ),
+    ],
+)
+def test_list_of_sentences(bundle, pictures, tmp_path, name, content, capsys):
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    out = tmp_path / "out"
+    code = main(
+        [
+            "--engine",
+            str(bundle),
+            "--image",
+            str(pictures),
+            "--sentences",
+            str(tmp_path / name),
+            "--out",
+            str(out),
+            "--json",
+        ]
+    )
+    assert code == 0 and json.loads(capsys.readouterr().out)["sentences"] == 3
+    results = json.loads((out / "a" / "results.json").read_text())
+    assert [o["prompt"] for o in results["objects"]] == ["the dog", "the cat, left"] and results["complete"]
+    indexed = np.asarray(Image.open(out / "a" / "masks" / "a.png"))
+    assert indexed.shape == (30, 40) and (out / "sub" / "c" / "overlay.png").is_file()
+    engine = runtime.load(bundle)
+    want = engine.image(pictures / "a.png").refer([runtime.Text("the dog"), runtime.Text("the cat, left")])
+    found = [coco.decode(o["segmentation"]).astype(bool) for o in results["frames"][0]["objects"]]
+    assert (np.stack(found) == want.masks).all()
+
+
+def test_pictures_that_share_a_stem(bundle, pictures, tmp_path):
+    Image.open(pictures / "a.png").save(pictures / "a.jpg")
+    (tmp_path / "l.json").write_text(json.dumps({"a.png": ["dog"], "a.jpg": ["dog"]}))
+    assert (
+        main(
+            [
+                "--engine",
+                str(bundle),
+                "--image",
+                str(pictures),
+                "--sentences",
+                str(tmp_path / "l.json"),
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
+    assert (tmp_path / "out" / "a.jpg" / "results.json").is_file() and (tmp_path / "out" / "a.png").is_dir()
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("l.csv", "file,text\na,b\n", "must name the columns"),
+        ("l.csv", "picture,sentence\na.png,\n", "line 2: the text prompt"),
+        ("l.csv", "picture,sentence\n", "holds no sentence"),
+        ("l.csv", "picture,sentence\n../x.png,dog\n", "does not lie"),
+        ("l.csv", "picture,sentence\nmissing.png,dog\n", "no such picture"),
+        ("l.csv", "picture,sentence\n,dog\n", "no picture"),
+        ("l.json", "{", "not JSON"),
+        ("l.json", "3", "must be an object"),
+        ("l.json", '[{"picture": "a.png"}]', "entry 0"),
+        ("l.json", '{"a.png": [3]}', "must be a str"),
+        ("l.json", "{}", "holds no sentence"),
+    ],
+)
+def test_bad_lists(bundle, pictures, tmp_path, name, content, message, capsys):
+    (tmp_path / name).write_text(content)
+    code = main(
+        [
+            "--engine",
+            str(bundle),
+            "--image",
+            str(pictures),
+            "--sentences",
+            str(tmp_path / name),
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
+    error = capsys.readouterr().err
+    assert code == 2 and message in error and error.count("\n") == 1
+
+
+def test_bad_combinations(bundle, pictures, tmp_path, capsys):
+    (tmp_path / "l.json").write_text('{"a.png": ["dog"]}')
+    base = ["--engine", str(bundle), "--sentences", str(tmp_path / "l.json")]
+    assert main([*base, "--image", str(pictures / "a.png")]) == 2 and "needs a folder" in capsys.readouterr().err
+    assert main([*base, "--image", str(pictures), "--text", "dog"]) == 2 and "leave --text" in capsys.readouterr().err
+    missing = ["--engine", str(bundle), "--image", str(pictures), "--sentences", str(tmp_path / "none.csv")]
+    assert main(missing) == 2 and "no such file" in capsys.readouterr().err
+
+
+def test_one_picture_from_the_command(bundle, pictures, tmp_path, capsys):
+    code = main(
+        [
+            "--engine",
+            str(bundle),
+            "--image",
+            str(pictures / "b.png"),
+            "--text",
+            "the dog",
+            "--text",
+            "cat",
+            "--out",
+            str(tmp_path / "out"),
+            "--json",
+        ]
+    )
+    assert code == 0, capsys.readouterr().err
+    assert np.asarray(Image.open(tmp_path / "out" / "masks" / "b.png")).shape == (50, 33)
+
+
+def test_read_list_keeps_the_order(tmp_path):
+    (tmp_path / "l.csv").write_text("sentence,picture\nz,b\ny,a\nx,b\n")
+    found = read_list(tmp_path / "l.csv")
+    assert {k: [t.text for t in v] for k, v in found.items()} == {"b": ["z", "x"], "a": ["y"]}
+
+
+# -- RefCOCO --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refer(bundle, pictures, tmp_path):
+    """Two objects: one whose target is exactly what the bundle finds, one whose target is its complement."""
+    engine = runtime.load(bundle)
+    found = {p: engine.image(pictures / p).refer([runtime.Text("the dog")]).masks[0] for p in ("a.png", "b.png")}
+    targets = {1: found["a.png"], 2: ~found["b.png"]}
+
+    def lengths(mask):
+        code = coco.encode(np.asfortranarray(mask, np.uint8))
+        return {"size": code["size"], "counts": code["counts"].decode()}
+
+    data = tmp_path / "refcoco"
+    data.mkdir()
+    images = [
+        {"id": i, "file_name": p, "height": m.shape[0], "width": m.shape[1]}
+        for i, (p, m) in enumerate(found.items(), 1)
+    ]
+    annotations = [{"id": 10 + i, "segmentation": lengths(m)} for i, m in targets.items()]
+    (data / "instances.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    refs = [{"image_id": i, "ann_id": 10 + i, "split": "val", "sentences": [{"sent": "the dog"}]} for i in (1, 2)]
+    with (data / "refs(unc).p").open("wb") as file:
+        pickle.dump(refs, file, protocol=0)
+    return engine, data, targets, pictures
+
+
+def test_refcoco_figures(refer, capsys):
+    engine, data, targets, pictures = refer
+    figures = refcoco.evaluate(engine, refcoco.load_references(data, "val"), pictures)
+    assert figures["mIoU"] == 50 and figures["P@0.5"] == 50 and figures["P@0.9"] == 50 and figures["sentences"] == 2
+    area = targets[1].sum()
+    assert figures["oIoU"] == pytest.approx(100 * area / (area + targets[2].size))
+    command = ["--engine", str(engine.bundle.folder), "--data", str(data), "--images", str(pictures)]
+    assert refcoco.main([*command, "--at-input"]) == 0 and json.loads(capsys.readouterr().out)["sentences"] == 2
+    assert refcoco.main([*command, "--split", "testA"]) == 2
+    assert "no reference of split" in capsys.readouterr().err
+
+
+def test_a_pickle_makes_nothing_but_plain_values(refer):
+    _, data, _, _ = refer
+
+    class Harm:
+        def __reduce__(self):
+            return print, ("harm",)
+
+    (data / "refs(unc).p").write_bytes(pickle.dumps([Harm()]))
+    with pytest.raises(runtime.UserError, match="not a list of plain values"):
+        next(refcoco.load_references(data, "val"))
+
+
+def test_three_forms_of_masks():
+    square = np.zeros((10, 12), bool)
+    square[2:6, 3:8] = True
+    code = coco.encode(np.asfortranarray(square, np.uint8))
+    runs, last, column = [], 0, square.T.ravel()
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], column.astype(int))))).tolist()
+    for edge in [*edges, column.size]:
+        runs.append(edge - last)
+        last = edge
+    for form in (code, {"size": [10, 12], "counts": runs}, [[3, 2, 8, 2, 8, 6, 3, 6]]):
+        assert (refcoco.decode(form, 10, 12) == square).all()
+
+
+def test_long_sentences_are_cut(bundle):
+    engine = runtime.load(bundle)
+    tokenizer = runtime.tokenizer.Tokenizer.of(engine.bundle.folder, engine.bundle.manifest)
+    long = "the dog left of the cat left of the dog"
+    assert refcoco.prompt(engine, tokenizer, long).tokens == tuple(tokenizer(long)[0][:8])
+    engine.bundle.manifest.settings["text"]["keep_end"] = True
+    assert refcoco.prompt(engine, tokenizer, long).tokens == (*tokenizer(long)[0][:7], WORDS["dog"])
+    assert refcoco.prompt(engine, tokenizer, "the dog").text == "the dog"

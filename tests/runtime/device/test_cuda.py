@@ -1,0 +1,151 @@
+"""The schedule on a device with its own memory, on a fake driver that counts."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import runtime
+from helpers import toy_samwise as toy
+from helpers.fake_cuda import FakeCudaBackend, FakeDriver
+from helpers.samwise_schedule import A, B, C, frames, reference, run
+from runtime.bundle.bundle import choose
+from runtime.device.array import DeviceArray
+from runtime.device.cuda import Cuda
+from runtime.engine import Engine
+
+
+@pytest.fixture
+def engine(toy):
+    with Engine(choose(toy), FakeCudaBackend()) as engine:
+        yield engine
+
+
+@pytest.mark.parametrize("prompts", [[A], [A, B, C]])
+def test_same_results_as_the_plain_loop(engine, prompts):
+    clip = frames(11)
+    logits, _ = run(engine, clip, *prompts)
+    for got, prompt in zip(logits, prompts):
+        np.testing.assert_allclose(got, reference(clip, prompt)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_one_upload_one_download_one_wait_per_frame_and_no_allocation(engine):
+    calls = engine.backend.device.driver.calls
+    with engine.session([runtime.Text(tokens=A), runtime.Text(tokens=B)]) as session:
+        list(session.stream(frames(2 * toy.WINDOW)))  # pinned twins are made on first use
+        before = Counter(calls)
+        for frame in frames(4 * toy.WINDOW, seed=3):
+            session.push(frame)
+    spent = Counter(calls)
+    spent.subtract(before)
+    n = 4 * toy.WINDOW
+    assert (spent["upload"], spent["download"], spent["wait"]) == (n, n, n)
+    assert spent["device"] == spent["pinned"] == 0
+
+
+@pytest.mark.parametrize("prompts", [[A], [A, B, C]])
+def test_steady_frames_are_one_graph_and_equal_the_plain_loop(engine, prompts):
+    """Memory is full from frame 5 on; a batch falls due or not, so it has two graphs at most per set of due lanes."""
+    clip, driver = frames(41, seed=5), engine.backend.device.driver
+    plain = Counter({name: timed.calls for name, timed in engine.stages.items()})
+    logits, _ = run(engine, clip, *prompts)
+    for got, prompt in zip(logits, prompts):
+        np.testing.assert_allclose(got, reference(clip, prompt)[0], rtol=1e-5, atol=1e-5)
+    spent = Counter({name: timed.calls for name, timed in engine.stages.items()})
+    spent.subtract(plain)
+    batches = -(-len(prompts) // 2)
+    assert driver.calls["launch"] + spent["memory_attention"] - driver.calls["capture"] == 40 * batches
+    assert 0 < driver.calls["capture"] <= 8 * batches and driver.calls["launch"] > 20 * batches
+
+
+def test_a_device_that_cannot_record_runs_on_and_says_so(engine, monkeypatch, caplog):
+    driver = engine.backend.device.driver
+
+    def refuse(recording, keep):
+        driver.recording = None
+        if keep:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(driver, "end_capture", refuse)
+    clip = frames(14)
+    np.testing.assert_allclose(run(engine, clip, A)[0][0], reference(clip, A)[0], rtol=1e-5, atol=1e-5)
+    assert [r.message for r in caplog.records if "no CUDA graph" in r.message] == [
+        "no CUDA graph: operation not permitted when stream is capturing; frames are launched stage by stage"
+    ]
+    assert not driver.calls["launch"]
+
+
+def test_a_stage_that_fails_while_recording_leaves_the_stream_usable(engine, monkeypatch, caplog):
+    driver, stage = engine.backend.device.driver, engine.stages["mask_decoder"].stage
+    run_stage = stage.run
+
+    def fails(**arrays):
+        if driver.recording is not None:
+            raise RuntimeError("cudaMalloc while capturing")
+        run_stage(**arrays)
+
+    monkeypatch.setattr(stage, "run", fails)
+    clip = frames(14)
+    np.testing.assert_allclose(run(engine, clip, A)[0][0], reference(clip, A)[0], rtol=1e-5, atol=1e-5)
+    assert driver.recording is None and "cudaMalloc while capturing" in caplog.text
+
+
+def test_views_of_a_device_array_are_those_of_numpy():
+    host = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    array = DeviceArray(host.ctypes.data, host.shape, host.dtype, host)
+    for key in (
+        0,
+        -1,
+        slice(1, 2),
+        (1, 2),
+        (slice(0, 1), slice(0, 2)),
+        (1, None),
+        None,
+        (slice(0, 1), 2, slice(1, 3)),
+        (slice(None), slice(None)),
+        (1, slice(1, 1)),
+    ):
+        view, expected = array[key], host[key]
+        assert view.shape == expected.shape
+        assert expected.size == 0 or view.ptr == expected.ctypes.data
+    for key in ((slice(None), 0), (slice(None), slice(0, 2)), slice(0, 2, 2), 2, (0, 0, 0, 0, 0)):
+        with pytest.raises(IndexError):
+            array[key]
+    assert array.reshape(6, -1).shape == (6, 20) and array[0].reshape(-1).view("uint8").shape == (240,)
+    with pytest.raises(ValueError):
+        array.reshape(7)
+    assert [a.ptr for a in array] == [h.ctypes.data for h in host]
+    assert array.__cuda_array_interface__["data"] == (array.ptr, False)
+
+
+def test_constants_and_round_trips():
+    device = Cuda(FakeDriver())
+    host = np.arange(12, dtype=np.int64).reshape(3, 4)
+    array = device.constant(host)
+    other = device.empty((3, 4), "int64")
+    device.copy(array, other)
+    assert (device.download(other) == host).all()
+    device.staging(other)[...] = 7
+    device.upload(device.staging(other), other)
+    assert (device.download(other) == 7).all() and (device.download(array) == host).all()
+
+
+def test_sessions_come_and_go_and_leave_nothing_pinned(engine):
+    device, held = engine.backend.device, []
+    for seed in range(4):
+        run(engine, frames(5, seed=seed), A, B, C)
+        held.append(len(device._twins))
+    assert held[1:] == held[:-1], "twins of a closed session's arrays are given back"
+
+
+def test_cuda_asked_for_where_there_is_none_is_an_error(toy):
+    from runtime.backends.ort import OrtCudaBackend
+
+    try:
+        OrtCudaBackend()
+    except runtime.BackendError as error:
+        assert "\n" not in str(error)
+    else:
+        pytest.skip("there is a CUDA device here")
+    with pytest.raises(runtime.BackendError):
+        runtime.load(toy, backend="ort-cuda")

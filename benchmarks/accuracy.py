@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         engine = runtime.load(args.engine, model=args.model, backend=args.backend, threads=args.threads)
         cases = [case for _, case in zip(range(args.clips), _cases(args))]
-    except (runtime.RuntimeFault, FileNotFoundError) as error:
+    except (runtime.SamwiseRuntimeError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     report = {

@@ -15,7 +15,7 @@ import pytest
 import runtime
 from runtime.backends import BACKENDS, create
 from runtime.bundle.bundle import find
-from runtime.errors import BackendError, RuntimeFault
+from runtime.errors import BackendError, SamwiseRuntimeError
 
 from . import arithmetic, resident, tables
 
@@ -73,7 +73,7 @@ def loaded(bundle, backend, machine, request):
     options = request.config.option
     try:
         engine = runtime.load(bundle.folder, backend=backend, threads=options.threads, max_objects=16)
-    except RuntimeFault as error:
+    except SamwiseRuntimeError as error:
         if options.backend:
             raise
         pytest.skip(f"{backend}: {error}")  # engines have to be built for a GPU first

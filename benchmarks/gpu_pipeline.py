@@ -23,7 +23,7 @@ from runtime.bundle.bundle import Bundle, choose
 from runtime.bundle.manifest import StageSpec
 from runtime.device.kernels import choose_kernels
 from runtime.engine import Engine
-from runtime.errors import RuntimeFault
+from runtime.errors import SamwiseRuntimeError
 from runtime.prompts import Text
 
 BACKENDS = ("ort-cuda", "tensorrt", "tensorrt_rtx")
@@ -60,7 +60,7 @@ def one(
             result[f"objects_{n}"] = pipeline(bundle, backend, frames, n, used)
         result["cuts"] = cuts(bundle, backend, frames, objects[0], used)
         return result
-    except RuntimeFault as error:
+    except SamwiseRuntimeError as error:
         return {"skipped": str(error)}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
@@ -77,7 +77,9 @@ def built(bundle: Bundle, name: str, work: Path, capability: int) -> Bundle:
     if bundle.manifest.settings.get("cuts"):
         try:
             kernels.compile_bundle(copy, [capability], report=lambda line: None)
-        except RuntimeFault as error:  # a GPU that kernels are not compiled for: the rest is measured all the same
+        except (
+            SamwiseRuntimeError
+        ) as error:  # a GPU that kernels are not compiled for: the rest is measured all the same
             print(f"{bundle.name}: {error}")
     if name == "ort-cuda":
         return choose(copy)
@@ -145,7 +147,7 @@ def cuts(bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable
             }
         video = pipeline(bundle, backend, frames, objects, used, kernels="on")
         return {"stages": found, f"objects_{objects}": video}
-    except RuntimeFault as error:
+    except SamwiseRuntimeError as error:
         return {"skipped": str(error)}
 
 

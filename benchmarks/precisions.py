@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         engines = {
             name: runtime.load(found[way.bundle].folder, backend=way.backend, threads=1) for name, way in ways.items()
         }
-    except runtime.RuntimeFault as error:
+    except runtime.SamwiseRuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, runtime.UserError) else 1
     keys = {name: key(found[way.bundle], way) for name, way in ways.items()}
@@ -287,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.json == RESULT and len(rows) == len(WAYS):
             document(DOCUMENT, table(rows))
-    except (runtime.RuntimeFault, OSError) as error:
+    except (runtime.SamwiseRuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -32,7 +32,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 import runtime
-from runtime.errors import RuntimeFault, UserError, fail
+from runtime.errors import SamwiseRuntimeError, UserError, fail
 from runtime.media.image_files import read_picture
 from runtime.models.refersam import CornerUpsampler
 from runtime.prompts import Text
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             figures = evaluate(
                 engine, load_references(options.data, options.split), options.images, options.at_input, options.limit
             )
-    except RuntimeFault as error:
+    except SamwiseRuntimeError as error:
         return fail(error)
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
     return 0

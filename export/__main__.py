@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle.demo import CLIP, MASKS, SENTENCES, Demo
-from runtime.errors import RuntimeFault, UserError, fail
+from runtime.errors import SamwiseRuntimeError, UserError, fail
 
 from .networks import MODELS, network
 
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _export(options)
         return 0
-    except RuntimeFault as error:
+    except SamwiseRuntimeError as error:
         return fail(error)
     except KeyboardInterrupt:
         print("stopped; nothing was published", file=sys.stderr)

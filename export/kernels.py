@@ -19,7 +19,7 @@ from typing import Any
 
 from runtime.bundle.manifest import Manifest
 from runtime.device.cubin import FOLDER, FORMAT, INDEX, Entry
-from runtime.errors import RuntimeFault, UserError, fail
+from runtime.errors import SamwiseRuntimeError, UserError, fail
 from runtime.kernels import plan, reference
 
 TARGETS = (80, 86, 89, 90, 120)
@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--target {options.target!r} is not a list like 80,90")
         compile_bundle(options.bundle, [int(name) for name in names])
         return 0
-    except RuntimeFault as error:
+    except SamwiseRuntimeError as error:
         return fail(error)
 
 

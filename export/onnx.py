@@ -20,7 +20,7 @@ import torch
 from onnx_ir.passes import common as passes
 
 from runtime.bundle.manifest import StageSpec, TensorSpec
-from runtime.errors import RuntimeFault
+from runtime.errors import InternalError
 
 from .stage import Form, Stage
 
@@ -63,7 +63,7 @@ FUSED_DOMAIN = "com.microsoft"
 """Allowed besides the standard operators in every form but 'default'."""
 
 
-class ExportError(RuntimeFault):
+class ExportError(InternalError):
     """A stage could not be turned into the graph that its signature promises."""
 
 

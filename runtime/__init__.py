@@ -17,7 +17,7 @@ from pathlib import Path
 __path__.append(str(Path(__file__).resolve().parent.parent))
 
 from .engine import Engine, load
-from .errors import BackendError, BundleError, PromptError, RuntimeFault, UserError, VideoError
+from .errors import BackendError, BundleError, InternalError, PromptError, SamwiseRuntimeError, UserError, VideoError
 from .models.samwise.session import Session
 from .prompts import Box, Mask, Points, Text
 from .results import Result
@@ -27,11 +27,12 @@ __all__ = [
     "Box",
     "BundleError",
     "Engine",
+    "InternalError",
     "Mask",
     "Points",
     "PromptError",
     "Result",
-    "RuntimeFault",
+    "SamwiseRuntimeError",
     "Session",
     "Text",
     "UserError",

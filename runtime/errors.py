@@ -1,29 +1,30 @@
-"""The exceptions that a caller meets.
+"""Exceptions of the public interface.
 
-Every message says what is wrong, where, and how to mend it, in one line. The command turns `UserError` into exit
-code 2 (the caller's mistake) and every other `RuntimeFault` into exit code 1 (ours), without a traceback.
+Every message says what is wrong, where, and how to correct it, in one line. The command turns `UserError` into exit
+code 2 (the caller's mistake) and `InternalError` into exit code 1 (ours), without a traceback.
 """
 
 from __future__ import annotations
 
 import sys
 
-LONGEST = 1000
-"""Characters of a message. Of a longer one, which repeats what it was given, the middle is left out."""
+MAX_MESSAGE_CHARS = 1000
+"""Maximum message length; longer messages are truncated in the middle."""
 
 
-class RuntimeFault(Exception):
-    """Something went wrong that is not the caller's doing (a full disk, a backend that fails). Exit code 1.
-
-    Messages often repeat names out of a file; whatever those hold, the message stays one printable line.
-    """
+class SamwiseRuntimeError(Exception):
+    """Base of all exceptions of this package. The message is one printable line, whatever a file name in it holds."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(one_line(str(message)))
 
 
-class UserError(RuntimeFault):
-    """The caller can mend it: a bad argument, a bad file, a bundle that does not fit. Exit code 2."""
+class InternalError(SamwiseRuntimeError):
+    """A failure that the caller did not cause: a full disk, a backend that fails. Exit code 1."""
+
+
+class UserError(SamwiseRuntimeError):
+    """A mistake that the caller can correct: a bad argument, a bad file, a bundle that does not fit. Exit code 2."""
 
 
 class BundleError(UserError):
@@ -42,14 +43,14 @@ class BackendError(UserError):
     """The backend that was asked for is not installed or cannot run this bundle on this machine."""
 
 
-def fail(error: RuntimeFault) -> int:
+def fail(error: SamwiseRuntimeError) -> int:
     """Tell a command's user; returns the command's exit code."""
     print(f"error: {error}", file=sys.stderr)
     return 2 if isinstance(error, UserError) else 1
 
 
 def one_line(text: str) -> str:
-    """`text` on one line of at most `LONGEST` characters: white space is one blank, what cannot be shown is escaped."""
+    """`text` on one line of at most `MAX_MESSAGE_CHARS` characters: white space is one blank, what cannot be shown is escaped."""
     text = " ".join(_shortened(text).split())
     if not text.isprintable():
         text = _shortened("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
@@ -57,4 +58,8 @@ def one_line(text: str) -> str:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST * 2 // 3]} ... {text[-(LONGEST // 4) :]}"
+    return (
+        text
+        if len(text) <= MAX_MESSAGE_CHARS
+        else f"{text[: MAX_MESSAGE_CHARS * 2 // 3]} ... {text[-(MAX_MESSAGE_CHARS // 4) :]}"
+    )

@@ -21,7 +21,7 @@ from runtime.bundle import engine_index
 from runtime.bundle.bundle import Bundle, choose
 from runtime.bundle.engine_index import FOLDER, Built
 from runtime.bundle.manifest import Manifest, StageSpec
-from runtime.errors import BackendError, RuntimeFault, UserError, fail
+from runtime.errors import BackendError, InternalError, SamwiseRuntimeError, UserError, fail
 
 FORMS = ("trt", "default")
 """Forms of a stage that TensorRT takes, the preferred one first."""
@@ -89,7 +89,7 @@ class Library:
         capabilities: Sequence[int],
         timing: Path | None = None,
     ) -> Engine:
-        """Build one graph for all `capabilities` in one engine. Raises RuntimeFault with the library's own reason."""
+        """Build one graph for all `capabilities` in one engine. Raises InternalError with the library's own reason."""
         trt, begin = self.trt, time.perf_counter()
         log = _logger(trt)
         builder = trt.Builder(log)
@@ -97,7 +97,7 @@ class Library:
         parser = trt.OnnxParser(network, log)
         if not parser.parse_from_file(str(graph)):
             reason = parser.get_error(0).desc() if parser.num_errors else "no reason given"
-            raise RuntimeFault(f"{graph.name}: {self.name} cannot read it ({_line(reason)}); export the bundle again")
+            raise InternalError(f"{graph.name}: {self.name} cannot read it ({_line(reason)}); export the bundle again")
         config = builder.create_builder_config()
         config.profiling_verbosity = (
             trt.ProfilingVerbosity.DETAILED
@@ -112,7 +112,7 @@ class Library:
         if data is None:
             reason = next(iter(log.errors), "no reason given")
             targets = ", ".join(f"sm_{c}" for c in capabilities)
-            raise RuntimeFault(
+            raise InternalError(
                 f"{graph.name}: {self.name} {self.version} cannot build it for {targets} ({_line(reason)})"
             )
         if cache is not None:
@@ -289,8 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         build_bundle(bundle, Library(options.backend), parse_targets(options.target), options.stage)
         return 0
     except OSError as error:
-        return fail(RuntimeFault(f"cannot write into {options.bundle} ({error.strerror or error})"))
-    except RuntimeFault as error:
+        return fail(InternalError(f"cannot write into {options.bundle} ({error.strerror or error})"))
+    except SamwiseRuntimeError as error:
         return fail(error)
 
 

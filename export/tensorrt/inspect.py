@@ -18,7 +18,7 @@ from typing import Any
 
 from runtime.backends import create
 from runtime.bundle.bundle import Bundle, choose
-from runtime.errors import RuntimeFault, UserError, fail
+from runtime.errors import InternalError, SamwiseRuntimeError, UserError, fail
 
 TYPES = {
     "fp32": "float32",
@@ -153,8 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 0
     except OSError as error:
-        return fail(RuntimeFault(f"cannot write into {options.out} ({error.strerror or error})"))
-    except RuntimeFault as error:
+        return fail(InternalError(f"cannot write into {options.out} ({error.strerror or error})"))
+    except SamwiseRuntimeError as error:
         return fail(error)
 
 

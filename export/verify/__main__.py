@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.bundle.bundle import choose
-from runtime.errors import RuntimeFault, fail
+from runtime.errors import SamwiseRuntimeError, fail
 
 from .backend_check import recheck
 from .parity import require, table
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if runs is not None:
             print("\n".join([runs_summary(runs.rows), *hints(runs, bundle.folder, options.backend)]))
         require(rows, clip)
-    except RuntimeFault as error:
+    except SamwiseRuntimeError as error:
         return fail(error)
     return 0
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from runtime.backends.base import Backend
 from runtime.bundle.manifest import StageSpec
-from runtime.errors import RuntimeFault
+from runtime.errors import InternalError
 
 FILE = "parity.json"
 STAGE_ERROR = {"fp32": (1e-4,), "fp16": (3e-2, 5e-3), "int8": (5e-2, 1e-2)}
@@ -43,7 +43,7 @@ FLOOR = 1e-3
 """Outputs smaller than this (root mean square) are compared by their absolute error: their relative error is noise."""
 
 
-class ParityError(RuntimeFault):
+class ParityError(InternalError):
     """The exported graphs do not compute what the network does; nothing was published."""
 
 

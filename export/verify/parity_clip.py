@@ -15,7 +15,7 @@ from runtime.backends import create
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import Manifest
 from runtime.engine import Engine
-from runtime.errors import RuntimeFault
+from runtime.errors import InternalError
 from runtime.prompts import Text
 
 CLICK = (0.45, 0.5)
@@ -94,7 +94,7 @@ def clip_in_child(folder: Path, backend: str, threads: int | None) -> list[Seen]
     done = subprocess.run(command, cwd=Path(__file__).resolve().parents[2], stderr=subprocess.PIPE, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise RuntimeFault(f"the runtime fails on the parity clip: {lines[-1].removeprefix('error: ')}")
+        raise InternalError(f"the runtime fails on the parity clip: {lines[-1].removeprefix('error: ')}")
     with np.load(file) as saved:
         return [Seen(*arrays) for arrays in zip(*(saved[name] for name in SEEN), strict=True)]
 

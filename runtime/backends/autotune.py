@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ..bundle.manifest import Manifest
-from ..errors import RuntimeFault
+from ..errors import InternalError
 
 FASTER = 1.05
 """A backend that is not faster than ONNX Runtime by this factor is not worth a second library in the process."""
@@ -107,7 +107,7 @@ def place(backend: str, graphs: str, on: str) -> Path:
 
 
 def keep(note: Note) -> Path:
-    """Write a note, in one step. Raises RuntimeFault when the folder cannot be written."""
+    """Write a note, in one step. Raises InternalError when the folder cannot be written."""
     path = place(note.backend, note.graphs, note.processor)
     work = path.with_suffix(f".{os.getpid()}")
     try:
@@ -115,7 +115,7 @@ def keep(note: Note) -> Path:
         work.write_text(json.dumps(asdict(note), indent=1) + "\n", encoding="utf-8")
         work.replace(path)
     except OSError as error:
-        raise RuntimeFault(
+        raise InternalError(
             f"{path}: cannot keep the note ({error.strerror}); set XDG_CACHE_HOME to a folder that can be written"
         ) from None
     return path

@@ -16,7 +16,7 @@ from ..bundle.manifest import StageSpec
 from ..device.array import DeviceArray
 from ..device.base import Cpu
 from ..device.cuda import Cuda
-from ..errors import BackendError, BundleError, RuntimeFault
+from ..errors import BackendError, BundleError, InternalError
 
 _arena_registered = False
 
@@ -131,7 +131,7 @@ class OrtStage:
         self._outputs = {t.name: np.dtype(t.dtype) for t in spec.outputs}
 
     def run(self, **arrays: Any) -> None:
-        """Run on these arrays; see `backends.Stage`. Raises RuntimeFault with the stage's name."""
+        """Run on these arrays; see `backends.Stage`. Raises InternalError with the stage's name."""
         binding = self._binding
         for name, dtype in self._inputs.items():
             a = arrays.pop(name)
@@ -140,20 +140,20 @@ class OrtStage:
             a = arrays.pop(name)
             binding.bind_output(name, self._memory, 0, dtype.type, a.shape, self._pointer(name, a, dtype))
         if arrays:
-            raise RuntimeFault(f"stage {self.spec.name}: no such tensor {', '.join(arrays)}")
+            raise InternalError(f"stage {self.spec.name}: no such tensor {', '.join(arrays)}")
         try:
             self._session.run_with_iobinding(binding, self._run_options)
         except Exception as error:
-            raise RuntimeFault(f"stage {self.spec.name} failed: {_first_line(error)}") from None
+            raise InternalError(f"stage {self.spec.name} failed: {_first_line(error)}") from None
 
     def _pointer(self, name: str, array: Any, dtype: np.dtype) -> int:
         # a raw pointer is handed over: a wrong type or a strided view would be read as garbage, silently
         if array.dtype != dtype:
-            raise RuntimeFault(f"stage {self.spec.name}: {name} must be {dtype}, not {array.dtype}")
+            raise InternalError(f"stage {self.spec.name}: {name} must be {dtype}, not {array.dtype}")
         if isinstance(array, DeviceArray):
             return array.ptr
         if not array.flags.c_contiguous:
-            raise RuntimeFault(f"stage {self.spec.name}: {name} has gaps (strides {array.strides})")
+            raise InternalError(f"stage {self.spec.name}: {name} has gaps (strides {array.strides})")
         return array.ctypes.data
 
 

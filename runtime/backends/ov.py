@@ -15,7 +15,7 @@ import numpy as np
 
 from ..bundle.manifest import StageSpec
 from ..device.base import Cpu
-from ..errors import BackendError, BundleError, RuntimeFault
+from ..errors import BackendError, BundleError, InternalError, SamwiseRuntimeError
 
 
 class OpenVinoBackend:
@@ -106,7 +106,7 @@ class OpenVinoStage:
         self.spec, self._openvino, self._parts = spec, openvino, parts
 
     def run(self, **arrays: np.ndarray) -> None:
-        """Run on these arrays; see `backends.Stage`. Raises RuntimeFault with the stage's name."""
+        """Run on these arrays; see `backends.Stage`. Raises InternalError with the stage's name."""
         try:
             # outputs are shared as they are, too: OpenVINO writes into them when type and shape agree
             tensors = {
@@ -119,15 +119,15 @@ class OpenVinoStage:
                         part.request.set_tensor(name, tensors[name])
                 part.request.infer()
                 tensors |= {name: part.request.get_tensor(name) for name in part.gives if name not in tensors}
-        except RuntimeFault:
+        except SamwiseRuntimeError:
             raise
         except Exception as error:
-            raise RuntimeFault(f"stage {self.spec.name} failed: {_first_line(error)}") from None
+            raise InternalError(f"stage {self.spec.name} failed: {_first_line(error)}") from None
 
     def _shared(self, name: str, arrays: dict[str, np.ndarray], dtype: str) -> Any:
         array = arrays[name]
         if array.dtype != np.dtype(dtype) or not array.flags.c_contiguous:
-            raise RuntimeFault(
+            raise InternalError(
                 f"stage {self.spec.name}: {name} must be contiguous {dtype}, got {array.dtype}, strides {array.strides}"
             )
         return self._openvino.Tensor(array, shared_memory=True)

@@ -17,7 +17,7 @@ from ..bundle import engine_index
 from ..bundle.manifest import MANIFEST, Manifest, StageSpec, TensorSpec
 from ..device.array import DeviceArray
 from ..device.cuda import Cuda
-from ..errors import BackendError, BundleError, RuntimeFault
+from ..errors import BackendError, BundleError, InternalError
 
 log = logging.getLogger("runtime")
 
@@ -130,13 +130,13 @@ class EngineStage:
         """Scratch that the context needs at its present shapes; None when they have changed."""
 
     def run(self, **arrays: Any) -> None:
-        """Run on these arrays; see `backends.Stage`. Raises RuntimeFault with the stage's name."""
+        """Run on these arrays; see `backends.Stage`. Raises InternalError with the stage's name."""
         for tensor in self.spec.inputs:
             self._bind(tensor, arrays.pop(tensor.name), True)
         for tensor in self.spec.outputs:
             self._bind(tensor, arrays.pop(tensor.name), False)
         if arrays:
-            raise RuntimeFault(f"stage {self.spec.name}: no such tensor {', '.join(arrays)}")
+            raise InternalError(f"stage {self.spec.name}: no such tensor {', '.join(arrays)}")
         if self._size is None:
             self._size = int(self.context.update_device_memory_size_for_shapes())
         memory = self._scratch.reserve(self._size)
@@ -144,19 +144,19 @@ class EngineStage:
             self.context.set_device_memory(memory.ptr, memory.nbytes)
             self._memory = memory
         if not self.context.execute_async_v3(self._stream):
-            raise RuntimeFault(f"stage {self.spec.name} failed: TensorRT could not enqueue it at {self._shapes}")
+            raise InternalError(f"stage {self.spec.name} failed: TensorRT could not enqueue it at {self._shapes}")
 
     def _bind(self, tensor: TensorSpec, array: Any, is_input: bool) -> None:
         """Hand one pointer over, and the shape of an input where it is another than last time."""
         name = tensor.name
         if array.dtype != np.dtype(tensor.dtype):
-            raise RuntimeFault(f"stage {self.spec.name}: {name} must be {tensor.dtype}, not {array.dtype}")
+            raise InternalError(f"stage {self.spec.name}: {name} must be {tensor.dtype}, not {array.dtype}")
         shape = tuple(array.shape)
         if is_input and self._shapes.get(name) != shape:
             self._size = None
             if not self.context.set_input_shape(name, shape):
                 self._shapes.pop(name, None)
-                raise RuntimeFault(
+                raise InternalError(
                     f"stage {self.spec.name}: {name} of shape {shape} is outside of what the engine was "
                     f"built for; build it again with `python -m export.tensorrt.build`"
                 )

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..bundle.demo import Demo, Quality
 from ..engine import load as load_engine
-from ..errors import RuntimeFault, UserError, VideoError
+from ..errors import SamwiseRuntimeError, UserError, VideoError
 from ..media.video_reader import Frames, frames
 from ..results import Result
 from . import batch
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None, load: Any = load_engine) -> int:
         return _main(argv, load)
     except UserError as error:
         return _fail(error, 2, debug)
-    except RuntimeFault as error:
+    except SamwiseRuntimeError as error:
         return _fail(error, 1, debug)
     except BrokenPipeError:  # whoever read our output has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -127,7 +127,7 @@ def _run(args: Any, engine: Any, video: Frames, task: Task, quality: Quality | N
                 report = summary(job, engine, task.labels, complete=fault is None, quality=quality)
                 try:
                     report["files"] = [str(path) for path in outputs.close(report)]
-                except RuntimeFault as error:
+                except SamwiseRuntimeError as error:
                     fault = fault or error
         if job.done or fault is None:
             report.show(args.json)

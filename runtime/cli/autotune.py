@@ -23,7 +23,7 @@ from ..backends import ON_TRIAL, autotune, create
 from ..bundle.bundle import Bundle, choose
 from ..bundle.demo import Demo
 from ..engine import Engine
-from ..errors import RuntimeFault, UserError, fail
+from ..errors import SamwiseRuntimeError, UserError, fail
 from ..metrics import clip_jaccard
 from ..prompts import Text
 
@@ -81,7 +81,7 @@ def run(
     frames: int = FRAMES,
     clock: Clock = time.perf_counter,
 ) -> Trial:
-    """Try `backend` with `bundle`. Raises BackendError, BundleError; RuntimeFault when a stage fails."""
+    """Try `backend` with `bundle`. Raises BackendError, BundleError; InternalError when a stage fails."""
     bundle.verify()
     reference, reference_start = _timed(lambda: Engine(bundle, create("ort", threads)), clock)
     other, start = _timed(lambda: Engine(bundle, create(backend, threads)), clock)
@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = autotune.keep(trial.note)
         objection = trial.note.objection()
         print(f"auto will {'keep to ONNX Runtime: ' + objection if objection else 'take ' + options.backend} ({path})")
-    except RuntimeFault as error:
+    except SamwiseRuntimeError as error:
         return fail(error)
     return 0
 

@@ -2,7 +2,7 @@
 
 Every frame that was added is on disk in forms that can be read at any moment: a line of `results.jsonl`, a whole PNG, a
 fragment of the video. `Outputs.close` turns the lines into `results.json`. When the disk is full, what was cut off is
-taken back, what is whole stays, and a RuntimeFault says so in one line.
+taken back, what is whole stays, and a InternalError says so in one line.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import RuntimeFault, UserError
+from ..errors import InternalError, SamwiseRuntimeError, UserError
 from ..media.image_files import reason
 from ..results import Result
 from .overlay import ContactSheet, Painter, palette, stack
@@ -36,12 +36,12 @@ def writing(path: Path) -> Iterator[None]:
     """Turn what an operating system says while `path` is written into one line."""
     try:
         yield
-    except RuntimeFault:
+    except SamwiseRuntimeError:
         raise
     except (OSError, ValueError) as error:  # FFmpeg's own errors derive from one of these
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = "the disk is full; free some space" if full else f"cannot be written ({reason(error)}); check the folder"
-        raise RuntimeFault(f"{path}: {why} or choose another --out; what was finished before is kept") from None
+        raise InternalError(f"{path}: {why} or choose another --out; what was finished before is kept") from None
 
 
 class Records:
@@ -86,7 +86,7 @@ class Records:
                 for i, line in enumerate(lines):
                     out.write((b",\n  " if i else b"\n  ") + line.rstrip(b"\n"))
                 out.write(b"\n ]\n}\n")
-        except RuntimeFault:
+        except SamwiseRuntimeError:
             part.unlink(missing_ok=True)
             raise
         with writing(self.path):
@@ -164,7 +164,7 @@ class Overlay:
             try:
                 self._stream = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
             except (av.FFmpegError, ValueError):
-                raise RuntimeFault("this build of PyAV has no libx264; pip install av, or use --no-overlay") from None
+                raise InternalError("this build of PyAV has no libx264; pip install av, or use --no-overlay") from None
         self._stream.height, self._stream.width = canvas
         self._stream.pix_fmt = "yuv420p"
         second = max(1, round(fps))
@@ -187,7 +187,7 @@ class Overlay:
         self._write(frame)
 
     def close(self) -> None:
-        """Finish the file. Raises RuntimeFault when it cannot be."""
+        """Finish the file. Raises InternalError when it cannot be."""
         if self._container is None:
             return
         container = self._container
@@ -242,7 +242,7 @@ class Outputs:
             self._overlay = Overlay(self.folder / "overlay.mp4", self._painter.canvas, fps)
 
     def add(self, name: str, frame: np.ndarray, result: Result) -> None:
-        """Write one frame and its result. `name`: stem of its mask's file. Raises RuntimeFault."""
+        """Write one frame and its result. `name`: stem of its mask's file. Raises InternalError."""
         self._records.add(name, result)
         if self._masks is not None:
             self._masks.add(name, result)
@@ -262,7 +262,7 @@ class Outputs:
         write_png(self.folder / name, Image.fromarray(picture))
 
     def close(self, footer: Mapping[str, Any]) -> list[Path]:
-        """Finish every file; `footer` goes into results.json. Returns what was written. Raises RuntimeFault."""
+        """Finish every file; `footer` goes into results.json. Returns what was written. Raises InternalError."""
         self._records.close(footer)
         if self._overlay is not None:
             self._overlay.close()

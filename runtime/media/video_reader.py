@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import RuntimeFault, VideoError
+from ..errors import SamwiseRuntimeError, VideoError
 from .video_sources import Source, open_source
 
 QUEUE_FRAMES = 8
@@ -159,7 +159,7 @@ def _work(limited: Iterator[np.ndarray], read: Iterator[np.ndarray], state: _Sta
             state.put(frame)
             if state.stop.is_set():
                 break
-    except RuntimeFault as error:
+    except SamwiseRuntimeError as error:
         end = error
     except Exception as error:  # a thread has nobody to raise to: the consumer raises it
         end = VideoError(f"the video cannot be read on: {type(error).__name__}: {' '.join(str(error).split())[:160]}")

@@ -14,7 +14,7 @@ import runtime
 from export.checkpoints.common import read
 from runtime.bundle.manifest import Manifest
 from runtime.cli import prompt_args
-from runtime.errors import LONGEST, BundleError, PromptError, UserError, VideoError
+from runtime.errors import MAX_MESSAGE_CHARS, BundleError, PromptError, UserError, VideoError
 from runtime.media import video_sources
 from runtime.media.image_files import read_picture
 from runtime.tokenizer import Tokenizer
@@ -22,7 +22,7 @@ from runtime.tokenizer import Tokenizer
 
 def one_line(caught):
     message = str(caught.value)
-    assert len(message.splitlines()) == 1 and message.isprintable() and len(message) <= LONGEST + 5
+    assert len(message.splitlines()) == 1 and message.isprintable() and len(message) <= MAX_MESSAGE_CHARS + 5
     return message
 
 

@@ -12,7 +12,7 @@ from helpers.fake_tensorrt import FakeLibrary
 from runtime.bundle import engine_index
 from runtime.bundle.bundle import choose
 from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
-from runtime.errors import BackendError, BundleError, RuntimeFault, UserError
+from runtime.errors import BackendError, BundleError, InternalError, UserError
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_toy_bundle_builds_and_hopper_is_refused(bundle, rtx):
 def test_a_graph_that_cannot_be_built_says_why(bundle, rtx, tmp_path):
     spec = bundle.manifest.stages["neck"]
     (tmp_path / "neck.onnx").write_bytes(b"not a graph")
-    with pytest.raises(RuntimeFault, match="neck.onnx: tensorrt_rtx cannot read it"):
+    with pytest.raises(InternalError, match="neck.onnx: tensorrt_rtx cannot read it"):
         rtx.build(tmp_path / "neck.onnx", spec, build.profile(spec, bundle.manifest), (89,))
 
 

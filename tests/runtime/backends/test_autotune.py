@@ -116,7 +116,7 @@ def test_a_name_needs_no_note(toy):
 def test_a_folder_that_cannot_be_written(toy, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(runtime.RuntimeFault, match="XDG_CACHE_HOME") as error:
+    with pytest.raises(runtime.InternalError, match="XDG_CACHE_HOME") as error:
         autotune.keep(note(toy))
     assert "\n" not in str(error.value)
     assert chosen(toy) == "ort"

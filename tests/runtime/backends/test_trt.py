@@ -18,7 +18,7 @@ from runtime.backends.trt_rtx import TrtRtxBackend
 from runtime.bundle.bundle import choose
 from runtime.device.cuda import Cuda
 from runtime.engine import Engine
-from runtime.errors import BackendError, BundleError, RuntimeFault
+from runtime.errors import BackendError, BundleError, InternalError
 
 
 @pytest.fixture(params=[TrtBackend, TrtRtxBackend])
@@ -84,11 +84,11 @@ def test_wrong_arrays_are_refused_before_they_are_read(bundle, backend):
     stage = backend.load(bundle.folder / spec.files["default"], spec)
     new = backend.device.empty
     good = {"text_0_fused": new((2, 3), "float32"), "text_1": new((2, 3), "float32")}
-    with pytest.raises(RuntimeFault, match="text_1: text_0_fused must be float32, not float16"):
+    with pytest.raises(InternalError, match="text_1: text_0_fused must be float32, not float16"):
         stage.run(**good | {"text_0_fused": new((2, 3), "float16")})
-    with pytest.raises(RuntimeFault, match=r"text_0_fused of shape \(2, 4\) is outside"):
+    with pytest.raises(InternalError, match=r"text_0_fused of shape \(2, 4\) is outside"):
         stage.run(**good | {"text_0_fused": new((2, 4), "float32")})
-    with pytest.raises(RuntimeFault, match="no such tensor more"):
+    with pytest.raises(InternalError, match="no such tensor more"):
         stage.run(**good, more=new((1,), "float32"))
 
 

@@ -355,7 +355,7 @@ def test_a_backend_that_fails_half_way(toy, files, tmp_path, capsys):
         def run(self, **arrays):
             self.left -= 1
             if self.left < 0:
-                raise runtime.RuntimeFault("stage mask_decoder failed: out of nails")
+                raise runtime.InternalError("stage mask_decoder failed: out of nails")
             self.stage.run(**arrays)
 
     def load(*args, **kwargs):

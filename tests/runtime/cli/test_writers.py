@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from runtime import Result, RuntimeFault, UserError
+from runtime import InternalError, Result, UserError
 from runtime.cli.overlay import ContactSheet, Painter, palette, stack
 from runtime.cli.writers import Outputs
 
@@ -113,7 +113,7 @@ def test_a_full_disk_keeps_what_is_whole(tmp_path):
     with outputs(tmp_path) as out:
         out.add("00000", frame(), result(0))
         out.add("00001", frame(), result(1))
-        with pytest.raises(RuntimeFault, match="00002.png: the disk is full") as caught:
+        with pytest.raises(InternalError, match="00002.png: the disk is full") as caught:
             out.add("00002", frame(), result(2))
     assert not isinstance(caught.value, UserError)
     assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == ["00000.png", "00001.png"]
@@ -137,14 +137,14 @@ def test_half_a_line_is_taken_back(tmp_path, monkeypatch):
                 return real.write(data[:10])
 
         out._records._file = Full()
-        with pytest.raises(RuntimeFault, match="disk is full"):
+        with pytest.raises(InternalError, match="disk is full"):
             out.add("b", frame(), result(1))
     assert (tmp_path / "results.jsonl").read_bytes() == whole
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RuntimeFault, match="file"):
+    with pytest.raises(InternalError, match="file"):
         outputs(tmp_path / "file" / "out")
 
 

@@ -1,7 +1,7 @@
 """Mutated manifests, bundles, command lines, videos, checkpoints and tokenizers: taken, or refused in one line.
 
-The properties are those of `benchmarks/fuzz_guard.py`, the readers those of the coverage-guided run
-(`benchmarks/fuzz.py`). Here Hypothesis mutates, always the same way, within a minute.
+The properties are those of `invariants.py`, the readers those of the coverage-guided run
+(`run.py`). Here Hypothesis mutates, always the same way, within a minute.
 """
 
 import json
@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import runtime
-from benchmarks import fuzz_guard, fuzz_mutate
-from benchmarks.fuzz_targets import TARGETS, target
+from fuzz import invariants, mutate
+from fuzz.targets import TARGETS, target
 
 EXAMPLES = {"manifest": 220, "prompt": 300, "video": 160, "checkpoint": 60, "tokenizer": 200}
 
@@ -26,7 +26,7 @@ QUICK = settings(
 )
 
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.sampled_from(fuzz_mutate.ODD) | st.floats() | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers() | st.sampled_from(mutate.ODD) | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
@@ -40,7 +40,7 @@ def damaged(draw, name):
     chosen = target(name)
     data = draw(st.sampled_from(chosen.seeds()))
     if chosen.structured and draw(st.booleans()):
-        changed = fuzz_mutate.mutated(data, random.Random(draw(st.integers(0, 1 << 32))), chosen.words)
+        changed = mutate.mutated(data, random.Random(draw(st.integers(0, 1 << 32))), chosen.words)
         if changed is not None:
             return changed
     for _ in range(draw(st.integers(0, 3))):
@@ -196,16 +196,16 @@ def test_the_guard_sees_what_it_forbids(tmp_path):
     for action, words in (
         (writes, "for writing"),
         (two_lines, "2 lines"),
-        (fuzz_guard.tripwire, "code from the input"),
+        (invariants.tripwire, "code from the input"),
         (runs, "subprocess.Popen"),
     ):
-        with pytest.raises(fuzz_guard.Broken, match=words):
-            fuzz_guard.hold(action, tmp_path)
+        with pytest.raises(invariants.Broken, match=words):
+            invariants.hold(action, tmp_path)
         (tmp_path / "elsewhere").unlink(missing_ok=True)
     with pytest.raises(RuntimeWarning):
-        fuzz_guard.hold(warns, tmp_path)
-    with pytest.raises(fuzz_guard.Broken, match="still busy"), fuzz_guard.limited(0.2):
+        invariants.hold(warns, tmp_path)
+    with pytest.raises(invariants.Broken, match="still busy"), invariants.limited(0.2):
         busy()
     with pytest.raises(ZeroDivisionError):
-        fuzz_guard.hold(lambda: 1 / 0, tmp_path)
-    assert fuzz_guard.hold(lambda: None, tmp_path) == "taken"
+        invariants.hold(lambda: 1 / 0, tmp_path)
+    assert invariants.hold(lambda: None, tmp_path) == "taken"

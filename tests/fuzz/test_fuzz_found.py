@@ -337,8 +337,8 @@ def test_a_name_that_promises_a_thousand_million_modules(tmp_path, name):
     ],
 )
 def test_hugging_face_configs_of_wrong_types_and_sizes(tensors, tmp_path, change):
-    from benchmarks.fuzz_checkpoints import hugging_face, safetensors
     from export.checkpoints.sam2 import sam2
+    from fuzz.checkpoints import hugging_face, safetensors
 
     config = hugging_face()
     change(config)

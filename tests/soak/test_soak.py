@@ -8,9 +8,10 @@ from dataclasses import asdict, replace
 import pytest
 
 import runtime
-from benchmarks import soak, soak_episodes
-from benchmarks.soak_media import Media
 from runtime.media import video_reader, video_sources
+from soak import run as soak
+from soak import scenarios as soak_episodes
+from soak.media import Media
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from runtime.cli.prompt_args import Pointed
 from runtime.media import video_reader
 from runtime.tokenizer import encode, verb_positions
 
-from .fuzz_guard import Broken, hold
+from .invariants import Broken, hold
 
 HEIGHT, WIDTH = 48, 64
 

@@ -20,8 +20,8 @@ from export.checkpoints import sam2 as sam2_checkpoints
 from export.checkpoints import samwise as samwise_checkpoints
 from export.models import refersam, sam2, samwise
 
-from .fuzz_guard import tripwire
-from .fuzz_inputs import Target, plain_json
+from .inputs import Target, plain_json
+from .invariants import tripwire
 
 LOADERS: dict[str, Callable[[Path], Any]] = {
     "samwise": samwise_checkpoints.samwise,
@@ -254,7 +254,7 @@ CHECKPOINT = Target(
     words=(
         b"cos\nsystem\n",
         b"cbuiltins\neval\n",
-        b"cbenchmarks.fuzz_guard\ntripwire\n",
+        b"cfuzz.invariants\ntripwire\n",
         b"ctorch._utils\n_rebuild_tensor_v2\n",
         b"ctorch\nFloatStorage\n",
         b"PK\x01\x02",

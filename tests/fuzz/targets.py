@@ -6,14 +6,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what is fuzzed must not be imported before it is instrumented
-    from .fuzz_inputs import Target
+    from .inputs import Target
 
 TARGETS = {
-    "manifest": "benchmarks.fuzz_bundles:BUNDLE",
-    "prompt": "benchmarks.fuzz_inputs:PROMPT",
-    "video": "benchmarks.fuzz_inputs:VIDEO",
-    "checkpoint": "benchmarks.fuzz_checkpoints:CHECKPOINT",
-    "tokenizer": "benchmarks.fuzz_bundles:TOKENIZER",
+    "manifest": "fuzz.bundles:BUNDLE",
+    "prompt": "fuzz.inputs:PROMPT",
+    "video": "fuzz.inputs:VIDEO",
+    "checkpoint": "fuzz.checkpoints:CHECKPOINT",
+    "tokenizer": "fuzz.bundles:TOKENIZER",
 }
 
 

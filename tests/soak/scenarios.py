@@ -16,7 +16,7 @@ import numpy as np
 import runtime
 from runtime.media import video_reader
 
-from .soak_media import Camera, Media, picture
+from .media import Camera, Media, picture
 
 SENTENCES = ("the red square", "a blue circle", "the green thing that moves left", "the largest triangle")
 SIZES = ((96, 160), (120, 90), (64, 200))

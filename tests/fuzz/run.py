@@ -1,12 +1,12 @@
 """Coverage-guided fuzzing of everything that reads what strangers wrote.
 
-    python -m benchmarks.fuzz --seconds 120 --out benchmarks/results/fuzz.json
-    python -m benchmarks.fuzz --target video --seconds 600 --keep fuzz-corpus/
+    python tests/fuzz/run.py --seconds 120 --out benchmarks/results/fuzz.json
+    python tests/fuzz/run.py --target video --seconds 600 --keep fuzz-corpus/
 
 `--seconds` is processor time per target. Needs atheris (pip install 'samwise-runtime[fuzz]'): libFuzzer for Python,
 which sees the branches of `runtime/` and `export/` and mutates what reached new ones. Every target runs in a process
-of its own, so a crash of a native library is a finding and not the end. The properties are those of `fuzz_guard.hold`,
-the same as in `tests/test_fuzz.py`. Exit code 1 when anything was found; the inputs are then in `--keep`, by finding.
+of its own, so a crash of a native library is a finding and not the end. The properties are those of `invariants.hold`,
+the same as in `tests/fuzz/test_fuzz.py`. Exit code 1 when anything was found; the inputs are then in `--keep`, by finding.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .fuzz_mutate import mutated
-from .fuzz_targets import TARGETS, target
+ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":  # the packages of the clone and of its tests, from any folder
+    sys.path[:1] = [str(ROOT), str(ROOT / "tests")]
 
-ROOT = Path(__file__).parent.parent
+from fuzz.mutate import mutated
+from fuzz.targets import TARGETS, target
+
 LONGEST = 1 << 16
 """Bytes of an input."""
 
@@ -195,7 +198,7 @@ def campaign(name: str, seconds: float, folder: Path) -> dict[str, Any]:
 
 
 def _child(log: Any, *arguments: str) -> int:
-    command = [sys.executable, "-X", "faulthandler", "-m", "benchmarks.fuzz", *arguments]
+    command = [sys.executable, "-X", "faulthandler", __file__, *arguments]
     return subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=False).returncode
 
 
@@ -227,7 +230,7 @@ def _versions() -> dict[str, str]:
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    p = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(prog="python tests/fuzz/run.py", description=__doc__.splitlines()[0])
     p.add_argument(
         "--target", action="append", choices=sorted(TARGETS), help="one of them; may be repeated (default: all)"
     )
@@ -269,7 +272,7 @@ def main() -> int:
 def _write(path: Path, results: dict[str, Any], seconds: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = {
-        "command": f"python -m benchmarks.fuzz --seconds {seconds:g}",
+        "command": f"python tests/fuzz/run.py --seconds {seconds:g}",
         "guided_by": "atheris (libFuzzer), branches of runtime/ and export/",
         "versions": _versions(),
         "targets": {name: results[name] for name in TARGETS if name in results},

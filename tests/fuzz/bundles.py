@@ -21,7 +21,7 @@ from runtime.device.base import Cpu
 from runtime.engine import Engine
 from runtime.tokenizer import Tokenizer
 
-from .fuzz_inputs import Target, plain_json
+from .inputs import Target, plain_json
 
 DELETE = "\x00delete"
 """As the value of an edit: the field is taken away."""
@@ -53,9 +53,6 @@ class NumbStage:
 @functools.cache
 def bundles() -> dict[str, dict[str, bytes]]:
     """Name -> files of a small good bundle: those of the tests."""
-    import sys
-
-    sys.path.append(str(Path(__file__).parent.parent / "tests"))
     from helpers import toy_sam2
     from helpers import toy_samwise as toy
 

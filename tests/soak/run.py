@@ -1,6 +1,6 @@
 """Endurance: many frames, sessions that come and go, prompts that change, bad frames, damaged files; nothing may grow.
 
-    python -m benchmarks.soak --engine engines/nano --frames 10000 --out benchmarks/results/soak_nano.json
+    python tests/soak/run.py --engine engines/nano --frames 10000 --out benchmarks/results/soak_nano.json
 
 Writes a JSON with a sample about every `--every` frames (resident memory, open files, threads, latency), anew after
 each sample, so that a run that is stopped leaves what it measured; at the end a plot in `--plot` (PNG and SVG).
@@ -28,11 +28,14 @@ from typing import Any
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":  # the packages of the clone and of its tests, from any folder
+    sys.path[:1] = [str(ROOT), str(ROOT / "tests")]
+
 import runtime
 from runtime.media import video_sources
-
-from .soak_episodes import RELOAD_EVERY, Life, bundle_again, episodes, sentence
-from .soak_media import Media, picture
+from soak.media import Media, picture
+from soak.scenarios import RELOAD_EVERY, Life, bundle_again, episodes, sentence
 
 GROWTH_MB = 32
 """Resident memory may wander by this much (arena, page cache of decoders) between the second tenth and the last."""
@@ -144,7 +147,7 @@ def report(life: Life, samples: list[Sample], args: argparse.Namespace, complete
         for name in ("rss_mb", "files", "threads", "latency_p95_ms")
     }
     return {
-        "command": f"python -m benchmarks.soak --engine {args.engine} --frames {args.frames} --every {args.every}",
+        "command": f"python tests/soak/run.py --engine {args.engine} --frames {args.frames} --every {args.every}",
         "complete": complete,
         "bundle": bundle.name,
         "bundle_sha256": hashlib.sha256("".join(sorted(bundle.manifest.files.values())).encode()).hexdigest()[:16],
@@ -198,7 +201,7 @@ def plot(samples: list[dict[str, Any]], path: Path, machine: str) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    p = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(prog="python tests/soak/run.py", description=__doc__.splitlines()[0])
     p.add_argument("--engine", default="engines/nano")
     p.add_argument("--frames", type=int, default=10_000)
     p.add_argument("--every", type=int, default=100, help="frames between samples")

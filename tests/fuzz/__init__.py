@@ -1,0 +1,1 @@
+"""Fuzz targets, the properties that every input must keep, and the coverage-guided campaign."""

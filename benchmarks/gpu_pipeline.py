@@ -166,9 +166,9 @@ def pipeline(
     rng = np.random.default_rng(0)
     clip = [rng.integers(0, 255, (360, 640, 3), dtype=np.uint8) for _ in range(16)]
     result: dict[str, Any] = {"frames": frames}
-    for name, replays in (("graphs", True), ("plain", False)):
+    for name, captured in (("graphs", True), ("plain", False)):
         engine = Engine(bundle, backend, max_objects=objects, kernels=kernels)
-        backend.device.replays = replays
+        backend.device.supports_graph_capture = captured
         try:
             with engine.session(prompts) as session:
                 for _ in session.stream(clip[i % 16] for i in range(4 * session._window)):
@@ -179,7 +179,7 @@ def pipeline(
                 seconds = time.perf_counter() - begin
                 result |= {f"{name}_ms_per_frame": 1e3 * seconds / frames, f"{name}_grown_bytes": used() - held}
         finally:
-            del backend.device.replays  # back to the class's own
+            del backend.device.supports_graph_capture  # back to the class's own
     result["graph_gain"] = result["plain_ms_per_frame"] / result["graphs_ms_per_frame"]
     result["captures"] = backend.device.captures
     return result

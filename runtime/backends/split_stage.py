@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import zipfile
 from collections.abc import Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from ..bundle.manifest import StageSpec
 from ..device.array import DeviceArray
 from ..device.cubin import Bound, Kernels
 from ..device.kernels import kernel_plans
+from ..device.scratch import GrowableBuffers
 from ..errors import BundleError
 from .base import load_stage
 
@@ -28,23 +28,6 @@ log = logging.getLogger("runtime")
 
 BOUND = 512
 """Most packed launches that a stage keeps: one per address of the memory, number of slots, pointers and layer."""
-
-
-class Buffers:
-    """Arrays that no stage needs after it has run, so that all cut stages share them: one per name.
-
-    Ask for the largest first; an array that is too small is replaced, and its memory stays with whoever has it.
-    """
-
-    def __init__(self, device: Any) -> None:
-        self._device = device
-        self._arrays: dict[str, DeviceArray] = {}
-
-    def take(self, name: str, shape: Sequence[int], dtype: str) -> DeviceArray:
-        size = prod(shape) * np.dtype(dtype).itemsize
-        if name not in self._arrays or self._arrays[name].nbytes < size:
-            self._arrays[name] = self._device.empty((size,), "uint8")
-        return self._arrays[name][:size].view(dtype).reshape(*shape)
 
 
 class CutStage:
@@ -83,7 +66,7 @@ class MemoryAttention(CutStage):
         constants: Mapping[str, np.ndarray],
         kernels: Kernels,
         device: Any,
-        buffers: Buffers,
+        buffers: GrowableBuffers,
         limits: Mapping[str, int],
     ) -> None:
         super().__init__(spec, parts, constants, kernels, device)
@@ -180,7 +163,7 @@ class WindowAttention(CutStage):
         constants: Mapping[str, np.ndarray],
         kernels: Kernels,
         device: Any,
-        buffers: Buffers,
+        buffers: GrowableBuffers,
         limits: Mapping[str, int],
         patch: int,
     ) -> None:
@@ -240,7 +223,7 @@ def load(bundle: Bundle, backend: Any, kernels: Kernels, objects: int) -> dict[s
 
     Raises BundleError for settings, constants or parts that are not what they should be.
     """
-    manifest, buffers = bundle.manifest, Buffers(backend.device)
+    manifest, buffers = bundle.manifest, GrowableBuffers(backend.device)
     limits = {symbol: high for symbol, (_, high) in manifest.bounds.items()}
     limits["objects"] = min(objects, limits.get("objects", objects))
     cuts, found = manifest.settings.get("cuts", {}), {}

@@ -17,6 +17,7 @@ from ..bundle import engine_index
 from ..bundle.manifest import MANIFEST, Manifest, StageSpec, TensorSpec
 from ..device.array import DeviceArray
 from ..device.cuda import Cuda
+from ..device.scratch import GrowableBuffers
 from ..errors import BackendError, BundleError, InternalError
 
 log = logging.getLogger("runtime")
@@ -47,7 +48,7 @@ class TensorRtBackend:
         self.device = Cuda() if device is None else device
         self._logger = _logger(self.module)
         self._runtime = self.module.Runtime(self._logger)
-        self._scratch = Scratch(self.device)
+        self._scratch = GrowableBuffers(self.device)
         self._manifests: dict[Path, Manifest] = {}
 
     def _import(self) -> Any:
@@ -100,28 +101,10 @@ class TensorRtBackend:
         return engine.create_execution_context(self.module.ExecutionContextAllocationStrategy.USER_MANAGED)
 
 
-class Scratch:
-    """One buffer for all stages of a device, grown when a stage asks for more than any before."""
-
-    def __init__(self, device: Any) -> None:
-        self._device = device
-        self.array: DeviceArray | None = None
-        self._kept: list[DeviceArray] = []
-
-    def reserve(self, size: int) -> DeviceArray:
-        """At least `size` bytes. A buffer that a recorded CUDA graph may use is kept."""
-        if self.array is None or self.array.nbytes < size:
-            if self.array is not None and self._device.captures:
-                self._kept.append(self.array)
-            log.debug("scratch memory: %.1f MB", size / 1e6)
-            self.array = self._device.empty((max(size, 1),), "uint8")
-        return self.array
-
-
 class EngineStage:
     """One engine with its context. Addresses are set on every run; shapes only when they change."""
 
-    def __init__(self, engine: Any, context: Any, spec: StageSpec, stream: int, scratch: Scratch) -> None:
+    def __init__(self, engine: Any, context: Any, spec: StageSpec, stream: int, scratch: GrowableBuffers) -> None:
         self.spec, self.engine, self.context = spec, engine, context
         self._stream, self._scratch = stream, scratch
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -139,7 +122,7 @@ class EngineStage:
             raise InternalError(f"stage {self.spec.name}: no such tensor {', '.join(arrays)}")
         if self._size is None:
             self._size = int(self.context.update_device_memory_size_for_shapes())
-        memory = self._scratch.reserve(self._size)
+        memory = self._scratch.reserve("engines", self._size)
         if memory is not self._memory:
             self.context.set_device_memory(memory.ptr, memory.nbytes)
             self._memory = memory

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+
+Array: TypeAlias = Any
+"""Memory of a `Device`: `numpy.ndarray` on the host, `DeviceArray` on a GPU. Both have `shape`, `dtype`, `nbytes`, views by
+index and `reshape`; what else an array offers belongs to one of them."""
 
 
 class Device(Protocol):
     """Memory and copies of one device. Everything is enqueued in order; only `download` waits."""
 
     name: str
-    frames_per_call: int | None
-    """How many frames a stage that never mixes them should take at once; None for all there are."""
-    replays: bool
-    """Whether `capture` may succeed, so that it pays to keep arrays at fixed places."""
+    max_frames_per_call: int | None
+    """Most frames per call of a stage that never mixes them; None: as many as there are."""
+    supports_graph_capture: bool
+    """Whether `capture` may succeed, so that arrays should stay at fixed addresses."""
+    captures: int
+    """Graphs captured so far; memory that one of them may use must stay allocated."""
 
     def empty(self, shape: Sequence[int], dtype: str) -> Any:
         """Uninitialised memory."""
@@ -46,8 +52,9 @@ class Cpu:
     name = "cpu"
     # one frame's activations nearly fit the cache, eight frames' do not: Hiera tiny at 1024 px takes 0.3 s a frame one by
     # one and 0.9 s in pairs or eights, and a quarter of the memory
-    frames_per_call = 1
-    replays = False
+    max_frames_per_call: int | None = 1
+    supports_graph_capture = False
+    captures = 0
 
     def empty(self, shape: Sequence[int], dtype: str) -> np.ndarray:
         return np.empty(tuple(shape), dtype)

@@ -119,8 +119,8 @@ class Cuda:
     """Memory of one CUDA device. Uploads and downloads go through pinned twins that are made once per array."""
 
     name = "cuda"
-    frames_per_call = None
-    replays = True
+    max_frames_per_call: int | None = None
+    supports_graph_capture = True
 
     def __init__(self, driver: Driver | None = None) -> None:
         self.driver = driver if driver is not None else CudaCore()

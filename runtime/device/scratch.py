@@ -1,27 +1,54 @@
-"""Scratch arrays that stages hand to each other, allocated when the bundle is loaded."""
+"""Scratch memory of stages: named arrays, buffers that grow on demand, and the block that results are read back from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import accumulate
 from math import prod
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from ..bundle.manifest import StageSpec, TensorSpec
 from ..errors import BundleError
-from .base import Device
+from .base import Array, Device
 
 
-class Workspace:
-    """One array per stage output, as large as the bounds allow; `view` cuts it to the sizes of this call.
+class GrowableBuffers:
+    """Device memory by name, reused by every call and replaced by a larger block when a call needs more.
+
+    Nothing survives from one user of a name to the next. A block that a CUDA graph may have captured is kept alive.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._blocks: dict[str, Array] = {}
+        self._replaced: list[Array] = []
+
+    def reserve(self, name: str, nbytes: int) -> Array:
+        """Return the whole block `name`, of at least `nbytes` bytes (uint8)."""
+        block = self._blocks.get(name)
+        if block is None or block.nbytes < nbytes:
+            if block is not None and self._device.captures:
+                self._replaced.append(block)
+            block = self._blocks[name] = self._device.empty((max(nbytes, 1),), "uint8")
+        return block
+
+    def take(self, name: str, shape: Sequence[int], dtype: str) -> Array:
+        """Return block `name` as an array of this shape; its contents are undefined."""
+        nbytes = prod(shape) * np.dtype(dtype).itemsize
+        return self.reserve(name, nbytes)[:nbytes].view(dtype).reshape(*shape)
+
+
+class ScratchBuffers:
+    """One array per stage output, allocated once for the largest sizes; `view` cuts it to the size of a call.
 
     Two stages that write a tensor of the same name share its array.
     """
 
     def __init__(self, device: Device, stages: Mapping[str, StageSpec], limits: Mapping[str, int]) -> None:
         self._device, self._limits = device, limits
-        self._arrays: dict[str, Any] = {}
+        self._arrays: dict[str, Array] = {}
         for spec in stages.values():
             for tensor in spec.outputs:
                 self.add(tensor.name, tensor)
@@ -31,52 +58,71 @@ class Workspace:
         if any(isinstance(d, str) for d in tensor.shape[1:]):
             raise BundleError(f"{tensor.name}: only the first dimension of an output may be a symbol")
         shape = tensor.resolve({**self._limits, **limits})
-        if name in self._arrays and tuple(self._arrays[name].shape) != shape:
-            raise BundleError(f"{name}: two stages give it different shapes")
         if name not in self._arrays:
             self._arrays[name] = self._device.empty(shape, tensor.dtype)
+        elif tuple(self._arrays[name].shape) != shape:
+            raise BundleError(f"{name}: two stages give it different shapes")
 
-    def view(self, name: str, size: int | None = None) -> Any:
-        """The array, or its first `size` entries."""
+    def view(self, name: str, size: int | None = None) -> Array:
+        """Return the array, or its first `size` entries."""
         array = self._arrays[name]
         return array if size is None else array[:size]
 
-    def gather(self, name: str, parts: list[Any], fixed: bool = False) -> Any:
-        """`parts` as one array (len(parts), ...): a view of a single part, else (or if `fixed`) a copy into `name`."""
-        if len(parts) == 1 and not fixed:
-            return parts[0][None]
-        out = self.view(name, len(parts))
-        for source, to in zip(parts, out):
+    def gather(self, name: str, arrays: Sequence[Array], static: bool = False) -> Array:
+        """Return `arrays` stacked: a view of a single one, else (or if `static`) a copy into the buffer `name`."""
+        if len(arrays) == 1 and not static:
+            return arrays[0][None]
+        out = self.view(name, len(arrays))
+        for source, to in zip(arrays, out, strict=True):
             self._device.copy(source, to)
         return out
 
 
-class Packed:
-    """Several outputs side by side in one block, so that one copy brings all of them to the host.
+class Field(NamedTuple):
+    """Place of one array inside a block: byte range, shape, type."""
 
-    Bind `arrays[name]`, then `read()` waits once and returns them on the host; what stands last may be left out.
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def of(self, block: Array) -> Array:
+        """Return this field of a block of bytes."""
+        return block[self.start : self.stop].view(self.dtype).reshape(*self.shape)
+
+
+class ReadbackBuffer:
+    """Stage outputs side by side in one block, so that one copy and one wait bring them to the host.
+
+    Bind `arrays[name]` as stage outputs, then `read`. Fields named in `optional` lie last, so that a read without them
+    copies less.
     """
 
-    ALIGNMENT = 256  # what CUDA allocations have and vectorised loads like
+    ALIGNMENT = 256
+    """Bytes; the alignment of CUDA allocations."""
 
-    def __init__(self, device: Device, tensors: Sequence[TensorSpec], objects: int) -> None:
-        self._device, self._layout, size = device, [], 0
-        for tensor in tensors:
-            shape, dtype = tensor.resolve({"objects": objects}), np.dtype(tensor.dtype)
-            self._layout.append((tensor.name, size, shape, dtype))
-            size += -(-prod(shape) * dtype.itemsize // self.ALIGNMENT) * self.ALIGNMENT
-        self._block = device.empty((size,), "uint8")
-        self.arrays = self._views(self._block, self._layout)
-
-    @staticmethod
-    def _views(block: Any, layout: Sequence[tuple[str, int, tuple[int, ...], np.dtype]]) -> dict[str, Any]:
-        return {
-            name: block[at : at + prod(shape) * dtype.itemsize].view(dtype).reshape(*shape)
-            for name, at, shape, dtype in layout
+    def __init__(
+        self, device: Device, tensors: Iterable[TensorSpec], objects: int, optional: Collection[str] = ()
+    ) -> None:
+        self._device = device
+        ordered = sorted(tensors, key=lambda tensor: tensor.name in optional)
+        shapes = {tensor.name: tensor.resolve({"objects": objects}) for tensor in ordered}
+        sizes = [prod(shapes[t.name]) * np.dtype(t.dtype).itemsize for t in ordered]
+        *starts, total = accumulate((self._aligned(size) for size in sizes), initial=0)
+        self._fields = {
+            t.name: Field(start, start + size, shapes[t.name], np.dtype(t.dtype))
+            for t, start, size in zip(ordered, starts, sizes, strict=True)
         }
+        self._block = device.empty((total,), "uint8")
+        self.arrays: dict[str, Array] = {name: field.of(self._block) for name, field in self._fields.items()}
 
-    def read(self, without_last: bool = False) -> dict[str, np.ndarray]:
-        """Host views by name, valid until the next `read`."""
-        layout = self._layout[:-1] if without_last else self._layout
-        block = self._block[: self._layout[-1][1]] if without_last else self._block
-        return self._views(self._device.download(block), layout)
+    @classmethod
+    def _aligned(cls, size: int) -> int:
+        return -(-size // cls.ALIGNMENT) * cls.ALIGNMENT
+
+    def read(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+        """Wait once and return host views of these fields (None: of all), valid until the next `read`."""
+        fields = self._fields if names is None else {name: self._fields[name] for name in names}
+        size = self._aligned(max(field.stop for field in fields.values()))
+        host = self._device.download(self._block[:size])
+        return {name: field.of(host) for name, field in fields.items()}

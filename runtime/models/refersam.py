@@ -14,7 +14,7 @@ import numpy as np
 
 from ..bundle.bundle import Bundle
 from ..device.base import Device
-from ..device.scratch import Workspace
+from ..device.scratch import ScratchBuffers
 from ..imaging.masks import boxes_and_areas
 from ..imaging.preprocess import preprocess, resized_size
 from ..imaging.upsample import MaskUpsampler, _Bands
@@ -93,7 +93,7 @@ class ReferSam:
         self.low_res_side: int = specs["fuse"].output("low_res_logits").shape[1]
         # a batch never exceeds what the graph was exported for; more sentences run in several batches
         self.batch = min(objects, manifest.bounds["objects"][1])
-        self._work = Workspace(device, {"fuse": specs["fuse"]}, {"objects": self.batch})
+        self._work = ScratchBuffers(device, {"fuse": specs["fuse"]}, {"objects": self.batch})
         pixels, text = specs["image"].input("pixels"), specs["fuse"].input("text")
         self._pixels = device.empty(pixels.shape, pixels.dtype)
         self._width: int = text.shape[2]
@@ -156,6 +156,6 @@ class ReferSam:
         counts = np.array([len(t) for t in texts], np.int64)
         outputs = {t.name: self._work.view(t.name, n) for t in self._stages["fuse"].spec.outputs}
         self._stages["fuse"].run(**seen.maps, text=batch, text_count=counts, **outputs)
-        # a view of the workspace is overwritten by the next batch
+        # a view of a scratch buffer is overwritten by the next batch
         wanted = ("low_res_logits", "coarse_logits", "iou")
         return tuple(np.array(self._device.download(outputs[name])) for name in wanted)

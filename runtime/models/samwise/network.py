@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...bundle.bundle import Bundle
+from ...bundle.manifest import TensorSpec
 from ...device.base import Device
-from ...device.scratch import Packed, Workspace
+from ...device.scratch import ReadbackBuffer, ScratchBuffers
 from ...errors import UserError
 from ...imaging.gpu import DeviceImages
 from ...imaging.preprocess import preprocess, resized_size
@@ -90,7 +91,7 @@ class Samwise:
             pointer.shape[1],
             slot.dtype,
         )
-        self._work = work = Workspace(
+        self._work = work = ScratchBuffers(
             device,
             specs,
             {
@@ -180,8 +181,11 @@ class Samwise:
             lanes,
             constant(np.array([lane.sparse_count for lane in lanes], np.int64)),
             [constant(np.tile(a.astype(np.int64), (len(lanes), 1))) for a in ages],
-            Packed(self._device, self._result_specs, len(lanes)),
+            self._readback(self._result_specs, len(lanes)),
         )
+
+    def _readback(self, specs: Sequence[TensorSpec], objects: int) -> ReadbackBuffer:
+        return ReadbackBuffer(self._device, specs, objects, optional=("low_res_logits",))
 
     def load(self, clip: Clip, offset: int, frame: Any, resized: tuple[int, int]) -> None:
         """Preprocess a source frame, uint8 (H, W, 3), into its place in the clip. A frame on the device needs kernels."""
@@ -208,9 +212,9 @@ class Samwise:
             self.std,
             self.batch,
         )
-        specs = [*self._result_specs[:-1], *clip.images.results(), self._result_specs[-1]]
+        specs = [*self._result_specs, *clip.images.results()]
         for batch in clip.batches:
-            batch.results = Packed(self._device, specs, len(batch.lanes))
+            batch.results = self._readback(specs, len(batch.lanes))
 
     def close(self, clip: Clip) -> None:
         """Give the rows of a clip's lanes back."""
@@ -240,7 +244,7 @@ class Samwise:
 
     def _each(self, stage: str, length: int, **arrays: Any) -> None:
         """Run a stage that never mixes frames, as many frames at a time as the device likes."""
-        step = self._device.frames_per_call or length
+        step = self._device.max_frames_per_call or length
         for at in range(0, length, step):
             self._stages[stage].run(**{name: array[at : min(at + step, length)] for name, array in arrays.items()})
 
@@ -282,7 +286,7 @@ class Samwise:
         """Attend to the memory, decode, remember. All lanes have the same past: they started together."""
         lanes, n = batch.lanes, len(batch.lanes)
         due = self._asked(clip, lanes, frame)
-        steady = self._device.replays and frame >= self._steady
+        steady = self._device.supports_graph_capture and frame >= self._steady
         reads = self._reads(clip, batch, frame, offset, due, fixed=steady)
         slots = [self.pool.slot(lane.row, frame) for lane in lanes]
         work = partial(self._compute, batch, reads, None if steady else slots)
@@ -295,7 +299,7 @@ class Samwise:
         results = batch.results
         if clip.images is not None:
             clip.images.postprocess(results.arrays["low_res_logits"], results.arrays["packed"], results.arrays["stats"])
-        read = results.read(without_last=not logits)
+        read = results.read(name for name in results.arrays if logits or name != "low_res_logits")
         for i, at in enumerate(due):
             if read["switched"][i]:
                 lanes[at].last_fired = frame

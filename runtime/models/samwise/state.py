@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...device.scratch import Packed
+from ...device.scratch import ReadbackBuffer
 from ...imaging.gpu import DeviceImages
 from ...tracking.memory import Row
 
@@ -35,7 +35,7 @@ class Batch:
     sparse_count: Any
     ages: list[Any]
     """`ages[f]` for frames f < 2 * slots, then repeating with period `slots`: (lanes, filled) rows of the embedding."""
-    results: Packed
+    results: ReadbackBuffer
     recorded: dict[tuple[int, ...], Any] = field(default_factory=dict)
     """Due lanes -> the recorded frame; None where it ran plainly once and is recorded next."""
 

@@ -18,6 +18,7 @@ from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
 from runtime.device.cubin import Kernels
 from runtime.device.cuda import Cuda
+from runtime.device.scratch import GrowableBuffers
 from runtime.errors import BackendError, BundleError
 from runtime.kernels import plan, reference
 
@@ -111,9 +112,7 @@ SPEC = StageSpec(
 
 def memory_stage(device, kernels, fixed):
     limits = {"objects": OBJECTS, "slots": SLOTS, "pointers": POINTERS}
-    return split_stage.MemoryAttention(
-        SPEC, memory_parts(), fixed, kernels, device, split_stage.Buffers(device), limits
-    )
+    return split_stage.MemoryAttention(SPEC, memory_parts(), fixed, kernels, device, GrowableBuffers(device), limits)
 
 
 def expected(fixed, i):
@@ -231,7 +230,7 @@ def test_an_adapter_in_two_parts(device, kernels, frames, patch):
     fixed = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     spec = StageSpec("adapter_0", (vision, text), fused)
     stage = split_stage.WindowAttention(
-        spec, parts, fixed, kernels, device, split_stage.Buffers(device), {"frames": 8}, patch
+        spec, parts, fixed, kernels, device, GrowableBuffers(device), {"frames": 8}, patch
     )
     x, words = RNG.standard_normal((frames, side, side, 8), np.float32), np.zeros((3, 5), np.float32)
     outs = {t.name: device.empty(shape, F32) for t, shape in zip(fused, (x.shape, words.shape))}
@@ -247,7 +246,7 @@ def test_an_adapter_in_two_parts(device, kernels, frames, patch):
 
 
 def test_buffers_are_shared_and_the_largest_comes_first(device):
-    buffers = split_stage.Buffers(device)
+    buffers = GrowableBuffers(device)
     first, second = buffers.take("a", (4, 8), F32), buffers.take("a", (2, 8), "float16")
     assert first.ptr == second.ptr and second.shape == (2, 8) and second.dtype == np.float16
     assert buffers.take("a", (5, 8), F32).ptr != first.ptr and buffers.take("b", (1,), F32).ptr != first.ptr
@@ -346,7 +345,7 @@ def test_every_kernel_that_is_asked_for_is_compiled(tmp_path, capability):
     zeros = {"position": (256, 64), "temporal": (6, 64), "key_weight_0": (256, 64), "key_bias_0": (256,)}
     fixed = {name: np.zeros(shape, np.float16) for name, shape in zeros.items()}
     fixed |= {name: np.zeros((256, 128), np.float32) for name in ("cosine", "sine")}
-    limits, buffers = {"objects": 4, "slots": 6, "pointers": 15, "frames": 8}, split_stage.Buffers(device)
+    limits, buffers = {"objects": 4, "slots": 6, "pointers": 15, "frames": 8}, GrowableBuffers(device)
     split_stage.MemoryAttention(
         manifest.stages["memory_attention"], [Part(None)] * 2, fixed, kernels, device, buffers, limits
     )

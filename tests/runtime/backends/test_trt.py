@@ -126,17 +126,6 @@ def test_library_or_gpu_missing_is_one_line(name, monkeypatch):
         create(name)
 
 
-def test_scratch_of_a_recorded_graph_is_kept():
-    from runtime.backends.trt import Scratch
-
-    device = Cuda(FakeDriver())
-    scratch = Scratch(device)
-    small = scratch.reserve(100)
-    assert scratch.reserve(50) is small
-    device.captures = 1
-    assert scratch.reserve(200) is not small and small in scratch._kept
-
-
 @pytest.mark.parametrize("exact", [True, False])
 def test_parity_marks_engines_that_agree_and_none_where_one_does_not(bundle, backend, monkeypatch, exact):
     """`python -m export.verify --backend tensorrt`, at the clip length and memory of the toy."""

@@ -179,10 +179,10 @@ def main(argv: list[str] | None = None) -> int:
             print(f"\n{name}: not run ({error})")
             continue
         rows = scores.table(records)
-        print(f"\n{name} ({time.perf_counter() - began:.0f} s)\n{scores.text(rows)}", flush=True)
+        print(f"\n{name} ({time.perf_counter() - began:.0f} s)\n{scores.format_table(rows)}", flush=True)
         report["variants"][name] = {"table": rows, "records": scores.dump(records)}
         base = records if base is None else base
-        if records is not base and (change := scores.paired(base, records)):
+        if records is not base and (change := scores.paired_difference(base, records)):
             report["variants"][name]["against_first"] = change
             print(
                 "against the first variant: {difference:+.3f} ({interval[0]:+.3f} .. {interval[1]:+.3f})".format(

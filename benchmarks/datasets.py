@@ -48,9 +48,9 @@ class Case:
 def nano(count: int, first: int = 0, split: str = "test", kinds: tuple[str, ...] | None = None) -> Iterator[Case]:
     """Clips of the world, drawn here and now; `kinds`: only puzzles of these, in the longest clips. Needs the sprites (see
     `export.nano.sprites`)."""
-    from export.nano.world import TEST_LENGTHS, World, test_clips
+    from export.nano.dataset import TEST_LENGTHS, SyntheticDataset, test_clips
 
-    world = World()
+    world = SyntheticDataset()
     clips = (
         test_clips(world, count, split, first)
         if kinds is None

@@ -142,12 +142,12 @@ def summary(clips: Mapping[str, Mapping[str, dict]], name: str) -> dict[str, Any
     shared = [c for c in clips[name] if c in clips[REFERENCE]]
     mine = [Record(**r) for c in shared for r in clips[name][c]["records"]]
     plain = [Record(**r) for c in shared for r in clips[REFERENCE][c]["records"]]
-    change = scores.paired(plain, mine)
+    change = scores.paired_difference(plain, mine)
     gap = [a.jf - b.jf for a, b in zip(mine, plain, strict=True)]
     overlaps = [x for c in shared for x in clips[name][c]["iou"]]
     ours, theirs = (sum(clips[n][c]["cpu_seconds"] for c in shared) for n in (name, REFERENCE))
     return {
-        **scores.line(mine),
+        **scores.summarize(mine),
         "difference": change["difference"],
         "difference_interval": change["interval"],
         "largest_difference": round(float(np.abs(gap).max()), 4),

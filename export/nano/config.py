@@ -9,8 +9,8 @@ from ..layers.hiera import HieraConfig
 from ..layers.roberta import TextConfig
 from ..models.samwise import AdapterConfig, SamwiseConfig
 from ..stages.sam import SamConfig
+from .dataset import PIXELS
 from .tokenizer import MAX_TOKENS, VOCABULARY
-from .world import PIXELS
 
 SIZES = ("small", "large")
 

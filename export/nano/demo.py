@@ -16,19 +16,19 @@ from pathlib import Path
 import av
 import numpy as np
 
+from .dataset import SyntheticClip, SyntheticDataset
 from .scene import Expression
-from .world import Clip, World
 
 SIZE, FRAMES, RATE = 384, 16, 6
 SEED = 5
 
 
-def scene(seed: int, size: int = SIZE, frames: int = FRAMES, world: World | None = None) -> Clip:
+def scene(seed: int, size: int = SIZE, frames: int = FRAMES, world: SyntheticDataset | None = None) -> SyntheticClip:
     """A clip of the validation split with sentences of several kinds."""
-    return (world or World(size)).clip("val", seed, frames, ("colour", "motion", "position", "noun"))
+    return (world or SyntheticDataset(size)).clip("val", seed, frames, ("colour", "motion", "position", "noun"))
 
 
-def choose(clip: Clip, count: int = 3) -> list[Expression]:
+def choose(clip: SyntheticClip, count: int = 3) -> list[Expression]:
     """Sentences about different objects, of as many kinds as there are."""
     order = {"position": 0, "colour": 1, "size": 2}
     left = sorted(clip.expressions, key=lambda e: order.get(e.kind, 9))
@@ -54,12 +54,12 @@ def encode(frames: np.ndarray, path: Path, rate: int = RATE) -> None:
             container.mux(packet)
 
 
-def write(clip: Clip, folder: Path) -> list[Expression]:
+def write(clip: SyntheticClip, folder: Path) -> list[Expression]:
     """Write the demonstration. Returns its sentences."""
     folder.mkdir(parents=True, exist_ok=True)
     chosen = choose(clip)
     encode(clip.frames, folder / "clip.mp4")
-    np.savez_compressed(folder / "masks.npz", masks=clip.owners)
+    np.savez_compressed(folder / "masks.npz", masks=clip.instance_map)
     entries = [{"text": e.text, "object": e.target + 1, "kind": e.kind} for e in chosen]
     (folder / "demo.json").write_text(json.dumps({"sentences": entries}, indent=1) + "\n")
     return chosen

@@ -19,14 +19,14 @@ from torch import Tensor
 from ..layers.common import upsample
 from ..models.samwise import Samwise
 from . import prompts, scores, tokenizer
+from .clip_forward import TrackOptions, encode, normalize, track
 from .config import from_dict
-from .network import Policy, encode, normalize, track
+from .dataset import SyntheticClip, SyntheticDataset, test_clips
 from .scores import Record
-from .world import Clip, World, test_clips
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class EvaluationOptions:
     """What to evaluate and what to switch off."""
 
     split: str = "test"
@@ -43,13 +43,13 @@ class Options:
     """text, or one of `prompts.MODES` on frame 0 (which then does not count)."""
 
 
-def clips_of(options: Options, world: World | None = None) -> list[Clip]:
+def clips_of(options: EvaluationOptions, world: SyntheticDataset | None = None) -> list[SyntheticClip]:
     """The clips that `options` name."""
-    return list(test_clips(world or World(), options.clips, options.split, options.first))
+    return list(test_clips(world or SyntheticDataset(), options.clips, options.split, options.first))
 
 
 @torch.inference_mode()
-def evaluate(model: Samwise, options: Options, clips: Iterable[Clip] | None = None) -> list[Record]:
+def evaluate(model: Samwise, options: EvaluationOptions, clips: Iterable[SyntheticClip] | None = None) -> list[Record]:
     """Records of all sentences. `model` in evaluation mode, on any device."""
     clips = clips_of(options) if clips is None else list(clips)
     device = next(model.parameters()).device
@@ -81,30 +81,32 @@ def _masks(logits: Tensor, side: int) -> np.ndarray:
     return (upsample(logits.flatten(0, 1).float(), side) > 0).unflatten(0, logits.shape[:2]).cpu().numpy()
 
 
-def _sentences(model: Samwise, frames: Tensor, words, said: list[str], options: Options) -> np.ndarray:
+def _sentences(model: Samwise, frames: Tensor, words, said: list[str], options: EvaluationOptions) -> np.ndarray:
     tokens, mask = (torch.from_numpy(x).to(frames.device) for x in tokenizer.encode(words, said))
     encoded = encode(model, normalize(frames), tokens, mask, len(said))
-    tracked = track(model, encoded, Policy(conditional=options.conditional, memory=options.memory))
+    tracked = track(model, encoded, TrackOptions(conditional=options.conditional, memory=options.memory))
     return _masks(tracked.logits, frames.shape[2])
 
 
-def _promptable(clip: Clip) -> list:
+def _promptable(clip: SyntheticClip) -> list:
     """One sentence per object that shows on frame 0 well enough to be clicked."""
     found = {}
     for e in clip.expressions:
-        shown = (clip.owners[0] == e.target + 1).sum()
+        shown = (clip.instance_map[0] == e.target + 1).sum()
         if shown > 60 and shown > 0.3 * clip.areas[0, e.target]:
             found.setdefault(e.target, e)
     return list(found.values())
 
 
-def _visual(model: Samwise, frames: Tensor, clip: Clip, expressions: list, options: Options) -> np.ndarray:
-    masks = torch.from_numpy(np.stack([clip.owners[0] == e.target + 1 for e in expressions])).to(frames.device)
+def _visual(
+    model: Samwise, frames: Tensor, clip: SyntheticClip, expressions: list, options: EvaluationOptions
+) -> np.ndarray:
+    masks = torch.from_numpy(np.stack([clip.instance_map[0] == e.target + 1 for e in expressions])).to(frames.device)
     random = torch.Generator(device=frames.device).manual_seed(0)
     modes = torch.full((len(masks),), prompts.MODES.index(options.prompt), device=frames.device)
     begin = prompts.start(model, masks, modes, permanent=True, jitter=0.0, generator=random)
     encoded = encode(model, normalize(frames), None, None, len(masks))
-    return _masks(track(model, encoded, Policy(memory=options.memory), begin).logits, frames.shape[2])
+    return _masks(track(model, encoded, TrackOptions(memory=options.memory), begin).logits, frames.shape[2])
 
 
 def load(path: Path, device: str = "cpu") -> Samwise:
@@ -116,7 +118,7 @@ def load(path: Path, device: str = "cpu") -> Samwise:
 
 
 def main() -> None:
-    d = Options()
+    d = EvaluationOptions()
     parser = argparse.ArgumentParser(prog="python -m export.nano.evaluate", description="J&F of a torch checkpoint")
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -129,8 +131,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     model = load(args.checkpoint, args.device)
-    base = Options(split=args.split, clips=args.clips, first=args.first)
-    clips = clips_of(base, World(model.config.sam.image_size))
+    base = EvaluationOptions(split=args.split, clips=args.clips, first=args.first)
+    clips = clips_of(base, SyntheticDataset(model.config.sam.image_size))
     runs = {"text": base}
     if args.all:
         runs |= {
@@ -142,7 +144,7 @@ def main() -> None:
     results = {}
     for name, options in runs.items():
         results[name] = scores.table(evaluate(model, options, clips))
-        print(f"\n{name}\n{scores.text(results[name])}", flush=True)
+        print(f"\n{name}\n{scores.format_table(results[name])}", flush=True)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(results, indent=1) + "\n")

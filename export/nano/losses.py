@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .network import Tracked
+from .clip_forward import TrackedClip
 
 WEIGHTS = {
     "bce": 6.0,
@@ -28,9 +28,9 @@ ABSENT = 0.1
 """Weight of the mask loss where the object is away: the presence score empties the mask there, so this matters little."""
 
 
-def ground_truth(owners: Tensor, targets: Tensor) -> Tensor:
+def ground_truth(instance_map: Tensor, targets: Tensor) -> Tensor:
     """Owners (B,T,I,I) uint8 and owner numbers (B,K) -> (B*K,T,I,I) bool."""
-    return (owners[:, None] == targets[:, :, None, None, None]).flatten(0, 1)
+    return (instance_map[:, None] == targets[:, :, None, None, None]).flatten(0, 1)
 
 
 def mask_losses(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ def decision_labels(with_memory: Tensor, without: Tensor, truth: Tensor) -> Tens
     return torch.where((b.sum(1) == 0) | (gt.sum(1) == 0), -1, label)
 
 
-def labels_of(tracked: Tracked, truth: Tensor) -> Tensor:
+def clip_decision_labels(tracked: TrackedClip, truth: Tensor) -> Tensor:
     """`decision_labels` of all decisions asked in a clip, at least one, in their order: (decisions*O)."""
     side, labels = tracked.logits.shape[-1], []
     for t, _, other in tracked.decisions:
@@ -94,12 +94,12 @@ def labels_of(tracked: Tracked, truth: Tensor) -> Tensor:
     return torch.cat(labels)
 
 
-def decision_loss(tracked: Tracked, truth: Tensor) -> Tensor | None:
+def decision_loss(tracked: TrackedClip, truth: Tensor) -> Tensor | None:
     """Cross-entropy over all decisions asked in the clip, switching weighted twice as in the reference; None if none was."""
     if not tracked.decisions:
         return None
     scores = [decision.float() for _, decision, _ in tracked.decisions]
-    label = labels_of(tracked, truth)
+    label = clip_decision_labels(tracked, truth)
     weight = torch.where(label == 1, 2.0, 1.0) * (label >= 0)
     loss = F.cross_entropy(torch.cat(scores), label.clamp(min=0), reduction="none")
     return (loss * weight).sum() / weight.sum().clamp(min=1)

@@ -18,7 +18,7 @@ TABLES = ("embed_", "classes")
 """Parts of names of matrices that are no maps from features to features."""
 
 
-class Both:
+class MuonAdamW:
     """Two optimizers as one. `param_groups` are live: a rate written there is used."""
 
     def __init__(self, named: list[tuple[str, nn.Parameter]], rate: float, decay: float) -> None:

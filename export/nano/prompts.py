@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.samwise import Samwise
-from .network import Start
+from .clip_forward import VisualPrompt
 
 TOKENS = 4
 """Three points (or a box and a point) and the padding that SAM adds where there is no box."""
@@ -40,7 +40,7 @@ def start(
     jitter: float = 0.08,
     generator: torch.Generator | None = None,
     scaled: bool = True,
-) -> Start:
+) -> VisualPrompt:
     """Prompts for masks (O,I,I), bool. `modes` (O) indexes `MODES`; `jitter` moves box corners by a part of the box's size.
 
     A mask prompt enters as SAM 2 gives it (`scaled`: through `mask_downsample`) or as plain low-res logits.
@@ -71,4 +71,4 @@ def start(
     low = sam.mask_downsample(whole)[:, 0] if scaled else F.avg_pool2d(whole, 4)[:, 0] * 20 - 10
     nothing = prompts.no_mask_embed.weight[0].expand(objects, model.config.sam.side**2, -1)
     dense = torch.where(mask[:, None, None], prompts.masks(low), nothing)
-    return Start(prompts.points(points, labels), real, dense, mask, masks, permanent)
+    return VisualPrompt(prompts.points(points, labels), real, dense, mask, masks, permanent)

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from . import sprites
+from .grammar import NOUN_NAMES
 from .scene import SIDE, Actor, Scene
-from .words import NAMES
 
 MARGIN = 64
 """Units of background beyond each edge of the picture, for the camera to pan into."""
@@ -26,7 +26,7 @@ class Painter:
         self.grain = (rng.standard_normal((size + 64, size + 64, 3)) * 32).astype(np.int8)
 
     def _sprite(self, noun: str, colour: str | None, flip: bool, shrink: int) -> Image.Image:
-        pixels = self.atlas[NAMES.index(noun)]
+        pixels = self.atlas[NOUN_NAMES.index(noun)]
         if colour is not None:
             pixels = sprites.tint(pixels, colour)
         image = Image.fromarray(np.ascontiguousarray(pixels[:, ::-1] if flip else pixels))
@@ -38,10 +38,10 @@ class Painter:
         return 4 if side < 0.28 * sprites.SIDE else 2 if side < 0.55 * sprites.SIDE else 1
 
     def paint(self, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Frames uint8 (T,s,s,3); owners uint8 (T,s,s): 0 background, i+1 actor i; areas int (T,N) of the unhidden actors."""
+        """Frames uint8 (T,s,s,3); instance_map uint8 (T,s,s): 0 background, i+1 actor i; areas int (T,N) of the unhidden actors."""
         backdrop, look = self.backdrop(scene, rng), Look(rng)
         frames = np.empty((scene.frames, self.size, self.size, 3), np.uint8)
-        owners = np.empty((scene.frames, self.size, self.size), np.uint8)
+        instance_map = np.empty((scene.frames, self.size, self.size), np.uint8)
         areas = np.zeros((scene.frames, len(scene.actors)), np.int64)
         order = sorted(range(len(scene.actors)), key=lambda i: scene.actors[i].depth)
         for t in range(scene.frames):
@@ -49,8 +49,8 @@ class Painter:
             for i in order:
                 areas[t, i] = self._stamp(picture, owner, scene.actors[i], t, i + 1, look.trail)
             frames[t] = look.finish(picture, self.grain, rng)
-            owners[t] = np.asarray(owner)
-        return frames, owners, areas
+            instance_map[t] = np.asarray(owner)
+        return frames, instance_map, areas
 
     def _stamp(self, picture: Image.Image, owner: Image.Image, actor: Actor, t: int, label: int, trail: bool) -> int:
         side = actor.size * actor.scale[t] * self.k

@@ -24,7 +24,7 @@ class Path:
         return cls(np.zeros(frames), np.zeros(frames), np.ones(frames), np.zeros(frames))
 
     def then(self, other: Path) -> Path:
-        """Both at once."""
+        """MuonAdamW at once."""
         return Path(self.x + other.x, self.y + other.y, self.scale * other.scale, self.angle + other.angle)
 
 

@@ -32,7 +32,9 @@ def score(predicted: np.ndarray, truth: np.ndarray, boundary: bool = True) -> tu
     return j, float(np.mean(boundary_f(predicted, truth))) if boundary else j
 
 
-def interval(values: Sequence[float], groups: Sequence[str], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    values: Sequence[float], groups: Sequence[str], draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
     """95 % bootstrap interval of the mean. Whole groups (clips) are drawn, for sentences of one clip share its fate."""
     values, labels = np.asarray(values, float), np.unique(np.asarray(groups), return_inverse=True)[1]
     if len(values) == 0:
@@ -44,11 +46,11 @@ def interval(values: Sequence[float], groups: Sequence[str], draws: int = 2000, 
     return float(low), float(high)
 
 
-def line(records: Sequence[Record]) -> dict[str, float | int | list[float]]:
+def summarize(records: Sequence[Record]) -> dict[str, float | int | list[float]]:
     """Count, J, F, J&F and its interval of some records."""
     if not records:
         return {"n": 0}
-    low, high = interval([r.jf for r in records], [r.clip for r in records])
+    low, high = bootstrap_interval([r.jf for r in records], [r.clip for r in records])
     j, f = float(np.mean([r.j for r in records])), float(np.mean([r.f for r in records]))
     return {
         "n": len(records),
@@ -59,12 +61,12 @@ def line(records: Sequence[Record]) -> dict[str, float | int | list[float]]:
     }
 
 
-def paired(base: Sequence[Record], other: Sequence[Record]) -> dict[str, float | int | list[float]] | None:
+def paired_difference(base: Sequence[Record], other: Sequence[Record]) -> dict[str, float | int | list[float]] | None:
     """J&F of `other` minus that of `base` on the same sentences, with its interval; None where they are not the same."""
     if [(r.clip, r.text, r.kind) for r in base] != [(r.clip, r.text, r.kind) for r in other]:
         return None
     differences = [b.jf - a.jf for a, b in zip(base, other)]
-    low, high = interval(differences, [r.clip for r in base])
+    low, high = bootstrap_interval(differences, [r.clip for r in base])
     return {
         "n": len(base),
         "difference": round(float(np.mean(differences)), 4),
@@ -75,18 +77,18 @@ def paired(base: Sequence[Record], other: Sequence[Record]) -> dict[str, float |
 def table(records: Iterable[Record]) -> dict[str, dict]:
     """Lines for all, each kind, and seen and unseen pairs of noun and attribute."""
     records = list(records)
-    out = {"all": line(records)}
+    out = {"all": summarize(records)}
     for kind in sorted({r.kind for r in records}):
-        out[kind] = line([r for r in records if r.kind == kind])
+        out[kind] = summarize([r for r in records if r.kind == kind])
     if any(r.unseen for r in records):
-        out["unseen pairs"] = line([r for r in records if r.unseen])
+        out["unseen pairs"] = summarize([r for r in records if r.unseen])
         # seen pairs of the same kinds, or the comparison would be one of kinds
         kinds = {r.kind for r in records if r.unseen}
-        out["seen pairs of those kinds"] = line([r for r in records if not r.unseen and r.kind in kinds])
+        out["seen pairs of those kinds"] = summarize([r for r in records if not r.unseen and r.kind in kinds])
     return out
 
 
-def text(rows: dict[str, dict]) -> str:
+def format_table(rows: dict[str, dict]) -> str:
     """The table for a terminal."""
     width = max(map(len, rows))
     lines = [f"{'':{width}}  {'n':>5}  {'J':>6}  {'F':>6}  {'J&F':>6}  95 % interval"]

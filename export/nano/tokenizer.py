@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from .words import COLOURS, KINDS, MOVES, NAMES, POSITION, RELATION, SIZE, absent, phrase
+from .grammar import COLOURS, KINDS, MOTIONS, NOUN_NAMES, POSITION, RELATION, SIZE, absent, phrase
 
 FILE = Path(__file__).resolve().parents[2] / "build" / "nano" / "tokenizer.json"
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
@@ -27,9 +27,9 @@ _ATTRIBUTES = {
     "size": tuple(SIZE),
     "position": tuple(POSITION),
     "relation": tuple(RELATION),
-    "motion": (*MOVES, "still"),
-    "earlier": tuple(MOVES),
-    "later": (*MOVES, "stop"),
+    "motion": (*MOTIONS, "still"),
+    "earlier": tuple(MOTIONS),
+    "later": (*MOTIONS, "stop"),
     "border": ("leave", "return", "gone", "enter", "stay", "there"),
 }
 
@@ -38,12 +38,17 @@ def sentences(count: int = 12000, seed: int = 0) -> list[str]:
     """Sentences of every kind about every noun, without drawing a clip."""
     rng, out = np.random.default_rng(seed), []
     for i in range(count):
-        kind, noun = KINDS[i % len(KINDS)], NAMES[int(rng.integers(len(NAMES)))]
+        kind, noun = KINDS[i % len(KINDS)], NOUN_NAMES[int(rng.integers(len(NOUN_NAMES)))]
         options = _ATTRIBUTES[kind]
         colour = tuple(COLOURS)[int(rng.integers(len(COLOURS)))]
         out.append(
             phrase(
-                rng, kind, noun, options[int(rng.integers(len(options)))], colour, NAMES[int(rng.integers(len(NAMES)))]
+                rng,
+                kind,
+                noun,
+                options[int(rng.integers(len(options)))],
+                colour,
+                NOUN_NAMES[int(rng.integers(len(NOUN_NAMES)))],
             )
         )
     return out + [absent(rng, set()) for _ in range(count // 20)]

@@ -28,19 +28,19 @@ from torch import Tensor
 from ..layers.positions import sine_grid
 from ..models.samwise import Samwise
 from . import losses, scores, sprites
+from .auxiliary_heads import build_heads
 from .config import SIZES, nano_config, to_dict
-from .data import Batch, Loader, Stream
-from .evaluate import Options, clips_of, evaluate
-from .heads import heads_of
-from .lessons import Lessons
-from .optimizer import Both, cost
-from .peers import Peers, keep_memory
-from .recipes import RECIPES
-from .world import World
+from .data_parallel import ProcessGroup, reuse_freed_memory
+from .dataset import SyntheticDataset
+from .evaluate import EvaluationOptions, clips_of, evaluate
+from .loader import Batch, BatchSpec, Loader
+from .objectives import Objectives
+from .optimizer import MuonAdamW, cost
+from .sampling_schedule import SCHEDULES
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class TrainConfig:
     """All that shapes a run. CLI defaults are read from here."""
 
     out: Path = Path("build/nano/run")
@@ -70,15 +70,17 @@ class Settings:
 class Trainer:
     """One of the processes of a run; rank 0 also keeps the log and the files."""
 
-    def __init__(self, settings: Settings, atlas: np.ndarray | None = None, peers: Peers | None = None) -> None:
-        self.s, self.peers = settings, peers or Peers()
+    def __init__(
+        self, settings: TrainConfig, atlas: np.ndarray | None = None, peers: ProcessGroup | None = None
+    ) -> None:
+        self.s, self.peers = settings, peers or ProcessGroup()
         torch.manual_seed(settings.seed)
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
         self.device = torch.device(settings.device)
         self.gpu = self.device.type == "cuda"
         self.half = True
-        recipe, self.config = RECIPES[settings.size], nano_config(settings.size)
+        recipe, self.config = SCHEDULES[settings.size], nano_config(settings.size)
         self.recipe = recipe
         self.streams = [replace(x, clips=max(1, round(x.clips * settings.scale))) for x in recipe.streams]
         # the workers fork before the device is touched
@@ -91,11 +93,13 @@ class Trainer:
         )
         self.model = Samwise(self.config).to(self.device)
         initialize(self.model)
-        self.heads = heads_of(self.config).to(self.device)
+        self.heads = build_heads(self.config).to(self.device)
         named = [*self.model.named_parameters(), *self.heads.named_parameters()]
         self.parameters = [p for _, p in named]
         self.owned = self.peers.share(self.parameters, [cost(name, p) for name, p in named])
-        self.optimizer = Both([pair for pair, mine in zip(named, self.owned) if mine], settings.rate, settings.decay)
+        self.optimizer = MuonAdamW(
+            [pair for pair, mine in zip(named, self.owned) if mine], settings.rate, settings.decay
+        )
         mine = {name for (name, _), own in zip(named, self.owned) if own}
         self.average = {
             k: v.detach().clone().float() for k, v in self.model.state_dict().items() if v.is_floating_point()
@@ -106,7 +110,7 @@ class Trainer:
         self.step, self.spent, self.taken = 0, 0.0, dict.fromkeys((x.name for x in self.streams), 0)
         self.random = torch.Generator(device=self.device).manual_seed(settings.seed + 1000 * self.peers.rank)
         self.draw = np.random.default_rng(settings.seed)
-        self.lessons = Lessons(self.model, self.heads, self.random, self.draw)
+        self.lessons = Objectives(self.model, self.heads, self.random, self.draw)
         self.clips: list = []
         self.pending: list[dict[str, Tensor]] = []
         settings.out.mkdir(parents=True, exist_ok=True)
@@ -162,7 +166,7 @@ class Trainer:
             [self.average[n] for n in self.averaging], [state[n].float() for n in self.averaging], weight
         )
 
-    def choose(self) -> Stream:
+    def choose(self) -> BatchSpec:
         return self.streams[int(self.draw.choice(len(self.streams), p=self.recipe.weights(self.fraction())))]
 
     def request(self, loader: Loader) -> None:
@@ -234,11 +238,13 @@ class Trainer:
     def validate(self) -> None:
         """J of the averaged weights on validation clips, per kind of sentence, and with a click."""
         model = self.averaged()
-        options = Options(split="val", clips=self.s.validation_clips, boundary=False)
+        options = EvaluationOptions(split="val", clips=self.s.validation_clips, boundary=False)
         part = slice(self.peers.rank, None, self.peers.count)
-        self.clips = self.clips or clips_of(options, World(self.config.sam.image_size, self.loader.atlas))[part]
+        self.clips = (
+            self.clips or clips_of(options, SyntheticDataset(self.config.sam.image_size, self.loader.atlas))[part]
+        )
         rows = scores.table(self.peers.gather(evaluate(model, options, self.clips)))
-        click = scores.line(self.peers.gather(evaluate(model, replace(options, prompt="click"), self.clips)))
+        click = scores.summarize(self.peers.gather(evaluate(model, replace(options, prompt="click"), self.clips)))
         if self.peers.rank:
             return
         self.export(self.s.out / "nano.pth")
@@ -330,7 +336,7 @@ def write(data: dict, path: Path) -> None:
 
 
 def main() -> None:
-    d = Settings()
+    d = TrainConfig()
     parser = argparse.ArgumentParser(prog="python -m export.nano.train", description="train the nano network")
     parser.add_argument("--out", type=Path, default=d.out, help="folder of the run; resumes what it finds there")
     parser.add_argument("--size", choices=SIZES, default=d.size, help="small for a CPU, large for a GPU")
@@ -349,19 +355,19 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="log milliseconds per step of each stream (slower)")
     args = vars(parser.parse_args())
     steps = args.pop("steps")
-    launch(Settings(**args), steps)
+    launch(TrainConfig(**args), steps)
 
 
-def launch(settings: Settings, steps: int | None = None, atlas: np.ndarray | None = None) -> None:
+def launch(settings: TrainConfig, steps: int | None = None, atlas: np.ndarray | None = None) -> None:
     """Train with as many processes as the settings say."""
-    keep_memory()
+    reuse_freed_memory()
     if settings.processes == 1:
         return Trainer(settings, atlas).run(steps)
     config = nano_config(settings.size)
-    sizes = [p.numel() for module in (Samwise(config), heads_of(config)) for p in module.parameters()]
-    peers = Peers(settings.processes, sum(sizes))
+    sizes = [p.numel() for module in (Samwise(config), build_heads(config)) for p in module.parameters()]
+    peers = ProcessGroup(settings.processes, sum(sizes))
 
-    def work(peers: Peers) -> None:
+    def work(peers: ProcessGroup) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // peers.count))
         Trainer(settings, atlas, peers).run(steps)
 

@@ -58,11 +58,11 @@ def test_j_and_f_equal_an_independent_computation(seed):
 def test_interval_holds_the_mean_and_narrows():
     rng = np.random.default_rng(0)
     values = rng.normal(0.8, 0.1, 400)
-    low, high = scores.interval(values, [str(i) for i in range(400)])
+    low, high = scores.bootstrap_interval(values, [str(i) for i in range(400)])
     assert low < values.mean() < high
     assert high - low == pytest.approx(2 * 1.96 * 0.1 / 20, rel=0.25)
     # sentences that share a clip tell less than as many clips
-    few = scores.interval(np.repeat(values[:40], 10), [str(i // 10) for i in range(400)])
+    few = scores.bootstrap_interval(np.repeat(values[:40], 10), [str(i // 10) for i in range(400)])
     assert few[1] - few[0] > 2 * (high - low)
 
 
@@ -76,7 +76,7 @@ def test_table_splits_by_kind_and_by_unseen_pairs():
     assert rows["all"]["J&F"] == pytest.approx((0.6 + 1.0 + 0.9) / 3, abs=1e-4)
     assert rows["motion"]["n"] == 2 and rows["unseen pairs"]["J&F"] == pytest.approx(0.6)
     assert rows["seen pairs of those kinds"]["n"] == 1
-    assert "motion" in scores.text(rows)
+    assert "motion" in scores.format_table(rows)
 
 
 def folder(root, layout):
@@ -180,10 +180,10 @@ def test_paired_differences():
     def records(*values, clip="a"):
         return [Record(clip, str(i), "noun", False, v, v) for i, v in enumerate(values)]
 
-    change = scores.paired(records(0.5, 0.5), records(0.25, 0.5))
+    change = scores.paired_difference(records(0.5, 0.5), records(0.25, 0.5))
     assert change == {"n": 2, "difference": -0.125, "interval": [-0.125, -0.125]}
-    assert scores.paired(records(0.5), records(0.5, 0.6)) is None
-    assert scores.paired(records(0.5), records(0.5, clip="b")) is None
+    assert scores.paired_difference(records(0.5), records(0.5, 0.6)) is None
+    assert scores.paired_difference(records(0.5), records(0.5, clip="b")) is None
 
 
 def test_clips_of_chosen_kinds(monkeypatch):

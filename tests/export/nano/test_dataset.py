@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from export.nano import puzzles, words
-from export.nano.meaning import doing, holds
-from export.nano.puzzles import build
+from export.nano import grammar, scene_generator
+from export.nano.dataset import SyntheticDataset
 from export.nano.scene import motion
+from export.nano.scene_generator import build
+from export.nano.semantics import doing, holds
 from export.nano.sprites import placeholder, tint
-from export.nano.world import World
 
 
 @pytest.fixture(scope="module")
 def world():
-    return World(atlas=placeholder())
+    return SyntheticDataset(atlas=placeholder())
 
 
 def scenes(count, frames, unseen=False, kinds=None):
@@ -22,7 +22,7 @@ def scenes(count, frames, unseen=False, kinds=None):
 
 def test_same_seed_same_clip_and_splits_differ(world):
     a, b, c = world.clip("val", 3, 8), world.clip("val", 3, 8), world.clip("test", 3, 8)
-    assert (a.frames == b.frames).all() and (a.owners == b.owners).all() and a.expressions == b.expressions
+    assert (a.frames == b.frames).all() and (a.instance_map == b.instance_map).all() and a.expressions == b.expressions
     assert a.frames.shape == (8, 128, 128, 3) and a.frames.dtype == np.uint8
     assert not (a.frames == c.frames).all()
 
@@ -35,14 +35,14 @@ def test_each_sentence_fits_one_object(frames):
         for e in scene.expressions:
             seen.add(e.kind)
             assert [i for i, a in enumerate(scene.actors) if holds(scene, e, a)] == [e.target], e
-    assert seen == (set(words.KINDS) if frames > 1 else {"noun", "colour", "size", "position", "relation"})
+    assert seen == (set(grammar.KINDS) if frames > 1 else {"noun", "colour", "size", "position", "relation"})
 
 
 def test_few_promised_sentences_fail_the_second_look(monkeypatch):
     """The check by meaning must confirm the construction, not replace it."""
     verdicts = []
-    check = puzzles.unambiguous
-    monkeypatch.setattr(puzzles, "unambiguous", lambda s, e: verdicts.append(check(s, e)) or verdicts[-1])
+    check = scene_generator.unambiguous
+    monkeypatch.setattr(scene_generator, "unambiguous", lambda s, e: verdicts.append(check(s, e)) or verdicts[-1])
     scenes(150, 16)
     assert np.mean(verdicts) > 0.9
 
@@ -50,14 +50,14 @@ def test_few_promised_sentences_fail_the_second_look(monkeypatch):
 def test_training_never_shows_held_out_pairs():
     for scene in scenes(250, 8):
         for actor in scene.actors:
-            assert not words.held_out(actor.noun, actor.colour) and not words.held_out(actor.noun, actor.move)
+            assert not grammar.held_out(actor.noun, actor.colour) and not grammar.held_out(actor.noun, actor.move)
     unseen = [e.unseen for scene in scenes(250, 8, unseen=True) for e in scene.expressions]
     assert 0.05 < np.mean(unseen) < 0.5
-    pairs = [words.held_out(n, a) for n in words.NAMES for a in words.ATTRIBUTES]
+    pairs = [grammar.held_out(n, a) for n in grammar.NOUN_NAMES for a in grammar.ATTRIBUTES]
     assert 0.05 < np.mean(pairs) < 0.2
 
 
-@pytest.mark.parametrize("move", [*words.MOVES, "still"])
+@pytest.mark.parametrize("move", [*grammar.MOTIONS, "still"])
 def test_motions_are_what_they_are_called(move):
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -73,12 +73,12 @@ def test_masks_hold_visible_pixels_only(world):
     e = clip.expressions[0]
     masks = clip.masks(e)
     assert masks.shape == (8, 128, 128) and masks.any()
-    total = sum(int((clip.owners == i + 1).sum()) for i in range(len(clip.scene.actors))) + int(
-        (clip.owners == 0).sum()
+    total = sum(int((clip.instance_map == i + 1).sum()) for i in range(len(clip.scene.actors))) + int(
+        (clip.instance_map == 0).sum()
     )
-    assert total == clip.owners.size
+    assert total == clip.instance_map.size
     for i in range(len(clip.scene.actors)):
-        assert ((clip.owners == i + 1).sum(axis=(1, 2)) <= clip.areas[:, i]).all()
+        assert ((clip.instance_map == i + 1).sum(axis=(1, 2)) <= clip.areas[:, i]).all()
 
 
 def test_an_object_in_front_hides_the_one_behind(world):

@@ -9,17 +9,17 @@ import torch
 
 from export.layers.attention import PackedAttention
 from export.models.samwise import Samwise, tiny_test_config
-from export.nano import conditional, losses, prompts, tokenizer, train
+from export.nano import finetune_cme, losses, prompts, tokenizer, train
+from export.nano.auxiliary_heads import FeatureHook, MotionHead, TextMatchHead, object_attention_loss
+from export.nano.clip_forward import TrackOptions, decode_without_memory, encode, track
 from export.nano.config import SIZES, from_dict, nano_config, to_dict
-from export.nano.data import LOOKS, NOBODY, USUAL, Loader, Stream, looks, sample, speeds
-from export.nano.evaluate import Options, evaluate, load
-from export.nano.heads import Overheard, SpeedHead, ToldHead, follow_loss
-from export.nano.network import Policy, encode, memoryless, track
-from export.nano.optimizer import Both, cost
-from export.nano.peers import Peers
-from export.nano.recipes import Recipe
+from export.nano.data_parallel import ProcessGroup
+from export.nano.dataset import SyntheticDataset
+from export.nano.evaluate import EvaluationOptions, evaluate, load
+from export.nano.loader import APPEARANCE_CLASSES, NO_TARGET, TYPICAL_MOTION, BatchSpec, Loader, looks, sample, speeds
+from export.nano.optimizer import MuonAdamW, cost
+from export.nano.sampling_schedule import SamplingSchedule
 from export.nano.sprites import placeholder
-from export.nano.world import World
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def test_first_frame_has_no_memory_and_later_ones_do(toy_network):
     tokens = torch.randint(4, 90, (2, 5))
     with torch.no_grad():
         clip = encode(toy_network, pictures(1, 4), tokens, None, 2)
-        alone = memoryless(toy_network, clip).low_res_logits.unflatten(0, (2, 4))
-        with_memory = track(toy_network, clip, Policy()).logits
-        without = track(toy_network, clip, Policy(memory=False)).logits
+        alone = decode_without_memory(toy_network, clip).low_res_logits.unflatten(0, (2, 4))
+        with_memory = track(toy_network, clip, TrackOptions()).logits
+        without = track(toy_network, clip, TrackOptions(memory=False)).logits
     assert torch.allclose(without, alone, atol=1e-5)
     assert torch.allclose(with_memory[:, 0], alone[:, 0], atol=1e-5)
     assert not torch.allclose(with_memory[:, 3], alone[:, 3], atol=1e-3)
@@ -78,12 +78,12 @@ def test_every_parameter_learns(toy_network):
     truth[:, :, 10:40, 20:50] = True
     tokens = torch.randint(4, 90, (2, 5))
     clip = encode(toy_network, pictures(1, 8), tokens, torch.ones_like(tokens, dtype=torch.bool), 2)
-    said = track(toy_network, clip, Policy(conditional=True, first=2, decide_all=True))
+    said = track(toy_network, clip, TrackOptions(conditional=True, first=2, decide_all=True))
     loss = losses.total(losses.frame_losses(said.logits, said.iou, said.score, truth))
     loss = loss + sum(decision.sum() for _, decision, _ in said.decisions)
     begin = prompts.start(toy_network, truth[:, 0].repeat(2, 1, 1), torch.arange(4), permanent=True)
     shown = encode(toy_network, pictures(1, 8), None, None, 4)
-    seen = track(toy_network, shown, Policy(tokens=(0, 1, 2, 3, 0, 1, 2, 3)), begin)
+    seen = track(toy_network, shown, TrackOptions(tokens=(0, 1, 2, 3, 0, 1, 2, 3)), begin)
     loss = loss + sum(
         losses.total(
             losses.frame_losses(seen.all_logits[:, :, i], seen.all_ious[:, :, i], seen.score, truth.repeat(2, 1, 1, 1))
@@ -133,7 +133,7 @@ def test_prompts_lie_in_the_mask():
 
 
 def test_batches_are_the_same_for_any_number_of_workers():
-    stream = Stream("clip", 2, 3, 2, negatives=0.5)
+    stream = BatchSpec("clip", 2, 3, 2, negatives=0.5)
     got = []
     for workers in (0, 1, 2):
         loader = Loader([stream], workers, ahead=2, size=64, atlas=placeholder())
@@ -144,7 +144,7 @@ def test_batches_are_the_same_for_any_number_of_workers():
             got.append(
                 (
                     batch.frames.copy(),
-                    batch.owners.copy(),
+                    batch.instance_map.copy(),
                     batch.targets,
                     batch.tokens,
                     batch.kinds,
@@ -157,37 +157,37 @@ def test_batches_are_the_same_for_any_number_of_workers():
     for some in zip(*got):
         assert all(np.array_equal(some[0], other) for other in some[1:])
     targets, kinds = got[0][2].ravel(), got[0][4]
-    assert [t == NOBODY for t in targets] == [k == "absent" for k in kinds]
+    assert [t == NO_TARGET for t in targets] == [k == "absent" for k in kinds]
 
 
 def test_looks_name_what_stands_there():
-    world = World(64, placeholder())
-    clip, _ = sample(world, Stream("image", 1, 1, 2, visual=True), 3)
+    world = SyntheticDataset(64, placeholder())
+    clip, _ = sample(world, BatchSpec("image", 1, 1, 2, visual=True), 3)
     table = looks(clip)
     assert table[0].tolist() == [0, 0, 0]
     assert (table[1 : len(clip.scene.actors) + 1] > 0).all() and not table[len(clip.scene.actors) + 1 :].any()
-    assert (table < list(LOOKS.values())).all()
+    assert (table < list(APPEARANCE_CLASSES.values())).all()
 
 
 def test_looks_tell_motions_apart_by_when():
     seen = set()
     for seed in range(60):
-        clip = World(64, placeholder()).clip("train", seed, 8)
+        clip = SyntheticDataset(64, placeholder()).clip("train", seed, 8)
         table = looks(clip)[1 : len(clip.scene.actors) + 1, 2]
         for actor, move in zip(clip.scene.actors, table):
             if actor.border is None:
                 assert (move == 1) == (actor.move == "still")
             seen.add(int(move))
-    assert len(seen) > 20 and max(seen) < LOOKS["move"]
+    assert len(seen) > 20 and max(seen) < APPEARANCE_CLASSES["move"]
 
 
 def test_speeds_are_those_of_the_paths():
     seen = set()
     for seed in range(40):
-        clip = World(64, placeholder()).clip("train", seed, 8)
+        clip = SyntheticDataset(64, placeholder()).clip("train", seed, 8)
         table = speeds(clip)
         assert table.shape[0] == 8 and not table[:, 0].any() and not table[:, len(clip.scene.actors) + 1 :].any()
-        for actor, (right, down, turn, growth) in zip(clip.scene.actors, table.mean(0)[1:] * USUAL):
+        for actor, (right, down, turn, growth) in zip(clip.scene.actors, table.mean(0)[1:] * TYPICAL_MOTION):
             if actor.border is not None or actor.active is None or not actor.active.all():
                 continue
             seen.add(actor.move)
@@ -207,12 +207,12 @@ def test_speeds_are_those_of_the_paths():
 
 def test_overheard_attention_is_in_place(toy_network):
     """What is kept of the attention over frames, against the adapter's own branch, frame by frame and cell by cell."""
-    listener = Overheard(toy_network.train())
+    listener = FeatureHook(toy_network.train())
     kept = []
     adapter = toy_network.cmt_adapters[1]
     plain = adapter.selective
-    owners = torch.zeros(1, 6, 64, 64, dtype=torch.uint8)
-    owners[:, :, 10:40, 20:60] = 1
+    instance_map = torch.zeros(1, 6, 64, 64, dtype=torch.uint8)
+    instance_map[:, :, 10:40, 20:60] = 1
     try:
         adapter.selective = lambda x: kept.append(plain(x)) or kept[-1]
         tokens = torch.randint(4, 90, (2, 5))
@@ -221,7 +221,7 @@ def test_overheard_attention_is_in_place(toy_network):
     finally:
         del adapter.selective
     output, heard = listener.take()
-    assert torch.equal(output, torch.cat(kept, 1).flatten(2, 3)) and listener.follow(heard, owners, 2) > 0
+    assert torch.equal(output, torch.cat(kept, 1).flatten(2, 3)) and listener.follow(heard, instance_map, 2) > 0
     assert not listener.said and not listener.heard
 
 
@@ -234,30 +234,30 @@ def test_attention_that_follows_loses_nothing():
             for i, (query, key) in enumerate(((0, 0), (1, 1), (3, 2))):  # who, who, when
                 attention.in_proj_weight[4 * head + i, query] = 20.0
                 attention.in_proj_weight[12 + 4 * head + i, key] = 20.0 if i < 2 else later
-    owners = torch.tensor([[1, 2, 2, 1]])
+    instance_map = torch.tensor([[1, 2, 2, 1]])
     x = torch.zeros(1, 4, 12)
-    x[0, :, 0], x[0, :, 1] = (owners[0] == 1).float(), (owners[0] == 2).float()
+    x[0, :, 0], x[0, :, 1] = (instance_map[0] == 1).float(), (instance_map[0] == 2).float()
     x[0, :, 2], x[0, :, 3] = torch.tensor([-1.0, -1.0, 1.0, 1.0]), 1.0
-    assert follow_loss(attention, x, owners, 2) < 1e-3
-    assert follow_loss(attention, x, torch.tensor([[1, 2, 1, 2]]), 2) > 3
+    assert object_attention_loss(attention, x, instance_map, 2) < 1e-3
+    assert object_attention_loss(attention, x, torch.tensor([[1, 2, 1, 2]]), 2) > 3
 
 
 def test_heads_lose_less_with_the_truth():
     """A map that holds the answer, read by the identity."""
-    owners = torch.zeros(1, 32, 32, dtype=torch.uint8)
-    owners[:, 8:24, 8:24] = 1
+    instance_map = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    instance_map[:, 8:24, 8:24] = 1
     rates = torch.zeros(1, 3, 4)
     rates[0, 1] = torch.tensor([1.0, -1.0, 0.0, 0.5])
-    speed = SpeedHead(4)
+    speed = MotionHead(4)
     torch.nn.init.eye_(speed.speeds.weight), torch.nn.init.zeros_(speed.speeds.bias)
-    cells = (owners[:, 2::4, 2::4] > 0).float().flatten(1)[..., None]
-    right, still = (speed(x, owners, rates) for x in (cells * rates[:, 1], torch.zeros(1, 64, 4)))
+    cells = (instance_map[:, 2::4, 2::4] > 0).float().flatten(1)[..., None]
+    right, still = (speed(x, instance_map, rates) for x in (cells * rates[:, 1], torch.zeros(1, 64, 4)))
     assert right["speed"] == 0 and right["_speed_right"] == 1 and still["speed"] > 0.5 and still["_speed_right"] == 0
-    told = ToldHead(2)
+    told = TextMatchHead(2)
     with torch.no_grad():
         told.covered.weight.copy_(torch.tensor([[4.0, -4.0]]))
     inside = torch.cat((cells, 1 - cells), 2)
-    assert told(inside, owners > 0)["told"] < 0.1 < 1 < told(1 - inside, owners > 0)["told"]
+    assert told(inside, instance_map > 0)["told"] < 0.1 < 1 < told(1 - inside, instance_map > 0)["told"]
 
 
 def test_tokenizer_layout():
@@ -286,14 +286,14 @@ def test_peers_step_like_one_process_with_their_mean_gradient():
     torch.manual_seed(5)
     alone = Square()
     torch.manual_seed(5)
-    peers = Peers(2, sum(p.numel() for p in Square().parameters()))
+    peers = ProcessGroup(2, sum(p.numel() for p in Square().parameters()))
 
     def work(peers):
         torch.manual_seed(5)
         model = Square()
         parameters = list(model.parameters())
         owned = peers.share(parameters, [cost(n, p) for n, p in model.named_parameters()])
-        optimizer = Both([pair for pair, mine in zip(model.named_parameters(), owned) if mine], 0.1, 0.0)
+        optimizer = MuonAdamW([pair for pair, mine in zip(model.named_parameters(), owned) if mine], 0.1, 0.0)
         for p, g in zip(parameters, gradients(peers.rank, model)):
             p.grad = g
         peers.reduce(parameters, owned)
@@ -305,10 +305,10 @@ def test_peers_step_like_one_process_with_their_mean_gradient():
     found = work(peers)
     for p, a, b in zip(alone.parameters(), gradients(0, alone), gradients(1, alone)):
         p.grad = (a + b) / 2
-    Both(list(alone.named_parameters()), 0.1, 0.0).step()
+    MuonAdamW(list(alone.named_parameters()), 0.1, 0.0).step()
     assert [rank for rank, *_ in found] == [0, 1]
-    owners = torch.tensor([owned for _, owned, *_ in found])
-    assert (owners.sum(0) == 1).all() and owners.any(1).all()
+    instance_map = torch.tensor([owned for _, owned, *_ in found])
+    assert (instance_map.sum(0) == 1).all() and instance_map.any(1).all()
     for _, _, clock, weights in found:
         assert clock == 1.0
         for mine, other in zip(weights, alone.parameters()):
@@ -318,14 +318,14 @@ def test_peers_step_like_one_process_with_their_mean_gradient():
 @pytest.mark.slow
 def test_a_run_trains_resumes_and_exports(tmp_path, monkeypatch):
     every = (
-        Stream("image", 1, 2, 2),
-        Stream("clip", 3, 1, 1),
-        Stream("visual", 2, 1, 1, visual=True),
-        Stream("look", 1, 2, 0, visual=True),
+        BatchSpec("image", 1, 2, 2),
+        BatchSpec("clip", 3, 1, 1),
+        BatchSpec("visual", 2, 1, 1, visual=True),
+        BatchSpec("look", 1, 2, 0, visual=True),
     )
-    recipe = Recipe(every, ((0.0, (0.25,) * 4), (1.0, (0.25,) * 4)))
-    monkeypatch.setitem(train.RECIPES, "small", recipe)
-    settings = train.Settings(
+    recipe = SamplingSchedule(every, ((0.0, (0.25,) * 4), (1.0, (0.25,) * 4)))
+    monkeypatch.setitem(train.SCHEDULES, "small", recipe)
+    settings = train.TrainConfig(
         out=tmp_path, total_minutes=60, processes=2, device="cpu", report=2, validation_clips=1, warmup=2
     )
     train.launch(settings, 4, placeholder())
@@ -336,8 +336,8 @@ def test_a_run_trains_resumes_and_exports(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="--processes"):
         train.Trainer(replace(settings, processes=1), placeholder())
     model = load(tmp_path / "nano.pth")
-    world = World(atlas=placeholder())
-    records = evaluate(model, Options(boundary=False, clips=1), [world.clip("test", 0, 8)])
+    world = SyntheticDataset(atlas=placeholder())
+    records = evaluate(model, EvaluationOptions(boundary=False, clips=1), [world.clip("test", 0, 8)])
     assert records and all(0 <= r.j <= 1 for r in records)
 
 
@@ -345,14 +345,14 @@ def test_conditional_memory_is_taught_alone():
     """Decisions of an untrained network, and a rule that the module can learn: only the module changes."""
     torch.manual_seed(0)
     model = Samwise(nano_config()).eval()
-    decisions = conditional.gather(model, 1, World(atlas=placeholder()))
+    decisions = finetune_cme.gather(model, 1, SyntheticDataset(atlas=placeholder()))
     assert decisions.pointers.shape == decisions.early.shape and set(decisions.labels.tolist()) <= {0, 1}
     width = model.config.sam.width
     pointers, early = torch.randn(2, 4000, width)
     early[:, 0] *= 4
-    rule = conditional.Decisions(pointers, early, (early[:, 0] > 4.0).long())
+    rule = finetune_cme.Decisions(pointers, early, (early[:, 0] > 4.0).long())
     before = {name: p.clone() for name, p in model.named_parameters()}
-    scores = conditional.teach(model, rule, steps=300)
+    scores = finetune_cme.teach(model, rule, steps=300)
     assert 0.1 < scores["switches"] < 0.25 and scores["precision"] > 0.7 and scores["recall"] > 0.7
     changed = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {"conditional_memory_encoder"}

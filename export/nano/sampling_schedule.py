@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .data import Stream
-from .puzzles import MOVING
+from .loader import BatchSpec
+from .scene_generator import MOVING
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class SamplingSchedule:
     """What a size of network is fed. `mix`: part of the steps per stream at the given part of the budget; between two rows
     the mix changes linearly."""
 
-    streams: tuple[Stream, ...]
+    streams: tuple[BatchSpec, ...]
     mix: tuple[tuple[float, tuple[float, ...]], ...]
 
     def weights(self, fraction: float) -> np.ndarray:
@@ -28,19 +28,19 @@ class Recipe:
         raise ValueError(f"a part of the budget is 0 to 1, not {fraction}")
 
 
-RECIPES = {
+SCHEDULES = {
     # batches per process
-    "small": Recipe(
+    "small": SamplingSchedule(
         (
-            Stream("image", 1, 5, 4),
-            Stream("clip", 8, 1, 4),
-            Stream("long12", 12, 1, 3),
-            Stream("visual", 8, 1, 6, visual=True),
-            Stream("visual_image", 1, 6, 8, visual=True),
-            Stream("look", 1, 12, 0, visual=True),
-            Stream("moves", 8, 2, 2, kinds=MOVING, memory=False),
+            BatchSpec("image", 1, 5, 4),
+            BatchSpec("clip", 8, 1, 4),
+            BatchSpec("long12", 12, 1, 3),
+            BatchSpec("visual", 8, 1, 6, visual=True),
+            BatchSpec("visual_image", 1, 6, 8, visual=True),
+            BatchSpec("look", 1, 12, 0, visual=True),
+            BatchSpec("moves", 8, 2, 2, kinds=MOVING, memory=False),
             # what begins in the second window: the first one's memory is of the wrong object, and must be given up
-            Stream("turns", 16, 1, 2, kinds=("later", "earlier")),
+            BatchSpec("turns", 16, 1, 2, kinds=("later", "earlier")),
         ),
         (
             (0.0, (0.38, 0.0, 0.0, 0.0, 0.14, 0.48, 0.0, 0.0)),
@@ -51,14 +51,14 @@ RECIPES = {
             (1.0, (0.12, 0.35, 0.10, 0.28, 0.05, 0.0, 0.04, 0.06)),
         ),
     ),
-    "large": Recipe(
+    "large": SamplingSchedule(
         (
-            Stream("image", 1, 128, 5),
-            Stream("clip", 8, 32, 3),
-            Stream("long16", 16, 20, 2),
-            Stream("long12", 12, 24, 2),
-            Stream("visual", 8, 24, 2, visual=True),
-            Stream("visual_image", 1, 128, 2, visual=True),
+            BatchSpec("image", 1, 128, 5),
+            BatchSpec("clip", 8, 32, 3),
+            BatchSpec("long16", 16, 20, 2),
+            BatchSpec("long12", 12, 24, 2),
+            BatchSpec("visual", 8, 24, 2, visual=True),
+            BatchSpec("visual_image", 1, 128, 2, visual=True),
         ),
         (
             (0.0, (0.75, 0.0, 0.0, 0.0, 0.0, 0.25)),

@@ -1,6 +1,6 @@
 """What a sentence means, decided from the actors' paths alone.
 
-The puzzles promise that each sentence fits exactly one actor; this module looks again, with thresholds that leave a gap
+The groups promise that each sentence fits exactly one actor; this module looks again, with thresholds that leave a gap
 between "does" and "does not", and a sentence that fits none or several is dropped.
 """
 

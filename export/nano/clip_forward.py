@@ -22,7 +22,7 @@ CONDITIONING = 6
 
 
 @dataclass(slots=True)
-class Encoded:
+class EncodedClip:
     """Maps of a clip: `embedding` (O,T,N,D), `fine_0` (O,T,D/8,S4,S4), `fine_1` (O,T,D/4,S8,S8), `sparse` (O,T,K,D),
     and before any sentence `shared` (B,T,S8*S8,C)."""
 
@@ -34,7 +34,7 @@ class Encoded:
 
 
 @dataclass(slots=True)
-class Tracked:
+class TrackedClip:
     """What the network said: `logits` (O,T,S4,S4), `iou`, `score` (O,T); `decisions` [(frame, (O,2), memory-less logits)];
     `all_logits` (O,T,4,S4,S4) and `all_ious` (O,T,4) of all mask tokens, where they were asked for."""
 
@@ -52,18 +52,20 @@ def normalize(frames_bthwc: Tensor) -> Tensor:
     return (x - x.new_tensor(MEAN)[:, None, None]) / x.new_tensor(STD)[:, None, None]
 
 
-def encode(model: Samwise, pixels: Tensor, tokens: Tensor | None, token_mask: Tensor | None, prompts: int) -> Encoded:
+def encode(
+    model: Samwise, pixels: Tensor, tokens: Tensor | None, token_mask: Tensor | None, prompts: int
+) -> EncodedClip:
     """Encode clips (B,T,3,I,I) in windows. `tokens` (O,L), or None for visual prompts, which pass the adapters by."""
     window = model.config.window
     parts = [_encode_window(model, part, tokens, token_mask, prompts) for part in pixels.split(window, 1)]
     if len(parts) == 1:
         return parts[0]
-    return Encoded(*(torch.cat([getattr(p, field.name) for p in parts], 1) for field in fields(Encoded)))
+    return EncodedClip(*(torch.cat([getattr(p, field.name) for p in parts], 1) for field in fields(EncodedClip)))
 
 
 def _encode_window(
     model: Samwise, pixels: Tensor, tokens: Tensor | None, token_mask: Tensor | None, prompts: int
-) -> Encoded:
+) -> EncodedClip:
     frames, trunk, neck = pixels.shape[1], model.sam.trunk, model.sam.neck
     decoder = model.sam.sam_mask_decoder
 
@@ -92,7 +94,7 @@ def _encode_window(
         sparse = model.prompt(text).unsqueeze(1).expand(-1, frames, -1, -1)
     fine_1 = decoder.conv_s1(neck.lateral(1)(maps[0]))
     embedding = neck.embedding(maps[1], maps[2]).flatten(1, 2)
-    return Encoded(
+    return EncodedClip(
         *(y.unflatten(0, (-1, frames)) for y in (embedding, fine_0.permute(0, 3, 1, 2), fine_1.permute(0, 3, 1, 2))),
         sparse,
         shared,
@@ -104,14 +106,14 @@ def nothing(model: Samwise, objects: int) -> Tensor:
     return model.sam.sam_prompt_encoder.not_a_point_embed.weight.expand(objects, 2, -1)
 
 
-def memoryless(model: Samwise, clip: Encoded) -> Frame:
+def decode_without_memory(model: Samwise, clip: EncodedClip) -> Frame:
     """All frames of all objects decoded at once without memory: (O*T, ...)."""
     x = model.without_memory(clip.embedding.flatten(0, 1))
     return model.decode(x, clip.sparse.flatten(0, 1), clip.fine_0.flatten(0, 1), clip.fine_1.flatten(0, 1), masks=1)
 
 
 @dataclass(slots=True)
-class Start:
+class VisualPrompt:
     """A visual prompt on frame 0: `sparse` (O,K,D), `mask` (O,K) bool, `dense` (O,N,D). With `given` (O) bool and `masks`
     (O,I,I) bool the memory of frame 0 is made from the given mask; `permanent`: frame 0 is never forgotten (SAM 2)."""
 
@@ -124,7 +126,7 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class TrackOptions:
     """How a clip is followed. `first`, `every`: when the conditional memory encoder is asked; `memory` off forgets all."""
 
     conditional: bool = False
@@ -139,8 +141,12 @@ class Policy:
 
 
 def track(
-    model: Samwise, clip: Encoded, policy: Policy, start: Start | None = None, teach: Tensor | None = None
-) -> Tracked:
+    model: Samwise,
+    clip: EncodedClip,
+    policy: TrackOptions,
+    start: VisualPrompt | None = None,
+    teach: Tensor | None = None,
+) -> TrackedClip:
     """Follow the objects through the clip.
 
     `teach` (O,T,I,I) int8, for training with a faithful memory: where an object's row is not -1, the mask in it (0 or 1)
@@ -199,7 +205,7 @@ def track(
             remembered = _given(remembered, teach[:, t] > 0.5, known, model.config.sam.image_size)
         slots.append(model.remember(clip.embedding[:, t], remembered))
         pointers.append(frame.pointer)
-    result = Tracked(
+    result = TrackedClip(
         torch.stack([f.low_res_logits for f in out], 1),
         torch.stack([f.iou for f in out], 1),
         torch.stack([f.score for f in out], 1),
@@ -224,7 +230,7 @@ def _given(logits: Tensor, masks: Tensor, use: Tensor, side: int) -> Tensor:
 
 
 def _condition(
-    model: Samwise, embedding: Tensor, slots: list[Tensor], pointers: list[Tensor], t: int, start: Start | None
+    model: Samwise, embedding: Tensor, slots: list[Tensor], pointers: list[Tensor], t: int, start: VisualPrompt | None
 ) -> Tensor:
     if t == 0:
         return model.without_memory(embedding)

@@ -1,12 +1,12 @@
 """The world: clips with masks and sentences, each a pure function of split, seed and length.
 
-    clip = World().clip("test", 7, frames=16)
-    clip.frames (T,128,128,3) uint8, clip.owners (T,128,128) uint8, clip.expressions
+    clip = SyntheticDataset().clip("test", 7, frames=16)
+    clip.frames (T,128,128,3) uint8, clip.instance_map (T,128,128) uint8, clip.expressions
 
 `clip.masks(expression)` is the ground truth: visible pixels only, and none on frames on which the object is away. The
 splits draw from different random streams; only "test" shows pairs of noun and attribute that are held out of training.
 
-    python -m export.nano.world --split test --seed 0 --out sheet.png      # look at a few clips
+    python -m export.nano.dataset --split test --seed 0 --out sheet.png      # look at a few clips
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from . import sprites
-from .puzzles import build
+from .grammar import absent
 from .render import Painter
 from .scene import Expression, Scene
-from .words import absent
+from .scene_generator import build
 
 PIXELS = 128
 """Side of the clips that are trained and measured on."""
@@ -33,11 +33,11 @@ VISIBLE = 0.03
 
 
 @dataclass(slots=True)
-class Clip:
-    """One clip. `owners`: 0 background, i+1 actor i, visible pixels only. `areas` (T,N): pixels of each actor, unhidden."""
+class SyntheticClip:
+    """One clip. `instance_map`: 0 background, i+1 actor i, visible pixels only. `areas` (T,N): pixels of each actor, unhidden."""
 
     frames: np.ndarray
-    owners: np.ndarray
+    instance_map: np.ndarray
     areas: np.ndarray
     scene: Scene
 
@@ -47,69 +47,69 @@ class Clip:
 
     def masks(self, expression: Expression) -> np.ndarray:
         """Ground truth of an expression, bool (T,H,W)."""
-        return self.owners == expression.target + 1
+        return self.instance_map == expression.target + 1
 
 
-class World:
+class SyntheticDataset:
     """Draws clips of `size` pixels square. `atlas`: sprites (N,128,128,4), default the one of `export.nano.sprites`."""
 
     def __init__(self, size: int = PIXELS, atlas: np.ndarray | None = None) -> None:
         self.painter = Painter(sprites.load() if atlas is None else atlas, size)
 
-    def clip(self, split: str, seed: int, frames: int = 16, kinds: tuple[str, ...] | None = None) -> Clip:
-        """Clip number `seed` of a split. At least one expression; each names an object that can be seen."""
+    def clip(self, split: str, seed: int, frames: int = 16, kinds: tuple[str, ...] | None = None) -> SyntheticClip:
+        """SyntheticClip number `seed` of a split. At least one expression; each names an object that can be seen."""
         rng = np.random.default_rng([SPLITS[split], seed, frames])
         while True:
             scene = build(rng, frames, allow_unseen=split == "test", kinds=kinds)
-            pixels, owners, areas = self.painter.paint(scene, rng)
-            owners = _forget_specks(owners, areas)
-            scene.expressions = [e for e in scene.expressions if _shown(owners, areas, e)]
+            pixels, instance_map, areas = self.painter.paint(scene, rng)
+            instance_map = _forget_specks(instance_map, areas)
+            scene.expressions = [e for e in scene.expressions if _shown(instance_map, areas, e)]
             if scene.expressions:
-                return Clip(pixels, owners, areas, scene)
+                return SyntheticClip(pixels, instance_map, areas, scene)
 
-    def absent(self, clip: Clip, rng: np.random.Generator) -> str:
+    def absent(self, clip: SyntheticClip, rng: np.random.Generator) -> str:
         """A sentence about something that is not in the clip."""
         return absent(rng, {actor.noun for actor in clip.scene.actors})
 
 
-def test_clips(world: World, count: int = TEST_CLIPS, split: str = "test", first: int = 0):
+def test_clips(world: SyntheticDataset, count: int = TEST_CLIPS, split: str = "test", first: int = 0):
     """The clips of a split in order, lengths taking turns: 8, 12 and 16 frames."""
     for seed in range(first, first + count):
         yield world.clip(split, seed, TEST_LENGTHS[seed % len(TEST_LENGTHS)])
 
 
-def _visible(owners: np.ndarray, count: int) -> np.ndarray:
+def _visible(instance_map: np.ndarray, count: int) -> np.ndarray:
     """(T,N) visible pixels of each actor."""
-    return np.stack([np.bincount(o.ravel(), minlength=count + 1)[1 : count + 1] for o in owners])
+    return np.stack([np.bincount(o.ravel(), minlength=count + 1)[1 : count + 1] for o in instance_map])
 
 
-def _forget_specks(owners: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    seen = _visible(owners, areas.shape[1])
+def _forget_specks(instance_map: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    seen = _visible(instance_map, areas.shape[1])
     for t, i in zip(*np.nonzero((seen > 0) & (seen < VISIBLE * np.maximum(areas, seen.max(axis=0))))):
-        owners[t][owners[t] == i + 1] = 0
-    return owners
+        instance_map[t][instance_map[t] == i + 1] = 0
+    return instance_map
 
 
-def _shown(owners: np.ndarray, areas: np.ndarray, expression: Expression) -> bool:
+def _shown(instance_map: np.ndarray, areas: np.ndarray, expression: Expression) -> bool:
     """Enough of the object shows for a viewer to name it: half of it on some frame, and a third on most present ones."""
-    mine = (owners == expression.target + 1).sum(axis=(1, 2))
+    mine = (instance_map == expression.target + 1).sum(axis=(1, 2))
     full = areas[:, expression.target].max()
     part = mine / max(full, 1)
     present = part > 0
     return bool(present.mean() >= 0.25 and part.max() >= 0.5 and (part[present] > 0.33).mean() >= 0.6)
 
 
-def sheet(clip: Clip, columns: int = 8) -> np.ndarray:
-    """A contact sheet, uint8 (rows,width,3): the frames, and below them the owners in colours."""
+def sheet(clip: SyntheticClip, columns: int = 8) -> np.ndarray:
+    """A contact sheet, uint8 (rows,width,3): the frames, and below them the instance_map in colours."""
     steps = np.linspace(0, len(clip.frames) - 1, min(columns, len(clip.frames))).round().astype(int)
     palette = np.random.default_rng(5).integers(60, 255, (16, 3)).astype(np.uint8)
     palette[0] = 0
     top = np.concatenate(list(clip.frames[steps]), axis=1)
-    return np.concatenate([top, palette[np.concatenate(list(clip.owners[steps]), axis=1)]], axis=0)
+    return np.concatenate([top, palette[np.concatenate(list(clip.instance_map[steps]), axis=1)]], axis=0)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m export.nano.world", description="look at clips of the world")
+    parser = argparse.ArgumentParser(prog="python -m export.nano.dataset", description="look at clips of the world")
     parser.add_argument("--split", choices=SPLITS, default="val")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=3)
@@ -118,7 +118,7 @@ def main() -> None:
     args = parser.parse_args()
     from PIL import Image
 
-    world, sheets = World(), []
+    world, sheets = SyntheticDataset(), []
     for seed in range(args.seed, args.seed + args.count):
         clip = world.clip(args.split, seed, args.frames)
         sheets.append(sheet(clip))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..layers.attention import PackedAttention
 from ..models.samwise import Samwise, SamwiseConfig
 from ..stages.cross_modal_adapter import from_patches, to_patches
-from .data import LOOKS, MEASURES
+from .loader import APPEARANCE_CLASSES, MOTION_SIZE
 
 BACKGROUND = 0.2
 """Weight of a cell in which nothing stands."""
@@ -21,24 +21,26 @@ QUICK = 3.0
 """Weight of a speed that a viewer would notice: most are nearly nothing."""
 
 
-class LooksHead(nn.Module):
+class AppearanceHead(nn.Module):
     """Tells noun, colour and motion of what stands in each cell of a map, without a sentence."""
 
     def __init__(self, width: int, names: tuple[str, ...]) -> None:
         super().__init__()
         self.names = names
         self.norm = nn.LayerNorm(width)
-        self.classes = nn.Linear(width, sum(LOOKS[n] for n in names))
+        self.classes = nn.Linear(width, sum(APPEARANCE_CLASSES[n] for n in names))
 
-    def forward(self, map_bnd: Tensor, owners_bii: Tensor, looks_bo3: Tensor) -> dict[str, Tensor]:
-        """Losses for maps (B,N,D) against owners (B,I,I) uint8 and the table of `data.looks`; background counts a fifth."""
-        cells = cells_of(owners_bii, map_bnd.shape[1])
+    def forward(self, map_bnd: Tensor, instances_bii: Tensor, looks_bo3: Tensor) -> dict[str, Tensor]:
+        """Losses for maps (B,N,D) against instance_map (B,I,I) uint8 and the table of `data.looks`; background counts a fifth."""
+        cells = cell_instances(instances_bii, map_bnd.shape[1])
         labels = looks_bo3.gather(1, cells[..., None].expand(-1, -1, 3)).unbind(2)
         weight = torch.where(cells > 0, 1.0, BACKGROUND).flatten()
-        parts = self.classes(self.norm(map_bnd)).float().flatten(0, 1).split([LOOKS[n] for n in self.names], 1)
+        parts = (
+            self.classes(self.norm(map_bnd)).float().flatten(0, 1).split([APPEARANCE_CLASSES[n] for n in self.names], 1)
+        )
         out = {}
         for name, logits in zip(self.names, parts):
-            label = labels[tuple(LOOKS).index(name)].flatten()
+            label = labels[tuple(APPEARANCE_CLASSES).index(name)].flatten()
             loss = F.cross_entropy(logits, label, reduction="none")
             shown = label > (name == "move")  # most objects stand still, and count less there
             wanted = weight if name != "move" else weight * torch.where(shown, 1.0, 0.3)
@@ -47,7 +49,7 @@ class LooksHead(nn.Module):
         return out
 
 
-class SpeedHead(nn.Module):
+class MotionHead(nn.Module):
     """Tells how fast what stands in a cell moves, turns and grows, from the output of hierarchical selective attention.
 
     The only place where one frame sees another within a window; a motion that is not found there is found nowhere.
@@ -55,11 +57,11 @@ class SpeedHead(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.speeds = nn.Linear(width, MEASURES)
+        self.speeds = nn.Linear(width, MOTION_SIZE)
 
-    def forward(self, map_bnd: Tensor, owners_bii: Tensor, speeds_bom: Tensor) -> dict[str, Tensor]:
-        """Losses for maps (B,N,D) of all frames against owners (B,I,I) uint8 and `data.speeds` (B,OWNERS,M)."""
-        cells = cells_of(owners_bii, map_bnd.shape[1])
+    def forward(self, map_bnd: Tensor, instances_bii: Tensor, speeds_bom: Tensor) -> dict[str, Tensor]:
+        """Losses for maps (B,N,D) of all frames against instance_map (B,I,I) uint8 and `data.speeds` (B,MAX_INSTANCES,M)."""
+        cells = cell_instances(instances_bii, map_bnd.shape[1])
         wanted = speeds_bom.gather(1, cells[..., None].expand(-1, -1, speeds_bom.shape[2]))
         found = self.speeds(map_bnd).float()
         weight = torch.where(cells > 0, 1.0, BACKGROUND)
@@ -71,7 +73,7 @@ class SpeedHead(nn.Module):
         }
 
 
-class ToldHead(nn.Module):
+class TextMatchHead(nn.Module):
     """Tells from each cell of the map that a sentence has changed how much of it the sentence's object covers."""
 
     def __init__(self, width: int) -> None:
@@ -89,28 +91,28 @@ class ToldHead(nn.Module):
         return {"told": (loss * weight).sum() / weight.sum()}
 
 
-def cells_of(owners_bii: Tensor, count: int) -> Tensor:
+def cell_instances(instances_bii: Tensor, count: int) -> Tensor:
     """Owner in the middle of each of `count` cells: (B,I,I) -> int64 (B,count)."""
-    step = owners_bii.shape[1] // int(count**0.5)
-    return owners_bii[:, step // 2 :: step, step // 2 :: step].flatten(1).long()
+    step = instances_bii.shape[1] // int(count**0.5)
+    return instances_bii[:, step // 2 :: step, step // 2 :: step].flatten(1).long()
 
 
-def heads_of(config: SamwiseConfig) -> nn.ModuleDict:
+def build_heads(config: SamwiseConfig) -> nn.ModuleDict:
     """Heads on the map that all sentences share, on the one that a sentence has changed (`fused`, `told`), on the one
     without sentence, and on the attention over frames."""
     width, both = config.sam.width, ("noun", "colour")
     return nn.ModuleDict(
         {
-            "shared": LooksHead(config.sam.hiera.widths[1], both),
-            "plain": LooksHead(width, both),
-            "fused": LooksHead(width, (*both, "move")),
-            "told": ToldHead(width),
-            "speed": SpeedHead(config.adapter.width),
+            "shared": AppearanceHead(config.sam.hiera.widths[1], both),
+            "plain": AppearanceHead(width, both),
+            "fused": AppearanceHead(width, (*both, "move")),
+            "told": TextMatchHead(width),
+            "speed": MotionHead(config.adapter.width),
         }
     )
 
 
-class Overheard:
+class FeatureHook:
     """Keeps what goes into and comes out of the attention over frames at stride 16, window by window, until it is asked."""
 
     def __init__(self, model: Samwise) -> None:
@@ -131,18 +133,22 @@ class Overheard:
         heard, self.heard, self.said = self.heard, [], []
         return output, heard
 
-    def follow(self, heard: list[Tensor], owners_btii: Tensor, every: int) -> Tensor:
-        """`follow_loss` of what `take` gave, mean of its windows. `owners_btii` (B,T,I,I) uint8; one in `every` of the O is
+    def follow(self, heard: list[Tensor], instances_btii: Tensor, every: int) -> Tensor:
+        """`object_attention_loss` of what `take` gave, mean of its windows. `instances_btii` (B,T,I,I) uint8; one in `every` of the O is
         enough."""
-        cells = cells_of(owners_btii.flatten(0, 1), self.side**2).view(*owners_btii.shape[:2], self.side, self.side, 1)
+        cells = cell_instances(instances_btii.flatten(0, 1), self.side**2).view(
+            *instances_btii.shape[:2], self.side, self.side, 1
+        )
         frames, losses = [x.shape[1] // self.patch**2 for x in heard], []
         for x, part in zip(heard, cells.split(frames, 1)):
-            x = x.unflatten(0, (every * len(owners_btii), -1))[::every].flatten(0, 1)
-            losses.append(follow_loss(self.attention, x, to_patches(part, self.patch).flatten(1), part.shape[1]))
+            x = x.unflatten(0, (every * len(instances_btii), -1))[::every].flatten(0, 1)
+            losses.append(
+                object_attention_loss(self.attention, x, to_patches(part, self.patch).flatten(1), part.shape[1])
+            )
         return sum(losses) / len(losses)
 
 
-def follow_loss(attention: PackedAttention, x_bnc: Tensor, owners_bn: Tensor, frames: int) -> Tensor:
+def object_attention_loss(attention: PackedAttention, x_bnc: Tensor, instances_bn: Tensor, frames: int) -> Tensor:
     """-log of the attention that the first head gives to later pictures of what stands in a cell, the second to earlier ones.
 
     Attention that is spread evenly learns nearly nothing from a mask; told once whom to follow, its values differ by where
@@ -155,7 +161,7 @@ def follow_loss(attention: PackedAttention, x_bnc: Tensor, owners_bn: Tensor, fr
     q, k = (y.unflatten(2, (attention.heads, -1))[:, :, :2].transpose(1, 2) for y in (q, k))
     scores = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).log_softmax(-1)
     time = torch.arange(frames, device=x_bnc.device).repeat_interleave(x_bnc.shape[1] // frames)
-    same = (owners_bn[:, :, None] == owners_bn[:, None]) & (owners_bn > 0)[:, :, None]
+    same = (instances_bn[:, :, None] == instances_bn[:, None]) & (instances_bn > 0)[:, :, None]
     wanted = torch.stack((same & (time > time[:, None]), same & (time < time[:, None])), 1)
     has = wanted.any(-1)
     missed = -scores.masked_fill(~wanted, -1e4).logsumexp(-1)

@@ -1,6 +1,6 @@
 """Teach the conditional memory encoder of a finished network, and nothing else.
 
-    python -m export.nano.conditional --checkpoint build/nano/run/nano.pth
+    python -m export.nano.finetune_cme --checkpoint build/nano/run/nano.pth
 
 While the whole network trains, a memory that follows the wrong object is rare and changes from step to step, so that the
 module only learns to say "stay". Here the network stands still: it follows sentences through clips of two windows in which
@@ -21,14 +21,14 @@ from torch import Tensor
 
 from ..models.samwise import Samwise
 from . import tokenizer
-from .data import Stream, sample
+from .clip_forward import TrackOptions, encode, normalize, track
+from .dataset import SyntheticDataset
 from .evaluate import load
-from .losses import labels_of
-from .network import Policy, encode, normalize, track
+from .loader import BatchSpec, sample
+from .losses import clip_decision_labels
 from .train import write
-from .world import World
 
-STREAM = Stream("late", 16, 1, 2, kinds=("later", "earlier"))
+STREAM = BatchSpec("late", 16, 1, 2, kinds=("later", "earlier"))
 FIRST = 10_000_000
 """Clips from here on were not seen by the training of the whole."""
 CLIPS, STEPS, BATCH, RATE = 500, 1500, 256, 1e-3
@@ -49,7 +49,7 @@ class Decisions:
 
 
 @torch.inference_mode()
-def gather(model: Samwise, clips: int, world: World, first: int = FIRST) -> Decisions:
+def gather(model: Samwise, clips: int, world: SyntheticDataset, first: int = FIRST) -> Decisions:
     """Decisions on every frame from the sixth on, with the label that the ground truth gives them."""
     words, asked, labels = tokenizer.load(), [], []
     hook = model.conditional_memory_encoder.register_forward_hook(lambda _, tokens, __: asked.append(tokens))
@@ -57,10 +57,10 @@ def gather(model: Samwise, clips: int, world: World, first: int = FIRST) -> Deci
         for seed in range(first, first + clips):
             clip, said = sample(world, STREAM, seed)
             tokens, mask = (torch.from_numpy(x) for x in tokenizer.encode(words, [text for _, text, _ in said]))
-            truth = torch.stack([torch.from_numpy(clip.owners == owner) for owner, _, _ in said])
+            truth = torch.stack([torch.from_numpy(clip.instance_map == owner) for owner, _, _ in said])
             encoded = encode(model, normalize(torch.from_numpy(clip.frames)[None]), tokens, mask, len(said))
-            tracked = track(model, encoded, Policy(conditional=True, every=1, decide_all=True))
-            labels.append(labels_of(tracked, truth))
+            tracked = track(model, encoded, TrackOptions(conditional=True, every=1, decide_all=True))
+            labels.append(clip_decision_labels(tracked, truth))
     finally:
         hook.remove()
     pointers, early, known = (torch.cat(x) for x in ([p for p, _ in asked], [e for _, e in asked], labels))
@@ -96,7 +96,7 @@ def teach(model: Samwise, decisions: Decisions, steps: int = STEPS, seed: int = 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m export.nano.conditional", description="teach the conditional memory encoder"
+        prog="python -m export.nano.finetune_cme", description="teach the conditional memory encoder"
     )
     parser.add_argument("--checkpoint", type=Path, default=Path("build/nano/run/nano.pth"))
     parser.add_argument("--out", type=Path, help="default: replace the checkpoint")
@@ -104,7 +104,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)  # one sentence at a time is too little work to divide
     began, model = time.monotonic(), load(args.checkpoint)
-    decisions = gather(model, args.clips, World(model.config.sam.image_size))
+    decisions = gather(model, args.clips, SyntheticDataset(model.config.sam.image_size))
     print(
         f"{len(decisions.labels)} decisions, {int(decisions.labels.sum())} of them to switch, {time.monotonic() - began:.0f} s"
     )

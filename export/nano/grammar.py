@@ -38,7 +38,7 @@ NOUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "house": ("\U0001f3e0", ()),
     "robot": ("\U0001f916", ()),
 }
-NAMES = tuple(NOUNS)
+NOUN_NAMES = tuple(NOUNS)
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (224, 36, 36),
@@ -51,7 +51,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "gray": (140, 140, 140),
 }
 
-MOVES: dict[str, tuple[tuple[str, str, str], ...]] = {
+MOTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {
     # motion: ways to say it, each as (present participle, "that ...", bare verb after "starts to")
     "left": (
         ("moving left", "moves left", "move left"),
@@ -114,7 +114,7 @@ RELATION = {
 }
 FRAMES = ("{}", "{}", "{}", "{}", "{} in the video", "find {}", "segment {}", "track {}", "{} please")
 
-ATTRIBUTES = (*COLOURS, *MOVES)
+ATTRIBUTES = (*COLOURS, *MOTIONS)
 
 
 def held_out(noun: str, attribute: str | None) -> bool:
@@ -177,14 +177,14 @@ def _motion(rng: np.random.Generator, n: str, attribute: str) -> str:
     if attribute == "still":
         doing, does = pick(rng, STILL)
     else:
-        doing, does, _ = pick(rng, MOVES[attribute])
+        doing, does, _ = pick(rng, MOTIONS[attribute])
     return pick(rng, (f"the {n} {doing}", f"the {n} that is {doing}", f"the {n} that {does}"))
 
 
 def _timed(rng: np.random.Generator, n: str, kind: str, attribute: str) -> str:
     if attribute == "stop":
         return pick(rng, (f"the {n} that stops", f"the {n} that stops moving", f"the {n} that comes to a halt"))
-    doing, does, do = pick(rng, MOVES[attribute])
+    doing, does, do = pick(rng, MOTIONS[attribute])
     if kind == "later":
         return pick(
             rng,
@@ -209,13 +209,13 @@ def _timed(rng: np.random.Generator, n: str, kind: str, attribute: str) -> str:
 
 def absent(rng: np.random.Generator, nouns: set[str]) -> str:
     """A sentence about a noun that is not among `nouns`."""
-    noun = pick(rng, [n for n in NAMES if n not in nouns])
+    noun = pick(rng, [n for n in NOUN_NAMES if n not in nouns])
     kind = pick(rng, ("noun", "colour", "size", "position", "motion"))
     attribute = {
         "noun": None,
         "colour": pick(rng, tuple(COLOURS)),
         "size": pick(rng, tuple(SIZE)),
         "position": pick(rng, tuple(POSITION)),
-        "motion": pick(rng, tuple(MOVES)),
+        "motion": pick(rng, tuple(MOTIONS)),
     }[kind]
     return phrase(rng, kind, noun, attribute)

@@ -21,7 +21,7 @@ PATIENCE = 900
 """Seconds after which a process that waits for the others gives up."""
 
 
-class Peers:
+class ProcessGroup:
     """A group of `count` processes; `rank` is this one's number. `floats`: numbers in all parameters together."""
 
     def __init__(self, count: int = 1, floats: int = 0) -> None:
@@ -35,7 +35,7 @@ class Peers:
             self.gradients, self.weights, self.averages = every[:count], every[count], every[count + 1]
             self.clocks = torch.frombuffer(self.memory, dtype=torch.float64, offset=4 * floats * (count + 2))
 
-    def start(self, work: Callable[[Peers], None]) -> list:
+    def start(self, work: Callable[[ProcessGroup], None]) -> list:
         """Fork the others, each running `work`; this process goes on as rank 0."""
 
         def other(rank: int) -> None:
@@ -114,7 +114,7 @@ class Peers:
         return row[self.places[id(p)]].view(p.shape)
 
 
-def keep_memory() -> None:
+def reuse_freed_memory() -> None:
     """Let glibc keep what it has been given: by default each large tensor is mapped anew and its pages are cleared again,
     which takes much of a training step's time on a CPU. Does nothing where there is no glibc."""
     try:

@@ -1,8 +1,8 @@
 """Scenes whose sentences are unambiguous by construction.
 
-A scene is a handful of puzzles. Each puzzle places two or three objects of one noun that differ in exactly one respect
+A scene is a handful of groups. Each group places two or three objects of one noun that differ in exactly one respect
 (colour, size, place, neighbour, motion, how they cross the border, or what they do early or late in the clip), gives the
-words for each, and leaves every other noun of the clip to other puzzles. `meaning.holds` then checks each sentence
+words for each, and leaves every other noun of the clip to other groups. `semantics.holds` then checks each sentence
 against the paths of all actors.
 """
 
@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from .meaning import unambiguous
+from .grammar import COLOURS, MOTIONS, NOUN_NAMES, held_out, phrase, pick
 from .scene import SIDE, Actor, Expression, Path, Scene, camera, crossing, drift, motion
-from .words import COLOURS, MOVES, NAMES, held_out, phrase, pick
+from .semantics import unambiguous
 
 STATIC = ("colour", "size", "position", "relation", "relation")
 MOVING = ("motion", "border", "earlier", "later")
 
 
-class Builder:
+class SceneBuilder:
     """Fills one scene. `allow_unseen`: held-out pairs may occur (test only)."""
 
     def __init__(self, rng: np.random.Generator, frames: int, allow_unseen: bool) -> None:
@@ -28,7 +28,7 @@ class Builder:
         self.crowded = rng.random() < 0.4
         # in the test split, part of the scenes ask for pairs that training never showed
         self.want_unseen = allow_unseen and rng.random() < 0.35
-        self.nouns = [NAMES[i] for i in rng.permutation(len(NAMES))]
+        self.nouns = [NOUN_NAMES[i] for i in rng.permutation(len(NOUN_NAMES))]
         self.tilt = 14.0
 
     # ---- choosing -------------------------------------------------------------------------------------------------
@@ -105,12 +105,12 @@ class Builder:
         """A motion that does not matter: rest or slow drift."""
         return Path.rest(self.frames) if self.rng.random() < 0.5 else drift(self.rng, self.frames)
 
-    # ---- puzzles: each adds actors and the sentences that tell them apart --------------------------------------------
+    # ---- groups: each adds actors and the sentences that tell them apart --------------------------------------------
 
-    def noun_puzzle(self) -> None:
+    def noun_group(self) -> None:
         rng = self.rng
         if self.frames > 1 and rng.random() < 0.35:
-            noun, (move,) = self.noun_and(tuple(MOVES), 1)
+            noun, (move,) = self.noun_and(tuple(MOTIONS), 1)
             path = motion(rng, move, self.frames)
         else:
             noun, move, path = self.noun(), "still", self.calm()
@@ -119,7 +119,7 @@ class Builder:
         )
         self.say(actor, "noun")
 
-    def colour_puzzle(self) -> None:
+    def colour_group(self) -> None:
         noun, colours = self.noun_and(tuple(COLOURS), 3 if self.room >= 5 and self.rng.random() < 0.3 else 2)
         size, path = self.size(), self.calm()
         actors = [self.place(noun, path, size * self.rng.uniform(0.9, 1.1), colour=c) for c in colours]
@@ -130,14 +130,14 @@ class Builder:
         for actor in actors:
             self.say(actor, "colour", actor.colour)
 
-    def size_puzzle(self) -> None:
+    def size_group(self) -> None:
         noun = self.noun()
         colour, big = self.colour(noun), self.rng.uniform(86, 110)
         path = self.calm()
         for attribute, size in (("big", big), ("small", big * self.rng.uniform(0.45, 0.6))):
             self.say(self.place(noun, path, size, colour=colour), "size", attribute)
 
-    def position_puzzle(self) -> None:
+    def position_group(self) -> None:
         noun, size, path = self.noun(), self.size(54, 84), self.calm()
         colour, apart = self.colour(noun), self.rng.uniform(70, 110)
         first = self.place(noun, path, size, colour=colour)
@@ -153,7 +153,7 @@ class Builder:
         self.say(first, "position", low if ahead else high)
         self.say(second, "position", high if ahead else low)
 
-    def relation_puzzle(self) -> None:
+    def relation_group(self) -> None:
         """Two of a noun around or away from one anchor, all on the same path."""
         rng, size = self.rng, self.size(50, 66)
         noun, anchor_noun, path = self.noun(), self.noun(), self.calm()
@@ -195,8 +195,8 @@ class Builder:
             raise LookupError
         return self.add(noun, x, y, path, size, **traits)
 
-    def motion_puzzle(self) -> None:
-        noun, moves = self.noun_and(tuple(MOVES), 2)
+    def motion_group(self) -> None:
+        noun, moves = self.noun_and(tuple(MOTIONS), 2)
         if self.rng.random() < 0.35:
             moves[1] = "still"
         size, colour = self.size(), self.colour(noun, 0.2)
@@ -207,7 +207,7 @@ class Builder:
             )
             self.say(actor, "motion", move)
 
-    def border_puzzle(self) -> None:
+    def border_group(self) -> None:
         pairs = [("leave", "stay"), ("enter", "there")]
         if self.frames >= 12:
             pairs += [("return", "stay"), ("return", "gone")]
@@ -232,7 +232,7 @@ class Builder:
         return actor
 
     def _timed_pair(self, moves: tuple[str, str], start: int, stop: int) -> list[Actor]:
-        noun, chosen = self.noun_and(tuple(MOVES), 1)
+        noun, chosen = self.noun_and(tuple(MOTIONS), 1)
         names = [chosen[0] if m == "any" else m for m in moves]
         size, colour, actors = self.size(), self.colour(noun, 0.2), []
         for move in names:
@@ -241,20 +241,20 @@ class Builder:
             actors.append(self.place(noun, path, size, clearance=0.8, colour=colour, move=move, active=active))
         return actors
 
-    def earlier_puzzle(self) -> None:
+    def earlier_group(self) -> None:
         """Told apart by what one did before it came to rest beside the other, which never moved."""
         stop = round(self.rng.uniform(0.4, 0.6) * self.frames)
         actor, _ = self._timed_pair(("any", "still"), 0, max(stop, 3))
         self.say(actor, "earlier", actor.move)
 
-    def later_puzzle(self) -> None:
+    def later_group(self) -> None:
         """Alike until one starts to move, or until one of two movers stops."""
         start = round(self.rng.uniform(0.35, 0.6) * self.frames)
         if self.rng.random() < 0.7:
             actor, _ = self._timed_pair(("any", "still"), start, self.frames)
             self.say(actor, "later", actor.move)
             return
-        noun, (move,) = self.noun_and(tuple(MOVES), 1)
+        noun, (move,) = self.noun_and(tuple(MOTIONS), 1)
         size, colour = self.size(), self.colour(noun, 0.2)
         for stop in (max(start, 3), self.frames):
             active = np.arange(self.frames) < stop
@@ -277,11 +277,11 @@ def _gap(x: np.ndarray, y: np.ndarray, size: np.ndarray, other: Actor) -> float:
 
 
 def build(rng: np.random.Generator, frames: int, allow_unseen: bool, kinds: tuple[str, ...] | None = None) -> Scene:
-    """A scene of 3 to 6 actors. `kinds`: puzzles to draw from, default all that `frames` frames can show."""
+    """A scene of 3 to 6 actors. `kinds`: groups to draw from, default all that `frames` frames can show."""
     if kinds is None:
         kinds = STATIC if frames < 6 else (*STATIC, *MOVING, "motion", "motion", "earlier")
     while True:
-        builder = Builder(rng, frames, allow_unseen)
+        builder = SceneBuilder(rng, frames, allow_unseen)
         _fill(builder, kinds)
         scene = builder.scene
         scene.expressions = [e for e in scene.expressions if unambiguous(scene, e)]
@@ -289,7 +289,7 @@ def build(rng: np.random.Generator, frames: int, allow_unseen: bool, kinds: tupl
             return scene
 
 
-def _fill(builder: Builder, kinds: tuple[str, ...]) -> None:
+def _fill(builder: SceneBuilder, kinds: tuple[str, ...]) -> None:
     for _ in range(8):
         free = builder.room - len(builder.scene.actors)
         if free <= 0:
@@ -297,8 +297,8 @@ def _fill(builder: Builder, kinds: tuple[str, ...]) -> None:
         kind = pick(builder.rng, kinds) if free >= 2 and builder.rng.random() < 0.8 else "noun"
         actors, said = len(builder.scene.actors), len(builder.scene.expressions)
         try:
-            getattr(builder, f"{kind}_puzzle")()
+            getattr(builder, f"{kind}_group")()
             if len(builder.scene.actors) > builder.room:
                 raise LookupError
-        except LookupError:  # no room: the scene stays as it was before this puzzle
+        except LookupError:  # no room: the scene stays as it was before this group
             del builder.scene.actors[actors:], builder.scene.expressions[said:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterable
 from functools import cache
@@ -12,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "refersam"
+from . import synth
+from .synth_recipes import REFERSAM
 
-_spec = importlib.util.spec_from_file_location("refersam_synth", GOLDENS / "synth.py")
-synth = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(synth)
+GOLDENS = Path(__file__).parents[1] / "goldens" / "refersam"
 
 META = json.loads((GOLDENS / "public_vitb_bert.json").read_text())
 SHAPES = json.loads((GOLDENS / "shapes.json").read_text())
@@ -29,8 +27,9 @@ def arrays(name: str) -> dict[str, np.ndarray]:
 
 
 def weights(prefix: str = "") -> dict[str, Tensor]:
-    """Synthetic tensors under `prefix`, which is cut off."""
-    made = synth.make_state_dict({k: v for k, v in SHAPES.items() if k.startswith(prefix)}, META["weights"]["seed"])
+    """Synthetic tensors under `prefix`, which is removed from their names."""
+    shapes = {k: v for k, v in SHAPES.items() if k.startswith(prefix)}
+    made = synth.make_state_dict(REFERSAM, shapes, META["weights"]["seed"])
     return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in made.items()}
 
 

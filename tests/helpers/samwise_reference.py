@@ -5,7 +5,6 @@ Also builds the synthetic weights and clips of the goldens. The schedule here sh
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,11 +18,10 @@ from export.models.samwise import Samwise, SamwiseConfig
 from export.networks.samwise import stages
 from export.stage import Stage
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "samwise"
+from . import synth
+from .synth_recipes import SAMWISE
 
-_spec = importlib.util.spec_from_file_location("samwise_synth", GOLDENS / "synth.py")
-synth = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(synth)
+GOLDENS = Path(__file__).parents[1] / "goldens" / "samwise"
 
 
 def rel_l2(ours: Tensor | np.ndarray, theirs: np.ndarray) -> float:
@@ -44,7 +42,7 @@ def state_dict(case: str, keep: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
     meta, _ = golden(case)
     shapes = json.loads((GOLDENS / meta["weights"]["shapes"]).read_text())
     shapes = {k: v for k, v in shapes.items() if k.startswith(keep)}
-    weights = synth.make_state_dict(shapes, meta["weights"]["seed"], meta["weights"]["bias_offsets"])
+    weights = synth.make_state_dict(SAMWISE, shapes, meta["weights"]["seed"], meta["weights"]["bias_offsets"])
     return {k: torch.from_numpy(np.asarray(v)) for k, v in weights.items()}
 
 

@@ -9,6 +9,7 @@ from export.layers.common import upsample
 from export.stages.conditional_memory import ConditionalMemory
 from export.stages.cross_modal_adapter import Adapter, AdapterStage
 from helpers import samwise_reference as reference
+from helpers import synth
 
 TOLERANCE = 1e-4
 STRIDES = {0: 5, 1: 3, 2: 3}
@@ -32,9 +33,9 @@ def test_adapter_alone(i, width, side, patch):
     adapter = Adapter(width, 768, 256, 8, patch).eval()
     weights = reference.state_dict("public_tiny", (prefix,))
     adapter.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items()})
-    vision = torch.from_numpy(reference.synth.make_tensor(f"unit.adapter{i}.vis", (3, width, side, side), 101))
+    vision = torch.from_numpy(synth.make_tensor(f"unit.adapter{i}.vis", (3, width, side, side), 101))
     vision = vision.permute(0, 2, 3, 1)
-    text = torch.from_numpy(reference.synth.make_tensor(f"unit.adapter{i}.text", (10, 1, 768), 101))[:, 0]
+    text = torch.from_numpy(synth.make_tensor(f"unit.adapter{i}.text", (10, 1, 768), 101))[:, 0]
 
     def kept(x_thwc):
         stride = STRIDES[i]

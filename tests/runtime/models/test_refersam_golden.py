@@ -11,6 +11,7 @@ from export import bundle
 from export.networks import base
 from export.networks.refersam import load
 from helpers import refersam_reference as reference
+from helpers import synth
 
 LOGITS, IOU = 1e-3, 0.999
 SIDE = 448
@@ -46,9 +47,9 @@ def test_bundle_equals_the_official_code(checkpoint, tmp_path):
     del model
     engine = runtime.load(folder, verify=False)
     picture = reference.META["image"]
-    frame = reference.synth.make_image(picture["height"], picture["width"], picture["seed"])
+    frame = synth.make_image(picture["height"], picture["width"], picture["seed"])
     sentences = [runtime.Text(tokens=ids[:n]) for ids, n in zip(reference.META["token_ids"], count.tolist())]
-    seen = engine.image(np.asarray(reference.synth.resize_image(frame, SIDE, SIDE)))
+    seen = engine.image(np.asarray(synth.resize_image(frame, SIDE, SIDE)))
     result = seen.refer(sentences, logits=True)
     compare(result.low_res_logits, result.coarse_logits, result.scores, result.masks)
     # at the picture's own size: the same logits, another grid

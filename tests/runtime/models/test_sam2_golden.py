@@ -1,6 +1,5 @@
 """Checkpoint to masks at the official size against outputs of the official code (see goldens/sam2/README.md)."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -15,20 +14,12 @@ import runtime
 from export import bundle, onnx
 from export.networks import base
 from export.networks import sam2 as sam2_network
+from helpers import synth
+from helpers.synth_recipes import SAM2
 
 pytestmark = pytest.mark.slow
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "sam2"
-
-
-def _synth():
-    spec = importlib.util.spec_from_file_location("sam2_synth", GOLDENS / "synth.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-synth = _synth()
 
 
 def golden(case):
@@ -40,7 +31,7 @@ def checkpoint(case, path):
     """An official checkpoint file with this case's weights."""
     weights = golden(case)[0]["weights"]
     shapes = json.loads((GOLDENS / "shapes.json").read_text())
-    tensors = synth.make_state_dict(shapes, weights["seed"], weights["bias_offsets"], weights["scales"])
+    tensors = synth.make_state_dict(SAM2, shapes, weights["seed"], weights["bias_offsets"], weights["scales"])
     assert synth.crc_state_dict(tensors) == weights["crc32_all"]
     torch.save({"model": {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}}, path)
     return path

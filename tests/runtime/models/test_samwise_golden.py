@@ -11,6 +11,7 @@ import runtime
 from export import bundle
 from export.networks import base
 from helpers import samwise_reference as reference
+from helpers import synth
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,7 @@ def engine(tmp_path_factory):
 def play(engine, case, **options):
     meta, _ = reference.golden(case)
     arguments = {k: v for k, v in meta["clip"].items() if k not in ("function", "crc32")}
-    clip = reference.synth.make_clip(**arguments)
+    clip = synth.make_clip(**arguments)
     fired = []
     with engine.session([runtime.Text(tokens=meta["token_ids"])], logits=True, **options) as session:
         lane = session._clip.lanes[0]
@@ -74,7 +75,7 @@ def test_equals_the_official_code(engine, case, options):
 def test_two_sentences_at_once(engine):
     """Two lanes on the first frames of the clip give what each gives alone."""
     meta, _ = reference.golden("public_tiny")
-    clip = reference.synth.make_clip(3, 90, 160, seed=1)
+    clip = synth.make_clip(3, 90, 160, seed=1)
     prompts = [runtime.Text(tokens=meta["token_ids"]), runtime.Text(tokens=[0, 15429, 1011, 2])]
 
     def logits(prompts):

@@ -33,7 +33,7 @@ from pycocotools import mask as coco
 
 import runtime
 from runtime.errors import SamwiseRuntimeError, UserError, fail
-from runtime.media.image_files import read_picture
+from runtime.media.image_files import read_image
 from runtime.models.refersam import CornerUpsampler
 from runtime.prompts import Text
 from runtime.tokenizer import Tokenizer
@@ -152,7 +152,7 @@ def evaluate(
         if limit is not None and number >= limit:
             break
         if last[0] != reference.picture:  # references of one picture follow each other: it is encoded once
-            last = reference.picture, engine.image(read_picture(images / reference.picture))
+            last = reference.picture, engine.image(read_image(images / reference.picture))
         if last[1].size != reference.mask.shape:
             raise UserError(f"{images / reference.picture}: is {last[1].size}, its masks are {reference.mask.shape}")
         result = last[1].refer([prompt(engine, tokenizer, s) for s in reference.sentences], logits=at_input)

@@ -15,7 +15,7 @@ import pycuda.driver as cuda
 import pycuda.gpuarray as gpuarray
 
 import runtime
-from runtime.media.video_reader import frames
+from runtime.media.video_reader import open_video
 
 
 def main(bundle: str, video: str, sentence: str) -> None:
@@ -23,7 +23,7 @@ def main(bundle: str, video: str, sentence: str) -> None:
     context = cuda.Device(0).retain_primary_context()  # the one that the runtime uses, too
     context.push()
     try:
-        with runtime.load(bundle, backend="ort-cuda", kernels="on") as engine, frames(video) as source:
+        with runtime.load(bundle, backend="ort-cuda", kernels="on") as engine, open_video(video) as source:
             with engine.session([runtime.Text(sentence)]) as session:
                 for frame in source:
                     on_gpu = gpuarray.to_gpu(np.ascontiguousarray(frame))  # stands for a decoder or a camera on the GPU

@@ -7,6 +7,7 @@ code 2 (the caller's mistake) and `InternalError` into exit code 1 (ours), witho
 from __future__ import annotations
 
 import sys
+import traceback
 
 MAX_MESSAGE_CHARS = 1000
 """Maximum message length; longer messages are truncated in the middle."""
@@ -43,10 +44,21 @@ class BackendError(UserError):
     """The backend that was asked for is not installed or cannot run this bundle on this machine."""
 
 
-def fail(error: SamwiseRuntimeError) -> int:
-    """Tell a command's user; returns the command's exit code."""
+def fail(error: SamwiseRuntimeError, debug: bool = False) -> int:
+    """Print `error` as one line on standard error and return the exit code of the command.
+
+    With `debug`, the traceback of the exception that is being handled precedes it.
+    """
+    if debug:
+        traceback.print_exc()
     print(f"error: {error}", file=sys.stderr)
     return 2 if isinstance(error, UserError) else 1
+
+
+def summarize(error: BaseException | str, limit: int = 160) -> str:
+    """The message of `error` (its class name if it has none) on one line of at most `limit` characters."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())[:limit].rstrip(".")
 
 
 def one_line(text: str) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .media.image_files import checked_frame
-from .media.video_reader import frames
+from .media.image_files import check_frame
+from .media.video_reader import open_video
 from .models.sam2.image import ImageSession
 from .prompts import Text, check_sentences
 from .results import Prediction, Result
@@ -22,9 +22,9 @@ class Picture:
     def __init__(self, engine: Any, picture: Any) -> None:
         """`picture`: uint8 RGB (H,W,3), or a path. Raises VideoError."""
         if isinstance(picture, (str, Path)):
-            with frames(picture, max_frames=1) as opened:
+            with open_video(picture, max_frames=1) as opened:
                 picture = next(opened)
-        self._engine, self.frame = engine, checked_frame(picture, 0, None)
+        self._engine, self.frame = engine, check_frame(picture, 0, None)
         self._clicked: ImageSession | None = None
         self._seen: Any = None
 

@@ -21,7 +21,7 @@ import numpy as np
 from ..bundle.demo import Demo, Quality
 from ..engine import load as load_engine
 from ..errors import SamwiseRuntimeError, UserError, VideoError
-from ..media.video_reader import Frames, frames
+from ..media.video_reader import VideoReader, open_video
 from ..results import Result
 from . import batch
 from .args import parser, prompts_of
@@ -73,14 +73,14 @@ def _main(argv: list[str], load: Any) -> int:
     with contextlib.ExitStack() as stack:
         video = None
         if args.video is not None:
-            video = stack.enter_context(frames(args.video, args.stride, args.max_frames))
+            video = stack.enter_context(open_video(args.video, args.stride, args.max_frames))
         engine = stack.enter_context(
             load(args.engine, model=args.model, backend=args.backend, threads=args.threads, kernels=args.kernels)
         )
         quality = None
         if video is None:
             demo = _demo(engine)
-            video = stack.enter_context(frames(demo.clip, args.stride, args.max_frames))
+            video = stack.enter_context(open_video(demo.clip, args.stride, args.max_frames))
             if not args.asked and not args.auto:
                 prompts, quality = demo.prompts, Quality(demo, args.stride)
         task = _task(args, engine, video, prompts)
@@ -88,7 +88,7 @@ def _main(argv: list[str], load: Any) -> int:
             return _run(args, engine, video, task, quality)
 
 
-def _task(args: Any, engine: Any, video: Frames, prompts: Any) -> Task:
+def _task(args: Any, engine: Any, video: VideoReader, prompts: Any) -> Task:
     options = {"conditional_memory": {"on": True, "off": False, None: None}[args.conditional_memory]}
     if args.window is not None:
         options["window"] = args.window
@@ -105,7 +105,7 @@ def _demo(engine: Any) -> Demo:
     return Demo.load(engine.bundle.folder / manifest.demo)
 
 
-def _run(args: Any, engine: Any, video: Frames, task: Task, quality: Quality | None) -> int:
+def _run(args: Any, engine: Any, video: VideoReader, task: Task, quality: Quality | None) -> int:
     """Everything between open sources and finished files. Returns the exit code of a run that came to its end."""
     with Interrupt() as interrupt:
         header = _header(engine, video, task.labels)
@@ -139,7 +139,7 @@ def _run(args: Any, engine: Any, video: Frames, task: Task, quality: Quality | N
         return 0
 
 
-def _header(engine: Any, video: Frames, labels: dict[int, str]) -> dict[str, Any]:
+def _header(engine: Any, video: VideoReader, labels: dict[int, str]) -> dict[str, Any]:
     manifest = engine.bundle.manifest
     objects = [{"id": identity, "prompt": label} for identity, label in labels.items()]
     return {
@@ -164,7 +164,7 @@ def _header(engine: Any, video: Frames, labels: dict[int, str]) -> dict[str, Any
 class Job:
     """One video on its way through a session into files, with what is worth telling about it."""
 
-    def __init__(self, task: Task, video: Frames, outputs: Outputs, quality: Quality | None) -> None:
+    def __init__(self, task: Task, video: VideoReader, outputs: Outputs, quality: Quality | None) -> None:
         self.video, self.done = video, 0
         self.sums: dict[int, np.ndarray] = {}
         """By object id: frames on which it was followed, frames on which it has a mask, sum of its scores."""
@@ -193,7 +193,7 @@ class Job:
         return self._fault
 
     def _feed(self) -> Iterator[np.ndarray]:
-        """Frames for the session. They end where the video breaks off; what waits in the session is still computed."""
+        """VideoReader for the session. They end where the video breaks off; what waits in the session is still computed."""
         while True:
             start = time.perf_counter()
             try:

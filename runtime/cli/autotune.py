@@ -160,9 +160,9 @@ def masks_of(engine: Engine, frames: int) -> tuple[list[np.ndarray], int]:
 def film(bundle: Bundle, frames: int) -> np.ndarray:
     """Frames (T,H,W,3) uint8: the bundle's demonstration, or a bright disc that crosses a moving pattern."""
     if bundle.manifest.demo is not None:
-        from ..media.video_reader import frames as read
+        from ..media.video_reader import open_video
 
-        with read(Demo.load(bundle.folder / bundle.manifest.demo).clip, 1, frames) as video:
+        with open_video(Demo.load(bundle.folder / bundle.manifest.demo).clip, 1, frames) as video:
             return np.stack(list(video))
     y, x = np.mgrid[0:120, 0:160].astype(np.float32)
     pictures = []

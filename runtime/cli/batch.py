@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PromptError, UserError, VideoError
-from ..media.image_files import read_picture
+from ..media.image_files import read_image
 from ..prompts import Text
 from .writers import Outputs
 
@@ -113,7 +113,7 @@ def _stem(picture: str) -> str:
 
 
 def _one(args: Any, engine: Any, path: Path, name: str, prompts: list[Text]) -> None:
-    frame, start = read_picture(path), time.perf_counter()
+    frame, start = read_image(path), time.perf_counter()
     result = engine.image(frame).refer(prompts)
     seconds = time.perf_counter() - start
     labels = {i: prompt.label for i, prompt in enumerate(prompts, 1)}

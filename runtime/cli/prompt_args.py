@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import PromptError, VideoError
-from ..media.image_files import read_picture, reason
+from ..errors import PromptError, VideoError, summarize
+from ..media.image_files import read_image
 from ..prompts import Box, Mask, Points
 
 _PLACE = re.compile(r"(?P<what>.*?)(?:@(?P<frame>\d+))?(?:#(?P<object>\d+))?(?:@(?P<late>\d+))?$", re.DOTALL)
@@ -109,7 +109,7 @@ def _box(text: str) -> Box:
 
 def _mask(text: str, folder: Path = Path()) -> Mask:
     try:
-        return Mask(read_picture(folder / text).any(axis=2))
+        return Mask(read_image(folder / text).any(axis=2))
     except VideoError as error:
         raise PromptError(f"--mask {error}") from None
 
@@ -121,7 +121,7 @@ def _file(pointed: Pointed, path: Path) -> None:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise PromptError(f"--prompts {path}: not readable as JSON ({reason(error)})") from None
+        raise PromptError(f"--prompts {path}: not readable as JSON ({summarize(error)})") from None
     if not isinstance(entries, list) or not entries:
         raise PromptError(f'--prompts {path}: must be a list of prompts, like [{{"box": [0, 0, 9, 9]}}]')
     for number, entry in enumerate(entries):

@@ -16,7 +16,7 @@ from .overlay import palette
 
 if TYPE_CHECKING:
     from ..bundle.demo import Quality
-    from ..media.video_reader import Frames
+    from ..media.video_reader import VideoReader
 
 
 MAX_ROWS = 40
@@ -26,7 +26,7 @@ MAX_ROWS = 40
 class Progress:
     """A bar with frames per second on a terminal; nothing anywhere else."""
 
-    def __init__(self, video: Frames) -> None:
+    def __init__(self, video: VideoReader) -> None:
         from tqdm import tqdm
 
         known = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames, {rate_fmt}, {remaining} left"

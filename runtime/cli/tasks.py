@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PromptError, UserError
-from ..media.video_reader import Frames
+from ..media.video_reader import VideoReader
 from ..prompts import Text
 from ..results import Result
 from .prompt_args import Pointed
@@ -53,14 +53,14 @@ def _find(engine: Any, prompts: Sequence[Text], frames: Iterable[np.ndarray]) ->
         yield replace(engine.image(frame).refer(prompts), frame_index=index)
 
 
-def pointed_at(engine: Any, pointed: Pointed, video: Frames) -> Task:
+def pointed_at(engine: Any, pointed: Pointed, video: VideoReader) -> Task:
     """Follow what was clicked, each object from its first prompt on. Raises PromptError, UserError."""
     pointed.check(video.size, video.stride, video.count)
     session = engine.session()
     return Task(pointed.labels, partial(session.stream, prompts=pointed.by_index(video.stride)), session)
 
 
-def everything(engine: Any, video: Frames) -> Task:
+def everything(engine: Any, video: VideoReader) -> Task:
     """Segments of a picture, the largest first. Raises PromptError for a video."""
     if video.count != 1:
         raise PromptError(f"--auto takes one picture, not {video.name}; add --max-frames 1 for its first frame")

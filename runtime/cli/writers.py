@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InternalError, SamwiseRuntimeError, UserError
-from ..media.image_files import reason
+from ..errors import InternalError, SamwiseRuntimeError, UserError, summarize
 from ..results import Result
 from .overlay import ContactSheet, Painter, palette, stack
 
@@ -40,7 +39,9 @@ def writing(path: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError) as error:  # FFmpeg's own errors derive from one of these
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = "the disk is full; free some space" if full else f"cannot be written ({reason(error)}); check the folder"
+        why = (
+            "the disk is full; free some space" if full else f"cannot be written ({summarize(error)}); check the folder"
+        )
         raise InternalError(f"{path}: {why} or choose another --out; what was finished before is kept") from None
 
 

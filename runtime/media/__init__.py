@@ -1,1 +1,1 @@
-"""Pictures, videos, cameras and streams as RGB frames."""
+"""Images, videos, cameras and network streams as RGB frames."""

@@ -1,16 +1,17 @@
-"""Frames in: one iterator over every kind of source, decoded in the background.
+"""Reader of frames from any kind of source, with decoding in a background thread.
 
-    with frames("clip.mp4", stride=2) as video:
+    with open_video("clip.mp4", stride=2) as video:
         print(video.name, video.fps, video.size, video.count)
         for frame in video:            # uint8 RGB (H, W, 3)
             ...
 
-Decoding runs in a thread of its own behind a short queue, so that it overlaps inference; leaving the loop, closing the
-object or dropping it ends the thread. `sources.py` knows the kinds of sources.
+The thread decodes into a short queue, so that decoding overlaps inference. It ends with the iteration, or when the
+reader is closed or garbage-collected. `video_sources.py` implements the kinds of sources.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -20,66 +21,58 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import SamwiseRuntimeError, VideoError
+from ..errors import SamwiseRuntimeError, VideoError, summarize
 from .video_sources import Source, open_source
 
 QUEUE_FRAMES = 8
 QUEUE_BYTES = 256 << 20
-"""The queue holds up to 8 frames, fewer where they are huge."""
+"""Capacity of the queue: at most 8 frames, and fewer if they are so large that they exceed the bytes."""
 
 _POLL_SECONDS = 0.1
 
 
-class Frames:
-    """An open video: iterate over it once.
+class VideoReader:
+    """An open video; iterate over it once.
 
-    name    what to call it in messages
-    fps     frames per second of what is delivered (a stride is taken into account)
-    size    (height, width)
-    count   number of frames to come, an estimate for some files; None for a camera
-    live    a camera or network stream: what inference is too slow for is dropped, oldest first (`dropped` counts it)
-    notes   what to tell the user at the end, beyond errors
+    name     name for messages
+    fps      frames per second after the stride
+    size     (height, width)
+    count    number of frames to come, an estimate for some files; None for a camera
+    live     a camera or network stream: frames that inference is too slow for are dropped, oldest first
+    dropped  number of dropped frames so far
+    notes    warnings to show at the end of the run
 
-    Iterating raises VideoError when the source turns out damaged or changes its size, after the frames before that.
+    Iteration raises VideoError when the source is damaged or changes its size, after the frames before that point.
     """
 
     def __init__(self, source: Source, stride: int, max_frames: int | None) -> None:
         self.name, self.fps, self.live, self.notes = source.name, source.fps, source.live, source.notes
         self.stride = stride
-        self._names, self._read = source.names, source.read
-        known = [n for n in (source.count, max_frames) if n is not None]
-        self.count = min(known) if known else None
-        first = next(source.read, None)
+        self._names = source.names
+        limits = [n for n in (source.count, max_frames) if n is not None]
+        self.count = min(limits) if limits else None
+        first = next(source.frames, None)
         if first is None:
-            raise VideoError(f"{self.name}: holds no frame")
-        self.size = first.shape[:2]
-        limited = itertools.islice(_same_size(source, first), max_frames)
+            raise VideoError(f"{self.name}: no frame in it")
+        self.size: tuple[int, int] = first.shape[:2]
         depth = max(1, min(QUEUE_FRAMES, QUEUE_BYTES // first.nbytes))
-        self._state = _State(queue.Queue(depth), source.live)
-        self._thread = threading.Thread(
-            target=_work, args=(limited, source.read, self._state), daemon=True, name=f"frames of {self.name}"
-        )
-        # The thread knows the state, not this object, so that dropping the object ends the thread.
-        self._finalizer = weakref.finalize(self, _let_go, self._state, source.read)
+        self._decoder = _Decoder(source, itertools.islice(_same_size(source, first), max_frames), depth)
+        # The thread references the decoder and not this object, so that collecting this object ends the thread.
+        weakref.finalize(self, self._decoder.stop)
 
     @property
     def dropped(self) -> int:
-        return self._state.dropped
+        return self._decoder.dropped
 
     def frame_name(self, index: int) -> str:
-        """What to call the frame `index` (0-based, as delivered) in file names: its own stem, or its source number."""
+        """Return the file stem for frame `index` (0-based, after the stride): its own, or its number in the source."""
         return self._names[index] if self._names else f"{index * self.stride:05d}"
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self
 
     def __next__(self) -> np.ndarray:
-        if self._state.stop.is_set():
-            raise StopIteration
-        if not self._state.started:
-            self._state.started = True
-            self._thread.start()
-        item = self._state.queue.get()
+        item = self._decoder.get()
         if isinstance(item, np.ndarray):
             return item
         self.close()
@@ -88,62 +81,97 @@ class Frames:
         try:
             raise item
         finally:
-            del item  # the error knows this call: without it the two would keep each other, and the decoder with them
+            del item  # the error's traceback references this frame: without this, a cycle keeps the decoder alive
 
     def close(self) -> None:
-        """Stop decoding and let go of the source. May be called twice."""
-        _let_go(self._state, self._read)
-        if self._state.started:
-            self._thread.join(timeout=1.0)  # one that is blocked in a dead network read ends by its own timeout
+        """Stop decoding and release the source. May be called twice."""
+        self._decoder.stop()
+        self._decoder.join()
 
-    def __enter__(self) -> Frames:
+    def __enter__(self) -> VideoReader:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
 
-def frames(source: str | Path | int, stride: int = 1, max_frames: int | None = None) -> Frames:
-    """Open a video file, a folder of frames, a picture, a camera number, or an RTSP or HTTP address.
+def open_video(source: str | Path | int, stride: int = 1, max_frames: int | None = None) -> VideoReader:
+    """Open a video file, a folder of frames, an image, a camera number, or an RTSP or HTTP address.
 
-    `stride`: deliver every stride-th frame; `max_frames`: at most so many. The first frame is decoded here, so that a
-    source that cannot be read at all is told at once. Raises VideoError.
+    stride      deliver every stride-th frame
+    max_frames  deliver at most this many frames
+
+    The first frame is decoded here, so that an unreadable source fails at once. Raises VideoError.
     """
     if stride < 1:
         raise VideoError(f"stride {stride}: must be 1 or more")
     if max_frames is not None and max_frames < 1:
         raise VideoError(f"max_frames {max_frames}: must be 1 or more")
-    return Frames(open_source(source, stride), stride, max_frames)
+    return VideoReader(open_source(source, stride), stride, max_frames)
 
 
-class _State:
-    """What the thread and its consumer share."""
+class _Decoder:
+    """The thread that fills the queue, started by the first `get`."""
 
-    def __init__(self, items: queue.Queue, live: bool) -> None:
-        self.queue, self.live = items, live
-        self.stop = threading.Event()
-        self.started = False
+    def __init__(self, source: Source, frames: Iterator[np.ndarray], depth: int) -> None:
+        self._frames, self._source_frames, self._live = frames, source.frames, source.live
+        self._queue: queue.Queue[np.ndarray | Exception | None] = queue.Queue(depth)
+        self._stopped = threading.Event()
+        self._name = f"frames of {source.name}"
+        self._thread: threading.Thread | None = None
         self.dropped = 0
 
-    def put(self, item: np.ndarray | Exception | None) -> None:
-        """Queue an item: wait for room, or, live, make room by dropping the oldest frame. Gives up when stopped."""
-        while not self.stop.is_set():
-            try:
-                return self.queue.put(item, timeout=0 if self.live else _POLL_SECONDS)
-            except queue.Full:
-                if self.live:
-                    self._drop()
+    def get(self) -> np.ndarray | Exception | None:
+        """Return the next frame, the error that ended decoding, or None after the last frame."""
+        if self._stopped.is_set():
+            return None
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True, name=self._name)
+            self._thread.start()
+        return self._queue.get()
 
-    def _drop(self) -> None:
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._thread is None:  # otherwise the thread closes the source
+            _close(self._source_frames)
+
+    def join(self) -> None:
+        if self._thread is not None:
+            self._thread.join(timeout=1.0)  # a thread blocked in a dead network read ends by its own timeout
+
+    def _run(self) -> None:
+        end: Exception | None = None
         try:
-            self.queue.get_nowait()
+            for frame in self._frames:
+                self._put(frame)
+                if self._stopped.is_set():
+                    break
+        except SamwiseRuntimeError as error:
+            end = error
+        except Exception as error:  # the consumer raises it
+            end = VideoError(f"decoding failed: {type(error).__name__}: {summarize(error)}")
+        finally:
+            _close(self._source_frames)  # frees the decoder here, in the thread that used it
+        self._put(end)
+        del end  # its traceback references this frame: without this, a cycle keeps the decoder's threads alive
+
+    def _put(self, item: np.ndarray | Exception | None) -> None:
+        """Queue an item: wait for room, or drop the oldest frame of a live source. Give up when stopped."""
+        while not self._stopped.is_set():
+            try:
+                return self._queue.put(item, timeout=0 if self._live else _POLL_SECONDS)
+            except queue.Full:
+                if self._live:
+                    self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._queue.get_nowait()
             self.dropped += 1
-        except queue.Empty:
-            pass
 
 
 def _same_size(source: Source, first: np.ndarray) -> Iterator[np.ndarray]:
-    for index, frame in enumerate(itertools.chain([first], source.read)):
+    for index, frame in enumerate(itertools.chain([first], source.frames)):
         if frame.shape != first.shape:
             raise VideoError(
                 f"{source.name}: the size changes from {first.shape[1]}x{first.shape[0]} to "
@@ -152,30 +180,7 @@ def _same_size(source: Source, first: np.ndarray) -> Iterator[np.ndarray]:
         yield frame
 
 
-def _work(limited: Iterator[np.ndarray], read: Iterator[np.ndarray], state: _State) -> None:
-    end: Exception | None = None
-    try:
-        for frame in limited:
-            state.put(frame)
-            if state.stop.is_set():
-                break
-    except SamwiseRuntimeError as error:
-        end = error
-    except Exception as error:  # a thread has nobody to raise to: the consumer raises it
-        end = VideoError(f"the video cannot be read on: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
-    finally:
-        _close(read)  # frees the decoder here, in the thread that used it
-    state.put(end)
-    del end  # else this call and the error, which knows it, keep each other and the decoder's threads alive
-
-
-def _let_go(state: _State, read: Iterator[np.ndarray]) -> None:
-    state.stop.set()
-    if not state.started:  # else the thread closes what it reads from
-        _close(read)
-
-
-def _close(read: Iterator[np.ndarray]) -> None:
-    close = getattr(read, "close", None)
+def _close(frames: Iterator[np.ndarray]) -> None:
+    close = getattr(frames, "close", None)  # generators have it, other iterators do not
     if close is not None:
         close()

@@ -1,117 +1,131 @@
-"""Where frames come from: a picture, a folder of pictures, a video file, a camera or a network address.
+"""Sources of frames: an image, a folder of images, a video file, a camera or a network address.
 
-Each opener returns a `Source`: facts about the video, and an iterator of uint8 RGB arrays (H, W, 3) in display
-orientation, with grayscale, deep and transparent frames treated as in `pictures.py`. PyAV is imported when a source
-needs it.
+Each opener returns a `Source`: properties of the video and an iterator of uint8 RGB arrays (H, W, 3) in display
+orientation. Grayscale, 16-bit and transparent frames are converted as in `image_files.py`. PyAV is imported when a
+source needs it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import VideoError
-from .image_files import PICTURES, check_size, is_picture, over_black, read_picture, reason
+from ..errors import VideoError, summarize
+from .image_files import IMAGE_SUFFIXES, check_size, composite_over_black, is_image, read_image
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+    OpenContainer = Callable[[], InputContainer]
 
 FOLDER_FPS = 24.0
-"""A folder of frames carries no speed; 24 is that of DAVIS."""
+"""Frame rate assumed for a folder of images: that of DAVIS."""
 
 RETRIES = 3
-"""How often a camera or stream that drops is opened again, after 1, 2 and 4 seconds, before that is an error."""
+"""Number of times that a dropped camera or stream is reopened, after 1, 2 and 4 seconds, before it is an error."""
 
 RETRY_SECONDS = 1.0
 TIMEOUT_SECONDS = 10.0
-"""A network source or camera that gives nothing for so long has dropped."""
+"""Time without data after which a camera or network source counts as dropped."""
 
 
 @dataclass(slots=True)
 class Source:
-    """`count` is the number of frames that will come (None: unknown), `names` their file stems where they are files."""
+    """An open source.
+
+    name    name for messages
+    fps     frames per second after the stride
+    count   number of frames after the stride; None if unknown
+    frames  iterator of uint8 RGB frames (H, W, 3)
+    live    a camera or network stream
+    names   file stems of the frames, if they are files
+    notes   warnings to show at the end of the run
+    """
 
     name: str
     fps: float
     count: int | None
-    read: Iterator[np.ndarray]
+    frames: Iterator[np.ndarray]
     live: bool = False
     names: list[str] | None = None
     notes: list[str] = field(default_factory=list)
 
 
 def open_source(source: str | Path | int, stride: int = 1) -> Source:
-    """Open any kind of source; of its frames every `stride`-th is read. Raises VideoError."""
+    """Open a source of any kind and read every `stride`-th frame of it. Raises VideoError."""
     text = str(source)
     if isinstance(source, int) or (re.fullmatch(r"\d{1,3}", text) and not Path(text).exists()):
         return _camera(int(text), stride)
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", text):
-        return _address(text, stride)
+        return _url(text, stride)
     path = Path(source)
     try:
         if not path.exists():
             raise VideoError(f"{path}: no such file or folder")
         if path.is_dir():
-            return _folder(path, stride)
+            return _image_folder(path, stride)
         if path.is_char_device():
             return _device(text, text, "v4l2", stride)
         if path.stat().st_size == 0:
             raise VideoError(f"{path}: the file is empty (0 bytes); copy or record it again")
     except OSError as error:
-        raise VideoError(f"{path}: not readable ({reason(error)}); check the path and its permissions") from None
-    return _picture(path) if is_picture(path) else _file(path, stride)
+        raise VideoError(f"{path}: not readable ({summarize(error)}); check the path and its permissions") from None
+    return _image(path) if is_image(path) else _video_file(path, stride)
 
 
-def _picture(path: Path) -> Source:
-    return Source(str(path), FOLDER_FPS, 1, iter([read_picture(path)]), names=[path.stem])
+def _image(path: Path) -> Source:
+    return Source(str(path), FOLDER_FPS, 1, iter([read_image(path)]), names=[path.stem])
 
 
-def _folder(path: Path, stride: int) -> Source:
+def _image_folder(path: Path, stride: int) -> Source:
     files = sorted(
-        (f for f in path.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith(".")),
-        key=lambda f: natural(f.name),
+        (f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")),
+        key=lambda f: natural_key(f.name),
     )[::stride]
     if not files:
-        raise VideoError(f"{path}: no pictures in this folder (looked for {' '.join(PICTURES)})")
-    return Source(str(path), FOLDER_FPS / stride, len(files), map(read_picture, files), names=[f.stem for f in files])
+        raise VideoError(f"{path}: no images in this folder (looked for {' '.join(IMAGE_SUFFIXES)})")
+    return Source(str(path), FOLDER_FPS / stride, len(files), map(read_image, files), names=[f.stem for f in files])
 
 
-def natural(name: str) -> list[Any]:
-    """Sort key under which frame2 comes before frame10."""
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Return a sort key that puts frame2 before frame10."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
     return [(0, int(part), part) if part.isdigit() else (1, 0, part.lower()) for part in parts]
 
 
-# ------------------------------------------------------------------------------------------------------------- video
-
-
-def _file(path: Path, stride: int) -> Source:
+def _video_file(path: Path, stride: int) -> Source:
     import av
 
-    def opened() -> Any:
-        # absolute: FFmpeg would take what stands before a colon for a protocol, and read another file or a pipe
+    def open_container() -> InputContainer:
+        # absolute: FFmpeg takes what precedes a colon for a protocol, and would open another file or a pipe
         return av.open(str(path.absolute()), options={"probesize": "20000000"})
 
-    return _video(str(path), opened, stride, live=False)
+    return _pyav_source(str(path), open_container, stride, live=False)
 
 
-def _address(url: str, stride: int) -> Source:
+def _url(url: str, stride: int) -> Source:
     import av
 
-    shown = re.sub(r"//[^/@]*@", "//", url)  # a password in the address is not for logs and results
+    name = re.sub(r"//[^/@]*@", "//", url)  # keep a password in the address out of logs and results
     scheme = url.split(":", 1)[0].lower()
     options = {"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {}
     if scheme.startswith("http"):
         options = {"reconnect": "1", "reconnect_delay_max": "4"}
 
-    def opened() -> Any:
+    def open_container() -> InputContainer:
         return av.open(url, options=options, timeout=(TIMEOUT_SECONDS, TIMEOUT_SECONDS))
 
-    return _video(shown, opened, stride, live=None if scheme.startswith("http") else scheme != "file")
+    return _pyav_source(name, open_container, stride, live=None if scheme.startswith("http") else scheme != "file")
 
 
 def _camera(number: int, stride: int) -> Source:
@@ -119,7 +133,7 @@ def _camera(number: int, stride: int) -> Source:
         return _device(f"camera {number}", str(number), "avfoundation", stride)
     device = Path(f"/dev/video{number}")
     if not device.exists():
-        found = ", ".join(sorted((d.name[5:] for d in Path("/dev").glob("video*")), key=natural)) or "none"
+        found = ", ".join(sorted((d.name[5:] for d in Path("/dev").glob("video*")), key=natural_key)) or "none"
         raise VideoError(f"camera {number}: no {device} on this machine (cameras found: {found})")
     return _device(f"camera {number}", str(device), "v4l2", stride)
 
@@ -127,22 +141,22 @@ def _camera(number: int, stride: int) -> Source:
 def _device(name: str, device: str, kind: str, stride: int) -> Source:
     import av
 
-    def opened() -> Any:
+    def open_container() -> InputContainer:
         return av.open(device, format=kind, timeout=(TIMEOUT_SECONDS, TIMEOUT_SECONDS))
 
-    return _video(name, opened, stride, live=True)
+    return _pyav_source(name, open_container, stride, live=True)
 
 
-def _video(name: str, opened: Callable[[], Any], stride: int, live: bool | None) -> Source:
-    """A source that PyAV reads. `live` None: live if it has no known length."""
+def _pyav_source(name: str, open_container: OpenContainer, stride: int, live: bool | None) -> Source:
+    """Open a source with PyAV. `live` None: live if the container declares no duration."""
     import av
 
     try:
-        container = opened()
+        container = open_container()
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{name}: {_open_failed(error, bool(live))}") from None
+        raise VideoError(f"{name}: {_open_error(error, bool(live))}") from None
     try:
-        stream = _stream(container, name)
+        stream = _video_stream(container, name)
         check_size(stream.codec_context.height, stream.codec_context.width, name)
     except BaseException:
         container.close()
@@ -151,12 +165,15 @@ def _video(name: str, opened: Callable[[], Any], stride: int, live: bool | None)
     fps = float(stream.average_rate or stream.guessed_rate or FOLDER_FPS)
     count = 0 if live else stream.frames or round(fps * (container.duration or 0) / 1e6)
     source = Source(name, fps / stride, -(-count // stride) or None, iter(()), live=live)
-    source.read = _live(source, container, opened, stride) if live else _decode(source, container, stride)
+    if live:
+        source.frames = _decode_live(source, container, open_container, stride)
+    else:
+        source.frames = _decode_file(source, container, stride)
     return source
 
 
-def _stream(container: Any, name: str) -> Any:
-    if container.format.name in ("tty", "ansi"):  # FFmpeg renders any text file as a video of its letters
+def _video_stream(container: InputContainer, name: str) -> VideoStream:
+    if container.format.name in ("tty", "ansi"):  # FFmpeg renders any text file as a video of its characters
         raise VideoError(f"{name}: a text file, not a video")
     streams = [s for s in container.streams.video if "attached" not in str(getattr(s, "disposition", "")).lower()]
     if not streams:
@@ -168,99 +185,95 @@ def _stream(container: Any, name: str) -> Any:
     return streams[0]
 
 
-def _decode(source: Source, container: Any, stride: int) -> Iterator[np.ndarray]:
-    """Frames of a file. What the container promised and did not hold is an error, after the frames that it held."""
+def _decode_file(source: Source, container: InputContainer, stride: int) -> Iterator[np.ndarray]:
+    """Decode a file. Frames that its header declares and that are missing raise VideoError after the others."""
     import av
 
     decoded = damaged = 0
-    last = 0.0
+    end = 0.0
     with container:
-        stream = _stream(container, source.name)
+        stream = _video_stream(container, source.name)
         try:
             for packet in container.demux(stream):
                 for frame in packet.decode():
                     damaged += bool(frame.is_corrupt)
-                    last = frame.time if frame.time is not None else last
+                    end = frame.time if frame.time is not None else end
                     if decoded % stride == 0:
-                        yield _array(frame, source.name)
+                        yield _to_array(frame, source.name)
                     decoded += 1
         except (av.FFmpegError, OSError) as error:
-            raise VideoError(
-                f"{source.name}: damaged or cut short after {decoded} frame{'s' * (decoded != 1)} ({reason(error)})"
-            ) from None
-        promised = _promised_seconds(container, stream)
+            frames = f"{decoded} frame{'s' * (decoded != 1)}"
+            raise VideoError(f"{source.name}: damaged or cut short after {frames} ({summarize(error)})") from None
+        declared = _declared_seconds(container, stream)
     if decoded == 0:
-        raise VideoError(f"{source.name}: holds no frame that can be decoded; the file is damaged or cut short")
-    if promised - last > max(0.5, 5 / float(stream.average_rate or FOLDER_FPS)):
-        raise VideoError(
-            f"{source.name}: cut short: it ends at {last:.1f} of {promised:.1f} seconds, after {decoded} frames"
-        )
+        raise VideoError(f"{source.name}: no frame can be decoded; the file is damaged or cut short")
+    if declared - end > max(0.5, 5 / float(stream.average_rate or FOLDER_FPS)):
+        where = f"at {end:.1f} of {declared:.1f} seconds, after {decoded} frames"
+        raise VideoError(f"{source.name}: cut short: it ends {where}")
     if damaged:
         source.notes.append(f"{source.name}: {damaged} of {decoded} frames are damaged; masks there may be wrong")
 
 
-def _promised_seconds(container: Any, stream: Any) -> float:
-    """Length of the video by its header; 0 where the header does not speak of the video alone."""
+def _declared_seconds(container: InputContainer, stream: VideoStream) -> float:
+    """Return the video's length by its header; 0 where the header does not give that of the video alone."""
     tag = re.fullmatch(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d*)?)", stream.metadata.get("DURATION", ""))
     if tag:
         return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
     return (container.duration or 0) / 1e6 if len(container.streams) == 1 and stream.frames else 0.0
 
 
-def _live(source: Source, container: Any, opened: Callable[[], Any], stride: int) -> Iterator[np.ndarray]:
-    """Frames of a camera or network stream until it is closed; reopened when it drops."""
+def _decode_live(
+    source: Source, container: InputContainer | None, open_container: OpenContainer, stride: int
+) -> Iterator[np.ndarray]:
+    """Decode a camera or network stream until it is closed, and reopen it when it drops."""
     import av
 
-    decoded, failures, why = 0, 0, "it ended"
+    decoded = failures = 0
     while True:
         try:
             if container is None:
-                container = opened()
+                container = open_container()
             with container:
-                for packet in container.demux(_stream(container, source.name)):
-                    for frame in _lenient(packet):
-                        failures = 0
-                        if decoded % stride == 0:
-                            yield _array(frame, source.name)
-                        decoded += 1
-            why = "it ended"
+                for frame in _live_frames(container, source.name):
+                    failures = 0
+                    if decoded % stride == 0:
+                        yield _to_array(frame, source.name)
+                    decoded += 1
+            reason = "it ended"
         except (av.FFmpegError, OSError) as error:
-            why = reason(error)
+            reason = summarize(error)
         container = None
         failures += 1
         if failures > RETRIES:
             raise VideoError(
-                f"{source.name}: dropped after {decoded} frames ({why}) and did not come back "
+                f"{source.name}: dropped after {decoded} frames ({reason}) and did not come back "
                 f"in {RETRIES} tries; check the cable, the address or the network"
             )
         time.sleep(RETRY_SECONDS * 2 ** (failures - 1))
 
 
-def _lenient(packet: Any) -> list[Any]:
-    """Who joins a stream in its middle gets broken packets until the next key frame: no reason to stop."""
+def _live_frames(container: InputContainer, name: str) -> Iterator[av.VideoFrame]:
+    """Decode frames and skip broken packets: a stream joined in its middle has them until the next key frame."""
     import av
 
-    try:
-        return packet.decode()
-    except av.InvalidDataError:
-        return []
+    for packet in container.demux(_video_stream(container, name)):
+        with contextlib.suppress(av.InvalidDataError):
+            yield from packet.decode()
 
 
-def _array(frame: Any, where: str) -> np.ndarray:
-    check_size(frame.height, frame.width, where)
+def _to_array(frame: av.VideoFrame, name: str) -> np.ndarray:
+    check_size(frame.height, frame.width, name)
     if any(c.is_alpha for c in frame.format.components):
-        array = over_black(frame.to_ndarray(format="rgba"))
+        array = composite_over_black(frame.to_ndarray(format="rgba"))
     else:
         array = frame.to_ndarray(format="rgb24")
-    # PyAV gives degrees counter-clockwise, as rot90 takes them
-    turns = round(frame.rotation / 90) % 4
-    # a picture one pixel wide comes with gaps between its rows
-    return np.ascontiguousarray(np.rot90(array, turns))
+    turns = round(frame.rotation / 90) % 4  # PyAV and rot90 both count counter-clockwise
+    return np.ascontiguousarray(np.rot90(array, turns))  # the rows of one-pixel-wide frames come with gaps
 
 
-def _open_failed(error: BaseException, live: bool) -> str:
+def _open_error(error: BaseException, live: bool) -> str:
     if live:
-        return f"does not answer ({reason(error)}); check the address, the cable or the network"
+        return f"does not answer ({summarize(error)}); check the address, the cable or the network"
     if type(error).__name__ == "InvalidDataError":
         return "not a video, or damaged beyond reading (no valid header); copy or record it again"
-    return f"cannot be opened ({reason(error)})"
+    return f"cannot be opened ({summarize(error)})"

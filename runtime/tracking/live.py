@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PromptError, UserError
-from ..media.image_files import checked_frame
+from ..media.image_files import check_frame
 from ..results import Result
 from .base import Parsed, Tracker, object_id
 from .memory_selection import recall, strided
@@ -45,7 +45,7 @@ class LiveSession(Tracker):
         self._check_open()
         if self._waiting is not None:
             raise UserError("a frame is waiting: call Engine.step() or push() before the next one")
-        frame = checked_frame(frame, self._frames, self._size)
+        frame = check_frame(frame, self._frames, self._size)
         if self._size is None:
             self._start(frame.shape[:2])
         parsed = self._parse_all(prompts)

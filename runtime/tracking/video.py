@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PromptError, VideoError
-from ..media.image_files import checked_frame
+from ..media.image_files import check_frame
 from ..prompts import Box, Mask, Points
 from ..results import Result
 from .base import Parsed, Tracker, object_id, whole
@@ -35,7 +35,7 @@ class VideoSession(Tracker):
     def __init__(self, network: Any, frames: Any, logits: bool, options: Options) -> None:
         super().__init__(network, logits, options, network.pool(), grows=True)
         self._frames = _frames(frames)
-        self._start(checked_frame(self._frames[0], 0, None).shape[:2])
+        self._start(check_frame(self._frames[0], 0, None).shape[:2])
         self._pictures: OrderedDict[int, Any] = OrderedDict()
 
     @property
@@ -247,18 +247,18 @@ class VideoSession(Tracker):
             return pictures[frame]
         picture = pictures.popitem(last=False)[1] if len(pictures) == PICTURES else self._network.picture()
         self._network.encode(
-            checked_frame(self._frames[frame], frame, self._size), picture, self._network.resample["video"]
+            check_frame(self._frames[frame], frame, self._size), picture, self._network.resample["video"]
         )
         pictures[frame] = picture
         return picture
 
 
 def _frames(frames: Any) -> Sequence[Any]:
-    """Frames by number: an array (T,H,W,3), a list of frames or of picture paths, or what `video.frames` opens."""
+    """Frames by number: an array (T,H,W,3), a list of frames or of picture paths, or what `open_video` takes."""
     if isinstance(frames, (str, Path)):
-        from ..media.video_reader import frames as opened
+        from ..media.video_reader import open_video
 
-        with opened(frames) as video:
+        with open_video(frames) as video:
             return list(video)
     if isinstance(frames, (list, tuple)) and frames and all(isinstance(f, (str, Path)) for f in frames):
         return Files(frames)
@@ -279,7 +279,7 @@ class Files(Sequence):
         return len(self._paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        from ..media.video_reader import frames
+        from ..media.video_reader import open_video
 
-        with frames(self._paths[index]) as picture:
+        with open_video(self._paths[index]) as picture:
             return next(picture)

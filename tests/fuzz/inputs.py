@@ -202,7 +202,7 @@ def _video(data: bytes, inside: Path) -> Callable[[], Any]:
 
 def _watch_video(path: Path) -> None:
     """Every frame of it, up to 32; they are pictures, and what is said of them is possible."""
-    with video_reader.frames(path, max_frames=32) as frames:
+    with video_reader.open_video(path, max_frames=32) as frames:
         if frames.count is not None and frames.count < 1:
             raise Broken(f"a video of {frames.count} frames")
         if not 0 < frames.fps < math.inf:

@@ -16,7 +16,7 @@ from runtime.bundle.manifest import Manifest
 from runtime.cli import prompt_args
 from runtime.errors import MAX_MESSAGE_CHARS, BundleError, PromptError, UserError, VideoError
 from runtime.media import video_sources
-from runtime.media.image_files import read_picture
+from runtime.media.image_files import read_image
 from runtime.tokenizer import Tokenizer
 
 
@@ -170,8 +170,8 @@ def test_numbers_beyond_single_precision(prompt):
 @pytest.mark.parametrize("content", [b"", b"hello", b"\0" * 100, b"%PDF-1.7"])
 def test_what_is_no_picture_but_is_called_so(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(VideoError, match="not a picture"):
-        read_picture(tmp_path / "a.png")
+    with pytest.raises(VideoError, match="not an image"):
+        read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_what_is_no_picture_but_is_called_so(tmp_path, content):
 )
 def test_lengths_that_are_none(said, seconds):
     container = SimpleNamespace(duration=None, streams=[1, 2])
-    assert video_sources._promised_seconds(container, SimpleNamespace(metadata={"DURATION": said}, frames=0)) == seconds
+    assert video_sources._declared_seconds(container, SimpleNamespace(metadata={"DURATION": said}, frames=0)) == seconds
 
 
 @pytest.mark.parametrize("width", [1, 2, 5])
@@ -199,7 +199,7 @@ def test_a_file_name_that_looks_like_a_protocol(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     media.write(tmp_path / "a.mp4")
     (tmp_path / "a.mp4").rename(tmp_path / "concat:b.mp4")
-    with runtime.media.video_reader.frames("concat:b.mp4") as frames:
+    with runtime.media.video_reader.open_video("concat:b.mp4") as frames:
         assert sum(1 for _ in frames) == 12
 
 
@@ -208,7 +208,7 @@ def test_pictures_of_cameras_with_several_in_one_file(tmp_path):
 
     picture = Image.fromarray(np.full((6, 8, 3), 90, np.uint8))
     picture.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[picture])
-    assert read_picture(tmp_path / "a.jpg").shape == (6, 8, 3)
+    assert read_image(tmp_path / "a.jpg").shape == (6, 8, 3)
 
 
 # --------------------------------------------------------------------------------------------------------- tokenizers

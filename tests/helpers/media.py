@@ -9,7 +9,7 @@ import numpy as np
 
 
 def clip(count=12, height=48, width=64):
-    """(T, H, W, 3) uint8: a bright red square that moves right over dark ground; its level tells the frame's number."""
+    """Frames (T, H, W, 3) uint8: a red square that moves right; the level of the bottom rows encodes the frame number."""
     frames = np.full((count, height, width, 3), 16, np.uint8)
     for i, frame in enumerate(frames):
         x = (4 + 2 * i) % (width - 24)
@@ -30,7 +30,7 @@ def write(
     gop=12,
     **options,
 ):
-    """Write frames into a file; its suffix names the container."""
+    """Write frames to a file; its suffix selects the container."""
     frames = clip() if frames is None else frames
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=fps)
@@ -46,8 +46,8 @@ def write(
     return path
 
 
-def write_sound(path: Path):
-    """A file that holds sound only."""
+def write_audio(path: Path):
+    """Write a file with an audio stream only."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=48000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.float32), format="fltp", layout="mono")
@@ -57,27 +57,27 @@ def write_sound(path: Path):
     return path
 
 
-def cut(path: Path, part: float) -> Path:
-    """The first part of a file, as an interrupted copy leaves it."""
+def truncate(path: Path, part: float) -> Path:
+    """Write the first part of a file to a new one, as an interrupted copy leaves it."""
     data = path.read_bytes()
-    out = path.with_name("cut_" + path.name)
+    out = path.with_name("truncated_" + path.name)
     out.write_bytes(data[: int(len(data) * part)])
     return out
 
 
-def spoil(path: Path, start: float, count: int) -> Path:
-    """A file with `count` bytes changed."""
+def corrupt(path: Path, start: float, count: int) -> Path:
+    """Copy a file with `count` bytes changed."""
     data = bytearray(path.read_bytes())
     at = int(len(data) * start)
     for i in range(at, at + count):
         data[i] ^= 0x5A
-    out = path.with_name("spoilt_" + path.name)
+    out = path.with_name("corrupted_" + path.name)
     out.write_bytes(data)
     return out
 
 
 class Server(threading.Thread):
-    """Serves bytes to each of the first `times` callers, then is gone."""
+    """Sends bytes to each of the first `times` clients, then closes."""
 
     def __init__(self, data, times):
         super().__init__(daemon=True)
@@ -88,6 +88,6 @@ class Server(threading.Thread):
 
     def run(self):
         for _ in range(self.times):
-            with self.socket.accept()[0] as caller:
-                caller.sendall(self.data)
+            with self.socket.accept()[0] as client:
+                client.sendall(self.data)
         self.socket.close()

@@ -124,7 +124,7 @@ def file_with_sentence(life: Life, source: Any, **options: Any) -> int:
     """A video file, folder or camera through a session. Returns the number of its frames; raises what it raises."""
     count = 0
     with (
-        video_reader.frames(source, **options) as frames,
+        video_reader.open_video(source, **options) as frames,
         life.engine.session([sentence(life.engine, life.sessions)]) as session,
     ):
         for frame in frames:

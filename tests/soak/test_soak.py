@@ -89,7 +89,7 @@ def test_the_report_tells_what_happened_and_is_plotted(toy, media, tmp_path):
 @pytest.mark.parametrize("name", ["truncated packet", "damaged packets", "damaged picture"])
 def test_a_decoder_goes_with_the_error_that_ended_it(media, name):
     def read():
-        with pytest.raises(runtime.VideoError), video_reader.frames(media.files[name]) as frames:
+        with pytest.raises(runtime.VideoError), video_reader.open_video(media.files[name]) as frames:
             for _ in frames:
                 pass
 
@@ -100,7 +100,7 @@ def test_a_decoder_goes_with_the_error_that_ended_it(media, name):
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
 def test_a_video_that_is_dropped_unread_lets_go_of_its_file(media):
     def drop():
-        video_reader.frames(media.files["missing frames"])
+        video_reader.open_video(media.files["missing frames"])
 
     _without_collector(drop)
 

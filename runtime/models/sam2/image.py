@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import PromptError
 from ...imaging.upsample import MaskUpsampler
-from ...media.image_files import checked_frame
+from ...media.image_files import check_frame
 from ...prompts import Box, Points
 from ...results import Prediction, Segment
 from ...tracking.state import Clicks
@@ -26,7 +26,7 @@ class ImageSession:
     """A picture, encoded once, that answers any number of prompts. `Engine.image` makes it when asked for clicks."""
 
     def __init__(self, network: Any, picture: Any) -> None:
-        frame = checked_frame(picture, 0, None)
+        frame = check_frame(picture, 0, None)
         self._network, self._frame = network, frame
         self.size = frame.shape[:2]
         self._maps = network.picture()

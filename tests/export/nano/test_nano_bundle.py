@@ -52,7 +52,7 @@ def test_the_shipped_bundle_is_small(engine):
 
 
 def test_the_shipped_bundle_follows_its_demonstration(engine, demo):
-    frames = list(video_reader.frames(demo.clip))
+    frames = list(video_reader.open_video(demo.clip))
     with engine.session(demo.prompts) as session:
         masks = np.stack([r.masks for r in session.stream(frames)], 1)
     truth = np.stack([demo.masks == k for k in demo.objects])
@@ -61,7 +61,7 @@ def test_the_shipped_bundle_follows_its_demonstration(engine, demo):
 
 def test_the_shipped_bundle_answers_a_box_on_its_frame(engine, demo):
     """The same weights, asked with a box around each object. Following it further is what they do badly: docs/nano.md."""
-    frame = next(iter(video_reader.frames(demo.clip)))
+    frame = next(iter(video_reader.open_video(demo.clip)))
     for number in demo.objects:
         truth = demo.masks[0] == number
         ys, xs = np.nonzero(truth)

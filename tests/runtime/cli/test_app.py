@@ -68,7 +68,7 @@ def test_a_video_becomes_what_the_engine_says(toy, clip, tmp_path, capsys):
     shown = capsys.readouterr()
     assert "10 frames in" in shown.out and "overlay.mp4" in shown.out and shown.err == ""
 
-    with runtime.load(toy) as engine, runtime.media.video_reader.frames(clip) as video:
+    with runtime.load(toy) as engine, runtime.media.video_reader.open_video(clip) as video:
         prompts = [runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[0, 90, 2])]
         want = list(engine.session(prompts).stream(video))
     data = load_results(out)
@@ -294,7 +294,7 @@ def test_a_network_for_pictures_takes_each_frame_alone(clip, tmp_path):
 
     from runtime.cli.tasks import sentences
 
-    with runtime.media.video_reader.frames(clip) as video:
+    with runtime.media.video_reader.open_video(clip) as video:
         results = list(sentences(Finder(), [runtime.Text("a"), runtime.Text("b")]).stream(video))
     assert [r.frame_index for r in results] == list(range(10)) and results[3].object_ids == (1, 2)
     with pytest.raises(runtime.UserError, match="--window cannot be had with the bundle finder"):

@@ -99,22 +99,24 @@ def test_a_text_file(toy, files, tmp_path):
 
 def test_corrupt_in_the_middle(toy, files, tmp_path):
     good = media.write(files / "long.mp4", media.clip(60, 96, 128), movflags="faststart")
-    line = refused(run(toy, media.spoil(good, 0.5, 2000), tmp_path), 2, "spoilt_long.mp4", "damaged or cut short after")
+    line = refused(
+        run(toy, media.corrupt(good, 0.5, 2000), tmp_path), 2, "corrupted_long.mp4", "damaged or cut short after"
+    )
     assert f"after {kept(tmp_path, 10)} frames" in line
 
 
 def test_truncated(toy, files, tmp_path):
     good = media.write(files / "part.mp4", media.clip(60, 96, 128), movflags="faststart")
-    refused(run(toy, media.cut(good, 0.6), tmp_path), 2, "cut_part.mp4", "cut short")
+    refused(run(toy, media.truncate(good, 0.6), tmp_path), 2, "truncated_part.mp4", "cut short")
     assert kept(tmp_path, 10) < 60
 
 
 def test_truncated_before_its_index(toy, files, tmp_path):
-    refused(run(toy, media.cut(files / "good.mp4", 0.6), tmp_path), 2, "cut_good.mp4", "damaged")
+    refused(run(toy, media.truncate(files / "good.mp4", 0.6), tmp_path), 2, "truncated_good.mp4", "damaged")
 
 
 def test_sound_only(toy, files, tmp_path):
-    refused(run(toy, media.write_sound(files / "song.mp4"), tmp_path), 2, "song.mp4", "no video", "audio")
+    refused(run(toy, media.write_audio(files / "song.mp4"), tmp_path), 2, "song.mp4", "no video", "audio")
 
 
 def test_zero_by_zero(toy, files, tmp_path):
@@ -156,7 +158,7 @@ def test_a_damaged_picture_in_a_folder(toy, files, tmp_path):
 
 def test_a_folder_without_pictures(toy, tmp_path):
     (tmp_path / "in").mkdir()
-    refused(run(toy, tmp_path / "in", tmp_path / "out"), 2, "no pictures", ".png")
+    refused(run(toy, tmp_path / "in", tmp_path / "out"), 2, "no images", ".png")
 
 
 def huge_png(path, side):

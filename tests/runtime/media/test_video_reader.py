@@ -1,4 +1,4 @@
-"""Frames in: every kind of source, in order, complete, in the right orientation; no thread or file left behind."""
+"""Reading frames: every kind of source, in order, complete, in the right orientation; no thread or file left open."""
 
 import gc
 import itertools
@@ -15,30 +15,34 @@ from helpers import media
 from helpers.media import Server
 from runtime import VideoError
 from runtime.media import video_reader, video_sources
-from runtime.media.image_files import over_black, read_picture
-from runtime.media.video_reader import Frames, frames
-from runtime.media.video_sources import Source, natural
+from runtime.media.image_files import composite_over_black, read_image
+from runtime.media.video_reader import VideoReader, open_video
+from runtime.media.video_sources import Source, natural_key
 
 
-def threads():
+def decoder_threads():
     return [t for t in threading.enumerate() if t.name.startswith("frames of")]
 
 
+def assert_decoders_end(seconds=5):
+    deadline = time.time() + seconds
+    while decoder_threads() and time.time() < deadline:
+        time.sleep(0.02)
+    assert decoder_threads() == []
+
+
 @pytest.fixture(autouse=True)
-def nothing_left_behind():
+def no_thread_left_behind():
     yield
     gc.collect()
-    deadline = time.time() + 5
-    while threads() and time.time() < deadline:
-        time.sleep(0.02)
-    assert threads() == []
+    assert_decoders_end()
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.ts", "a.mov", "a.webm"])
 def test_a_file_gives_all_frames_in_order(tmp_path, name):
     want = media.clip(30)
     codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
-    with frames(media.write(tmp_path / name, want, codec=codec)) as video:
+    with open_video(media.write(tmp_path / name, want, codec=codec)) as video:
         assert (video.size, video.fps, video.live) == ((48, 64), 24, False)
         assert video.count in (30, None)
         got = np.stack(list(video))
@@ -49,29 +53,29 @@ def test_a_file_gives_all_frames_in_order(tmp_path, name):
 
 def test_stride_and_max_frames(tmp_path):
     path = media.write(tmp_path / "a.mp4", media.clip(20))
-    every = list(frames(path))
-    with frames(path, stride=3) as video:
+    every = list(open_video(path))
+    with open_video(path, stride=3) as video:
         assert (video.count, video.fps) == (7, 8)
         thirds = list(video)
         assert video.frame_name(2) == "00006"
     assert (np.stack(thirds) == np.stack(every[::3])).all()
-    with frames(path, stride=3, max_frames=2) as video:
+    with open_video(path, stride=3, max_frames=2) as video:
         assert video.count == 2
         assert len(list(video)) == 2
 
 
 @pytest.mark.parametrize("kwargs", [{"stride": 0}, {"max_frames": 0}])
-def test_senseless_limits(tmp_path, kwargs):
+def test_invalid_limits(tmp_path, kwargs):
     with pytest.raises(VideoError, match="must be 1 or more"):
-        frames(tmp_path, **kwargs)
+        open_video(tmp_path, **kwargs)
 
 
 def test_a_folder_is_read_in_natural_order(tmp_path):
     for i in (10, 9, 1, 100):
         Image.new("RGB", (8, 6), (i, 0, 0)).save(tmp_path / f"frame{i}.png")
-    (tmp_path / "notes.txt").write_text("no picture")
-    (tmp_path / ".hidden.png").write_text("no picture")
-    with frames(tmp_path) as video:
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / ".hidden.png").write_text("not an image")
+    with open_video(tmp_path) as video:
         assert (video.count, video.size) == (4, (6, 8))
         assert [frame[0, 0, 0] for frame in video] == [1, 9, 10, 100]
         assert [video.frame_name(i) for i in range(4)] == ["frame1", "frame9", "frame10", "frame100"]
@@ -79,7 +83,7 @@ def test_a_folder_is_read_in_natural_order(tmp_path):
 
 def test_natural_order_of_any_names():
     names = ["b1", "2", "10", "a", "", "a10", "a9"]
-    assert sorted(names, key=natural) == ["", "2", "10", "a", "a9", "a10", "b1"]
+    assert sorted(names, key=natural_key) == ["", "2", "10", "a", "a9", "a10", "b1"]
 
 
 @pytest.mark.parametrize(
@@ -95,33 +99,33 @@ def test_natural_order_of_any_names():
         ("CMYK", (55, 55, 55, 0)),
     ],
 )
-def test_pictures_of_every_kind_become_rgb(tmp_path, mode, level):
+def test_images_of_every_mode_become_rgb(tmp_path, mode, level):
     image = Image.new(mode, (5, 4), level)
     if mode == "P":
         image.putpalette([level for level in range(256) for _ in range(3)])
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     image.save(path)
-    (frame,) = frames(path)
+    (frame,) = open_video(path)
     assert frame.shape == (4, 5, 3) and frame.dtype == np.uint8
     assert (frame == (255 if mode == "1" else 200)).all()
 
 
-def test_transparency_is_shown_over_black(tmp_path):
+def test_transparency_is_composited_over_black(tmp_path):
     Image.new("RGBA", (2, 2), (200, 100, 50, 128)).save(tmp_path / "a.png")
-    assert read_picture(tmp_path / "a.png")[0, 0].tolist() == [100, 50, 25]
+    assert read_image(tmp_path / "a.png")[0, 0].tolist() == [100, 50, 25]
     pixels = np.array([[[255, 255, 255, 0], [255, 7, 0, 255]]], np.uint8)
-    assert over_black(pixels).tolist() == [[[0, 0, 0], [255, 7, 0]]]
+    assert composite_over_black(pixels).tolist() == [[[0, 0, 0], [255, 7, 0]]]
 
 
-def test_photos_are_turned_as_they_say(tmp_path):
+def test_images_are_rotated_by_their_exif_data(tmp_path):
     image = Image.new("RGB", (8, 4))
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(tmp_path / "a.jpg", exif=exif)
-    assert read_picture(tmp_path / "a.jpg").shape == (8, 4, 3)
+    assert read_image(tmp_path / "a.jpg").shape == (8, 4, 3)
 
 
-def test_videos_are_turned_as_they_say(tmp_path):
+def test_videos_are_rotated_by_their_display_matrix(tmp_path):
     want = media.clip(3)
     path = tmp_path / "a.mp4"
     try:
@@ -131,53 +135,53 @@ def test_videos_are_turned_as_they_say(tmp_path):
     with av.open(str(path)) as container:
         turned = next(container.decode(video=0)).rotation
     assert abs(turned) == 90
-    with frames(path) as video:
+    with open_video(path) as video:
         assert video.size == (64, 48)
         got = next(video)
     assert np.abs(got.astype(int) - np.rot90(want[0], turned // 90)).mean() < 6
 
 
 @pytest.mark.parametrize("codec, pix_fmt, source", [("ffv1", "gray", "gray"), ("ffv1", "gray16le", "gray16le")])
-def test_gray_and_deep_videos(tmp_path, codec, pix_fmt, source):
+def test_gray_and_16_bit_videos(tmp_path, codec, pix_fmt, source):
     gray = media.clip(4)[..., 0]
     array = gray if pix_fmt == "gray" else gray.astype(np.uint16) << 8
-    got = np.stack(list(frames(media.write(tmp_path / "a.mkv", array, codec, pix_fmt, source))))
+    got = np.stack(list(open_video(media.write(tmp_path / "a.mkv", array, codec, pix_fmt, source))))
     assert np.abs(got.astype(int) - gray[..., None]).max() <= 2
 
 
 def test_transparent_video_over_black(tmp_path):
     array = np.zeros((3, 16, 16, 4), np.uint8)
     array[..., 0], array[:, :8, :, 3] = 255, 255
-    got = next(frames(media.write(tmp_path / "a.mov", array, "png", "rgba", "rgba")))
+    got = next(open_video(media.write(tmp_path / "a.mov", array, "png", "rgba", "rgba")))
     assert got[0, 0].tolist() == [255, 0, 0] and got[12, 0].tolist() == [0, 0, 0]
 
 
-def test_leaving_early_ends_the_thread(tmp_path):
+def test_closing_early_ends_the_thread(tmp_path):
     path = media.write(tmp_path / "a.mp4", media.clip(200))
-    with frames(path) as video:
+    with open_video(path) as video:
         next(video)
-    assert not video._thread.is_alive()
+        assert len(decoder_threads()) == 1
+    assert decoder_threads() == []
     assert list(video) == []
     video.close()
 
 
-def test_dropping_it_ends_the_thread(tmp_path):
-    video = frames(media.write(tmp_path / "a.mp4", media.clip(200)))
+def test_deleting_the_reader_ends_the_thread(tmp_path):
+    video = open_video(media.write(tmp_path / "a.mp4", media.clip(200)))
     next(video)
-    thread = video._thread
+    assert len(decoder_threads()) == 1
     del video
     gc.collect()
-    thread.join(5)
-    assert not thread.is_alive()
+    assert_decoders_end()
 
 
 def test_files_are_closed(tmp_path):
     path = media.write(tmp_path / "a.mp4", media.clip(60))
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        with frames(path) as video:
+        with open_video(path) as video:
             next(video)
-        frames(path).close()  # opened and never read
+        open_video(path).close()  # opened and never read
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= before
 
@@ -190,7 +194,7 @@ def test_the_queue_is_bounded():
             made.append(i)
             yield np.zeros((4, 4, 3), np.uint8)
 
-    with Frames(Source("x", 24, None, endless()), 1, None) as video:
+    with VideoReader(Source("x", 24, None, endless()), 1, None) as video:
         next(video)
         time.sleep(0.3)
         assert len(made) <= video_reader.QUEUE_FRAMES + 4
@@ -201,7 +205,7 @@ def test_a_live_source_drops_the_oldest():
         for i in range(100):
             yield np.full((2, 2, 3), i, np.uint8)
 
-    with Frames(Source("x", 24, None, camera(), live=True), 1, None) as video:
+    with VideoReader(Source("x", 24, None, camera(), live=True), 1, None) as video:
         assert next(video)[0, 0, 0] <= 100
         time.sleep(0.5)
         rest = [frame[0, 0, 0] for frame in video]
@@ -210,47 +214,47 @@ def test_a_live_source_drops_the_oldest():
     assert video.dropped + len(rest) == 99
 
 
-def test_a_fault_in_the_thread_reaches_the_caller():
+def test_an_error_in_the_thread_reaches_the_caller():
     def broken():
         yield np.zeros((2, 2, 3), np.uint8)
         raise ZeroDivisionError("boom")
 
-    video = Frames(Source("x", 24, None, broken()), 1, None)
+    video = VideoReader(Source("x", 24, None, broken()), 1, None)
     next(video)
     with pytest.raises(VideoError, match="ZeroDivisionError: boom"):
         next(video)
 
 
-def test_frames_before_the_damage_come_first(tmp_path):
+def test_frames_before_the_damage_are_delivered(tmp_path):
     path = media.write(tmp_path / "a.mp4", media.clip(60, 96, 128), movflags="faststart")
     got = []
     with pytest.raises(VideoError, match=r"cut.* after \d+ frames|cut short") as caught:
-        for frame in frames(media.cut(path, 0.6)):
+        for frame in open_video(media.truncate(path, 0.6)):
             got.append(frame)
     assert 10 < len(got) < 60
     assert "\n" not in str(caught.value)
 
 
-def test_a_cut_mkv_is_noticed(tmp_path):
+def test_a_truncated_mkv_is_an_error(tmp_path):
     path = media.write(tmp_path / "a.mkv", media.clip(120, 96, 128))
     got = []
     with pytest.raises(VideoError, match="cut short"):
-        got.extend(frame for frame in frames(media.cut(path, 0.5)))
+        got.extend(frame for frame in open_video(media.truncate(path, 0.5)))
 
 
-def test_a_stream_that_drops_is_opened_again_then_given_up(tmp_path, monkeypatch):
+def test_a_stream_that_drops_is_reopened_a_limited_number_of_times(tmp_path, monkeypatch):
     monkeypatch.setattr(video_sources, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(video_reader, "QUEUE_FRAMES", 1000)
     data = media.write(tmp_path / "a.ts", media.clip(20)).read_bytes()
     server = Server(data, times=2)
     got = []
     with pytest.raises(VideoError, match="dropped after 40 frames .* in 3 tries"):
-        for frame in frames(f"tcp://127.0.0.1:{server.port}"):
+        for frame in open_video(f"tcp://127.0.0.1:{server.port}"):
             got.append(frame)
     assert len(got) == 40
 
 
 def test_passwords_in_addresses_stay_private():
     with pytest.raises(VideoError) as caught:
-        frames("rtsp://user:secret@127.0.0.1:9/x")
+        open_video("rtsp://user:secret@127.0.0.1:9/x")
     assert "secret" not in str(caught.value) and "rtsp://127.0.0.1:9/x" in str(caught.value)

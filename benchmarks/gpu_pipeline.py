@@ -24,6 +24,7 @@ from runtime.bundle.manifest import StageSpec
 from runtime.device.kernels import choose_kernels
 from runtime.engine import Engine
 from runtime.errors import SamwiseRuntimeError
+from runtime.metrics import relative_error
 from runtime.prompts import Text
 
 BACKENDS = ("ort-cuda", "tensorrt", "tensorrt_rtx")
@@ -143,18 +144,12 @@ def cuts(bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable
                 "whole_seconds": whole_s,
                 "kernel_seconds": kernel_s,
                 "gain": whole_s / kernel_s,
-                "relative_error": max(relative(kernel[n], whole[n]) for n in whole),
+                "relative_error": max(relative_error(kernel[n], whole[n]) for n in whole),
             }
         video = pipeline(bundle, backend, frames, objects, used, kernels="on")
         return {"stages": found, f"objects_{objects}": video}
     except SamwiseRuntimeError as error:
         return {"skipped": str(error)}
-
-
-def relative(got: np.ndarray, want: np.ndarray) -> float:
-    """||got - want|| / ||want||; infinite when anything is not finite."""
-    error = np.linalg.norm(got.astype(np.float64) - want) / max(np.linalg.norm(want.astype(np.float64)), 1e-30)
-    return float(error) if np.isfinite(error) else float("inf")
 
 
 def pipeline(

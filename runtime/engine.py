@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,11 @@ class Engine:
     def timings(self) -> dict[str, tuple[int, float]]:
         """Stage -> (calls, seconds) since the engine was loaded."""
         return {name: (s.calls, s.seconds) for name, s in self.stages.items()}
+
+    def instrument(self, wrap: Callable[[Stage], Stage]) -> None:
+        """Replace every stage by `wrap(stage)`, e.g. to record its inputs."""
+        for timed in self.stages.values():
+            timed.stage = wrap(timed.stage)
 
     def session(
         self,

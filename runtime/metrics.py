@@ -1,4 +1,5 @@
-"""Region similarity J and contour accuracy F of video segmentation, as DAVIS defines them (Perazzi et al., CVPR 2016).
+"""Region similarity J and contour accuracy F of video segmentation, as DAVIS defines them (Perazzi et al., CVPR 2016), and
+the error between two tensors.
 
 J is intersection over union. F is the harmonic mean of contour precision and recall, where a contour pixel counts as
 found if the other contour passes within 0.8 % of the picture's diagonal. Numpy only: dilation by a disk is done by one
@@ -8,11 +9,45 @@ running sum per row of the disk, and only inside the box that holds both contour
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 BOUND = 0.008
 """Tolerance of F as a part of the picture's diagonal; in pixels it is rounded up."""
+
+RMS_FLOOR = 1e-3
+"""Tensors with a smaller root mean square are compared by their absolute error."""
+
+
+class TensorError(NamedTuple):
+    """Difference of two tensors: relative L2 error, largest absolute error, cosine of the angle between them."""
+
+    relative: float
+    largest: float
+    cosine: float
+
+
+def tensor_error(got: np.ndarray, want: np.ndarray) -> TensorError:
+    """Compare in float64; for bool and integers the relative error is the share of entries that differ.
+
+    The error is infinite if `got` is not finite.
+    """
+    if want.dtype.kind in "biu":
+        differs = float(np.mean(got != want)) if want.size else 0.0
+        return TensorError(differs, float(differs > 0), 1.0 - differs)
+    a, b = got.astype(np.float64).ravel(), want.astype(np.float64).ravel()
+    if not np.isfinite(a).all():
+        return TensorError(math.inf, math.inf, 0.0)
+    norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    relative = float(np.linalg.norm(a - b)) / max(norm_b, RMS_FLOOR * max(len(b), 1) ** 0.5)
+    cosine = float(a @ b) / (norm_b * norm_a) if norm_a and norm_b else float(norm_a == norm_b)
+    return TensorError(relative, float(np.abs(a - b).max(initial=0.0)), cosine)
+
+
+def relative_error(got: np.ndarray, want: np.ndarray) -> float:
+    """Return `tensor_error(got, want).relative`."""
+    return tensor_error(got, want).relative
 
 
 def jaccard(pred: np.ndarray, gt: np.ndarray) -> np.ndarray | float:

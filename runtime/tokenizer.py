@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .bundle.manifest import Manifest
-from .errors import BundleError, PromptError
+from .errors import BundleError, PromptError, summarize
 from .prompts import Box, Mask, Points, Text
 
 TOKENIZER = "tokenizer.json"
@@ -68,7 +68,7 @@ def _damaged(path: Path, error: BaseException) -> BundleError:
     """What to raise. The library raises bare Exception, and BaseException where it panics; a stop is passed on."""
     if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
         raise error
-    return BundleError(f"{path}: not a tokenizer that works ({_line(error)}); export the bundle again")
+    return BundleError(f"{path}: not a tokenizer that works ({summarize(error)}); export the bundle again")
 
 
 def encode(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> np.ndarray:
@@ -151,7 +151,3 @@ def _positions(word: str, text: str, spans: list[tuple[int, int]]) -> list[int]:
 
 def _short(text: str, limit: int = 40) -> str:
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from runtime.backends import create
 from runtime.backends.base import Backend
+from runtime.backends.recorder import StageRecorder, StageRecorders
 from runtime.backends.split_stage import CutStage
 from runtime.bundle import engine_index
 from runtime.bundle.bundle import Bundle
@@ -25,34 +24,6 @@ KERNELS = "kernels"
 """Stands in place of a form where compiled kernels take part of a stage."""
 
 
-class Recorder:
-    """A stage that keeps a copy of the first inputs it gets at each size, and of what it made of them."""
-
-    def __init__(self, stage: Any, device: Any) -> None:
-        self.stage, self.spec, self._device = stage, stage.spec, device
-        self.calls: dict[str, tuple[dict, dict, dict]] = {}
-
-    def run(self, **arrays: Any) -> None:
-        self.stage.run(**arrays)
-        sizes = {
-            d: arrays[t.name].shape[i]
-            for t in (*self.spec.inputs, *self.spec.outputs)
-            for i, d in enumerate(t.shape)
-            if isinstance(d, str)
-        }
-        key = str(sorted(sizes.items()))
-        # the first and the latest size: an empty memory and a full one
-        if len(self.calls) > 1 and key not in self.calls:
-            self.calls.pop(list(self.calls)[-1])
-        if key not in self.calls:
-            take = {n: np.array(self._device.download(a)) for n, a in arrays.items()}
-            self.calls[key] = (
-                sizes,
-                {t.name: take[t.name] for t in self.spec.inputs},
-                {t.name: take[t.name] for t in self.spec.outputs},
-            )
-
-
 def recheck(
     bundle: Bundle, backend: str = "auto", threads: int | None = None, runs: Runs | None = None, kernels: str = "auto"
 ) -> tuple[list[Row], list[ClipRow]]:
@@ -64,16 +35,15 @@ def recheck(
     plain = create("ort", threads)
     plain.forms = ("default",)
     reference = Engine(bundle, plain)
-    recorders = {name: Recorder(timed.stage, plain.device) for name, timed in reference.stages.items()}
-    for name, timed in reference.stages.items():
-        timed.stage = recorders[name]
+    recorders = StageRecorders(plain.device, once_per_size=True)
+    reference.instrument(recorders.wrap)
     want = clip_results(reference)
     precision = bundle.manifest.precision
     engine = Engine(bundle, other, kernels=kernels)
     rows = []
-    for name, recorder in recorders.items():
+    for name in list(recorders):  # a record is dropped when it has been compared
         stage = engine.stages[name].stage
-        rows += _recheck_stage(other, stage, recorder, max(STAGE_ERROR[precision]), runs)
+        rows += _recheck_stage(other, stage, recorders.pop(name), max(STAGE_ERROR[precision]), runs)
     frames = [(r.masks, r.low_res_logits, r.score_logits) for r in want]
     clip = compare_clip(frames, clip_results(engine), precision)
     if hasattr(other, "library") and all(r.passed for r in (*rows, *clip)):
@@ -88,18 +58,18 @@ def recheck(
     return rows, clip
 
 
-def _recheck_stage(other: Backend, stage: Any, recorder: Recorder, limit: float, runs: Runs | None) -> list[Row]:
-    """One stage on the backend `other`, fed with what was recorded; the record is dropped."""
+def _recheck_stage(other: Backend, stage: Any, recorder: StageRecorder, limit: float, runs: Runs | None) -> list[Row]:
+    """One stage on the backend `other`, fed with the recorded inputs."""
     spec = recorder.spec
     form = next(f for f in other.forms if f in spec.files)
     what = KERNELS if isinstance(stage, CutStage) else form
     rows = []
-    for sizes, inputs, outputs in recorder.calls.values():
+    for record in recorder.records:
+        sizes, inputs, outputs = record.sizes, record.inputs, record.outputs
         got = run_stage(stage, spec, other, inputs, sizes)
         rows.append(worst(f"{spec.name} [{what}]", sizes, spec, got, outputs, limit))
         if runs is not None:
             runs.add(spec, spec.files[form], sizes, inputs, outputs, got, limit)
-    recorder.calls.clear()
     return rows
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from runtime.backends.base import Backend
 from runtime.bundle.manifest import StageSpec
 from runtime.errors import InternalError
+from runtime.metrics import tensor_error
 
 FILE = "parity.json"
 STAGE_ERROR = {"fp32": (1e-4,), "fp16": (3e-2, 5e-3), "int8": (5e-2, 1e-2)}
@@ -38,9 +39,6 @@ against a broken bundle, for the clip is a pattern and its masks are small; what
 SCORE_DIFFERENCE = {"fp32": 0.05, "fp16": 2.0, "int8": 2.0}
 """Largest difference of a frame's score logit. Masks of an object that is not in the picture are empty on both sides
 and say nothing; the score still passes through everything."""
-
-FLOOR = 1e-3
-"""Outputs smaller than this (root mean square) are compared by their absolute error: their relative error is noise."""
 
 
 class ParityError(InternalError):
@@ -79,20 +77,6 @@ class ClipRow:
     @property
     def passed(self) -> bool:
         return self.iou >= self.limit and self.score_difference <= self.score_limit
-
-
-def relative_error(got: np.ndarray, want: np.ndarray) -> tuple[float, float, float]:
-    """(relative L2 error, largest absolute error, cosine) in float64; for bool and integers the share that differs."""
-    if want.dtype.kind in "biu":
-        differs = float(np.mean(got != want)) if want.size else 0.0
-        return differs, float(differs > 0), 1.0 - differs
-    a, b = got.astype(np.float64).ravel(), want.astype(np.float64).ravel()
-    if not np.isfinite(a).all():
-        return float("inf"), float("inf"), 0.0
-    norm, other = float(np.linalg.norm(b)), float(np.linalg.norm(a))
-    largest = float(np.abs(a - b).max(initial=0.0))
-    error = float(np.linalg.norm(a - b)) / max(norm, FLOOR * len(b) ** 0.5)
-    return error, largest, float(a @ b) / (norm * other) if norm and other else float(norm == other)
 
 
 def compare_stage(stage: Any, spec: StageSpec, folder: Path, backend: Backend, limit: float) -> list[Row]:
@@ -146,8 +130,8 @@ def worst(
     limit: float,
 ) -> Row:
     """The output with the largest error, as a row."""
-    results = {t.name: relative_error(got[t.name], want[t.name]) for t in spec.outputs}
-    name = max(results, key=lambda n: (np.isnan(results[n][0]), results[n][0]))
+    results = {t.name: tensor_error(got[t.name], want[t.name]) for t in spec.outputs}
+    name = max(results, key=lambda n: (np.isnan(results[n].relative), results[n].relative))
     text = " ".join(f"{symbol}={value}" for symbol, value in sorted(sizes.items()))
     return Row(what, text or "-", spec.precision, name, *results[name], limit)
 
@@ -167,7 +151,7 @@ def compare_clip(
             ClipRow(
                 int(result.frame_index),
                 float(iou.min()),
-                relative_error(result.low_res_logits, logits)[0],
+                tensor_error(result.low_res_logits, logits).relative,
                 float(difference),
                 MASK_IOU[precision],
                 SCORE_DIFFERENCE[precision],

@@ -16,6 +16,7 @@ from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import Manifest
 from runtime.engine import Engine
 from runtime.errors import InternalError
+from runtime.media.synthetic_clip import Disc, synthetic_clip
 from runtime.prompts import Text
 
 CLICK = (0.45, 0.5)
@@ -37,13 +38,8 @@ SEEN = tuple(f.name for f in fields(Seen))
 
 def clip_frames(window: int, height: int = 90, width: int = 160) -> list[np.ndarray]:
     """A moving pattern: `window` frames of smooth colour with a bright disc that crosses it, uint8 RGB (H,W,3)."""
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    frames = []
-    for t in range(window):
-        base = np.stack([np.sin(x / (7 + 5 * c) + 0.4 * t) * np.cos(y / (11 - 2 * c) - 0.3 * t) for c in range(3)], -1)
-        disc = (x - width * (0.2 + 0.07 * t)) ** 2 + (y - height * 0.5) ** 2 < (height / 5) ** 2
-        frames.append(np.where(disc[..., None], (230, 180, 60), 110 + 80 * base).clip(0, 255).astype(np.uint8))
-    return frames
+    disc = Disc(lambda t: width * (0.2 + 0.07 * t), height * 0.5, height / 5, (230, 180, 60))
+    return synthetic_clip(window, height, width, disc, (7, 11))
 
 
 def clip_tokens(vocabulary: int, longest: int) -> list[int]:

@@ -20,27 +20,29 @@ BACKENDS = {
     "tensorrt": "runtime.backends.trt:TrtBackend",
     "tensorrt_rtx": "runtime.backends.trt_rtx:TrtRtxBackend",
 }
-"""Name -> class, imported when asked for."""
+"""Name -> class, imported on demand."""
 
 AUTO = ("ort-cuda", "openvino", "ort")
-"""Order in which `auto` tries them. Engines have to be built first, so TensorRT is used where it is asked for."""
+"""Order in which `auto` tries them. TensorRT needs engine files built beforehand, so it is used on request only."""
 
-ON_TRIAL = {"openvino": ("openvino", "onnxruntime")}
-"""Backends that `auto` takes only where a trial found them exact and faster (`backends.notes`) -> the libraries whose
-versions the trial was about, the backend's own first. How fast a compiler's code is depends on network and
-processor."""
+NEEDS_AUTOTUNE = {"openvino": ("openvino", "onnxruntime")}
+"""Backends that `auto` takes only where `runtime.autotune` found them exact and faster, because the speed of compiled code
+depends on network and processor -> libraries whose versions the result is valid for, the backend's own first."""
 
 
 def create(name: str, threads: int | None = None, manifest: Manifest | None = None) -> Backend:
-    """Backend by name; `auto` takes the first that works here, and that a trial of `manifest`'s bundle spoke for where
-    one is needed. Raises BackendError."""
+    """Return a backend by name. Raises BackendError.
+
+    `auto` takes the first of `AUTO` that works here; one of `NEEDS_AUTOTUNE` only with a saved result for `manifest`'s
+    bundle that favours it.
+    """
     if name != "auto":
         return _create(name, threads)
     reasons = []
     for candidate in AUTO:
         try:
-            if objection := candidate in ON_TRIAL and _objection(candidate, manifest):
-                log.info("backend %s not used: %s", candidate, objection)
+            if reason := candidate in NEEDS_AUTOTUNE and _rejection_reason(candidate, manifest):
+                log.info("backend %s not used: %s", candidate, reason)
                 continue
             return _create(candidate, threads)
         except BackendError as error:
@@ -49,17 +51,17 @@ def create(name: str, threads: int | None = None, manifest: Manifest | None = No
     raise BackendError("no backend works here: " + "; ".join(reasons))
 
 
-def _objection(name: str, manifest: Manifest | None) -> str | None:
-    """What keeps `auto` from taking a backend of `ON_TRIAL` for this bundle; None if nothing does."""
-    libraries = ON_TRIAL[name]
+def _rejection_reason(name: str, manifest: Manifest | None) -> str | None:
+    """Return why `auto` must not take a backend of `NEEDS_AUTOTUNE` for this bundle; None if it may."""
+    libraries = NEEDS_AUTOTUNE[name]
     if manifest is None:
-        return "no bundle to look for a trial of"
+        return "no bundle to look up a tuning result for"
     if not autotune.installed(libraries[0]):
         return "not installed"
-    note = autotune.find(name, manifest)
-    if note is None or note.versions != autotune.versions(*libraries):
-        return "not tried with this bundle, processor and version; python -m runtime.autotune --engine BUNDLE tries it"
-    return note.objection()
+    result = autotune.find(name, manifest)
+    if result is None or result.versions != autotune.versions(*libraries):
+        return "not tuned for this bundle, processor and version; run `python -m runtime.autotune --engine BUNDLE`"
+    return result.rejection_reason()
 
 
 def _create(name: str, threads: int | None) -> Backend:
@@ -67,4 +69,5 @@ def _create(name: str, threads: int | None) -> Backend:
         module, _, cls = BACKENDS[name].partition(":")
     except KeyError:
         raise BackendError(f"unknown backend {name!r}; choose one of auto, {', '.join(BACKENDS)}") from None
-    return getattr(importlib.import_module(module), cls)(threads=threads)
+    backend: Backend = getattr(importlib.import_module(module), cls)(threads=threads)
+    return backend

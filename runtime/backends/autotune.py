@@ -1,9 +1,8 @@
-"""What was measured on this machine about a bundle on a backend: `auto` neither guesses nor measures at each start.
+"""On-disk cache of backend timings, read by `backend="auto"`.
 
-`python -m runtime.autotune` runs a bundle on ONNX Runtime and on the other backend, compares and times them, and keeps a
-note in the user's cache folder (`$XDG_CACHE_HOME/samwise-runtime`, else `~/.cache/samwise-runtime`): bundles may lie
-where nobody may write. A note speaks of exactly these files, library versions and processor, or of nothing; to drop it,
-delete it.
+`python -m runtime.autotune` compares and times a bundle on ONNX Runtime and on another backend, and saves the result in
+the user's cache folder, because bundles may be read-only. A result is valid for exactly these files, library versions and
+this processor. To discard it, delete the file.
 """
 
 from __future__ import annotations
@@ -18,22 +17,24 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ..bundle.manifest import Manifest
-from ..errors import InternalError
+from ..errors import InternalError, summarize
+from .cache_folder import cache_folder, replace_file
 
-FASTER = 1.05
-"""A backend that is not faster than ONNX Runtime by this factor is not worth a second library in the process."""
+MIN_SPEEDUP = 1.05
+"""Least gain over ONNX Runtime that justifies loading a second library."""
 
-PAYBACK = 250
+PAYBACK_FRAMES = 250
 """Frames after which a slower start must be repaid: ten seconds of video."""
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """One trial. Seconds are wall time on that machine; `error` is the largest relative L2 error of a stage."""
+class TuningResult:
+    """Comparison of a backend with ONNX Runtime. Seconds are wall time; `error` is the largest relative L2 error of a
+    stage, `iou` the smallest of an object's masks."""
 
     backend: str
     bundle: str
-    graphs: str
+    fingerprint: str
     versions: str
     processor: str
     threads: int | None
@@ -48,25 +49,25 @@ class Note:
     def speedup(self) -> float:
         return self.reference_frame_seconds / max(self.frame_seconds, 1e-9)
 
-    def objection(self) -> str | None:
-        """Why `auto` should not take the backend; None if it should."""
+    def rejection_reason(self) -> str | None:
+        """Return why `auto` must not choose the backend; None if it may."""
         if not self.exact:
             return f"not exact here (relative error {self.error:.1e}, IoU {self.iou:.4f})"
-        if not self.speedup >= FASTER:
+        if not self.speedup >= MIN_SPEEDUP:
             return f"not faster here ({self.speedup:.2f}x)"
         saved = self.reference_frame_seconds - self.frame_seconds
-        if self.extra_start_seconds > PAYBACK * saved:
-            return f"starts {self.extra_start_seconds:.1f} s later, which {PAYBACK} frames do not repay"
+        if self.extra_start_seconds > PAYBACK_FRAMES * saved:
+            return f"starts {self.extra_start_seconds:.1f} s later, which {PAYBACK_FRAMES} frames do not repay"
         return None
 
 
 def fingerprint(manifest: Manifest) -> str:
-    """sha256 over the names and hashes of all files of a bundle."""
+    """Return the sha256 over the names and hashes of all files of a bundle."""
     return hashlib.sha256(json.dumps(sorted(manifest.files.items())).encode()).hexdigest()
 
 
 def processor() -> str:
-    """Model of the processor and how many of its cores this process may use."""
+    """Return the model of the processor and the number of cores that this process may use."""
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
@@ -78,8 +79,8 @@ def processor() -> str:
 
 
 def versions(*distributions: str) -> str:
-    """Installed versions of these distributions, e.g. `openvino 2025.1, onnxruntime 1.22`."""
-    from importlib import metadata
+    """Return the installed versions of these distributions, e.g. `openvino 2025.1, onnxruntime 1.22`."""
+    from importlib import metadata  # slow to import, and not needed by most backends
 
     def version(name: str) -> str:
         try:
@@ -91,44 +92,42 @@ def versions(*distributions: str) -> str:
 
 
 def installed(module: str) -> bool:
-    """Whether a module could be imported, without importing it."""
+    """Return whether a module could be imported, without importing it."""
     return importlib.util.find_spec(module) is not None
 
 
-def folder() -> Path:
-    """Where notes are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path.home() / ".cache") / "samwise-runtime"
+def cache_path(backend: str, bundle_fingerprint: str, processor_name: str) -> Path:
+    """Return the file that holds the result for these files on this processor."""
+    digest = hashlib.sha256(f"{bundle_fingerprint} {processor_name}".encode()).hexdigest()
+    return cache_folder() / f"{backend}-{digest[:24]}.json"
 
 
-def place(backend: str, graphs: str, on: str) -> Path:
-    """File of the note about these graphs on this processor."""
-    return folder() / f"{backend}-{hashlib.sha256(f'{graphs} {on}'.encode()).hexdigest()[:24]}.json"
-
-
-def keep(note: Note) -> Path:
-    """Write a note, in one step. Raises InternalError when the folder cannot be written."""
-    path = place(note.backend, note.graphs, note.processor)
-    work = path.with_suffix(f".{os.getpid()}")
+def save(result: TuningResult) -> Path:
+    """Write a result in one step and return its path. Raises InternalError when the folder cannot be written."""
+    path = cache_path(result.backend, result.fingerprint, result.processor)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        work.write_text(json.dumps(asdict(note), indent=1) + "\n", encoding="utf-8")
-        work.replace(path)
+        replace_file(path, (json.dumps(asdict(result), indent=1) + "\n").encode())
     except OSError as error:
         raise InternalError(
-            f"{path}: cannot keep the note ({error.strerror}); set XDG_CACHE_HOME to a folder that can be written"
+            f"{path}: cannot save the result ({summarize(error)}); set XDG_CACHE_HOME to a writable folder"
         ) from None
     return path
 
 
-def find(backend: str, manifest: Manifest) -> Note | None:
-    """The note about these graphs on this processor, whatever the versions; None if there is none that can be read."""
-    graphs, on = fingerprint(manifest), processor()
+def find(backend: str, manifest: Manifest) -> TuningResult | None:
+    """Return the saved result for these files on this processor, of any versions; None without a readable one."""
+    wanted, here = fingerprint(manifest), processor()
     try:
-        data = json.loads(place(backend, graphs, on).read_text(encoding="utf-8"))
-        note = Note(**{f.name: data[f.name] for f in fields(Note)})
-        numbers = (note.error, note.iou, note.reference_frame_seconds, note.frame_seconds, note.extra_start_seconds)
-        usable = isinstance(note.exact, bool) and all(map(math.isfinite, numbers))
+        data = json.loads(cache_path(backend, wanted, here).read_text(encoding="utf-8"))
+        result = TuningResult(**{f.name: data[f.name] for f in fields(TuningResult)})
+        numbers = (
+            result.error,
+            result.iou,
+            result.reference_frame_seconds,
+            result.frame_seconds,
+            result.extra_start_seconds,
+        )
+        usable = isinstance(result.exact, bool) and all(map(math.isfinite, numbers))
     except (OSError, RuntimeError, ValueError, KeyError, TypeError):
         return None
-    return note if usable and (note.graphs, note.processor) == (graphs, on) else None
+    return result if usable and (result.fingerprint, result.processor) == (wanted, here) else None

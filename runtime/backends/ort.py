@@ -16,7 +16,7 @@ from ..bundle.manifest import StageSpec
 from ..device.array import DeviceArray
 from ..device.base import Cpu
 from ..device.cuda import Cuda
-from ..errors import BackendError, BundleError, InternalError
+from ..errors import BackendError, BundleError, InternalError, summarize
 
 _arena_registered = False
 
@@ -71,7 +71,7 @@ class OrtBackend:
         try:
             session = self._ort.InferenceSession(str(file), options, providers=self._providers())
         except Exception as error:  # onnxruntime raises a dozen unrelated types
-            raise BundleError(f"{file}: ONNX Runtime cannot load it ({_first_line(error)})") from None
+            raise BundleError(f"{file}: ONNX Runtime cannot load it ({summarize(error, 300)})") from None
         self._check_provider(session, file)
         have = {i.name for i in session.get_inputs()} | {o.name for o in session.get_outputs()}
         want = {t.name for t in (*spec.inputs, *spec.outputs)}
@@ -144,7 +144,7 @@ class OrtStage:
         try:
             self._session.run_with_iobinding(binding, self._run_options)
         except Exception as error:
-            raise InternalError(f"stage {self.spec.name} failed: {_first_line(error)}") from None
+            raise InternalError(f"stage {self.spec.name} failed: {summarize(error, 300)}") from None
 
     def _pointer(self, name: str, array: Any, dtype: np.dtype) -> int:
         # a raw pointer is handed over: a wrong type or a strided view would be read as garbage, silently
@@ -155,7 +155,3 @@ class OrtStage:
         if not array.flags.c_contiguous:
             raise InternalError(f"stage {self.spec.name}: {name} has gaps (strides {array.strides})")
         return array.ctypes.data
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..bundle.manifest import StageSpec
 from ..device.base import Cpu
-from ..errors import BackendError, BundleError, InternalError, SamwiseRuntimeError
+from ..errors import BackendError, BundleError, InternalError, SamwiseRuntimeError, summarize
 
 
 class OpenVinoBackend:
@@ -52,7 +52,7 @@ class OpenVinoBackend:
                 for part, precision in self.parts(model, spec)
             ]
         except Exception as error:  # openvino raises RuntimeError with a page of text
-            raise BundleError(f"{file}: OpenVINO cannot load it ({_first_line(error)})") from None
+            raise BundleError(f"{file}: OpenVINO cannot load it ({summarize(error, 300)})") from None
         want = {t.name for t in (*spec.inputs, *spec.outputs)}
         if names != want:
             raise BundleError(
@@ -122,7 +122,7 @@ class OpenVinoStage:
         except SamwiseRuntimeError:
             raise
         except Exception as error:
-            raise InternalError(f"stage {self.spec.name} failed: {_first_line(error)}") from None
+            raise InternalError(f"stage {self.spec.name} failed: {summarize(error, 300)}") from None
 
     def _shared(self, name: str, arrays: dict[str, np.ndarray], dtype: str) -> Any:
         array = arrays[name]
@@ -205,7 +205,3 @@ def cut(model: Any, names: Set[str]) -> tuple[Any, Any]:
 
 def _casts(node: Any, to: str) -> bool:
     return node.get_type_name() == "Convert" and node.output(0).get_element_type().to_string() == to
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -13,13 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..bundle import engine_index
-from ..errors import BundleError
+from ..errors import BundleError, summarize
+from .cache_folder import cache_folder, replace_file
 
 log = logging.getLogger("runtime")
 
@@ -33,12 +32,6 @@ def key(bundle: Path, library: str, version: str, capability: int) -> str:
     return hashlib.sha256(json.dumps([library, version, capability, engines]).encode()).hexdigest()
 
 
-def user_folder() -> Path:
-    """Where programs of this user keep what can be made again."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path.home() / ".cache") / "samwise-runtime"
-
-
 class StoredCache:
     """The runtime cache of one bundle on one GPU: `attach` it to every context's config, `save` it at the end."""
 
@@ -46,7 +39,7 @@ class StoredCache:
         self._key = key(bundle, library, version, capability)
         name = f"sm_{capability}-{self._key[:16]}{SUFFIX}"
         # beside the engines first; a deployed bundle is often read-only
-        self._places = (bundle / engine_index.FOLDER / f"{library}-{version}" / name, user_folder() / name)
+        self._places = (bundle / engine_index.FOLDER / f"{library}-{version}" / name, cache_folder() / name)
         self._cache: Any = None
         self._stored = b""
         """Digest of what was read, so that an unchanged cache is not written again."""
@@ -95,7 +88,7 @@ class StoredCache:
             memory = self._cache.serialize()
             blob = b"" if memory is None else bytes(memory)
         except Exception as error:  # the GPU may be gone at the end of a process
-            log.info("runtime cache not kept: %s", error)
+            log.info("runtime cache not kept: %s", summarize(error))
             return
         digest = hashlib.sha256(blob).digest()
         if not blob or digest == self._stored:
@@ -105,25 +98,12 @@ class StoredCache:
         reason = ""
         for path in self._places:
             try:
-                replace(path, content)
+                replace_file(path, content)
                 self._stored = digest
                 return
             except OSError as error:
                 reason = f"{path.parent}: {error.strerror}"
         log.info("runtime cache not kept: %s", reason)
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new one, whoever else writes at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def stored(bundle: Path, library: str, version: str, capability: int) -> StoredCache | None:

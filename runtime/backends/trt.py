@@ -18,7 +18,7 @@ from ..bundle.manifest import MANIFEST, Manifest, StageSpec, TensorSpec
 from ..device.array import DeviceArray
 from ..device.cuda import Cuda
 from ..device.scratch import GrowableBuffers
-from ..errors import BackendError, BundleError, InternalError
+from ..errors import BackendError, BundleError, InternalError, summarize
 
 log = logging.getLogger("runtime")
 
@@ -69,7 +69,7 @@ class TensorRtBackend:
         self._logger.last = ""
         engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
-            reason = " ".join(self._logger.last.split())[:300] or "no reason given"
+            reason = summarize(self._logger.last or "no reason given", 300)
             raise BundleError(
                 f"{path}: {self.library} {self.version} refuses it ({reason}); run `python -m export.tensorrt.build "
                 f"{folder} --backend {self.library}`"

@@ -32,12 +32,7 @@ class Bundle:
             try:
                 if not path.is_file():  # a pipe, or a device without an end, would never be read through
                     raise FileNotFoundError
-                with path.open("rb") as file:
-                    found = (
-                        hashlib.file_digest(file, "sha256").hexdigest()
-                        if hasattr(hashlib, "file_digest")
-                        else hashlib.sha256(file.read()).hexdigest()
-                    )
+                found = file_sha256(path)
             except OSError:
                 raise BundleError(
                     f"{path}: missing from the bundle; copy it again or export the bundle again"
@@ -52,6 +47,15 @@ class Bundle:
         found = cuts.values() if isinstance(cuts, Mapping) else ()
         found = [cut.get("parts") for cut in found if isinstance(cut, Mapping)]
         return frozenset(part for parts in found if isinstance(parts, list) for part in parts if isinstance(part, str))
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def find(folder: str | Path) -> list[Bundle]:

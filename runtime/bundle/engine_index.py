@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
+from .bundle import file_sha256
 from .manifest import Manifest, StageSpec
 
 FOLDER, INDEX = "engines", "index.json"
@@ -89,7 +90,7 @@ def write(bundle: Path, entries: Iterable[Built]) -> None:
     files = {name: digest for name, digest in manifest.files.items() if not name.startswith(f"{FOLDER}/")}
     for name in (INDEX, *sorted({e.file for e in entries})):
         known = manifest.files.get(f"{FOLDER}/{name}") if name != INDEX else None
-        files[f"{FOLDER}/{name}"] = known or _sha256(folder / name)
+        files[f"{FOLDER}/{name}"] = known or file_sha256(folder / name)
     replace(manifest, files=files).dump(bundle)
 
 
@@ -143,11 +144,3 @@ def mark_verified(
             entry = replace(entry, verified={**entry.verified, str(capability): dict(found[entry.stage])})
         entries.append(entry)
     write(bundle, entries)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import BackendError
+from ..errors import BackendError, summarize
 from .array import DeviceArray
 
 log = logging.getLogger("runtime")
@@ -65,7 +65,7 @@ class CudaCore:
             self._stream = self._device.create_stream()
             self._pinned = LegacyPinnedMemoryResource()
         except Exception as error:  # the driver's own error types exist only where a driver does
-            raise BackendError(f"no CUDA device {index} here ({_first_line(error)}); use --backend ort") from None
+            raise BackendError(f"no CUDA device {index} here ({summarize(error)}); use --backend ort") from None
         self.stream = int(self._stream.handle)
         capability = self._device.compute_capability
         self.capability = 10 * capability.major + capability.minor
@@ -196,7 +196,7 @@ class Cuda:
         try:
             graph = self.driver.end_capture(recording, keep=True)
         except Exception as error:
-            log.warning("no CUDA graph: %s; frames are launched stage by stage", _first_line(error))
+            log.warning("no CUDA graph: %s; frames are launched stage by stage", summarize(error))
             return None
         self.captures += 1
         return lambda: self.driver.launch(graph)
@@ -206,18 +206,14 @@ class Cuda:
         self.driver.wait_for(stream)
 
     def _abandon(self, recording: Any, error: Exception) -> None:
-        log.warning("no CUDA graph: %s; frames are launched stage by stage", _first_line(error))
+        log.warning("no CUDA graph: %s; frames are launched stage by stage", summarize(error))
         try:
             self.driver.end_capture(recording, keep=False)
         except Exception as second:  # an invalidated recording ends with an error of its own
-            log.info("the recording ended with: %s", _first_line(second))
+            log.info("the recording ended with: %s", summarize(second))
 
     def _host(self, array: DeviceArray) -> tuple[np.ndarray, int, Any]:
         ptr, owner = self.driver.pinned(array.nbytes)
         memory = (np.ctypeslib.ctypes.c_uint8 * max(array.nbytes, 1)).from_address(ptr)
         twin = np.frombuffer(memory, np.uint8, array.nbytes).view(array.dtype).reshape(array.shape)
         return twin, ptr, owner
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""`auto` takes OpenVINO where a trial here spoke for it, and nowhere else."""
+"""Tests of `runtime.autotune`: `auto` takes OpenVINO only with a saved result that favours it."""
 
 import dataclasses
 import json
@@ -22,14 +22,14 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "samwise-runtime"
 
 
-def note(bundle, **changes):
-    """A note that speaks for OpenVINO."""
+def result(bundle, **changes):
+    """A result in favour of OpenVINO."""
     manifest = choose(bundle).manifest
-    good = autotune.Note(
+    good = autotune.TuningResult(
         "openvino",
         "toy",
         autotune.fingerprint(manifest),
-        autotune.versions(*backends.ON_TRIAL["openvino"]),
+        autotune.versions(*backends.NEEDS_AUTOTUNE["openvino"]),
         autotune.processor(),
         1,
         True,
@@ -47,9 +47,9 @@ def chosen(bundle):
         return engine.backend.name
 
 
-def test_taken_with_a_note_that_speaks_for_it(toy):
-    assert chosen(toy) == "ort", "nothing is known yet"
-    autotune.keep(note(toy))
+def test_auto_takes_openvino_with_a_favourable_result(toy):
+    assert chosen(toy) == "ort", "no result is saved yet"
+    autotune.save(result(toy))
     assert chosen(toy) == "openvino"
 
 
@@ -60,32 +60,32 @@ def test_taken_with_a_note_that_speaks_for_it(toy):
         ({"frame_seconds": 0.099}, "not faster"),
         ({"frame_seconds": 0.2}, "not faster"),
         ({"extra_start_seconds": 13.0}, "starts 13.0 s later"),
-        ({"versions": "openvino 2020.1, onnxruntime 1.0"}, "not tried"),
-        ({"graphs": "0" * 64}, "not tried"),
-        ({"processor": "abacus, 10 cores"}, "not tried"),
-        ({"backend": "openvino-bf16"}, "not tried"),
+        ({"versions": "openvino 2020.1, onnxruntime 1.0"}, "not tuned"),
+        ({"fingerprint": "0" * 64}, "not tuned"),
+        ({"processor": "abacus, 10 cores"}, "not tuned"),
+        ({"backend": "openvino-bf16"}, "not tuned"),
     ],
 )
-def test_not_taken_otherwise_and_one_line_says_why(toy, changes, words, caplog):
-    autotune.keep(note(toy, **changes))
+def test_auto_rejects_openvino_and_logs_one_reason(toy, changes, words, caplog):
+    autotune.save(result(toy, **changes))
     with caplog.at_level(logging.INFO, "runtime"):
         assert chosen(toy) == "ort"
     lines = [r.getMessage() for r in caplog.records if "openvino" in r.getMessage()]
     assert len(lines) == 1 and words in lines[0] and "\n" not in lines[0]
 
 
-def test_a_note_of_other_graphs_under_this_name_is_not_believed(toy):
-    good = note(toy)
-    path = autotune.keep(good)
-    path.write_text(json.dumps(dataclasses.asdict(good) | {"graphs": "0" * 64}))
+def test_result_of_other_files_is_ignored(toy):
+    good = result(toy)
+    path = autotune.save(good)
+    path.write_text(json.dumps(dataclasses.asdict(good) | {"fingerprint": "0" * 64}))
     assert chosen(toy) == "ort"
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\xfe", b"[]", b"null", b"{}", b"7", b"[" * 100_000, b'{"backend": "openvino"}']
 )
-def test_a_damaged_note_is_none(toy, content):
-    autotune.keep(note(toy)).write_bytes(content)
+def test_damaged_result_is_ignored(toy, content):
+    autotune.save(result(toy)).write_bytes(content)
     assert chosen(toy) == "ort"
 
 
@@ -93,47 +93,47 @@ def test_a_damaged_note_is_none(toy, content):
     "field", ["exact", "error", "iou", "frame_seconds", "reference_frame_seconds", "extra_start_seconds"]
 )
 @pytest.mark.parametrize("value", ["yes", None, [1], {}, float("nan")])
-def test_a_note_with_wrong_types_is_none(toy, field, value):
-    good = note(toy)
-    autotune.keep(good).write_text(json.dumps(dataclasses.asdict(good) | {field: value}))
+def test_result_with_wrong_types_is_ignored(toy, field, value):
+    good = result(toy)
+    autotune.save(good).write_text(json.dumps(dataclasses.asdict(good) | {field: value}))
     assert autotune.find("openvino", choose(toy).manifest) is None
 
 
-def test_not_installed(toy, monkeypatch, caplog):
-    autotune.keep(note(toy))
+def test_library_that_is_not_installed(toy, monkeypatch, caplog):
+    autotune.save(result(toy))
     monkeypatch.setattr(autotune, "installed", lambda module: False)
     with caplog.at_level(logging.INFO, "runtime"):
         assert chosen(toy) == "ort"
     assert any("not installed" in r.getMessage() for r in caplog.records)
 
 
-def test_a_name_needs_no_note(toy):
+def test_backend_by_name_needs_no_result(toy):
     with runtime.load(toy, backend="openvino", threads=1) as engine:
         assert engine.backend.name == "openvino"
-    assert backends.create("auto", 1).name == "ort", "without a bundle nothing can speak for it"
+    assert backends.create("auto", 1).name == "ort", "without a bundle there is no result to look up"
 
 
-def test_a_folder_that_cannot_be_written(toy, tmp_path, monkeypatch):
+def test_cache_folder_that_is_not_writable(toy, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(runtime.InternalError, match="XDG_CACHE_HOME") as error:
-        autotune.keep(note(toy))
+        autotune.save(result(toy))
     assert "\n" not in str(error.value)
     assert chosen(toy) == "ort"
 
 
 @pytest.mark.parametrize("name", ["toy", "toy_sam2_bundle"])
-def test_a_trial_reaches_every_stage_and_finds_it_exact(name, request):
+def test_tuning_reaches_every_stage_and_finds_it_exact(name, request):
     bundle = choose(request.getfixturevalue(name))
-    found = command.run(bundle, "openvino", threads=1, repeats=1)
-    assert found.unreached == () and {r.stage for r in found.rows} == set(bundle.manifest.stages)
-    assert found.note.exact and found.note.error < 1e-4 and found.note.iou > 0.999
-    assert all(r.calls > 0 and r.seconds > 0 and r.reference_seconds > 0 for r in found.rows)
-    autotune.keep(found.note)
-    assert autotune.find("openvino", bundle.manifest) == found.note
+    found = command.tune(bundle, "openvino", threads=1, repeats=1)
+    assert found.unreached == () and {r.stage for r in found.stages} == set(bundle.manifest.stages)
+    assert found.result.exact and found.result.error < 1e-4 and found.result.iou > 0.999
+    assert all(r.calls > 0 and r.seconds > 0 and r.reference_seconds > 0 for r in found.stages)
+    autotune.save(found.result)
+    assert autotune.find("openvino", bundle.manifest) == found.result
 
 
-def test_a_trial_sees_what_is_not_exact(toy, monkeypatch):
+def test_tuning_detects_a_stage_that_is_not_exact(toy, monkeypatch):
     from runtime.backends.ov import OpenVinoStage
 
     plain = OpenVinoStage.run
@@ -144,14 +144,14 @@ def test_a_trial_sees_what_is_not_exact(toy, monkeypatch):
             arrays["embedding"] *= 1.01
 
     monkeypatch.setattr(OpenVinoStage, "run", off)
-    found = command.run(choose(toy), "openvino", threads=1, repeats=1)
-    assert not found.note.exact and "not exact" in found.note.objection()
-    assert max(found.rows, key=lambda r: r.error).stage == "neck"
+    found = command.tune(choose(toy), "openvino", threads=1, repeats=1)
+    assert not found.result.exact and "not exact" in found.result.rejection_reason()
+    assert max(found.stages, key=lambda r: r.error).stage == "neck"
 
 
-def test_a_stage_that_the_clip_does_not_reach_is_not_exact(toy):
-    found = command.run(choose(toy), "openvino", threads=1, repeats=1, frames=1)
-    assert "memory_attention" in found.unreached and not found.note.exact
+def test_stage_that_the_clip_does_not_reach_is_not_exact(toy):
+    found = command.tune(choose(toy), "openvino", threads=1, repeats=1, frames=1)
+    assert "memory_attention" in found.unreached and not found.result.exact
     assert "not reached" in command.table(found)
 
 
@@ -160,7 +160,7 @@ def test_the_command(toy, capsys, cache):
     out = capsys.readouterr().out
     assert "memory_attention" in out and "auto will" in out and len(list(cache.glob("openvino-*.json"))) == 1
     assert command.main(["--engine", str(toy), "--threads", "1", "--cpu-seconds", "--frames", "9"]) == 0
-    assert "no note" in capsys.readouterr().out and len(list(cache.glob("openvino-*.json"))) == 1
+    assert "not saved" in capsys.readouterr().out and len(list(cache.glob("openvino-*.json"))) == 1
     assert command.main(["--engine", str(toy), "--frames", "0"]) == 2
     assert capsys.readouterr().err.startswith("error: --frames")
     assert command.main(["--engine", str(toy / "nowhere")]) == 2

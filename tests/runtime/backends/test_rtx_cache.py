@@ -103,7 +103,7 @@ def test_another_machine_another_gpu_and_other_engines_have_their_own(bundle, mo
 
 def test_a_bundle_that_cannot_be_written_uses_the_users_folder(bundle, monkeypatch, tmp_path, caplog):
     caplog.set_level(logging.INFO, "runtime")
-    original = rtx_cache.replace
+    original = rtx_cache.replace_file
 
     def replace(path, content):
         if bundle.folder in path.parents or blocked:
@@ -111,7 +111,7 @@ def test_a_bundle_that_cannot_be_written_uses_the_users_folder(bundle, monkeypat
         original(path, content)
 
     blocked = True
-    monkeypatch.setattr(rtx_cache, "replace", replace)
+    monkeypatch.setattr(rtx_cache, "replace_file", replace)
     assert run(bundle, monkeypatch) > 0
     assert "runtime cache not kept" in caplog.text and "Read-only" in caplog.text
     blocked = False
@@ -138,14 +138,14 @@ def test_it_is_kept_at_the_end_of_a_process_and_on_demand(bundle, monkeypatch):
 
 def test_writing_is_one_step(tmp_path, monkeypatch):
     path = tmp_path / "a" / "cache"
-    rtx_cache.replace(path, b"old")
+    rtx_cache.replace_file(path, b"old")
 
     def fail(source, target):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError):
-        rtx_cache.replace(path, b"new")
+        rtx_cache.replace_file(path, b"new")
     assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["cache"]
 
 

@@ -166,8 +166,9 @@ def _text_video(engine: Engine, frames: np.ndarray) -> np.ndarray:
 def _prompt_video(engine: Engine, frames: np.ndarray) -> np.ndarray:
     """Track a click, a box and a mask for a few frames."""
     frames = frames[:4]
-    mask = np.zeros(frames.shape[1:3], bool)
-    mask[mask.shape[0] // 3 : mask.shape[0] * 2 // 3, mask.shape[1] // 4 : mask.shape[1] // 2] = True
+    height, width = frames.shape[1:3]
+    mask = np.zeros((height, width), bool)
+    mask[height // 3 : height * 2 // 3, width // 4 : width // 2] = True
     with engine.video(frames) as video:
         video.add_points(0, 1, [(0.45, 0.5)], [1], normalized=True)
         video.add_box(0, 2, (0.2, 0.3, 0.6, 0.7), normalized=True)

@@ -21,7 +21,7 @@ def clip(frames: int, height: int = 360, width: int = 640) -> np.ndarray:
 
 
 def sentences(engine, count: int) -> list[runtime.Text]:
-    settings = engine.bundle.manifest.settings.get("text")
+    settings = engine.bundle.manifest.text
     if not settings or not engine.can("open"):
         pytest.skip("this bundle follows no sentences")
     top = settings["vocabulary"]

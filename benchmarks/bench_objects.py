@@ -55,7 +55,7 @@ def test_objects(benchmark, info, loaded, bundle, pace, count):
         seconds_per_frame=seconds,
         seconds_of_objects=mine,
         gflop_of_objects=gflop(bundle, count),
-        peak_memory_slots=bundle.manifest.settings["sam2"]["memory"]["slots"],
+        peak_memory_slots=bundle.manifest.networks["sam2"]["memory"]["num_maskmem"],
     )
     if count > 1 and bundle.name in _one:
         first, alone = _one[bundle.name]

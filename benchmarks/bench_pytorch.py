@@ -29,7 +29,7 @@ def test_sentence(benchmark, info, loaded, bundle, how, request):
         benchmark,
         info,
         lambda: play(loaded, prompts, frames),
-        lambda: plain(model, bundle.manifest.settings, frames, list(prompts[0].tokens)),
+        lambda: plain(model, bundle.manifest.networks, frames, list(prompts[0].tokens)),
         len(frames),
         how,
         request.config.option,
@@ -54,7 +54,7 @@ def test_click(benchmark, info, loaded, bundle, how, request):
         benchmark,
         info,
         ours,
-        lambda: plain(model, bundle.manifest.settings, frames),
+        lambda: plain(model, bundle.manifest.networks, frames),
         len(frames),
         how,
         request.config.option,
@@ -69,7 +69,7 @@ def pytorch(bundle, kind: str, how: str, request):
     from export.checkpoints.common import config_from
     from export.networks import base
 
-    name = bundle.manifest.model
+    name = bundle.manifest.network_names
     if name not in (kind, "samwise+sam2") or bundle.manifest.provenance.get("config") is None:
         pytest.skip(f"{name} is not {kind}, or does not say how its modules were sized")
     if request.config.option.checkpoint:

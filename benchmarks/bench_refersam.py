@@ -38,7 +38,7 @@ _number = count()
 
 def sentences(engine, n: int) -> list[runtime.Text]:
     """Sentences that the engine has not read before."""
-    top = engine.bundle.manifest.settings["text"]["vocabulary"]
+    top = engine.bundle.manifest.text["vocabulary"]
     return [
         runtime.Text(tokens=[1 + (17 * k + 5 * j) % (top - 1) for j in range(TOKENS)])
         for k in (next(_number) for _ in range(n))

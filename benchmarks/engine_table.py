@@ -60,10 +60,10 @@ def network(name: str, variant: str, **text: int) -> tuple[Any, Any]:
 def half_graphs(
     stages: Iterable[Any],
     folder: Path,
-    settings: Mapping[str, Any],
+    networks: Mapping[str, Any],
     forms: Sequence[str] = (),
     attachments: Mapping[str, Path] | None = None,
-    model: str = "built",
+    split_stages: Mapping[str, Any] | None = None,
     variant: str = "half",
 ) -> Path:
     """A bundle of half graphs: of those `forms` that a stage has, or of the one that TensorRT prefers. Nothing is compared
@@ -86,7 +86,8 @@ def half_graphs(
     for path, source in (attachments or {}).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / path)
-    bundle._write(Manifest(model, variant, "fp16", settings["resize"]["max"], specs, bounds, settings), folder)
+    size = next(iter(networks.values()))["resize"]["max"]
+    bundle._write(Manifest(networks, variant, "fp16", size, specs, bounds, split_stages or {}), folder)
     return folder
 
 

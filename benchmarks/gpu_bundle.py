@@ -1,4 +1,4 @@
-"""A SAMWISE bundle of published size with random weights, in half, with cut stages: something to measure on a GPU machine
+"""A SAMWISE bundle of published size with random weights, in half, with split stages: something to measure on a GPU machine
 that has no checkpoint.
 
     python -m benchmarks.gpu_bundle --out engines/ [--variant tiny]
@@ -21,7 +21,7 @@ from .engine_table import TRUNKS, half_graphs, network
 
 
 def write(model: Any, folder: Path) -> Path:
-    """The bundle of a SAMWISE model with its cuts, nothing compared with torch. Returns `folder`."""
+    """The bundle of a SAMWISE model with its split stages, nothing compared with torch. Returns `folder`."""
     from export import split_attention
     from export.networks import samwise as samwise_network
 
@@ -33,14 +33,14 @@ def write(model: Any, folder: Path) -> Path:
             samwise_network.settings(model),
             lambda: samwise_network.stages(model),
         )
-        subject = split_attention.with_cuts(plain, model, "fp16", Path(work))
+        subject = split_attention.with_split_stages(plain, model, "fp16", Path(work))
         return half_graphs(
             subject.stages(),
             folder,
-            subject.settings,
+            subject.networks,
             forms=("default", "trt"),
             attachments=subject.attachments,
-            model="samwise",
+            split_stages=subject.split_stages,
             variant="random",
         )
 

@@ -41,8 +41,8 @@ def check(
     with tempfile.TemporaryDirectory() as work:
         for source in sorted(p.parent for p in folder.glob("*/manifest.json")):
             bundle = choose(source)
-            if "samwise" not in bundle.manifest.model.split("+"):
-                found[bundle.name] = {"skipped": f"{bundle.manifest.model} takes no sentence"}
+            if "samwise" not in bundle.manifest.networks:
+                found[bundle.name] = {"skipped": f"{bundle.manifest.network_names} takes no sentence"}
                 continue
             found[bundle.name] = {name: one(bundle, name, Path(work), frames, objects, used, make) for name in BACKENDS}
     return found or {"skipped": f"no bundle in {folder}"}
@@ -54,7 +54,7 @@ def one(
     """One bundle on one backend: seconds per stage and per frame, gain of CUDA graphs, memory held before and after."""
     try:
         backend = make(name)
-        if name != "ort-cuda" or bundle.manifest.settings.get("cuts"):
+        if name != "ort-cuda" or bundle.manifest.split_stages:
             bundle = built(bundle, name, work, backend.device.capability)
         result: dict[str, Any] = {"precision": bundle.manifest.precision, "stages": stages(bundle, backend)}
         for n in objects:
@@ -75,7 +75,7 @@ def built(bundle: Bundle, name: str, work: Path, capability: int) -> Bundle:
     copy = work / f"{bundle.name}-{name}"
     if not copy.exists():
         shutil.copytree(bundle.folder, copy)
-    if bundle.manifest.settings.get("cuts"):
+    if bundle.manifest.split_stages:
         try:
             kernels.compile_bundle(copy, [capability], report=lambda line: None)
         except (
@@ -130,8 +130,8 @@ def timed(stage: Any, sizes: dict[str, int], device: Any) -> tuple[float, dict[s
 def cuts(bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable[[], int]) -> dict[str, Any]:
     """Stages whose attention kernels can take, with kernels beside the whole graphs: seconds of each, relative error
     between them, and of a video. `auto` is decided from these numbers."""
-    if not bundle.manifest.settings.get("cuts"):
-        return {"skipped": "no cut stages; export with --cuts"}
+    if not bundle.manifest.split_stages:
+        return {"skipped": "no split stages; export with --split-attention"}
     try:
         cut = kernel_stages(bundle, backend, choose_kernels("on", bundle.folder, backend.device), "on", objects)
         found: dict[str, Any] = {}
@@ -156,7 +156,7 @@ def pipeline(
     bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable[[], int], kernels: str = "auto"
 ) -> dict[str, Any]:
     """Milliseconds per frame of a video with `objects` sentences, with CUDA graphs and without; bytes held."""
-    text = bundle.manifest.settings["text"]
+    text = bundle.manifest.text
     prompts = [Text(tokens=[0, 3 + i % (text["vocabulary"] - 3), 2]) for i in range(objects)]
     rng = np.random.default_rng(0)
     clip = [rng.integers(0, 255, (360, 640, 3), dtype=np.uint8) for _ in range(16)]

@@ -129,7 +129,7 @@ class Score:
 
 def prompt(engine: runtime.Engine, tokenizer: Tokenizer | None, sentence: str) -> Text:
     """The sentence, cut to what the bundle takes."""
-    text = engine.bundle.manifest.settings["text"]
+    text = engine.bundle.manifest.text
     tokens = tokenizer(" ".join(sentence.lower().split()))[0] if tokenizer else []
     if len(tokens) <= text["max_tokens"]:
         return Text(sentence)

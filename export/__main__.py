@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.bundle.bundle import file_sha256
 from runtime.bundle.demo import CLIP, MASKS, SENTENCES, Demo
 from runtime.errors import SamwiseRuntimeError, UserError, fail
 
@@ -75,9 +76,9 @@ def parser() -> argparse.ArgumentParser:
             help="demonstration that the bundle shall carry: clip.mp4, demo.json and masks.npz",
         )
         sub.add_argument(
-            "--cuts",
+            "--split-attention",
             action="store_true",
-            help="for GPUs: stages cut around their attention as well, so that compiled kernels can take it "
+            help="for GPUs: stages split around their attention as well, so that compiled kernels can run it "
             "(samwise; see docs/gpu.md)",
         )
         sub.add_argument("--threads", type=int, default=argparse.SUPPRESS, help="CPU threads for the comparison")
@@ -132,15 +133,15 @@ def _export(options: dict[str, Any]) -> None:
     weights = options["checkpoint"]
     if weights.is_dir():  # a Hugging Face folder: its weights are its largest file by far
         weights = max((p for p in weights.iterdir() if p.is_file()), key=lambda p: p.stat().st_size)
-    source = {"checkpoint": options["checkpoint"].name, "checkpoint_sha256": bundle.sha256(weights)}
+    source = {"checkpoint": options["checkpoint"].name, "checkpoint_sha256": file_sha256(weights)}
     subject = base.describe(options["network"], model, provenance=source, **_demonstration(options.get("demo")))
     suffix = "" if options["precision"] == "fp32" else f"-{options['precision']}"
-    name = options.get("name", f"{subject.model}-{subject.variant}{suffix}")
+    name = options.get("name", f"{options['network']}-{subject.variant}{suffix}")
     if subject.vocabulary and "tokenizer" not in options:
         _say("no --tokenizer: the bundle will take token ids, not sentences")
     with tempfile.TemporaryDirectory() as work:
-        if options["cuts"]:
-            subject = split_attention.with_cuts(subject, model, options["precision"], Path(work))
+        if options["split_attention"]:
+            subject = split_attention.with_split_stages(subject, model, options["precision"], Path(work))
         folder = bundle.export_bundle(
             subject,
             options["out"],

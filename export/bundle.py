@@ -7,7 +7,6 @@ or the new one, and a failed export leaves nothing under its name.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ import onnx_ir as ir
 
 from runtime.backends import create
 from runtime.backends.base import Backend
+from runtime.bundle.bundle import file_sha256
 from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
 from runtime.errors import UserError
 
@@ -33,10 +33,6 @@ from .verify import parity, parity_clip
 GRAPHS = "graphs"
 PRECISIONS = ("fp32", "fp16", "int8")
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
-
-KEPT_FLOAT = frozenset({"pixels", "score", "iou", "ious", "decision", "points", "pointer_distance", "mask"})
-"""Tensors between stages that stay float32 in a half bundle, besides every `*_logits`: the schedule reads them on the
-host or compares them with zero, pixels come from an integer picture that half would round again, and so do points."""
 
 Report = Callable[[str], None]
 
@@ -76,13 +72,13 @@ def export_bundle(
         for limit in parity.STAGE_ERROR[precision]:
             specs, rows, bounds = job.stages(network, limit)
             manifest = Manifest(
-                model=network.model,
+                networks=network.networks,
                 variant=network.variant,
                 precision=precision,
                 image_size=network.image_size,
                 stages=specs,
                 bounds=bounds,
-                settings=network.settings,
+                split_stages=network.split_stages,
                 tokenizer=file or None,
                 demo=network.demo,
                 provenance={**network.provenance, "exported_with": versions(), "opset": onnx.OPSET},
@@ -184,7 +180,7 @@ class _Job:
     ) -> tuple[StageSpec, list[parity.Row]] | None:
         """INT8 products, written, and how they compare with torch; None if the stage has to stay float32."""
         products = {form: quantization.products(model) for form, model in models.items()}
-        if stage.name in quantization.FLOAT_STAGES or not all(products.values()):
+        if not stage.spec.int8_ok or not all(products.values()):
             return None
         spec = replace(stage.spec, precision=quantization.NAME)
         converted = {form: quantization.quantize(model, products[form]) for form, model in models.items()}
@@ -200,10 +196,10 @@ class _Job:
 
     def clip(self, network: Network, manifest: Manifest) -> list[parity.ClipRow]:
         """A clip through torch and through the runtime, which gets the rounded graphs of a half bundle."""
-        text = network.settings.get("text")
+        text = manifest.text
         tokens = parity_clip.clip_tokens(text["vocabulary"], text["max_tokens"]) if text else []
         verbs = [1] if text and text.get("motion") and len(tokens) > 2 else []
-        want = list(network.clip(parity_clip.clip_frames(parity_clip.clip_length(network.settings)), tokens, verbs))
+        want = list(network.clip(parity_clip.clip_frames(parity_clip.clip_length(manifest)), tokens, verbs))
         folder = self.folder
         if self.precision == "fp16":
             folder = self.rounded
@@ -222,13 +218,14 @@ class _Job:
 
 
 def half_signature(spec: StageSpec) -> StageSpec:
-    """The signature in a half bundle: every float32 tensor but logits and what `KEPT_FLOAT` names is float16.
+    """Return the signature in a half bundle: every float32 tensor without `keep_fp32` is float16.
 
-    It depends on names alone, so a tensor has one type on both sides of a cut, whatever its stages are inside.
+    What the schedule reads on the host or compares with zero stays float32; so do pixels and points, which half would
+    round again. It does not depend on the precision inside the stages, so a tensor has one type on both sides of a cut.
     """
 
     def half(tensor: TensorSpec) -> TensorSpec:
-        keep = tensor.dtype != "float32" or tensor.name in KEPT_FLOAT or tensor.name.endswith("logits")
+        keep = tensor.dtype != "float32" or tensor.keep_fp32
         return tensor if keep else replace(tensor, dtype="float16")
 
     return replace(spec, inputs=tuple(map(half, spec.inputs)), outputs=tuple(map(half, spec.outputs)))
@@ -250,17 +247,8 @@ def _write(manifest: Manifest, folder: Path) -> None:
     """Write the manifest with the sha256 of every other file."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"):
-        files[path.relative_to(folder).as_posix()] = sha256(path)
+        files[path.relative_to(folder).as_posix()] = file_sha256(path)
     replace(manifest, files=files).dump(folder)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

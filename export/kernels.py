@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from runtime.bundle.bundle import file_sha256
 from runtime.bundle.manifest import Manifest
 from runtime.device.cubin import FOLDER, FORMAT, INDEX, Entry
 from runtime.errors import SamwiseRuntimeError, UserError, fail
@@ -64,7 +65,7 @@ def launches(manifest: Manifest, capability: int) -> Iterator[plan.Launch]:
         config = replace(plan.FLASH[capability], splits=splits)
         yield from plan.memory_attention(some, some, "out", sizes, config)
     for patch, channels in windows:
-        for frames in range(1, manifest.settings.get("window", 8) + 1):
+        for frames in range(1, manifest.networks["samwise"]["window"] + 1):
             window = plan.WindowSizes(frames, patch, patch, patch, channels)
             yield from plan.window_attention(some, some, "out", window, plan.WINDOW[capability])
     taps = ("first", "weight")
@@ -74,17 +75,20 @@ def launches(manifest: Manifest, capability: int) -> Iterator[plan.Launch]:
 
 def memory_sizes(manifest: Manifest) -> plan.MemorySizes:
     """One object's memory attention with all slots, of the published widths where the stage is not cut for the kernel."""
-    memory = manifest.settings.get("memory") or {"slots": 6, "pointers": 15}
-    spec = manifest.stages["memory_attention"] if "memory_attention" in manifest.settings.get("cuts", {}) else None
+    memory = manifest.networks["samwise"]["memory"]
+    spec = manifest.stages["memory_attention"] if "memory_attention" in manifest.split_stages else None
     widths = (spec.output("conditioned").shape[2], spec.input("memory").shape[3]) if spec else (256, 64)
     tokens = (manifest.image_size // 16) ** 2
-    return plan.MemorySizes(1, tokens, memory["slots"], widths[0] // widths[1] * memory["pointers"], *widths)
+    return plan.MemorySizes(1, tokens, memory["num_maskmem"] - 1, widths[0] // widths[1] * (memory["max_obj_ptrs"] - 1), *widths)
 
 
 def window_sizes(manifest: Manifest) -> list[tuple[int, int]]:
     """(patch, channels) of every adapter that is cut for the kernel; the published ones where none is."""
-    cuts = [cut for cut in manifest.settings.get("cuts", {}).values() if cut["kernel"] == "window_attention"]
-    found = [(cut["patch"], manifest.stages[cut["parts"][0]].outputs[0].shape[3]) for cut in cuts]
+    splits = [split for split in manifest.split_stages.values() if split.kernel == "window_attention"]
+    found = [
+        (split.sizes["patch"], manifest.stages[split.subgraphs[0]].output(split.tensors["narrow"]).shape[3])
+        for split in splits
+    ]
     return found or [(patch, 256) for patch in (8, 4, 2)]
 
 
@@ -173,9 +177,7 @@ def compile_bundle(bundle: Path, targets: Sequence[int], report: Callable[[str],
     index = {"format": FORMAT, "kernels": [asdict(entry) for entry in entries]}
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     kept = {name: digest for name, digest in manifest.files.items() if not name.startswith(f"{FOLDER}/")}
-    added = {
-        f"{FOLDER}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())
-    }
+    added = {f"{FOLDER}/{path.name}": file_sha256(path) for path in sorted(folder.iterdir())}
     replace(manifest, files={**kept, **added}).dump(bundle)
     return entries
 

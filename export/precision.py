@@ -253,7 +253,7 @@ def _wanted(node: ir.Node, level: Level | None) -> ir.DataType:
             data = data[:1]
         if level.only_costly and op in ("Add", "Sub", "Mul"):
             return FLOAT
-        return FLOAT if (data and all(v.dtype == FLOAT for v in data)) or _is_rotation(node) else HALF
+        return FLOAT if data and all(v.dtype == FLOAT for v in data) else HALF
     return FLOAT if level.only_costly else HALF
 
 
@@ -270,11 +270,6 @@ def _between_products(node: ir.Node) -> bool:
     else:
         return False
     return any(user.op_type == "MatMul" for user in node.outputs[0].consumers())
-
-
-def _is_rotation(node: ir.Node) -> bool:
-    """Products with the tables of a rotary embedding: half a unit of rounding there is a turn of the vector."""
-    return any(v is not None and v.is_initializer() and "rope" in (v.name or "").lower() for v in node.inputs)
 
 
 def _convert(graph: ir.Graph, node: ir.Node, wanted: ir.DataType, casts: dict) -> None:

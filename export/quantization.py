@@ -2,8 +2,12 @@
 
 Weights are 8-bit with one scale per output channel, activations 8-bit with one scale per tensor that the graph measures
 as it runs: no calibration data can miss a user's video, and on nano it is both more exact and faster than scales
-calibrated beforehand (docs/cpu.md). Everything else, and every tensor between stages, stays float32. The graph holds
-standard operators only (`DynamicQuantizeLinear`, `MatMulInteger`); on a CPU ONNX Runtime fuses them into one kernel.
+calibrated beforehand (docs/cpu.md). The graph holds standard operators only (`DynamicQuantizeLinear`, `MatMulInteger`);
+on a CPU ONNX Runtime fuses them into one kernel.
+
+Every tensor between stages stays float32, and so do stages without `int8_ok` and all other operators: convolutions see
+pixels and masks and gain nothing at these sizes, transposed convolutions make the logits themselves, `Gemm` stands in
+heads with one row per object, and products of two activations are attention and the hypernetworks' masks.
 """
 
 from __future__ import annotations
@@ -24,22 +28,6 @@ FORMS = frozenset({"default", "ort"})
 
 SMALLEST = 32
 """A product with fewer rows or columns of weights than this stays float32: it takes no time worth saving."""
-
-FLOAT_STAGES: Mapping[str, str] = {
-    "conditional_memory": "decides what is remembered; a decision that flips changes every later frame",
-    "mask_prompt": "its products are resampling and permutation matrices, not learned weights",
-    "text_prompt": "one row per sentence",
-    "prompt_encoder": "a few rows per object, in coordinates",
-}
-"""Stages that stay float32 as a whole, and why. A stage that misses its threshold does so, too (`export.bundle`)."""
-
-FLOAT_OPERATORS: Mapping[str, str] = {
-    "Conv": "first convolutions see pixels and masks, and integer convolutions gain nothing at these sizes",
-    "ConvTranspose": "the mask decoder's upscaling makes the logits themselves",
-    "Gemm": "heads: one row per object (masks' hypernetworks, scores, pointers)",
-    "MatMul of two activations": "attention, and the hypernetworks' product that gives the mask",
-}
-"""Operators that stay float32, and why."""
 
 
 def products(model: ir.Model) -> list[str]:

@@ -1,14 +1,14 @@
-"""Stages cut around their attention, so that compiled kernels can take it: `python -m export samwise ... --cuts`.
+"""Stages split around their attention, so that compiled kernels can run it: `python -m export samwise ... --split-attention`.
 
-A bundle with cuts has the whole stages as well. `settings["cuts"]` names, per stage that may be replaced, the kernel,
-the graphs around it in their order, and the file of the kernel's constants; `runtime/backends/split_stage.py` puts them together where
-compiled kernels (`export.kernels`) are switched on.
+A bundle with split stages has the whole stages as well. `Manifest.split_stages` names, per stage that may be replaced, the
+kernel, the subgraphs around it in their order, the file of the kernel's constants and the roles of tensors;
+`runtime/backends/split_stage.py` puts them together where compiled kernels (`export.kernels`) are switched on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bundle.manifest import TensorSpec
+from runtime.bundle.manifest import SplitStageSpec, TensorSpec
 from runtime.errors import UserError
 from runtime.kernels import plan
 
 from .models.samwise import Samwise
 from .networks.base import Network
-from .networks.samwise import SIZES, bounds, sampler
+from .networks.samwise import SIZES, bounds, sampler, typical
 from .stage import Form, Stage, stage, tensor
 from .stages.attention_subgraphs import (
     AdapterDown,
@@ -35,63 +35,62 @@ from .stages.attention_subgraphs import (
 )
 from .stages.cross_modal_adapter import AdapterStage
 
-FOLDER = "cuts"
+FOLDER = "split_stages"
 TABLES = ("cosine", "sine")
 """Constants that stay float32 in a half bundle: rotation angles, which half would round by whole cells."""
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """One stage that a kernel can take part of."""
+class SplitAttention:
+    """One stage that a kernel can run part of: its subgraphs, the kernel's constants, and its entry in the manifest."""
 
     stage: str
     kernel: str
-    parts: tuple[Stage, ...]
+    subgraphs: tuple[Stage, ...]
     constants: Mapping[str, np.ndarray]
-    more: Mapping[str, Any]
+    tensors: Mapping[str, str]
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """Its entry in `settings["cuts"]`."""
-        return {
-            "kernel": self.kernel,
-            "parts": [part.name for part in self.parts],
-            "constants": f"{FOLDER}/{self.stage}.npz",
-            **self.more,
-        }
+    def spec(self) -> SplitStageSpec:
+        """Its entry in `Manifest.split_stages`."""
+        names = tuple(subgraph.name for subgraph in self.subgraphs)
+        return SplitStageSpec(self.kernel, names, f"{FOLDER}/{self.stage}.npz", self.tensors, self.sizes)
 
 
-def with_cuts(network: Network, model: Any, precision: str, work: Path) -> Network:
-    """`network` with the parts of its cut stages, their settings and constants; constants are written into `work`.
+def with_split_stages(network: Network, model: Any, precision: str, work: Path) -> Network:
+    """Return `network` with the subgraphs of its split stages and their constants, which are written into `work`.
 
-    Raises UserError for a network without a stage that can be cut.
+    Raises UserError for a network without a stage that can be split.
     """
     if precision not in ("fp32", "fp16"):
-        raise UserError(f"kernels compute in half; --cuts does not go with --precision {precision}")
-    if network.model != "samwise":  # with clicks besides, memory attention has SAM 2's sizes, and its own rules
-        raise UserError(f"{network.model} has no stage that is cut for kernels; leave --cuts away")
-    found = list(cuts(model))
+        raise UserError(f"kernels compute in half; --split-attention does not go with --precision {precision}")
+    # with clicks besides, memory attention has SAM 2's sizes, and its own rules
+    if list(network.networks) != ["samwise"]:
+        names = "+".join(network.networks)
+        raise UserError(f"{names} has no stage that can be split for kernels; remove --split-attention")
+    found = list(split_stages(model))
     attachments = {}
-    for cut in found:
-        path = work / f"{cut.stage}.npz"
-        kinds = {name: np.float32 if precision == "fp32" or name in TABLES else np.float16 for name in cut.constants}
-        np.savez(path, **{name: array.astype(kinds[name]) for name, array in cut.constants.items()})
-        attachments[cut.settings["constants"]] = path
-    whole, parts = network.stages, tuple(part for cut in found for part in cut.parts)
+    for split in found:
+        path = work / f"{split.stage}.npz"
+        kinds = {name: np.float32 if precision == "fp32" or name in TABLES else np.float16 for name in split.constants}
+        np.savez(path, **{name: array.astype(kinds[name]) for name, array in split.constants.items()})
+        attachments[split.spec.constants] = path
+    whole, subgraphs = network.stages, tuple(subgraph for split in found for subgraph in split.subgraphs)
 
     def stages() -> Iterable[Stage]:
-        return chain(whole(), parts)
+        return chain(whole(), subgraphs)
 
     return replace(
         network,
         stages=stages,
         attachments={**network.attachments, **attachments},
-        settings={**network.settings, "cuts": {cut.stage: cut.settings for cut in found}},
+        split_stages={split.stage: split.spec for split in found},
     )
 
 
-def cuts(model: Samwise) -> Iterator[Cut]:
-    """Every stage of SAMWISE that can be cut, in the order of a clip's way through them."""
+def split_stages(model: Samwise) -> Iterator[SplitAttention]:
+    """Yield every stage of SAMWISE that can be split, in the order in which a clip runs through them."""
     model.eval()
     for i, adapter in enumerate(model.cmt_adapters):
         stage_ = AdapterStage(adapter)
@@ -101,7 +100,7 @@ def cuts(model: Samwise) -> Iterator[Cut]:
     yield _memory_attention(model)
 
 
-def _part(
+def _subgraph(
     model: Samwise,
     limits: Mapping[str, int | str],
     name: str,
@@ -118,13 +117,16 @@ def _part(
         bounds(model.config),
         SIZES,
         {"trt": Form(module, "plain")},
+        role="attention_subgraph",
+        attention=True,
+        typical=typical(model.config),
     )
 
 
-def _memory_attention(model: Samwise) -> Cut:
+def _memory_attention(model: Samwise) -> SplitAttention:
     c, attention, name = model.config, model.sam.memory_attention, "memory_attention"
     tokens, width, narrow = c.sam.side**2, c.sam.width, c.sam.memory_width
-    part = partial(_part, model, {"map_index": "maps", "memory_age": c.slots})
+    subgraph = partial(_subgraph, model, {"map_index": "maps", "memory_age": c.slots})
     last = len(attention.layers)
 
     def maps(kind: str, i: int, channels: int = width) -> TensorSpec:
@@ -132,43 +134,48 @@ def _memory_attention(model: Samwise) -> Cut:
 
     index = tensor("map_index", "objects", dtype="int64")
     age = tensor("memory_age", "objects", "slots", dtype="int64")
-    parts = [
-        part(
-            f"{name}_part_0",
+    subgraphs = [
+        subgraph(
+            f"{name}_subgraph_0",
             (tensor("embedding", "maps", tokens, width), index, age),
             (maps("residual", 0), maps("queries", 0), tensor("ages", "objects", "slots", dtype="int32")),
             FirstPart(attention),
         )
     ]
     for i in range(1, last):
-        parts.append(
-            part(
-                f"{name}_part_{i}",
+        subgraphs.append(
+            subgraph(
+                f"{name}_subgraph_{i}",
                 (maps("residual", i - 1), maps("attended", i - 1, narrow)),
                 (maps("residual", i), maps("queries", i)),
                 NextPart(attention, i),
             )
         )
-    parts.append(
-        part(
-            f"{name}_part_{last}",
+    subgraphs.append(
+        subgraph(
+            f"{name}_subgraph_{last}",
             (maps("residual", last - 1), maps("attended", last - 1, narrow)),
             (tensor("conditioned", "objects", tokens, width),),
             LastPart(attention),
         )
     )
-    return Cut(name, "memory_attention", tuple(parts), memory_constants(attention, model.sam.maskmem_tpos_enc), {})
+    constants = memory_constants(attention, model.sam.maskmem_tpos_enc)
+    whole = ("embedding", "map_index", "memory", "memory_age", "pointers", "conditioned", "ages")
+    roles = {role: role for role in whole} | {role: f"{role}_{{layer}}" for role in ("residual", "queries", "attended")}
+    return SplitAttention(name, "memory_attention", tuple(subgraphs), constants, roles)
 
 
-def _adapter(model: Samwise, i: int, adapter: AdapterStage) -> Cut:
-    c, part = model.config, partial(_part, model, {})
+def _adapter(model: Samwise, i: int, adapter: AdapterStage) -> SplitAttention:
+    c, subgraph = model.config, partial(_subgraph, model, {})
     side, vision = c.sam.side * 2 >> i, c.sam.hiera.widths[i + 1]
     maps = tensor(f"vision_{i}", "frames", side, side, vision)
     text = tensor(f"text_{i}", "tokens", c.text.width)
     narrow, selected = (tensor(f"{kind}_{i}", "frames", side, side, c.adapter.width) for kind in ("narrow", "selected"))
     fused = tuple(tensor(f"{t.name}_fused", *t.shape) for t in (maps, text))
-    parts = (
-        part(f"adapter_{i}_part_0", (maps,), (narrow,), AdapterDown(adapter)),
-        part(f"adapter_{i}_part_1", (maps, text, narrow, selected), fused, AdapterUp(adapter)),
+    subgraphs = (
+        subgraph(f"adapter_{i}_subgraph_0", (maps,), (narrow,), AdapterDown(adapter)),
+        subgraph(f"adapter_{i}_subgraph_1", (maps, text, narrow, selected), fused, AdapterUp(adapter)),
     )
-    return Cut(f"adapter_{i}", "window_attention", parts, window_constants(adapter), {"patch": adapter.patch})
+    roles = {role: f"{role}_{i}" for role in ("vision", "text", "narrow", "selected")}
+    sizes = {"patch": adapter.patch}
+    return SplitAttention(f"adapter_{i}", "window_attention", subgraphs, window_constants(adapter), roles, sizes)

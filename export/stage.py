@@ -7,7 +7,8 @@ A network file in `export/models/` yields a list of these; `export.onnx` turns e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,9 +87,9 @@ class Stage:
         return dict(zip((spec.name for spec in self.spec.outputs), outputs, strict=True))
 
 
-def tensor(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
+def tensor(name: str, *shape: int | str, dtype: str = "float32", **attributes: bool) -> TensorSpec:
     """Shorthand for `TensorSpec`."""
-    return TensorSpec(name, dtype, tuple(shape))
+    return TensorSpec(name, dtype, tuple(shape), **attributes)
 
 
 def stage(
@@ -100,11 +101,15 @@ def stage(
     bounds: Mapping[str, tuple[int, int]],
     sizes: Mapping[str, int],
     forms: Mapping[str, Form] | None = None,
+    **attributes: Any,
 ) -> Stage:
-    """Build a `Stage`; bounds and sizes of symbols that it does not use are dropped, "default" is added to the
-    forms."""
+    """Build a `Stage`. `attributes` are those of `StageSpec`.
+
+    Bounds and sizes of symbols that it does not use are dropped, "default" is added to the forms.
+    """
     module = module.eval().requires_grad_(False)
-    spec = StageSpec(name, inputs, outputs)
+    spec = StageSpec(name, inputs, outputs, **attributes)
+    spec = replace(spec, typical={s: size for s, size in spec.typical.items() if s in spec.symbols})
     for form in (forms or {}).values():
         form.module.eval().requires_grad_(False)
     return Stage(

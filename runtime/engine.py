@@ -57,7 +57,7 @@ class Engine:
         takers = [network for network in self.networks.values() if hasattr(network, "kernels")]
         if kernels == "on" and not takers:
             raise UserError(
-                f"the bundle {bundle.name} ({bundle.manifest.model}) does not use compiled kernels; leave "
+                f"the bundle {bundle.name} ({bundle.manifest.network_names}) does not use compiled kernels; leave "
                 f"--kernels on away"
             )
         for network in takers:
@@ -139,7 +139,7 @@ class Engine:
             if hasattr(network, ability):
                 return network
         raise UserError(
-            f"the bundle {self.bundle.name} ({self.bundle.manifest.model}) cannot {words}; "
+            f"the bundle {self.bundle.name} ({self.bundle.manifest.network_names}) cannot {words}; "
             f"choose another one with model= or --model"
         )
 

@@ -77,7 +77,7 @@ def encode(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> np.
     Text is lower-cased and its white space collapsed first, as the networks were trained. Raises PromptError: no
     tokenizer in the bundle, too many tokens for it, or an id outside its vocabulary.
     """
-    limits = manifest.settings.get("text")
+    limits = manifest.text
     if not isinstance(prompt, Text):
         raise PromptError(f"{type(prompt).__name__} is not a sentence; this bundle ({manifest.variant}) takes Text")
     if not limits:
@@ -106,7 +106,7 @@ def verb_positions(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None
     """
     if not prompt.verbs:
         return np.empty(0, np.int64)
-    if not (manifest.settings.get("text") or {}).get("motion"):
+    if not (manifest.text or {}).get("motion"):
         raise PromptError(f"the bundle {manifest.variant} has no motion prompt; leave verbs away")
     if prompt.text is None:
         length, spans = len(prompt.tokens), []
@@ -126,7 +126,7 @@ def verb_positions(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None
 
 def _clean(text: str, manifest: Manifest) -> str:
     text = " ".join(text.split())
-    return text.lower() if manifest.settings["text"].get("lowercase", True) else text
+    return text.lower() if (manifest.text or {}).get("lowercase", True) else text
 
 
 def _tokenize(text: str, manifest: Manifest, tokenizer: Tokenizer | None) -> tuple[list[int], list[tuple[int, int]]]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from runtime.errors import UserError
 
-from ..layers.hiera import HieraConfig
+from ..layers.hiera import STRIDES, HieraConfig
 from ..stages.sam import SamConfig
 
 TRUNKS = {
@@ -224,8 +224,9 @@ def _number(name: str, value: Any) -> int:
     largest = DEEPEST if any(word in name for word in ("layers", "blocks", "depth")) else LARGEST
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= largest:
         raise ValueError(f"config field {name} is {value!r}, not a number in 0..{largest}")
-    if name == "image_size" and not (16 <= value <= 8192 and value % 32 == 0):
-        raise ValueError(f"config field image_size is {value}, not a multiple of 32 in 32..8192")
+    coarsest = STRIDES[-1]
+    if name == "image_size" and not (coarsest <= value <= 8192 and value % coarsest == 0):
+        raise ValueError(f"config field image_size is {value}, not a multiple of {coarsest} in {coarsest}..8192")
     return value
 
 

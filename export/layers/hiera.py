@@ -12,6 +12,10 @@ from .attention import attend
 from .common import MLP, Group
 
 
+STRIDES = (4, 8, 16, 32)
+"""Image pixels per position of each stage's map."""
+
+
 @dataclass(frozen=True, slots=True)
 class HieraConfig:
     """Sizes of a trunk. `windows` are token counts per side, even in every stage but the last, because a window is

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from runtime.bundle.manifest import SplitStageSpec
+
 from ..stage import Stage
 from ..verify.references import samwise_clip
 from . import network
@@ -20,8 +22,8 @@ Clip = Callable[
 ]
 
 CLIPS: Mapping[str, Callable[..., Any]] = {"samwise": samwise_clip}
-"""Plain torch schedules by network, where its file has no function `clip` of its own: (model, settings, frames, token
-ids, verb positions) -> masks, logits, scores."""
+"""Plain torch schedules by network, where its file has no function `clip` of its own: (model, settings by network,
+frames, token ids, verb positions) -> masks, logits, scores."""
 
 TRUNKS = {
     (96, (1, 2, 7, 2)): "tiny",
@@ -36,22 +38,25 @@ TRUNKS = {
 class Network:
     """What a network hands over to be exported.
 
+    `networks`     settings of each network that the bundle serves, by name
     `stages`       makes the stages, in the order of a frame's way through them
     `clip`         plain torch: (frames uint8, token ids, verb positions) -> per frame (masks, low_res_logits, scores)
     `vocabulary`   number of token embeddings, None for a network without text
+    `split_stages` stages that a compiled kernel can run part of
     `attachments`  further files of the bundle: path inside it -> where it is now; `demo` may name one of them
     """
 
     model: str
     variant: str
     image_size: int
-    settings: Mapping[str, Any]
+    networks: Mapping[str, Mapping[str, Any]]
     stages: Callable[[], Iterable[Stage]]
     clip: Clip | None = None
     vocabulary: int | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     attachments: Mapping[str, Path] = field(default_factory=dict)
     demo: str | None = None
+    split_stages: Mapping[str, SplitStageSpec] = field(default_factory=dict)
 
 
 def describe(name: str, model: Any, **changes: Any) -> Network:
@@ -60,16 +65,16 @@ def describe(name: str, model: Any, **changes: Any) -> Network:
     `changes` override fields of the result (variant, provenance, attachments, demo ...).
     """
     module = network(name)
-    settings = module.settings(model)
-    text = settings.get("text")
+    networks = module.settings(model)
+    text = next((settings["text"] for settings in networks.values() if "text" in settings), None)
     clip = CLIPS.get(name) or getattr(module, "clip", None)
     fields = {
         "model": name,
         "variant": getattr(module, "variant", variant)(model),
-        "image_size": settings["resize"]["max"],
-        "settings": settings,
+        "image_size": next(iter(networks.values()))["resize"]["max"],
+        "networks": networks,
         "stages": partial(module.stages, model),
-        "clip": clip and partial(clip, model, settings),
+        "clip": clip and partial(clip, model, networks),
         "vocabulary": text["vocabulary"] if text else None,
     }
     # with its sizes in the manifest, the same modules can be built again and timed beside the graphs

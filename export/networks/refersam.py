@@ -36,12 +36,13 @@ def stages(model: ReferSam, folded: bool = True) -> list[Stage]:
     stem = tensor("stem", 1, config.adapter.stem, fine, fine)
     bounds = {"objects": (1, SENTENCES), "tokens": (1, max_tokens)}
     sizes = {"objects": 2, "tokens": min(7, max_tokens)}
-    pixels, tokens = tensor("pixels", 1, 3, image_size, image_size), tensor("tokens", "tokens", dtype="int64")
+    pixels = tensor("pixels", 1, 3, image_size, image_size, keep_fp32=True)
+    tokens, typical = tensor("tokens", "tokens", dtype="int64"), {"objects": 1, "tokens": 16}
     fused = (vit, pyramid, stem, tensor("text", "objects", "tokens", w), tensor("text_count", "objects", dtype="int64"))
     masks = (
-        tensor("low_res_logits", "objects", fine, fine),
-        tensor("coarse_logits", "objects", fine, fine),
-        tensor("iou", "objects"),
+        tensor("low_res_logits", "objects", fine, fine, keep_fp32=True),
+        tensor("coarse_logits", "objects", fine, fine, keep_fp32=True),
+        tensor("iou", "objects", keep_fp32=True),
     )
     image = stage(
         "image",
@@ -51,6 +52,9 @@ def stages(model: ReferSam, folded: bool = True) -> list[Stage]:
         lambda s, g: {"pixels": _smooth(image_size, g)},
         bounds,
         sizes,
+        role="image_encoder",
+        bf16_ok=True,
+        stride=config.vit.patch,
     )
     text = stage(
         "text",
@@ -60,6 +64,8 @@ def stages(model: ReferSam, folded: bool = True) -> list[Stage]:
         lambda s, g: {"tokens": _tokens(config.text, s["tokens"], g)},
         bounds,
         sizes,
+        role="text_encoder",
+        typical=typical,
     )
 
     def pair(s: Mapping[str, int], g: torch.Generator) -> dict[str, Tensor]:
@@ -69,7 +75,19 @@ def stages(model: ReferSam, folded: bool = True) -> list[Stage]:
         count = torch.tensor([max(1, s["tokens"] - 2), *[s["tokens"]] * (s["objects"] - 1)])
         return {**seen, "text": torch.stack(rows), "text_count": count}
 
-    return [image, text, stage("fuse", fused, masks, FuseStage(model, grid, folded), pair, bounds, sizes)]
+    fuse = stage(
+        "fuse",
+        fused,
+        masks,
+        FuseStage(model, grid, folded),
+        pair,
+        bounds,
+        sizes,
+        role="fusion",
+        typical=typical,
+        stride=config.vit.patch,
+    )
+    return [image, text, fuse]
 
 
 def _smooth(size: int, generator: torch.Generator) -> Tensor:
@@ -95,9 +113,9 @@ def variant(model: ReferSam) -> str:
 
 
 def settings(model: ReferSam) -> dict[str, Any]:
-    """The numbers that the schedule needs; see `docs/architecture.md`, "Settings of a manifest"."""
+    """Settings by network; see `docs/architecture.md`, "Settings of a manifest"."""
     c = model.config
-    return {
+    own = {
         "resize": {"rule": "square", "max": c.image_size},
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
@@ -108,12 +126,13 @@ def settings(model: ReferSam) -> dict[str, Any]:
             "keep_end": c.text.kind == "clip",
         },
     }
+    return {"refersam": own}
 
 
 @torch.no_grad()
 def clip(
     model: ReferSam,
-    settings: Mapping[str, Any],
+    networks: Mapping[str, Any],
     frames: Sequence[np.ndarray],
     tokens: Sequence[int],
     verbs: Sequence[int] = (),
@@ -122,6 +141,7 @@ def clip(
 
     Yields masks (1,H,W) bool at source size, low_res_logits (1,s,s), scores (1,).
     """
+    settings = networks["refersam"]
     size, ids = model.config.image_size, torch.tensor([list(tokens)])
     mean, std = (torch.tensor(settings[k])[:, None, None] for k in ("mean", "std"))
     for frame in frames:

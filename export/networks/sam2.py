@@ -16,6 +16,7 @@ from ..checkpoints.sam2 import sam2
 from ..models.sam2 import Sam2, Sam2Config
 from ..stage import Form, Stage, stage, tensor
 from ..stages.image_encoder import ImageEncoderStage
+from ..stages.mask_decoder import NO_OBJECT
 from ..stages.memory_attention import MemoryAttentionStage
 from ..stages.memory_encoder import PromptMemoryStage
 from ..stages.prompt_decoder import MaskPromptStage, PromptDecoderStage, PromptEncoderStage
@@ -56,24 +57,19 @@ def clip(model: Any, numbers: Mapping[str, Any], *clip: Any) -> Any:
 
 
 def settings(model: Any) -> dict[str, Any]:
-    """The numbers that the schedule needs; see `docs/architecture.md`, "Settings of a manifest"."""
-    size = model.config.sam.image_size
-    return {
+    """Settings by network; see `docs/architecture.md`, "Settings of a manifest"."""
+    config = model.config
+    size = config.sam.image_size
+    pointers = (config if isinstance(config, Sam2Config) else Sam2Config()).pointers
+    own = {
+        "resize": {"rule": "square", "short": size, "max": size},
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
-        "sam2": schedule(model),
-        "resize": {"rule": "square", "short": size, "max": size},
-    }
-
-
-def schedule(model: Any) -> dict[str, Any]:
-    """SAM 2's own part of the settings."""
-    config = model.config
-    pointers = (config if isinstance(config, Sam2Config) else Sam2Config()).pointers
-    return {
-        "memory": {"slots": config.sam.ages, "pointers": pointers},
+        "memory": {"num_maskmem": config.sam.ages, "max_obj_ptrs": pointers},
         "resample": {"video": "bicubic", "image": "float"},
+        "no_object_logit": NO_OBJECT,
     }
+    return {"sam2": own}
 
 
 def bounds(model: Any) -> dict[str, tuple[int, int]]:
@@ -127,9 +123,16 @@ def _cut(
     outputs: tuple[TensorSpec, ...],
     module: nn.Module,
     forms: Mapping[str, Form] | None = None,
+    **attributes: Any,
 ) -> Stage:
-    sizes = SIZES | {"mask_side": 3 * model.config.sam.image_size // 8}
-    return stage(name, inputs, outputs, module, sampler(inputs, model.config), bounds(model), sizes, forms)
+    c = model.config
+    sizes = SIZES | {"mask_side": 3 * c.sam.image_size // 8}
+    memory = settings(model)["sam2"]["memory"]
+    # what an engine is tuned for: one object, two clicks, a full memory
+    typical = {"objects": 1, "maps": 1, "pictures": 1, "prompt_tokens": 4}
+    typical |= {"slots": memory["num_maskmem"], "pointers": memory["max_obj_ptrs"]}
+    attributes |= {"typical": typical, "attention": bool(forms)}
+    return stage(name, inputs, outputs, module, sampler(inputs, c), bounds(model), sizes, forms, **attributes)
 
 
 def stages(model: Any) -> list[Stage]:
@@ -139,8 +142,12 @@ def stages(model: Any) -> list[Stage]:
     return [_image_encoder(model.sam, cut), *_prompts(model.sam, cut), *_memory(model.sam, cut)]
 
 
-def _objects(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
-    return tensor(name, "objects", *shape, dtype=dtype)
+def _objects(name: str, *shape: int | str, dtype: str = "float32", **attributes: bool) -> TensorSpec:
+    return tensor(name, "objects", *shape, dtype=dtype, **attributes)
+
+
+_exact = partial(_objects, keep_fp32=True)
+"""Read by the schedule on the host, compared with zero, or a position in the image."""
 
 
 def _image_encoder(sam: Sam, cut: Callable[..., Stage]) -> Stage:
@@ -149,15 +156,18 @@ def _image_encoder(sam: Sam, cut: Callable[..., Stage]) -> Stage:
     module = ImageEncoderStage(sam.trunk, sam.neck, decoder.conv_s0, decoder.conv_s1, sam.no_mem_embed, size)
     outputs = (
         *(tensor(n, "frames", side * side, c.width) for n in ("embedding", "embedding_no_memory")),
-        tensor("high_res_0", "frames", c.width // 8, side * 4, side * 4),
-        tensor("high_res_1", "frames", c.width // 4, side * 2, side * 2),
+        tensor("high_res_0", "frames", c.width // 8, side * 4, side * 4, bf16_ok=False),
+        tensor("high_res_1", "frames", c.width // 4, side * 2, side * 2, bf16_ok=False),
     )
     return cut(
         "image_encoder",
-        (tensor("pixels", "frames", 3, size, size),),
+        (tensor("pixels", "frames", 3, size, size, keep_fp32=True),),
         outputs,
         module,
         {"ort": Form(module, "ort"), "trt": Form(module, "plain")},
+        role="image_encoder",
+        bf16_ok=True,
+        stride=c.stride,
     )
 
 
@@ -168,24 +178,27 @@ def _prompts(sam: Sam, cut: Callable[..., Stage]) -> list[Stage]:
     encoder = PromptEncoderStage(sam.sam_prompt_encoder)
     decoder = PromptDecoderStage(sam.sam_mask_decoder, sam.sam_prompt_encoder, sam.obj_ptr_proj, sam.no_pointer, side)
     prompt = (
-        _objects("points", "prompt_tokens", 2),
+        _exact("points", "prompt_tokens", 2),
         _objects("labels", "prompt_tokens", dtype="int64"),
-        _objects("prompt_logits", low, low),
+        _exact("prompt_logits", low, low),
         _objects("has_mask", dtype="bool"),
     )
     picture = (
-        tensor("high_res_0", "pictures", width // 8, low, low),
+        tensor("high_res_0", "pictures", width // 8, low, low, bf16_ok=False),
         _objects("picture_index", dtype="int64"),
-        tensor("high_res_1", "maps", width // 4, side * 2, side * 2),
+        tensor("high_res_1", "maps", width // 4, side * 2, side * 2, bf16_ok=False),
         _objects("map_index", dtype="int64"),
     )
     return [
-        cut("prompt_encoder", prompt, (sparse, dense), encoder),
+        # INT8 saves nothing on a few rows of coordinates
+        cut("prompt_encoder", prompt, (sparse, dense), encoder, role="prompt_encoder", int8_ok=False),
         cut(
             "mask_prompt",
-            (_objects("mask", size, size),),
-            (_objects("mask_logits", low, low), _objects("prompt_logits", low, low)),
+            (_exact("mask", size, size),),
+            (_exact("mask_logits", low, low), _exact("prompt_logits", low, low)),
             MaskPromptStage(sam.mask_downsample, size),
+            role="mask_prompt",
+            int8_ok=False,  # its products are resampling and permutation matrices, not learned weights
         ),
         cut(
             "prompt_decoder",
@@ -198,14 +211,16 @@ def _prompts(sam: Sam, cut: Callable[..., Stage]) -> list[Stage]:
                 _objects("multimask", dtype="bool"),
             ),
             (
-                _objects("low_res_logits", low, low),
-                _objects("all_logits", 4, low, low),
-                _objects("ious", 4),
+                _exact("low_res_logits", low, low),
+                _exact("all_logits", 4, low, low),
+                _exact("ious", 4),
                 _objects("selected", dtype="int64"),
-                _objects("score"),
+                _exact("score"),
                 _objects("pointer", width),
             ),
             decoder,
+            role="mask_decoder",
+            stride=c.stride,
         ),
     ]
 
@@ -223,8 +238,8 @@ def _memory(sam: Sam, cut: Callable[..., Stage]) -> list[Stage]:
         _objects("memory_age", "slots", dtype="int64"),
         _objects("pointers", "pointers", c.width),
     )
-    distance = (_objects("pointer_distance", "pointers"),) if c.pointer_positions else ()
-    score = (_objects("score"),) if c.pointer_positions else ()
+    distance = (_exact("pointer_distance", "pointers"),) if c.pointer_positions else ()
+    score = (_exact("score"),) if c.pointer_positions else ()
     absent = sam.no_obj_embed_spatial if c.pointer_positions else None
     return [
         cut(
@@ -233,17 +248,22 @@ def _memory(sam: Sam, cut: Callable[..., Stage]) -> list[Stage]:
             (_objects("conditioned", side * side, c.width),),
             narrow,
             {"ort": Form(narrow, "ort"), "trt": Form(wide, "plain")},
+            role="memory_attention",
+            bf16_ok=True,
+            stride=c.stride,
         ),
         cut(
             "prompt_memory_encoder",
             (
                 embedding,
                 index,
-                _objects("mask_logits", "mask_side", "mask_side"),
+                _exact("mask_logits", "mask_side", "mask_side"),
                 _objects("binarize", dtype="bool"),
                 *score,
             ),
             (_objects("memory_slot", side * side, memory),),
             PromptMemoryStage(sam.memory_encoder, c.image_size, absent),
+            role="memory_encoder",
+            stride=c.stride,
         ),
     ]

@@ -74,6 +74,11 @@ def bounds(config: SamwiseConfig) -> dict[str, tuple[int, int]]:
     }
 
 
+def typical(config: SamwiseConfig) -> dict[str, int]:
+    """Sizes that an engine is tuned for: one object, a sentence of 14 words, a full memory."""
+    return {"objects": 1, "maps": 1, "pictures": 1, "tokens": 16, "slots": config.slots, "pointers": config.pointers}
+
+
 def _stage(
     model: Samwise,
     limits: Mapping[str, int | str],
@@ -82,12 +87,15 @@ def _stage(
     outputs: tuple[TensorSpec, ...],
     module: torch.nn.Module,
     wide: torch.nn.Module | None = None,
+    attention: bool = False,
+    **attributes: Any,
 ) -> Stage:
-    sizes = SIZES | {"mask_side": 3 * model.config.sam.image_size // 8}
-    forms = {"ort": Form(module, "ort"), "trt": Form(wide or module, "plain")}
-    if name.startswith(("text", "neck", "mask_decoder", "memory_encoder", "conditional")):
-        forms = {}  # no attention worth fusing
-    return stage(name, inputs, outputs, module, sampler(inputs, limits), bounds(model.config), sizes, forms)
+    """One stage; `wide` is its module for TensorRT where that differs."""
+    c = model.config
+    sizes = SIZES | {"mask_side": 3 * c.sam.image_size // 8}
+    forms = {"ort": Form(module, "ort"), "trt": Form(wide or module, "plain")} if attention else {}
+    attributes |= {"attention": attention, "typical": typical(c)}
+    return stage(name, inputs, outputs, module, sampler(inputs, limits), bounds(c), sizes, forms, **attributes)
 
 
 def stages(model: Samwise) -> list[Stage]:
@@ -114,26 +122,34 @@ def _clip_stages(model: Samwise, cut: Callable[..., Stage]) -> list[Stage]:
     ]
     texts = [tensor(f"text_{i}", "tokens", words) for i in range(3)]
     fused = [tensor(f"{t.name}_fused", *t.shape) for t in (*maps, *texts)]
-    pixels = tensor("pixels", "frames", 3, c.sam.image_size, c.sam.image_size)
-    fine = tensor("high_res_0", "frames", width // 8, side * 4, side * 4)
+    pixels = tensor("pixels", "frames", 3, c.sam.image_size, c.sam.image_size, keep_fp32=True)
+    fine = tensor("high_res_0", "frames", width // 8, side * 4, side * 4, bf16_ok=False)
     first = FirstHiera(sam.trunk, sam.neck.lateral(0), sam.sam_mask_decoder.conv_s0, c.sam.image_size)
+    trunk = partial(cut, role="hiera", attention=True, bf16_ok=True)
+    text = partial(cut, role="text_encoder")
+    tokens = tensor("tokens", "tokens", dtype="int64")
     out = [
-        cut("hiera_0", (pixels,), (maps[0], fine), first),
-        cut("text_0", (tensor("tokens", "tokens", dtype="int64"),), (texts[0],), FirstText(tower, c.text_stages[0])),
+        trunk("hiera_0", (pixels,), (maps[0], fine), first, stride=c.sam.stride // 2),
+        text("text_0", (tokens,), (texts[0],), FirstText(tower, c.text_stages[0])),
     ]
     for i, adapter in enumerate(model.cmt_adapters):
+        stride = (c.sam.stride // 2) << i
         if i:
-            out.append(cut(f"hiera_{i}", (fused[i - 1],), (maps[i],), NextHiera(sam.trunk, i + 1)))
+            out.append(trunk(f"hiera_{i}", (fused[i - 1],), (maps[i],), NextHiera(sam.trunk, i + 1), stride=stride))
             layers = NextText(tower, *c.text_stages[i - 1 : i + 1])
-            out.append(cut(f"text_{i}", (fused[i + 2],), (texts[i],), layers))
-        out.append(cut(f"adapter_{i}", (maps[i], texts[i]), (fused[i], fused[i + 3]), AdapterStage(adapter)))
+            out.append(text(f"text_{i}", (fused[i + 2],), (texts[i],), layers))
+        both = (maps[i], texts[i]), (fused[i], fused[i + 3])
+        adapter_ = AdapterStage(adapter)
+        out.append(cut(f"adapter_{i}", *both, adapter_, role="cross_modal_adapter", attention=True, stride=stride))
     embeddings = tuple(tensor(n, "frames", side * side, width) for n in ("embedding", "embedding_no_memory"))
-    fine = tensor("high_res_1", "frames", width // 4, side * 2, side * 2)
+    fine = tensor("high_res_1", "frames", width // 4, side * 2, side * 2, bf16_ok=False)
     neck = NeckStage(sam.neck, sam.sam_mask_decoder.conv_s1, sam.no_mem_embed)
     verb = (tensor("verb", 1, dtype="int64"),) if c.sam.motion else ()
     sparse = tensor("sparse", 1, 3 + len(verb), width)
-    out.append(cut("neck", tuple(fused[:3]), (*embeddings, fine), neck))
-    out.append(cut("text_prompt", (fused[5], *verb), (sparse,), TextPromptStage(sam.sam_prompt_encoder)))
+    out.append(cut("neck", tuple(fused[:3]), (*embeddings, fine), neck, role="neck", stride=c.sam.stride))
+    prompt = TextPromptStage(sam.sam_prompt_encoder)
+    # INT8 saves nothing on one row per sentence
+    out.append(cut("text_prompt", (fused[5], *verb), (sparse,), prompt, role="prompt_encoder", int8_ok=False))
     return out
 
 
@@ -145,7 +161,7 @@ def _frame_stages(model: Samwise, cut: Callable[..., Stage]) -> list[Stage]:
         return tensor(name, "objects", dtype="int64")
 
     def logits(name: str, size: int | str = side * 4) -> TensorSpec:
-        return tensor(name, "objects", size, size)
+        return tensor(name, "objects", size, size, keep_fp32=True)
 
     embedding = tensor("embedding", "maps", side * side, width)
     conditioned = tensor("conditioned", "objects", side * side, width)
@@ -159,24 +175,36 @@ def _frame_stages(model: Samwise, cut: Callable[..., Stage]) -> list[Stage]:
     decoder = MaskDecoderStage(sam.sam_mask_decoder, sam.sam_prompt_encoder, sam.obj_ptr_proj, sam.no_pointer, side)
     prompt = (tensor("sparse", "objects", 3 + c.sam.motion, width), index("sparse_count"))
     fine = (
-        tensor("high_res_0", "pictures", width // 8, side * 4, side * 4),
+        tensor("high_res_0", "pictures", width // 8, side * 4, side * 4, bf16_ok=False),
         index("picture_index"),
-        tensor("high_res_1", "maps", width // 4, side * 2, side * 2),
+        tensor("high_res_1", "maps", width // 4, side * 2, side * 2, bf16_ok=False),
         index("map_index"),
     )
+    iou, score = (tensor(name, "objects", keep_fp32=True) for name in ("iou", "score"))
+    cut = partial(cut, stride=c.sam.stride)
     out = [
-        cut("memory_attention", (embedding, index("map_index"), *slots), (conditioned,), *attention),
+        cut(
+            "memory_attention",
+            (embedding, index("map_index"), *slots),
+            (conditioned,),
+            *attention,
+            role="memory_attention",
+            attention=True,
+            bf16_ok=True,
+        ),
         cut(
             "mask_decoder",
             (conditioned, *prompt, *fine),
-            (logits("low_res_logits"), tensor("iou", "objects"), tensor("score", "objects"), pointer, early),
+            (logits("low_res_logits"), iou, score, pointer, early),
             decoder,
+            role="mask_decoder",
         ),
         cut(
             "memory_encoder",
             (embedding, index("map_index"), logits("mask_logits", "mask_side")),
             (tensor("memory_slot", "objects", side * side, memory),),
             MemoryEncoderStage(sam.memory_encoder, image),
+            role="memory_encoder",
         ),
     ]
     if c.conditional_hidden:
@@ -188,30 +216,34 @@ def _frame_stages(model: Samwise, cut: Callable[..., Stage]) -> list[Stage]:
                 (pointer, early, logits("low_res_logits"), logits("memoryless_logits")),
                 (
                     logits("remembered_logits", image),
-                    tensor("decision", "objects", 2),
+                    tensor("decision", "objects", 2, keep_fp32=True),
                     tensor("switched", "objects", dtype="bool"),
                 ),
                 conditional,
+                role="conditional_memory",
+                int8_ok=False,  # a decision that flips changes every later frame
             ),
         )
     return out
 
 
 def settings(model: Samwise) -> dict[str, Any]:
-    """The numbers that the schedule needs; see `docs/architecture.md`, "Settings of a manifest"."""
+    """Settings by network; see `docs/architecture.md`, "Settings of a manifest"."""
     c = model.config
     size = c.sam.image_size
-    return {
+    own = {
         "window": c.window,
         # the official video transform aims the short side at 1020 of 1024; networks of other sizes fill their picture
         "resize": {"rule": "samwise_video", "short": 1020 if size == 1024 else size, "max": size},
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
-        "memory": {"slots": c.slots, "pointers": c.pointers},
+        # the reference counts the frame itself among both
+        "memory": {"num_maskmem": c.slots + 1, "max_obj_ptrs": c.pointers + 1},
         "conditional_memory": {"first": 5, "every": 3} if c.conditional_hidden else None,
         "text": {"max_tokens": c.text.max_tokens, "vocabulary": c.text.vocabulary, "motion": c.sam.motion},
         "no_object_logit": NO_OBJECT,
     }
+    return {"samwise": own}
 
 
 def load(path: str | Path) -> Samwise:

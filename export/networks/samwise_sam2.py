@@ -24,16 +24,19 @@ def load(path: str | Path) -> Samwise:
 
 
 def settings(model: Samwise) -> dict[str, Any]:
-    """SAMWISE's numbers, and SAM 2's beside them."""
-    return {**samwise.settings(model), "sam2": sam2.schedule(model)}
+    """Settings of both networks, by name."""
+    return samwise.settings(model) | sam2.settings(model)
 
 
 def stages(model: Samwise) -> list[Stage]:
     """SAMWISE's stages, then those that only SAM 2 has."""
     sentences, prompts = samwise.stages(model), {s.name: s for s in sam2.stages(model)}
     both = _union([*sentences, *prompts.values()])
-    # SAM 2 may look at no pointer at all, so its stage takes every memory that SAMWISE has
-    chosen = [prompts.pop(s.name, s) for s in sentences]
+    # SAM 2 may look at no pointer at all, so its stage takes every memory that SAMWISE has; engines are tuned for SAMWISE's
+    chosen = [
+        replace(other, spec=replace(other.spec, typical=s.spec.typical)) if (other := prompts.pop(s.name, None)) else s
+        for s in sentences
+    ]
     return [replace(s, bounds={symbol: both[symbol] for symbol in s.bounds}) for s in (*chosen, *prompts.values())]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.common import MLP, Group
-from ..layers.hiera import Hiera, HieraConfig
+from ..layers.hiera import STRIDES, Hiera, HieraConfig
 from .mask_decoder import MaskDecoder
 from .memory_attention import MemoryAttention
 from .memory_encoder import MemoryEncoder
@@ -46,9 +46,14 @@ class SamConfig:
     """SAM 2.1: pointers carry their distance, and absent objects mark their memory."""
 
     @property
+    def stride(self) -> int:
+        """Image pixels per position of the embedding: that of the third trunk stage."""
+        return STRIDES[2]
+
+    @property
     def side(self) -> int:
-        """Side of the stride-16 map."""
-        return self.image_size // 16
+        """Side of the embedding."""
+        return self.image_size // self.stride
 
 
 class Sam(nn.Module):

@@ -29,10 +29,6 @@ FORMS = ("trt", "default")
 TARGETS = (75, 80, 86, 89, 120)
 """What TensorRT-RTX compiles for: RTX 20 and T4, A100, RTX 30, RTX 40 and L4, RTX 50. It has no Hopper (sm_90)."""
 
-TYPICAL = {"objects": 1, "maps": 1, "pictures": 1, "tokens": 16, "prompt_tokens": 4}
-"""Sizes that an engine is tuned for where that is not the largest one: one object, a sentence of 14 words, two clicks. The
-memory is tuned for as many slots and pointers as the network's settings name."""
-
 TIMING = "timing.cache"
 
 Report = Callable[[str], None]
@@ -162,12 +158,9 @@ def _logger(trt: Any) -> Any:
 
 
 def profile(spec: StageSpec, manifest: Manifest) -> dict[str, tuple[int, int, int]]:
-    """Symbol -> (lowest, the size to tune for, highest), from the manifest's bounds."""
-    settings = manifest.settings
-    memory = settings.get("memory") or (settings.get("sam2") or {}).get("memory") or {}
-    typical = TYPICAL | {s: memory[s] for s in ("slots", "pointers") if s in memory}
+    """Symbol -> (lowest, the size to tune for, highest), from the manifest's bounds and the stage's typical sizes."""
     bounds = {s: manifest.bounds[s] for s in sorted(spec.symbols)}
-    return {s: (low, min(max(low, typical.get(s, high)), high), high) for s, (low, high) in bounds.items()}
+    return {s: (low, min(max(low, spec.typical.get(s, high)), high), high) for s, (low, high) in bounds.items()}
 
 
 def gpu_capability() -> int:

@@ -78,7 +78,7 @@ def _by_engine(bundle: Bundle, rows: Iterable[Row]) -> dict[str, dict[str, float
     rows = list(rows)
     found = worst_by_stage(row for row in rows if not row.what.endswith(f"[{KERNELS}]"))
     for name, errors in worst_by_stage(row for row in rows if row.what.endswith(f"[{KERNELS}]")).items():
-        found |= dict.fromkeys(bundle.manifest.settings["cuts"][name]["parts"], errors)
+        found |= dict.fromkeys(bundle.manifest.split_stages[name].subgraphs, errors)
     return found
 
 

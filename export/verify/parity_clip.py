@@ -51,20 +51,22 @@ def clip_tokens(vocabulary: int, longest: int) -> list[int]:
 def clip_results(engine: Engine) -> list[Any]:
     """The parity clip through the runtime, with logits; one picture where the network knows no clips, one click where it
     knows no sentences."""
-    settings = engine.bundle.manifest.settings
-    if "text" not in settings:
-        return _clicked(engine, clip_frames(clip_length(settings)))
-    tokens = clip_tokens(settings["text"]["vocabulary"], settings["text"]["max_tokens"])
-    prompt = Text(tokens=tokens, verbs=[1] if settings["text"].get("motion") and len(tokens) > 2 else None)
-    if "window" not in settings:
-        return [engine.image(frame).refer([prompt], logits=True) for frame in clip_frames(clip_length(settings))]
+    manifest = engine.bundle.manifest
+    text, frames = manifest.text, clip_frames(clip_length(manifest))
+    if text is None:
+        return _clicked(engine, frames)
+    tokens = clip_tokens(text["vocabulary"], text["max_tokens"])
+    prompt = Text(tokens=tokens, verbs=[1] if text.get("motion") and len(tokens) > 2 else None)
+    if not any("window" in settings for settings in manifest.networks.values()):
+        return [engine.image(frame).refer([prompt], logits=True) for frame in frames]
     with engine.session([prompt], logits=True) as session:
-        return list(session.stream(clip_frames(clip_length(settings))))
+        return list(session.stream(frames))
 
 
-def clip_length(settings: Mapping[str, Any]) -> int:
+def clip_length(manifest: Manifest) -> int:
     """Frames of the parity clip: a window, one picture, or enough for SAM 2 to look back at what it tracked."""
-    return settings.get("window", 4 if "sam2" in settings else 1)
+    windows = [settings["window"] for settings in manifest.networks.values() if "window" in settings]
+    return windows[0] if windows else 4 if any("memory" in settings for settings in manifest.networks.values()) else 1
 
 
 def _clicked(engine: Engine, frames: list[np.ndarray]) -> list[Any]:

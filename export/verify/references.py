@@ -26,7 +26,7 @@ Frame = tuple[np.ndarray, np.ndarray, np.ndarray]
 @torch.no_grad()
 def samwise_clip(
     model: Any,
-    settings: Mapping[str, Any],
+    networks: Mapping[str, Any],
     frames: Sequence[np.ndarray],
     tokens: Sequence[int],
     verbs: Sequence[int] = (),
@@ -35,6 +35,7 @@ def samwise_clip(
 
     Yields per frame masks (1,H,W) bool at source size, low_res_logits (1,s,s) and scores (1,) float32.
     """
+    settings = networks["samwise"]
     image_size, window = model.config.sam.image_size, settings["window"]
     token_ids = torch.tensor([tokens])
     verb = torch.tensor([verbs[0] if len(verbs) else 0]) if settings["text"]["motion"] else None
@@ -90,8 +91,8 @@ def _recall(
     """The map, conditioned on the last frames; on the first frame there is none."""
     if frame == 0:
         return model.without_memory(embedding)
-    back = [d for d in range(limits["slots"], 0, -1) if frame - d in memory]  # oldest first
-    newest = [p for p in range(frame - 1, frame - 1 - limits["pointers"], -1) if p in pointers]
+    back = [d for d in range(limits["num_maskmem"] - 1, 0, -1) if frame - d in memory]  # oldest first
+    newest = [p for p in range(frame - 1, frame - limits["max_obj_ptrs"], -1) if p in pointers]
     return model.attend_memory(
         embedding,
         torch.stack([memory[frame - d] for d in back], 1),
@@ -136,15 +137,16 @@ def _source_masks(mask_bii: Tensor, resized: tuple[int, int], size: tuple[int, i
 @torch.no_grad()
 def sam2_clip(
     model: Any,
-    settings: Mapping[str, Any],
+    networks: Mapping[str, Any],
     frames: Sequence[np.ndarray],
     tokens: Sequence[int] = (),
     verbs: Sequence[int] = (),
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """`frames` uint8 RGB (H,W,3). Yields per frame masks (1,H,W) bool, low_res_logits (1,s,s), scores (1,) float32."""
     sam, memory, pointers = model.sam, {}, {}
-    reach = settings["sam2"]["memory"]
-    longest = min(reach["pointers"], len(frames)) - 1
+    settings = networks["sam2"]
+    reach = settings["memory"]
+    longest = min(reach["max_obj_ptrs"], len(frames)) - 1
     click = torch.tensor([CLICK]) * sam.config.image_size
     for t, frame in enumerate(frames):
         embedding, high_res_0, high_res_1 = _encode(sam, frame, settings)
@@ -201,7 +203,7 @@ def _attend(
     longest: int,
 ) -> Tensor:
     """Frame 0 has the last row of the temporal embedding, the frames just before have the first ones."""
-    slots = [(0, reach["slots"] - 1), *((p, t - p - 1) for p in range(max(1, t - reach["slots"] + 1), t))]
+    slots = [(0, reach["num_maskmem"] - 1), *((p, t - p - 1) for p in range(max(1, t - reach["num_maskmem"] + 1), t))]
     seen = [0, *range(max(1, t - longest), t)]
     places = None
     if sam.config.pointer_positions:

@@ -32,7 +32,7 @@ class Backend(Protocol):
 
 def load_stages(bundle: Bundle, backend: Backend, without: Collection[str] = ()) -> dict[str, Stage]:
     """Load every whole stage of a bundle but those named, in the form that the backend prefers. Raises BundleError."""
-    left_out = {*bundle.parts, *without}
+    left_out = {*bundle.subgraphs, *without}
     return {name: load_stage(bundle, backend, name) for name in bundle.manifest.stages if name not in left_out}
 
 

@@ -80,11 +80,12 @@ class OpenVinoBf16Backend(OpenVinoBackend):
             raise BackendError("this processor has no bfloat16 arithmetic; use --backend openvino")
 
     def parts(self, model: Any, spec: StageSpec) -> list[tuple[Any, str]]:
-        if not spec.name.startswith(ROUNDED):
+        if not spec.bf16_ok:
             return [(model, "f32")]
-        if not FINE & {tensor.name for tensor in spec.outputs}:
+        exact = {tensor.name for tensor in spec.outputs if not tensor.bf16_ok}
+        if not exact:
             return [(model, "bf16")]
-        front, rest = cut(model, FINE)
+        front, rest = cut(model, exact)
         return [(front, "f32"), (rest, "bf16")]
 
 
@@ -132,12 +133,6 @@ class OpenVinoStage:
             )
         return self._openvino.Tensor(array, shared_memory=True)
 
-
-ROUNDED = ("hiera_", "image", "memory_attention")
-"""How the names of stages begin whose products may be bfloat16."""
-
-FINE = frozenset({"high_res_0", "high_res_1"})
-"""Maps of a trunk at four and eight pixels: they draw the edge of a mask in the decoder's last layers."""
 
 SPLITTER = np.float32(2**16 + 1)
 """x * SPLITTER - (x * SPLITTER - x) is x rounded to 24 - 16 = 8 significant bits, those of bfloat16 (Veltkamp)."""

@@ -1,7 +1,7 @@
 """Stages whose attention a compiled kernel takes: graphs, launches between them, behind the face of a `Stage`.
 
-A bundle made with `python -m export ... --cuts` names such stages in `settings["cuts"]`; its compiled kernels come from
-`python -m export.kernels`. The whole stages are in the bundle, too, and are what runs unless kernels are switched on.
+A bundle made with `python -m export ... --cuts` names such stages in `Manifest.split_stages`; its compiled kernels come
+from `python -m export.kernels`. The whole stages are in the bundle, too, and are what runs unless kernels are switched on.
 Everything is allocated when the bundle is loaded, so that a frame may be recorded as a CUDA graph.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle.bundle import Bundle
-from ..bundle.manifest import StageSpec
+from ..bundle.manifest import SplitStageSpec, StageSpec
 from ..device.array import DeviceArray
 from ..device.cubin import Bound, Kernels
 from ..device.kernels import kernel_plans
@@ -68,6 +68,7 @@ class MemoryAttention(CutStage):
         device: Any,
         buffers: GrowableBuffers,
         limits: Mapping[str, int],
+        split: SplitStageSpec,
     ) -> None:
         super().__init__(spec, parts, constants, kernels, device)
         layers, memory = range(len(parts) - 1), spec.input("memory")
@@ -165,14 +166,15 @@ class WindowAttention(CutStage):
         device: Any,
         buffers: GrowableBuffers,
         limits: Mapping[str, int],
-        patch: int,
+        split: SplitStageSpec,
     ) -> None:
         super().__init__(spec, parts, constants, kernels, device)
         self._need(["position", "norm_weight", "norm_bias", "qkv_weight", "qkv_bias", "out_weight", "out_bias"])
-        self._vision, self._text = spec.inputs[0].name, spec.inputs[1].name
-        (narrow,) = parts[0].spec.outputs
-        self._narrow_name, self._selected_name = narrow.name, parts[1].spec.inputs[3].name
-        self._shape, self._patch, frames = narrow.shape[1:], patch, limits["frames"]
+        names = split.tensors
+        self._vision, self._text = names["vision"], names["text"]
+        self._narrow_name, self._selected_name = names["narrow"], names["selected"]
+        narrow = parts[0].spec.output(self._narrow_name)
+        self._shape, self._patch, frames = narrow.shape[1:], split.sizes["patch"], limits["frames"]
         channels = narrow.shape[3]
         self._narrow, self._selected = (
             buffers.take(f"{name}_maps", (frames, *self._shape), narrow.dtype) for name in ("narrow", "selected")
@@ -215,7 +217,7 @@ class WindowAttention(CutStage):
 
 
 KERNELS = {"memory_attention": MemoryAttention, "window_attention": WindowAttention}
-"""What `settings["cuts"]` may name."""
+"""Kernels that `Manifest.split_stages` may name."""
 
 
 def load(bundle: Bundle, backend: Any, kernels: Kernels, objects: int) -> dict[str, CutStage]:
@@ -226,18 +228,16 @@ def load(bundle: Bundle, backend: Any, kernels: Kernels, objects: int) -> dict[s
     manifest, buffers = bundle.manifest, GrowableBuffers(backend.device)
     limits = {symbol: high for symbol, (_, high) in manifest.bounds.items()}
     limits["objects"] = min(objects, limits.get("objects", objects))
-    cuts, found = manifest.settings.get("cuts", {}), {}
-    for name in cuts:
+    found = {}
+    for name, split in manifest.split_stages.items():
         try:
-            cut, spec = cuts[name], manifest.stages[name]
-            make, parts = KERNELS[cut["kernel"]], [manifest.stages[part].name for part in cut["parts"]]
-            stages = [load_stage(bundle, backend, part) for part in parts]
-            more = {"patch": int(cut["patch"])} if make is WindowAttention else {}
-            fixed = constants(bundle, cut["constants"], spec)
-            found[name] = make(spec, stages, fixed, kernels, backend.device, buffers, limits, **more)
+            spec, make = manifest.stages[name], KERNELS[split.kernel]
+            stages = [load_stage(bundle, backend, subgraph) for subgraph in split.subgraphs]
+            fixed = constants(bundle, split.constants, spec)
+            found[name] = make(spec, stages, fixed, kernels, backend.device, buffers, limits, split)
         except (KeyError, TypeError, ValueError, IndexError, StopIteration, ArithmeticError) as error:
             raise BundleError(
-                f"{bundle.folder}: settings.cuts.{name} is not understood ({type(error).__name__}: "
+                f"{bundle.folder}: split_stages.{name} is not understood ({type(error).__name__}: "
                 f"{error}); export the bundle again, or leave --kernels on away"
             ) from None
     return found
@@ -247,7 +247,7 @@ def constants(bundle: Bundle, file: str, spec: StageSpec) -> dict[str, np.ndarra
     """Arrays of a cut stage's file. Raises BundleError."""
     if file not in bundle.manifest.files:
         raise BundleError(
-            f"{bundle.folder}: settings.cuts.{spec.name} names {file!r}, which is not among the bundle's "
+            f"{bundle.folder}: split_stages.{spec.name} names {file!r}, which is not among the bundle's "
             "files; export it again"
         )
     path = Path(bundle.folder) / file
@@ -263,14 +263,10 @@ def kernel_stages(bundle, backend, kernels, mode: str, objects: int) -> dict:
     `on`, none otherwise, which is said in one line. Which is faster has yet to be measured on a GPU; until then `auto`
     runs the whole graphs. Raises BundleError for cuts that are not what they should be, BackendError for a kernel that is
     missing."""
-    cut = bundle.manifest.settings.get("cuts")
-    if not cut or kernels is None:
+    split = bundle.manifest.split_stages
+    if not split or kernels is None:
         return {}
-    if not isinstance(cut, dict):
-        raise BundleError(
-            f"{bundle.folder}: settings.cuts must be an object, not {type(cut).__name__}; export it again"
-        )
     if mode != "on":
-        log.info("whole graphs for %s; --kernels on lets the compiled kernels take their attention", ", ".join(cut))
+        log.info("whole graphs for %s; --kernels on lets the compiled kernels take their attention", ", ".join(split))
         return {}
     return load(bundle, backend, kernels, objects)

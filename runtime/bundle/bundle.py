@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,12 +40,9 @@ class Bundle:
                 raise BundleError(f"{path}: altered since the export (sha256 differs); copy it again or export again")
 
     @property
-    def parts(self) -> frozenset[str]:
-        """Names of the stages that only cut stages use (`runtime/backends/split_stage.py`)."""
-        cuts = self.manifest.settings.get("cuts")
-        found = cuts.values() if isinstance(cuts, Mapping) else ()
-        found = [cut.get("parts") for cut in found if isinstance(cut, Mapping)]
-        return frozenset(part for parts in found if isinstance(parts, list) for part in parts if isinstance(part, str))
+    def subgraphs(self) -> frozenset[str]:
+        """Names of the stages that only split stages use (`runtime/backends/split_stage.py`)."""
+        return frozenset(name for split in self.manifest.split_stages.values() for name in split.subgraphs)
 
 
 def file_sha256(path: Path) -> str:
@@ -80,9 +76,9 @@ def choose(folder: str | Path, model: str | None = None) -> Bundle:
         raise BundleError(
             f"{folder}: no bundle here; export one with `python -m export samwise --checkpoint X.pth --out {folder}`"
         )
-    names = ", ".join(f"{b.name} ({b.manifest.model})" for b in bundles)
+    names = ", ".join(f"{b.name} ({b.manifest.network_names})" for b in bundles)
     if model is not None:
-        chosen = [b for b in bundles if b.name == model] or [b for b in bundles if model in b.manifest.model.split("+")]
+        chosen = [b for b in bundles if b.name == model] or [b for b in bundles if model in b.manifest.networks]
         if not chosen:
             raise BundleError(f"{folder}: no bundle or network {model!r}; found {names}")
     else:

@@ -1,7 +1,8 @@
-"""The settings of a manifest, checked when it is read: types and ranges of every number that a schedule takes from it.
+"""Schema of a manifest: checks of types and ranges, applied when a bundle is read.
 
-Which of them a network needs, the network says (`models/signatures.py`); settings that are not known here pass, so
-that a bundle may carry more. What the fields mean stands in `docs/architecture.md`, "Settings of a manifest".
+A check takes a value and its place in the file and raises BundleError that names the place. `NETWORKS` holds the
+settings of each network; keys that no schema names are accepted, so that a bundle may carry more.
+`docs/architecture.md`, "Settings of a manifest", says what the settings mean.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Check = Callable[[Any, str], None]
 
 
 def whole(low: int, high: int) -> Check:
-    """A whole number in low..high."""
+    """Accept a whole number in low..high. A bool is an int in Python and never what a size means."""
 
     def check(value: Any, where: str) -> None:
         if type(value) is not int or not low <= value <= high:
@@ -27,6 +28,8 @@ def whole(low: int, high: int) -> Check:
 
 
 def one_of(*words: str) -> Check:
+    """Accept one of these strings."""
+
     def check(value: Any, where: str) -> None:
         if not isinstance(value, str) or value not in words:
             raise BundleError(f"{where} must be one of {', '.join(words)}, not {value!r}")
@@ -35,19 +38,38 @@ def one_of(*words: str) -> Check:
 
 
 def flag(value: Any, where: str) -> None:
-    """True or false."""
+    """Accept true or false."""
     if not isinstance(value, bool):
         raise BundleError(f"{where} must be true or false, not {value!r}")
 
 
 def number(value: Any, where: str) -> None:
-    """A finite number that float32 can hold."""
+    """Accept a finite number that float32 can hold."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not -1e30 < value < 1e30:
         raise BundleError(f"{where} must be a number, not {value!r}")
 
 
-def colours(low: float) -> Check:
-    """Three numbers above `low`, one per colour."""
+def string(value: Any, where: str) -> None:
+    """Accept any string."""
+    if not isinstance(value, str):
+        raise BundleError(f"{where} must be a string, not {value!r}")
+
+
+def path(value: Any, where: str) -> None:
+    """Accept a relative path that stays inside the bundle's folder."""
+    if (
+        not isinstance(value, str)
+        or not value
+        or not value.isprintable()
+        or value.startswith(("/", "\\"))
+        or ":" in value
+        or ".." in value.replace("\\", "/").split("/")
+    ):
+        raise BundleError(f"{where}: {value!r} is not a path inside the bundle")
+
+
+def colors(low: float) -> Check:
+    """Accept three numbers above `low`, one per color channel."""
 
     def check(value: Any, where: str) -> None:
         if not isinstance(value, list) or len(value) != 3:
@@ -60,17 +82,49 @@ def colours(low: float) -> Check:
     return check
 
 
+def nullable(inner: Check) -> Check:
+    """Accept null, or what `inner` accepts."""
+
+    def check(value: Any, where: str) -> None:
+        if value is not None:
+            inner(value, where)
+
+    return check
+
+
+def array_of(inner: Check) -> Check:
+    """Accept a list whose items all pass `inner`."""
+
+    def check(value: Any, where: str) -> None:
+        if not isinstance(value, list):
+            raise BundleError(f"{where} must be a list, not {value!r}")
+        for index, item in enumerate(value):
+            inner(item, f"{where}[{index}]")
+
+    return check
+
+
+def map_of(inner: Check, key: Check = string) -> Check:
+    """Accept an object whose keys pass `key` and whose values pass `inner`."""
+
+    def check(value: Any, where: str) -> None:
+        if not isinstance(value, dict):
+            raise BundleError(f"{where} must be an object, not {value!r}")
+        for name, item in value.items():
+            key(name, where)
+            inner(item, f"{where}.{name}")
+
+    return check
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
-    """An object with these fields, all of which it must have but those in `optional`. `null`: it may be missing."""
+    """An object with these fields; all are required but those in `optional`."""
 
-    fields: Mapping[str, Any]
+    fields: Mapping[str, Check]
     optional: tuple[str, ...] = ()
-    null: bool = False
 
     def __call__(self, value: Any, where: str) -> None:
-        if value is None and self.null:
-            return
         if not isinstance(value, dict):
             raise BundleError(f"{where} must be an object, not {value!r}")
         for name, check in self.fields.items():
@@ -81,36 +135,48 @@ class Group:
 
 
 COUNT = whole(1, 65_536)
-SETTINGS = Group(
-    {
-        "window": whole(1, 1024),
-        "mean": colours(-math.inf),
-        "std": colours(1e-6),
-        "resize": Group(
-            {"rule": one_of("samwise_video", "square"), "short": whole(1, 8192), "max": whole(1, 8192)},
-            optional=("short",),
-        ),
-        "memory": Group({"slots": COUNT, "pointers": whole(0, 65_536)}),
-        "conditional_memory": Group({"first": whole(0, 1 << 31), "every": whole(1, 1 << 31)}, null=True),
-        "text": Group(
-            {"max_tokens": COUNT, "vocabulary": whole(1, 1 << 31), "motion": flag, "keep_end": flag, "lowercase": flag},
-            optional=("keep_end", "lowercase"),
-        ),
-        "no_object_logit": number,
-        "sam2": Group(
-            {
-                "memory": Group({"slots": COUNT, "pointers": whole(0, 65_536)}),
-                "resample": Group(
-                    {"video": one_of("bilinear", "bicubic", "float"), "image": one_of("bilinear", "bicubic", "float")}
-                ),
-            }
-        ),
-    },
-    optional=("window", "mean", "std", "resize", "memory", "conditional_memory", "text", "no_object_logit", "sam2"),
+NORMALIZATION: Mapping[str, Check] = {"mean": colors(-math.inf), "std": colors(1e-6)}
+RESIZE = Group(
+    {"rule": one_of("samwise_video", "square"), "short": whole(1, 8192), "max": whole(1, 8192)}, optional=("short",)
 )
-"""Every setting that the runtime knows. At the top all are optional: which are needed is the network's affair."""
+TEXT = Group(
+    {"max_tokens": COUNT, "vocabulary": whole(1, 1 << 31), "motion": flag, "keep_end": flag, "lowercase": flag},
+    optional=("keep_end", "lowercase"),
+)
+RESAMPLE = one_of("bilinear", "bicubic", "float")
+
+NETWORKS: Mapping[str, Check] = {
+    "samwise": Group(
+        {
+            **NORMALIZATION,
+            "resize": RESIZE,
+            "window": whole(1, 1024),
+            # one memory is the frame's own, and a ring needs at least one block
+            "memory": Group({"num_maskmem": whole(2, 65_536), "max_obj_ptrs": COUNT}),
+            "conditional_memory": nullable(Group({"first": whole(0, 1 << 31), "every": whole(1, 1 << 31)})),
+            "text": TEXT,
+            "no_object_logit": number,
+        }
+    ),
+    "sam2": Group(
+        {
+            **NORMALIZATION,
+            "resize": RESIZE,
+            "memory": Group({"num_maskmem": COUNT, "max_obj_ptrs": COUNT}),
+            "resample": Group({"video": RESAMPLE, "image": RESAMPLE}),
+            "no_object_logit": number,
+        }
+    ),
+    "refersam": Group({**NORMALIZATION, "resize": RESIZE, "text": TEXT}),
+}
+"""Settings of each network. Those of a network that is not listed are not checked."""
 
 
-def check(settings: Any) -> None:
-    """Raise BundleError that names the first setting of a wrong type or out of range."""
-    SETTINGS(settings, "settings")
+def networks(value: Any, where: str) -> None:
+    """Accept network name -> settings, at least one network."""
+    map_of(Group({}))(value, where)
+    if not value:
+        raise BundleError(f"{where} must name at least one network")
+    for name, settings in value.items():
+        if name in NETWORKS:
+            NETWORKS[name](settings, f"{where}.{name}")

@@ -152,7 +152,7 @@ def _header(engine: Any, video: VideoReader, labels: dict[int, str]) -> dict[str
         },
         "model": {
             "bundle": engine.bundle.name,
-            "network": manifest.model,
+            "network": manifest.network_names,
             "variant": manifest.variant,
             "precision": manifest.precision,
             "backend": engine.backend.name,

@@ -149,7 +149,7 @@ def clip_of(bundle: Bundle, frames: int) -> np.ndarray:
 
 def _prompts(bundle: Bundle) -> list[Text]:
     """Return two of the demonstration's sentences, or two of seeded tokens."""
-    settings = bundle.manifest.settings["text"]
+    settings = bundle.manifest.text or {}
     verbs = [1] if settings.get("motion") else None
     if bundle.manifest.demo is not None and verbs is None:
         return Demo.load(bundle.folder / bundle.manifest.demo).prompts[:2]

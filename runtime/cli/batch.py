@@ -122,7 +122,7 @@ def _one(args: Any, engine: Any, path: Path, name: str, prompts: list[Text]) -> 
         "picture": {"name": path.name, "width": frame.shape[1], "height": frame.shape[0]},
         "model": {
             "bundle": engine.bundle.name,
-            "network": manifest.model,
+            "network": manifest.network_names,
             "variant": manifest.variant,
             "precision": manifest.precision,
             "backend": engine.backend.name,

@@ -27,10 +27,9 @@ NETWORKS = {
 def create_networks(bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> dict[str, Any]:
     """The networks that a bundle serves, with their buffers allocated, by name.
 
-    `Manifest.model` is one name or several joined by `+`: weights trained for sentences and for clicks alike are one
-    bundle with two schedules. Raises BundleError for a network this runtime does not know.
+    Weights trained for sentences and for clicks alike are one bundle with two networks. Raises BundleError for a network this runtime does not know.
     """
-    return {name: _create(name, bundle, stages, device, objects) for name in bundle.manifest.model.split("+")}
+    return {name: _create(name, bundle, stages, device, objects) for name in bundle.manifest.networks}
 
 
 def _create(name: str, bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> Any:

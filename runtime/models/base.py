@@ -99,7 +99,7 @@ SIGNATURES = {
         },
     ),
     "sam2": Signature(
-        ("mean", "std", "sam2"),
+        ("mean", "std", "resize", "memory", "resample"),
         ("objects", "maps", "prompt_tokens"),
         {
             **ATTENTION,
@@ -160,7 +160,7 @@ def check(name: str, manifest: Manifest, specs: Mapping[str, StageSpec]) -> None
     fit."""
     signature = SIGNATURES[name]
     for kind, needed, have in (
-        ("settings", signature.settings, manifest.settings),
+        ("settings", signature.settings, manifest.networks[name]),
         ("bounds", signature.bounds, manifest.bounds),
     ):
         missing = [n for n in needed if n not in have]
@@ -169,7 +169,7 @@ def check(name: str, manifest: Manifest, specs: Mapping[str, StageSpec]) -> None
     for symbol in signature.bounds:
         if manifest.bounds[symbol][1] < 1:
             raise BundleError(f"bounds.{symbol} leave room for nothing; export the bundle again")
-    resize = manifest.settings.get("resize")
+    resize = manifest.networks[name].get("resize")
     if resize is not None and max(resize["max"], resize.get("short", 1)) > manifest.image_size:
         raise BundleError(f"settings.resize makes pictures larger than image_size {manifest.image_size}")
     sizes: dict[str, Any] = {"I": manifest.image_size}

@@ -82,7 +82,7 @@ class ReferSam:
 
     def __init__(self, bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> None:
         manifest = bundle.manifest
-        settings = manifest.settings
+        settings = manifest.networks["refersam"]
         self._bundle, self._device = bundle, device
         self._stages = {name: stages[name] for name in self.STAGES}
         self._tokenizer: Any = None

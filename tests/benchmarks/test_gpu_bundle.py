@@ -72,7 +72,7 @@ def test_the_summary_has_a_line_per_cut_stage():
     section = {
         "big": {
             "tensorrt": {"stages": {}, "cuts": {"stages": {"memory_attention": row}}},
-            "ort-cuda": {"stages": {}, "cuts": {"skipped": "no cut stages; export with --cuts"}},
+            "ort-cuda": {"stages": {}, "cuts": {"skipped": "no split stages; export with --split-attention"}},
         }
     }
     (line,) = gpu_check.pipeline_lines(section)

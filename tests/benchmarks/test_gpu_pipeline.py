@@ -42,7 +42,7 @@ def test_every_bundle_on_every_backend(engines, monkeypatch):
     assert found["toy"]["tensorrt_rtx"] == {"skipped": "backend 'tensorrt_rtx' needs tensorrt_rtx"}
     for backend in ("ort-cuda", "tensorrt"):
         result = found["toy"][backend]
-        assert result["cuts"] == {"skipped": "no cut stages; export with --cuts"}
+        assert result["cuts"] == {"skipped": "no split stages; export with --split-attention"}
         assert set(result["stages"]) == set(toy.GRAPHS) and all(s > 0 for s in result["stages"].values())
         for n in (1, 2):
             video = result[f"objects_{n}"]

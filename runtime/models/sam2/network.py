@@ -52,13 +52,13 @@ class Sam2:
 
     def __init__(self, bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> None:
         manifest = bundle.manifest
-        settings = manifest.settings["sam2"]
+        settings = manifest.networks["sam2"]
         self._stages, self._device = {name: stages[name] for name in self.STAGES}, device
         self.name = bundle.name
         self.image_size = manifest.image_size
-        self.mean, self.std = tuple(manifest.settings["mean"]), tuple(manifest.settings["std"])
+        self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])
         self.resample: Mapping[str, str] = settings["resample"]
-        self.reach = Reach(settings["memory"]["slots"], settings["memory"]["pointers"])
+        self.reach = Reach(settings["memory"]["num_maskmem"], settings["memory"]["max_obj_ptrs"])
         self._specs = {name: stage.spec for name, stage in self._stages.items()}
         self._bounds = manifest.bounds
         self.low_res_side: int = self._specs["prompt_decoder"].output("low_res_logits").shape[1]

@@ -61,7 +61,7 @@ class Samwise:
     def __init__(self, bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> None:
         stages = {name: stages[name] for name in (*self.STAGES, *self.OPTIONAL) if name in stages}
         manifest, specs = bundle.manifest, {name: stage.spec for name, stage in stages.items()}
-        settings = manifest.settings
+        settings = manifest.networks["samwise"]
         self._bundle, self._stages, self._specs, self._device = bundle, stages, specs, device
         self._tokenizer: Any = None
         self.image_size = manifest.image_size
@@ -70,7 +70,9 @@ class Samwise:
         self._resize = settings["resize"]
         self._cme: Mapping[str, int] | None = settings["conditional_memory"]
         self._motion: bool = settings["text"]["motion"]
-        self._slots: int = settings["memory"]["slots"]
+        # the reference counts the frame itself among both
+        self._slots: int = settings["memory"]["num_maskmem"] - 1
+        self._pointers: int = settings["memory"]["max_obj_ptrs"] - 1
         self.low_res_side: int = specs["mask_decoder"].output("low_res_logits").shape[1]
         # a batch never exceeds what the graphs were exported for; more sentences run in several batches
         self.batch = min(objects, manifest.bounds["objects"][1])
@@ -80,14 +82,13 @@ class Samwise:
         device, specs = self._device, self._specs
         decoder, attention = specs["mask_decoder"], specs["memory_attention"]
         slot, pointer = specs["memory_encoder"].output("memory_slot"), decoder.output("pointer")
-        memory = settings["memory"]
         self.pool = MemoryPool(
             device,
             objects,
-            memory["slots"],
+            self._slots,
             slot.shape[1],
             slot.shape[2],
-            memory["pointers"],
+            self._pointers,
             pointer.shape[1],
             slot.dtype,
         )
@@ -106,10 +107,10 @@ class Samwise:
         work.add("batch_embedding_no_memory", attention.input("embedding"))
         work.add("batch_high_res_1", decoder.input("high_res_1"))
         work.add("batch_high_res_0", decoder.input("high_res_0"), pictures=1)
-        self._batch_memory = device.empty((self.batch, memory["slots"], *slot.shape[1:]), slot.dtype)
-        self._batch_pointers = device.empty((self.batch, memory["pointers"], pointer.shape[1]), pointer.dtype)
-        self._batch_age = device.empty((self.batch, memory["slots"]), attention.input("memory_age").dtype)
-        self._steady = max(memory["slots"], memory["pointers"])  # from this frame on, no shape changes
+        self._batch_memory = device.empty((self.batch, self._slots, *slot.shape[1:]), slot.dtype)
+        self._batch_pointers = device.empty((self.batch, self._pointers, pointer.shape[1]), pointer.dtype)
+        self._batch_age = device.empty((self.batch, self._slots), attention.input("memory_age").dtype)
+        self._steady = max(self._slots, self._pointers)  # from this frame on, no shape changes
         self._result_specs = [decoder.output("score")]
         if self._cme is not None:
             self._result_specs.append(specs["conditional_memory"].output("switched"))

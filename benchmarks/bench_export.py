@@ -21,7 +21,15 @@ def test_export(benchmark, info, bundle, backend, request, tmp_path):
     options = ["--checkpoint", checkpoint, "--precision", bundle.manifest.precision, "--name", "again"]
 
     def export() -> None:
-        command = [sys.executable, "-m", "export", bundle.manifest.network_names, *options, "--out", str(tmp_path / "bundles")]
+        command = [
+            sys.executable,
+            "-m",
+            "export",
+            bundle.manifest.network_names,
+            *options,
+            "--out",
+            str(tmp_path / "bundles"),
+        ]
         with open(tmp_path / "log", "w+") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
             while process.poll() is None:

@@ -24,8 +24,8 @@ def check(bench: Bench, sizes: plan.MemorySizes, windows: tuple[plan.WindowSizes
 
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder)
-        settings = {"memory": {"slots": sizes.slots, "pointers": sizes.pointers // 4}, "window": 8}
-        Manifest("samwise", "kernels", "fp16", 1024, {}, {}, settings).dump(bundle)
+        settings = {"memory": {"num_maskmem": sizes.slots + 1, "max_obj_ptrs": sizes.pointers // 4 + 1}, "window": 8}
+        Manifest({"samwise": settings}, "kernels", "fp16", 1024, {}, {}).dump(bundle)
         entries = aot.compile_bundle(bundle, [bench.capability], report=lambda line: None)
         kernels = Kernels(bundle, bench.capability)
         results: dict[str, Any] = {"compiled": len(entries)}

@@ -20,6 +20,7 @@ from runtime.bundle.bundle import file_sha256
 from runtime.bundle.demo import CLIP, MASKS, SENTENCES, Demo
 from runtime.errors import SamwiseRuntimeError, UserError, fail
 
+from . import upgrade
 from .networks import MODELS, network
 
 
@@ -82,12 +83,16 @@ def parser() -> argparse.ArgumentParser:
             "(samwise; see docs/gpu.md)",
         )
         sub.add_argument("--threads", type=int, default=argparse.SUPPRESS, help="CPU threads for the comparison")
+    convert = networks.add_parser("upgrade", help="convert a bundle of format 1, in place; needs no checkpoint")
+    convert.add_argument("bundle", type=Path, metavar="BUNDLE")
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = vars(parser().parse_args(arguments))
+    if options["network"] == "upgrade":
+        return upgrade.run(options["bundle"])
     previous = _cleanly_on_sigterm()
     try:
         _export(options)

@@ -79,7 +79,9 @@ def memory_sizes(manifest: Manifest) -> plan.MemorySizes:
     spec = manifest.stages["memory_attention"] if "memory_attention" in manifest.split_stages else None
     widths = (spec.output("conditioned").shape[2], spec.input("memory").shape[3]) if spec else (256, 64)
     tokens = (manifest.image_size // 16) ** 2
-    return plan.MemorySizes(1, tokens, memory["num_maskmem"] - 1, widths[0] // widths[1] * (memory["max_obj_ptrs"] - 1), *widths)
+    return plan.MemorySizes(
+        1, tokens, memory["num_maskmem"] - 1, widths[0] // widths[1] * (memory["max_obj_ptrs"] - 1), *widths
+    )
 
 
 def window_sizes(manifest: Manifest) -> list[tuple[int, int]]:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from .attention import attend
 from .common import MLP, Group
 
-
 STRIDES = (4, 8, 16, 32)
 """Image pixels per position of each stage's map."""
 

@@ -174,13 +174,7 @@ def _bounds(value: Any, where: str) -> None:
 
 _VERSION = Group({"format": whole(1, 1 << 31)})
 _TENSOR = Group(
-    {
-        "name": string,
-        "dtype": one_of(*DTYPES),
-        "shape": array_of(_dimension),
-        "keep_fp32": flag,
-        "bf16_ok": flag,
-    }
+    {"name": string, "dtype": one_of(*DTYPES), "shape": array_of(_dimension), "keep_fp32": flag, "bf16_ok": flag}
 )
 _STAGE = Group(
     {

@@ -38,7 +38,7 @@ def test_half_graphs_cut_stages_and_kernels_agree(tmp_path, monkeypatch):
     folder = gpu_bundle.write(model, tmp_path / "random")
     bundle = choose(folder)
     bundle.verify()
-    assert bundle.manifest.precision == "fp16" and set(bundle.manifest.settings["cuts"]) == {"memory_attention"}
+    assert bundle.manifest.precision == "fp16" and set(bundle.manifest.split_stages) == {"memory_attention"}
     assert all(set(spec.files) == {"default", "trt"} for spec in bundle.manifest.stages.values())
     assert bundle.manifest.stages["memory_attention"].input("memory").dtype == "float16"
 
@@ -60,11 +60,12 @@ def test_adapters_of_the_published_size_are_cut():
     config = samwise.tiny_test_config()
     wide = replace(config, adapter=samwise.AdapterConfig(width=256, heads=8, patches=(8, 4, 2)))
     assert [
-        c.stage for c in split_attention.cuts(samwise.Samwise(replace(wide, sam=replace(config.sam, image_size=128))))
+        c.stage
+        for c in split_attention.split_stages(samwise.Samwise(replace(wide, sam=replace(config.sam, image_size=128))))
     ] == ["adapter_0", "adapter_1", "adapter_2", "memory_attention"]
     assert samwise.AdapterConfig() == wide.adapter
     # heads of another width have no kernel: the toy's adapters stay whole
-    assert [c.stage for c in split_attention.cuts(samwise.Samwise(config))] == ["memory_attention"]
+    assert [c.stage for c in split_attention.split_stages(samwise.Samwise(config))] == ["memory_attention"]
 
 
 def test_the_summary_has_a_line_per_cut_stage():

@@ -101,7 +101,7 @@ def options(tmp_path):
 
 def bundle(folder, digest):
     folder.mkdir(parents=True)
-    Manifest("toy", "v", "fp32", 64, {}, {}, {}, provenance={"checkpoint_sha256": digest}).dump(folder)
+    Manifest({"toy": {}}, "v", "fp32", 64, {}, {}, provenance={"checkpoint_sha256": digest}).dump(folder)
 
 
 def test_bundles_are_exported_once_for_these_weights(tmp_path, monkeypatch):

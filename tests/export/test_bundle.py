@@ -13,7 +13,7 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 from torch import nn
 
-from export import bundle
+from export import bundle, publish
 from export.onnx import ExportError
 from export.stage import Form
 from export.verify import parity
@@ -167,15 +167,15 @@ def test_failing_export_keeps_the_old_bundle(tmp_path):
 def test_a_reader_always_finds_a_bundle(tmp_path):
     """Swapping is one step: no moment without a complete bundle, and nothing else is ever visible to a search."""
     for version in range(3):
-        with bundle.replacing(tmp_path, "toy") as folder:
-            Manifest("toy", f"v{version}", "fp32", 64, {}, {}, {}).dump(folder)
+        with publish.replacing(tmp_path, "toy") as folder:
+            Manifest({"toy": {}}, f"v{version}", "fp32", 64, {}, {}).dump(folder)
             seen = [b.manifest.variant for b in find(tmp_path)]
             assert seen == ([f"v{version - 1}"] if version else [])
     assert [b.manifest.variant for b in find(tmp_path)] == ["v2"] and os.listdir(tmp_path) == ["toy"]
 
 
 def test_without_exchange_two_renames_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(bundle, "_exchange", lambda a, b: False)
+    monkeypatch.setattr(publish, "_exchange", lambda a, b: False)
     test_a_reader_always_finds_a_bundle(tmp_path)
 
 
@@ -183,8 +183,8 @@ def test_leftovers_of_a_killed_export_are_swept(tmp_path):
     dead, own = tmp_path / ".toy.partial-999999999", tmp_path / f".toy.partial-{os.getppid()}"
     dead.mkdir()
     own.mkdir()
-    with bundle.replacing(tmp_path, "toy") as folder:
-        Manifest("toy", "v", "fp32", 64, {}, {}, {}).dump(folder)
+    with publish.replacing(tmp_path, "toy") as folder:
+        Manifest({"toy": {}}, "v", "fp32", 64, {}, {}).dump(folder)
     assert not dead.exists() and own.exists()
 
 

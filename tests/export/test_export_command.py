@@ -110,10 +110,11 @@ def test_the_reference_depends_on_memory_and_sentence(model):
     numbers, frames = settings(model), parity_clip.clip_frames(4, 60, 100)
 
     def last_logits(tokens=TOKENS, verbs=(1,), **changes):
-        return list(references.samwise_clip(model, numbers | changes, frames, tokens, verbs))[-1][1]
+        changed = {"samwise": numbers["samwise"] | changes}
+        return list(references.samwise_clip(model, changed, frames, tokens, verbs))[-1][1]
 
     full = last_logits()
-    forgetful = last_logits(memory={"slots": 1, "pointers": 1})
+    forgetful = last_logits(memory={"num_maskmem": 2, "max_obj_ptrs": 2})
     for other in (forgetful, last_logits(verbs=()), last_logits(tokens=[0, 3, 9, 2])):
         assert relative_error(other, full) > 1e-3
 

@@ -42,15 +42,15 @@ def whole(model):
 
 @pytest.fixture(scope="module")
 def found(model):
-    return {cut.stage: cut for cut in split_attention.cuts(model)}
+    return {split.stage: split for split in split_attention.split_stages(model)}
 
 
 def test_what_is_cut(found, whole):
     assert list(found) == ["adapter_0", "adapter_1", "adapter_2", "memory_attention"]
-    assert [p.name for p in found["memory_attention"].parts] == [f"memory_attention_part_{i}" for i in range(3)]
+    assert [p.name for p in found["memory_attention"].subgraphs] == [f"memory_attention_subgraph_{i}" for i in range(3)]
     for name, cut in found.items():
-        inputs = {t for part in cut.parts for t in part.spec.inputs}
-        outputs = {t for part in cut.parts for t in part.spec.outputs}
+        inputs = {t for part in cut.subgraphs for t in part.spec.inputs}
+        outputs = {t for part in cut.subgraphs for t in part.spec.outputs}
         kernel_reads = {t for t in whole[name].spec.inputs if t.name in ("memory", "pointers")}
         assert set(whole[name].spec.inputs) <= inputs | kernel_reads and set(whole[name].spec.outputs) <= outputs
 
@@ -78,16 +78,16 @@ def test_memory_attention_is_its_parts_and_the_kernel(found, whole, sizes):
     inputs = stage.sample(sizes)
     want = stage.run(inputs)["conditioned"]
     known = dict(inputs)
-    for i, part in enumerate(cut.parts):
+    for i, part in enumerate(cut.subgraphs):
         known |= part.run({t.name: known[t.name] for t in part.spec.inputs})
-        if i < len(cut.parts) - 1:
+        if i < len(cut.subgraphs) - 1:
             attended = attend(cut.constants, i, known[f"queries_{i}"].numpy(), inputs)
             known[f"attended_{i}"] = torch.from_numpy(attended).float()
     assert relative(known["conditioned"], want) <= LIMIT
     assert torch.equal(known["ages"], inputs["memory_age"].int())
     # the memory matters: without the kernel's work the result is another one
     known["attended_1"] = torch.zeros_like(known["attended_1"])
-    last = cut.parts[-1]
+    last = cut.subgraphs[-1]
     assert relative(last.run({t.name: known[t.name] for t in last.spec.inputs})["conditioned"], want) > 0.01
 
 
@@ -97,12 +97,12 @@ def test_an_adapter_is_its_parts_and_the_kernel(found, whole, i, frames):
     cut, stage = found[f"adapter_{i}"], whole[f"adapter_{i}"]
     inputs = stage.sample({"frames": frames})
     want = stage.run(inputs)
-    first, last = cut.parts
+    first, last = cut.subgraphs
     narrow = first.run({f"vision_{i}": inputs[f"vision_{i}"]})[f"narrow_{i}"]
     names = ("position", "norm_weight", "norm_bias", "qkv_weight", "qkv_bias", "out_weight", "out_bias")
     selected = reference.window_attention(
         narrow.double().numpy(),
-        cut.more["patch"],
+        cut.sizes["patch"],
         reference.time_embedding(frames, narrow.shape[3]),
         *(cut.constants[name] for name in names),
         heads=2,
@@ -126,9 +126,9 @@ def test_memory_attention_through_tritons_interpreter(found, whole):
     sizes = plan.MemorySizes(b, tokens, slots, pointers[0].numel() // m, pointers.shape[2], m, 8)
     config = plan.FlashConfig(16, 16, 4, 1, splits=2)
     constants = {name: torch.from_numpy(array) for name, array in cut.constants.items()}
-    for i, part in enumerate(cut.parts):
+    for i, part in enumerate(cut.subgraphs):
         known |= part.run({t.name: known[t.name] for t in part.spec.inputs})
-        if i == len(cut.parts) - 1:
+        if i == len(cut.subgraphs) - 1:
             break
         scratch = {n: torch.full(shape, float("nan")) for n, (shape, _) in sizes.scratch(2).items()}
         known[f"attended_{i}"] = torch.full((b, tokens, m), float("nan"))

@@ -167,13 +167,13 @@ def _open(folder: Path, ort: bool) -> None:
 def _bundle_seeds() -> list[bytes]:
     edits: list[Any] = [
         [],
-        [[["settings", "window"], 2]],
+        [[["networks", "samwise", "window"], 2]],
         [[["stages", "neck", "files", "default"], "../../x"]],
         [[["tokenizer"], "/etc/x"]],
         [[["bounds", "objects"], [0, 10**12]]],
-        [[["settings"], DELETE]],
+        [[["networks"], DELETE]],
         [[["image_size"], 64]],
-        [[["model"], "samwise+sam2"]],
+        [[["networks", "sam2"], {}]],
         [[["stages", "hiera_0", "inputs", 0, "shape"], ["frames", 3, 32, 10**9]]],
         [[["files", "a\nb"], "0"]],
     ]
@@ -193,7 +193,8 @@ BUNDLE = Target(
     words=tuple(
         f'"{w}"'.encode()
         for w in (
-            "settings",
+            "networks",
+            "samwise",
             "window",
             "stages",
             "bounds",

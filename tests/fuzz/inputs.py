@@ -90,7 +90,7 @@ def _strings(value: Any) -> list[tuple[str, str]]:
 
 
 MANIFEST = Manifest(
-    "samwise", "fuzz", "fp32", 32, {}, {}, {"text": {"max_tokens": 16, "vocabulary": 100, "motion": True}}
+    {"samwise": {"text": {"max_tokens": 16, "vocabulary": 100, "motion": True}}}, "fuzz", "fp32", 32, {}, {}
 )
 
 

@@ -85,31 +85,37 @@ def test_what_can_never_be_read_through_is_missing(toy, tmp_path, kind):
         ("std", [float("nan")] * 3),
         ("resize", {"rule": "round", "max": 32}),
         ("resize", []),
-        ("memory", {"slots": 3}),
-        ("memory", {"slots": -1, "pointers": 5}),
+        ("memory", {"num_maskmem": 3}),
+        ("memory", {"num_maskmem": -1, "max_obj_ptrs": 5}),
         ("conditional_memory", {"first": 1, "every": 0}),
         ("text", {"max_tokens": 16}),
         ("text", {"max_tokens": 1e9, "vocabulary": 1, "motion": False}),
         ("no_object_logit", "low"),
-        ("sam2", 3),
     ],
 )
 def test_settings_are_checked_when_they_are_read(toy, tmp_path, path, value):
-    with pytest.raises(BundleError, match=f"settings.{path}") as caught:
-        Manifest.load(changed(toy, tmp_path / "b", lambda m: m["settings"].update({path: value})))
+    with pytest.raises(BundleError, match=f"networks.samwise.{path}") as caught:
+        Manifest.load(changed(toy, tmp_path / "b", lambda m: m["networks"]["samwise"].update({path: value})))
+    one_line(caught)
+
+
+@pytest.mark.parametrize("value", [3, {}, {"mean": [0, 0, 0], "std": [1, 1, 1]}])
+def test_settings_of_every_network_are_checked(toy, tmp_path, value):
+    with pytest.raises(BundleError, match="networks.sam2") as caught:
+        Manifest.load(changed(toy, tmp_path / "b", lambda m: m["networks"].update(sam2=value)))
     one_line(caught)
 
 
 def test_more_settings_are_no_mistake(toy, tmp_path):
-    Manifest.load(changed(toy, tmp_path / "b", lambda m: m["settings"].update(colour="red")))
+    Manifest.load(changed(toy, tmp_path / "b", lambda m: m["networks"]["samwise"].update(colour="red")))
 
 
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda m: m["settings"].pop("conditional_memory"), "settings conditional_memory are missing"),
+        (lambda m: m["networks"]["samwise"].pop("conditional_memory"), "samwise.conditional_memory is missing"),
         (lambda m: m["bounds"].update(objects=[0, 0]), "bounds.objects leave room for nothing"),
-        (lambda m: m["settings"]["resize"].update(max=64), "larger than image_size"),
+        (lambda m: m["networks"]["samwise"]["resize"].update(max=64), "larger than image_size"),
         (lambda m: m["stages"]["neck"]["outputs"].pop(0), "embedding"),
         (lambda m: m["stages"]["neck"]["outputs"][0].update(shape=["frames", 4]), "must have 3 dimensions"),
         (

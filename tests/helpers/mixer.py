@@ -32,13 +32,13 @@ class Mixer(nn.Module):
         return y.view_as(x_bsnc), self.head(y.mean(1)) + (squares / self.gain**2).mean((1, 2))[:, None]
 
 
-def mixer(gain=1.0, forms=None, name="mixer"):
+def mixer(gain=1.0, forms=None, name="mixer", **attributes):
     torch.manual_seed(0)
     module = Mixer(gain)
     return stage(
         name,
         (tensor("x", "objects", "slots", 16, WIDTH), tensor("age", "objects", "slots", dtype="int64")),
-        (tensor("y", "objects", "slots", 16, WIDTH), tensor("y_logits", "objects", 2)),
+        (tensor("y", "objects", "slots", 16, WIDTH), tensor("y_logits", "objects", 2, keep_fp32=True)),
         module,
         lambda n, g: {
             "x": torch.randn(n["objects"], n["slots"], 16, WIDTH, generator=g),
@@ -47,8 +47,9 @@ def mixer(gain=1.0, forms=None, name="mixer"):
         BOUNDS,
         {"objects": 3, "slots": 5},
         forms and {k: Form(module, v) for k, v in forms.items()},
+        **attributes,
     )
 
 
 def network(*stages):
-    return Network("toy", "toy", 64, {"window": 2}, lambda: iter(stages), provenance={"checkpoint": "none"})
+    return Network("toy", "toy", 64, {"toy": {"window": 2}}, lambda: iter(stages), provenance={"checkpoint": "none"})

@@ -89,13 +89,12 @@ def build(folder: Path, **fields) -> Path:
     }
     bounds = {"objects": (1, SENTENCES), "tokens": (1, TOKENS)}
     manifest = {
-        "model": "refersam",
+        "networks": {"refersam": settings},
         "variant": "toy",
         "precision": "fp32",
         "image_size": SIZE,
         "stages": stages,
         "bounds": bounds,
-        "settings": settings,
         "files": files,
     }
     Manifest(**{**manifest, **fields}).dump(folder)

@@ -222,9 +222,11 @@ def build(folder: Path) -> Path:
         "mean": MEAN,
         "std": STD,
         "resize": {"rule": "square", "short": SIZE, "max": SIZE},
-        "sam2": {"memory": {"slots": SLOTS, "pointers": POINTERS}, "resample": {"video": "bicubic", "image": "float"}},
+        "memory": {"num_maskmem": SLOTS, "max_obj_ptrs": POINTERS},
+        "resample": {"video": "bicubic", "image": "float"},
+        "no_object_logit": -1024.0,
     }
-    Manifest("sam2", "toy", "fp32", SIZE, stages, BOUNDS, settings, files=files).dump(folder)
+    Manifest({"sam2": settings}, "toy", "fp32", SIZE, stages, BOUNDS, files=files).dump(folder)
     return folder
 
 

@@ -198,19 +198,18 @@ def build(folder: Path, conditional_memory: bool = True, **fields) -> Path:
         "resize": {"rule": "samwise_video", "short": SIZE - 1, "max": SIZE},
         "mean": [0.5, 0.5, 0.5],
         "std": [0.25, 0.25, 0.25],
-        "memory": {"slots": SLOTS, "pointers": POINTERS},
+        "memory": {"num_maskmem": SLOTS + 1, "max_obj_ptrs": POINTERS + 1},
         "conditional_memory": {"first": 2, "every": 2} if conditional_memory else None,
         "text": {"max_tokens": 16, "vocabulary": VOCABULARY, "motion": False},
         "no_object_logit": -1024.0,
     }
     manifest = {
-        "model": "samwise",
+        "networks": {"samwise": settings},
         "variant": "toy",
         "precision": "fp32",
         "image_size": SIZE,
         "stages": stages,
         "bounds": BOUNDS,
-        "settings": settings,
         "files": files,
     }
     Manifest(**{**manifest, **fields}).dump(folder)

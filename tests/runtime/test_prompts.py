@@ -15,13 +15,12 @@ WORDS = ["<s>", "<pad>", "</s>", "<unk>", "the", "Ġdog", "Ġrun", "ning", "Ġle
 def manifest(**text):
     text = {"max_tokens": 8, "vocabulary": len(WORDS), "motion": True, **text}
     return Manifest(
-        model="samwise",
+        networks={"samwise": {"text": text}},
         variant="toy",
         precision="fp32",
         image_size=32,
         stages={},
         bounds={},
-        settings={"text": text},
         tokenizer="tokenizer.json",
     )
 
@@ -107,7 +106,7 @@ def test_ids_outside_the_vocabulary(tokens):
 
 
 def test_a_bundle_without_text():
-    m = dataclasses.replace(manifest(), settings={})
+    m = dataclasses.replace(manifest(), networks={"samwise": {}})
     with pytest.raises(PromptError, match="takes no text"):
         encode(Text("the dog"), m, None)
     with pytest.raises(PromptError, match="not a sentence"):

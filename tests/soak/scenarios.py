@@ -81,7 +81,7 @@ def sentence(engine: runtime.Engine, number: int) -> runtime.Text:
     manifest = engine.bundle.manifest
     if manifest.tokenizer is not None:
         return runtime.Text(SENTENCES[number % len(SENTENCES)])
-    vocabulary = manifest.settings["text"]["vocabulary"]
+    vocabulary = manifest.text["vocabulary"]
     return runtime.Text(
         tokens=[0, *((5 + 17 * number + 3 * i) % (vocabulary - 5) + 4 for i in range(3 + number % 5)), 2]
     )

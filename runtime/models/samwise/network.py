@@ -83,14 +83,7 @@ class Samwise:
         decoder, attention = specs["mask_decoder"], specs["memory_attention"]
         slot, pointer = specs["memory_encoder"].output("memory_slot"), decoder.output("pointer")
         self.pool = MemoryPool(
-            device,
-            objects,
-            self._slots,
-            slot.shape[1],
-            slot.shape[2],
-            self._pointers,
-            pointer.shape[1],
-            slot.dtype,
+            device, objects, self._slots, slot.shape[1], slot.shape[2], self._pointers, pointer.shape[1], slot.dtype
         )
         self._work = work = ScratchBuffers(
             device,

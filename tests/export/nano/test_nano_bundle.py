@@ -32,7 +32,7 @@ def test_stages_of_both_networks_with_bounds_that_agree():
             assert pair[0] <= stage.sizes[symbol] <= pair[1]
     assert seen["pointers"][0] == 0 and seen["slots"][1] > 7
     settings = samwise_sam2.settings(Samwise(tiny_test_config()))
-    assert settings["sam2"]["memory"]["slots"] == 7 and settings["window"] == 4
+    assert settings["sam2"]["memory"]["num_maskmem"] == 7 and settings["samwise"]["window"] == 4
 
 
 @pytest.fixture(scope="module")

@@ -27,21 +27,15 @@ def find(bundle, stage="neck", version="1.7.1", capability=89):
     )
 
 
-def test_profile_comes_from_bounds_and_settings():
+def test_profile_comes_from_bounds_and_typical_sizes():
     spec = StageSpec(
         "s",
         (TensorSpec("a", "float16", ("objects", "slots", "pointers", 4)), TensorSpec("t", "int64", ("tokens",))),
         (),
+        typical={"objects": 1, "slots": 7, "pointers": 16, "tokens": 16},
     )
-    manifest = Manifest(
-        "sam2",
-        "t",
-        "fp16",
-        64,
-        {},
-        {"objects": (1, 16), "slots": (1, 32), "pointers": (0, 48), "tokens": (1, 5)},
-        {"sam2": {"memory": {"slots": 7, "pointers": 16}}},
-    )
+    bounds = {"objects": (1, 16), "slots": (1, 32), "pointers": (0, 48), "tokens": (1, 5)}
+    manifest = Manifest({"sam2": {}}, "t", "fp16", 64, {}, bounds)
     assert build.profile(spec, manifest) == {
         "objects": (1, 1, 16),
         "slots": (1, 7, 32),
@@ -176,7 +170,7 @@ def test_a_graph_that_cannot_be_built_says_why(bundle, rtx, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["samwise", "sam2"])
 def test_every_stage_builds_in_half_for_every_target(name, rtx, tmp_path):
-    """1024 px, Hiera tiny, the real decoder, memory and adapters, cut stages; a small text tower, whose shapes have no
+    """1024 px, Hiera tiny, the real decoder, memory and adapters, split stages; a small text tower, whose shapes have no
     pixels."""
     pytest.importorskip("torch")
     module, model = network(name, "tiny", vocabulary=100, positions=66, layers=3)
@@ -184,7 +178,7 @@ def test_every_stage_builds_in_half_for_every_target(name, rtx, tmp_path):
     if name == "samwise":
         from export import split_attention
 
-        stages += [part for cut in split_attention.cuts(model) for part in cut.parts]
+        stages += [subgraph for split in split_attention.split_stages(model) for subgraph in split.subgraphs]
     folder = half_graphs(stages, tmp_path / name, module.settings(model))
     lines = []
     entries = build.build_bundle(choose(folder), rtx, report=lines.append)
@@ -192,7 +186,7 @@ def test_every_stage_builds_in_half_for_every_target(name, rtx, tmp_path):
     assert sorted(e.stage for e in entries) == sorted(s.name for s in stages)
     assert all(e.capabilities == build.TARGETS for e in entries)
     # the parts around the kernel hold no score matrix of 4096 x 4096 for 16 objects, in half
-    parts = [e.scratch for e in entries if e.stage.startswith("memory_attention_part")]
+    parts = [e.scratch for e in entries if e.stage.startswith("memory_attention_subgraph")]
     assert all(scratch < 2 * 16 * 4096**2 for scratch in parts)
 
 

@@ -58,7 +58,7 @@ def test_a_graph_cut_behind_its_fine_maps_gives_the_same(nano, stage):
 
     class Cut(ov.OpenVinoBackend):
         def parts(self, model, spec):
-            return [(part, "f32") for part in ov.cut(model, ov.FINE)]
+            return [(part, "f32") for part in ov.cut(model, {"high_res_0", "high_res_1"})]
 
     again = Cut(threads=1).load(file, spec)
     assert len(again._parts) == 2 and set(again._parts[0].gives) & set(again._parts[1].takes)

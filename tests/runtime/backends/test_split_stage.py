@@ -15,7 +15,7 @@ from helpers.fake_cuda import FakeDriver
 from runtime.backends import split_stage
 from runtime.backends.split_stage import kernel_stages
 from runtime.bundle.bundle import Bundle
-from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
+from runtime.bundle.manifest import Manifest, SplitStageSpec, StageSpec, TensorSpec
 from runtime.device.cubin import Kernels
 from runtime.device.cuda import Cuda
 from runtime.device.scratch import GrowableBuffers
@@ -25,6 +25,20 @@ from runtime.kernels import plan, reference
 TOKENS, WIDTH, MEMORY, SLOTS, POINTERS, OBJECTS = 16, 32, 16, 6, 5, 3
 RNG = np.random.default_rng(0)
 F32 = "float32"
+
+
+_ROLES = ("embedding", "map_index", "memory", "memory_age", "pointers", "conditioned", "ages")
+MEMORY_SPLIT = SplitStageSpec(
+    "memory_attention",
+    ("a", "b"),
+    "x.npz",
+    {role: role for role in _ROLES} | {role: f"{role}_{{layer}}" for role in ("residual", "queries", "attended")},
+)
+
+
+def window(i, patch, subgraphs=()):
+    roles = {role: f"{role}_{i}" for role in ("vision", "text", "narrow", "selected")}
+    return SplitStageSpec("window_attention", subgraphs, "x.npz", roles, {"patch": patch})
 
 
 def host(array):
@@ -112,7 +126,9 @@ SPEC = StageSpec(
 
 def memory_stage(device, kernels, fixed):
     limits = {"objects": OBJECTS, "slots": SLOTS, "pointers": POINTERS}
-    return split_stage.MemoryAttention(SPEC, memory_parts(), fixed, kernels, device, GrowableBuffers(device), limits)
+    return split_stage.MemoryAttention(
+        SPEC, memory_parts(), fixed, kernels, device, GrowableBuffers(device), limits, MEMORY_SPLIT
+    )
 
 
 def expected(fixed, i):
@@ -230,7 +246,7 @@ def test_an_adapter_in_two_parts(device, kernels, frames, patch):
     fixed = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     spec = StageSpec("adapter_0", (vision, text), fused)
     stage = split_stage.WindowAttention(
-        spec, parts, fixed, kernels, device, GrowableBuffers(device), {"frames": 8}, patch
+        spec, parts, fixed, kernels, device, GrowableBuffers(device), {"frames": 8}, window(0, patch)
     )
     x, words = RNG.standard_normal((frames, side, side, 8), np.float32), np.zeros((3, 5), np.float32)
     outs = {t.name: device.empty(shape, F32) for t, shape in zip(fused, (x.shape, words.shape))}
@@ -252,39 +268,29 @@ def test_buffers_are_shared_and_the_largest_comes_first(device):
     assert buffers.take("a", (5, 8), F32).ptr != first.ptr and buffers.take("b", (1,), F32).ptr != first.ptr
 
 
-def bundle(cut):
-    settings = {} if cut is None else {"cuts": cut}
-    return Bundle(Path("engines/toy"), Manifest("samwise", "toy", "fp16", 64, {}, {}, settings))
+def bundle(split):
+    return Bundle(Path("engines/toy"), Manifest({"samwise": {}}, "toy", "fp16", 64, {}, {}, split))
 
 
-def test_who_asks_gets_kernels(device, kernels, caplog):
-    """The door: nothing to cut, no kernels, `auto`, and settings that are not what they should be."""
+def test_kernels_only_where_a_bundle_has_them_and_they_are_asked_for(device, kernels, caplog):
+    """Nothing to split, no kernels, `auto`, and an entry that is not what it should be."""
     caplog.set_level(logging.INFO, "runtime")
-    backend, cut = (
-        SimpleNamespace(device=device),
-        {"memory_attention": {"kernel": "memory_attention", "parts": ["a", "b"]}},
-    )
-    for settings, given, mode in ((None, kernels, "on"), ({}, kernels, "on"), (cut, None, "auto"), (cut, None, "off")):
-        assert kernel_stages(bundle(settings), backend, given, mode, 1) == {} and not caplog.records
-    assert kernel_stages(bundle(cut), backend, kernels, "auto", 1) == {}
+    backend = SimpleNamespace(device=device)
+    split = {"memory_attention": MEMORY_SPLIT}
+    for stages, given, mode in (({}, kernels, "on"), (split, None, "auto"), (split, None, "off")):
+        assert kernel_stages(bundle(stages), backend, given, mode, 1) == {} and not caplog.records
+    assert kernel_stages(bundle(split), backend, kernels, "auto", 1) == {}
     (record,) = caplog.records
     assert record.getMessage().startswith("whole graphs for memory_attention; --kernels on")
-    assert bundle(cut).parts == {"a", "b"}
+    assert bundle(split).subgraphs == {"a", "b"} and bundle({}).subgraphs == frozenset()
     with pytest.raises(
-        BundleError, match="settings.cuts.memory_attention is not understood .KeyError: 'memory_attention'"
+        BundleError, match="split_stages.memory_attention is not understood .KeyError: 'memory_attention'"
     ):
-        kernel_stages(bundle(cut), backend, kernels, "on", 1)
-    with pytest.raises(BundleError, match="settings.cuts must be an object, not int"):
-        kernel_stages(bundle(3), backend, kernels, "auto", 1)
-
-
-@pytest.mark.parametrize("cut", [None, 3, [], {"a": 1}, {"a": {"parts": 4}}, {"a": {"parts": [1, ["b"]]}}, {"a": {}}])
-def test_settings_of_any_kind_name_no_parts(cut):
-    assert bundle(cut).parts == frozenset()
+        kernel_stages(bundle(split), backend, kernels, "on", 1)
 
 
 def published(capability, folder):
-    """SAMWISE's cuts in half, on a small picture (its size is no constant of a kernel), and what `export.kernels` would
+    """SAMWISE's split stages in half, on a small picture (its size is no constant of a kernel), and what `export.kernels` would
     compile for them: (manifest, device, kernels)."""
     from export import kernels as aot
     from runtime.kernels.launch import KERNELS
@@ -299,7 +305,7 @@ def published(capability, folder):
     )
     inputs = tuple(replace(t, dtype=t.dtype.replace(F32, half), shape=shape) for t, shape in zip(SPEC.inputs, shapes))
     spec = StageSpec("memory_attention", inputs, (TensorSpec("conditioned", half, ("objects", 256, 256)),))
-    stages, cut = {"memory_attention": spec}, {"memory_attention": {"kernel": "memory_attention", "parts": []}}
+    stages, split = {"memory_attention": spec}, {"memory_attention": MEMORY_SPLIT}
     for i, patch in enumerate((8, 4, 2)):
         side = 32 >> i
         narrow, selected = (TensorSpec(f"{n}_{i}", half, (f, side, side, 256)) for n in ("narrow", "selected"))
@@ -308,9 +314,9 @@ def published(capability, folder):
         stages[f"adapter_{i}"] = StageSpec(f"adapter_{i}", (vision, text), ())
         stages[f"a{i}"] = StageSpec(f"a{i}", (vision,), (narrow,))
         stages[f"b{i}"] = StageSpec(f"b{i}", (vision, text, narrow, selected), ())
-        cut[f"adapter_{i}"] = {"kernel": "window_attention", "parts": [f"a{i}", f"b{i}"], "patch": patch}
-    settings = {"window": 8, "memory": {"slots": 6, "pointers": 15}, "cuts": cut}
-    manifest = Manifest("samwise", "toy", "fp16", 256, stages, {}, settings)
+        split[f"adapter_{i}"] = window(i, patch, (f"a{i}", f"b{i}"))
+    settings = {"window": 8, "memory": {"num_maskmem": 7, "max_obj_ptrs": 16}}
+    manifest = Manifest({"samwise": settings}, "toy", "fp16", 256, stages, {}, split)
     entries = []
     for launch in aot.launches(manifest, capability):
         kinds = [kind for kind in aot.signature(KERNELS[launch.kernel], launch).values() if kind != "constexpr"]
@@ -347,7 +353,7 @@ def test_every_kernel_that_is_asked_for_is_compiled(tmp_path, capability):
     fixed |= {name: np.zeros((256, 128), np.float32) for name in ("cosine", "sine")}
     limits, buffers = {"objects": 4, "slots": 6, "pointers": 15, "frames": 8}, GrowableBuffers(device)
     split_stage.MemoryAttention(
-        manifest.stages["memory_attention"], [Part(None)] * 2, fixed, kernels, device, buffers, limits
+        manifest.stages["memory_attention"], [Part(None)] * 2, fixed, kernels, device, buffers, limits, MEMORY_SPLIT
     )
     for i, patch in enumerate((8, 4, 2)):
         shapes = {
@@ -362,5 +368,5 @@ def test_every_kernel_that_is_asked_for_is_compiled(tmp_path, capability):
         parts = [Part(None, manifest.stages[name]) for name in (f"a{i}", f"b{i}")]
         fixed = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
         split_stage.WindowAttention(
-            manifest.stages[f"adapter_{i}"], parts, fixed, kernels, device, buffers, limits, patch
+            manifest.stages[f"adapter_{i}"], parts, fixed, kernels, device, buffers, limits, window(i, patch)
         )

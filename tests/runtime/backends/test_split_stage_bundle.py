@@ -1,7 +1,6 @@
 """A bundle with cut stages: the command that makes it, and videos with kernels in place of attention on a fake GPU."""
 
 import dataclasses
-import json
 import logging
 from collections import Counter
 from dataclasses import replace
@@ -19,7 +18,7 @@ from export import bundle as bundles
 from export.bundle import export_bundle
 from export.models.samwise import AdapterConfig, Samwise, tiny_test_config
 from export.networks.base import describe
-from export.split_attention import with_cuts
+from export.split_attention import with_split_stages
 from export.verify import backend_check
 from helpers.fake_attention import HostAttention, compiled
 from helpers.fake_cuda import IMAGE_SIGNATURES, FakeCudaBackend
@@ -50,7 +49,7 @@ def exported(tmp_path_factory):
     """The bundle in float32, plain graphs alone, with an index of kernels behind which there is no code."""
     folder = tmp_path_factory.mktemp("cuts")
     model = network()
-    subject = with_cuts(describe("samwise", model), model, "fp32", folder)
+    subject = with_split_stages(describe("samwise", model), model, "fp32", folder)
     export_bundle(subject, folder, "toy", forms=(), check=False)
     compiled(folder / "toy", SLOTS, WIDTH, MEMORY, extra=IMAGE_SIGNATURES)
     return folder / "toy"
@@ -78,11 +77,15 @@ def results(engine, clip, sentences=1):
 def test_the_manifest_names_parts_and_constants(exported):
     bundle = choose(exported)
     bundle.verify()
-    cut = bundle.manifest.settings["cuts"]
-    assert set(cut) == CUT and cut["adapter_1"]["patch"] == 2
-    assert bundle.parts == {part for c in cut.values() for part in c["parts"]} and len(bundle.parts) == 9
-    assert bundle.parts < set(bundle.manifest.stages)
-    with np.load(exported / cut["memory_attention"]["constants"]) as arrays:
+    split = bundle.manifest.split_stages
+    assert set(split) == CUT and split["adapter_1"].sizes["patch"] == 2
+    assert bundle.subgraphs == {name for s in split.values() for name in s.subgraphs} and len(bundle.subgraphs) == 9
+    assert bundle.subgraphs < set(bundle.manifest.stages)
+    for name, entry in split.items():  # every role is a tensor of the stage or of a subgraph
+        specs = [bundle.manifest.stages[stage] for stage in (name, *entry.subgraphs)]
+        tensors = {t.name for spec in specs for t in (*spec.inputs, *spec.outputs)}
+        assert {tensor.format(layer=0) for tensor in entry.tensors.values()} <= tensors
+    with np.load(exported / split["memory_attention"].constants) as arrays:
         assert arrays["key_weight_1"].shape == (WIDTH, MEMORY) and arrays["cosine"].dtype == np.float32
 
 
@@ -99,7 +102,7 @@ def test_a_video_with_kernels_equals_one_without(exported, sentences):
         assert {
             n for n, s in engine.stages.items() if type(s.stage).__module__ == "runtime.backends.split_stage"
         } == CUT
-        assert not engine.bundle.parts & set(engine.stages)
+        assert not engine.bundle.subgraphs & set(engine.stages)
         got = results(engine, clip, sentences)
     for a, b in zip(got, want, strict=True):
         error = np.linalg.norm(a.low_res_logits - b.low_res_logits) / np.linalg.norm(b.low_res_logits)
@@ -143,7 +146,7 @@ def test_parity_holds_kernels_to_the_same_threshold(exported, monkeypatch):
     rows, clip = backend_check.recheck(choose(exported), "fake", 1, kernels="on")
     assert {r.what for r in rows if "[kernels]" in r.what} == {f"{name} [kernels]" for name in CUT}
     assert all(r.passed for r in (*rows, *clip))
-    assert marked[0]["memory_attention_part_1"]["cosine"] > 0.9999
+    assert marked[0]["memory_attention_subgraph_1"]["cosine"] > 0.9999
     assert "memory_attention" not in marked[0] and "neck" in marked[0]
 
 
@@ -166,7 +169,7 @@ def test_gpu_check_measures_both_ways(exported):
 def test_auto_keeps_the_whole_stages_and_says_so(exported, caplog):
     caplog.set_level(logging.INFO, "runtime")
     with Engine(choose(exported), fake(exported), max_objects=2) as engine:
-        assert engine.kernels is not None and not engine.bundle.parts & set(engine.stages)
+        assert engine.kernels is not None and not engine.bundle.subgraphs & set(engine.stages)
         assert not any(type(s.stage).__module__ == "runtime.backends.split_stage" for s in engine.stages.values())
     (line,) = [r.getMessage() for r in caplog.records if "whole graphs" in r.getMessage()]
     assert "memory_attention" in line and "--kernels on" in line
@@ -175,7 +178,7 @@ def test_auto_keeps_the_whole_stages_and_says_so(exported, caplog):
 @pytest.mark.slow
 def test_on_a_cpu_the_bundle_runs_as_any_other(exported):
     with runtime.load(exported, backend="ort", threads=1) as engine:
-        assert not engine.bundle.parts & set(engine.stages)
+        assert not engine.bundle.subgraphs & set(engine.stages)
         assert results(engine, frames(2))[0].masks.shape == (1, 40, 56)
 
 
@@ -183,22 +186,23 @@ def test_on_a_cpu_the_bundle_runs_as_any_other(exported):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda cuts: cuts["adapter_0"].update(kernel="fast"), "settings.cuts.adapter_0 is not understood"),
-        (lambda cuts: cuts["adapter_0"].update(parts=["nose"]), "settings.cuts.adapter_0 is not understood"),
-        (lambda cuts: cuts["adapter_0"].update(patch=0), "settings.cuts.adapter_0 is not understood"),
-        (lambda cuts: cuts.update(adapter_0=3), "settings.cuts.adapter_0 is not understood"),
-        (lambda cuts: cuts.update(nose={}), "settings.cuts.nose is not understood"),
-        (lambda cuts: cuts["adapter_0"].update(constants="../x"), "not among the bundle's files"),
-        (lambda cuts: cuts["adapter_0"].update(constants="manifest.json"), "not among the bundle's files"),
-        (lambda cuts: cuts["adapter_0"].update(constants="graphs/neck.onnx"), "neck.onnx: not readable"),
-        (lambda cuts: cuts["adapter_0"].update(constants="cuts/memory_attention.npz"), "stage adapter_0 lack"),
+        ({"kernel": "fast"}, "split_stages.adapter_0 is not understood"),
+        ({"subgraphs": ("nose",)}, "split_stages.adapter_0 is not understood"),
+        ({"subgraphs": ()}, "split_stages.adapter_0 is not understood"),
+        ({"tensors": {}}, "split_stages.adapter_0 is not understood"),
+        ({"sizes": {}}, "split_stages.adapter_0 is not understood"),
+        ({"sizes": {"patch": 0}}, "split_stages.adapter_0 is not understood"),
+        ({"constants": "../x"}, "not among the bundle's files"),
+        ({"constants": "manifest.json"}, "not among the bundle's files"),
+        ({"constants": "graphs/neck.onnx"}, "neck.onnx: not readable"),
+        ({"constants": "split_stages/memory_attention.npz"}, "stage adapter_0 lack"),
     ],
 )
 def test_settings_that_are_not_what_they_should_be_are_one_line(exported, monkeypatch, change, message):
     bundle = choose(exported)
-    settings = json.loads(json.dumps(bundle.manifest.settings))
-    change(settings["cuts"])
-    bundle = replace(bundle, manifest=replace(bundle.manifest, settings=settings))
+    split = bundle.manifest.split_stages
+    split = {**split, "adapter_0": replace(split["adapter_0"], **change)}
+    bundle = replace(bundle, manifest=replace(bundle.manifest, split_stages=split))
     with pytest.raises(BundleError, match=message):
         Engine(bundle, fake(exported), kernels="on")
 
@@ -235,20 +239,22 @@ def test_the_command_adds_the_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(bundles, "export_bundle", publish)
     arguments = ["samwise", "--checkpoint", str(path), "--out", str(tmp_path), "--precision", "fp16"]
     assert command.main([*arguments, "--name", "plain"]) == 0
-    assert "cuts" not in seen["plain"][0].settings and not any("part" in name for name in seen["names"])
-    assert command.main([*arguments, "--name", "cut", "--cuts"]) == 0
-    assert set(seen["cut"][0].settings["cuts"]) == CUT and len(seen["cut"][1]) == 4
+    assert not seen["plain"][0].split_stages and not any("subgraph" in name for name in seen["names"])
+    assert command.main([*arguments, "--name", "cut", "--split-attention"]) == 0
+    assert set(seen["cut"][0].split_stages) == CUT and len(seen["cut"][1]) == 4
     assert seen["types"]["key_weight_0"] == "float16" and seen["types"]["cosine"] == "float32"
-    parts = [part for cut in seen["cut"][0].settings["cuts"].values() for part in cut["parts"]]
-    assert seen["names"][-len(parts) :] == parts
+    subgraphs = [name for split in seen["cut"][0].split_stages.values() for name in split.subgraphs]
+    assert seen["names"][-len(subgraphs) :] == subgraphs
 
 
 def test_networks_without_such_stages_refuse(tmp_path):
     from export.models import sam2
 
-    with pytest.raises(UserError, match="sam2 has no stage that is cut for kernels"):
-        with_cuts(type("N", (), {"model": "sam2"}), sam2.Sam2(sam2.tiny_test_config()), "fp16", tmp_path)
-    with pytest.raises(UserError, match="samwise.sam2 has no stage that is cut for kernels"):
-        with_cuts(type("N", (), {"model": "samwise+sam2"}), network(), "fp16", tmp_path)
+    with pytest.raises(UserError, match="sam2 has no stage that can be split for kernels"):
+        with_split_stages(
+            type("N", (), {"networks": {"sam2": {}}}), sam2.Sam2(sam2.tiny_test_config()), "fp16", tmp_path
+        )
+    with pytest.raises(UserError, match="samwise.sam2 has no stage that can be split for kernels"):
+        with_split_stages(type("N", (), {"networks": {"samwise": {}, "sam2": {}}}), network(), "fp16", tmp_path)
     with pytest.raises(UserError, match="does not go with --precision int8"):
-        with_cuts(type("N", (), {"model": "samwise"}), network(), "int8", tmp_path)
+        with_split_stages(type("N", (), {"networks": {"samwise": {}}}), network(), "int8", tmp_path)

@@ -30,6 +30,7 @@ def test_round_trip(copy, tmp_path):
     assert manifest.stages["memory_encoder"].output("memory_slot").resolve({"objects": 2}) == (2, 4, 2)
 
 
+SPLIT = {"kernel": "k", "subgraphs": ["neck"], "constants": "neck.onnx", "tensors": {}, "sizes": {}}
 CHANGES = {
     "newer format": (lambda d: d.update(format=99), "upgrade"),
     "no stages": (lambda d: d.pop("stages"), "manifest.stages"),
@@ -44,6 +45,27 @@ CHANGES = {
     "absolute": (lambda d: d.update(tokenizer="/etc/passwd"), "inside the bundle"),
     "unlisted file": (lambda d: d["files"].pop("neck.onnx"), "neck.onnx"),
     "no form": (lambda d: d["stages"]["neck"].update(files={}), "default"),
+    "older format": (lambda d: d.update(format=1), "python -m export upgrade"),
+    "no format": (lambda d: d.pop("format"), "manifest.format"),
+    "no network": (lambda d: d.update(networks={}), "at least one network"),
+    "networks a list": (lambda d: d.update(networks=["samwise"]), "manifest.networks"),
+    "ring without a block": (lambda d: d["networks"]["samwise"]["memory"].update(num_maskmem=1), "num_maskmem"),
+    "attribute missing": (lambda d: d["stages"]["neck"].pop("bf16_ok"), "neck.bf16_ok"),
+    "attribute as text": (lambda d: d["stages"]["neck"]["inputs"][0].update(keep_fp32="no"), "keep_fp32"),
+    "typical a list": (lambda d: d["stages"]["neck"].update(typical=[1]), "neck.typical"),
+    "stride zero": (lambda d: d["stages"]["neck"].update(stride=0), "neck.stride"),
+    "split stages a number": (lambda d: d.update(split_stages=3), "manifest.split_stages"),
+    "split stage a number": (lambda d: d.update(split_stages={"neck": 1}), "split_stages.neck"),
+    "split stage without fields": (lambda d: d.update(split_stages={"neck": {}}), "split_stages.neck.kernel"),
+    "subgraphs a number": (lambda d: d.update(split_stages={"neck": SPLIT | {"subgraphs": 4}}), "neck.subgraphs"),
+    "subgraph a list": (lambda d: d.update(split_stages={"neck": SPLIT | {"subgraphs": ["neck", ["b"]]}}), "subgraphs"),
+    "subgraph unknown": (lambda d: d.update(split_stages={"neck": SPLIT | {"subgraphs": ["nose"]}}), "'nose'"),
+    "split stage unknown": (lambda d: d.update(split_stages={"nose": SPLIT}), "'nose'"),
+    "constants outside": (
+        lambda d: d.update(split_stages={"neck": SPLIT | {"constants": "../x"}}),
+        "inside the bundle",
+    ),
+    "constants unlisted": (lambda d: d.update(split_stages={"neck": SPLIT | {"constants": "x.npz"}}), "x.npz"),
     "stages a list": (lambda d: d.update(stages=[]), "manifest.stages"),
 }
 
@@ -77,7 +99,7 @@ def test_unknown_network_and_missing_stage(copy):
     edit(copy, lambda d: d["stages"].pop("neck"))
     with pytest.raises(BundleError, match="neck"):
         runtime.load(copy)
-    edit(copy, lambda d: d.update(model="sam9"))
+    edit(copy, lambda d: d.update(networks={"sam9": {}}))
     with pytest.raises(BundleError, match="sam9"):
         runtime.load(copy)
 

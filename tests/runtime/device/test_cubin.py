@@ -45,8 +45,8 @@ def export(folder, target):
 
 
 def write_manifest(folder):
-    settings = {"memory": {"slots": 6, "pointers": 15}, "window": 8}
-    Manifest("samwise", "toy", "fp16", 1024, {}, {}, settings, files={"kernels/old.cubin": "0"}).dump(folder)
+    settings = {"memory": {"num_maskmem": 7, "max_obj_ptrs": 16}, "window": 8}
+    Manifest({"samwise": settings}, "toy", "fp16", 1024, {}, {}, files={"kernels/old.cubin": "0"}).dump(folder)
 
 
 @pytest.fixture(scope="module")

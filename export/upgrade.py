@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import engine_index
-from runtime.bundle.bundle import sha256_of
+from runtime.bundle.bundle import file_sha256
 from runtime.bundle.manifest import FORMAT, MANIFEST, Manifest
 from runtime.errors import BundleError, SamwiseRuntimeError, UserError, fail
 
@@ -78,7 +78,7 @@ def upgrade(folder: Path) -> list[str]:
             renamed = rename_tensors(path) if name in graphs else None
             if renamed is not None:
                 target.write_bytes(renamed)
-                manifest["files"][name] = sha256_of(target)
+                manifest["files"][name] = file_sha256(target)
                 changed.update(graphs[name])
             elif name != MANIFEST:
                 _link(path, target)
@@ -108,7 +108,7 @@ def _verify(folder: Path, files: Mapping[str, str]) -> None:
         path = folder / name
         if not path.is_file():
             raise BundleError(f"{path}: missing from the bundle; copy it again or export the bundle again")
-        if sha256_of(path) != digest:
+        if file_sha256(path) != digest:
             raise BundleError(f"{path}: altered since the export (sha256 differs); copy it again or export again")
 
 

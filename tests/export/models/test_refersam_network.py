@@ -148,7 +148,7 @@ def test_from_checkpoint_to_masks(tmp_path):
     sentences = [[7, 3, 9, 44, 5], [8, 61, 2]]
     result = engine.image(frame).refer([runtime.Text(tokens=t) for t in sentences], logits=True)
     for i, tokens in enumerate(sentences):
-        ((masks, low_res, iou),) = refersam_network.clip(model, engine.bundle.manifest.settings, [frame], tokens)
+        ((masks, low_res, iou),) = refersam_network.clip(model, engine.bundle.manifest.networks, [frame], tokens)
         assert reference.error(result.low_res_logits[i], low_res[0]) <= 1e-4
         assert (result.masks[i] != masks[0]).mean() < 1e-3 and abs(result.scores[i] - iou[0]) < 1e-4
 

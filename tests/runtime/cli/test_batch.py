@@ -249,6 +249,6 @@ def test_long_sentences_are_cut(bundle):
     tokenizer = runtime.tokenizer.Tokenizer.of(engine.bundle.folder, engine.bundle.manifest)
     long = "the dog left of the cat left of the dog"
     assert refcoco.prompt(engine, tokenizer, long).tokens == tuple(tokenizer(long)[0][:8])
-    engine.bundle.manifest.settings["text"]["keep_end"] = True
+    engine.bundle.manifest.text["keep_end"] = True
     assert refcoco.prompt(engine, tokenizer, long).tokens == (*tokenizer(long)[0][:7], WORDS["dog"])
     assert refcoco.prompt(engine, tokenizer, "the dog").text == "the dog"

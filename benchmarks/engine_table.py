@@ -43,9 +43,9 @@ def network(name: str, variant: str, **text: int) -> tuple[Any, Any]:
     from export.layers.hiera import HieraConfig
     from export.layers.roberta import TextConfig
     from export.models import sam2, samwise
+    from export.models.sam import SamConfig
     from export.networks import sam2 as sam2_network
     from export.networks import samwise as samwise_network
-    from export.stages.sam import SamConfig
 
     torch.manual_seed(0)
     trunk = HieraConfig(**TRUNKS[variant])

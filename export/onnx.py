@@ -176,9 +176,9 @@ def operators(model: ir.Model) -> dict[str, int]:
 
 
 def _attention(recipe: Form):
-    from .layers.attention import form
+    from .layers.attention import attention_impl
 
-    return form(recipe.attention)
+    return attention_impl(recipe.attention)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One graph of a stage: the module to trace and the way its attention is written (`layers.attention.form`)."""
+    """One graph of a stage: the module to trace and the way its attention is written (`layers.attention.attention_impl`)."""
 
     module: nn.Module
     attention: str = "chunked"

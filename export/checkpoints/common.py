@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from runtime.errors import UserError
 
 from ..layers.hiera import STRIDES, HieraConfig
-from ..stages.sam import SamConfig
+from ..models.sam import SamConfig
 
 TRUNKS = {
     (96, 12): HieraConfig(96, 1, (1, 2, 7, 2), (8, 4, 14, 7), (5, 7, 9), 7),

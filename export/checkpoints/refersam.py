@@ -14,7 +14,7 @@ from runtime.errors import UserError
 from ..layers.text_towers import HEAD_WIDTH, TowerConfig
 from ..layers.vit import VitConfig
 from ..models.refersam import ReferSam, ReferSamConfig
-from ..stages.refersam_adapter import AdapterConfig
+from ..stages.refersam_adapter import ReferSamAdapterConfig
 from .common import DEEPEST, check, fill, read
 
 UNUSED = ("text_encoder.pooler.*", "text_encoder.*position_ids", "text_encoder.*token_type_ids")
@@ -103,12 +103,12 @@ def _text(tensors: Mapping[str, Tensor], activation: str | None) -> TowerConfig:
     )
 
 
-def _adapter(tensors: Mapping[str, Tensor]) -> AdapterConfig:
+def _adapter(tensors: Mapping[str, Tensor]) -> ReferSamAdapterConfig:
     root, first = "vl_adapter.", "vl_adapter.interactions.0."
     levels = len(tensors[root + "level_embed"])
     heads = len(tensors[first + "vl_extractor.l2v_cross_attn.level_weights.bias"]) // levels
     runs = _count(tensors, root + "interactions.")
-    return AdapterConfig(
+    return ReferSamAdapterConfig(
         text_width=tensors[root + "lang_prompts.weight"].shape[1],
         runs=runs,
         stem=len(tensors[root + "spm.stem.0.weight"]),

@@ -19,8 +19,8 @@ from torch import Tensor
 from runtime.errors import UserError
 
 from ..layers.hiera import HieraConfig
+from ..models.sam import SamConfig
 from ..models.sam2 import Sam2, Sam2Config
-from ..stages.sam import SamConfig
 from .common import check, config_from, fill, plain, read, sam_config
 
 UNUSED = ("no_mem_pos_enc",)

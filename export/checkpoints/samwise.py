@@ -11,7 +11,7 @@ from torch import Tensor
 from runtime.errors import UserError
 
 from ..layers.roberta import TextConfig
-from ..models.samwise import AdapterConfig, Samwise, SamwiseConfig
+from ..models.samwise import CrossModalAdapterConfig, Samwise, SamwiseConfig
 from .common import _contents, _count, check, config_from, fill, sam_config
 
 
@@ -69,7 +69,9 @@ def samwise_config(tensors: Mapping[str, Tensor]) -> SamwiseConfig:
     return SamwiseConfig(
         sam=sam_config(tensors, "sam."),
         text=text,
-        adapter=AdapterConfig(width=tensors["cmt_adapters.0.proj_vis_down.0.weight"].shape[0], patches=tuple(patches)),
+        adapter=CrossModalAdapterConfig(
+            width=tensors["cmt_adapters.0.proj_vis_down.0.weight"].shape[0], patches=tuple(patches)
+        ),
         text_stages=(layers // 3, layers * 2 // 3, layers),
         conditional_hidden=0 if conditional is None else conditional.shape[0],
     )

@@ -1,1 +1,1 @@
-"""Torch modules that networks share. Parameter names follow the published checkpoints."""
+"""Torch modules shared by the networks; parameter names follow the published checkpoints."""

@@ -1,10 +1,10 @@
-"""The one door to attention, and the projections around it.
+"""Attention in the implementations that backends need, and its projection layers.
 
-Every attention of every network goes through `attend`, so that one switch decides how it is written into a graph:
+Every attention of every network goes through `attend`, so that `attention_impl` alone decides how a graph computes it:
 
-  plain    torch's own kernel when run, matmul-softmax-matmul when traced (what TensorRT fuses)
-  chunked  as plain, but large problems are cut along a static axis, so that no score matrix is huge
-  ort      ONNX Runtime's fused `com.microsoft::MultiHeadAttention`, for processors; values may be narrower than keys
+  plain    torch's own kernel when run, matmul-softmax-matmul when traced (the pattern that TensorRT fuses)
+  chunked  as plain, but large problems are split along a static axis, which bounds the size of a score matrix
+  ort      ONNX Runtime's fused `com.microsoft::MultiHeadAttention`, for CPUs; values may be narrower than keys
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FORMS = ("plain", "chunked", "ort")
-_form: ContextVar[str] = ContextVar("attention_form", default="plain")
+ATTENTION_IMPLS = ("plain", "chunked", "ort")
+_impl: ContextVar[str] = ContextVar("attention_impl", default="plain")
 
 MASKED = -1e4
 """Added to hidden keys: exp() of it is 0 in float32 and in float16, and it is a number in both."""
 
 
 @contextmanager
-def form(name: str) -> Iterator[None]:
-    """Everything traced inside writes attention as `name`, one of `FORMS`."""
-    if name not in FORMS:
-        raise ValueError(f"attention form {name!r} is not one of {', '.join(FORMS)}")
-    token = _form.set(name)
+def attention_impl(name: str) -> Iterator[None]:
+    """Trace attention as `name`, one of `ATTENTION_IMPLS`, inside the block."""
+    if name not in ATTENTION_IMPLS:
+        raise ValueError(f"attention implementation {name!r} is not one of {', '.join(ATTENTION_IMPLS)}")
+    token = _impl.set(name)
     try:
         yield
     finally:
-        _form.reset(token)
+        _impl.reset(token)
 
 
-def for_processors() -> bool:
-    """Whether the graph is for a processor, where what stays in its cache is worth more nodes."""
-    return _form.get() == "ort"
+def targets_cpu() -> bool:
+    """Tell whether the graph is for a CPU, where activations that stay in the cache are worth more nodes."""
+    return _impl.get() == "ort"
 
 
 def attend(
@@ -49,21 +49,22 @@ def attend(
     mask_bs: Tensor | None = None,
     split: tuple[int, int] | None = None,
 ) -> Tensor:
-    """softmax(q k' / sqrt(width of a head)) v, per head.
+    """Compute softmax(q k' / sqrt(width of a head)) v per head.
 
     q (B,L,heads*d), k (B,S,heads*d), v (B,S,heads*e) -> (B,L,heads*e). `mask_bs` is true where a key is visible.
-    `split` = (axis of q, pieces): where the chunked form cuts; axis 0 cuts q, k and v, axis 1 cuts q alone. The size of
-    that axis must be static and a multiple of `pieces`.
+    `split` = (axis of q, number of chunks) applies to the chunked implementation: axis 0 splits q, k and v, axis 1
+    splits q alone. The size of that axis must be static and a multiple of the number of chunks.
     """
-    name = _form.get()
+    name = _impl.get()
     if name == "ort" and mask_bs is None:
         return _fused(q_blc, k_bsc, v_bsv, heads)
     if name == "chunked" and split is not None and split[1] > 1:
-        axis, pieces = split
-        qs = q_blc.chunk(pieces, axis)
-        ks = k_bsc.chunk(pieces, axis) if axis == 0 else (k_bsc,) * pieces
-        vs = v_bsv.chunk(pieces, axis) if axis == 0 else (v_bsv,) * pieces
-        return torch.cat([_plain(q, k, v, heads, mask_bs, True) for q, k, v in zip(qs, ks, vs)], axis)
+        axis, chunks = split
+        qs = q_blc.chunk(chunks, axis)
+        ks = k_bsc.chunk(chunks, axis) if axis == 0 else (k_bsc,) * chunks
+        vs = v_bsv.chunk(chunks, axis) if axis == 0 else (v_bsv,) * chunks
+        outputs = [_plain(q, k, v, heads, mask_bs, True) for q, k, v in zip(qs, ks, vs, strict=True)]
+        return torch.cat(outputs, axis)
     return _plain(q_blc, k_bsc, v_bsv, heads, mask_bs, name == "chunked" or torch.compiler.is_exporting())
 
 
@@ -71,13 +72,13 @@ def _heads(x_blc: Tensor, heads: int) -> Tensor:
     return x_blc.unflatten(2, (heads, x_blc.shape[2] // heads)).transpose(1, 2)
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, heads: int, mask_bs: Tensor | None, written_out: bool) -> Tensor:
+def _plain(q: Tensor, k: Tensor, v: Tensor, heads: int, mask_bs: Tensor | None, explicit: bool) -> Tensor:
+    """Compute attention with torch's kernel, or as `explicit` matmul-softmax-matmul."""
     q, k, v = _heads(q, heads), _heads(k, heads), _heads(v, heads)
-    if not written_out:
+    if not explicit:
         mask = None if mask_bs is None else mask_bs[:, None, None, :]
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-            # torch's kernel for a CPU goes backwards eight times slower in bfloat16 than in single precision (torch
-            # 2.13)
+            # the backward pass of torch's CPU kernel is eight times slower in bfloat16 than in float32 (torch 2.13)
             with torch.autocast("cpu", enabled=False):
                 mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask)
             return mixed.to(q.dtype).transpose(1, 2).flatten(2)
@@ -102,7 +103,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Four separate projections, as in SAM: `inner` is the width between them, `key_width` that of keys and values."""
+    """Attention with four separate projections, as in SAM; `inner` is the projected width, `key_width` that of keys."""
 
     def __init__(self, width: int, heads: int, inner: int | None = None, key_width: int | None = None) -> None:
         super().__init__()
@@ -119,7 +120,7 @@ class Attention(nn.Module):
 
 
 class PackedAttention(nn.Module):
-    """Projections packed into one matrix, as in torch's MultiheadAttention (whose parameter names it keeps)."""
+    """Attention with packed projections; parameter names of torch's MultiheadAttention."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -130,7 +131,7 @@ class PackedAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, q_blc: Tensor, k_bsc: Tensor, mask_bs: Tensor | None = None) -> Tensor:
-        """Keys are also the values."""
+        """Attend from queries (B,L,C) to keys (B,S,C), which are also the values."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        q, k, v = (F.linear(x, w, b) for x, w, b in zip((q_blc, k_bsc, k_bsc), weights, biases))
+        q, k, v = (F.linear(x, w, b) for x, w, b in zip((q_blc, k_bsc, k_bsc), weights, biases, strict=True))
         return self.out_proj(attend(q, k, v, self.heads, mask_bs))

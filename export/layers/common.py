@@ -1,4 +1,4 @@
-"""Small layers that several networks need."""
+"""Small layers shared by several networks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Pointwise(nn.Module):
 
     @property
     def matrix(self) -> Tensor:
-        """(out, in)."""
+        """The weight as a matrix (out,in)."""
         matrix = self.weight.flatten(1)
         return matrix.T if self.transposed else matrix
 
@@ -65,7 +65,7 @@ class LayerNorm2d(nn.Module):
 
 
 class Group(nn.Module):
-    """A nested name without code: `Group(model=Group(encoder=x))` puts x's parameters under `model.encoder`."""
+    """Container that adds a level to parameter names: `Group(model=Group(encoder=x))` -> `model.encoder.*`."""
 
     def __init__(self, **children: nn.Module) -> None:
         super().__init__()
@@ -74,11 +74,11 @@ class Group(nn.Module):
 
 
 def upsample(maps_bhw: Tensor, side: int) -> Tensor:
-    """Bilinear (align_corners false) resize of (B,h,w) to (B,side,side); the identity where h = w = side."""
+    """Resize (B,h,w) to (B,side,side), bilinear with align_corners false; the identity where h = w = side."""
     return F.interpolate(maps_bhw[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0]
 
 
 def double(x_bhwc: Tensor) -> Tensor:
-    """Nearest-neighbour upsampling by 2 of a channel-last map."""
+    """Upsample a channel-last map by 2, nearest neighbour."""
     b, h, w, c = x_bhwc.shape
     return x_bhwc[:, :, None, :, None].expand(b, h, 2, w, 2, c).reshape(b, 2 * h, 2 * w, c)

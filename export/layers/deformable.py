@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def cell_centres(side: int) -> Tensor:
-    """Centres of the cells of a square map in the unit square, x before y: (side*side, 2)."""
+    """Return the centres of a square map's cells in the unit square, x before y: (side*side,2)."""
     steps = (torch.arange(side, dtype=torch.float32) + 0.5) / side
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     return torch.stack((x, y), -1).flatten(0, 1)
@@ -17,24 +17,24 @@ def cell_centres(side: int) -> Tensor:
 def sample(
     value_bnhd: Tensor, grids: list[Tensor], weights: list[Tensor], shapes: tuple[tuple[int, int], ...]
 ) -> Tensor:
-    """Weighted sum of bilinear samples, zero outside the maps.
+    """Return a weighted sum of bilinear samples, zero outside the maps.
 
     value (B,N,h,d), maps of `shapes` one after another; for each map a grid (B,h,Q,P,2) in -1..1 (x before y, -1
     and 1 are the outer edges) and weights (B,h,Q,P). Returns (B,Q,h*d).
     """
     total = None
     levels = value_bnhd.split([h * w for h, w in shapes], 1)
-    for value, shape, grid, weight in zip(levels, shapes, grids, weights):
+    for value, shape, grid, weight in zip(levels, shapes, grids, weights, strict=True):
         maps = value.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, shape)
-        found = F.grid_sample(maps, grid.flatten(0, 1), mode="bilinear", padding_mode="zeros", align_corners=False)
-        part = (found * weight.flatten(0, 1)[:, None]).sum(-1)
+        samples = F.grid_sample(maps, grid.flatten(0, 1), mode="bilinear", padding_mode="zeros", align_corners=False)
+        part = (samples * weight.flatten(0, 1)[:, None]).sum(-1)
         total = part if total is None else total + part
     heads, _width = value_bnhd.shape[2:]
     return total.unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2)
 
 
 class Deformable(nn.Module):
-    """Each query reads `points` places near its reference on every level, each `value_width` / heads wide."""
+    """Deformable attention: every query samples `points` locations near its reference on every level."""
 
     def __init__(self, width: int, heads: int, levels: int, points: int, value_width: int) -> None:
         super().__init__()
@@ -45,10 +45,10 @@ class Deformable(nn.Module):
         self.output_proj = nn.Linear(value_width, width)
 
     def forward(self, query_bqd: Tensor, value_bnd: Tensor, references_q2: Tensor, sides: tuple[int, ...]) -> Tensor:
-        """Queries (B,Q,D), values (B,N,D) of maps with these sides, references in the unit square (Q,2) -> (B,Q,D).
+        """Attend from queries (B,Q,D) with references (Q,2) in the unit square to maps (B,N,D) with these sides.
 
-        Offsets count cells of the map they read. They are divided, not multiplied: a division stays in float32 when a
-        graph is made half precision, and rounding a place to half costs more than all the rest.
+        Offsets count cells of the sampled map. They are divided, not multiplied: a division stays in float32 in a half
+        precision graph, and rounding a location to half costs more accuracy than all the rest.
         """
         h, levels, points = self.heads, self.levels, self.points
         offsets = self.sampling_offsets(query_bqd).unflatten(2, (h, levels, points, 2)).permute(3, 0, 2, 1, 4, 5)

@@ -1,5 +1,4 @@
-"""Exact algebra that merges neighbouring linear maps. Nothing here approximates; tests compare with the unfolded
-modules."""
+"""Exact algebra that merges neighbouring linear maps; tests compare every fold with the unfolded modules."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from .common import ChannelBatchNorm, Pointwise
 
 
 def linear(matrix: Tensor, bias: Tensor | None) -> nn.Linear:
-    """An nn.Linear with the given (out,in) matrix and bias, detached."""
+    """Return an nn.Linear with a detached copy of the matrix (out,in) and bias."""
     layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias is not None)
     layer.weight = nn.Parameter(matrix.detach().clone().float(), requires_grad=False)
     if bias is not None:
@@ -19,37 +18,37 @@ def linear(matrix: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _affine(layer: nn.Linear | Pointwise) -> tuple[Tensor, Tensor]:
-    """Matrix and bias in float64, so that a product rounds once."""
+    """Return matrix and bias in float64, so that a product is rounded once."""
     matrix = (layer.matrix if isinstance(layer, Pointwise) else layer.weight).detach().double()
     bias = matrix.new_zeros(len(matrix)) if layer.bias is None else layer.bias.detach().double()
     return matrix, bias
 
 
 def compose(first: nn.Linear | Pointwise, second: nn.Linear | Pointwise) -> nn.Linear:
-    """second(first(x)) as one matrix."""
+    """Return second(first(x)) as one layer."""
     a, a0 = _affine(first)
     b, b0 = _affine(second)
     return linear(b @ a, b @ a0 + b0)
 
 
 def with_batch_norm(layer: nn.Linear | Pointwise, norm: ChannelBatchNorm) -> nn.Linear:
-    """norm(layer(x)) with the running statistics, as one matrix."""
+    """Return norm(layer(x)), with the running statistics, as one layer."""
     a, a0 = _affine(layer)
     gain = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
     return linear(gain[:, None] * a, gain * (a0 - norm.running_mean.double()) + norm.bias.detach().double())
 
 
 def reordered(layer: nn.Linear, order: Tensor) -> nn.Linear:
-    """Output channels of `layer` in another order."""
+    """Return `layer` with its output channels in another order."""
     return linear(layer.weight[order], layer.bias[order])
 
 
 class FoldedAttention(nn.Module):
     """Attention whose keys and values need no bias.
 
-    A bias shared by all keys shifts every score of a query alike, which softmax does not see; a bias shared by all
-    values passes through, because a softmax row sums to 1, and moves behind the output projection. Keys that stand for
-    zero inputs (padding) are zero, too. Not for rotated keys: a rotated bias differs from key to key.
+    A bias shared by all keys shifts every score of a query alike, and softmax is invariant to that; a bias shared by
+    all values passes through, because a softmax row sums to 1, and is added after the output projection. Keys of zero
+    inputs (padding) are zero, too. Rotated keys cannot be folded: a rotated bias differs from key to key.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, out: nn.Linear, heads: int) -> None:
@@ -62,5 +61,6 @@ class FoldedAttention(nn.Module):
         self.out = linear(matrix, out_bias + matrix @ v_bias.double())
 
     def forward(self, q_blc: Tensor, k_bsc: Tensor, split: tuple[int, int] | None = None) -> Tensor:
+        """Attend from queries to keys, which are also the values; `split` as in `attend`."""
         mixed = attend(self.q(q_blc), self.k(k_bsc), self.v(k_bsc), self.heads, split=split)
         return self.out(mixed)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 class OneGroupNorm(nn.Module):
     """`nn.GroupNorm(1, channels)`, summed in short steps: along rows, along columns, over the channels.
 
-    Exported as it is, that norm becomes an InstanceNormalization over one row of millions of numbers, which ONNX
-    Runtime sums in sequence: 1e-4 of the map is lost, and 9e-4 of the logits behind it. Mean, norm and division are
-    operators that half precision leaves in float32 (`export.precision`).
+    Exported unchanged, that norm becomes an InstanceNormalization over one row of millions of numbers, which ONNX
+    Runtime sums in sequence: 1e-4 of the map is lost, and 9e-4 of the logits computed from it. Mean, norm and division
+    are operators that half precision keeps in float32 (`export.precision`).
     """
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
@@ -29,5 +29,5 @@ class OneGroupNorm(nn.Module):
 
 
 def _mean(x_bchw: Tensor) -> Tensor:
-    """Mean over all but the batch (B,1,1,1), axis by axis: no sum is longer than one side."""
+    """Return the mean over all but the batch (B,1,1,1), axis by axis: no sum is longer than one side."""
     return x_bchw.mean(3, keepdim=True).mean(2, keepdim=True).mean(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Hiera image trunk as SAM 2 uses it (windowed attention, pooling queries, channel-last maps)."""
+"""Hiera image trunk of SAM 2: windowed attention, pooled queries, channel-last maps."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ STRIDES = (4, 8, 16, 32)
 
 @dataclass(frozen=True, slots=True)
 class HieraConfig:
-    """Sizes of a trunk. `windows` are token counts per side, even in every stage but the last, because a window is
-    halved on the way to the next stage; blocks numbered in `global_blocks` have no window."""
+    """Sizes of a trunk.
+
+    `windows` are tokens per side, even in every stage but the last, because the first block of a stage halves the
+    window of the stage before; blocks numbered in `global_blocks` have no window.
+    """
 
     width: int = 96
     heads: int = 1
@@ -26,7 +29,7 @@ class HieraConfig:
     windows: tuple[int, ...] = (8, 4, 14, 7)
     global_blocks: tuple[int, ...] = (5, 7, 9)
     positions: int = 7
-    """Side of the coarse position map that is resized over the picture."""
+    """Side of the coarse position map, which is resized to the map of patches."""
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -39,7 +42,7 @@ def pool(x_bhwc: Tensor) -> Tensor:
 
 
 def to_windows(x_bhwc: Tensor, side: int) -> Tensor:
-    """Zero-pad to whole windows and cut: (B,H,W,C) -> (B*windows, side, side, C)."""
+    """Zero-pad to whole windows and partition: (B,H,W,C) -> (B*windows, side, side, C)."""
     b, h, w, c = x_bhwc.shape
     x_bhwc = F.pad(x_bhwc, (0, 0, 0, -w % side, 0, -h % side)) if h % side or w % side else x_bhwc
     rows, columns = -(-h // side), -(-w // side)
@@ -56,11 +59,11 @@ def from_windows(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def attend_map(q_bhwc: Tensor, k_bhwc: Tensor, v_bhwc: Tensor, heads: int) -> Tensor:
-    """Attention over whole maps; the result has the side of the queries."""
+    """Attend over whole maps; the result has the size of the query map."""
     h, w = q_bhwc.shape[1:3]
-    # a global block of a large picture is the only place where scores are large, and its query axis is static
-    pieces = 4 if h * w % 4 == 0 and h * w >= 2048 else 1
-    x = attend(q_bhwc.flatten(1, 2), k_bhwc.flatten(1, 2), v_bhwc.flatten(1, 2), heads, split=(1, pieces))
+    # only global blocks of large images have large score matrices, and their query axis is static
+    num_query_chunks = 4 if h * w % 4 == 0 and h * w >= 2048 else 1
+    x = attend(q_bhwc.flatten(1, 2), k_bhwc.flatten(1, 2), v_bhwc.flatten(1, 2), heads, split=(1, num_query_chunks))
     return x.unflatten(1, (h, w))
 
 
@@ -77,7 +80,7 @@ class HieraAttention(nn.Module):
 
 
 class HieraBlock(nn.Module):
-    """Pre-norm block. A widening block pools its queries and its shortcut; its window is the previous stage's."""
+    """Pre-norm block. A block that widens pools its queries and shortcut and has the window of the previous stage."""
 
     def __init__(self, width: int, out: int, heads: int, window: int) -> None:
         super().__init__()
@@ -102,7 +105,7 @@ class HieraBlock(nn.Module):
 
 
 class Hiera(nn.Module):
-    """Trunk in stages: `start` gives the patches, `run(stage, x)` the blocks of one stage."""
+    """Image trunk: `start` embeds the patches, `run` applies the blocks of one stage."""
 
     def __init__(self, config: HieraConfig) -> None:
         super().__init__()
@@ -123,22 +126,23 @@ class Hiera(nn.Module):
                 width = out
 
     def positions(self, side: int) -> Tensor:
-        """Position map (side,side,C): the coarse map resized (bicubic) plus the tiled window map."""
+        """Return the position map (side,side,C): the coarse map, resized (bicubic), plus the tiled window map."""
         coarse = F.interpolate(self.pos_embed, size=(side, side), mode="bicubic")
         times = side // self.pos_embed_window.shape[-1]
         return (coarse + self.pos_embed_window.tile(1, 1, times, times))[0].permute(1, 2, 0)
 
     def start(self, pixels_bchw: Tensor, positions_hwc: Tensor | None = None) -> Tensor:
-        """Pixels (B,3,I,I) -> patches with positions (B,I/4,I/4,C)."""
+        """Embed pixels (B,3,I,I) as patches with positions (B,I/4,I/4,C)."""
         x = self.patch_embed.proj(pixels_bchw).permute(0, 2, 3, 1)
         return x + (self.positions(x.shape[1]) if positions_hwc is None else positions_hwc)
 
     def stage_blocks(self, stage: int) -> nn.ModuleList:
+        """Return the blocks of one stage."""
         first = sum(self.config.blocks[:stage])
         return self.blocks[first : first + self.config.blocks[stage]]
 
     def run(self, stage: int, x_bhwc: Tensor) -> Tensor:
-        """Blocks of one stage; every stage but the first halves the side and doubles the channels."""
+        """Apply one stage; every stage but the first halves the side and doubles the channels."""
         for block in self.stage_blocks(stage):
             x_bhwc = block(x_bhwc)
         return x_bhwc

@@ -1,4 +1,4 @@
-"""Position codes and rotations. All of them are constants of a network; none is learned but `RandomPositions`."""
+"""Position encodings and rotations; all of them are constants of a network, and only `RandomPositions` has weights."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 
 def _interleaved(angles: Tensor) -> Tensor:
-    """(..., C/2) angles -> (..., C): sine on even channels, cosine on odd ones."""
+    """Encode angles (..., C/2) as (..., C): sines on even channels, cosines on odd ones."""
     return torch.stack((angles.sin(), angles.cos()), -1).flatten(-2)
 
 
 def _periods(channels: int) -> Tensor:
-    """Divisors of the C/2 sine-cosine pairs: 10000^(2k/C)."""
+    """Return the divisors of the C/2 sine-cosine pairs: 10000^(2k/C)."""
     return 10000.0 ** (2 * torch.arange(channels // 2, dtype=torch.float32) / channels)
 
 
 def sine_grid(side: int, channels: int) -> Tensor:
-    """2-D sine code of a square map (side*side, channels): y in the first half, x in the second, 1..side over 2 pi."""
+    """Encode the cells of a square map (side*side,channels): y in the first half, then x; 1..side over 2 pi."""
     steps = torch.arange(1, side + 1, dtype=torch.float32)
     steps = steps / (steps[-1:] + 1e-6) * (2 * math.pi)
     code = _interleaved(steps[:, None] / _periods(channels // 2))
@@ -29,24 +29,23 @@ def sine_grid(side: int, channels: int) -> Tensor:
 
 
 def sine_steps(count_like: Tensor, channels: int) -> Tensor:
-    """Code (T, channels) of T steps, normalised by T itself; T is the length of `count_like` and may be a symbol."""
+    """Encode T steps, normalised by T, as (T,channels); T is the length of `count_like` and may be a symbol."""
     steps = torch.arange(1, count_like.shape[0] + 1, dtype=torch.float32, device=count_like.device)
     steps = steps / (steps[-1:] + 1e-6) * (2 * math.pi)
     return _interleaved(steps[:, None] / _periods(channels).to(count_like.device))
 
 
 def sine_distance(distance: Tensor, channels: int) -> Tensor:
-    """Code of a scalar (any shape) -> (..., channels): all sines, then all cosines, each frequency twice in a row.
+    """Encode scalars of any shape as (..., channels): all sines, then all cosines, each frequency twice in a row.
 
-    SAM 2.1's pointer positions; the doubling is how the published weights were trained.
+    These are SAM 2.1's pointer positions; the published weights were trained with doubled frequencies.
     """
     angles = distance[..., None] / _periods(channels // 2).repeat_interleave(2).to(distance.device)
     return torch.cat((angles.sin(), angles.cos()), -1)
 
 
 def rotation_tables(side: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (side*side, channels/2) of the axial rotation: x on the first half of the pairs, y on the
-    rest."""
+    """Return cosines and sines (side*side,channels/2) of the axial RoPE: x in the first half of the pairs, then y."""
     quarter = channels // 4
     frequencies = 10000.0 ** (-4 * torch.arange(quarter, dtype=torch.float32) / channels)
     cell = torch.arange(side * side)
@@ -56,24 +55,24 @@ def rotation_tables(side: int, channels: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate adjacent channel pairs of (..., N, C) by tables (N, C/2)."""
+    """Rotate adjacent channel pairs of (...,N,C) by tables (N,C/2)."""
     even, odd = x.unflatten(-1, (x.shape[-1] // 2, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
 
 
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The same rotation for channels sorted evens first: no interleaving in the graph. See `pairs_to_halves`."""
+    """Rotate channels in the order of `pairs_to_halves`, which needs no interleaving in the graph."""
     even, odd = x.chunk(2, -1)
     return torch.cat((even * cos - odd * sin, even * sin + odd * cos), -1)
 
 
 def pairs_to_halves(channels: int) -> Tensor:
-    """Channel order that turns adjacent pairs into halves. Applied to q and k alike it changes no dot product."""
+    """Return the channel order that turns adjacent pairs into halves; on both q and k it keeps all dot products."""
     return torch.cat((torch.arange(0, channels, 2), torch.arange(1, channels, 2)))
 
 
 class RandomPositions(nn.Module):
-    """Random Fourier code of coordinates in [0,1]; the matrix is part of the checkpoint."""
+    """Random Fourier encoding of coordinates in [0,1]; the matrix is part of the checkpoint."""
 
     positional_encoding_gaussian_matrix: Tensor
 
@@ -82,12 +81,12 @@ class RandomPositions(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, width // 2))
 
     def forward(self, xy: Tensor) -> Tensor:
-        """(..., 2) -> (..., width): sines, then cosines."""
+        """Encode coordinates (...,2) as (...,width): sines, then cosines."""
         angles = (2 * xy - 1) @ self.positional_encoding_gaussian_matrix * (2 * math.pi)
         return torch.cat((angles.sin(), angles.cos()), -1)
 
     def grid(self, side: int) -> Tensor:
-        """Code of the cell centres of a square map (side*side, width)."""
+        """Encode the cell centres of a square map as (side*side,width)."""
         device = self.positional_encoding_gaussian_matrix.device
         steps = (torch.arange(side, dtype=torch.float32, device=device) + 0.5) / side
         y, x = torch.meshgrid(steps, steps, indexing="ij")

@@ -12,8 +12,7 @@ from .attention import Attention
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """Sizes of a text tower. `positions` counts rows of the table; the first pad+1 of them are never used by a
-    token."""
+    """Sizes of a text tower; tokens never use the first pad+1 of the `positions` rows of the table."""
 
     vocabulary: int = 50265
     positions: int = 514
@@ -54,7 +53,7 @@ class Roberta(nn.Module):
         nn.init.normal_(self.embed_positions.weight, std=0.02)
 
     def embed(self, tokens_bl: Tensor, mask_bl: Tensor | None = None) -> Tensor:
-        """Token ids (B,L) -> (B,L,W). `mask_bl` is true for tokens; without it there is no padding."""
+        """Embed token ids (B,L) as (B,L,W). `mask_bl` is true for tokens; without it there is no padding."""
         first = self.config.pad + 1
         if mask_bl is None:
             positions = self.embed_positions.weight[first : first + tokens_bl.shape[1]]
@@ -64,7 +63,7 @@ class Roberta(nn.Module):
         return x * mask_bl[..., None]
 
     def run(self, first: int, last: int, x_blw: Tensor, mask_bl: Tensor | None = None) -> Tensor:
-        """Layers first..last-1."""
+        """Apply layers first..last-1."""
         for layer in self.layers[first:last]:
             x_blw = layer(x_blw, mask_bl)
         return x_blw

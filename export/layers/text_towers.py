@@ -1,7 +1,7 @@
 """BERT and CLIP text towers, named as in `transformers` checkpoints (`text_encoder.` of ReferSAM).
 
-Both run one sentence, or a batch of sentences that are padded on the right. Written out rather than taken from
-`transformers`, whose mask helpers do not trace with a free length; tests hold them against the originals.
+Both take one sentence, or a batch of sentences padded on the right. The modules of `transformers` are not used, because
+their mask helpers do not trace with a symbolic length; tests compare with the originals.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class BertLayer(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x_blw: Tensor, bias_blm: Tensor | None) -> Tensor:
-        own, after = self.attention.self, self.attention.output
-        mixed = _attend(own.query(x_blw), own.key(x_blw), own.value(x_blw), self.heads, bias_blm)
-        x = after.LayerNorm(x_blw + after.dense(mixed))
+        attention, output = self.attention.self, self.attention.output
+        q, k, v = attention.query(x_blw), attention.key(x_blw), attention.value(x_blw)
+        x = output.LayerNorm(x_blw + output.dense(_attend(q, k, v, self.heads, bias_blm)))
         return self.output.LayerNorm(x + self.output.dense(self.activation(self.intermediate.dense(x))))
 
 
 class Bert(nn.Module):
-    """Last hidden state of BERT; token type 0, no pooler."""
+    """BERT up to its last hidden state; token type 0, no pooler."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Bert(nn.Module):
         self.encoder = Group(layer=nn.ModuleList(BertLayer(config) for _ in range(config.layers)))
 
     def forward(self, tokens_bl: Tensor, mask_bl: Tensor | None = None) -> Tensor:
-        """Token ids (B,L) int64 -> (B,L,W). `mask_bl` is true for tokens; None: no padding."""
+        """Encode token ids (B,L) int64 as (B,L,W). `mask_bl` is true for tokens; None: no padding."""
         table = self.embeddings
         positions = table.position_embeddings.weight[: tokens_bl.shape[1]]
         x = table.LayerNorm(table.word_embeddings(tokens_bl) + positions + table.token_type_embeddings.weight[0])
@@ -96,13 +96,14 @@ class ClipLayer(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x_blw: Tensor, bias_blm: Tensor) -> Tensor:
-        x, own = self.layer_norm1(x_blw), self.self_attn
-        x = x_blw + own.out_proj(_attend(own.q_proj(x), own.k_proj(x), own.v_proj(x), own.heads, bias_blm))
+        x, attention = self.layer_norm1(x_blw), self.self_attn
+        q, k, v = attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+        x = x_blw + attention.out_proj(_attend(q, k, v, attention.heads, bias_blm))
         return x + self.mlp.fc2(self.activation(self.mlp.fc1(self.layer_norm2(x))))
 
 
 class ClipText(nn.Module):
-    """Last hidden state of CLIP's text tower after its final norm, not projected. A token sees those before it."""
+    """CLIP's text tower up to the final norm, without projection; attention is causal."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class ClipText(nn.Module):
         )
 
     def forward(self, tokens_bl: Tensor, mask_bl: Tensor | None = None) -> Tensor:
-        """Token ids (B,L) int64 -> (B,L,W). `mask_bl` is true for tokens; padding stands on the right."""
+        """Encode token ids (B,L) int64 as (B,L,W). `mask_bl` is true for tokens; padding is on the right."""
         model, table = self.text_model, self.text_model.embeddings
         x = table.token_embedding(tokens_bl) + table.position_embedding.weight[: tokens_bl.shape[1]]
         steps = torch.arange(tokens_bl.shape[1], device=tokens_bl.device)
@@ -133,7 +134,7 @@ TOWERS = {"bert": Bert, "clip": ClipText}
 
 
 def _attend(q_blw: Tensor, k_blw: Tensor, v_blw: Tensor, heads: int, bias_blm: Tensor | None) -> Tensor:
-    """A few tokens with a bias per pair: written out, since the shared `attend` knows key masks only."""
+    """Attend with a bias per pair of tokens, which the shared `attend` does not support."""
     q, k, v = (x.unflatten(2, (heads, x.shape[2] // heads)).transpose(1, 2) for x in (q_blw, k_blw, v_blw))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
     if bias_blm is not None:

@@ -30,7 +30,7 @@ class VitConfig:
 
 
 def relative_table(table_rc: Tensor, side: int) -> Tensor:
-    """Rows of a relative position table (R,C), resized to 2*side-1 rows, for every pair of cells: (side,side,C)."""
+    """Resize a relative position table (R,C) to 2*side-1 rows and expand it to all pairs of cells: (side,side,C)."""
     rows = 2 * side - 1
     if table_rc.shape[0] != rows:
         table_rc = F.interpolate(table_rc.T[None], size=rows, mode="linear", align_corners=False)[0].T
@@ -41,8 +41,8 @@ def relative_table(table_rc: Tensor, side: int) -> Tensor:
 class VitAttention(nn.Module):
     """Self-attention with a bias q.R_y + q.R_x that depends on the distance of two cells in rows and in columns.
 
-    The bias is a dot product too: q is lengthened by its products with the two tables, k by the cell's row and column
-    as unit vectors. Attention then needs no bias, and any fused kernel computes it.
+    The bias is a dot product, too: q is extended by its products with the two tables, k by the cell's row and column as
+    unit vectors. Attention then needs no bias, so any fused kernel can compute it.
     """
 
     def __init__(self, width: int, heads: int, rows: int) -> None:
@@ -55,14 +55,14 @@ class VitAttention(nn.Module):
             self.register_buffer(name, None, persistent=False)
 
     def tables(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """For rows (h,1,C,h) and for columns (w,C,w), C the width of a head; unit vectors of the cells (h,w,1,h+w)."""
+        """Return tables of rows (h,1,C,h) and columns (w,C,w), C the width of a head, and unit vectors (h,w,1,h+w)."""
         y, x = (relative_table(t, n).transpose(1, 2) for t, n in ((self.rel_pos_h, height), (self.rel_pos_w, width)))
         rows, columns = (torch.eye(n, device=y.device) for n in (height, width))
         cells = torch.cat((rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)), -1)
         return y[:, None], x, cells[:, :, None]
 
     def freeze(self, side: int) -> None:
-        """Compute the tables once, for square grids of this side."""
+        """Store the tables for square grids of this side as constants."""
         self.table_y, self.table_x, self.cells = (t.detach().contiguous() for t in self.tables(side, side))
 
     def forward(self, x_bhwd: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class VitAttention(nn.Module):
         table_y, table_x, cells = (self.table_y, self.table_x, self.cells) if frozen else self.tables(height, width)
         q, k, v = self.qkv(x_bhwd).chunk(3, -1)
         q, k = (x.unflatten(3, (self.heads, -1)) for x in (q, k))
-        # no reshape around these products: onnxscript's optimizer takes them for broadcasts and swaps rows and columns
+        # no reshape around these products: onnxscript's optimizer mistakes them for broadcasts and swaps the axes
         bias = torch.cat((q @ table_y, q @ table_x), -1)
         longer = q.shape[-1] + height + width
         # `attend` divides by the root of the longer width
@@ -82,7 +82,7 @@ class VitAttention(nn.Module):
 
 
 class VitBlock(nn.Module):
-    """Pre-norm block. Windows are padded after the norm, so padding is a key like any other."""
+    """Pre-norm block. Windows are padded after the norm, so padding takes part as keys."""
 
     def __init__(self, config: VitConfig, window: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class VitBlock(nn.Module):
 
 
 class Vit(nn.Module):
-    """Patch embedding, blocks and neck; whoever owns it decides what runs between the blocks."""
+    """Patch embedding, blocks and neck; the adapter runs them in parts."""
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
@@ -123,21 +123,21 @@ class Vit(nn.Module):
         )
 
     def positions(self, side: int) -> Tensor:
-        """Position table for a grid of `side` (1,side,side,D): bilinear, as ReferSAM does it (not SAM's bicubic)."""
+        """Resize the position table to (1,side,side,D): bilinear, as in ReferSAM (SAM resizes bicubic)."""
         table = self.pos_embed.permute(0, 3, 1, 2)
         return F.interpolate(table, size=(side, side), mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
 
     def embed(self, pixels_b3ii: Tensor) -> Tensor:
-        """(B,3,I,I) -> (B,I/16,I/16,D), without positions."""
+        """Embed pixels (B,3,I,I) as patches (B,I/16,I/16,D), without positions."""
         return self.patch_embed.proj(pixels_b3ii).permute(0, 2, 3, 1)
 
     def run(self, first: int, last: int, x_bhwd: Tensor) -> Tensor:
-        """Blocks first..last-1."""
+        """Apply blocks first..last-1."""
         for block in self.blocks[first:last]:
             x_bhwd = block(x_bhwd)
         return x_bhwd
 
     def freeze(self, side: int) -> None:
-        """Fix the grid: relative positions become constants."""
+        """Store relative positions for grids of this side as constants."""
         for block in self.blocks:
             block.attn.freeze(block.window or side)

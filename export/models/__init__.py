@@ -1,1 +1,1 @@
-"""Whole networks in plain torch."""
+"""Configurations and whole networks in plain torch."""

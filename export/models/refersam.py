@@ -1,7 +1,7 @@
 """ReferSAM: referring image segmentation on SAM (IEEE TCSVT 2024, 10.1109/TCSVT.2024.3524543).
 
-`ReferSam` is the whole network and what every graph is compared with; `stages` cuts it in three. The official code
-publishes the model only: size, preprocessing and tokens follow CARIS, the predecessor by the same authors.
+`ReferSam` is the whole network, the reference of every graph. The official code publishes the model only: image size,
+preprocessing and token length follow CARIS, the predecessor by the same authors.
 """
 
 from __future__ import annotations
@@ -17,41 +17,40 @@ from ..layers.text_towers import TOWERS, TowerConfig
 from ..layers.vit import VitConfig
 from ..stages.prompt_encoder import PromptEncoder
 from ..stages.refersam import FuseStage
-from ..stages.refersam_adapter import Adapter, AdapterConfig, Grid
+from ..stages.refersam_adapter import Adapter, Grid, ReferSamAdapterConfig
 from ..stages.refersam_decoder import SamDecoder
 
 IMAGE_SIZE = 448
-"""28 ViT cells a side: two windows of 14, and CARIS's input size."""
+"""Input size of CARIS: 28 ViT cells a side, two windows of 14."""
 
 MAX_TOKENS = 20
-"""Length that CARIS cuts sentences to, special tokens included."""
+"""Maximum tokens of a sentence in CARIS, special tokens included."""
 
+COARSEST_STRIDE = 32
+"""Stride of the pyramid's coarsest level; the input size is a multiple of it."""
 
-SUBDIVISION = 32
-"""The input size is a multiple of it: the coarsest level of the pyramid has a whole number of cells."""
-
-LARGEST = 2048
+MAX_IMAGE_SIZE = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class ReferSamConfig:
-    """Everything that sizes a ReferSAM. The weights fit any `image_size`: position tables are resized."""
+    """Sizes of a ReferSAM. The weights fit any `image_size`: position tables are resized."""
 
     image_size: int = IMAGE_SIZE
     max_tokens: int = MAX_TOKENS
     vit: VitConfig = field(default_factory=VitConfig)
     text: TowerConfig = field(default_factory=TowerConfig)
-    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    adapter: ReferSamAdapterConfig = field(default_factory=ReferSamAdapterConfig)
     decoder_heads: int = 8
     decoder_hidden: int = 2048
     decoder_depth: int = 2
     mask_channels: int = 16
 
     def __post_init__(self) -> None:
-        if self.image_size % SUBDIVISION or not SUBDIVISION <= self.image_size <= LARGEST:
+        if self.image_size % COARSEST_STRIDE or not COARSEST_STRIDE <= self.image_size <= MAX_IMAGE_SIZE:
             raise UserError(
-                f"image size {self.image_size} is not a multiple of {SUBDIVISION} in "
-                f"{SUBDIVISION}..{LARGEST}; try {IMAGE_SIZE}"
+                f"image size {self.image_size} is not a multiple of {COARSEST_STRIDE} in "
+                f"{COARSEST_STRIDE}..{MAX_IMAGE_SIZE}; try {IMAGE_SIZE}"
             )
 
 
@@ -71,15 +70,15 @@ class ReferSam(nn.Module):
         )
 
     def sentence(self, text_blo: Tensor, count_b: Tensor) -> Tensor:
-        """The token that stands for the sentence (B,out): BERT's first, CLIP's last."""
+        """Select the token that represents the sentence (B,out): the first of BERT, the last of CLIP."""
         if self.config.text.kind == "bert":
             return text_blo[:, 0]
         return text_blo[torch.arange(text_blo.shape[0], device=text_blo.device), count_b - 1]
 
     def forward(self, pixels_b3ii: Tensor, tokens_bl: Tensor, count_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One picture (1,3,I,I) and B sentences (B,L) with their lengths (B), padded on the right.
+        """Segment one image (1,3,I,I) with B sentences (B,L) of lengths `count_b`, padded on the right.
 
-        Returns logits (B,I/4,I/4), coarse logits (B,I/4,I/4) and predicted IoU (B), nothing folded.
+        Returns logits (B,I/4,I/4), coarse logits (B,I/4,I/4) and predicted IoU (B), without folds.
         """
         grid = Grid(self.vl_adapter, pixels_b3ii.shape[-1])
         mask = torch.arange(tokens_bl.shape[1], device=tokens_bl.device) < count_b[:, None]
@@ -88,7 +87,7 @@ class ReferSam(nn.Module):
 
 
 def tiny_test_config(kind: str = "bert", image_size: int = 64) -> ReferSamConfig:
-    """A toy network with every part of the real one, for tests: windows that need padding, tables that are resized."""
+    """Return sizes of a toy network with every part of the real one, for tests: padded windows, resized tables."""
     return ReferSamConfig(
         image_size=image_size,
         max_tokens=12,
@@ -105,7 +104,7 @@ def tiny_test_config(kind: str = "bert", image_size: int = 64) -> ReferSamConfig
             heads=1,
             activation="gelu" if kind == "bert" else "quick_gelu",
         ),
-        adapter=AdapterConfig(
+        adapter=ReferSamAdapterConfig(
             text_width=64,
             stem=4,
             runs=2,

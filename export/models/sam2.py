@@ -1,7 +1,7 @@
-"""SAM 2 and SAM 2.1: promptable video segmentation (Ravi et al., 2024), cut into stages.
+"""SAM 2 and SAM 2.1: promptable video segmentation (Ravi et al., 2024).
 
-The two differ in two tensors only: 2.1 gives object pointers their distance in time, and marks the memory of frames on
-which the object is absent. `stages` and `settings` take any network that holds a `sam`, a SAMWISE trained for clicks, too.
+They differ in two tensors: 2.1 gives object pointers their distance in time and marks the memory of frames on which the
+object is absent.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..layers.hiera import HieraConfig
-from ..stages.sam import Sam, SamConfig
+from .sam import Sam, SamConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Sam2Config:
-    """`sam` sizes the network; the rest is how it is scheduled."""
+    """Sizes of the network (`sam`) and of its schedule."""
 
     sam: SamConfig = field(default_factory=SamConfig)
     pointers: int = 16
-    """Object pointers reach back one frame less than this."""
+    """Maximum object pointers (max_obj_ptrs_in_encoder): they reach back one frame less."""
 
 
 class Sam2(nn.Module):
-    """A `Sam` with its schedule's numbers."""
+    """A `Sam` with the sizes of its schedule."""
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Sam2(nn.Module):
 
 
 def tiny_test_config(image_size: int = 64, pointer_positions: bool = True) -> Sam2Config:
-    """A toy network with every part of the real one, for tests: builds in milliseconds."""
+    """Return sizes of a toy network with every part of the real one, for tests."""
     hiera = HieraConfig(width=8, heads=1, blocks=(1, 2, 2, 1), windows=(4, 2, 6, 3), global_blocks=(4,), positions=3)
     return Sam2Config(
         SamConfig(

@@ -1,7 +1,7 @@
 """SAMWISE: text-driven video segmentation on SAM 2 (Cuttano et al., CVPR 2025).
 
-`Samwise` is the whole network: it loads official checkpoints by name, trains, and is what every graph is compared with.
-`stages` cuts it (see `docs/architecture.md`).
+`Samwise` is the whole network: it has the parameter names of official checkpoints, can be trained, and is the reference
+of every graph. `export.networks.samwise` splits it into stages (see `docs/architecture.md`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ..layers.hiera import HieraConfig
 from ..layers.roberta import Roberta, TextConfig
 from ..stages.conditional_memory import ConditionalMemory
 from ..stages.cross_modal_adapter import Adapter
-from ..stages.mask_decoder import MASKS, Decoded, gate
-from ..stages.sam import Sam, SamConfig
+from ..stages.mask_decoder import MASKS, MaskDecoderOutput, gate
+from .sam import Sam, SamConfig
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterConfig:
-    """Cross-modal adapters. `patches` are the sides of HSA patches at strides 8, 16, 32; all 0 without HSA."""
+class CrossModalAdapterConfig:
+    """Sizes of the cross-modal adapters. `patches` are the sides of HSA patches at strides 8, 16, 32; 0 without HSA."""
 
     width: int = 256
     heads: int = 8
@@ -31,17 +31,17 @@ class AdapterConfig:
 
 @dataclass(frozen=True, slots=True)
 class SamwiseConfig:
-    """Everything that sizes a SAMWISE. `text_stages` are the text layers done before each of the three adapters."""
+    """Sizes of a SAMWISE. `text_stages` are the numbers of text layers before each of the three adapters."""
 
     sam: SamConfig = field(default_factory=lambda: SamConfig(text_width=768))
     text: TextConfig = field(default_factory=TextConfig)
-    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    adapter: CrossModalAdapterConfig = field(default_factory=CrossModalAdapterConfig)
     text_stages: tuple[int, int, int] = (4, 8, 12)
     conditional_hidden: int = 128
     """Hidden width of the conditional memory encoder; 0 for a network without one."""
     conditional_heads: int = 8
     window: int = 8
-    """Frames that are encoded together."""
+    """Frames of a clip, which are encoded together."""
     slots: int = 6
     """Remembered frames."""
     pointers: int = 15
@@ -49,9 +49,8 @@ class SamwiseConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
-    """A clip after fusion: `embedding` (B,T,N,D), `high_res_0` (B,T,D/8,S4,S4), `high_res_1` (B,T,D/4,S8,S8), `text`
-    (B,L,W)."""
+class ClipFeatures:
+    """`embedding` (B,T,N,D), `high_res_0` (B,T,D/8,S4,S4), `high_res_1` (B,T,D/4,S8,S8) and `text` (B,L,W) of clips."""
 
     embedding: Tensor
     high_res_0: Tensor
@@ -60,16 +59,15 @@ class Clip:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """One decode. `low_res_logits` (B,S4,S4), `iou`, `score` (B), `pointer`, `early_token` (B,D); `decoded` has all
-    masks."""
+class FrameOutput:
+    """`low_res_logits` (B,S4,S4), `iou`, `score` (B), `pointer`, `early_token` (B,D); `decoded` has all masks."""
 
     low_res_logits: Tensor
     iou: Tensor
     score: Tensor
     pointer: Tensor
     early_token: Tensor
-    decoded: Decoded
+    decoded: MaskDecoderOutput
 
 
 class Samwise(nn.Module):
@@ -89,15 +87,16 @@ class Samwise(nn.Module):
 
     @property
     def tower(self) -> Roberta:
+        """The text tower."""
         return self.text_encoder.model.encoder.sentence_encoder
 
-    def encode_clip(self, pixels_bt3ii: Tensor, tokens_bl: Tensor, mask_bl: Tensor | None = None) -> Clip:
-        """Clips (B,T,3,I,I) with one sentence each (B,L). `mask_bl` is true for tokens; None: no padding."""
+    def encode_clip(self, pixels_bt3ii: Tensor, tokens_bl: Tensor, mask_bl: Tensor | None = None) -> ClipFeatures:
+        """Encode clips (B,T,3,I,I) with one sentence each (B,L). `mask_bl` is true for tokens; None: no padding."""
         frames, trunk = pixels_bt3ii.shape[1], self.sam.trunk
         finest = trunk.run(0, trunk.start(pixels_bt3ii.flatten(0, 1)))
         x, text, done = finest, self.tower.embed(tokens_bl, mask_bl), 0
         maps = [finest]
-        for stage, (adapter, last) in enumerate(zip(self.cmt_adapters, self.config.text_stages), 1):
+        for stage, (adapter, last) in enumerate(zip(self.cmt_adapters, self.config.text_stages, strict=True), 1):
             x = trunk.run(stage, x)
             text = self.tower.run(done, last, text, mask_bl)
             vision_add, text_add = adapter(x.unflatten(0, (-1, frames)), text, mask_bl)
@@ -109,20 +108,21 @@ class Samwise(nn.Module):
             for level, conv in enumerate((decoder.conv_s0, decoder.conv_s1))
         ]
         embedding = neck.embedding(maps[2], maps[3]).flatten(1, 2)
-        return Clip(*(y.unflatten(0, (-1, frames)) for y in (embedding, *fine)), text)
+        return ClipFeatures(*(y.unflatten(0, (-1, frames)) for y in (embedding, *fine)), text)
 
     def prompt(self, text_blw: Tensor, verb_b: Tensor | None = None) -> Tensor:
-        """Fused text -> decoder tokens (B,3 or 4,D). `verb_b` is the index of each sentence's verb token."""
+        """Encode fused text as decoder tokens (B,3 or 4,D). `verb_b` is the index of each sentence's verb token."""
         verb = None if verb_b is None else text_blw[torch.arange(len(text_blw), device=text_blw.device), verb_b]
         return self.sam.sam_prompt_encoder.text(text_blw[:, 0], verb)
 
     def attend_memory(
         self, embedding_bnd: Tensor, memory_bsnm: Tensor, memory_age_bs: Tensor, pointers_bpd: Tensor
     ) -> Tensor:
-        """See `Sam.attend_memory`."""
+        """Condition a map on the memory; see `Sam.attend_memory`."""
         return self.sam.attend_memory(embedding_bnd, memory_bsnm, memory_age_bs, pointers_bpd)
 
     def without_memory(self, embedding_bnd: Tensor) -> Tensor:
+        """Return the input of the mask decoder for frames without memory."""
         return self.sam.without_memory(embedding_bnd)
 
     def decode(
@@ -134,9 +134,12 @@ class Samwise(nn.Module):
         mask_bk: Tensor | None = None,
         dense_bnd: Tensor | None = None,
         masks: int = MASKS,
-    ) -> Frame:
-        """Decode frames. `mask_bk` is true for real prompt tokens, `dense_bnd` a mask prompt. In training mode the
-        logits are not gated by the object score (a gate passes no gradient); the pointer always is."""
+    ) -> FrameOutput:
+        """Decode frames. `mask_bk` is true for prompt tokens that are not padding, `dense_bnd` is a mask prompt.
+
+        In training mode the logits are not gated by the object score (a gate passes no gradient); the pointer always
+        is.
+        """
         prompts = self.sam.sam_prompt_encoder
         dense = prompts.no_mask_embed.weight[0] if dense_bnd is None else dense_bnd
         grid = prompts.pe_layer.grid(self.config.sam.side)
@@ -146,20 +149,20 @@ class Samwise(nn.Module):
         if self.config.sam.object_score:
             gated, pointer = gate(out.score, logits, pointer, self.sam.no_pointer)
             logits = logits if self.training else gated
-        return Frame(logits, out.iou[:, 0], out.score, pointer, out.early[:, 0], out)
+        return FrameOutput(logits, out.iou[:, 0], out.score, pointer, out.early[:, 0], out)
 
     def remember(self, embedding_bnd: Tensor, mask_logits_bhw: Tensor) -> Tensor:
-        """Map before memory attention and mask logits of any size -> memory slot (B,N,M)."""
+        """Encode a map before memory attention and mask logits of any size as a memory slot (B,N,M)."""
         mask = upsample(mask_logits_bhw, self.config.sam.image_size).sigmoid()
         return self.sam.memory_encoder(embedding_bnd, mask)
 
     def decide(self, pointer_bd: Tensor, early_bd: Tensor) -> Tensor:
-        """Conditional memory logits (B,2): (stay, switch)."""
+        """Return the logits of the conditional memory encoder (B,2): (stay, switch)."""
         return self.conditional_memory_encoder(pointer_bd, early_bd)
 
 
 def tiny_test_config(image_size: int = 64, motion: bool = False) -> SamwiseConfig:
-    """A toy network with every part of the real one, for tests: builds in milliseconds."""
+    """Return sizes of a toy network with every part of the real one, for tests."""
     hiera = HieraConfig(width=8, heads=1, blocks=(1, 2, 2, 1), windows=(4, 2, 6, 2), global_blocks=(4,), positions=3)
     sam = SamConfig(
         image_size=image_size,
@@ -180,7 +183,7 @@ def tiny_test_config(image_size: int = 64, motion: bool = False) -> SamwiseConfi
     return SamwiseConfig(
         sam=sam,
         text=text,
-        adapter=AdapterConfig(width=16, heads=2, patches=(4, 2, 1)),
+        adapter=CrossModalAdapterConfig(width=16, heads=2, patches=(4, 2, 1)),
         text_stages=(1, 2, 3),
         conditional_hidden=16,
         conditional_heads=4,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..layers.common import upsample
-from ..models.samwise import Frame, Samwise
+from ..models.samwise import FrameOutput, Samwise
 from ..stages.conditional_memory import reweight
-from ..stages.mask_decoder import NO_OBJECT
+from ..stages.mask_decoder import NO_OBJECT_LOGIT
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CONDITIONING = 6
@@ -106,7 +106,7 @@ def nothing(model: Samwise, objects: int) -> Tensor:
     return model.sam.sam_prompt_encoder.not_a_point_embed.weight.expand(objects, 2, -1)
 
 
-def decode_without_memory(model: Samwise, clip: EncodedClip) -> Frame:
+def decode_without_memory(model: Samwise, clip: EncodedClip) -> FrameOutput:
     """All frames of all objects decoded at once without memory: (O*T, ...)."""
     x = model.without_memory(clip.embedding.flatten(0, 1))
     return model.decode(x, clip.sparse.flatten(0, 1), clip.fine_0.flatten(0, 1), clip.fine_1.flatten(0, 1), masks=1)
@@ -173,7 +173,7 @@ def track(
         out.append(frame)
         if t + 1 == frames or not policy.memory:
             continue
-        logits = torch.where(frame.score[:, None, None] > 0, frame.low_res_logits, NO_OBJECT).detach().float()
+        logits = torch.where(frame.score[:, None, None] > 0, frame.low_res_logits, NO_OBJECT_LOGIT).detach().float()
         remembered = logits
         if policy.conditional and t >= policy.first:
             if policy.decide_all:
@@ -189,7 +189,9 @@ def track(
                     masks=1,
                 )
                 decision = model.decide(frame.pointer.detach(), again.early_token.detach())
-                other = torch.where(again.score[:, None, None] > 0, again.low_res_logits, NO_OBJECT).detach().float()
+                other = (
+                    torch.where(again.score[:, None, None] > 0, again.low_res_logits, NO_OBJECT_LOGIT).detach().float()
+                )
                 decisions.append((t, decision, other))
             if not policy.decide_all:
                 switched = due & (decision[:, 1] > decision[:, 0])
@@ -217,7 +219,7 @@ def track(
     return result
 
 
-def _follow(model: Samwise, frame: Frame, token: int) -> Frame:
+def _follow(model: Samwise, frame: FrameOutput, token: int) -> FrameOutput:
     """The same decode, with the mask and pointer of another mask token."""
     decoded = frame.decoded
     pointer = model.sam.obj_ptr_proj(decoded.tokens[:, token])

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..layers.hiera import HieraConfig
 from ..layers.roberta import TextConfig
-from ..models.samwise import AdapterConfig, SamwiseConfig
-from ..stages.sam import SamConfig
+from ..models.sam import SamConfig
+from ..models.samwise import CrossModalAdapterConfig, SamwiseConfig
 from .dataset import PIXELS
 from .tokenizer import MAX_TOKENS, VOCABULARY
 
@@ -49,7 +49,7 @@ def _small() -> SamwiseConfig:
     return SamwiseConfig(
         sam=sam,
         text=text,
-        adapter=AdapterConfig(width=96, heads=3, patches=(4, 8, 4)),
+        adapter=CrossModalAdapterConfig(width=96, heads=3, patches=(4, 8, 4)),
         text_stages=(1, 2, 3),
         conditional_hidden=64,
         conditional_heads=4,
@@ -77,7 +77,7 @@ def _large() -> SamwiseConfig:
     return SamwiseConfig(
         sam=sam,
         text=text,
-        adapter=AdapterConfig(width=128, heads=4, patches=(8, 8, 8)),
+        adapter=CrossModalAdapterConfig(width=128, heads=4, patches=(8, 8, 8)),
         text_stages=(2, 4, 6),
         conditional_hidden=64,
         conditional_heads=4,
@@ -97,7 +97,7 @@ def from_dict(data: dict[str, Any]) -> SamwiseConfig:
     return SamwiseConfig(
         sam=SamConfig(hiera=hiera, **_tuples(sam)),
         text=TextConfig(**data.pop("text")),
-        adapter=AdapterConfig(**_tuples(data.pop("adapter"))),
+        adapter=CrossModalAdapterConfig(**_tuples(data.pop("adapter"))),
         **_tuples(data),
     )
 

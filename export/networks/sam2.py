@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from runtime.bundle.manifest import TensorSpec
 
 from ..checkpoints.sam2 import sam2
+from ..models.sam import Sam
 from ..models.sam2 import Sam2, Sam2Config
 from ..stage import Form, Stage, stage, tensor
 from ..stages.image_encoder import ImageEncoderStage
-from ..stages.mask_decoder import NO_OBJECT
+from ..stages.mask_decoder import NO_OBJECT_LOGIT
 from ..stages.memory_attention import MemoryAttentionStage
 from ..stages.memory_encoder import PromptMemoryStage
 from ..stages.prompt_decoder import MaskPromptStage, PromptDecoderStage, PromptEncoderStage
-from ..stages.sam import Sam
 from ..verify.references import sam2_clip
 
 BATCH = 16
@@ -67,7 +67,7 @@ def settings(model: Any) -> dict[str, Any]:
         "std": [0.229, 0.224, 0.225],
         "memory": {"num_maskmem": config.sam.ages, "max_obj_ptrs": pointers},
         "resample": {"video": "bicubic", "image": "float"},
-        "no_object_logit": NO_OBJECT,
+        "no_object_logit": NO_OBJECT_LOGIT,
     }
     return {"sam2": own}
 

@@ -19,7 +19,7 @@ from ..stage import Form, Stage, stage, tensor
 from ..stages.conditional_memory import ConditionalMemoryStage
 from ..stages.cross_modal_adapter import AdapterStage
 from ..stages.hiera import FirstHiera, NextHiera
-from ..stages.mask_decoder import NO_OBJECT, MaskDecoderStage
+from ..stages.mask_decoder import NO_OBJECT_LOGIT, MaskDecoderStage
 from ..stages.memory_attention import MemoryAttentionStage
 from ..stages.memory_encoder import MemoryEncoderStage
 from ..stages.neck import NeckStage
@@ -241,7 +241,7 @@ def settings(model: Samwise) -> dict[str, Any]:
         "memory": {"num_maskmem": c.slots + 1, "max_obj_ptrs": c.pointers + 1},
         "conditional_memory": {"first": 5, "every": 3} if c.conditional_hidden else None,
         "text": {"max_tokens": c.text.max_tokens, "vocabulary": c.text.vocabulary, "motion": c.sam.motion},
-        "no_object_logit": NO_OBJECT,
+        "no_object_logit": NO_OBJECT_LOGIT,
     }
     return {"samwise": own}
 

@@ -1,8 +1,8 @@
-"""What stands around a kernel: stages cut where `kernels/` takes over. Exact algebra, the same weights.
+"""Subgraphs before and after the attention kernels of `kernels/`: exact algebra on the weights of the whole stages.
 
-The kernel of memory attention takes unrotated queries and the memory as it lies in the ring; it projects and rotates
-keys itself and returns the mean of the 64-wide memory, so value and output projection follow as one matrix.
-The kernel of hierarchical selective attention does everything from the positions to the residual.
+The kernel of memory attention takes unrotated queries and the memory as it is stored; it projects and rotates the keys
+and returns the mean of the 64-wide memory, so value and output projection follow as one matrix. The kernel of
+hierarchical selective attention computes everything from adding positions to adding the residual.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from .cross_modal_adapter import AdapterStage
 from .memory_attention import FoldedMemoryLayer, MemoryAttention, MemoryLayer
 
 
-class Queries(nn.Module):
-    """A layer up to its cross-attention: (B,N,D) -> residual (B,N,D), queries (B,N,D), channels in pairs, unrotated."""
+class PreAttention(nn.Module):
+    """Self-attention of a layer and queries of its cross-attention: channels in pairs, unrotated."""
 
     def __init__(self, layer: MemoryLayer, attention: MemoryAttention) -> None:
         super().__init__()
@@ -26,15 +26,16 @@ class Queries(nn.Module):
         self.register_buffer("cos", attention.cos)
         self.register_buffer("sin", attention.sin)
 
-    def own(self, x_bnd: Tensor) -> Tensor:
-        return self.folded.own(x_bnd, self.cos, self.sin)
+    def self_attention(self, x_bnd: Tensor) -> Tensor:
+        return self.folded.self_attention(x_bnd, self.cos, self.sin)
 
-    def asked(self, x_bnd: Tensor) -> tuple[Tensor, Tensor]:
+    def project_queries(self, x_bnd: Tensor) -> tuple[Tensor, Tensor]:
+        """Return residual and queries (B,N,D)."""
         return x_bnd, self.q(self.folded.norm2(x_bnd))
 
 
-class Answer(nn.Module):
-    """A layer after its cross-attention: residual (B,N,D), attended memory (B,N,M) -> (B,N,D)."""
+class PostAttention(nn.Module):
+    """Rest of a layer after its cross-attention: residual (B,N,D), attended memory (B,N,M) -> (B,N,D)."""
 
     def __init__(self, layer: MemoryLayer) -> None:
         super().__init__()
@@ -51,41 +52,41 @@ class FirstPart(nn.Module):
 
     def __init__(self, attention: MemoryAttention) -> None:
         super().__init__()
-        self.queries = Queries(attention.layers[0], attention)
+        self.pre = PreAttention(attention.layers[0], attention)
         self.register_buffer("grid", attention.grid)
 
     def forward(self, embedding: Tensor, map_index: Tensor, memory_age: Tensor) -> tuple[Tensor, ...]:
-        # as in the whole stage: the first self-attention sees nothing of the memory and runs once per map
-        x = self.queries.own(embedding + self.grid)[map_index]
-        return *self.queries.asked(x), memory_age.to(torch.int32)
+        # the first self-attention does not depend on the memory and runs once per map, as in the whole stage
+        x = self.pre.self_attention(embedding + self.grid)[map_index]
+        return *self.pre.project_queries(x), memory_age.to(torch.int32)
 
 
 class NextPart(nn.Module):
-    """The end of one layer and the beginning of the next: residual, attended -> residual, queries."""
+    """End of one layer and beginning of the next: residual, attended -> residual, queries."""
 
     def __init__(self, attention: MemoryAttention, index: int) -> None:
         super().__init__()
-        self.answer = Answer(attention.layers[index - 1])
-        self.queries = Queries(attention.layers[index], attention)
+        self.post = PostAttention(attention.layers[index - 1])
+        self.pre = PreAttention(attention.layers[index], attention)
 
     def forward(self, residual: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-        return self.queries.asked(self.queries.own(self.answer(residual, attended)))
+        return self.pre.project_queries(self.pre.self_attention(self.post(residual, attended)))
 
 
 class LastPart(nn.Module):
-    """The end of the last layer: residual, attended -> conditioned (B,N,D)."""
+    """End of the last layer: residual, attended -> conditioned (B,N,D)."""
 
     def __init__(self, attention: MemoryAttention) -> None:
         super().__init__()
-        self.answer, self.norm = Answer(attention.layers[-1]), attention.norm
+        self.post, self.norm = PostAttention(attention.layers[-1]), attention.norm
 
     def forward(self, residual: Tensor, attended: Tensor) -> tuple[Tensor]:
-        return (self.norm(self.answer(residual, attended)),)
+        return (self.norm(self.post(residual, attended)),)
 
 
 def memory_constants(attention: MemoryAttention, ages: Tensor) -> dict[str, np.ndarray]:
-    """Arguments of the kernel that do not change, named as in `kernels/reference.py`; those of layer i end in `_i`."""
-    found = {
+    """Return the constant arguments of the kernel, named as in `kernels/reference.py`; those of layer i end in `_i`."""
+    constants = {
         "position": attention.memory_grid,
         "temporal": ages.detach().flatten(1),
         "cosine": attention.cos,
@@ -93,12 +94,12 @@ def memory_constants(attention: MemoryAttention, ages: Tensor) -> dict[str, np.n
     }
     for i, layer in enumerate(attention.layers):
         key = layer.cross_attn_image.k_proj
-        found |= {f"key_weight_{i}": key.weight, f"key_bias_{i}": key.bias}
-    return _arrays(found)
+        constants |= {f"key_weight_{i}": key.weight, f"key_bias_{i}": key.bias}
+    return _arrays(constants)
 
 
 class AdapterDown(nn.Module):
-    """vision (T,h,w,V) -> narrow (T,h,w,C): what hierarchical selective attention looks at."""
+    """vision (T,h,w,V) -> narrow (T,h,w,C), the input of hierarchical selective attention."""
 
     def __init__(self, stage: AdapterStage) -> None:
         super().__init__()
@@ -109,7 +110,7 @@ class AdapterDown(nn.Module):
 
 
 class AdapterUp(nn.Module):
-    """vision, text, narrow and selected (T,h,w,C), narrow with its attention added -> both, adapted."""
+    """vision, text, narrow (T,h,w,C), selected (narrow with its attention added) -> vision and text, adapted."""
 
     def __init__(self, stage: AdapterStage) -> None:
         super().__init__()
@@ -125,20 +126,19 @@ class AdapterUp(nn.Module):
 
 
 def window_constants(stage: AdapterStage) -> dict[str, np.ndarray]:
-    """Arguments of the kernel that do not change, named as in `kernels/reference.py`. Folding left keys and values
-    without a bias."""
-    own: FoldedAttention = stage.attention
-    zero = torch.zeros(len(own.k.weight))
-    weight, bias = torch.cat((own.q.weight, own.k.weight, own.v.weight)), torch.cat((own.q.bias, zero, zero))
+    """Return the constant arguments of the kernel, named as in `kernels/reference.py`."""
+    attention: FoldedAttention = stage.attention
+    zero = torch.zeros(len(attention.k.weight))  # folded keys and values have no bias
+    weight = torch.cat((attention.q.weight, attention.k.weight, attention.v.weight))
     return _arrays(
         {
-            "position": stage.places,
+            "position": stage.positions,
             "norm_weight": stage.norm.weight,
             "norm_bias": stage.norm.bias,
             "qkv_weight": weight,
-            "qkv_bias": bias,
-            "out_weight": own.out.weight,
-            "out_bias": own.out.bias,
+            "qkv_bias": torch.cat((attention.q.bias, zero, zero)),
+            "out_weight": attention.out.weight,
+            "out_bias": attention.out.bias,
         }
     )
 

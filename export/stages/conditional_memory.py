@@ -1,6 +1,7 @@
-"""Conditional memory encoder: does the object that memory follows still fit the sentence?
+"""Conditional memory encoder (CME): detects that the tracked object no longer fits the sentence.
 
-If not, what goes into memory is pulled toward the memory-less mask; the answer of the frame itself stays as it is.
+In that case the mask to be remembered is moved toward the mask that is predicted without memory; the result of the
+frame itself does not change.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from ..layers.common import upsample
 
 
 class DecisionBlock(nn.Module):
-    """Post-norm transformer block. The checkpoint holds three norms, the middle one is never applied."""
+    """Post-norm transformer block. The checkpoint has three norms, of which the second is never applied."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -28,7 +29,7 @@ class DecisionBlock(nn.Module):
 
 
 class ConditionalMemory(nn.Module):
-    """The trainable module: two tokens -> two logits, (stay, switch)."""
+    """Trainable module: two tokens -> two logits, (stay, switch)."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -37,13 +38,13 @@ class ConditionalMemory(nn.Module):
         self.decision_class_head = nn.Linear(width, 2)
 
     def forward(self, pointer_bd: Tensor, early_bd: Tensor) -> Tensor:
-        """Pointer of the decode with memory, early token of the one without -> (B,2)."""
+        """Classify the pointer of the decode with memory and the early token of the one without: (B,2)."""
         token = self.decision_token.weight.expand(pointer_bd.shape[0], -1)
         return self.decision_class_head(self.transformerBlock(torch.stack((token, pointer_bd, early_bd), 1))[:, 0])
 
 
 def reweight(logits_bhw: Tensor, memoryless_bhw: Tensor, switched_b: Tensor) -> Tensor:
-    """Where an object switched and the memory-less decode sees it: ten times the memory-less logit."""
+    """Return ten times the memory-less logits where an object switched and they are positive, else `logits_bhw`."""
     take = switched_b[:, None, None] & (memoryless_bhw > 0)
     return torch.where(take, 10 * memoryless_bhw, logits_bhw)
 

@@ -1,7 +1,7 @@
-"""Cross-modal temporal adapter: lets a clip's maps and a sentence change each other.
+"""Cross-modal temporal adapter (SAMWISE, CVPR 2025): exchanges information between a clip's maps and a sentence.
 
-Source: SAMWISE (CVPR 2025). Hierarchical selective attention (HSA) looks along time inside one patch of the picture;
-then pixels attend to words and words to pixels, each multiplying (not adding to) its query.
+Hierarchical selective attention (HSA) attends along time inside one patch of the image; then pixels attend to words and
+words to pixels, each multiplied with (not added to) its query.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ..layers.positions import sine_steps
 
 
 def to_patches(x_bthwc: Tensor, side: int) -> Tensor:
-    """(B,T,H,W,C) -> (B*patches, T, side*side, C): one sequence per patch, frame-major, row-major inside."""
+    """Partition (B,T,H,W,C) into patches (B*patches,T,side*side,C), frame-major, row-major inside."""
     b, t, h, w, c = x_bthwc.shape
     x = x_bthwc.reshape(b, t, h // side, side, w // side, side, c).permute(0, 2, 4, 1, 3, 5, 6)
     return x.reshape(b * (h // side) * (w // side), t, side * side, c)
 
 
 def from_patches(x: Tensor, side: int, height: int, width: int) -> Tensor:
-    """Inverse of `to_patches`, with B and T merged: (B*patches, T*side*side, C) -> (B,T,H,W,C)."""
+    """Undo `to_patches` for sequences (B*patches,T*side*side,C) -> (B,T,H,W,C)."""
     rows, columns, c = height // side, width // side, x.shape[-1]
     frames = x.shape[1] // (side * side)
     x = x.reshape(-1, rows, columns, frames, side, side, c).permute(0, 3, 1, 4, 2, 5, 6)
@@ -52,7 +52,7 @@ class SelectiveAttention(nn.Module):
 
 
 class Adapter(nn.Module):
-    """The trainable module. `patch` is the side of an HSA patch, 0 for an adapter without HSA."""
+    """Trainable module. `patch` is the side of an HSA patch, 0 for an adapter without HSA."""
 
     def __init__(self, vision_width: int, text_width: int, width: int, heads: int, patch: int) -> None:
         super().__init__()
@@ -72,17 +72,17 @@ class Adapter(nn.Module):
             nn.init.trunc_normal_(self.spatial_pos_embed, std=0.02)
 
     def patch_tokens(self, x_bthwc: Tensor) -> Tensor:
-        """Input of HSA: (B,T,H,W,C) -> (B*patches, T*side*side, C) with positions, normed."""
+        """Return the input of HSA: (B,T,H,W,C) -> (B*patches,T*side*side,C) with positions, normed."""
         x = to_patches(x_bthwc, self.patch)
         time = sine_steps(x_bthwc[0, :, 0, 0, 0], x.shape[-1])
         return self.norm_pre_HSA(x + time[:, None] + self.spatial_pos_embed[0, 0, 0]).flatten(1, 2)
 
     def selective(self, x_bthwc: Tensor) -> Tensor:
-        """The HSA branch, back on the grid."""
+        """Apply the HSA branch to maps (B,T,H,W,C)."""
         return from_patches(self.hsa(self.patch_tokens(x_bthwc)), self.patch, *x_bthwc.shape[2:4])
 
     def forward(self, vision_bthwc: Tensor, text_blw: Tensor, mask_bl: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What to add to the maps (B,T,H,W,C) and to the sentence (B,L,W)."""
+        """Return the residuals of the maps (B,T,H,W,C) and of the sentence (B,L,W)."""
         frames = vision_bthwc.shape[1]
         x = self.proj_vis_down(vision_bthwc.flatten(0, 1)).unflatten(0, (-1, frames))
         t = self.proj_text_down(text_blw)
@@ -109,18 +109,18 @@ class AdapterStage(nn.Module):
         v2t, t2v = adapter.ca_V2T.multihead_attn, adapter.ca_T2V.multihead_attn
         self.v2t, self.t2v = _folded(v2t, v2t.out_proj), _folded(t2v, t2v.out_proj)
         if adapter.patch:
-            own = adapter.hsa.self_attn
+            attention = adapter.hsa.self_attn
             self.norm = adapter.norm_pre_HSA
-            self.attention = _folded(own, compose(own.out_proj, adapter.hsa.linear))
-            self.register_buffer("places", adapter.spatial_pos_embed.detach()[0, 0, 0].clone())
+            self.attention = _folded(attention, compose(attention.out_proj, adapter.hsa.linear))
+            self.register_buffer("positions", adapter.spatial_pos_embed.detach()[0, 0, 0].clone())
 
     def selective(self, x_thwc: Tensor) -> Tensor:
         x = to_patches(x_thwc[None], self.patch)
         time = sine_steps(x_thwc, x.shape[-1])
-        x = self.norm(x + time[:, None] + self.places).flatten(1, 2)
-        # one piece of all patches would be 2 GB of scores for a clip of 8 at stride 8
-        pieces = max(n for n in (1, 2, 4, 8, 16) if x.shape[0] % n == 0)
-        return from_patches(self.attention(x, x, (0, pieces)), self.patch, *x_thwc.shape[1:3])[0]
+        x = self.norm(x + time[:, None] + self.positions).flatten(1, 2)
+        # all patches at once need 2 GB of scores for a clip of 8 frames at stride 8
+        num_chunks = max(n for n in (1, 2, 4, 8, 16) if x.shape[0] % n == 0)
+        return from_patches(self.attention(x, x, (0, num_chunks)), self.patch, *x_thwc.shape[1:3])[0]
 
     def forward(self, vision: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         x = self.down(vision).relu()

@@ -1,8 +1,8 @@
-"""Trunk stages between two fusions.
+"""Trunk stages between two cross-modal adapters.
 
-`hiera_0` covers the first two trunk stages, because no sentence enters before stride 8; it is shared by all prompts.
-The stride-4 fine map of the decoder is a linear image of trunk stage 0 alone, so it leaves here: the lateral
-convolution of the neck and the decoder's `conv_s0` become one matrix.
+`hiera_0` covers the first two trunk stages and is shared by all prompts, because text enters at stride 8. The decoder's
+stride-4 map is a linear function of trunk stage 0, so `hiera_0` returns it: the lateral convolution of the neck and the
+decoder's `conv_s0` become one matrix.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from math import lcm
 import torch
 from torch import Tensor, nn
 
-from ..layers.attention import for_processors
+from ..layers.attention import targets_cpu
 from ..layers.common import Pointwise
 from ..layers.fold import FoldedAttention, compose
 from ..layers.hiera import Hiera, HieraBlock, attend_map, from_windows, pool, to_windows
 
 
 class FoldedBlock(nn.Module):
-    """`HieraBlock` for export: projects the map first and cuts windows afterwards, so that padding is never projected.
+    """`HieraBlock` for export: projects the map before the partition into windows, so padding is not projected.
 
-    Padding of the normed map has zero keys and values, thanks to `FoldedAttention`; its queries are thrown away.
+    Padding of the normed map has zero keys and values, thanks to `FoldedAttention`; its queries are discarded.
     """
 
     def __init__(self, block: HieraBlock) -> None:
@@ -48,26 +48,28 @@ class FoldedBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def folded(trunk: Hiera, stage: int) -> nn.Sequential:
-    """The blocks of a stage, each folded."""
+def folded_blocks(trunk: Hiera, stage: int) -> nn.Sequential:
+    """Return the blocks of a stage, each folded."""
     return nn.Sequential(*(FoldedBlock(block) for block in trunk.stage_blocks(stage)))
 
 
-BAND = 4096
-"""Patches in a band, 96 to 144 channels wide: what two trunk stages make of them stays in a processor's cache."""
+TILE_PATCHES = 4096
+"""Patches (96 to 144 channels) whose activations in the first two trunk stages stay in a CPU's cache."""
 
 
-def bands(trunk: Hiera, side: int) -> int:
-    """Into how many bands of rows a map of `side` x `side` patches may be cut for the first two trunk stages.
+def row_tiles(trunk: Hiera, side: int) -> int:
+    """Return the number of tiles of rows into which the first two trunk stages split a map of `side` x `side` patches.
 
-    Windows see nothing of each other, so whole windows in every block make the result the same to the last bit.
+    Windows are independent of each other, so tiles of whole windows in every block give a bit-equal result.
     """
     rows = [
         block.window * (1 if stage == 0 or block.pool else 2) for stage in (0, 1) for block in trunk.stage_blocks(stage)
     ]
-    if 0 in rows:  # a block that looks at the whole map
+    if 0 in rows:  # a block with global attention
         return 1
-    return next((n for n in range(side * side // BAND, 1, -1) if side % n == 0 and side // n % lcm(*rows) == 0), 1)
+    return next(
+        (n for n in range(side * side // TILE_PATCHES, 1, -1) if side % n == 0 and side // n % lcm(*rows) == 0), 1
+    )
 
 
 class FirstHiera(nn.Module):
@@ -76,20 +78,21 @@ class FirstHiera(nn.Module):
     def __init__(self, trunk: Hiera, lateral: Pointwise, conv_s0: Pointwise, image_size: int) -> None:
         super().__init__()
         self.patches = trunk.patch_embed.proj
-        self.stage_0, self.stage_1 = folded(trunk, 0), folded(trunk, 1)
+        self.stage_0, self.stage_1 = folded_blocks(trunk, 0), folded_blocks(trunk, 1)
         self.fine = compose(lateral, conv_s0)
         self.register_buffer("positions", trunk.positions(image_size // 4).detach().clone())
-        self.bands = bands(trunk, image_size // 4)
+        self.row_tiles = row_tiles(trunk, image_size // 4)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         x = self.patches(pixels).permute(0, 2, 3, 1) + self.positions
-        if self.bands > 1 and for_processors():
-            vision, fine = (torch.cat(parts, 1) for parts in zip(*map(self._band, x.chunk(self.bands, 1))))
+        if self.row_tiles > 1 and targets_cpu():
+            tiles = [self._stages(tile) for tile in x.chunk(self.row_tiles, 1)]
+            vision, fine = (torch.cat(maps, 1) for maps in zip(*tiles, strict=True))
         else:
-            vision, fine = self._band(x)
+            vision, fine = self._stages(x)
         return vision, fine.permute(0, 3, 1, 2).contiguous()
 
-    def _band(self, x_bhwc: Tensor) -> tuple[Tensor, Tensor]:
+    def _stages(self, x_bhwc: Tensor) -> tuple[Tensor, Tensor]:
         x_bhwc = self.stage_0(x_bhwc)
         return self.stage_1(x_bhwc), self.fine(x_bhwc)
 
@@ -99,7 +102,7 @@ class NextHiera(nn.Module):
 
     def __init__(self, trunk: Hiera, stage: int) -> None:
         super().__init__()
-        self.blocks = folded(trunk, stage)
+        self.blocks = folded_blocks(trunk, stage)
 
     def forward(self, vision: Tensor) -> tuple[Tensor]:
         return (self.blocks(vision),)

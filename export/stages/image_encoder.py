@@ -1,4 +1,4 @@
-"""Picture to maps where nothing is fused into the trunk: Hiera, the feature pyramid, the decoder's fine maps."""
+"""Image encoder of SAM 2: Hiera trunk, feature pyramid and the decoder's fine maps."""
 
 from __future__ import annotations
 

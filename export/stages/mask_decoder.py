@@ -1,4 +1,4 @@
-"""Mask decoder: SAM's two-way transformer between prompt tokens and the image map."""
+"""Mask decoder of SAM: two-way transformer between prompt tokens and the image map."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from ..layers.common import MLP, LayerNorm2d, Pointwise
 from .prompt_encoder import PromptEncoder
 
 MASKS = 4
-"""Mask tokens of a SAM decoder: one for a clear prompt, three for an ambiguous one."""
+"""Mask tokens of a SAM decoder: one for unambiguous prompts, three for ambiguous ones."""
 
-NO_OBJECT = -1024.0
-"""Mask logit everywhere when the object is not in the picture."""
+NO_OBJECT_LOGIT = -1024.0
+"""Mask logit of every pixel when the object is absent."""
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
-    """All that a decoder says: `logits` (B,n,S4,S4), `iou` (B,4) in 0..1, `score` (B) logit, `tokens` and `early`
-    (B,4,D)."""
+class MaskDecoderOutput:
+    """`logits` (B,n,S4,S4), `iou` (B,4) in 0..1, `score` (B) logit, `tokens` and `early` (B,4,D).
+
+    `early` are the mask tokens after the first block of the transformer.
+    """
 
     logits: Tensor
     iou: Tensor
@@ -42,20 +44,23 @@ class TwoWayBlock(nn.Module):
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(width) for _ in range(4))
 
     def forward(
-        self, x_bkd: Tensor, image_bnd: Tensor, places_bkd: Tensor, grid_nd: Tensor, mask_bk: Tensor | None
+        self, x_bkd: Tensor, image_bnd: Tensor, query_pe_bkd: Tensor, grid_nd: Tensor, mask_bk: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """`places_bkd` are the tokens as they came in, `grid_nd` the map's positions; both are added to q and k
-        only."""
+        """Update tokens (B,K,D) and image (B,N,D).
+
+        `query_pe_bkd` are the tokens before the first block, `grid_nd` the positions of the map; both are added to
+        queries and keys only.
+        """
         if self.first:
             x_bkd = self.self_attn(x_bkd, x_bkd, x_bkd, mask_bk)
         else:
-            q = x_bkd + places_bkd
+            q = x_bkd + query_pe_bkd
             x_bkd = x_bkd + self.self_attn(q, q, x_bkd, mask_bk)
         x_bkd = self.norm1(x_bkd)
-        placed = image_bnd + grid_nd
-        x_bkd = self.norm2(x_bkd + self.cross_attn_token_to_image(x_bkd + places_bkd, placed, image_bnd))
+        image_with_pe = image_bnd + grid_nd
+        x_bkd = self.norm2(x_bkd + self.cross_attn_token_to_image(x_bkd + query_pe_bkd, image_with_pe, image_bnd))
         x_bkd = self.norm3(x_bkd + self.mlp(x_bkd))
-        image_bnd = image_bnd + self.cross_attn_image_to_token(placed, x_bkd + places_bkd, x_bkd, mask_bk)
+        image_bnd = image_bnd + self.cross_attn_image_to_token(image_with_pe, x_bkd + query_pe_bkd, x_bkd, mask_bk)
         return x_bkd, self.norm4(image_bnd)
 
 
@@ -69,7 +74,7 @@ class TwoWayTransformer(nn.Module):
     def forward(
         self, tokens_bkd: Tensor, image_bnd: Tensor, grid_nd: Tensor, mask_bk: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, image, and the tokens as the first block leaves them."""
+        """Return tokens, image, and the tokens after the first block."""
         x, early = tokens_bkd, tokens_bkd
         for layer in self.layers:
             x, image_bnd = layer(x, image_bnd, tokens_bkd, grid_nd, mask_bk)
@@ -79,7 +84,7 @@ class TwoWayTransformer(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """The trainable module. Without `object_score` the object always counts as present (score 10)."""
+    """Trainable module. Without `object_score` the object always counts as present (score 10)."""
 
     def __init__(
         self, width: int, heads: int, hidden: int, depth: int, iou_hidden: int, object_score: bool = True
@@ -105,7 +110,7 @@ class MaskDecoder(nn.Module):
             self.pred_obj_score_head = MLP(width, width, 1, 3)
 
     def upscale(self, image_bnd: Tensor, high_res_0: Tensor, high_res_1: Tensor) -> Tensor:
-        """Image tokens and the fine maps -> (B,D/8,S4,S4)."""
+        """Upsample image tokens (B,N,D) and add the fine maps: (B,D/8,S4,S4)."""
         up_1, norm, _, up_0, _ = self.output_upscaling
         side = high_res_1.shape[2] // 2
         x = up_1(image_bnd.transpose(1, 2).unflatten(2, (side, side))) + high_res_1
@@ -120,14 +125,16 @@ class MaskDecoder(nn.Module):
         high_res_1: Tensor,
         mask_bk: Tensor | None = None,
         masks: int = MASKS,
-    ) -> Decoded:
-        """`image_bnd` has the dense prompt added; `mask_bk` is true for real prompt tokens; `masks`: only the first
-        n."""
+    ) -> MaskDecoderOutput:
+        """Decode the first `masks` masks.
+
+        `image_bnd` has the dense prompt added; `mask_bk` is true for prompt tokens that are not padding.
+        """
         heads = [self.obj_score_token.weight] if self.object_score else []
-        own = torch.cat((*heads, self.iou_token.weight, self.mask_tokens.weight))
-        tokens = torch.cat((own.expand(sparse_bkd.shape[0], -1, -1), sparse_bkd), 1)
+        output_tokens = torch.cat((*heads, self.iou_token.weight, self.mask_tokens.weight))
+        tokens = torch.cat((output_tokens.expand(sparse_bkd.shape[0], -1, -1), sparse_bkd), 1)
         if mask_bk is not None:
-            mask_bk = torch.cat((mask_bk.new_ones(1, len(own)).expand(mask_bk.shape[0], -1), mask_bk), 1)
+            mask_bk = torch.cat((mask_bk.new_ones(1, len(output_tokens)).expand(mask_bk.shape[0], -1), mask_bk), 1)
         x, image_bnd, early = self.transformer(tokens, image_bnd, grid_nd, mask_bk)
         s = len(heads)
         picked = x[:, s + 1 : s + 1 + MASKS]
@@ -136,18 +143,18 @@ class MaskDecoder(nn.Module):
         logits = (hyper @ fine.flatten(2)).unflatten(2, fine.shape[2:])
         score = self.pred_obj_score_head(x[:, 0])[:, 0] if heads else torch.full_like(x[:, 0, 0], 10.0)
         iou = self.iou_prediction_head(x[:, s]).sigmoid()
-        return Decoded(logits, iou, score, picked, early[:, s + 1 : s + 1 + MASKS])
+        return MaskDecoderOutput(logits, iou, score, picked, early[:, s + 1 : s + 1 + MASKS])
 
 
 def gate(score_b: Tensor, logits: Tensor, pointer_bd: Tensor, no_pointer_d: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the object is absent (score <= 0): mask logits (B,...) become -1024, the pointer the learned one."""
+    """Set mask logits (B,...) to -1024 and the pointer to the learned one where the object is absent (score <= 0)."""
     present = score_b > 0
-    logits = torch.where(present.reshape(-1, *[1] * (logits.dim() - 1)), logits, NO_OBJECT)
+    logits = torch.where(present.reshape(-1, *[1] * (logits.dim() - 1)), logits, NO_OBJECT_LOGIT)
     return logits, torch.where(present[:, None], pointer_bd, no_pointer_d)
 
 
 class MaskDecoderStage(nn.Module):
-    """Single-mask decode, gated by the object score. Signature: see `docs/architecture.md`, row `mask_decoder`."""
+    """Single-mask decode, gated by the object score; `docs/architecture.md`, row `mask_decoder`, has the signature."""
 
     def __init__(
         self, decoder: MaskDecoder, prompts: PromptEncoder, pointer: MLP, no_pointer: Tensor, side: int

@@ -1,10 +1,10 @@
-"""Memory attention: the current map looks at remembered maps and object pointers.
+"""Memory attention: the current map attends to remembered maps and object pointers.
 
-Softmax does not see the order of its keys, so slots and pointers come in any order; `memory_age` picks each slot's
-temporal embedding. The values carry no rotation, hence softmax(QK')(M Wv) = (softmax(QK') M) Wv: the narrow form
-attends over the M-wide memory itself and projects afterwards (the bias of Wv passes, because a softmax row sums to 1,
-and with one head Wv and the output projection are one matrix). The wide form projects first, for backends that fuse
-attention only when keys and values are equally wide.
+Softmax is invariant to the order of its keys, so slots and pointers may be in any order; `memory_age` selects the
+temporal embedding of each slot. Values are not rotated, hence softmax(QK')(M Wv) = (softmax(QK') M) Wv: the narrow
+variant attends over the M-wide memory itself and projects afterwards (the bias of Wv passes through, because a softmax
+row sums to 1, and with one head Wv and the output projection are one matrix). The wide variant projects first, for
+backends that fuse attention only when keys and values are equally wide.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ..layers.fold import compose, reordered
 from ..layers.positions import pairs_to_halves, rotate_halves, rotate_pairs, rotation_tables, sine_distance, sine_grid
 
 
-def pieces(tokens: int) -> int:
-    """Into how many pieces of about 512 the chunked form cuts the queries."""
+def num_query_chunks(tokens: int) -> int:
+    """Return the number of chunks of about 512 queries for chunked attention."""
     return max((n for n in (1, 2, 4, 8) if tokens % n == 0 and tokens // n >= 512), default=1)
 
 
@@ -36,9 +36,9 @@ class MemoryLayer(nn.Module):
     def forward(
         self, x_bnd: Tensor, keys_bsnm: Tensor, pointer_keys_bpm: Tensor, values_bsm: Tensor, cos: Tensor, sin: Tensor
     ) -> Tensor:
-        normed, own = self.norm1(x_bnd), self.self_attn
-        q, k = rotate_pairs(own.q_proj(normed), cos, sin), rotate_pairs(own.k_proj(normed), cos, sin)
-        x_bnd = x_bnd + own.out_proj(attend(q, k, own.v_proj(normed)))
+        normed, attn = self.norm1(x_bnd), self.self_attn
+        q, k = rotate_pairs(attn.q_proj(normed), cos, sin), rotate_pairs(attn.k_proj(normed), cos, sin)
+        x_bnd = x_bnd + attn.out_proj(attend(q, k, attn.v_proj(normed)))
         cross = self.cross_attn_image
         q = rotate_pairs(cross.q_proj(self.norm2(x_bnd)), cos, sin)
         k = rotate_pairs(cross.k_proj(keys_bsnm), cos, sin).flatten(1, 2)
@@ -47,28 +47,28 @@ class MemoryLayer(nn.Module):
         return x_bnd + self.linear2(self.linear1(self.norm3(x_bnd)).relu())
 
 
-def remembered_tokens(
+def memory_tokens(
     memory_bsnm: Tensor,
     grid_nm: Tensor,
     ages_bsm: Tensor,
     pointers_bpd: Tensor,
     pointer_positions_bpm: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys of the maps (B,S,N,M), keys of the pointers (B,P*D/M,M), all values (B,S*N + P*D/M, M).
+    """Return keys of the maps (B,S,N,M), keys of the pointers (B,P*D/M,M) and all values (B,S*N + P*D/M,M).
 
-    Positions are added to keys only: the grid and a temporal embedding per slot to maps, nothing or `pointer_positions`
+    Positions are added to keys only: the grid and a temporal embedding per slot to maps, `pointer_positions` (if any)
     to pointers. A pointer is split into D/M tokens, which share its position.
     """
     keys = memory_bsnm + grid_nm + ages_bsm[:, :, None]
     width = memory_bsnm.shape[3]
     split = pointers_bpd.unflatten(2, (pointers_bpd.shape[2] // width, width))
-    placed = split if pointer_positions_bpm is None else split + pointer_positions_bpm[:, :, None]
+    pointer_keys = split if pointer_positions_bpm is None else split + pointer_positions_bpm[:, :, None]
     values = torch.cat((memory_bsnm.flatten(1, 2), split.flatten(1, 2)), 1)
-    return keys, placed.flatten(1, 2), values
+    return keys, pointer_keys.flatten(1, 2), values
 
 
 class MemoryAttention(nn.Module):
-    """The trainable module. `side` is the side of a map, `width` D, `memory_width` M."""
+    """Trainable module. `side` is the side of a map, `width` D, `memory_width` M."""
 
     def __init__(self, side: int, width: int, memory_width: int, hidden: int, layers: int) -> None:
         super().__init__()
@@ -88,8 +88,8 @@ class MemoryAttention(nn.Module):
         pointers_bpd: Tensor,
         pointer_positions_bpm: Tensor | None = None,
     ) -> Tensor:
-        """Map (B,N,D), memory (B,S,N,M), temporal embedding of each slot (B,S,M), pointers (B,P,D) -> (B,N,D)."""
-        tokens = remembered_tokens(memory_bsnm, self.memory_grid, ages_bsm, pointers_bpd, pointer_positions_bpm)
+        """Condition a map (B,N,D) on memory (B,S,N,M), temporal embeddings (B,S,M) and pointers (B,P,D)."""
+        tokens = memory_tokens(memory_bsnm, self.memory_grid, ages_bsm, pointers_bpd, pointer_positions_bpm)
         x_bnd = x_bnd + self.grid
         for layer in self.layers:
             x_bnd = layer(x_bnd, *tokens, self.cos, self.sin)
@@ -97,16 +97,15 @@ class MemoryAttention(nn.Module):
 
 
 class FoldedMemoryLayer(nn.Module):
-    """`MemoryLayer` for export: channels of q and k sorted so that rotation needs no interleaving, projections
-    merged."""
+    """`MemoryLayer` for export: rotates channels of q and k without interleaving, and merges projections."""
 
     def __init__(self, layer: MemoryLayer, wide: bool) -> None:
         super().__init__()
-        own, cross = layer.self_attn, layer.cross_attn_image
+        attn, cross = layer.self_attn, layer.cross_attn_image
         self.wide = wide
-        order = pairs_to_halves(own.q_proj.out_features)
-        self.own_q, self.own_k = reordered(own.q_proj, order), reordered(own.k_proj, order)
-        self.own_v, self.own_out = own.v_proj, own.out_proj
+        order = pairs_to_halves(attn.q_proj.out_features)
+        self.self_q, self.self_k = reordered(attn.q_proj, order), reordered(attn.k_proj, order)
+        self.self_v, self.self_out = attn.v_proj, attn.out_proj
         self.q, self.k = reordered(cross.q_proj, order), reordered(cross.k_proj, order)
         if wide:
             self.v, self.out = cross.v_proj, cross.out_proj
@@ -115,17 +114,17 @@ class FoldedMemoryLayer(nn.Module):
         self.linear1, self.linear2 = layer.linear1, layer.linear2
         self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
 
-    def own(self, x_bnd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Self-attention."""
+    def self_attention(self, x_bnd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Apply the first part of the layer: self-attention."""
         normed = self.norm1(x_bnd)
-        q, k = rotate_halves(self.own_q(normed), cos, sin), rotate_halves(self.own_k(normed), cos, sin)
-        return x_bnd + self.own_out(attend(q, k, self.own_v(normed), split=(1, pieces(x_bnd.shape[1]))))
+        q, k = rotate_halves(self.self_q(normed), cos, sin), rotate_halves(self.self_k(normed), cos, sin)
+        return x_bnd + self.self_out(attend(q, k, self.self_v(normed), split=(1, num_query_chunks(x_bnd.shape[1]))))
 
     def forward(
         self, x_bnd: Tensor, keys_bsnm: Tensor, pointer_keys_bpm: Tensor, values_bsm: Tensor, cos: Tensor, sin: Tensor
     ) -> Tensor:
-        """Everything after self-attention."""
-        split = (1, pieces(x_bnd.shape[1]))
+        """Apply the rest of the layer: cross-attention to the memory and feed-forward."""
+        split = (1, num_query_chunks(x_bnd.shape[1]))
         q = rotate_halves(self.q(self.norm2(x_bnd)), cos, sin)
         k = rotate_halves(self.k(keys_bsnm), cos, sin).flatten(1, 2)
         k = torch.cat((k, self.k(pointer_keys_bpm)), 1)
@@ -137,8 +136,8 @@ class MemoryAttentionStage(nn.Module):
     """embedding (E,N,D), map_index (B), memory (B,S,N,M), memory_age (B,S), pointers (B,P,D) -> conditioned (B,N,D).
 
     With `pointer_projection` (SAM 2.1) a further input `pointer_distance` (B,P) float gives each pointer's distance as
-    a fraction of the longest one. The first self-attention sees nothing of the memory: it runs once per map, before
-    `map_index` hands the maps out to objects.
+    a fraction of the longest one. The first self-attention does not depend on the memory: it runs once per map, before
+    `map_index` distributes the maps to objects.
     """
 
     def __init__(
@@ -163,11 +162,11 @@ class MemoryAttentionStage(nn.Module):
         pointers: Tensor,
         pointer_distance: Tensor | None = None,
     ) -> tuple[Tensor]:
-        places = None
+        positions = None
         if self.pointer_projection is not None:
-            places = self.pointer_projection(sine_distance(pointer_distance, self.pointer_projection.in_features))
-        tokens = remembered_tokens(memory, self.memory_grid, self.ages[memory_age], pointers, places)
-        x = self.layers[0].own(embedding + self.grid, self.cos, self.sin)[map_index]
+            positions = self.pointer_projection(sine_distance(pointer_distance, self.pointer_projection.in_features))
+        tokens = memory_tokens(memory, self.memory_grid, self.ages[memory_age], pointers, positions)
+        x = self.layers[0].self_attention(embedding + self.grid, self.cos, self.sin)[map_index]
         for i, layer in enumerate(self.layers):
-            x = layer(layer.own(x, self.cos, self.sin) if i else x, *tokens, self.cos, self.sin)
+            x = layer(layer.self_attention(x, self.cos, self.sin) if i else x, *tokens, self.cos, self.sin)
         return (self.norm(x),)

@@ -1,6 +1,8 @@
-"""Memory encoder: a mask and the picture's map become one slot of memory."""
+"""Memory encoder: fuses a mask with the image embedding into one memory slot."""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +11,8 @@ from torch import Tensor, nn
 from ..layers.common import Group, LayerNorm2d, Pointwise, upsample
 
 
-class MixBlock(nn.Module):
-    """ConvNeXt block on (B,D,h,w): depthwise 7x7, then a pointwise feed-forward, scaled by `gamma`."""
+class ConvNextBlock(nn.Module):
+    """ConvNeXt block (SAM 2's CXBlock) on (B,D,h,w): depthwise 7x7, pointwise feed-forward, scale `gamma`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -27,20 +29,20 @@ class MixBlock(nn.Module):
 
 
 class MemoryEncoder(nn.Module):
-    """The trainable module. `channels` are those of the four halvings of the mask."""
+    """Trainable module. `channels` are those of the four downsampling steps of the mask."""
 
     def __init__(self, width: int, memory_width: int, channels: tuple[int, ...], blocks: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for a, b in zip((1, *channels), channels):
+        for a, b in itertools.pairwise((1, *channels)):
             layers += [nn.Conv2d(a, b, 3, 2, 1), LayerNorm2d(b), nn.GELU()]
         self.mask_downsampler = Group(encoder=nn.Sequential(*layers, nn.Conv2d(channels[-1], width, 1)))
         self.pix_feat_proj = Pointwise(width, width)
-        self.fuser = Group(layers=nn.ModuleList(MixBlock(width) for _ in range(blocks)))
+        self.fuser = Group(layers=nn.ModuleList(ConvNextBlock(width) for _ in range(blocks)))
         self.out_proj = Pointwise(width, memory_width)
 
     def forward(self, embedding_bnd: Tensor, mask_bhw: Tensor) -> Tensor:
-        """Map before memory attention (B,N,D), mask in 0..1 at image size (B,I,I) -> slot (B,N,M)."""
+        """Encode a map before memory attention (B,N,D) and a mask in 0..1 at image size (B,I,I) as a slot (B,N,M)."""
         x = self.mask_downsampler.encoder(20 * mask_bhw[:, None] - 10)
         pixels = self.pix_feat_proj(embedding_bnd).transpose(1, 2)
         x = x + pixels.unflatten(2, x.shape[2:])
@@ -62,10 +64,10 @@ class MemoryEncoderStage(nn.Module):
 
 
 class PromptMemoryStage(nn.Module):
-    """SAM 2's: further inputs `binarize` (B) bool and, with `absent` (SAM 2.1), `score` (B).
+    """Memory encoder of SAM 2 with inputs `binarize` (B) bool and, where `absent` is given (SAM 2.1), `score` (B).
 
-    Prompted masks are binarised, tracked ones keep their soft edge; a frame on which the object is absent is marked.
-    The result is rounded to bfloat16, as the reference keeps its memory, whatever type it travels in.
+    Masks of prompts are binarised, tracked masks keep soft edges; `absent` is added where the object is absent. The
+    result is rounded to bfloat16, the type in which the reference stores its memory.
     """
 
     def __init__(self, encoder: MemoryEncoder, image_size: int, absent: Tensor | None = None) -> None:

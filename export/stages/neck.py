@@ -1,4 +1,4 @@
-"""Feature pyramid and the decoder's fine maps."""
+"""Feature pyramid, and the fine maps of the mask decoder."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from ..layers.fold import compose
 
 
 class Neck(nn.Module):
-    """1x1 convolutions, coarsest first. Only the stride-16 level receives a coarser one; stride 32 is dropped after."""
+    """1x1 convolutions, coarsest first. Stride 32 is added to stride 16 and then dropped."""
 
     def __init__(self, widths: tuple[int, ...], out: int) -> None:
         super().__init__()
         self.convs = nn.ModuleList(Group(conv=Pointwise(w, out)) for w in reversed(widths))
 
     def lateral(self, level: int) -> Pointwise:
-        """The convolution of a level, counted from the finest."""
+        """Return the convolution of a level, counted from the finest."""
         return self.convs[len(self.convs) - 1 - level].conv
 
     def embedding(self, vision_16_bhwc: Tensor, vision_32_bhwc: Tensor) -> Tensor:
+        """Return the stride-16 map (B,h,w,D)."""
         return self.lateral(2)(vision_16_bhwc) + double(self.lateral(3)(vision_32_bhwc))
 
 
 class NeckStage(nn.Module):
-    """Maps of strides 8, 16, 32 (T,h,w,C) -> embedding (T,N,D), embedding_no_memory (T,N,D), high_res_1
-    (T,D/4,S8,S8)."""
+    """Maps of strides 8, 16, 32 (T,h,w,C) -> embedding, embedding_no_memory (T,N,D), high_res_1 (T,D/4,S8,S8)."""
 
     def __init__(self, neck: Neck, conv_s1: Pointwise, no_memory: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Clicks, boxes and masks to one mask: what every rule of SAM 2 about candidates, stability and presence comes to."""
+"""Prompt encoder and mask decoder stages of SAM 2, with its rules for multimask output, stability and presence."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .mask_decoder import MaskDecoder, gate
 from .prompt_encoder import PromptEncoder
 
 STABILITY_OFFSET, STABILITY = 0.05, 0.98
-"""Mask 0 is stable when at least this part of its area at logit -offset is still there at +offset."""
+"""Mask 0 is stable if its area at logit +offset is at least this fraction of its area at -offset."""
 
-CERTAIN = 10.0
-"""Logit of a pixel that a mask prompt sets; minus that where it does not."""
+PROMPT_LOGIT = 10.0
+"""Logit of a pixel inside a mask prompt; its negative outside."""
 
 
 class PromptEncoderStage(nn.Module):
@@ -34,26 +34,27 @@ class PromptEncoderStage(nn.Module):
 
 
 class MaskPromptStage(nn.Module):
-    """mask (B,I,I) of zeros and ones -> mask_logits (B,S4,S4), its result; prompt_logits (B,S4,S4) for its pointer."""
+    """mask (B,I,I) of zeros and ones -> mask_logits (the result), prompt_logits (for the pointer), (B,S4,S4)."""
 
     def __init__(self, downsample: nn.Conv2d, image_size: int) -> None:
         super().__init__()
         self.downsample = downsample
-        # an antialiased resize is a fixed matrix on rows and the same on columns
+        # an antialiased resize is a constant matrix on the rows, and the same one on the columns
         eye = torch.eye(image_size)[None, None]
         shrink = F.interpolate(eye, size=(image_size // 4, image_size), mode="bilinear", antialias=True)[0, 0]
         self.register_buffer("shrink", shrink)
 
     def forward(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        logits = 2 * CERTAIN * mask - CERTAIN
+        logits = 2 * PROMPT_LOGIT * mask - PROMPT_LOGIT
         return self.shrink @ logits @ self.shrink.T, self.downsample(mask[:, None])[:, 0]
 
 
 class PromptDecoderStage(nn.Module):
-    """Four masks, and which of them counts. Signature: see `docs/architecture.md`, row `prompt_decoder`.
+    """Four masks and the index of the selected one; `docs/architecture.md`, row `prompt_decoder`, has the signature.
 
-    With `multimask` the best of masks 1..3 by expected IoU, and its token makes the pointer. Without, mask 0, or the
-    best of the others where mask 0 is unstable; the pointer is that of token 0 in both cases.
+    With `multimask` the best of masks 1..3 by predicted IoU is selected, and its token gives the pointer. Without,
+    mask 0 is selected, or the best of the others where mask 0 is unstable; the pointer is that of token 0 in both
+    cases.
     """
 
     def __init__(
@@ -80,23 +81,23 @@ class PromptDecoderStage(nn.Module):
         fine = high_res_0[picture_index], high_res_1[map_index]
         out = self.decoder(conditioned + dense, self.grid, sparse, *fine, mask)
         best = 1 + out.iou[:, 1:].argmax(1)
-        alone = torch.zeros_like(best)
-        selected = torch.where(multimask | ~stable(out.logits[:, 0]), best, alone)
+        single = torch.zeros_like(best)
+        selected = torch.where(multimask | ~stable(out.logits[:, 0]), best, single)
         logits = pick(out.logits, selected)
-        pointer = self.pointer(pick(out.tokens, torch.where(multimask, best, alone)))
+        pointer = self.pointer(pick(out.tokens, torch.where(multimask, best, single)))
         logits, pointer = gate(out.score, logits, pointer, self.no_pointer)
         return logits, out.logits, out.iou, selected, out.score, pointer
 
 
 def pick(x: Tensor, index_b: Tensor) -> Tensor:
-    """(B,n,...) -> (B,...), entry `index_b` of each row."""
+    """Select entry `index_b` of each row: (B,n,...) -> (B,...)."""
     rows = torch.arange(x.shape[0], device=x.device) * x.shape[1]
     return x.flatten(0, 1)[rows + index_b]
 
 
 def stable(logits_bhw: Tensor) -> Tensor:
-    """(B) whether a mask hardly changes when its threshold moves."""
+    """Tell for each mask (B) whether it hardly changes with its threshold."""
     inner = (logits_bhw > STABILITY_OFFSET).float().sum((1, 2))
     outer = (logits_bhw > -STABILITY_OFFSET).float().sum((1, 2))
-    # a mask without any area is stable
+    # an empty mask is stable
     return torch.where(outer > 0, inner / outer.clamp(min=1), 1.0) >= STABILITY

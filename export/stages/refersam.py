@@ -1,8 +1,6 @@
-"""The three stages of ReferSAM: a picture, a sentence, and the two together."""
+"""Stages of ReferSAM: image encoder, text encoder and their fusion."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +11,9 @@ from .refersam_decoder import coarse_mask
 
 
 class ImageStage(nn.Module):
-    """pixels (1,3,I,I) -> vit (1,s,s,D), pyramid (1,N,D), stem (1,C,I/4,I/4): all that no sentence enters."""
+    """pixels (1,3,I,I) -> vit (1,s,s,D), pyramid (1,N,D), stem (1,C,I/4,I/4): everything before the text enters."""
 
-    def __init__(self, model: Any, grid: Grid) -> None:
+    def __init__(self, model: nn.Module, grid: Grid) -> None:
         super().__init__()
         self.adapter, self.grid = model.vl_adapter, grid
 
@@ -24,9 +22,9 @@ class ImageStage(nn.Module):
 
 
 class TextStage(nn.Module):
-    """tokens (L) int64 -> text (L,W). One sentence without padding, so it needs no mask."""
+    """tokens (L) int64 -> text (L,W). One sentence without padding, so there is no mask."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.tower = model.text_encoder
 
@@ -35,12 +33,13 @@ class TextStage(nn.Module):
 
 
 class FuseStage(nn.Module):
-    """One encoded picture and B sentences -> masks. Signature: see `models.refersam.stages`.
+    """One encoded image and B sentences -> masks; `networks.refersam.stages` has the signature.
 
-    `text_count` says how many of the L rows of a sentence are tokens; the rest is hidden as keys and never read.
+    `text_count` (B) is the number of tokens of each sentence; the remaining rows are padding, hidden as keys and not
+    read.
     """
 
-    def __init__(self, model: Any, grid: Grid, folded: bool = True) -> None:
+    def __init__(self, model: nn.Module, grid: Grid, folded: bool = True) -> None:
         super().__init__()
         self.model, self.grid, self.folded = model, grid, folded
         dense = model.sam_prompt_encoder.pe_layer.grid(grid.side).detach()
@@ -51,8 +50,8 @@ class FuseStage(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         model, adapter, grid = self.model, self.model.vl_adapter, self.grid
         mask = torch.arange(text.shape[1], device=text.device) < text_count[:, None]
-        shown = mask.new_ones(1, adapter.config.context).expand(text.shape[0], -1)
-        bias = torch.where(torch.cat((mask, shown), 1), 0.0, MASKED)
+        context = mask.new_ones(1, adapter.config.context).expand(text.shape[0], -1)
+        bias = torch.where(torch.cat((mask, context), 1), 0.0, MASKED)
         vit, pyramid, language = adapter.fuse(vit, pyramid, text, bias, grid, self.folded)
         levels = adapter.levels(pyramid, grid)
         prompts = adapter.prompt(levels, language, mask, model.sentence(language, text_count), grid, self.folded)

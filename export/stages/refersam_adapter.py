@@ -1,4 +1,4 @@
-"""ReferSAM's adapter: a convolutional pyramid beside SAM's ViT, and the deformable attention between the two."""
+"""Adapter of ReferSAM: a convolutional pyramid beside SAM's ViT, and deformable attention between the two."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .refersam_fusion import EPS, PromptLayer, VisionLanguage
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterConfig:
-    """Sizes beside the ViT. `runs` equal runs of ViT blocks, `extra` more rounds of extraction after the last."""
+class ReferSamAdapterConfig:
+    """Sizes of the adapter: `runs` equal runs of ViT blocks, `extra` rounds of extraction after the last run."""
 
     text_width: int = 768
     stem: int = 64
@@ -33,7 +33,7 @@ class AdapterConfig:
 
 
 class Grid(nn.Module):
-    """Sides, places and position codes for one input size; constants of every graph that is traced with it."""
+    """Sizes, locations and position encodings of one input size: constants of the graphs."""
 
     centres: Tensor
     references: Tensor
@@ -47,25 +47,25 @@ class Grid(nn.Module):
         constants = {
             "centres": cell_centres(self.side),
             "references": torch.cat([cell_centres(s) for s in self.sides]),
-            "positions": self._codes(adapter.level_embed),
-            "prompter_positions": self._codes(adapter.level_embed_prompter),
+            "positions": self._encode(adapter.level_embed),
+            "prompter_positions": self._encode(adapter.level_embed_prompter),
             "vit_positions": adapter.vis_model.positions(self.side),
         }
         for name, value in constants.items():
             self.register_buffer(name, value.detach().contiguous(), persistent=False)
 
-    def _codes(self, levels_3d: Tensor) -> Tensor:
-        """Position of every pyramid token (N,D): its level's embedding plus a sine code."""
-        return torch.cat([row + sine_grid(s, levels_3d.shape[1]) for s, row in zip(self.sides, levels_3d)])
+    def _encode(self, levels_3d: Tensor) -> Tensor:
+        """Encode the position of every pyramid token (N,D): the embedding of its level plus a sine encoding."""
+        return torch.cat([row + sine_grid(s, levels_3d.shape[1]) for s, row in zip(self.sides, levels_3d, strict=True)])
 
     @property
     def side(self) -> int:
-        """Of the ViT's map."""
+        """Side of the ViT's map."""
         return self.image_size // 16
 
     @property
     def sides(self) -> tuple[int, int, int]:
-        """Of the pyramid's maps, fine to coarse."""
+        """Sides of the pyramid's maps, fine to coarse."""
         return self.image_size // 8, self.image_size // 16, self.image_size // 32
 
     @property
@@ -99,9 +99,9 @@ class SpatialPrior(nn.Module):
 
 
 class Injector(nn.Module):
-    """ViT tokens read the pyramid: v + gamma * attention(norm(v), a)."""
+    """Attention from ViT tokens v to the pyramid a: v + gamma * attention(norm(v), a)."""
 
-    def __init__(self, width: int, config: AdapterConfig) -> None:
+    def __init__(self, width: int, config: ReferSamAdapterConfig) -> None:
         super().__init__()
         self.query_norm = nn.LayerNorm(width, EPS)
         self.attn = Deformable(width, config.heads, 3, config.points, config.value_width)
@@ -112,22 +112,22 @@ class Injector(nn.Module):
 
 
 class Extractor(nn.Module):
-    """The pyramid reads ViT tokens: norm(a + attention(a, norm(v)))."""
+    """Attention from the pyramid a to ViT tokens v: norm(a + attention(a, norm(v)))."""
 
-    def __init__(self, width: int, config: AdapterConfig) -> None:
+    def __init__(self, width: int, config: ReferSamAdapterConfig) -> None:
         super().__init__()
         self.query_norm, self.value_norm = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
         self.attn = Deformable(width, config.heads, 1, config.points, config.value_width)
 
     def forward(self, pyramid_bnd: Tensor, vit_bqd: Tensor, grid: Grid) -> Tensor:
-        found = self.attn(pyramid_bnd, self.value_norm(vit_bqd), grid.references, (grid.side,))
-        return self.query_norm(pyramid_bnd + found)
+        attended = self.attn(pyramid_bnd, self.value_norm(vit_bqd), grid.references, (grid.side,))
+        return self.query_norm(pyramid_bnd + attended)
 
 
 class Interaction(nn.Module):
-    """What surrounds one run of ViT blocks. `extra`: further rounds of extraction and fusion."""
+    """Injection, extraction and fusion around one run of ViT blocks, with `extra` further rounds of the last two."""
 
-    def __init__(self, width: int, config: AdapterConfig, extra: int) -> None:
+    def __init__(self, width: int, config: ReferSamAdapterConfig, extra: int) -> None:
         super().__init__()
         self.injector = Injector(width, config)
         self.extractor = Extractor(width, config)
@@ -139,19 +139,21 @@ class Interaction(nn.Module):
             )
 
     def inject(self, vit_bhwd: Tensor, pyramid_bnd: Tensor, grid: Grid) -> Tensor:
-        """ViT map (B,h,w,D) with the pyramid in it."""
+        """Inject the pyramid into the ViT map (B,h,w,D)."""
         return self.injector(vit_bhwd.flatten(1, 2), pyramid_bnd, grid).unflatten(1, (grid.side, grid.side))
 
     def rounds(self) -> list[tuple[Extractor, VisionLanguage]]:
-        """Extraction and fusion, in order; the first extraction belongs to the ViT run."""
-        extra = zip(self.extra_extractors, self.extra_vl_extractors) if hasattr(self, "extra_extractors") else ()
-        return [(self.extractor, self.vl_extractor), *extra]
+        """Return pairs of extraction and fusion, in order; the first extraction is part of the ViT run."""
+        rounds = [(self.extractor, self.vl_extractor)]
+        if hasattr(self, "extra_extractors"):
+            rounds += zip(self.extra_extractors, self.extra_vl_extractors, strict=True)
+        return rounds
 
 
 class Adapter(nn.Module):
-    """All of `vl_adapter.`: ViT, pyramid, interactions, projections, prompter."""
+    """Modules under `vl_adapter.`: ViT, pyramid, interactions, projections, prompter."""
 
-    def __init__(self, vit: VitConfig, config: AdapterConfig) -> None:
+    def __init__(self, vit: VitConfig, config: ReferSamAdapterConfig) -> None:
         super().__init__()
         d, out = vit.width, vit.out
         self.config = config
@@ -176,7 +178,7 @@ class Adapter(nn.Module):
         )
 
     def run(self, index: int, vit_bhwd: Tensor, pyramid_bnd: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Injection, one run of ViT blocks, extraction."""
+        """Apply injection, one run of ViT blocks, and extraction."""
         length = len(self.vis_model.blocks) // self.config.runs
         interaction = self.interactions[index]
         vit = interaction.inject(vit_bhwd, pyramid_bnd, grid)
@@ -184,7 +186,7 @@ class Adapter(nn.Module):
         return vit, interaction.extractor(pyramid_bnd, vit.flatten(1, 2), grid)
 
     def image(self, pixels_b3ii: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-        """All that no sentence enters: ViT (B,s,s,D) and pyramid (B,N,D) after the first run, stem (B,C,I/4,I/4)."""
+        """Encode the image: ViT (B,s,s,D) and pyramid (B,N,D) after the first run, stem (B,C,I/4,I/4)."""
         stem, pyramid = self.spm(pixels_b3ii)
         vit, pyramid = self.run(0, self.vis_model.embed(pixels_b3ii) + grid.vit_positions, pyramid, grid)
         return vit, pyramid, stem
@@ -192,7 +194,7 @@ class Adapter(nn.Module):
     def fuse(
         self, vit_bhwd: Tensor, pyramid_bnd: Tensor, text_blw: Tensor, bias_bm: Tensor, grid: Grid, folded: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The rest of ViT and interactions -> ViT map (B,s,s,D), pyramid (B,N,D), text (B,L,out)."""
+        """Apply the rest of ViT and interactions; returns ViT map (B,s,s,D), pyramid (B,N,D), text (B,L,out)."""
         context = self.lang_prompts.weight.expand(text_blw.shape[0], -1, -1)
         rows = torch.cat((text_blw, context), 1)
         vit, pyramid = vit_bhwd, pyramid_bnd
@@ -208,11 +210,11 @@ class Adapter(nn.Module):
         return vit, pyramid, self.lang_proj(rows[:, : text_blw.shape[1]])
 
     def levels(self, pyramid_bnd: Tensor, grid: Grid) -> list[Tensor]:
-        """Each level of the pyramid at decoder width, fine to coarse."""
-        return [project(x) for project, x in zip(self.adapter_proj, pyramid_bnd.split(grid.sizes, 1))]
+        """Project each level of the pyramid to the width of the decoder, fine to coarse."""
+        return [project(x) for project, x in zip(self.adapter_proj, pyramid_bnd.split(grid.sizes, 1), strict=True)]
 
     def fine(self, stem_bcss: Tensor, level_8_bno: Tensor, grid: Grid) -> Tensor:
-        """The 1/4 map before `out_conv`'s last convolution (B,out,I/4,I/4)."""
+        """Return the stride-4 map before the last convolution of `out_conv` (B,out,I/4,I/4)."""
         level = level_8_bno.transpose(1, 2).unflatten(2, (grid.sides[0], grid.sides[0]))
         level = F.interpolate(level, scale_factor=2, mode="bilinear", align_corners=False)
         return self.out_conv[:3](self.c1_norm(self.c1_conv(stem_bcss)) + level)
@@ -226,7 +228,7 @@ class Adapter(nn.Module):
         grid: Grid,
         folded: bool = False,
     ) -> Tensor:
-        """Sentence and learned prompts (B,1+P,out), aggregated from pyramid and text."""
+        """Aggregate pyramid and text into the sentence and learned prompts (B,1+P,out)."""
         learned = self.sparse_prompts.weight.expand(text_blo.shape[0], -1, -1)
         prompts, pyramid = torch.cat((sentence_bo[:, None], learned), 1), torch.cat(levels, 1)
         for block in self.prompt_blocks:

@@ -1,4 +1,4 @@
-"""The mask end of ReferSAM: coarse mask from the sentence, then SAM's first mask decoder."""
+"""Mask decoder of ReferSAM: coarse mask of the sentence, then the mask decoder of the first SAM."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .mask_decoder import MASKS, TwoWayTransformer
 
 
 class SamDecoder(nn.Module):
-    """The mask decoder of the first SAM: two-way transformer, no fine maps, one mask out of its four tokens."""
+    """Mask decoder of the first SAM: two-way transformer without fine maps; only mask 0 of four is computed."""
 
     def __init__(self, width: int, heads: int, hidden: int, depth: int) -> None:
         super().__init__()
@@ -29,9 +29,13 @@ class SamDecoder(nn.Module):
         self.iou_prediction_head = MLP(width, width, MASKS, 3)
 
     def forward(self, image_bnd: Tensor, grid_nd: Tensor, sparse_bkd: Tensor, side: int) -> tuple[Tensor, Tensor]:
-        """Image tokens with the dense prompt added -> logits of mask 0 (B,4*side,4*side), its IoU (B), no sigmoid."""
-        own = torch.cat((self.iou_token.weight, self.mask_tokens.weight)).expand(sparse_bkd.shape[0], -1, -1)
-        tokens, image, _ = self.transformer(torch.cat((own, sparse_bkd), 1), image_bnd, grid_nd, None)
+        """Decode mask 0 from image tokens with the dense prompt added.
+
+        Returns its logits (B,4*side,4*side) and its IoU (B) before a sigmoid.
+        """
+        output_tokens = torch.cat((self.iou_token.weight, self.mask_tokens.weight))
+        tokens = torch.cat((output_tokens.expand(sparse_bkd.shape[0], -1, -1), sparse_bkd), 1)
+        tokens, image, _ = self.transformer(tokens, image_bnd, grid_nd, None)
         fine = self.output_upscaling(image.transpose(1, 2).unflatten(2, (side, side)))
         hyper = self.output_hypernetworks_mlps[0](tokens[:, 1])
         logits = (hyper[:, None] @ fine.flatten(2))[:, 0].unflatten(1, (4 * side, 4 * side))
@@ -39,10 +43,10 @@ class SamDecoder(nn.Module):
 
 
 def coarse_mask(embedding: nn.Sequential, last: nn.Conv2d, prompt_bo: Tensor, fine_boss: Tensor) -> Tensor:
-    """Dot product of the sentence prompt with the 1/4 map: (B,I/4,I/4).
+    """Return the dot product of the sentence prompt with the stride-4 map: (B,I/4,I/4).
 
-    The map's last 1x1 convolution, `last`, is read by nothing else, so it is applied to the prompt: (W'm).G + m.b
-    instead of m.(W G + b), one row for 0.8 GMAC.
+    The last 1x1 convolution of the map, `last`, has no other use, so it is applied to the prompt: (W'm).G + m.b instead
+    of m.(W G + b), one row instead of 0.8 GMAC.
     """
     m = embedding(prompt_bo)
     row, constant = m @ last.weight.flatten(1), m @ last.bias

@@ -1,9 +1,9 @@
-"""Where sentence and picture meet in ReferSAM: vision-language layers and the prompter.
+"""Fusion of sentence and image in ReferSAM: vision-language layers and the prompter.
 
-The vision side of each attention is projected for few text rows. With `folded` the projections move to the rows: per
-head q (Wk x)' = (q Wk) x' and softmax(..) (x Wv) = (softmax(..) x) Wv, and likewise with picture tokens as queries. A
-bias of Wk is the same for all keys of a row and drops out of the softmax; a bias of Wv passes through, because the
-weights sum to 1. Exact algebra, and for 36 rows half of the products.
+Each attention has many image tokens on one side and few text rows on the other. With `folded` the projections of the
+image side move to the rows: per head q (Wk x)' = (q Wk) x' and softmax(..) (x Wv) = (softmax(..) x) Wv, and likewise
+with image tokens as queries. A bias of Wk is the same for all keys of a row and drops out of the softmax; a bias of Wv
+passes through, because the weights sum to 1. This is exact algebra, and for 36 rows it halves the products.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class FeedForward(nn.Module):
 
 
 class LevelAttention(Attention):
-    """Attention to a pyramid: a softmax per level, then a weighted sum of the levels, weighted by the query."""
+    """Attention to a pyramid: a softmax per level, then a sum of the levels with weights from the query."""
 
     def __init__(self, width: int, heads: int, inner: int, key_width: int, levels: int = 3) -> None:
         super().__init__(width, heads, inner, key_width)
@@ -36,7 +36,7 @@ class LevelAttention(Attention):
     def forward(
         self, q_bld: Tensor, k_bnc: Tensor, v_bnc: Tensor, sizes: tuple[int, ...], folded: bool = False
     ) -> Tensor:
-        """Queries (B,L,D), keys and values (B or 1,N,C), tokens per level -> (B,L,D)."""
+        """Attend from queries (B,L,D) to keys and values (B or 1,N,C); `sizes` are the tokens per level."""
         h = self.heads
         weights = self.level_weights(q_bld).unflatten(2, (h, len(sizes))).softmax(-1).transpose(1, 2)
         q = self.q_proj(q_bld).unflatten(2, (h, -1)).transpose(1, 2)
@@ -44,8 +44,8 @@ class LevelAttention(Attention):
         if folded:
             return self.out_proj(self._folded(q, weights, k_bnc, v_bnc, sizes))
         k, v = (p(x).unflatten(2, (h, -1)).transpose(1, 2) for p, x in ((self.k_proj, k_bnc), (self.v_proj, v_bnc)))
-        parts = zip(k.split(sizes, 2), v.split(sizes, 2), weights.unbind(-1))
-        mixed = sum((q @ kl.transpose(2, 3)).softmax(-1) @ vl * w[..., None] for kl, vl, w in parts)
+        levels = zip(k.split(sizes, 2), v.split(sizes, 2), weights.unbind(-1), strict=True)
+        mixed = sum((q @ kl.transpose(2, 3)).softmax(-1) @ vl * w[..., None] for kl, vl, w in levels)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def _folded(
@@ -53,24 +53,24 @@ class LevelAttention(Attention):
     ) -> Tensor:
         h = self.heads
         rows = (q_bhld @ self.k_proj.weight.unflatten(0, (h, -1))).flatten(1, 2)
-        parts = zip(k_bnc.split(sizes, 1), v_bnc.split(sizes, 1), weights_bhls.flatten(1, 2).split(1, -1))
-        mixed = sum((rows @ kl.transpose(1, 2)).softmax(-1) @ vl * w for kl, vl, w in parts)
+        levels = zip(k_bnc.split(sizes, 1), v_bnc.split(sizes, 1), weights_bhls.flatten(1, 2).split(1, -1), strict=True)
+        mixed = sum((rows @ kl.transpose(1, 2)).softmax(-1) @ vl * w for kl, vl, w in levels)
         values = self.v_proj.weight.unflatten(0, (h, -1)).transpose(1, 2)
         return (mixed.unflatten(1, (h, -1)) @ values).transpose(1, 2).flatten(2) + self.v_proj.bias
 
 
-def look_at_text(
+def attend_to_text(
     attention: Attention, q_bnc: Tensor, text_bmd: Tensor, bias_bm: Tensor, folded: bool = False
 ) -> Tensor:
-    """Many picture tokens attend to few text rows: (B or 1,N,C), (B,M,D), (B,M) added to the scores -> (B,N,C)."""
+    """Attend from image tokens (B or 1,N,C) to text rows (B,M,D); `bias_bm` is added to the scores."""
     if not folded:
         return attention(q_bnc.expand(text_bmd.shape[0], -1, -1), text_bmd, text_bmd, bias_bm > MASKED / 2)
     h = attention.heads
     k, v = (p(text_bmd).unflatten(2, (h, -1)).transpose(1, 2) for p in (attention.k_proj, attention.v_proj))
     k = k * k.shape[-1] ** -0.5
     keys = (k @ attention.q_proj.weight.unflatten(0, (h, -1))).flatten(1, 2)
-    own = (k @ attention.q_proj.bias.unflatten(0, (h, -1))[:, :, None])[..., 0]
-    bias = (own + bias_bm[:, None]).flatten(1, 2)
+    query_bias = (k @ attention.q_proj.bias.unflatten(0, (h, -1))[:, :, None])[..., 0]
+    bias = (query_bias + bias_bm[:, None]).flatten(1, 2)
     values = (v @ attention.out_proj.weight.T.unflatten(0, (h, -1))).flatten(1, 2)
     scores = q_bnc @ keys.transpose(1, 2) + bias[:, None]
     weights = scores.unflatten(2, (h, -1)).softmax(-1).flatten(2)
@@ -78,7 +78,7 @@ def look_at_text(
 
 
 class VisionLanguage(nn.Module):
-    """Both ways between pyramid and sentence, post-norm. Text and context are updated first, then the pyramid."""
+    """Cross-attention in both directions, post-norm: text and context are updated first, then the pyramid."""
 
     def __init__(self, width: int, text_width: int, heads: int, ratio: int = 2) -> None:
         super().__init__()
@@ -101,17 +101,17 @@ class VisionLanguage(nn.Module):
         sizes: tuple[int, ...],
         folded: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Pyramid (B or 1,N,D), text then context (B,M,W), score bias that hides padding (B,M) -> both, updated."""
-        x, placed = rows_bmw, pyramid_bnd + positions_nd
+        """Update the pyramid (B or 1,N,D) and rows of text and context (B,M,W); `bias_bm` hides padding."""
+        x, keys = rows_bmw, pyramid_bnd + positions_nd
         x = self.l_norm2(x + self.p2l_cross_attn(x, x, x, bias_bm > MASKED / 2))
-        x = self.l_norm1(x + self.l2v_cross_attn(x, placed, pyramid_bnd, sizes, folded) * self.gamma_l2v)
+        x = self.l_norm1(x + self.l2v_cross_attn(x, keys, pyramid_bnd, sizes, folded) * self.gamma_l2v)
         x = self.l_norm3(x + self.prompt_mlp(x))
-        y = self.v_norm1(pyramid_bnd + look_at_text(self.v2l_cross_attn, placed, x, bias_bm, folded) * self.gamma_v2l)
+        y = self.v_norm1(pyramid_bnd + attend_to_text(self.v2l_cross_attn, keys, x, bias_bm, folded) * self.gamma_v2l)
         return self.v_norm2(y + self.vis_mlp(y)), x
 
 
 class PromptLayer(nn.Module):
-    """Five prompts look at themselves, at the pyramid and at the sentence; only the prompts change."""
+    """Prompts attend to each other, to the pyramid and to the sentence; only the prompts are updated."""
 
     def __init__(self, width: int, heads: int, ratio: int = 4) -> None:
         super().__init__()
@@ -127,14 +127,14 @@ class PromptLayer(nn.Module):
         pyramid_bnd: Tensor,
         text_bld: Tensor,
         mask_bl: Tensor,
-        places_pd: Tensor,
+        prompt_positions_pd: Tensor,
         positions_nd: Tensor,
         sizes: tuple[int, ...],
         folded: bool = False,
     ) -> Tensor:
-        q = prompts_bpd + places_pd
+        q = prompts_bpd + prompt_positions_pd
         x = self.norm1(prompts_bpd + self.p_self_attn(q, q, prompts_bpd))
-        placed = pyramid_bnd + positions_nd
-        x = self.norm2(x + self.p2v_cross_attn(x + places_pd, placed, pyramid_bnd, sizes, folded))
-        x = self.norm3(x + self.p2l_cross_attn(x + places_pd, text_bld, text_bld, mask_bl))
+        keys = pyramid_bnd + positions_nd
+        x = self.norm2(x + self.p2v_cross_attn(x + prompt_positions_pd, keys, pyramid_bnd, sizes, folded))
+        x = self.norm3(x + self.p2l_cross_attn(x + prompt_positions_pd, text_bld, text_bld, mask_bl))
         return self.norm4(x + self.prompt_mlp(x))

@@ -1,4 +1,4 @@
-"""Text layers between two fusions. `text_0` (embedding and the layers before any vision) runs once per prompt."""
+"""Text layers between two cross-modal adapters; `text_0` (embedding and first layers) runs once per prompt."""
 
 from __future__ import annotations
 

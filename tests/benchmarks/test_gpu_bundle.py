@@ -58,12 +58,12 @@ def test_half_graphs_cut_stages_and_kernels_agree(tmp_path, monkeypatch):
 
 def test_adapters_of_the_published_size_are_cut():
     config = samwise.tiny_test_config()
-    wide = replace(config, adapter=samwise.AdapterConfig(width=256, heads=8, patches=(8, 4, 2)))
+    wide = replace(config, adapter=samwise.CrossModalAdapterConfig(width=256, heads=8, patches=(8, 4, 2)))
     assert [
         c.stage
         for c in split_attention.split_stages(samwise.Samwise(replace(wide, sam=replace(config.sam, image_size=128))))
     ] == ["adapter_0", "adapter_1", "adapter_2", "memory_attention"]
-    assert samwise.AdapterConfig() == wide.adapter
+    assert samwise.CrossModalAdapterConfig() == wide.adapter
     # heads of another width have no kernel: the toy's adapters stay whole
     assert [c.stage for c in split_attention.split_stages(samwise.Samwise(config))] == ["memory_attention"]
 

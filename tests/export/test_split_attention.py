@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from export import split_attention
-from export.models.samwise import AdapterConfig, Samwise, tiny_test_config
+from export.models.samwise import CrossModalAdapterConfig, Samwise, tiny_test_config
 from export.networks.samwise import stages
 from runtime.kernels import reference
 
@@ -26,7 +26,7 @@ def relative(got, want):
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(4)
-    config = replace(tiny_test_config(), adapter=AdapterConfig(width=64, heads=2, patches=(4, 2, 1)))
+    config = replace(tiny_test_config(), adapter=CrossModalAdapterConfig(width=64, heads=2, patches=(4, 2, 1)))
     model = Samwise(config).eval()
     with torch.no_grad():
         for value in model.parameters():

@@ -13,8 +13,8 @@ from export.checkpoints.samwise import samwise, samwise_config
 
 torch = pytest.importorskip("torch")
 
+from export.models.sam import SamConfig
 from export.models.samwise import Samwise, SamwiseConfig, tiny_test_config
-from export.stages.sam import SamConfig
 from runtime.errors import UserError
 
 SHAPES = Path(__file__).parents[2] / "goldens" / "samwise" / "shapes_public_tiny.json"

@@ -8,7 +8,7 @@ from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig
 
 from export.checkpoints.common import TRUNKS
 from export.layers.hiera import Hiera
-from export.stages.hiera import folded
+from export.stages.hiera import folded_blocks
 
 SIDE = 128
 NAMES = {
@@ -54,6 +54,6 @@ def test_trunk(config):
     expected = theirs(config, trunk.state_dict())(pixels).intermediate_hidden_states
     x = trunk.start(pixels)
     for stage, maps in enumerate(expected):
-        fused, x = folded(trunk, stage)(x), trunk.run(stage, x)
+        fused, x = folded_blocks(trunk, stage)(x), trunk.run(stage, x)
         for ours in (x, fused):
             assert ((ours - maps).norm() / maps.norm()).item() < 2e-6

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 from export.layers.deformable import cell_centres, sample
 from export.layers.group_norm import OneGroupNorm
 from export.layers.vit import VitBlock, VitConfig
-from export.stages.refersam_adapter import AdapterConfig, Extractor
+from export.stages.refersam_adapter import Extractor, ReferSamAdapterConfig
 from export.stages.refersam_fusion import PromptLayer, VisionLanguage
 from helpers.refersam_reference import arrays, error, unit_input, weights
 
@@ -42,7 +42,7 @@ def test_sampling_with_points_outside_the_maps():
 
 def test_deformable_attention_both_ways():
     units, query = arrays("units"), "interactions.1."
-    config = AdapterConfig()
+    config = ReferSamAdapterConfig()
     extractor = filled(Extractor(768, config), f"vl_adapter.{query}extractor.")
     q, v = (unit_input(f"extractor.{name}", (1, n, 768)) for name, n in (("query", 1344), ("value", 256)))
     places = torch.cat([cell_centres(s) for s in (32, 16, 8)])

@@ -11,6 +11,7 @@ import runtime
 from export.__main__ import main
 from export.models import sam2
 from export.networks import sam2 as sam2_network
+from export.stages import memory_attention
 from export.stages.prompt_decoder import MaskPromptStage, pick, stable
 
 
@@ -113,11 +114,10 @@ def test_mask_prompts_shrink_as_torch_does():
     torch.testing.assert_close(stage(mask)[0], want, rtol=1e-5, atol=1e-5)
 
 
-def test_the_first_self_attention_runs_once_per_picture():
-    """Batches of objects share it: the graph's attention over maps comes before objects are handed their map."""
+def test_the_first_self_attention_runs_once_per_image(monkeypatch):
+    """It does not depend on the memory, so all objects of an image share it."""
     stage = next(s for s in sam2_network.stages(toy()) if s.name == "memory_attention")
-    rows = []
-    original = stage.module.layers[0].own
-    stage.module.layers[0].own = lambda x, *tables: rows.append(len(x)) or original(x, *tables)
+    batches, attend = [], memory_attention.attend
+    monkeypatch.setattr(memory_attention, "attend", lambda q, *a, **k: batches.append(len(q)) or attend(q, *a, **k))
     stage.run(stage.sample({"objects": 5, "maps": 1}))
-    assert rows == [1]
+    assert batches == [1, 5, 5, 5], "self- and cross-attention of two layers"

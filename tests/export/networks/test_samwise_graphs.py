@@ -62,14 +62,14 @@ def test_graph_equals_module(cuts, name, tmp_path):
                 )
 
 
-def test_graphs_for_a_processor_work_in_bands(monkeypatch, tmp_path):
-    """The same numbers from every form, and the bands are really there."""
-    monkeypatch.setattr(hiera, "BAND", 64)
+def test_graphs_for_a_cpu_split_rows_into_tiles(monkeypatch, tmp_path):
+    """All variants give the same numbers, and the tiles are in the graph."""
+    monkeypatch.setattr(hiera, "TILE_PATCHES", 64)
     stage = next(s for s in stages(Samwise(CONFIG)) if s.name == "hiera_0")
-    assert stage.module.bands == 4
+    assert stage.module.row_tiles == 4
     inputs = stage.sample({"frames": 2})
     expected = stage.run(inputs)
-    with attention.form("ort"):
+    with attention.attention_impl("ort"):
         for name, found in stage.run(inputs).items():
             assert torch.allclose(found, expected[name], rtol=1e-5, atol=1e-6), name
     models = {form: graphs.trace(stage, form) for form in ("default", "ort")}
@@ -98,5 +98,5 @@ def test_graphs_for_a_processor_work_in_bands(monkeypatch, tmp_path):
         (256, 4, {"windows": (8, 32, 16, 8)}),
     ],
 )
-def test_bands_hold_whole_windows(side, expected, changes):
-    assert hiera.bands(Hiera(HieraConfig(**changes)), side) == expected
+def test_row_tiles_contain_whole_windows(side, expected, changes):
+    assert hiera.row_tiles(Hiera(HieraConfig(**changes)), side) == expected

@@ -196,10 +196,10 @@ def test_scratch_tells_that_memory_attention_is_fused(rtx, tmp_path):
     keys has it in its scratch, the form for TensorRT has not."""
     pytest.importorskip("torch")
     from export.models import samwise
+    from export.models.sam import SamConfig
     from export.networks import samwise as samwise_network
     from export.stage import Form
     from export.stages.memory_attention import MemoryAttentionStage
-    from export.stages.sam import SamConfig
 
     model = samwise.Samwise(samwise.SamwiseConfig(sam=SamConfig(memory_layers=1)))
     stage = next(s for s in samwise_network.stages(model) if s.name == "memory_attention")

@@ -16,7 +16,7 @@ from benchmarks import gpu_pipeline
 from export import __main__ as command
 from export import bundle as bundles
 from export.bundle import export_bundle
-from export.models.samwise import AdapterConfig, Samwise, tiny_test_config
+from export.models.samwise import CrossModalAdapterConfig, Samwise, tiny_test_config
 from export.networks.base import describe
 from export.split_attention import with_split_stages
 from export.verify import backend_check
@@ -37,7 +37,9 @@ CUT = {"adapter_0", "adapter_1", "adapter_2", "memory_attention"}
 def network():
     """A toy SAMWISE whose adapters have the kernel's heads, and are as wide as the queries: the fake knows one width."""
     torch.manual_seed(3)
-    model = Samwise(replace(tiny_test_config(), adapter=AdapterConfig(width=WIDTH, heads=1, patches=(4, 2, 1)))).eval()
+    model = Samwise(
+        replace(tiny_test_config(), adapter=CrossModalAdapterConfig(width=WIDTH, heads=1, patches=(4, 2, 1)))
+    ).eval()
     with torch.no_grad():
         model.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias += 5
         model.sam.maskmem_tpos_enc *= 20

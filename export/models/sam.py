@@ -1,4 +1,4 @@
-"""The modules of SAM 2 in one container, named as in its checkpoints. SAMWISE holds one under `sam.`."""
+"""Modules of SAM 2, named as in its checkpoints; SAMWISE contains them under `sam.`."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from torch import Tensor, nn
 
 from ..layers.common import MLP, Group
 from ..layers.hiera import STRIDES, Hiera, HieraConfig
-from .mask_decoder import MaskDecoder
-from .memory_attention import MemoryAttention
-from .memory_encoder import MemoryEncoder
-from .neck import Neck
-from .prompt_encoder import PromptEncoder
+from ..stages.mask_decoder import MaskDecoder
+from ..stages.memory_attention import MemoryAttention
+from ..stages.memory_encoder import MemoryEncoder
+from ..stages.neck import Neck
+from ..stages.prompt_encoder import PromptEncoder
 
 
 @dataclass(frozen=True, slots=True)
 class SamConfig:
-    """Sizes of everything but the text tower and the adapters. `width` is D, `memory_width` M; D is a multiple of M
-    and 8."""
+    """Sizes of SAM 2's modules. `width` (D) is a multiple of `memory_width` (M) and of 8."""
 
     image_size: int = 1024
     hiera: HieraConfig = field(default_factory=HieraConfig)
     width: int = 256
     memory_width: int = 64
     ages: int = 7
-    """Rows of the temporal embedding."""
+    """Rows of the temporal embedding (num_maskmem)."""
     memory_layers: int = 4
     memory_hidden: int = 2048
     decoder_depth: int = 2
@@ -43,7 +42,7 @@ class SamConfig:
     """Width of the sentence vector; 0 where prompts are points, boxes and masks only."""
     motion: bool = False
     pointer_positions: bool = False
-    """SAM 2.1: pointers carry their distance, and absent objects mark their memory."""
+    """SAM 2.1: pointers have temporal positions, and the memory of absent objects is marked."""
 
     @property
     def stride(self) -> int:
@@ -88,11 +87,11 @@ class Sam(nn.Module):
 
     @property
     def no_pointer(self) -> Tensor:
-        """Pointer of an absent object (1,D); zeros where the network has no object score and never uses it."""
+        """Pointer of an absent object (1,D); zeros in a network without object scores, which never uses it."""
         return self.no_obj_ptr if self.config.object_score else self.no_mem_embed.new_zeros(1, self.config.width)
 
     def without_memory(self, embedding_bnd: Tensor) -> Tensor:
-        """What the decoder sees where there is no memory."""
+        """Return the input of the mask decoder for a frame without memory."""
         return embedding_bnd + self.no_mem_embed
 
     def attend_memory(
@@ -103,6 +102,9 @@ class Sam(nn.Module):
         pointers_bpd: Tensor,
         pointer_positions_bpm: Tensor | None = None,
     ) -> Tensor:
-        """(B,N,D), (B,S,N,M), (B,S) int64 rows of the temporal embedding, (B,P,D) -> (B,N,D)."""
+        """Condition a map (B,N,D) on memory (B,S,N,M) and object pointers (B,P,D).
+
+        `memory_age_bs` (B,S) int64 are rows of the temporal embedding. Returns (B,N,D).
+        """
         ages = self.maskmem_tpos_enc[:, 0, 0][memory_age_bs]
         return self.memory_attention(embedding_bnd, memory_bsnm, ages, pointers_bpd, pointer_positions_bpm)

@@ -194,7 +194,7 @@ def test_narrow_pictures_are_contiguous(width):
     import av
 
     frame = av.VideoFrame.from_ndarray(np.full((16, 8, 3), 99, np.uint8), "rgb24").reformat(width, 16, "yuv444p")
-    array = video_sources._array(frame, "a video")
+    array = video_sources._to_array(frame, "a video")
     assert array.shape == (16, width, 3) and array.flags.c_contiguous
 
 

@@ -1,4 +1,4 @@
-"""The command that measures backends: `python -m runtime.autotune --engine engines/NAME`."""
+"""Entry point of the backend benchmark: `python -m runtime.autotune --engine engines/NAME`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""Region similarity J and contour accuracy F of video segmentation, as DAVIS defines them (Perazzi et al., CVPR 2016), and
-the error between two tensors.
+"""Region similarity J and contour accuracy F of video segmentation, as defined by DAVIS (Perazzi et al., CVPR 2016).
 
-J is intersection over union. F is the harmonic mean of contour precision and recall, where a contour pixel counts as
-found if the other contour passes within 0.8 % of the picture's diagonal. Numpy only: dilation by a disk is done by one
-running sum per row of the disk, and only inside the box that holds both contours.
+J is intersection over union. F is the harmonic mean of contour precision and recall, where a contour pixel is a match
+if the other contour passes within 0.8 % of the image diagonal. Also the error between two tensors. Needs numpy only.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 BOUND = 0.008
-"""Tolerance of F as a part of the picture's diagonal; in pixels it is rounded up."""
+"""Tolerance of F as a fraction of the image diagonal; in pixels it is rounded up."""
 
 RMS_FLOOR = 1e-3
 """Tensors with a smaller root mean square are compared by their absolute error."""
@@ -51,34 +49,38 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
 
 
 def jaccard(pred: np.ndarray, gt: np.ndarray) -> np.ndarray | float:
-    """J of masks (..., H, W), bool: a float for one pair, else an array of the leading shape. Empty on empty is 1."""
-    pred, gt = _pair(pred, gt)
+    """Compute J of bool masks (..., H, W): a float for one pair, else an array of the leading shape.
+
+    J of two empty masks is 1.
+    """
+    pred, gt = _check_pair(pred, gt)
     union = (pred | gt).sum(axis=(-2, -1))
     score = np.where(union == 0, 1.0, (pred & gt).sum(axis=(-2, -1)) / np.maximum(union, 1))
     return float(score) if score.ndim == 0 else score
 
 
 def clip_jaccard(pred: np.ndarray, gt: np.ndarray) -> float:
-    """J of one object over all frames of a clip at once, masks (T, H, W), bool. Empty on empty is 1."""
+    """Compute J of one object over all frames of a clip at once, bool masks (T, H, W). J of two empty clips is 1."""
     return float(jaccard(pred.reshape(1, -1), gt.reshape(1, -1)))
 
 
 def boundary_f(pred: np.ndarray, gt: np.ndarray, bound: float = BOUND) -> np.ndarray | float:
-    """F of masks (..., H, W), bool: a float for one pair, else an array of the leading shape. Empty on empty is 1.
+    """Compute F of bool masks (..., H, W): a float for one pair, else an array of the leading shape.
 
-    `bound`: tolerance, a part of the diagonal if below 1, else pixels.
+    `bound` is the tolerance, a fraction of the diagonal if below 1, else pixels. F of two empty masks is 1.
     """
-    pred, gt = _pair(pred, gt)
+    pred, gt = _check_pair(pred, gt)
     if pred.ndim == 2:
         return _boundary_f(pred, gt, bound)
-    pairs = zip(pred.reshape(-1, *pred.shape[-2:]), gt.reshape(-1, *gt.shape[-2:]))
+    pairs = zip(pred.reshape(-1, *pred.shape[-2:]), gt.reshape(-1, *gt.shape[-2:]), strict=True)
     return np.array([_boundary_f(p, g, bound) for p, g in pairs]).reshape(pred.shape[:-2])
 
 
 def contour(mask: np.ndarray) -> np.ndarray:
-    """One pixel wide contour of a mask (H, W), bool: pixels unlike their right, lower or lower right neighbour.
+    """Return the contour of a bool mask (H, W), one pixel wide.
 
-    The rule of the Berkeley benchmark's `seg2bmap`: the contour lies half a pixel towards the origin.
+    A contour pixel differs from its right, lower or lower right neighbour. The rule is that of the Berkeley benchmark's
+    `seg2bmap`: the contour lies half a pixel towards the origin.
     """
     mask = np.asarray(mask, bool)
     edge = np.zeros_like(mask)
@@ -89,11 +91,14 @@ def contour(mask: np.ndarray) -> np.ndarray:
 
 
 def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
-    """Dilation of a mask (H, W), bool, by the disk x^2 + y^2 <= radius^2."""
+    """Dilate a bool mask (H, W) by the disk x^2 + y^2 <= radius^2.
+
+    Uses one running sum per row of the disk.
+    """
     mask = np.asarray(mask, bool)
     height, width = mask.shape
     out = np.zeros_like(mask)
-    # sums[y, x] = set pixels of row y left of x, padded so that every window lies inside
+    # sums[y, x]: number of set pixels of row y left of x, padded so that every window lies inside
     sums = np.zeros((height, width + 2 * radius + 1), np.int32)
     np.cumsum(np.pad(mask, ((0, 0), (radius, radius))), axis=1, out=sums[:, 1:])
     for dy in range(-min(radius, height - 1), min(radius, height - 1) + 1):
@@ -103,10 +108,10 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     return out
 
 
-def _pair(pred: np.ndarray, gt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _check_pair(pred: np.ndarray, gt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     pred, gt = np.asarray(pred), np.asarray(gt)
     if pred.shape != gt.shape or pred.ndim < 2:
-        raise ValueError(f"masks to compare must be (..., H, W) of one shape, not {pred.shape} and {gt.shape}")
+        raise ValueError(f"masks must be (..., H, W) of one shape, not {pred.shape} and {gt.shape}")
     return pred != 0, gt != 0
 
 
@@ -116,7 +121,7 @@ def _boundary_f(pred: np.ndarray, gt: np.ndarray, bound: float) -> float:
     count_pred, count_gt = int(pred.sum()), int(gt.sum())
     if count_pred == 0 or count_gt == 0:
         return float(count_pred == count_gt)
-    window = _window(pred | gt)
+    window = _bounding_window(pred | gt)
     pred, gt = pred[window], gt[window]
     precision = (pred & dilate(gt, radius)).sum() / count_pred
     recall = (gt & dilate(pred, radius)).sum() / count_gt
@@ -124,7 +129,7 @@ def _boundary_f(pred: np.ndarray, gt: np.ndarray, bound: float) -> float:
     return float(2 * precision * recall / total) if total else 0.0
 
 
-def _window(mask: np.ndarray) -> tuple[slice, slice]:
-    """The box around a mask's set pixels: distances outside it are never asked for."""
+def _bounding_window(mask: np.ndarray) -> tuple[slice, slice]:
+    """Return the bounding box of a mask: only distances between pixels inside it matter."""
     rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)

@@ -1,4 +1,4 @@
-"""The command: `python -m runtime.run --engine engines/`."""
+"""Entry point of the command: `python -m runtime.run --engine engines/`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demonstration clip that a bundle may carry: a video, sentences about it, and what the right masks are.
+"""Demonstration clip of a bundle: a video, sentences about it, and the true masks.
 
 A folder with `clip.mp4`, `demo.json` ({"sentences": [{"text": ..., "object": id}, ...]}) and `masks.npz`, whose array
 `masks` (T, H, W) uint8 holds object ids, 0 for the background.
@@ -22,7 +22,7 @@ CLIP, SENTENCES, MASKS = "clip.mp4", "demo.json", "masks.npz"
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """`objects[k]` is the id, in `masks`, of what sentence k means."""
+    """`objects[k]` is the id, in `masks`, of the object that sentence k describes."""
 
     clip: Path
     prompts: list[Text]
@@ -31,37 +31,36 @@ class Demo:
 
     @classmethod
     def load(cls, folder: Path) -> Demo:
-        """Read it. Raises BundleError."""
+        """Load the demonstration in `folder`. Raises BundleError."""
         try:
             entries = json.loads((folder / SENTENCES).read_text(encoding="utf-8"))["sentences"]
             with np.load(folder / MASKS) as arrays:
                 masks = arrays["masks"]
-            prompts: list[Text] = [Text(e["text"]) for e in entries]
-            return cls(folder / CLIP, prompts, [int(e["object"]) for e in entries], masks)
+            prompts = [Text(entry["text"]) for entry in entries]
+            return cls(folder / CLIP, prompts, [int(entry["object"]) for entry in entries], masks)
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise BundleError(
-                f"{folder}: the demonstration is damaged ({type(error).__name__}: {error}); copy the bundle again"
-            ) from None
+            cause = f"{type(error).__name__}: {error}"
+            raise BundleError(f"{folder}: the demonstration is damaged ({cause}); copy the bundle again") from None
 
 
 @dataclass(slots=True)
 class Quality:
-    """J and F of a demonstration's results against its masks, frame by frame."""
+    """J and F of the results of a demonstration against its masks, accumulated frame by frame."""
 
     demo: Demo
     stride: int = 1
-    scores: list[tuple[list[float], list[float]]] = field(default_factory=list)
+    scores: list[np.ndarray] = field(default_factory=list)
 
     def add(self, result: Result) -> None:
         """Compare one frame."""
-        at = result.frame_index * self.stride
-        if at >= len(self.demo.masks) or self.demo.masks.shape[1:] != result.masks.shape[1:]:
+        frame = result.frame_index * self.stride
+        if frame >= len(self.demo.masks) or self.demo.masks.shape[1:] != result.masks.shape[1:]:
             raise BundleError(f"{self.demo.clip}: its masks do not fit the clip; copy the bundle again")
-        truth = np.stack([self.demo.masks[at] == identity for identity in self.demo.objects])
-        self.scores.append((list(jaccard(result.masks, truth)), list(boundary_f(result.masks, truth))))
+        truth = np.stack([self.demo.masks[frame] == obj for obj in self.demo.objects])
+        self.scores.append(np.stack([jaccard(result.masks, truth), boundary_f(result.masks, truth)]))
 
     def table(self) -> list[dict[str, float]]:
-        """Per sentence J, F and their mean, over the frames so far."""
+        """Return J, F and their mean per sentence, over the frames so far."""
         if not self.scores:
             return []
         mean = np.array(self.scores).mean(axis=0)  # (2, sentences)

@@ -1,15 +1,16 @@
-"""Clicks, boxes and masks from the command line or from a prompt file.
+"""Points, boxes and masks from the command line or from a prompt file.
 
-On the command line: `x,y` with `,+` (on the object, the default) or `,-` (beside it), then `@frame` (default 0) and
-`#object`. A box or mask without `#` starts a new object; a point without `#` belongs to the object named last. A prompt
-file is a JSON list of objects like {"object": 1, "frame": 0, "points": [[x, y]], "labels": [1]}, {"object": 2, "box":
-[left, top, right, bottom]}, {"object": 3, "mask": "mask.png", "name": "what to write beside it"}.
+On the command line: `x,y` with `,+` (on the object, the default) or `,-` (on the background), then `@frame` (default 0)
+and `#object`. A box or mask without `#` starts a new object; a point without `#` belongs to the object named last. A
+prompt file is a JSON list of objects like {"object": 1, "frame": 0, "points": [[x, y]], "labels": [1]}, {"object": 2,
+"box": [left, top, right, bottom]}, {"object": 3, "mask": "mask.png", "name": "label of the object"}.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,86 +19,100 @@ from ..errors import PromptError, VideoError, summarize
 from ..media.image_files import read_image
 from ..prompts import Box, Mask, Points
 
-_PLACE = re.compile(r"(?P<what>.*?)(?:@(?P<frame>\d+))?(?:#(?P<object>\d+))?(?:@(?P<late>\d+))?$", re.DOTALL)
+VisualPrompt = Points | Box | Mask
+
+ENTRY_KEYS = ("box", "frame", "labels", "mask", "name", "object", "points")
+
+_SUFFIXES = re.compile(r"(?P<prompt>.*?)(?:@(?P<frame>\d+))?(?:#(?P<object>\d+))?(?:@(?P<late>\d+))?$", re.DOTALL)
 
 
 @dataclass(slots=True)
-class Pointed:
-    """`prompts` by frame of the source, then by object id; `labels` by object id."""
+class PromptSet:
+    """Visual prompts of a run.
 
-    prompts: dict[int, dict[int, list[Points | Box | Mask]]] = field(default_factory=dict)
+    prompts  frame number in the source -> object id -> prompts
+    labels   object id -> label
+    last     object id of the prompt added last; 0 before the first
+    """
+
+    prompts: dict[int, dict[int, list[VisualPrompt]]] = field(default_factory=dict)
     labels: dict[int, str] = field(default_factory=dict)
     last: int = 0
 
-    def add(self, prompt: Points | Box | Mask, frame: int, obj: int | None, name: str | None = None) -> None:
-        """Add one prompt; `obj` None as the head of this file says. Points on one object and frame are joined."""
+    def add(self, prompt: VisualPrompt, frame: int, obj: int | None, name: str | None = None) -> None:
+        """Add one prompt. Points on the same object and frame are merged.
+
+        Without `obj` it belongs to a new object, or, if it is a point, to the object named last.
+        """
         if obj is None:
-            fresh = not isinstance(prompt, Points) or not self.last
-            obj = max(self.labels, default=0) + 1 if fresh else self.last
+            is_new = not isinstance(prompt, Points) or not self.last
+            obj = max(self.labels, default=0) + 1 if is_new else self.last
         if obj < 1:
             raise PromptError(f"object {obj}: ids start at 1")
         self.last = obj
         self.labels[obj] = name or self.labels.get(obj) or f"object {obj}"
         parts = self.prompts.setdefault(frame, {}).setdefault(obj, [])
-        if isinstance(prompt, Points) and parts and isinstance(parts[-1], Points):
-            old = parts.pop()
-            prompt = Points([*old.points, *prompt.points], [*old.labels, *prompt.labels])
-        if not isinstance(prompt, Points) and any(not isinstance(part, Points) for part in parts):
-            raise PromptError(
-                f"object {obj} has a box or mask on frame {frame} already; give the other one its own #object"
-            )
+        if isinstance(prompt, Points):
+            if parts and isinstance(parts[-1], Points):
+                previous = parts.pop()
+                assert isinstance(previous, Points)
+                prompt = Points([*previous.points, *prompt.points], [*previous.labels, *prompt.labels])
+        elif any(not isinstance(part, Points) for part in parts):
+            where = f"object {obj} already has a box or mask on frame {frame}"
+            raise PromptError(f"{where}; give the second one its own #object")
         if parts and Mask in (type(prompt), type(parts[0])):
-            raise PromptError(f"object {obj}, frame {frame}: a mask says it all; leave points and boxes away")
+            raise PromptError(f"object {obj}, frame {frame}: a mask prompt cannot be combined with points or a box")
         parts.append(prompt)
 
     def check(self, size: tuple[int, int], stride: int, count: int | None) -> None:
-        """Raise PromptError for what lies outside the picture (height, width), or on a frame that will not be seen."""
+        """Raise PromptError for a prompt outside the image (height, width) or on a frame that is not processed."""
         for frame, objects in self.prompts.items():
             if frame % stride:
-                raise PromptError(f"frame {frame} is not looked at with --stride {stride}; prompt a multiple of it")
+                raise PromptError(f"frame {frame} is skipped by --stride {stride}; prompt a multiple of it")
             if count is not None and frame // stride >= count:
-                raise PromptError(f"frame {frame} is not looked at: the last one is {(count - 1) * stride}")
+                raise PromptError(f"frame {frame} is not processed: the last one is {(count - 1) * stride}")
             for part in (part for parts in objects.values() for part in parts):
                 part.checked(*size) if isinstance(part, Mask) else part.scaled(*size)
 
-    def by_index(self, stride: int) -> dict[int, dict[int, list[Points | Box | Mask]]]:
-        """`prompts` by the number of the frame among those that are looked at."""
+    def by_index(self, stride: int) -> dict[int, dict[int, list[VisualPrompt]]]:
+        """Return `prompts` by the number of the frame among those processed."""
         return {frame // stride: objects for frame, objects in self.prompts.items()}
 
 
-def read(pairs: list[tuple[str, str]]) -> Pointed:
-    """Prompts from options and their values, in their order. Raises PromptError."""
-    pointed = Pointed()
-    for option, value in pairs:
+def parse_prompt_set(prompt_args: Sequence[tuple[str, str]]) -> PromptSet:
+    """Parse pairs of option and value, in order. Raises PromptError."""
+    prompts = PromptSet()
+    for option, value in prompt_args:
         if option == "--prompts":
-            _file(pointed, Path(value))
+            _read_file(prompts, Path(value))
             continue
-        match = _PLACE.match(value)
-        frame = _whole(option, match["frame"] or match["late"] or "0")
-        obj = _whole(option, match["object"]) if match["object"] else None
-        pointed.add(_MAKE[option](match["what"]), frame, obj)
-    return pointed
+        match = _SUFFIXES.match(value)
+        assert match is not None  # every group may be empty
+        frame = _parse_int(option, match["frame"] or match["late"] or "0")
+        obj = _parse_int(option, match["object"]) if match["object"] else None
+        prompts.add(_PARSERS[option](match["prompt"]), frame, obj)
+    return prompts
 
 
-def _whole(option: str, digits: str) -> int:
+def _parse_int(option: str, digits: str) -> int:
     if len(digits) > 18:
-        raise PromptError(f"{option}: no frame or object has a number of {len(digits)} digits")
+        raise PromptError(f"{option}: a frame or object number of {len(digits)} digits is too large")
     return int(digits)
 
 
-def _point(text: str) -> Points:
+def _parse_point(text: str) -> Points:
     *numbers, sign = text.split(",") if text.count(",") == 2 else (*text.split(","), "+")
     label = {"+": 1, "1": 1, "-": 0, "0": 0}.get(sign.strip())
     try:
         x, y = map(float, numbers)
     except ValueError:
-        x = label = None
+        label = None
     if label is None:
         raise PromptError(f"--point {text!r}: give x,y or x,y,- in pixels, like 200,130 or 200,130,-@12#2")
     return Points([[x, y]], [label])
 
 
-def _box(text: str) -> Box:
+def _parse_box(text: str) -> Box:
     try:
         corners = [float(part) for part in text.split(",")]
     except ValueError:
@@ -107,17 +122,21 @@ def _box(text: str) -> Box:
     return Box(corners)
 
 
-def _mask(text: str, folder: Path = Path()) -> Mask:
+def _read_mask(text: str, folder: Path = Path()) -> Mask:
     try:
-        return Mask(read_image(folder / text).any(axis=2))
+        return Mask(read_image(folder / text).max(axis=2))
     except VideoError as error:
         raise PromptError(f"--mask {error}") from None
 
 
-_MAKE = {"--point": _point, "--box": _box, "--mask": _mask}
+_PARSERS: dict[str, Callable[[str], VisualPrompt]] = {
+    "--point": _parse_point,
+    "--box": _parse_box,
+    "--mask": _read_mask,
+}
 
 
-def _file(pointed: Pointed, path: Path) -> None:
+def _read_file(prompts: PromptSet, path: Path) -> None:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -126,30 +145,29 @@ def _file(pointed: Pointed, path: Path) -> None:
         raise PromptError(f'--prompts {path}: must be a list of prompts, like [{{"box": [0, 0, 9, 9]}}]')
     for number, entry in enumerate(entries):
         try:
-            _entry(pointed, entry, path.parent)
+            _add_entry(prompts, entry, path.parent)
         except PromptError as error:
             raise PromptError(f"--prompts {path}: prompt {number}: {error}") from None
 
 
-def _entry(pointed: Pointed, entry: Any, folder: Path) -> None:
-    known = {"object", "frame", "points", "labels", "box", "mask", "name"}
-    if not isinstance(entry, dict) or set(entry) - known:
-        raise PromptError(f"must be an object with some of {', '.join(sorted(known))}")
+def _add_entry(prompts: PromptSet, entry: Any, folder: Path) -> None:
+    if not isinstance(entry, dict) or set(entry) - set(ENTRY_KEYS):
+        raise PromptError(f"must be an object with some of {', '.join(ENTRY_KEYS)}")
     frame, obj, name = entry.get("frame", 0), entry.get("object"), entry.get("name")
     if type(frame) is not int or frame < 0 or (obj is not None and type(obj) is not int):
-        raise PromptError("frame and object must be whole numbers")
+        raise PromptError("frame and object must be integers")
     if (name is not None and not isinstance(name, str)) or not isinstance(entry.get("mask", ""), str):
         raise PromptError("name and mask must be strings")
-    parts: list[Points | Box | Mask] = []
+    parts: list[VisualPrompt] = []
     if "box" in entry:
         parts.append(Box(entry["box"]))
     if "mask" in entry:
-        parts.append(_mask(entry["mask"], folder))
+        parts.append(_read_mask(entry["mask"], folder))
     if "points" in entry:
         points = entry["points"]
         parts.append(Points(points, entry.get("labels", [1] * len(points) if isinstance(points, list) else 1)))
     if not parts:
-        raise PromptError("it has neither points nor box nor mask")
+        raise PromptError("needs at least one of points, box and mask")
     for part in parts:
-        pointed.add(part, frame, obj, name)
-        obj = pointed.last
+        prompts.add(part, frame, obj, name)
+        obj = prompts.last

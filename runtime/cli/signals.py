@@ -1,4 +1,4 @@
-"""Ctrl-C and its relatives, kept away from the moments in which a file is half written."""
+"""Defers SIGINT, SIGTERM and SIGHUP while output files are being written."""
 
 from __future__ import annotations
 
@@ -6,46 +6,47 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-class Interrupt:
-    """While it is entered, SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, but never inside `held()`.
+class SignalGuard:
+    """A context in which SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, except inside `defer_signals()`.
 
-    `signal` is the number of the first one that came, 0 before. A second one inside `held()` is not waited for.
+    `signal` is the number of the first signal received, 0 before. A second signal is not deferred.
     """
 
     def __init__(self) -> None:
         self.signal = 0
-        self._held = False
+        self._deferring = False
         self._raised = False
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+    def __enter__(self) -> SignalGuard:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers in no other thread
+            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """A signal that comes inside takes effect on leaving."""
-        self._held = True
+    def defer_signals(self) -> Iterator[None]:
+        """Delay a signal received inside until the end of the block."""
+        self._deferring = True
         try:
             yield
         finally:
-            self._held = False
+            self._deferring = False
         if self.signal and not self._raised:
             self._raised = True
             raise KeyboardInterrupt
 
-    def _handle(self, number: int, frame: Any) -> None:
-        again, self.signal = bool(self.signal), self.signal or number
-        if again or not self._held:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        is_second, self.signal = bool(self.signal), self.signal or number
+        if is_second or not self._deferring:
             self._raised = True
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What the command shows: a progress bar, a summary, a list of bundles."""
+"""Terminal output of the command: progress bar, summary of a run, list of bundles."""
 
 from __future__ import annotations
 
@@ -6,50 +6,49 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..bundle.bundle import find
 from ..bundle.manifest import MANIFEST
+from ..engine import Engine
 from ..errors import BundleError
+from ..results import Result
 from .overlay import palette
 
-if TYPE_CHECKING:
-    from ..bundle.demo import Quality
-    from ..media.video_reader import VideoReader
-
-
 MAX_ROWS = 40
-"""Objects that the summary lists for a person; results.json has all."""
+"""Objects that the summary prints; results.json has all."""
 
 
-class Progress:
-    """A bar with frames per second on a terminal; nothing anywhere else."""
+class ProgressBar:
+    """A bar with frames per second on a terminal; prints nothing elsewhere. `total` None: unknown."""
 
-    def __init__(self, video: VideoReader) -> None:
+    def __init__(self, name: str, total: int | None) -> None:
         from tqdm import tqdm
 
-        known = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames, {rate_fmt}, {remaining} left"
-        # a terminal without a size (docker run -t) would hide the bar if tqdm asked for it itself
+        counts = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames, {rate_fmt}, {remaining} left"
+        # tqdm itself would hide the bar on a terminal without a size (docker run -t)
         columns, rows = shutil.get_terminal_size()
         self._bar = tqdm(
-            total=video.count,
+            total=total,
             unit=" frames",
-            desc=Path(video.name).name[-30:] or video.name,
+            desc=Path(name).name[-30:] or name,
             leave=False,
             disable=not sys.stderr.isatty(),
             file=sys.stderr,
             ncols=columns,
             nrows=rows,
             smoothing=0.1,
-            bar_format="{desc}: " + (known if video.count else "{n_fmt} frames, {rate_fmt}"),
+            bar_format="{desc}: " + (counts if total else "{n_fmt} frames, {rate_fmt}"),
         )
 
     def step(self) -> None:
-        """One frame is done."""
+        """Count one frame."""
         self._bar.update()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         self._bar.refresh()
         return self
 
@@ -57,129 +56,155 @@ class Progress:
         self._bar.close()
 
 
-class Summary(dict):
-    """What a run did, as it stands at the head of results.json; `show` tells it to a person or to a program."""
+@dataclass(slots=True)
+class ObjectStats:
+    """Totals of one object: frames since it appeared, frames with a mask, sum of its scores."""
 
-    def show(self, as_json: bool) -> None:
-        """Print it on the standard output, as JSON on one line or as a few lines for a person."""
-        print(json.dumps(self, ensure_ascii=False) if as_json else "\n".join(self._lines()), flush=True)
-
-    def _lines(self) -> list[str]:
-        objects = self["objects"]
-        measures = [key for key in ("J", "F", "J&F") if objects and key in objects[0]]
-        rows = [["", "what", "visible", "score", *measures]]
-        shown = objects[:MAX_ROWS]
-        rows += [
-            [
-                f"{o['id']}",
-                _short(o["prompt"]),
-                f"{o['visible']}/{o['followed']}",
-                f"{o['score']:.2f}",
-                *(f"{o[key]:.3f}" for key in measures),
-            ]
-            for o in shown
-        ]
-        if measures and len(objects) > 1:
-            means = [sum(o[key] for o in objects) / len(objects) for key in measures]
-            rows.append(["", "mean", "", "", *(f"{mean:.3f}" for mean in means)])
-        lines = _table(rows)
-        if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
-            colours = palette().tolist()
-            for number, entry in enumerate(shown, 1):
-                r, g, b = (min(255, 2 * c) for c in colours[entry["id"] % 256])
-                lines[number] = f"\033[38;2;{r};{g};{b}m\N{BLACK SQUARE}\033[0m " + lines[number][2:]
-        lines.append(f"... and {len(objects) - MAX_ROWS} more" if len(objects) > MAX_ROWS else "")
-        frames = f"{self['done']} frame{'s' * (self['done'] != 1)}"
-        lines.append(
-            f"{frames} in {self['seconds']:.1f} s, {self['fps']:.2f} frames per second"
-            + (f" ({self['dropped']} dropped: slower than the camera)" if self.get("dropped") else "")
-        )
-        if self.get("files"):
-            lines.append("written: " + "  ".join(self["files"]))
-        return lines + [f"note: {note}" for note in self["notes"]]
+    prompt_id: int
+    followed: int = 0
+    visible: int = 0
+    score_sum: float = 0.0
 
 
-def summary(job: Any, engine: Any, labels: dict[int, str], complete: bool, quality: Quality | None) -> Summary:
-    """Facts about a finished or interrupted run. Seconds per stage are sums over all calls."""
-    out = Summary(
-        complete=complete,
-        done=job.done,
-        seconds=round(job.seconds, 3),
-        fps=round(job.done / job.seconds, 3) if job.seconds else 0.0,
-    )
-    out["objects"] = []
-    for identity in [*labels, *(i for i in job.sums if i not in labels)]:
-        label = labels.get(identity, f"object {identity}")
-        followed, visible, score = job.sums.get(identity, (0, 0, 0.0))
-        out["objects"].append(
-            {
-                "id": identity,
-                "prompt": label,
-                "followed": int(followed),
-                "visible": int(visible),
-                "score": round(float(score) / max(followed, 1), 4),
-            }
-        )
-    for entry, row in zip(out["objects"], quality.table() if quality is not None else []):
-        entry.update({key: round(value, 4) for key, value in row.items()})
-    stages = {
-        name: {"calls": calls, "seconds": round(seconds, 4)}
-        for name, (calls, seconds) in engine.timings.items()
-        if calls
+@dataclass(slots=True)
+class RunStats:
+    """Totals of one run. `objects` by id, in the order in which they appeared; seconds of reading and writing."""
+
+    objects: dict[int, ObjectStats]
+    frames: int = 0
+    seconds: float = 0.0
+    reading: float = 0.0
+    writing: float = 0.0
+
+    def count(self, result: Result) -> None:
+        """Add one frame."""
+        self.frames += 1
+        rows = zip(result.object_ids, result.object_ids, result.masks, result.scores, strict=True)
+        for obj, prompt, mask, score in rows:
+            stats = self.objects.setdefault(obj, ObjectStats(prompt))
+            stats.followed += 1
+            stats.visible += bool(mask.any())
+            stats.score_sum += float(score)
+
+
+def summarize_run(
+    stats: RunStats, labels: Mapping[int, str], stage_timings: Mapping[str, tuple[int, float]], complete: bool
+) -> dict[str, Any]:
+    """Describe a finished or interrupted run, as in results.json. Seconds of a stage are sums over its calls."""
+    objects = [
+        {
+            "id": obj,
+            "prompt": object_label(labels, entry.prompt_id, obj),
+            "followed": entry.followed,
+            "visible": entry.visible,
+            "score": round(entry.score_sum / max(entry.followed, 1), 4),
+        }
+        for obj, entry in stats.objects.items()
+    ]
+    stages = {n: {"calls": calls, "seconds": round(s, 4)} for n, (calls, s) in stage_timings.items() if calls}
+    timings = {"reading": round(stats.reading, 4), "writing": round(stats.writing, 4), "stages": stages}
+    return {
+        "complete": complete,
+        "done": stats.frames,
+        "seconds": round(stats.seconds, 3),
+        "fps": round(stats.frames / stats.seconds, 3) if stats.seconds else 0.0,
+        "objects": objects,
+        "timings": timings,
     }
-    out["timings"] = {"reading": round(job.reading, 4), "writing": round(job.writing, 4), "stages": stages}
-    out["notes"] = list(job.video.notes)
-    if job.video.dropped:
-        out["dropped"] = job.video.dropped
-    return out
 
 
-def listing(folder: Path, as_json: bool) -> int:
-    """Print the bundles in `folder`. A damaged one is listed with what is wrong with it. Returns the exit code."""
-    bundles, broken = _bundles(folder)
+def describe_engine(engine: Engine) -> dict[str, str]:
+    """Describe the bundle and backend of a run, as in the header of results.json."""
+    manifest = engine.bundle.manifest
+    return {
+        "bundle": engine.bundle.name,
+        "network": manifest.network_names,
+        "variant": manifest.variant,
+        "precision": manifest.precision,
+        "backend": engine.backend.name,
+    }
+
+
+def object_label(labels: Mapping[int, str], prompt_id: int, object_id: int) -> str:
+    """Return the label of an object: that of its prompt, or its number."""
+    return labels.get(prompt_id, f"object {object_id}")
+
+
+def print_summary(summary: Mapping[str, Any], as_json: bool) -> None:
+    """Print a summary on standard output, as JSON on one line or as text."""
+    print(json.dumps(summary, ensure_ascii=False) if as_json else "\n".join(_summary_lines(summary)), flush=True)
+
+
+def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    objects = summary["objects"]
+    lines = _object_table(objects)
+    lines.append(f"... and {len(objects) - MAX_ROWS} more" if len(objects) > MAX_ROWS else "")
+    dropped = f" ({summary['dropped']} dropped: slower than the camera)" if summary.get("dropped") else ""
+    frames = f"{summary['done']} frame{'s' * (summary['done'] != 1)}"
+    lines.append(f"{frames} in {summary['seconds']:.1f} s, {summary['fps']:.2f} frames per second{dropped}")
+    if summary.get("files"):
+        lines.append("written: " + "  ".join(summary["files"]))
+    return lines + [f"note: {note}" for note in summary["notes"]]
+
+
+def _object_table(objects: Sequence[Mapping[str, Any]]) -> list[str]:
+    measures = [key for key in ("J", "F", "J&F") if objects and key in objects[0]]
+    shown = objects[:MAX_ROWS]
+    rows = [["", "what", "visible", "score", *measures]]
+    for entry in shown:
+        counts = f"{entry['visible']}/{entry['followed']}"
+        values = (f"{entry[key]:.3f}" for key in measures)
+        rows.append([f"{entry['id']}", _shorten(entry["prompt"]), counts, f"{entry['score']:.2f}", *values])
+    if measures and len(objects) > 1:
+        means = (sum(entry[key] for entry in objects) / len(objects) for key in measures)
+        rows.append(["", "mean", "", "", *(f"{mean:.3f}" for mean in means)])
+    lines = _table(rows)
+    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+        colours = palette().tolist()
+        for number, entry in enumerate(shown, 1):
+            r, g, b = (min(255, 2 * c) for c in colours[entry["id"] % 256])
+            lines[number] = f"\033[38;2;{r};{g};{b}m\N{BLACK SQUARE}\033[0m " + lines[number][2:]
+    return lines
+
+
+def list_bundles(folder: Path, as_json: bool) -> int:
+    """Print the bundles in `folder`, and an error for each damaged one. Returns the exit code."""
+    bundles, errors = describe_bundles(folder)
     if as_json:
-        print(json.dumps({"bundles": bundles, "broken": broken}, ensure_ascii=False))
+        print(json.dumps({"bundles": bundles, "broken": errors}, ensure_ascii=False))
     else:
-        rows = [["name", "network", "variant", "precision", "picture", "MB", "text", "demo"]]
-        rows += [
-            [
-                b["name"],
-                b["network"],
-                b["variant"],
-                b["precision"],
-                f"{b['image_size']} px",
-                f"{b['megabytes']:.0f}",
-                "yes" if b["tokenizer"] else "token ids only",
-                "yes" if b["demo"] else "no",
-            ]
-            for b in bundles
-        ]
+        rows = [["name", "network", "variant", "precision", "image", "MB", "text", "demo"]]
+        for b in bundles:
+            sizes = [f"{b['image_size']} px", f"{b['megabytes']:.0f}"]
+            parts = ["yes" if b["tokenizer"] else "token ids only", "yes" if b["demo"] else "no"]
+            rows.append([b["name"], b["network"], b["variant"], b["precision"], *sizes, *parts])
         print("\n".join(_table(rows) if bundles else [f"no bundle in {folder}"]))
-    for message in broken:
+    for message in errors:
         print("error: " + message, file=sys.stderr)
-    return 2 if broken or not bundles else 0
+    return 2 if errors or not bundles else 0
 
 
-def _bundles(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def describe_bundles(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the properties of the bundles in `folder` and the errors of those that cannot be read."""
     if (folder / MANIFEST).is_file():
         folders = [folder]
     elif folder.is_dir():
         folders = sorted(sub for sub in folder.iterdir() if (sub / MANIFEST).is_file())
     else:
         raise BundleError(f"{folder}: no such folder; export a bundle into it with `python -m export`")
-    bundles, broken = [], []
+    bundles, errors = [], []
     for sub in folders:
         try:
             (bundle,) = find(sub)
         except BundleError as error:
-            broken.append(str(error))
+            errors.append(str(error))
             continue
         m = bundle.manifest
         size = sum(path.stat().st_size for name in m.files if (path := sub / name).is_file()) / 1e6
         bundles.append(
             {
                 "name": bundle.name,
-                "network": m.model,
+                "network": m.network_names,
                 "variant": m.variant,
                 "precision": m.precision,
                 "image_size": m.image_size,
@@ -189,13 +214,13 @@ def _bundles(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
                 "folder": str(bundle.folder),
             }
         )
-    return bundles, broken
+    return bundles, errors
 
 
-def _short(text: str, limit: int = 60) -> str:
+def _shorten(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _table(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

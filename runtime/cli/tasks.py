@@ -1,4 +1,4 @@
-"""What the command can do with a video: follow sentences, follow clicks, or cut a picture into everything it shows."""
+"""Tasks of the command: track text prompts, track visual prompts, segment everything in an image."""
 
 from __future__ import annotations
 
@@ -10,68 +10,82 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import Engine
 from ..errors import PromptError, UserError
 from ..media.video_reader import VideoReader
 from ..prompts import Text
 from ..results import Result
-from .prompt_args import Pointed
+from .prompt_args import PromptSet
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """`stream` turns frames into results, one for each, in order; `labels` by object id, as far as they are known."""
+    """A session with its prompts.
 
-    labels: dict[int, str]
+    labels        prompt id -> label. Prompts without a label are not labelled in the overlay
+    objects       object id -> prompt id of the objects known before the first frame; others may appear later
+    stream        turns frames into results, one per frame, in order
+    session       closed when the run ends
+    small_on_top  whether smaller masks are drawn over larger ones, instead of by score
+    """
+
+    labels: Mapping[int, str]
+    objects: Mapping[int, int]
     stream: Callable[[Iterable[np.ndarray]], Iterator[Result]]
-    session: AbstractContextManager = field(default_factory=nullcontext)
+    session: AbstractContextManager[Any] = field(default_factory=nullcontext)
     small_on_top: bool = False
 
 
-def sentences(engine: Any, prompts: Sequence[Text], **options: Any) -> Task:
-    """One object per sentence: followed, or found on every frame anew by a network that knows only pictures.
+def text_task(engine: Engine, prompts: Sequence[Text], **options: Any) -> Task:
+    """Segment one object per text: tracked, or on every frame separately if the network takes single images only.
 
     `options` are those of `Engine.session`. Raises PromptError, UserError.
     """
     labels = {i: prompt.label for i, prompt in enumerate(prompts, 1)}
-    abilities = [(hasattr(network, "open"), hasattr(network, "refer")) for network in engine.networks.values()]
-    if not any(follows for follows, _ in abilities) and any(finds for _, finds in abilities):
-        refuse(options, f"the bundle {engine.bundle.name}, which looks at every frame alone")
-        return Task(labels, partial(_find, engine, prompts))
+    objects = {i: i for i in labels}
+    if engine.can("refer") and not engine.can("open"):
+        reject_options(options, f"the bundle {engine.bundle.name}, which segments every frame separately")
+        return Task(labels, objects, partial(_refer, engine, prompts))
     session = engine.session(prompts, **options)
-    return Task(labels, session.stream, session)
+    return Task(labels, objects, session.stream, session)
 
 
-def refuse(options: Mapping[str, Any], who: str) -> None:
-    """Raise UserError for an option that was given and that `who` does not have."""
-    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
-    if given:
-        raise UserError(f"{' and '.join(given)} cannot be had with {who}; leave it away")
-
-
-def _find(engine: Any, prompts: Sequence[Text], frames: Iterable[np.ndarray]) -> Iterator[Result]:
+def _refer(engine: Engine, prompts: Sequence[Text], frames: Iterable[np.ndarray]) -> Iterator[Result]:
     for index, frame in enumerate(frames):
         yield replace(engine.image(frame).refer(prompts), frame_index=index)
 
 
-def pointed_at(engine: Any, pointed: Pointed, video: VideoReader) -> Task:
-    """Follow what was clicked, each object from its first prompt on. Raises PromptError, UserError."""
-    pointed.check(video.size, video.stride, video.count)
+def reject_options(options: Mapping[str, Any], name: str) -> None:
+    """Raise UserError for an option that is set (not None), because `name` does not support it."""
+    given = [f"--{option.replace('_', '-')}" for option, value in options.items() if value is not None]
+    if given:
+        raise UserError(f"{' and '.join(given)}: not supported by {name}; remove it")
+
+
+def prompt_task(engine: Engine, prompts: PromptSet, video: VideoReader) -> Task:
+    """Track objects given by points, boxes or masks, each from its first prompt on. Raises PromptError, UserError."""
+    prompts.check(video.size, video.stride, video.count)
     session = engine.session()
-    return Task(pointed.labels, partial(session.stream, prompts=pointed.by_index(video.stride)), session)
+    stream = partial(session.stream, prompts=prompts.by_index(video.stride))
+    return Task(prompts.labels, {obj: obj for obj in prompts.labels}, stream, session)
 
 
-def everything(engine: Any, video: VideoReader) -> Task:
-    """Segments of a picture, the largest first. Raises PromptError for a video."""
+def automatic_task(engine: Engine, video: VideoReader) -> Task:
+    """Segment everything in an image, the largest segment first. Raises PromptError for a video."""
     if video.count != 1:
-        raise PromptError(f"--auto takes one picture, not {video.name}; add --max-frames 1 for its first frame")
+        raise PromptError(f"--auto takes one image, not {video.name}; add --max-frames 1 for its first frame")
+    return Task({}, {}, partial(_segment_all, engine), small_on_top=True)
 
-    def stream(frames: Iterable[np.ndarray]) -> Iterator[Result]:
-        for index, frame in enumerate(frames):
-            found = sorted(engine.image(frame).segment_all(), key=lambda s: -s.area)
-            scores = np.array([s.score for s in found], np.float32)
-            masks = np.array([s.mask for s in found], bool).reshape(-1, *frame.shape[:2])
-            boxes = np.array([s.box for s in found], np.float32).reshape(-1, 4)
-            logits = np.log(scores / np.maximum(1 - scores, 1e-6))
-            yield Result(index, tuple(range(1, len(found) + 1)), masks, scores, logits, boxes)
 
-    return Task({}, stream, small_on_top=True)
+def _segment_all(engine: Engine, frames: Iterable[np.ndarray]) -> Iterator[Result]:
+    for index, frame in enumerate(frames):
+        segments = sorted(engine.image(frame).segment_all(), key=lambda s: -s.area)
+        scores = np.array([s.score for s in segments], np.float32)
+        yield Result(
+            frame_index=index,
+            object_ids=tuple(range(1, len(segments) + 1)),
+            masks=np.array([s.mask for s in segments], bool).reshape(-1, *frame.shape[:2]),
+            scores=scores,
+            score_logits=np.log(scores / np.maximum(1 - scores, 1e-6)),
+            boxes=np.array([s.box for s in segments], np.float32).reshape(-1, 4),
+        )

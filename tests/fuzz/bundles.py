@@ -143,7 +143,7 @@ def _change(folder: Path, edit: list[Any]) -> None:
 
 def _open(folder: Path, ort: bool) -> None:
     """Everything that a run does with a bundle: list it, verify it, load it, a few frames."""
-    summary._bundles(folder)
+    summary.describe_bundles(folder)
     bundle = choose(folder)
     bundle.verify()
     if bundle.manifest.demo is not None:

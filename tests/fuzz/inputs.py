@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle.manifest import Manifest
-from runtime.cli.args import parser, prompts_of
-from runtime.cli.prompt_args import Pointed
+from runtime.cli.args import build_parser, parse_prompts
+from runtime.cli.prompt_args import PromptSet
 from runtime.media import video_reader
 from runtime.tokenizer import encode, verb_positions
 
@@ -98,13 +98,13 @@ def _ask(argv: list[str]) -> None:
     """The command line up to the prompts that a session would take."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            args = parser("fuzz").parse_args(argv)
+            args = build_parser("fuzz").parse_args(argv)
     except SystemExit as error:
         if error.code not in (0, None):
             raise Broken(f"left with {error.code} instead of an error") from None
         return
-    prompts = prompts_of(args.asked)
-    if isinstance(prompts, Pointed):
+    prompts = parse_prompts(args.prompt_args)
+    if isinstance(prompts, PromptSet):
         prompts.check((HEIGHT, WIDTH), args.stride, args.max_frames or 100)
         prompts.by_index(args.stride)
         return

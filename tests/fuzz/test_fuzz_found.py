@@ -151,14 +151,14 @@ def test_shapes_that_no_machine_holds(toy, tmp_path):
 def test_numbers_with_thousands_of_digits():
     for value in ("1,1@" + "9" * 5000, "1,1#" + "9" * 5000):
         with pytest.raises(PromptError, match="5000 digits") as caught:
-            prompt_args.read([("--point", value)])
+            prompt_args.parse_prompt_set([("--point", value)])
         one_line(caught)
 
 
 def test_whole_numbers_beyond_floating_point(tmp_path):
     (tmp_path / "p.json").write_text('[{"box": [0, 0, 9, ' + "9" * 400 + "]}]")
     with pytest.raises(PromptError, match="must be numbers"):
-        prompt_args.read([("--prompts", str(tmp_path / "p.json"))])
+        prompt_args.parse_prompt_set([("--prompts", str(tmp_path / "p.json"))])
 
 
 @pytest.mark.parametrize("prompt", [runtime.Points([(3, 1e300)], [1]), runtime.Box([0, 0, 1e39, 9])])

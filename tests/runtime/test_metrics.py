@@ -1,4 +1,4 @@
-"""J and F against a slow computation from the definitions."""
+"""J and F against a direct computation from their definitions."""
 
 import math
 
@@ -37,7 +37,7 @@ def slow_f(pred, gt, radius):
 
 
 def inner(mask):
-    """Without the last row and column, where clamping and leaving out a neighbour differ."""
+    """Clear the last rows and columns, where clamping and omitting a neighbour differ."""
     mask = mask.copy()
     mask[-2:] = mask[:, -2:] = False
     return mask
@@ -53,7 +53,7 @@ def test_f_equals_the_definition(seed):
     assert boundary_f(pred, gt, bound=4) == pytest.approx(slow_f(pred, gt, 4), abs=1e-12)
 
 
-def test_j_counts_pixels():
+def test_j_is_intersection_over_union():
     a, b = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
     a[:2], b[1:3] = True, True
     assert jaccard(a, b) == pytest.approx(4 / 12)
@@ -67,7 +67,7 @@ def test_empty_masks():
 
 
 @pytest.mark.parametrize("radius", [0, 1, 2, 5, 40])
-def test_dilate_is_a_disk(radius):
+def test_dilation_by_a_disk(radius):
     mask = np.zeros((21, 17), bool)
     mask[3, 4] = mask[20, 16] = True
     y, x = np.mgrid[:21, :17]
@@ -75,6 +75,6 @@ def test_dilate_is_a_disk(radius):
     assert (dilate(mask, radius) == disk).all()
 
 
-def test_shapes_must_agree():
+def test_shapes_must_match():
     with pytest.raises(ValueError, match="of one shape"):
         jaccard(np.zeros((4, 4)), np.zeros((4, 5)))

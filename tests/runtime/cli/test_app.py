@@ -1,4 +1,4 @@
-"""The command, from arguments to files, on the toy bundle."""
+"""The command on the toy bundle, from arguments to files."""
 
 import json
 import os
@@ -21,6 +21,7 @@ import runtime
 from helpers import media
 from helpers import toy_samwise as toy_bundle
 from runtime.cli.app import main
+from runtime.cli.args import build_parser
 from runtime.metrics import boundary_f, jaccard
 
 ROOT = Path(__file__).parents[2].parent
@@ -62,7 +63,7 @@ def load_results(out):
     return json.loads((Path(out) / "results.json").read_text())
 
 
-def test_a_video_becomes_what_the_engine_says(toy, clip, tmp_path, capsys):
+def test_files_hold_the_results_of_the_engine(toy, clip, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["--engine", str(toy), "--video", str(clip), *PROMPT, "--tokens", "0,90,2", "--out", str(out)]) == 0
     shown = capsys.readouterr()
@@ -87,12 +88,12 @@ def test_a_video_becomes_what_the_engine_says(toy, clip, tmp_path, capsys):
         assert len(list(video.decode(video=0))) == 10
 
 
-def test_nothing_but_errors_on_standard_error_unless_it_is_a_terminal(toy, clip, tmp_path):
+def test_standard_error_is_empty_without_a_terminal(toy, clip, tmp_path):
     done = command("--engine", toy, "--video", clip, *PROMPT, "--out", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_terminal_sees_progress(toy, clip, tmp_path):
+def test_progress_on_a_terminal(toy, clip, tmp_path):
     parent, child = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, "--engine", str(toy), "--video", str(clip), *PROMPT, "--out", str(tmp_path)],
@@ -105,7 +106,7 @@ def test_a_terminal_sees_progress(toy, clip, tmp_path):
     while True:
         try:
             part = os.read(parent, 4096)
-        except OSError:  # what a pseudo-terminal says when its other end is closed
+        except OSError:  # the other end of the pseudo-terminal is closed
             break
         if not part:
             break
@@ -117,7 +118,7 @@ def test_a_terminal_sees_progress(toy, clip, tmp_path):
     assert "\033[38;2;255;0;0m" in text, "the colour of the object beside its name"
 
 
-def test_json_is_one_line_for_a_program(toy, clip, tmp_path):
+def test_json_summary_is_one_line(toy, clip, tmp_path):
     done = command(
         "--engine", toy, "--video", clip, *PROMPT, "--out", tmp_path, "--json", "--stride", 3, "--max-frames", 2
     )
@@ -127,17 +128,13 @@ def test_json_is_one_line_for_a_program(toy, clip, tmp_path):
     assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == ["00000.png", "00003.png"]
 
 
-def test_outputs_can_be_left_away(toy, clip, tmp_path):
-    assert (
-        main(
-            ["--engine", str(toy), "--video", str(clip), *PROMPT, "--out", str(tmp_path), "--no-masks", "--no-overlay"]
-        )
-        == 0
-    )
+def test_outputs_can_be_disabled(toy, clip, tmp_path):
+    arguments = ["--engine", str(toy), "--video", str(clip), *PROMPT, "--out", str(tmp_path)]
+    assert main([*arguments, "--no-masks", "--no-overlay"]) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_a_folder_keeps_its_names(toy, tmp_path):
+def test_masks_of_a_folder_keep_its_names(toy, tmp_path):
     (tmp_path / "in").mkdir()
     for i, frame in enumerate(media.clip(5)):
         Image.fromarray(frame).save(tmp_path / "in" / f"scene_{i * 5}.jpg")
@@ -145,14 +142,14 @@ def test_a_folder_keeps_its_names(toy, tmp_path):
     assert {p.name for p in (tmp_path / "out" / "masks").iterdir()} == {f"scene_{i * 5}.png" for i in range(5)}
 
 
-def test_a_picture(toy, tmp_path):
+def test_an_image(toy, tmp_path):
     Image.fromarray(media.clip(1)[0]).save(tmp_path / "photo.png")
     photo, out = str(tmp_path / "photo.png"), str(tmp_path / "out")
     assert main(["--engine", str(toy), "--image", photo, *PROMPT, "--out", out]) == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["masks", "overlay.png", "results.json"]
 
 
-def test_the_demonstration_is_measured(demo, tmp_path, monkeypatch, capsys):
+def test_demonstration_is_scored(demo, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runtime.models.samwise.network.Tokenizer, "of", lambda *a: OneToken())
     assert main(["--engine", str(demo), "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
@@ -166,7 +163,7 @@ def test_the_demonstration_is_measured(demo, tmp_path, monkeypatch, capsys):
         assert (entry["J"], entry["F"], entry["J&F"]) == pytest.approx((j, f, (j + f) / 2), abs=1e-4) and j > 0
 
     check(stride=1)
-    # a sentence of one's own runs on the same clip, without a measure
+    # another sentence runs on the same clip without scores
     assert main(["--engine", str(demo), "--out", str(tmp_path), "--text", "something else", "--stride", "2"]) == 0
     assert "J" not in load_results(tmp_path)["objects"][0] and load_results(tmp_path)["done"] == 3
     assert main(["--engine", str(demo), "--out", str(tmp_path), "--stride", "2"]) == 0
@@ -201,69 +198,27 @@ def test_help_names_every_flag_and_the_exit_codes(capsys):
         main(["--help"])
     shown = capsys.readouterr().out
     assert ended.value.code == 0
-    for word in (
-        "--video",
-        "--text",
-        "--tokens",
-        "--verbs",
-        "--out",
-        "--engine",
-        "--model",
-        "--backend",
-        "--threads",
-        "--max-frames",
-        "--stride",
-        "--conditional-memory",
-        "--json",
-        "--list",
-        "exit codes",
-        "examples",
-    ):
-        assert word in shown
+    flags = {flag for action in build_parser("x")._actions for flag in action.option_strings}
+    assert len(flags) > 25
+    for word in (*flags, "exit codes", "examples"):
+        assert re.search(rf"(?<![\w-]){word}(?![\w-])", shown), word
     assert max(map(len, shown.splitlines())) <= 120
 
 
-def test_flags_reach_the_engine(toy, clip, tmp_path):
-    asked = {}
+def test_options_reach_the_engine(toy, clip, tmp_path):
+    received = {}
 
     def load(*args, **kwargs):
-        asked.update(kwargs, engine=args[0])
+        received.update(kwargs, engine=args[0])
         engine = runtime.load(toy)
         session = engine.session
-        engine.session = lambda prompts, **kw: asked.update(kw, prompts=prompts) or session(prompts, **kw)
+        engine.session = lambda prompts, **kw: received.update(kw, prompts=prompts) or session(prompts, **kw)
         return engine
 
-    assert (
-        main(
-            [
-                "--engine",
-                "E",
-                "--model",
-                "M",
-                "--backend",
-                "B",
-                "--threads",
-                "3",
-                "--kernels",
-                "off",
-                "--conditional-memory",
-                "off",
-                "--window",
-                "2",
-                "--video",
-                str(clip),
-                "--tokens",
-                "0,5,2",
-                "--tokens",
-                "7",
-                "--out",
-                str(tmp_path),
-            ],
-            load,
-        )
-        == 0
-    )
-    assert asked == {
+    flags = "--engine E --model M --backend B --threads 3 --kernels off --conditional-memory off --window 2"
+    prompts = ["--tokens", "0,5,2", "--tokens", "7"]
+    assert main([*flags.split(), "--video", str(clip), *prompts, "--out", str(tmp_path)], load) == 0
+    assert received == {
         "engine": "E",
         "model": "M",
         "backend": "B",
@@ -275,12 +230,14 @@ def test_flags_reach_the_engine(toy, clip, tmp_path):
     }
 
 
-def test_a_network_for_pictures_takes_each_frame_alone(clip, tmp_path):
+def test_image_networks_segment_every_frame_separately(clip, tmp_path):
     class Finder:
-        """An engine whose network knows only pictures: the object is the left half, named by its sentence."""
+        """An engine for single images; every object is the left half."""
 
-        networks = {"x": SimpleNamespace(refer=None, see=None)}
         bundle = SimpleNamespace(name="finder")
+
+        def can(self, ability):
+            return ability == "refer"
 
         def image(self, frame):
             self.frame = frame
@@ -292,24 +249,29 @@ def test_a_network_for_pictures_takes_each_frame_alone(clip, tmp_path):
             ones, boxes = np.ones(len(prompts), np.float32), np.tile(np.float32([0, 0, 32, 48]), (len(prompts), 1))
             return runtime.Result(0, tuple(range(1, len(prompts) + 1)), mask, ones, ones, boxes)
 
-    from runtime.cli.tasks import sentences
+    from runtime.cli.tasks import text_task
 
     with runtime.media.video_reader.open_video(clip) as video:
-        results = list(sentences(Finder(), [runtime.Text("a"), runtime.Text("b")]).stream(video))
+        results = list(text_task(Finder(), [runtime.Text("a"), runtime.Text("b")]).stream(video))
     assert [r.frame_index for r in results] == list(range(10)) and results[3].object_ids == (1, 2)
-    with pytest.raises(runtime.UserError, match="--window cannot be had with the bundle finder"):
-        sentences(Finder(), [runtime.Text("a")], window=2)
+    with pytest.raises(
+        runtime.UserError,
+        match="--window: not supported by the bundle finder, which segments every frame separately; remove it",
+    ):
+        text_task(Finder(), [runtime.Text("a")], window=2)
 
 
-def test_verbs_belong_to_the_sentence_before():
-    from runtime.cli.args import prompts_of
+def test_verbs_belong_to_the_preceding_text():
+    from runtime.cli.args import parse_prompts
 
-    made = prompts_of([("--text", "a dog running"), ("--verbs", "running, "), ("--tokens", "0,1,2"), ("--verbs", "1")])
+    made = parse_prompts(
+        [("--text", "a dog running"), ("--verbs", "running, "), ("--tokens", "0,1,2"), ("--verbs", "1")]
+    )
     assert made == [runtime.Text("a dog running", verbs=["running"]), runtime.Text(tokens=[0, 1, 2], verbs=[1])]
-    assert prompts_of([]) == []
+    assert parse_prompts([]) == []
     for pairs in ([("--verbs", "x")], [("--tokens", "1"), ("--verbs", "x")], [("--tokens", "1,x")]):
         with pytest.raises(runtime.PromptError):
-            prompts_of(pairs)
+            parse_prompts(pairs)
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +296,7 @@ def started(toy, clip, out, lines):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopping_keeps_what_was_computed(toy, long_clip, tmp_path, number):
+def test_a_signal_keeps_finished_frames(toy, long_clip, tmp_path, number):
     process = started(toy, long_clip, tmp_path, 20)
     process.send_signal(number)
     _shown, error = process.communicate(timeout=60)
@@ -347,7 +309,7 @@ def test_stopping_keeps_what_was_computed(toy, long_clip, tmp_path, number):
         assert len(list(video.decode(video=0))) == data["done"]
 
 
-def test_even_a_killed_run_can_be_read(toy, long_clip, tmp_path):
+def test_files_of_a_killed_run_are_readable(toy, long_clip, tmp_path):
     process = started(toy, long_clip, tmp_path, 120)
     process.kill()
     process.communicate()
@@ -359,7 +321,7 @@ def test_even_a_killed_run_can_be_read(toy, long_clip, tmp_path):
         assert sum(1 for _ in video.decode(video=0)) >= 24
 
 
-def test_a_reader_that_leaves_is_no_fault(toy):
+def test_a_closed_pipe_is_no_error(toy):
     piped = f"{' '.join(COMMAND)} --engine {toy} --list | true"
     done = subprocess.run(piped, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "Traceback" not in done.stderr

@@ -1,6 +1,6 @@
-"""Everything that can be wrong with what is given, tried as a newcomer would: through the command.
+"""Invalid input, given through the command.
 
-Each case ends with one line that names the thing, the right exit code, no traceback, and every finished mask on disk.
+Each case ends with one line that names the problem, the right exit code, no traceback, and every finished mask on disk.
 """
 
 import json
@@ -211,13 +211,13 @@ def test_a_camera_that_drops(toy, files, tmp_path):
 @pytest.mark.parametrize(
     "prompt, words",
     [
-        ([], ["say what to look for"]),
+        ([], ["say what to segment"]),
         (["--text", ""], ["empty"]),
         (["--text", "  "], ["blank"]),
         (["--text", b"dog \xff"], ["not text"]),
         (["--text", "the red " * 20], ["42 tokens", "16", "shorten"]),
         (["--text", "x" * 20_000], ["20000 characters"]),
-        (["--tokens", "a,b"], ["whole numbers"]),
+        (["--tokens", "a,b"], ["integers separated by commas"]),
         (["--tokens", "0,100,2"], ["token 100", "0..99"]),
         (["--tokens", ",".join(["1"] * 17)], ["17 tokens", "16"]),
         (["--verbs", "running"], ["--verbs", "right after"]),

@@ -1,4 +1,4 @@
-"""Folders of pictures with lists of sentences, and evaluation on files in the REFER layout."""
+"""Batches: folders of images with lists of sentences, and evaluation on files in the REFER layout."""
 
 import json
 import pickle
@@ -13,7 +13,7 @@ import runtime
 from benchmarks import refcoco
 from helpers import toy_refersam
 from runtime.cli.app import main
-from runtime.cli.batch import read_list
+from runtime.cli.batch import read_sentences
 
 WORDS = {"the": 5, "dog": 20, "cat": 90, "left": 40}
 
@@ -115,15 +115,15 @@ def test_pictures_that_share_a_stem(bundle, pictures, tmp_path):
     [
         ("l.csv", "file,text\na,b\n", "must name the columns"),
         ("l.csv", "picture,sentence\na.png,\n", "line 2: the text prompt"),
-        ("l.csv", "picture,sentence\n", "holds no sentence"),
-        ("l.csv", "picture,sentence\n../x.png,dog\n", "does not lie"),
-        ("l.csv", "picture,sentence\nmissing.png,dog\n", "no such picture"),
-        ("l.csv", "picture,sentence\n,dog\n", "no picture"),
+        ("l.csv", "picture,sentence\n", "no sentence in it"),
+        ("l.csv", "picture,sentence\n../x.png,dog\n", "is outside the folder"),
+        ("l.csv", "picture,sentence\nmissing.png,dog\n", "no such image"),
+        ("l.csv", "picture,sentence\n,dog\n", "name of the picture is missing"),
         ("l.json", "{", "not JSON"),
         ("l.json", "3", "must be an object"),
         ("l.json", '[{"picture": "a.png"}]', "entry 0"),
         ("l.json", '{"a.png": [3]}', "must be a str"),
-        ("l.json", "{}", "holds no sentence"),
+        ("l.json", "{}", "no sentence in it"),
     ],
 )
 def test_bad_lists(bundle, pictures, tmp_path, name, content, message, capsys):
@@ -148,7 +148,7 @@ def test_bad_combinations(bundle, pictures, tmp_path, capsys):
     (tmp_path / "l.json").write_text('{"a.png": ["dog"]}')
     base = ["--engine", str(bundle), "--sentences", str(tmp_path / "l.json")]
     assert main([*base, "--image", str(pictures / "a.png")]) == 2 and "needs a folder" in capsys.readouterr().err
-    assert main([*base, "--image", str(pictures), "--text", "dog"]) == 2 and "leave --text" in capsys.readouterr().err
+    assert main([*base, "--image", str(pictures), "--text", "dog"]) == 2 and "remove --text" in capsys.readouterr().err
     missing = ["--engine", str(bundle), "--image", str(pictures), "--sentences", str(tmp_path / "none.csv")]
     assert main(missing) == 2 and "no such file" in capsys.readouterr().err
 
@@ -173,9 +173,9 @@ def test_one_picture_from_the_command(bundle, pictures, tmp_path, capsys):
     assert np.asarray(Image.open(tmp_path / "out" / "masks" / "b.png")).shape == (50, 33)
 
 
-def test_read_list_keeps_the_order(tmp_path):
+def test_read_sentences_keeps_the_order(tmp_path):
     (tmp_path / "l.csv").write_text("sentence,picture\nz,b\ny,a\nx,b\n")
-    found = read_list(tmp_path / "l.csv")
+    found = read_sentences(tmp_path / "l.csv")
     assert {k: [t.text for t in v] for k, v in found.items()} == {"b": ["z", "x"], "a": ["y"]}
 
 

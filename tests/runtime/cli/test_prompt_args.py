@@ -1,4 +1,4 @@
-"""Clicks, boxes and masks on the command line, and what the command does with them. A fake engine stands for SAM 2."""
+"""Points, boxes and masks on the command line, and a run with them on a fake SAM 2 engine."""
 
 import json
 from types import SimpleNamespace
@@ -10,21 +10,21 @@ from PIL import Image
 from helpers import media
 from runtime import Box, Mask, Points, PromptError, Result
 from runtime.cli.app import main
-from runtime.cli.prompt_args import Pointed, read
+from runtime.cli.prompt_args import PromptSet, parse_prompt_set
 
 
-def test_points_without_number_belong_together():
+def test_points_without_id_belong_to_one_object():
     values = ("1,2", "3,4,-", "5,6@7", "8,9#4", "1,1,+")
-    asked = read([("--point", value) for value in values])
-    assert asked.prompts == {
+    prompts = parse_prompt_set([("--point", value) for value in values])
+    assert prompts.prompts == {
         0: {1: [Points([[1, 2], [3, 4]], [1, 0])], 4: [Points([[8, 9], [1, 1]], [1, 1])]},
         7: {1: [Points([[5, 6]], [1])]},
     }
-    assert asked.labels == {1: "object 1", 4: "object 4"}
+    assert prompts.labels == {1: "object 1", 4: "object 4"}
 
 
-def test_boxes_without_number_are_new_objects():
-    asked = read(
+def test_boxes_without_id_are_new_objects():
+    prompts = parse_prompt_set(
         [
             ("--box", "0,0,5,5"),
             ("--point", "2,2"),
@@ -33,20 +33,20 @@ def test_boxes_without_number_are_new_objects():
             ("--box", "2,2,3,3#1@8"),
         ]
     )
-    assert asked.prompts == {
+    assert prompts.prompts == {
         0: {1: [Box([0, 0, 5, 5]), Points([[2, 2]], [1])]},
         3: {2: [Box([1, 1, 9, 9]), Points([[4, 4]], [0])]},
         8: {1: [Box([2, 2, 3, 3])]},
     }
 
 
-def test_masks_are_pictures(tmp_path):
+def test_masks_are_image_files(tmp_path):
     Image.fromarray(np.eye(4, dtype=np.uint8) * 9).save(tmp_path / "a@b.png")
-    (part,) = read([("--mask", f"{tmp_path / 'a@b.png'}@2#5")]).prompts[2][5]
+    (part,) = parse_prompt_set([("--mask", f"{tmp_path / 'a@b.png'}@2#5")]).prompts[2][5]
     assert isinstance(part, Mask) and (part.array == np.eye(4, dtype=bool)).all()
 
 
-def test_a_file_of_prompts(tmp_path):
+def test_prompt_file(tmp_path):
     Image.new("L", (4, 4), 255).save(tmp_path / "m.png")
     (tmp_path / "p.json").write_text(
         json.dumps(
@@ -57,11 +57,11 @@ def test_a_file_of_prompts(tmp_path):
             ]
         )
     )
-    asked = read([("--prompts", str(tmp_path / "p.json"))])
-    assert asked.prompts[1] == {2: [Points([[1, 2], [3, 4]], [1, 0])]}
-    assert asked.prompts[0][3] == [Box([0, 0, 5, 5]), Points([[1, 1]], [1])]
-    assert isinstance(asked.prompts[0][4][0], Mask)
-    assert asked.labels == {2: "the cat", 3: "object 3", 4: "object 4"}
+    prompts = parse_prompt_set([("--prompts", str(tmp_path / "p.json"))])
+    assert prompts.prompts[1] == {2: [Points([[1, 2], [3, 4]], [1, 0])]}
+    assert prompts.prompts[0][3] == [Box([0, 0, 5, 5]), Points([[1, 1]], [1])]
+    assert isinstance(prompts.prompts[0][4][0], Mask)
+    assert prompts.labels == {2: "the cat", 3: "object 3", 4: "object 4"}
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,9 @@ def test_a_file_of_prompts(tmp_path):
         ([("--prompts", "nowhere.json")], "nowhere.json"),
     ],
 )
-def test_mistakes(pairs, error):
+def test_invalid_prompts(pairs, error):
     with pytest.raises(PromptError, match=error):
-        read(pairs)
+        parse_prompt_set(pairs)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_mistakes(pairs, error):
         ("{}", "a list of prompts"),
         ("[1]", "prompt 0: must be an object"),
         ('[{"points": [[1, 2]]}, {"bok": 1}]', "prompt 1: must be an object with"),
-        ('[{"frame": -1, "box": [0, 0, 1, 1]}]', "whole numbers"),
-        ("[{}]", "neither"),
+        ('[{"frame": -1, "box": [0, 0, 1, 1]}]', "must be integers"),
+        ("[{}]", "at least one of points, box and mask"),
         ('[{"points": [[1]]}]', "points must be"),
         ('[{"points": 3}]', "points must be"),
         ('[{"box": "a"}]', "numbers"),
@@ -101,36 +101,36 @@ def test_mistakes(pairs, error):
         ("[" * 100_000, "JSON"),
     ],
 )
-def test_mistakes_in_a_file(tmp_path, content, error):
+def test_invalid_prompt_files(tmp_path, content, error):
     (tmp_path / "p.json").write_text(content)
     with pytest.raises(PromptError, match=error) as caught:
-        read([("--prompts", str(tmp_path / "p.json"))])
+        parse_prompt_set([("--prompts", str(tmp_path / "p.json"))])
     assert "\n" not in str(caught.value)
 
 
 def test_an_empty_mask(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "m.png")
     with pytest.raises(PromptError, match="empty"):
-        read([("--mask", str(tmp_path / "m.png"))])
+        parse_prompt_set([("--mask", str(tmp_path / "m.png"))])
 
 
 @pytest.mark.parametrize(
     "value, error", [("70,5", "outside the picture"), ("5,5@10", "the last one is 9"), ("5,5@3", "--stride 2")]
 )
-def test_what_the_video_cannot_show(value, error):
+def test_prompts_outside_the_video(value, error):
     with pytest.raises(PromptError, match=error):
-        read([("--point", value)]).check((48, 64), stride=2 if "@3" in value else 1, count=10)
+        parse_prompt_set([("--point", value)]).check((48, 64), stride=2 if "@3" in value else 1, count=10)
 
 
-def test_frames_are_those_of_the_source():
-    asked = Pointed()
-    asked.add(Points([[1, 1]], [1]), 6, None)
-    asked.check((9, 9), 3, 4)
-    assert list(asked.by_index(3)) == [2]
+def test_frame_numbers_are_those_of_the_source():
+    prompts = PromptSet()
+    prompts.add(Points([[1, 1]], [1]), 6, None)
+    prompts.check((9, 9), 3, 4)
+    assert list(prompts.by_index(3)) == [2]
 
 
 class Live:
-    """A session in which an object is the 10x10 square at its click, or its box, from its prompt on."""
+    """A session in which an object is the 10x10 square at its first point, or its box, from its prompt on."""
 
     def __init__(self):
         self.places, self.frames = {}, 0
@@ -175,7 +175,7 @@ class Picture:
 
 
 class Engine:
-    manifest = SimpleNamespace(model="sam2", variant="fake", precision="fp32", demo=None)
+    manifest = SimpleNamespace(network_names="sam2", variant="fake", precision="fp32", demo=None)
     bundle = SimpleNamespace(name="fake", manifest=manifest)
     backend = SimpleNamespace(name="fake")
     timings = {}
@@ -200,7 +200,7 @@ def clip(tmp_path):
     return str(media.write(tmp_path / "clip.mp4", media.clip(10)))
 
 
-def test_objects_come_when_they_are_clicked(clip, tmp_path, capsys):
+def test_objects_appear_with_their_first_prompt(clip, tmp_path, capsys):
     assert command("--video", clip, "--point", "5,6", "--box", "30,10,50,30@4", "--out", str(tmp_path)) == 0
     data = json.loads((tmp_path / "results.json").read_text())
     assert [[o["id"] for o in frame["objects"]] for frame in data["frames"]] == [[1]] * 4 + [[1, 2]] * 6
@@ -211,20 +211,20 @@ def test_objects_come_when_they_are_clicked(clip, tmp_path, capsys):
     assert "object 2 6/6" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_stride_counts_the_frames_of_the_source(clip, tmp_path):
+def test_stride_counts_frames_of_the_source(clip, tmp_path):
     assert command("--video", clip, "--point", "5,6@6", "--stride", "3", "--out", str(tmp_path)) == 0
     data = json.loads((tmp_path / "results.json").read_text())
     counts = {frame["name"]: len(frame["objects"]) for frame in data["frames"]}
     assert counts == {"00000": 0, "00003": 0, "00006": 1, "00009": 1}
 
 
-def test_everything_in_a_picture(tmp_path, capsys):
+def test_automatic_masks_of_an_image(tmp_path, capsys):
     Image.fromarray(media.clip(1)[0]).save(tmp_path / "photo.png")
     assert command("--image", str(tmp_path / "photo.png"), "--auto", "--out", str(tmp_path / "out")) == 0
     data = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [o["area"] for o in data["frames"][0]["objects"]] == [1600, 144, 16]
     mask = np.asarray(Image.open(tmp_path / "out" / "masks" / "photo.png"))
-    assert mask[2, 2] == 3 and mask[8, 8] == 2 and mask[30, 30] == 1, "the small ones lie on top"
+    assert mask[2, 2] == 3 and mask[8, 8] == 2 and mask[30, 30] == 1, "smaller masks are drawn on top"
 
 
 @pytest.mark.parametrize(
@@ -232,19 +232,19 @@ def test_everything_in_a_picture(tmp_path, capsys):
     [
         (["--text", "a dog", "--point", "1,1"], "one run"),
         (["--auto", "--point", "1,1"], "--auto"),
-        (["--auto"], "one picture"),
+        (["--auto"], "one image"),
         (["--point", "100,1"], "outside the picture"),
-        (["--point", "1,1", "--window", "2"], "--window cannot be had"),
+        (["--point", "1,1", "--window", "2"], "--window: not supported by --auto and visual prompts; remove it"),
         (["--point", "1,1@99"], "the last one is 9"),
         (["--box", "1,1,5,5#256"], "--no-masks"),
     ],
 )
-def test_what_does_not_go_together(clip, tmp_path, args, error, capsys):
+def test_options_that_exclude_each_other(clip, tmp_path, args, error, capsys):
     assert command("--video", clip, *args, "--out", str(tmp_path / "out")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert error in line
 
 
-def test_a_bundle_of_sentences_says_so(toy, clip, tmp_path, capsys):
+def test_visual_prompts_need_a_bundle_that_takes_them(toy, clip, tmp_path, capsys):
     assert main(["--engine", str(toy), "--video", clip, "--point", "5,6", "--out", str(tmp_path)]) == 2
     assert "cannot follow clicks" in capsys.readouterr().err

@@ -1,5 +1,6 @@
-"""Files out: what is written can be read back, at any moment, and is what the engine said."""
+"""Output files: they can be read at any moment and hold the results of the engine."""
 
+import io
 import json
 
 import av
@@ -9,8 +10,9 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from runtime import InternalError, Result, UserError
-from runtime.cli.overlay import ContactSheet, Painter, palette, stack
-from runtime.cli.writers import Outputs
+from runtime.cli import writers
+from runtime.cli.overlay import ContactSheet, Painter, index_map, palette
+from runtime.cli.writers import OutputOptions, Outputs
 
 
 def result(index=0, count=2, height=30, width=41):
@@ -22,14 +24,15 @@ def result(index=0, count=2, height=30, width=41):
 
 
 def outputs(folder, **kwargs):
-    return Outputs(folder, (30, 41), 10.0, {1: "the first", 2: "the second"}, {"video": {"name": "x"}}, **kwargs)
+    options = OutputOptions({1: "the first", 2: "the second"}, {1: 1, 2: 2}, **kwargs)
+    return Outputs(folder, (30, 41), 10.0, {"video": {"name": "x"}}, options)
 
 
 def frame():
     return np.full((30, 41, 3), 90, np.uint8)
 
 
-def test_everything_can_be_read_back(tmp_path):
+def test_all_files_can_be_read_back(tmp_path):
     with outputs(tmp_path / "out") as out:
         for i in range(12):
             out.add(f"{i:05d}", frame(), result(i))
@@ -60,37 +63,38 @@ def test_everything_can_be_read_back(tmp_path):
     assert len(pictures) == 12 and pictures[0].width % 2 == pictures[0].height % 2 == 0
 
 
-def test_lines_are_there_before_the_end(tmp_path):
+def test_lines_are_written_during_the_run(tmp_path):
     with outputs(tmp_path, overlay=False) as out:
         out.add("a", frame(), result(0))
         out.add("b", frame(), result(1))
         head, *lines = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
-        assert head["video"] == {"name": "x"} and [line["name"] for line in lines] == ["a", "b"]
+        assert head["video"] == {"name": "x"} and [o["prompt"] for o in head["objects"]] == ["the first", "the second"]
+        assert [line["name"] for line in lines] == ["a", "b"]
     assert not (tmp_path / "results.json").exists()
 
 
-def test_what_is_not_wanted_is_not_written(tmp_path):
+def test_disabled_outputs_are_not_written(tmp_path):
     with outputs(tmp_path, overlay=False, masks=False) as out:
         out.add("a", frame(), result(0))
         out.close({})
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_no_frame_at_all(tmp_path):
+def test_a_run_without_frames(tmp_path):
     with outputs(tmp_path) as out:
         out.close({"complete": False})
     assert json.loads((tmp_path / "results.json").read_text())["frames"] == []
 
 
-def test_a_picture_gives_a_picture(tmp_path):
-    with outputs(tmp_path, still=True) as out:
+def test_the_overlay_of_an_image_is_an_image(tmp_path):
+    with outputs(tmp_path, is_image=True) as out:
         out.add("photo", frame(), result(0))
         out.close({})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["masks", "overlay.png", "results.json"]
     assert (tmp_path / "masks" / "photo.png").exists()
 
 
-def test_an_earlier_run_leaves_nothing(tmp_path):
+def test_files_of_an_earlier_run_are_deleted(tmp_path):
     for count in (5, 2):
         with outputs(tmp_path) as out:
             for i in range(count):
@@ -99,7 +103,7 @@ def test_an_earlier_run_leaves_nothing(tmp_path):
     assert len(list((tmp_path / "masks").iterdir())) == 2
 
 
-def test_files_of_others_are_not_touched(tmp_path):
+def test_foreign_files_are_kept(tmp_path):
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "precious.png").write_bytes(b"x")
     with pytest.raises(UserError, match="choose another --out"):
@@ -107,7 +111,7 @@ def test_files_of_others_are_not_touched(tmp_path):
     assert (tmp_path / "masks" / "precious.png").exists()
 
 
-def test_a_full_disk_keeps_what_is_whole(tmp_path):
+def test_a_full_disk_keeps_finished_files(tmp_path):
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "00002.part").symlink_to("/dev/full")
     with outputs(tmp_path) as out:
@@ -120,23 +124,22 @@ def test_a_full_disk_keeps_what_is_whole(tmp_path):
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 4
 
 
-def test_half_a_line_is_taken_back(tmp_path, monkeypatch):
+def test_a_partly_written_line_is_removed(tmp_path, monkeypatch):
+    class FileOnSmallDisk(io.FileIO):
+        free = 1 << 20
+
+        def write(self, data):
+            if not self.free:
+                raise OSError(28, "No space left on device")
+            written = super().write(data[: self.free])
+            FileOnSmallDisk.free -= written
+            return written
+
+    monkeypatch.setattr(writers, "open", lambda path, mode, buffering: FileOnSmallDisk(path, mode), raising=False)
     with outputs(tmp_path, overlay=False, masks=False) as out:
         out.add("a", frame(), result(0))
         whole = (tmp_path / "results.jsonl").read_bytes()
-        real = out._records._file
-
-        class Full:
-            tell, truncate = real.tell, real.truncate
-            calls = 0
-
-            def write(self, data):
-                self.calls += 1
-                if self.calls > 1:
-                    raise OSError(28, "No space left on device")
-                return real.write(data[:10])
-
-        out._records._file = Full()
+        monkeypatch.setattr(FileOnSmallDisk, "free", 10)
         with pytest.raises(InternalError, match="disk is full"):
             out.add("b", frame(), result(1))
     assert (tmp_path / "results.jsonl").read_bytes() == whole
@@ -150,14 +153,14 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 def test_too_many_objects_for_indexed_masks(tmp_path):
     with pytest.raises(UserError, match="--no-masks"):
-        Outputs(tmp_path, (4, 4), 10.0, {256: "x"}, {})
+        Outputs(tmp_path, (4, 4), 10.0, {}, OutputOptions({256: "x"}, {256: 256}))
 
 
-def test_the_better_score_lies_on_top():
+def test_higher_scores_are_drawn_on_top():
     masks = np.ones((3, 2, 2), bool)
     masks[1, 0] = False
-    said = Result(0, (1, 7, 3), masks, np.array([0.5, 0.9, 0.1]), np.zeros(3), np.zeros((3, 4)))
-    assert stack(said)[:, 0].tolist() == [1, 7]
+    drawn = Result(0, (1, 7, 3), masks, np.array([0.5, 0.9, 0.1]), np.zeros(3), np.zeros((3, 4)))
+    assert index_map(drawn)[:, 0].tolist() == [1, 7]
 
 
 def test_palette_is_that_of_davis():
@@ -179,13 +182,13 @@ def test_the_canvas_is_even_and_readable(size, canvas):
     assert Painter(size, {1: "x"}).canvas == canvas
 
 
-def test_drawing_marks_the_object_and_leaves_the_rest():
+def test_drawing_changes_only_the_object():
     painter = Painter((480, 640), {1: "the first", 2: "second " * 40})
     ground, masks = np.full((480, 640, 3), 90, np.uint8), np.zeros((2, 480, 640), bool)
     masks[0, 200:300, 100:200] = True
     boxes = np.array([[100, 200, 200, 300], [0, 0, 0, 0]], np.float32)
     drawn = painter(ground, Result(0, (1, 2), masks, np.array([0.9, 0.1]), np.zeros(2), boxes))
-    assert (ground == 90).all(), "the frame belongs to the caller"
+    assert (ground == 90).all(), "the caller's frame is unchanged"
     inside = drawn[250, 150].astype(int)
     assert inside[0] > 130 and inside[1] < 60
     assert [255, 0, 0] in drawn[250, 97:103].tolist(), "a full line around it"
@@ -193,7 +196,7 @@ def test_drawing_marks_the_object_and_leaves_the_rest():
 
 
 @pytest.mark.parametrize("size", [(5000, 10), (10, 5000), (1, 1), (7, 3)])
-def test_frames_of_odd_shapes_can_be_drawn(size):
+def test_extreme_frame_sizes_can_be_drawn(size):
     masks = np.ones((1, *size), bool)
     boxes = np.array([[0, 0, size[1], size[0]]], np.float32)
     drawn = Painter(size, {1: "a label far too long for it"})(

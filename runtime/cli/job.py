@@ -1,0 +1,69 @@
+"""One video, from its frames through a session to output files."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..bundle.demo import Quality
+from ..errors import VideoError
+from ..media.video_reader import VideoReader
+from ..results import Result
+from .signals import SignalGuard
+from .summary import ObjectStats, ProgressBar, RunStats
+from .tasks import Task
+from .writer_thread import WriterThread
+from .writers import Outputs
+
+
+class Job:
+    """Runs a task on a video and counts what it did in `stats`."""
+
+    def __init__(self, task: Task, video: VideoReader, outputs: Outputs, quality: Quality | None) -> None:
+        self.stats = RunStats({obj: ObjectStats(prompt) for obj, prompt in task.objects.items()})
+        self._task, self._video, self._outputs, self._quality = task, video, outputs, quality
+        self._in_session: deque[np.ndarray] = deque()
+        self._error: BaseException | None = None
+
+    def run(self, guard: SignalGuard) -> BaseException | None:
+        """Process the video. Returns what ended it early: an error, a damaged video, a signal; None at its end."""
+        start = time.perf_counter()
+        writer = WriterThread(self._write)
+        try:
+            with ProgressBar(self._video.name, self._video.count) as progress:
+                for result in self._task.stream(self._frames()):
+                    writer.put(self._in_session.popleft(), result)
+                    progress.step()
+        except (Exception, KeyboardInterrupt) as error:  # drain the writer before reporting the error
+            self._error = self._error or error
+        try:
+            with guard.defer_signals():
+                writer.close()
+        except (Exception, KeyboardInterrupt) as error:
+            self._error = self._error or error
+        self.stats.seconds, self.stats.writing = time.perf_counter() - start, writer.seconds
+        return self._error
+
+    def _frames(self) -> Iterator[np.ndarray]:
+        """Yield frames until the video ends or fails; the session then completes those it holds."""
+        while True:
+            start = time.perf_counter()
+            try:
+                frame = next(self._video, None)
+            except VideoError as error:
+                self._error, frame = error, None
+            self.stats.reading += time.perf_counter() - start
+            if frame is None:
+                return
+            self._in_session.append(frame)
+            yield frame
+
+    def _write(self, frame: np.ndarray, result: Result) -> None:
+        """Write one frame and count it. Runs in the writer thread, where no signal interrupts it."""
+        self._outputs.add(self._video.frame_name(result.frame_index), frame, result)
+        self.stats.count(result)
+        if self._quality is not None:
+            self._quality.add(result)

@@ -181,11 +181,16 @@ def preprocess(frame_hwc, resized_hw, image_size, table_cv, filter: str = "bilin
     """
     rows = pillow_taps(frame_hwc.shape[0], resized_hw[0], filter)
     columns = pillow_taps(frame_hwc.shape[1], resized_hw[1], filter)
+    return preprocess_with_taps(frame_hwc, rows, columns, image_size, table_cv)
+
+
+def preprocess_with_taps(frame_hwc, rows, columns, image_size, table_cv) -> np.ndarray:
+    """`preprocess` with the taps that the kernel gets: (first, weight) per axis, as `pillow_taps` returns them."""
     wide = _resample_rows(frame_hwc.swapaxes(0, 1), columns).swapaxes(0, 1)
     small = _resample_rows(wide, rows)
     out = np.zeros((3, image_size, image_size), table_cv.dtype)
     for c in range(3):
-        out[c, : resized_hw[0], : resized_hw[1]] = table_cv[c][small[:, :, c]]
+        out[c, : small.shape[0], : small.shape[1]] = table_cv[c][small[:, :, c]]
     return out
 
 
@@ -205,6 +210,15 @@ def mask_taps(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not np.allclose(weight.sum(axis=1), matrix.sum(axis=1), atol=1e-12):
         raise ValueError(f"a row of the {matrix.shape} matrix spans more than {MASK_TAPS} cells")
     return first.astype(np.int32), weight.astype(np.float32)
+
+
+def mask_matrix(taps: tuple[np.ndarray, np.ndarray], source: int) -> np.ndarray:
+    """The (target, source) matrix that `mask_taps` was made from, float64."""
+    first, weight = taps
+    matrix = np.zeros((len(first), source))
+    index = np.minimum(first[:, None] + np.arange(weight.shape[1]), source - 1)
+    np.add.at(matrix, (np.arange(len(first))[:, None], index), weight)
+    return matrix
 
 
 def postprocess(low_nss, rows_hs, columns_ws) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,9 @@
-"""CUDA on host memory: the schedule of a GPU runs anywhere, and every driver call is counted."""
+"""CUDA on host memory, with every driver call counted."""
 
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections import Counter
 from collections.abc import Callable
 
@@ -10,10 +11,11 @@ import numpy as np
 
 from runtime.backends.ort import OrtBackend
 from runtime.device.cuda import Cuda
+from runtime.kernels import reference
 
 
 class FakeDriver:
-    """`runtime.device.Driver` whose device is the host. `calls` counts uploads, downloads, copies, waits, allocations."""
+    """`runtime.device.cuda.Driver` on host memory. `calls` counts uploads, downloads, copies, waits, allocations."""
 
     stream = 0
     capability = 89
@@ -23,14 +25,20 @@ class FakeDriver:
         self.kernel_driver = HostKernels(self)
         self.calls: Counter[str] = Counter()
         self.recording: list[Callable[[], None]] | None = None
-        self._ranges: dict[str, list[tuple[int, int]]] = {"device": [], "pinned": []}
+        self._allocations: dict[int, tuple[int, str]] = {}
+        """Address -> size and kind of memory that is still allocated: an address may be used again as another kind."""
 
     def _memory(self, kind: str, size: int):
-        memory = np.full(size + 64, 0xFF, np.uint8)  # not zero: reading what nobody wrote must show
-        ptr = memory.ctypes.data
-        self._ranges[kind].append((ptr, ptr + size))
+        memory = np.full(size + 64, 0xFF, np.uint8)  # not zero: reading uninitialised memory must show
         self.calls[kind] += 1
-        return ptr, memory
+        return self.register(memory, kind), memory
+
+    def register(self, memory: np.ndarray, kind: str) -> int:
+        """Treat `memory` as "device" or "pinned" memory while it exists; returns its address."""
+        ptr = memory.ctypes.data
+        self._allocations[ptr] = (memory.nbytes, kind)
+        weakref.finalize(memory, self._allocations.pop, ptr).atexit = False
+        return ptr
 
     def allocate(self, size: int):
         return self._memory("device", size)
@@ -39,13 +47,13 @@ class FakeDriver:
         return self._memory("pinned", size)
 
     def _kind(self, ptr: int, size: int) -> str:
-        for kind, ranges in self._ranges.items():
-            if any(a <= ptr and ptr + size <= b for a, b in ranges):
+        for start, (length, kind) in self._allocations.items():
+            if start <= ptr and ptr + size <= start + length:
                 return kind
-        raise AssertionError("copy outside of everything that was allocated")
+        raise AssertionError("copy outside of allocated memory")
 
     def enqueue(self, work: Callable[[], None]) -> None:
-        """What a library puts on the stream: done at once, or recorded."""
+        """Run work that a library puts on the stream, or record it."""
         work() if self.recording is None else self.recording.append(work)
 
     def copy(self, to: int, source: int, size: int) -> None:
@@ -102,7 +110,7 @@ class Enqueued:
 
 
 class HostKernels:
-    """`runtime.device.cubin.CubinDriver` that does on the host what two kernels do on a device (`kernels/reference.py`)."""
+    """`runtime.device.cubin.CubinDriver` that runs the formulas of `kernels/reference.py` in place of two kernels."""
 
     def __init__(self, driver: FakeDriver) -> None:
         self._driver = driver
@@ -121,42 +129,38 @@ class HostKernels:
 
     @staticmethod
     def preprocess(grid, pointers, numbers) -> None:
-        """Two passes of fixed-point taps, columns first, rounded to bytes between them; table; zeros around."""
         frame, row_first, row_weight, column_first, column_weight, table, out = pointers
         height, width, rows, columns, size, row_taps, column_taps = numbers
-        x = view(frame, (height, width, 3), np.uint8)
-        for axis, first, weight, n, taps in (
-            (1, column_first, column_weight, columns, column_taps),
-            (0, row_first, row_weight, rows, row_taps),
-        ):
-            index = np.minimum(view(first, (n,), np.int32)[:, None] + np.arange(taps), x.shape[axis] - 1)
-            weights = view(weight, (n, taps), np.int32).astype(np.int64)
-            total = np.einsum("ik,ik...->i...", weights, np.moveaxis(x, axis, 0)[index].astype(np.int64)) + (1 << 21)
-            x = np.moveaxis(np.clip(total >> 22, 0, 255).astype(np.uint8), 0, axis)
-        result = view(out, (3, size, size), np.float32)
-        result[...] = 0
-        for c in range(3):
-            result[c, :rows, :columns] = view(table, (3, 256), np.float32)[c][x[:, :, c]]
+        view(out, (3, size, size), np.float32)[...] = reference.preprocess_with_taps(
+            view(frame, (height, width, 3), np.uint8),
+            taps(row_first, row_weight, rows, row_taps, np.int32),
+            taps(column_first, column_weight, columns, column_taps, np.int32),
+            size,
+            view(table, (3, 256), np.float32),
+        )
 
     @staticmethod
     def postprocess(grid, pointers, numbers) -> None:
+        """The kernel takes maxima: of x0 and y0 it writes the distance from the right and from the bottom."""
         low, row_first, row_weight, column_first, column_weight, packed, stats = pointers
         side, height, width, size = numbers
         objects = grid[1]
-        matrices = []
-        for first, weight, n in ((row_first, row_weight, height), (column_first, column_weight, width)):
-            matrix = np.zeros((n, side))
-            index = np.minimum(view(first, (n,), np.int32)[:, None] + np.arange(4), side - 1)
-            np.add.at(matrix, (np.arange(n)[:, None], index), view(weight, (n, 4), np.float32))
-            matrices.append(matrix)
-        masks = (matrices[0] @ view(low, (objects, side, side), np.float32) @ matrices[1].T) > 0
-        view(packed, (objects, size), np.uint8)[...] = np.packbits(masks.reshape(objects, -1), axis=1)
+        masks, found = reference.postprocess(
+            view(low, (objects, side, side), np.float32),
+            reference.mask_matrix(taps(row_first, row_weight, height, reference.MASK_TAPS, np.float32), side),
+            reference.mask_matrix(taps(column_first, column_weight, width, reference.MASK_TAPS, np.float32), side),
+        )
+        view(packed, (objects, size), np.uint8)[...] = masks
         table = view(stats, (objects, 5), np.int32)
         assert not table.any(), "the kernel takes maxima: its statistics must start at zero"
-        for n, mask in enumerate(masks):
-            if mask.any():
-                y, x = np.nonzero(mask)
-                table[n] = len(y), width - x.min(), height - y.min(), x.max() + 1, y.max() + 1
+        area, x0, y0, x1, y1 = found.T
+        filled = area > 0
+        table[...] = np.stack([area, (width - x0) * filled, (height - y0) * filled, x1, y1], 1)
+
+
+def taps(first: int, weight: int, target: int, count: int, dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Taps of one axis at two addresses, as `reference.pillow_taps` and `mask_taps` return them."""
+    return view(first, (target,), np.int32), view(weight, (target, count), dtype)
 
 
 def view(address: int, shape, dtype) -> np.ndarray:

@@ -32,6 +32,20 @@ def test_growable_buffers_share_memory_by_name():
     assert not np.shares_memory(buffers.take("b", (1,), "float32"), first)
 
 
+def test_fake_driver_forgets_freed_memory():
+    """An address that was device memory and is pinned memory now counts as pinned."""
+    driver = FakeDriver()
+    target, owner = driver.allocate(64)
+    for _ in range(20):
+        freed = driver.allocate(1 << 20)
+        del freed
+        source = driver.pinned(1 << 20)
+        driver.copy(target, source[0], 64)
+        del source
+    assert driver.calls["upload"] == 20 and driver.calls["copy"] == 0
+    del owner
+
+
 SPECS = [
     TensorSpec("low_res_logits", "float32", ("objects", 3, 3)),
     TensorSpec("score", "float32", ("objects",)),

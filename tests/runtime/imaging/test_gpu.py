@@ -126,7 +126,8 @@ def test_frames_on_the_device_are_read_there(engine, toy, wrap):
     expected = results(engine, clip, A)
     # the fake device knows its own memory only; a frame that another library owns is registered as device memory
     driver = engine.backend.device.driver
-    driver._ranges["device"] += [(f.ctypes.data, f.ctypes.data + f.nbytes) for f in clip]
+    for frame in clip:
+        driver.register(frame, "device")
     with engine.session([runtime.Text(tokens=A)]) as session:
         session.put(wrap(clip[0]))  # the first frame brings the tables of its size
         uploads = driver.calls["upload"]
@@ -170,7 +171,7 @@ def test_an_unaligned_frame_is_copied_first(engine):
     frame = memory[start : start + 1800].reshape(20, 30, 3)
     frame[...] = frames(1)[0]
     driver = engine.backend.device.driver
-    driver._ranges["device"].append((frame.ctypes.data, frame.ctypes.data + frame.nbytes))
+    driver.register(frame, "device")
     copies = driver.calls["copy"]
     with engine.session([runtime.Text(tokens=A)]) as session:
         session.push(Interface(frame))

@@ -18,8 +18,8 @@ import numpy as np
 from ..bundle.bundle import Bundle
 from ..bundle.manifest import SplitStageSpec, StageSpec
 from ..device.array import DeviceArray
-from ..device.cubin import Bound, Kernels
-from ..device.kernels import kernel_plans
+from ..device.cubin import BoundLaunches, Kernels
+from ..device.kernels import plan, reference
 from ..device.scratch import GrowableBuffers
 from ..errors import BundleError
 from .base import load_stage
@@ -37,9 +37,9 @@ class CutStage:
         self, spec: StageSpec, parts: Sequence[Any], constants: Mapping[str, np.ndarray], kernels: Kernels, device: Any
     ) -> None:
         self.spec, self._parts, self._kernels, self._device = spec, list(parts), kernels, device
-        self._plan, self._reference = kernel_plans()
+        self._plan, self._reference = plan, reference
         self._constants = {name: device.constant(array) for name, array in constants.items()}
-        self._bound: dict[Any, Bound] = {}
+        self._bound: dict[Any, BoundLaunches] = {}
 
     def _launch(self, key: Any, launches: Any) -> None:
         """Enqueue `launches()`, which is called once per `key`."""

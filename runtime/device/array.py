@@ -1,6 +1,6 @@
-"""Arrays in device memory: a pointer, a shape, a dtype, and the views that a schedule needs.
+"""Arrays in device memory: a pointer, a shape, a dtype, and contiguous views.
 
-Only views that stay contiguous exist, so every array can be handed to a stage as one pointer.
+Views with gaps do not exist, so every array can be passed to a stage as one pointer.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 
 class DeviceArray:
@@ -20,8 +21,9 @@ class DeviceArray:
 
     __slots__ = ("dtype", "owner", "ptr", "shape")
 
-    def __init__(self, ptr: int, shape: tuple[int, ...], dtype: Any, owner: Any = None) -> None:
-        self.ptr, self.shape, self.dtype, self.owner = ptr, tuple(shape), np.dtype(dtype), owner
+    def __init__(self, ptr: int, shape: tuple[int, ...], dtype: DTypeLike, owner: object = None) -> None:
+        self.ptr, self.shape, self.owner = ptr, tuple(shape), owner
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
 
     @property
     def size(self) -> int:
@@ -33,7 +35,7 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
-        return self.size * self.dtype.itemsize
+        return self.size * int(self.dtype.itemsize)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -81,16 +83,16 @@ class DeviceArray:
         return DeviceArray(self.ptr + offset * self.dtype.itemsize, (*shape, *rest), self.dtype, self.owner)
 
     def reshape(self, *shape: int) -> DeviceArray:
-        """The same memory under another shape; one dimension may be -1."""
+        """Return a view of another shape; one dimension may be -1."""
         if -1 in shape:
             known = prod(d for d in shape if d != -1)
             shape = tuple(self.size // known if d == -1 else d for d in shape)
         if prod(shape) != self.size:
-            raise ValueError(f"shape {self.shape} does not become {shape}")
+            raise ValueError(f"cannot reshape {self.shape} to {shape}")
         return DeviceArray(self.ptr, shape, self.dtype, self.owner)
 
-    def view(self, dtype: Any) -> DeviceArray:
-        """The same bytes as another type; one-dimensional arrays only."""
+    def view(self, dtype: DTypeLike) -> DeviceArray:
+        """Return a view of the same bytes as another type; one-dimensional arrays only."""
         (length,) = self.shape
         dtype = np.dtype(dtype)
         return DeviceArray(self.ptr, (length * self.dtype.itemsize // dtype.itemsize,), dtype, self.owner)

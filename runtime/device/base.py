@@ -1,4 +1,4 @@
-"""Devices: the interface to memory and copies, and its implementation on the host."""
+"""Interface to memory and copies of a device, and its implementation on the host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ index and `reshape`; what else an array offers belongs to one of them."""
 
 
 class Device(Protocol):
-    """Memory and copies of one device. Everything is enqueued in order; only `download` waits."""
+    """Memory and copies of one device. Work is enqueued in order; only `download` waits."""
 
     name: str
     max_frames_per_call: int | None
@@ -23,35 +23,37 @@ class Device(Protocol):
     captures: int
     """Graphs captured so far; memory that one of them may use must stay allocated."""
 
-    def empty(self, shape: Sequence[int], dtype: str) -> Any:
-        """Uninitialised memory."""
+    def empty(self, shape: Sequence[int], dtype: str) -> Array:
+        """Allocate uninitialised memory."""
 
-    def constant(self, host: np.ndarray) -> Any:
-        """A copy of `host` on the device, made once."""
+    def constant(self, host: np.ndarray) -> Array:
+        """Copy `host` to the device, once."""
 
-    def staging(self, array: Any) -> np.ndarray:
-        """Host memory of the shape of `array` to write into before `upload`; the array itself where that is the host."""
+    def staging(self, array: Array) -> np.ndarray:
+        """Return host memory of the shape of `array`, to fill before `upload`; on the host, the array itself."""
 
-    def upload(self, host: np.ndarray, to: Any) -> None:
+    def upload(self, host: np.ndarray, to: Array) -> None:
         """Enqueue a copy of `staging` memory to the device."""
 
-    def download(self, array: Any) -> np.ndarray:
-        """Wait for everything enqueued and return the array on the host, valid until the next download of it."""
+    def download(self, array: Array) -> np.ndarray:
+        """Wait for all enqueued work and return the array on the host, valid until its next download."""
 
-    def copy(self, source: Any, to: Any) -> None:
+    def copy(self, source: Array, to: Array) -> None:
         """Enqueue a copy inside the device."""
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
-        """Record what `work` enqueues without running it. The result enqueues all of it at once, on the same arrays; None
-        where it cannot be recorded."""
+        """Capture what `work` enqueues, without running it, as a graph; returns the function that launches the graph.
+
+        None where it cannot be captured.
+        """
 
 
 class Cpu:
-    """Host memory. Pages are committed when they are first written, so a generous pool costs nothing until it is used."""
+    """Host memory. Pages are committed on first write, so a large pool costs nothing until it is used."""
 
     name = "cpu"
-    # one frame's activations nearly fit the cache, eight frames' do not: Hiera tiny at 1024 px takes 0.3 s a frame one by
-    # one and 0.9 s in pairs or eights, and a quarter of the memory
+    # the activations of one frame nearly fit the cache, those of eight do not: Hiera tiny at 1024 px takes 0.3 s per frame
+    # one by one, and 0.9 s and four times the memory in batches of two or eight
     max_frames_per_call: int | None = 1
     supports_graph_capture = False
     captures = 0

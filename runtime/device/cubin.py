@@ -1,8 +1,8 @@
-"""Compiled kernels of a bundle, loaded and launched through the CUDA driver: neither Triton nor PyTorch.
+"""Loader and launcher of a bundle's compiled kernels through the CUDA driver, without Triton or PyTorch.
 
 A bundle's `kernels/index.json` (written by `python -m export.kernels`) lists one entry per kernel, set of constants and
 compute capability: file, symbol, types of the arguments, threads, shared memory. A launch names kernel and constants;
-`Kernels.bind` finds the entry, packs the arguments once, and what it returns is enqueued as often as wanted.
+`Kernels.bind` finds the entry and packs the arguments once; `BoundLaunches.run` enqueues them any number of times.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from ..errors import BackendError, BundleError
 
@@ -21,12 +21,12 @@ FORMAT = 1
 SHARED_ATTRIBUTE = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: above 48 KB a kernel must ask."""
 TYPES = {"fp16": "float16", "fp32": "float32", "i32": "int32", "u8": "uint8"}
-"""Types that pointers point to, in a manifest's words."""
+"""Element types of pointers -> names of a manifest's types."""
 SCALARS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
 
 
-class LaunchLike(Protocol):
-    """What `kernels/plan.py` returns."""
+class Launch(Protocol):
+    """One launch of a plan, as `kernels/plan.py` describes it."""
 
     kernel: str
     grid: tuple[int, int, int]
@@ -34,13 +34,17 @@ class LaunchLike(Protocol):
     constants: Mapping[str, Any]
 
 
-class CubinDriver(Protocol):
-    """The driver calls that kernels need; handles are opaque."""
+Function: TypeAlias = Any
+"""Handle of a loaded kernel, opaque."""
 
-    def load(self, cubin: bytes, symbol: str, shared: int) -> Any: ...
+
+class CubinDriver(Protocol):
+    """The driver calls that kernels need."""
+
+    def load(self, cubin: bytes, symbol: str, shared: int) -> Function: ...
 
     def launch(
-        self, function: Any, grid: Sequence[int], threads: int, shared: int, stream: int, params: Any
+        self, function: Function, grid: Sequence[int], threads: int, shared: int, stream: int, params: Any
     ) -> None: ...
 
 
@@ -73,7 +77,9 @@ class CudaDriver:
             self._call("cuFuncSetAttribute", function, ctypes.c_int(SHARED_ATTRIBUTE), ctypes.c_int(shared))
         return function
 
-    def launch(self, function: Any, grid: Sequence[int], threads: int, shared: int, stream: int, params: Any) -> None:
+    def launch(
+        self, function: Function, grid: Sequence[int], threads: int, shared: int, stream: int, params: Any
+    ) -> None:
         sizes = [ctypes.c_uint(n) for n in (*grid, threads, 1, 1, shared)]
         self._call("cuLaunchKernel", function, *sizes, ctypes.c_void_p(stream), params, None)
 
@@ -89,14 +95,14 @@ class Entry:
     symbol: str
     signature: tuple[str, ...]
     extra_pointers: int
-    """Pointers that the compiler appends (scratch); null, since no kernel that ships uses them."""
+    """Scratch pointers that the compiler appends; null, because no kernel that ships uses them."""
     threads: int
     shared: int
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
-    """Launches with their arguments packed; `run` allocates nothing. `keep` holds what the pointers point to."""
+class BoundLaunches:
+    """Launches with packed arguments; `run` allocates nothing. `keep` owns the memory that the pointers refer to."""
 
     driver: CubinDriver
     calls: tuple[tuple[Any, ...], ...]
@@ -109,8 +115,10 @@ class Bound:
 
 
 class Kernels:
-    """The compiled kernels of a bundle that run on one device. Raises BundleError for an unreadable index and
-    BackendError when there is nothing for this device."""
+    """The compiled kernels of a bundle for one device.
+
+    Raises BundleError for an unreadable index and BackendError when no kernel runs on this device.
+    """
 
     def __init__(self, bundle: Path, capability: int, driver: CubinDriver | None = None) -> None:
         self._folder, self.capability = Path(bundle) / FOLDER, capability
@@ -122,15 +130,15 @@ class Kernels:
             )
         self._entries = sorted(entries, key=lambda entry: entry.capability)
         self._driver = driver or CudaDriver()
-        self._functions: dict[tuple[str, str], Any] = {}
+        self._functions: dict[tuple[str, str], Function] = {}
 
     @property
     def target(self) -> int:
-        """Capability whose code runs here: the one that block sizes are chosen for."""
+        """Compute capability of the code that runs here, which block sizes are chosen for."""
         return self._entries[-1].capability
 
-    def find(self, launch: LaunchLike) -> Entry:
-        """The entry for a launch, of the highest capability. Raises BackendError when it was not compiled."""
+    def find(self, launch: Launch) -> Entry:
+        """Return the entry for a launch, of the highest capability. Raises BackendError when it was not compiled."""
         wanted = dict(launch.constants)
         found = [e for e in self._entries if e.kernel == launch.kernel and e.constants == wanted]
         if not found:
@@ -140,17 +148,18 @@ class Kernels:
             )
         return found[-1]
 
-    def bind(self, launches: Iterable[LaunchLike]) -> Bound:
-        """Load what the launches need and pack their arguments."""
-        calls, keep = [], []
+    def bind(self, launches: Iterable[Launch]) -> BoundLaunches:
+        """Load the kernels of these launches and pack their arguments."""
+        calls: list[tuple[Any, ...]] = []
+        keep: list[Any] = []
         for launch in launches:
             entry = self.find(launch)
             params, values = pack(entry, launch.arguments)
             calls.append((self._function(entry), launch.grid, entry.threads, entry.shared, params))
             keep.extend((values, launch.arguments))
-        return Bound(self._driver, tuple(calls), tuple(keep))
+        return BoundLaunches(self._driver, tuple(calls), tuple(keep))
 
-    def _function(self, entry: Entry) -> Any:
+    def _function(self, entry: Entry) -> Function:
         key = (entry.file, entry.symbol)
         if key not in self._functions:
             cubin = (self._folder / entry.file).read_bytes()
@@ -159,13 +168,16 @@ class Kernels:
 
 
 def runs_on(compiled: int, device: int) -> bool:
-    """Machine code runs on its own capability, and for 8.x on later ones of the same generation. From 9.0 on the code is
-    compiled for one chip only (its matrix instructions are)."""
+    """Return whether code compiled for one compute capability runs on another.
+
+    Code runs on its own capability, and for 8.x on later ones of the same generation. From 9.0 on it runs on one chip
+    only, because its matrix instructions do.
+    """
     return compiled == device or (compiled // 10 == device // 10 == 8 and compiled <= device)
 
 
 def read_index(folder: Path) -> list[Entry]:
-    """Entries of `folder/index.json`. Raises BundleError that names the file."""
+    """Return the entries of `folder/index.json`. Raises BundleError."""
     path = folder / INDEX
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -183,14 +195,14 @@ def read_index(folder: Path) -> list[Entry]:
 
 
 def pack(entry: Entry, arguments: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """Arguments as the driver takes them: an array of addresses, and the values that it points to."""
+    """Return the arguments as the driver takes them: an array of addresses, and the values at these addresses."""
     if len(arguments) != len(entry.signature):
         raise BackendError(
             f"{entry.kernel} takes {len(entry.signature)} arguments, not {len(arguments)}; export the "
             "kernels with the same version as the runtime"
         )
-    for i, (kind, value) in enumerate(zip(entry.signature, arguments)):
-        # a pointer says nothing about what it points to: another type would be read as garbage, silently
+    for i, (kind, value) in enumerate(zip(entry.signature, arguments, strict=True)):
+        # a raw pointer has no type: data of another type would be misread without an error
         if kind.startswith("*") and str(getattr(value, "dtype", TYPES[kind[1:]])).rpartition(".")[2] != TYPES[kind[1:]]:
             raise BackendError(
                 f"{entry.kernel}: argument {i} must be {TYPES[kind[1:]]}, not {value.dtype}; attention is "
@@ -198,7 +210,7 @@ def pack(entry: Entry, arguments: Sequence[Any]) -> tuple[Any, list[Any]]:
             )
     values: list[Any] = [
         ctypes.c_void_p(pointer(value)) if kind.startswith("*") else SCALARS[kind](value)
-        for kind, value in zip(entry.signature, arguments)
+        for kind, value in zip(entry.signature, arguments, strict=True)
     ]
     values += [ctypes.c_void_p(None)] * entry.extra_pointers
     params = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
@@ -206,7 +218,7 @@ def pack(entry: Entry, arguments: Sequence[Any]) -> tuple[Any, list[Any]]:
 
 
 def pointer(array: Any) -> int:
-    """Address of device memory: our `DeviceArray`, a torch tensor, anything with `__cuda_array_interface__`, an int."""
+    """Return the address of a `DeviceArray`, a torch tensor, or an object with `__cuda_array_interface__`; an int is one."""
     if isinstance(array, int):
         return array
     if hasattr(array, "ptr"):

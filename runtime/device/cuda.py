@@ -1,38 +1,44 @@
-"""Where arrays live. The schedule in `models/` asks a device for memory and never looks at the values in it.
+"""Memory, copies and graphs of one CUDA device, enqueued on one stream.
 
-`Cpu` hands out numpy arrays. `Cuda` hands out `DeviceArray`s and enqueues every copy on one stream; the few driver calls
-that it makes go through `Driver`, so that a fake driver on host memory can count them and run the same schedule anywhere.
+The few driver calls go through the `Driver` protocol, so that a fake driver on host memory can count them and run the same
+schedule without a GPU.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import weakref
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from ..errors import BackendError, summarize
 from .array import DeviceArray
+from .cubin import CubinDriver
 
 log = logging.getLogger("runtime")
 
 
+Opaque: TypeAlias = Any
+"""An object of the driver library: a buffer, a graph builder, a graph."""
+
+
 class Driver(Protocol):
-    """The driver calls that `Cuda` makes. Pointers are integers; `owner` keeps the memory alive."""
+    """The driver calls that `Cuda` makes. Pointers are integers; an allocation lives as long as the object beside it."""
 
     stream: int
     capability: int
     """Compute capability without the dot: 89 is sm_89."""
     multiprocessors: int
-    kernel_driver: Any
-    """`runtime.device.cubin.CubinDriver`; None for the driver library of the machine."""
+    kernel_driver: CubinDriver | None
+    """None for the driver library of the machine."""
 
-    def allocate(self, size: int) -> tuple[int, Any]: ...
+    def allocate(self, size: int) -> tuple[int, Opaque]: ...
 
-    def pinned(self, size: int) -> tuple[int, Any]: ...
+    def pinned(self, size: int) -> tuple[int, Opaque]: ...
 
     def copy(self, to: int, source: int, size: int) -> None: ...
 
@@ -40,17 +46,17 @@ class Driver(Protocol):
 
     def wait_for(self, stream: int) -> None: ...
 
-    def begin_capture(self) -> Any: ...
+    def begin_capture(self) -> Opaque: ...
 
-    def end_capture(self, recording: Any, keep: bool) -> Any: ...
+    def end_capture(self, builder: Opaque, keep: bool) -> Opaque | None: ...
 
-    def launch(self, graph: Any) -> None: ...
+    def launch(self, graph: Opaque) -> None: ...
 
 
 class CudaCore:
     """`Driver` on cuda.core: one device, one stream."""
 
-    kernel_driver = None
+    kernel_driver: CubinDriver | None = None
 
     def __init__(self, index: int = 0) -> None:
         try:
@@ -71,12 +77,12 @@ class CudaCore:
         self.capability = 10 * capability.major + capability.minor
         self.multiprocessors = int(self._device.properties.multiprocessor_count)
 
-    def allocate(self, size: int) -> tuple[int, Any]:
+    def allocate(self, size: int) -> tuple[int, Opaque]:
         buffer = self._device.allocate(max(size, 1), stream=self._stream)
         self._stream.sync()  # the allocation is ordered on the stream; other libraries use the pointer at once
         return int(buffer.handle), buffer
 
-    def pinned(self, size: int) -> tuple[int, Any]:
+    def pinned(self, size: int) -> tuple[int, Opaque]:
         buffer = self._pinned.allocate(max(size, 1), stream=self._stream)
         return int(buffer.handle), buffer
 
@@ -93,30 +99,30 @@ class CudaCore:
         # 1 and 2 are the legacy and the per-thread default stream, as in __cuda_array_interface__ and DLPack
         self._stream.wait(Stream.from_handle(stream))
 
-    def begin_capture(self) -> Any:
+    def begin_capture(self) -> Opaque:
         return self._stream.create_graph_builder().begin_building("relaxed")
 
-    def end_capture(self, recording: Any, keep: bool) -> Any:
-        recording.end_building()
-        graph = recording.complete() if keep else None
-        recording.close()
+    def end_capture(self, builder: Opaque, keep: bool) -> Opaque | None:
+        builder.end_building()
+        graph = builder.complete() if keep else None
+        builder.close()
         return graph
 
-    def launch(self, graph: Any) -> None:
+    def launch(self, graph: Opaque) -> None:
         graph.launch(self._stream)
 
 
 class Allocation:
-    """What every view of one allocation holds on to: the driver's own object, which may not be weakly referenced."""
+    """Owner of one allocation, shared by all views of it; the driver's own object may not be weakly referenced."""
 
     __slots__ = ("__weakref__", "memory")
 
-    def __init__(self, memory: Any) -> None:
+    def __init__(self, memory: Opaque) -> None:
         self.memory = memory
 
 
 class Cuda:
-    """Memory of one CUDA device. Uploads and downloads go through pinned twins that are made once per array."""
+    """Memory of one CUDA device. Uploads and downloads go through pinned staging buffers, made once per array."""
 
     name = "cuda"
     max_frames_per_call: int | None = None
@@ -124,17 +130,17 @@ class Cuda:
 
     def __init__(self, driver: Driver | None = None) -> None:
         self.driver = driver if driver is not None else CudaCore()
-        self._twins: dict[tuple[int, int], tuple[np.ndarray, Any]] = {}
+        self._staging_buffers: dict[tuple[int, int], tuple[np.ndarray, Opaque]] = {}
+        """(address, bytes) of device memory -> its pinned host array, and the owner of that."""
         self.captures = 0
-        """Recordings made so far; memory that a backend may have handed to one must not be given back."""
 
     @property
     def stream(self) -> int:
-        """The stream's handle, for backends that enqueue on it."""
+        """Handle of the stream, for backends that enqueue on it."""
         return self.driver.stream
 
     @property
-    def kernel_driver(self) -> Any:
+    def kernel_driver(self) -> CubinDriver | None:
         return self.driver.kernel_driver
 
     @property
@@ -150,51 +156,50 @@ class Cuda:
         size = prod(shape) * np.dtype(dtype).itemsize
         ptr, owner = self.driver.allocate(size)
         owner = Allocation(owner)
-        weakref.finalize(owner, self._forget, ptr, max(size, 1)).atexit = False
+        weakref.finalize(owner, self._free_staging, ptr, max(size, 1)).atexit = False
         return DeviceArray(ptr, tuple(shape), dtype, owner)
 
-    def _forget(self, ptr: int, size: int) -> None:
-        """Give back the pinned twins of memory that is gone."""
-        for key in [key for key in self._twins if ptr <= key[0] < ptr + size]:
-            del self._twins[key]
+    def _free_staging(self, ptr: int, size: int) -> None:
+        """Free the staging buffers of device memory that has been freed."""
+        for key in [key for key in self._staging_buffers if ptr <= key[0] < ptr + size]:
+            del self._staging_buffers[key]
 
     def constant(self, host: np.ndarray) -> DeviceArray:
         array = self.empty(host.shape, host.dtype.name)
-        twin, ptr, _owner = self._host(array)
-        twin[...] = host
-        self.driver.copy(array.ptr, ptr, array.nbytes)
-        self.driver.synchronize()  # the twin goes away with `owner`
+        pinned, _owner = self._pinned(array)
+        pinned[...] = host
+        self.upload(pinned, array)
+        self.driver.synchronize()  # the pinned memory is freed with `_owner`
         return array
 
     def staging(self, array: DeviceArray) -> np.ndarray:
         key = (array.ptr, array.nbytes)
-        if key not in self._twins:
-            twin, _, owner = self._host(array)
-            self._twins[key] = (twin, owner)
-        return self._twins[key][0]
+        if key not in self._staging_buffers:
+            self._staging_buffers[key] = self._pinned(array)
+        return self._staging_buffers[key][0]
 
     def upload(self, host: np.ndarray, to: DeviceArray) -> None:
         self.driver.copy(to.ptr, host.ctypes.data, to.nbytes)
 
     def download(self, array: DeviceArray) -> np.ndarray:
-        twin = self.staging(array)
-        self.driver.copy(twin.ctypes.data, array.ptr, array.nbytes)
+        host = self.staging(array)
+        self.driver.copy(host.ctypes.data, array.ptr, array.nbytes)
         self.driver.synchronize()
-        return twin
+        return host
 
     def copy(self, source: DeviceArray, to: DeviceArray) -> None:
         self.driver.copy(to.ptr, source.ptr, to.nbytes)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
-        """See `Device.capture`. What cannot be recorded (a library that waits or allocates) is said once, in the log."""
-        recording = self.driver.begin_capture()
+        """See `Device.capture`. A failure (a library that waits or allocates) is logged."""
+        builder = self.driver.begin_capture()
         try:
             work()
         except Exception as error:  # each library has its own types
-            self._abandon(recording, error)
+            self._abandon(builder, error)
             return None
         try:
-            graph = self.driver.end_capture(recording, keep=True)
+            graph = self.driver.end_capture(builder, keep=True)
         except Exception as error:
             log.warning("no CUDA graph: %s; frames are launched stage by stage", summarize(error))
             return None
@@ -202,18 +207,18 @@ class Cuda:
         return lambda: self.driver.launch(graph)
 
     def wait_for(self, stream: int) -> None:
-        """What is enqueued from now on runs after what `stream` of another library holds now."""
+        """Run everything enqueued from now on after the work that another library's `stream` holds now."""
         self.driver.wait_for(stream)
 
-    def _abandon(self, recording: Any, error: Exception) -> None:
+    def _abandon(self, builder: Opaque, error: Exception) -> None:
         log.warning("no CUDA graph: %s; frames are launched stage by stage", summarize(error))
         try:
-            self.driver.end_capture(recording, keep=False)
-        except Exception as second:  # an invalidated recording ends with an error of its own
-            log.info("the recording ended with: %s", summarize(second))
+            self.driver.end_capture(builder, keep=False)
+        except Exception as second:  # an invalidated capture ends with an error of its own
+            log.info("the capture ended with: %s", summarize(second))
 
-    def _host(self, array: DeviceArray) -> tuple[np.ndarray, int, Any]:
+    def _pinned(self, array: DeviceArray) -> tuple[np.ndarray, Opaque]:
+        """Allocate pinned host memory of the same shape and type; returns it and its owner."""
         ptr, owner = self.driver.pinned(array.nbytes)
-        memory = (np.ctypeslib.ctypes.c_uint8 * max(array.nbytes, 1)).from_address(ptr)
-        twin = np.frombuffer(memory, np.uint8, array.nbytes).view(array.dtype).reshape(array.shape)
-        return twin, ptr, owner
+        memory = (ctypes.c_uint8 * max(array.nbytes, 1)).from_address(ptr)
+        return np.frombuffer(memoryview(memory), np.uint8, array.nbytes).view(array.dtype).reshape(array.shape), owner

@@ -1,36 +1,38 @@
-"""Arrays of other libraries that already lie on the GPU, read where they are: `__cuda_array_interface__` and DLPack."""
+"""Zero-copy access to GPU arrays of other libraries: `__cuda_array_interface__` and DLPack."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import VideoError
 from .array import DeviceArray
+from .cuda import Cuda
 
 CUDA, CUDA_MANAGED = 2, 13
-"""Device types of DLPack that a kernel can read."""
+"""DLPack device types that a kernel can read."""
 CODES = {0: "int", 1: "uint", 2: "float"}
 """DLPack's type codes."""
 
 
-def on_gpu(frame: Any) -> bool:
-    """Whether the array lies in memory of a GPU."""
+def is_cuda_array(frame: object) -> bool:
+    """Return whether an array is in GPU memory."""
     if isinstance(frame, (np.ndarray, list, tuple)):
         return False
     if isinstance(frame, DeviceArray):
         return True
-    if hasattr(frame, "__dlpack_device__"):  # a tensor of torch on a CPU has a __cuda_array_interface__ that raises
-        return frame.__dlpack_device__()[0] in (CUDA, CUDA_MANAGED)
+    if hasattr(frame, "__dlpack_device__"):  # a torch tensor on the CPU has a __cuda_array_interface__ that raises
+        return bool(frame.__dlpack_device__()[0] in (CUDA, CUDA_MANAGED))
     return hasattr(frame, "__cuda_array_interface__")
 
 
-def device_array(frame: Any, device: Any) -> DeviceArray:
-    """The same memory as a `DeviceArray`, safe to read in the order of the device's stream.
+def as_device_array(frame: Any, device: Cuda) -> DeviceArray:
+    """Return the same memory as a `DeviceArray`, safe to read in the order of the device's stream.
 
-    Raises VideoError for an array with gaps or a type without a counterpart.
+    Raises VideoError for an array with gaps or a type that numpy lacks.
     """
     if isinstance(frame, DeviceArray):
         return frame
@@ -39,13 +41,13 @@ def device_array(frame: Any, device: Any) -> DeviceArray:
     return _from_dlpack(frame, device.stream)
 
 
-def _from_interface(frame: Any, device: Any) -> DeviceArray:
+def _from_interface(frame: Any, device: Cuda) -> DeviceArray:
     """https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html, version 2 and 3."""
     found = frame.__cuda_array_interface__
     shape, dtype = tuple(found["shape"]), np.dtype(found["typestr"])
     _check_strides(shape, found.get("strides"), dtype.itemsize)
     stream = found.get("stream")
-    if stream is not None:  # version 3: the work that fills the array is on this stream; None: it is done
+    if stream is not None:  # version 3: the stream of the work that fills the array; None: the work is done
         device.wait_for(int(stream))
     return DeviceArray(int(found["data"][0]), shape, dtype, frame)
 
@@ -68,7 +70,7 @@ class _Tensor(ctypes.Structure):
 
 
 def _from_dlpack(frame: Any, stream: int) -> DeviceArray:
-    """The producer makes `stream` wait for the array. The capsule, kept as the owner, gives it back when it dies."""
+    """Import a DLPack capsule; its producer makes `stream` wait for the array. The capsule, kept as owner, releases it."""
     capsule = frame.__dlpack__(stream=stream)
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
@@ -82,11 +84,11 @@ def _from_dlpack(frame: Any, stream: int) -> DeviceArray:
     return DeviceArray(tensor.data + tensor.byte_offset, shape, dtype, (frame, capsule))
 
 
-def _check_strides(shape: tuple[int, ...], strides: Any, itemsize: int) -> None:
+def _check_strides(shape: tuple[int, ...], strides: Sequence[int] | None, itemsize: int) -> None:
     if strides is None:
         return
     expected = itemsize
-    for size, stride in reversed(list(zip(shape, strides))):
+    for size, stride in reversed(list(zip(shape, strides, strict=True))):
         if size != 1 and stride != expected:
             raise VideoError(
                 f"a frame of shape {shape} with strides {tuple(strides)} has gaps; make it contiguous first"

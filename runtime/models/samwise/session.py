@@ -162,11 +162,11 @@ class Session:
 
     def _here(self, frame: Any) -> Any:
         """The frame as a numpy array, or as a `DeviceArray` where it is on the device that this session runs on."""
-        if not interop.on_gpu(frame):
+        if not interop.is_cuda_array(frame):
             return np.asarray(frame)
         if self._network.kernels is None:
             raise VideoError(
                 f"frame {self._frames + self._waiting}: is on a GPU, and this session takes frames from the "
                 "host; load the engine with a CUDA backend and kernels='on', or copy the frame"
             )
-        return interop.device_array(frame, self._engine.backend.device)
+        return interop.as_device_array(frame, self._engine.backend.device)

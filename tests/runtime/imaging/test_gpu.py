@@ -139,22 +139,22 @@ def test_frames_on_the_device_are_read_there(engine, toy, wrap):
 
 def test_the_streams_of_other_libraries_are_waited_for(engine):
     device, host = engine.backend.device, np.zeros((4, 4, 3), np.uint8)
-    interop.device_array(Interface(host), device)
+    interop.as_device_array(Interface(host), device)
     assert device.driver.calls["wait_for"] == 0
-    interop.device_array(Interface(host, stream=7), device)
+    interop.as_device_array(Interface(host, stream=7), device)
     assert device.driver.calls["wait_for"] == 1
     tensor = Dlpack(host)
-    interop.device_array(tensor, device)
+    interop.as_device_array(tensor, device)
     assert tensor.streams == [device.stream]
 
 
 def test_a_frame_with_gaps_is_refused(engine):
     device, host = engine.backend.device, np.zeros((4, 8, 3), np.uint8)
-    assert interop.device_array(Interface(host, strides=(24, 3, 1)), device).shape == (4, 8, 3)
+    assert interop.as_device_array(Interface(host, strides=(24, 3, 1)), device).shape == (4, 8, 3)
     with pytest.raises(runtime.VideoError, match="gaps"):
-        interop.device_array(Interface(host[:, ::2], strides=(24, 6, 1)), device)
+        interop.as_device_array(Interface(host[:, ::2], strides=(24, 6, 1)), device)
     with pytest.raises(runtime.VideoError, match="gaps"):
-        interop.device_array(Dlpack(host[:, ::2]), device)
+        interop.as_device_array(Dlpack(host[:, ::2]), device)
     with engine.session([runtime.Text(tokens=A)]) as session, pytest.raises(runtime.VideoError, match="must be uint8"):
         session.push(Interface(np.zeros((4, 4, 3), np.float32)))
 
@@ -196,7 +196,7 @@ def test_kernels_on_off_auto(bundle, toy, caplog):
 
 def test_dlpack_memory_is_given_back():
     host = np.zeros((4, 4, 3), np.uint8)
-    array = interop.device_array(Dlpack(host), type("D", (), {"stream": 0}))
+    array = interop.as_device_array(Dlpack(host), type("D", (), {"stream": 0}))
     assert array.ptr == host.ctypes.data and array.dtype == np.uint8 and array.shape == (4, 4, 3)
     ctypes.c_uint8.from_address(array.ptr).value = 9
     assert host[0, 0, 0] == 9

@@ -1,1 +1,1 @@
-"""A small SAMWISE trained on a procedural world: the world, the network's sizes, training and evaluation."""
+"""nano: a small SAMWISE trained on a synthetic dataset (dataset, network sizes, training, evaluation)."""

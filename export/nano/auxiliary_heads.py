@@ -1,7 +1,7 @@
-"""Heads that only training has: what an inner map should already know, asked of it directly.
+"""Auxiliary loss heads (training only).
 
-A sentence teaches one object of a clip; these teach all of them at once, and reach layers that the masks' gradient reaches
-only through the decoder. Nothing of them is shipped.
+A sentence supervises one object of a clip. These heads supervise all objects at once, and directly reach layers that
+the gradient of the masks reaches only through the decoder. None of them is exported.
 """
 
 from __future__ import annotations
@@ -13,156 +13,147 @@ from torch import Tensor, nn
 from ..layers.attention import PackedAttention
 from ..models.samwise import Samwise, SamwiseConfig
 from ..stages.cross_modal_adapter import from_patches, to_patches
-from .loader import APPEARANCE_CLASSES, MOTION_SIZE
+from .labels import APPEARANCE_CLASSES, TYPICAL_MOTION
 
-BACKGROUND = 0.2
-"""Weight of a cell in which nothing stands."""
-QUICK = 3.0
-"""Weight of a speed that a viewer would notice: most are nearly nothing."""
+BACKGROUND_WEIGHT = 0.2
+"""Weight of a cell without an object."""
+FAST_WEIGHT = 3.0
+"""Weight of a motion that a viewer would notice: most are close to zero."""
 
 
 class AppearanceHead(nn.Module):
-    """Tells noun, colour and motion of what stands in each cell of a map, without a sentence."""
+    """Classifies noun, colour and motion of the object in each cell of a map, without a sentence."""
 
     def __init__(self, width: int, names: tuple[str, ...]) -> None:
         super().__init__()
-        self.names = names
+        self.names, self.sizes = names, [APPEARANCE_CLASSES[n] for n in names]
         self.norm = nn.LayerNorm(width)
-        self.classes = nn.Linear(width, sum(APPEARANCE_CLASSES[n] for n in names))
+        self.classifier = nn.Linear(width, sum(self.sizes))
 
-    def forward(self, map_bnd: Tensor, instances_bii: Tensor, looks_bo3: Tensor) -> dict[str, Tensor]:
-        """Losses for maps (B,N,D) against instance_map (B,I,I) uint8 and the table of `data.looks`; background counts a fifth."""
+    def forward(self, map_bnd: Tensor, instances_bii: Tensor, labels_bo3: Tensor) -> dict[str, Tensor]:
+        """Losses and accuracies of maps (B,N,D), given instance maps (B,I,I) uint8 and `labels.appearance_labels`."""
         cells = cell_instances(instances_bii, map_bnd.shape[1])
-        labels = looks_bo3.gather(1, cells[..., None].expand(-1, -1, 3)).unbind(2)
-        weight = torch.where(cells > 0, 1.0, BACKGROUND).flatten()
-        parts = (
-            self.classes(self.norm(map_bnd)).float().flatten(0, 1).split([APPEARANCE_CLASSES[n] for n in self.names], 1)
-        )
+        labels = labels_bo3.gather(1, cells[..., None].expand(-1, -1, 3)).unbind(2)
+        weight = torch.where(cells > 0, 1.0, BACKGROUND_WEIGHT).flatten()
+        parts = self.classifier(self.norm(map_bnd)).float().flatten(0, 1).split(self.sizes, 1)
         out = {}
-        for name, logits in zip(self.names, parts):
+        for name, logits in zip(self.names, parts, strict=True):
             label = labels[tuple(APPEARANCE_CLASSES).index(name)].flatten()
             loss = F.cross_entropy(logits, label, reduction="none")
-            shown = label > (name == "move")  # most objects stand still, and count less there
-            wanted = weight if name != "move" else weight * torch.where(shown, 1.0, 0.3)
-            out[name] = (loss * wanted).sum() / wanted.sum()
-            out[f"_{name}_right"] = ((logits.argmax(1) == label) & shown).sum() / shown.sum().clamp(min=1)
+            counted = label > (name == "motion")  # most objects are still, and count less here
+            w = weight if name != "motion" else weight * torch.where(counted, 1.0, 0.3)
+            out[name] = (loss * w).sum() / w.sum()
+            out[f"_{name}_accuracy"] = ((logits.argmax(1) == label) & counted).sum() / counted.sum().clamp(min=1)
         return out
 
 
 class MotionHead(nn.Module):
-    """Tells how fast what stands in a cell moves, turns and grows, from the output of hierarchical selective attention.
-
-    The only place where one frame sees another within a window; a motion that is not found there is found nowhere.
-    """
+    """Predicts how fast the object in each cell moves, rotates and grows, from the output of hierarchical selective
+    attention, the only place where one frame sees another within a window."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.speeds = nn.Linear(width, MOTION_SIZE)
+        self.velocity = nn.Linear(width, len(TYPICAL_MOTION))
 
-    def forward(self, map_bnd: Tensor, instances_bii: Tensor, speeds_bom: Tensor) -> dict[str, Tensor]:
-        """Losses for maps (B,N,D) of all frames against instance_map (B,I,I) uint8 and `data.speeds` (B,MAX_INSTANCES,M)."""
+    def forward(self, map_bnd: Tensor, instances_bii: Tensor, motion_bom: Tensor) -> dict[str, Tensor]:
+        """Loss and accuracy of maps (B,N,D), given instance maps (B,I,I) uint8 and `labels.motion_labels` (B,O,4)."""
         cells = cell_instances(instances_bii, map_bnd.shape[1])
-        wanted = speeds_bom.gather(1, cells[..., None].expand(-1, -1, speeds_bom.shape[2]))
-        found = self.speeds(map_bnd).float()
-        weight = torch.where(cells > 0, 1.0, BACKGROUND)
-        quick = (wanted.abs() > 0.5) & (cells > 0)[..., None]
-        loss = F.smooth_l1_loss(found, wanted, reduction="none", beta=0.5) * torch.where(quick, QUICK, 1.0)
-        return {
-            "speed": (loss.sum(2) * weight).sum() / weight.sum(),
-            "_speed_right": ((found - wanted).abs() < 0.5)[quick].float().mean() if quick.any() else loss.new_zeros(()),
-        }
+        target = motion_bom.gather(1, cells[..., None].expand(-1, -1, motion_bom.shape[2]))
+        predicted = self.velocity(map_bnd).float()
+        weight = torch.where(cells > 0, 1.0, BACKGROUND_WEIGHT)
+        fast = (target.abs() > 0.5) & (cells > 0)[..., None]
+        loss = F.smooth_l1_loss(predicted, target, reduction="none", beta=0.5) * torch.where(fast, FAST_WEIGHT, 1.0)
+        accuracy = ((predicted - target).abs() < 0.5)[fast].float().mean() if fast.any() else loss.new_zeros(())
+        return {"velocity": (loss.sum(2) * weight).sum() / weight.sum(), "_velocity_accuracy": accuracy}
 
 
 class TextMatchHead(nn.Module):
-    """Tells from each cell of the map that a sentence has changed how much of it the sentence's object covers."""
+    """Predicts the part of each cell that the object of a sentence covers, from the map fused with the sentence."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.covered = nn.Linear(width, 1)
+        self.coverage = nn.Linear(width, 1)
 
     def forward(self, map_bnd: Tensor, truth_bii: Tensor) -> dict[str, Tensor]:
-        """Losses for maps (B,N,D) against ground truth (B,I,I) bool."""
+        """Loss of maps (B,N,D), given ground truth (B,I,I) bool."""
         side = int(map_bnd.shape[1] ** 0.5)
-        wanted = F.avg_pool2d(truth_bii[:, None].float(), truth_bii.shape[1] // side).flatten(1)
-        logits = self.covered(self.norm(map_bnd)).float().squeeze(2)
-        weight = torch.where(wanted > 0.1, 1.0, BACKGROUND)
-        loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-        return {"told": (loss * weight).sum() / weight.sum()}
+        target = F.avg_pool2d(truth_bii[:, None].float(), truth_bii.shape[1] // side).flatten(1)
+        logits = self.coverage(self.norm(map_bnd)).float().squeeze(2)
+        weight = torch.where(target > 0.1, 1.0, BACKGROUND_WEIGHT)
+        loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        return {"text_match": (loss * weight).sum() / weight.sum()}
 
 
 def cell_instances(instances_bii: Tensor, count: int) -> Tensor:
-    """Owner in the middle of each of `count` cells: (B,I,I) -> int64 (B,count)."""
+    """Instance id in the middle of each of `count` cells: (B,I,I) -> int64 (B,count)."""
     step = instances_bii.shape[1] // int(count**0.5)
     return instances_bii[:, step // 2 :: step, step // 2 :: step].flatten(1).long()
 
 
 def build_heads(config: SamwiseConfig) -> nn.ModuleDict:
-    """Heads on the map that all sentences share, on the one that a sentence has changed (`fused`, `told`), on the one
-    without sentence, and on the attention over frames."""
-    width, both = config.sam.width, ("noun", "colour")
+    """Heads on the map that all sentences share, on the final map without a sentence, on the one fused with a sentence
+    (`fused`, `text_match`), and on the attention over frames."""
+    width = config.sam.width
     return nn.ModuleDict(
         {
-            "shared": AppearanceHead(config.sam.hiera.widths[1], both),
-            "plain": AppearanceHead(width, both),
-            "fused": AppearanceHead(width, (*both, "move")),
-            "told": TextMatchHead(width),
-            "speed": MotionHead(config.adapter.width),
+            "shared": AppearanceHead(config.sam.hiera.widths[1], ("noun", "colour")),
+            "no_text": AppearanceHead(width, ("noun", "colour")),
+            "fused": AppearanceHead(width, ("noun", "colour", "motion")),
+            "text_match": TextMatchHead(width),
+            "motion": MotionHead(config.adapter.width),
         }
     )
 
 
 class FeatureHook:
-    """Keeps what goes into and comes out of the attention over frames at stride 16, window by window, until it is asked."""
+    """Records inputs and outputs of the attention over frames at stride 16, window by window, until `pop`."""
 
     def __init__(self, model: Samwise) -> None:
-        self.heard: list[Tensor] = []
-        self.said: list[Tensor] = []
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
         self.side, adapter = model.config.sam.side, model.cmt_adapters[1]
         self.patch, self.attention = adapter.patch, adapter.hsa.self_attn
-        adapter.hsa.register_forward_hook(self._keep)
+        adapter.hsa.register_forward_hook(self._record)
 
-    def _keep(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+    def _record(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
         if module.training:
-            self.heard.append(args[0])
-            self.said.append(output)
+            self.inputs.append(args[0])
+            self.outputs.append(output)
 
-    def take(self) -> tuple[Tensor, list[Tensor]]:
-        """The output (O,T,N,C) for the clip that was encoded last, and the input of each window (O*patches,T*side*side,C)."""
-        output = torch.cat([from_patches(x, self.patch, self.side, self.side).flatten(2, 3) for x in self.said], 1)
-        heard, self.heard, self.said = self.heard, [], []
-        return output, heard
+    def pop(self) -> tuple[list[Tensor], Tensor]:
+        """Inputs per window (O*patches,T*side*side,C) and output (O,T,N,C) of the clip that was encoded last."""
+        maps = [from_patches(x, self.patch, self.side, self.side).flatten(2, 3) for x in self.outputs]
+        inputs, self.inputs, self.outputs = self.inputs, [], []
+        return inputs, torch.cat(maps, 1)
 
-    def follow(self, heard: list[Tensor], instances_btii: Tensor, every: int) -> Tensor:
-        """`object_attention_loss` of what `take` gave, mean of its windows. `instances_btii` (B,T,I,I) uint8; one in `every` of the O is
-        enough."""
-        cells = cell_instances(instances_btii.flatten(0, 1), self.side**2).view(
-            *instances_btii.shape[:2], self.side, self.side, 1
-        )
-        frames, losses = [x.shape[1] // self.patch**2 for x in heard], []
-        for x, part in zip(heard, cells.split(frames, 1)):
-            x = x.unflatten(0, (every * len(instances_btii), -1))[::every].flatten(0, 1)
-            losses.append(
-                object_attention_loss(self.attention, x, to_patches(part, self.patch).flatten(1), part.shape[1])
-            )
+    def attention_loss(self, inputs: list[Tensor], instances_btii: Tensor, prompts: int) -> Tensor:
+        """Mean `object_attention_loss` of the windows from `pop`, given instance maps (B,T,I,I) uint8. It uses one in
+        `prompts` of the O objects."""
+        cells = cell_instances(instances_btii.flatten(0, 1), self.side**2)
+        cells = cells.view(*instances_btii.shape[:2], self.side, self.side, 1)
+        frames = [x.shape[1] // self.patch**2 for x in inputs]
+        losses = []
+        for x, part in zip(inputs, cells.split(frames, 1), strict=True):
+            x = x.unflatten(0, (prompts * len(instances_btii), -1))[::prompts].flatten(0, 1)
+            instances = to_patches(part, self.patch).flatten(1)
+            losses.append(object_attention_loss(self.attention, x, instances, part.shape[1]))
         return sum(losses) / len(losses)
 
 
 def object_attention_loss(attention: PackedAttention, x_bnc: Tensor, instances_bn: Tensor, frames: int) -> Tensor:
-    """-log of the attention that the first head gives to later pictures of what stands in a cell, the second to earlier ones.
+    """-log of the attention that the first head gives to the same object in later frames, the second to earlier ones.
 
-    Attention that is spread evenly learns nearly nothing from a mask; told once whom to follow, its values differ by where
-    the object was and will be, which is a motion. Sequences (B,N,C) are frame-major.
+    Attention that is spread evenly gets almost no gradient from a mask. With this supervision the outputs of the two
+    heads differ by where the object was and will be, which is its motion. Sequences (B,N,C) are frame-major.
     """
-    q, k = (
-        F.linear(x_bnc, w, b).float()
-        for w, b in zip(attention.in_proj_weight.chunk(3)[:2], attention.in_proj_bias.chunk(3))
-    )
+    weights, biases = attention.in_proj_weight.chunk(3)[:2], attention.in_proj_bias.chunk(3)[:2]
+    q, k = (F.linear(x_bnc, w, b).float() for w, b in zip(weights, biases, strict=True))
     q, k = (y.unflatten(2, (attention.heads, -1))[:, :, :2].transpose(1, 2) for y in (q, k))
     scores = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).log_softmax(-1)
     time = torch.arange(frames, device=x_bnc.device).repeat_interleave(x_bnc.shape[1] // frames)
     same = (instances_bn[:, :, None] == instances_bn[:, None]) & (instances_bn > 0)[:, :, None]
-    wanted = torch.stack((same & (time > time[:, None]), same & (time < time[:, None])), 1)
-    has = wanted.any(-1)
-    missed = -scores.masked_fill(~wanted, -1e4).logsumexp(-1)
-    return (missed * has).sum() / has.sum().clamp(min=1)
+    target = torch.stack((same & (time > time[:, None]), same & (time < time[:, None])), 1)
+    has_target = target.any(-1)
+    loss = -scores.masked_fill(~target, -1e4).logsumexp(-1)
+    return (loss * has_target).sum() / has_target.sum().clamp(min=1)

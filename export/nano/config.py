@@ -1,4 +1,4 @@
-"""Sizes of the nano network: the modules of the real one, narrow and shallow, for small pictures."""
+"""Sizes of the nano network: the modules of SAMWISE, narrow and shallow, for small pictures."""
 
 from __future__ import annotations
 
@@ -16,22 +16,27 @@ SIZES = ("small", "large")
 
 
 def nano_config(size: str = "small") -> SamwiseConfig:
-    """`small`: five million parameters for 128 px, what two CPU cores can train in an hour and a half, and what ships.
-    `large`: six million for 256 px, with four times the arithmetic per frame, for a GPU.
+    """`small`: five million parameters for 128 px, which two CPU cores can train in two hours; the shipped size.
+    `large`: six million for 256 px, with four times the arithmetic per frame, for a GPU. Raises ValueError.
 
-    HSA patches are chosen so that at stride 32, and in the small network at stride 16 too, one patch is the whole picture:
-    a motion is seen by one attention over all frames, however far it goes. Most of the small trunk lies before the first
+    HSA patches are chosen so that at stride 32, and in the small network at stride 16 too, one patch is the whole
+    picture: one attention over all frames sees a motion of any extent. Most of the small trunk lies before the first
     adapter, where all sentences of a clip share it.
     """
     if size not in SIZES:
         raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}")
-    return _small() if size == "small" else _large()
-
-
-def _small() -> SamwiseConfig:
-    hiera = HieraConfig(width=48, heads=1, blocks=(1, 3, 1, 1), windows=(8, 8, 8, 4), global_blocks=(), positions=8)
+    small = size == "small"
+    text_width = 96 if small else 128
+    hiera = HieraConfig(
+        width=48,
+        heads=1,
+        blocks=(1, 3, 1, 1) if small else (1, 2, 4, 1),
+        windows=(8, 8, 8, 4) if small else (8, 8, 16, 8),
+        global_blocks=(),
+        positions=8,
+    )
     sam = SamConfig(
-        image_size=PIXELS,
+        image_size=PIXELS if small else 2 * PIXELS,
         hiera=hiera,
         width=128,
         memory_width=32,
@@ -43,54 +48,28 @@ def _small() -> SamwiseConfig:
         prompt_channels=16,
         mask_channels=(4, 8, 16, 32),
         fuser_blocks=1,
-        text_width=96,
+        text_width=text_width,
     )
-    text = TextConfig(vocabulary=VOCABULARY, positions=MAX_TOKENS + 2, width=96, hidden=192, layers=3, heads=4)
-    return SamwiseConfig(
-        sam=sam,
-        text=text,
-        adapter=CrossModalAdapterConfig(width=96, heads=3, patches=(4, 8, 4)),
-        text_stages=(1, 2, 3),
-        conditional_hidden=64,
-        conditional_heads=4,
+    layers, hidden = (3, 192) if small else (6, 384)
+    text = TextConfig(
+        vocabulary=VOCABULARY, positions=MAX_TOKENS + 2, width=text_width, hidden=hidden, layers=layers, heads=4
     )
-
-
-def _large() -> SamwiseConfig:
-    hiera = HieraConfig(width=48, heads=1, blocks=(1, 2, 4, 1), windows=(8, 8, 16, 8), global_blocks=(), positions=8)
-    sam = SamConfig(
-        image_size=2 * PIXELS,
-        hiera=hiera,
-        width=128,
-        memory_width=32,
-        memory_layers=2,
-        memory_hidden=256,
-        decoder_heads=4,
-        decoder_hidden=256,
-        iou_hidden=64,
-        prompt_channels=16,
-        mask_channels=(4, 8, 16, 32),
-        fuser_blocks=1,
-        text_width=128,
+    adapter = (
+        CrossModalAdapterConfig(width=96, heads=3, patches=(4, 8, 4))
+        if small
+        else CrossModalAdapterConfig(width=128, heads=4, patches=(8, 8, 8))
     )
-    text = TextConfig(vocabulary=VOCABULARY, positions=MAX_TOKENS + 2, width=128, hidden=384, layers=6, heads=4)
-    return SamwiseConfig(
-        sam=sam,
-        text=text,
-        adapter=CrossModalAdapterConfig(width=128, heads=4, patches=(8, 8, 8)),
-        text_stages=(2, 4, 6),
-        conditional_hidden=64,
-        conditional_heads=4,
-    )
+    text_stages = (1, 2, 3) if small else (2, 4, 6)
+    return SamwiseConfig(sam, text, adapter, text_stages, conditional_hidden=64, conditional_heads=4)
 
 
 def to_dict(config: SamwiseConfig) -> dict[str, Any]:
-    """Plain data for a checkpoint's 'config'; `from_dict` reads it back."""
+    """Plain data for the 'config' of a checkpoint; the inverse of `from_dict`."""
     return dataclasses.asdict(config)
 
 
 def from_dict(data: dict[str, Any]) -> SamwiseConfig:
-    """The config that `to_dict` wrote. Raises TypeError for unknown or missing fields."""
+    """The inverse of `to_dict`. Raises TypeError for unknown or missing fields."""
     data = dict(data)
     sam = dict(data.pop("sam"))
     hiera = HieraConfig(**_tuples(sam.pop("hiera")))

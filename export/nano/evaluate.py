@@ -1,4 +1,4 @@
-"""J&F of a torch checkpoint on the world, without a bundle: what training validates with.
+"""J&F of a torch checkpoint on the synthetic dataset, without a bundle; also the validation during training.
 
 python -m export.nano.evaluate --checkpoint build/nano/run/nano.pth --clips 60
 """
@@ -7,71 +7,67 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..layers.common import upsample
 from ..models.samwise import Samwise
 from . import prompts, scores, tokenizer
+from .checkpointing import load_model
 from .clip_forward import TrackOptions, encode, normalize, track
-from .config import from_dict
 from .dataset import SyntheticClip, SyntheticDataset, test_clips
+from .scene import Expression
 from .scores import Record
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationOptions:
-    """What to evaluate and what to switch off."""
+    """Clips to evaluate, and what to switch off."""
 
     split: str = "test"
     clips: int = 60
     first: int = 0
-    expressions: int = 99
-    """At most so many sentences per clip."""
     boundary: bool = True
     memory: bool = True
-    conditional: bool = True
+    conditional_memory: bool = True
     shuffled: bool = False
     """Each clip gets the sentences of the next one."""
     prompt: str = "text"
-    """text, or one of `prompts.MODES` on frame 0 (which then does not count)."""
+    """"text", or one of `prompts.MODES` on frame 0, which is then not counted."""
 
 
-def clips_of(options: EvaluationOptions, world: SyntheticDataset | None = None) -> list[SyntheticClip]:
-    """The clips that `options` name."""
-    return list(test_clips(world or SyntheticDataset(), options.clips, options.split, options.first))
+def select_clips(options: EvaluationOptions, dataset: SyntheticDataset) -> list[SyntheticClip]:
+    return list(test_clips(dataset, options.clips, options.split, options.first))
 
 
 @torch.inference_mode()
-def evaluate(model: Samwise, options: EvaluationOptions, clips: Iterable[SyntheticClip] | None = None) -> list[Record]:
-    """Records of all sentences. `model` in evaluation mode, on any device."""
-    clips = clips_of(options) if clips is None else list(clips)
+def evaluate(model: Samwise, options: EvaluationOptions, clips: Sequence[SyntheticClip]) -> list[Record]:
+    """Records of all sentences of `clips`. `model` in evaluation mode, on any device."""
     device = next(model.parameters()).device
-    words, records = tokenizer.load(), []
+    bpe, records = tokenizer.load(), []
+    is_text = options.prompt == "text"
+    first_frame = 0 if is_text else 1
     for number, clip in enumerate(clips):
-        expressions = clip.expressions[: options.expressions]
-        if options.prompt != "text":
-            expressions = _promptable(clip)[: options.expressions]
-            if not expressions:
-                continue
-        half = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+        expressions = clip.expressions if is_text else _promptable(clip)
+        if not expressions:
+            continue
         frames = torch.from_numpy(clip.frames).to(device)[None]
-        with half:
-            if options.prompt == "text":
-                other = clips[(number + 1) % len(clips)].expressions if options.shuffled else expressions
-                said = [other[i % len(other)].text for i in range(len(expressions))]
-                predicted = _sentences(model, frames, words, said, options)
+        with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
+            if is_text:
+                source = clips[(number + 1) % len(clips)].expressions if options.shuffled else expressions
+                texts = [source[i % len(source)].text for i in range(len(expressions))]
+                predicted = _track_texts(model, frames, bpe, texts, options)
             else:
-                predicted = _visual(model, frames, clip, expressions, options)
-        skip = int(options.prompt != "text")
-        for mask, e in zip(predicted, expressions):
-            j, f = scores.score(mask[skip:], clip.masks(e)[skip:], options.boundary)
+                predicted = _track_prompts(model, frames, clip, expressions, options)
+        for mask, e in zip(predicted, expressions, strict=True):
+            j, f = scores.score(mask[first_frame:], clip.masks(e)[first_frame:], options.boundary)
             records.append(Record(f"{options.split}{options.first + number}", e.text, e.kind, e.unseen, j, f))
     return records
 
@@ -81,40 +77,34 @@ def _masks(logits: Tensor, side: int) -> np.ndarray:
     return (upsample(logits.flatten(0, 1).float(), side) > 0).unflatten(0, logits.shape[:2]).cpu().numpy()
 
 
-def _sentences(model: Samwise, frames: Tensor, words, said: list[str], options: EvaluationOptions) -> np.ndarray:
-    tokens, mask = (torch.from_numpy(x).to(frames.device) for x in tokenizer.encode(words, said))
-    encoded = encode(model, normalize(frames), tokens, mask, len(said))
-    tracked = track(model, encoded, TrackOptions(conditional=options.conditional, memory=options.memory))
-    return _masks(tracked.logits, frames.shape[2])
+def _track_texts(
+    model: Samwise, frames: Tensor, bpe: Tokenizer, texts: list[str], options: EvaluationOptions
+) -> np.ndarray:
+    tokens, mask = (torch.from_numpy(x).to(frames.device) for x in tokenizer.encode(bpe, texts))
+    encoded = encode(model, normalize(frames), tokens, mask, len(texts))
+    track_options = TrackOptions(conditional_memory=options.conditional_memory, memory=options.memory)
+    return _masks(track(model, encoded, track_options).logits, frames.shape[2])
 
 
-def _promptable(clip: SyntheticClip) -> list:
-    """One sentence per object that shows on frame 0 well enough to be clicked."""
-    found = {}
+def _track_prompts(
+    model: Samwise, frames: Tensor, clip: SyntheticClip, expressions: list[Expression], options: EvaluationOptions
+) -> np.ndarray:
+    masks = torch.from_numpy(np.stack([clip.masks(e)[0] for e in expressions])).to(frames.device)
+    generator = torch.Generator(device=frames.device).manual_seed(0)
+    modes = torch.full((len(masks),), prompts.MODES.index(options.prompt), device=frames.device)
+    prompt = prompts.encode_prompts(model, masks, modes, permanent=True, jitter=0.0, generator=generator)
+    encoded = encode(model, normalize(frames), None, None, len(masks))
+    return _masks(track(model, encoded, TrackOptions(memory=options.memory), prompt).logits, frames.shape[2])
+
+
+def _promptable(clip: SyntheticClip) -> list[Expression]:
+    """One sentence per object that is visible enough on frame 0 to be clicked."""
+    found: dict[int, Expression] = {}
     for e in clip.expressions:
-        shown = (clip.instance_map[0] == e.target + 1).sum()
-        if shown > 60 and shown > 0.3 * clip.areas[0, e.target]:
+        visible = clip.masks(e)[0].sum()
+        if visible > 60 and visible > 0.3 * clip.areas[0, e.target]:
             found.setdefault(e.target, e)
     return list(found.values())
-
-
-def _visual(
-    model: Samwise, frames: Tensor, clip: SyntheticClip, expressions: list, options: EvaluationOptions
-) -> np.ndarray:
-    masks = torch.from_numpy(np.stack([clip.instance_map[0] == e.target + 1 for e in expressions])).to(frames.device)
-    random = torch.Generator(device=frames.device).manual_seed(0)
-    modes = torch.full((len(masks),), prompts.MODES.index(options.prompt), device=frames.device)
-    begin = prompts.start(model, masks, modes, permanent=True, jitter=0.0, generator=random)
-    encoded = encode(model, normalize(frames), None, None, len(masks))
-    return _masks(track(model, encoded, TrackOptions(memory=options.memory), begin).logits, frames.shape[2])
-
-
-def load(path: Path, device: str = "cpu") -> Samwise:
-    """The network of a checkpoint {'model', 'config'} in evaluation mode."""
-    data = torch.load(path, map_location=device, weights_only=True)
-    model = Samwise(from_dict(data["config"])).to(device)
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in data["model"].items()})
-    return model.eval()
 
 
 def main() -> None:
@@ -125,24 +115,22 @@ def main() -> None:
     parser.add_argument("--split", choices=("val", "test"), default=d.split)
     parser.add_argument("--clips", type=int, default=d.clips)
     parser.add_argument("--first", type=int, default=d.first)
-    parser.add_argument(
-        "--all", action="store_true", help="every switch in turn: shuffled, memory off, CME off, click, box, mask"
-    )
+    parser.add_argument("--all", action="store_true", help="also: shuffled, memory off, CME off, click, box, mask")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    model = load(args.checkpoint, args.device)
+    model = load_model(args.checkpoint, args.device)
     base = EvaluationOptions(split=args.split, clips=args.clips, first=args.first)
-    clips = clips_of(base, SyntheticDataset(model.config.sam.image_size))
-    runs = {"text": base}
+    clips = select_clips(base, SyntheticDataset(model.config.sam.image_size))
+    variants = {"text": base}
     if args.all:
-        runs |= {
+        variants |= {
             "shuffled": replace(base, shuffled=True),
             "memory off": replace(base, memory=False),
-            "cme off": replace(base, conditional=False),
+            "cme off": replace(base, conditional_memory=False),
+            **{mode: replace(base, prompt=mode) for mode in ("click", "box", "mask")},
         }
-        runs |= {mode: replace(base, prompt=mode) for mode in ("click", "box", "mask")}
     results = {}
-    for name, options in runs.items():
+    for name, options in variants.items():
         results[name] = scores.table(evaluate(model, options, clips))
         print(f"\n{name}\n{scores.format_table(results[name])}", flush=True)
     if args.json:

@@ -1,15 +1,18 @@
-"""The vocabulary of the world and how its sentences are worded.
+"""Vocabulary and sentence templates of the synthetic dataset.
 
-A sentence is a noun phrase that picks one object of a clip. Kinds (`KINDS`) say what tells the object apart; results are
-reported per kind. Nouns and attributes are kept as data so that a held-out pair of them can be named and kept out of
-training.
+A sentence is a noun phrase that refers to one object of a clip. `KINDS` lists what can distinguish that object; results
+are reported per kind. Some pairs of noun and attribute are held out of training (`held_out`).
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 NOUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     # name: (character of Noto Color Emoji, other names for it)
@@ -51,48 +54,31 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "gray": (140, 140, 140),
 }
 
-MOTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {
-    # motion: ways to say it, each as (present participle, "that ...", bare verb after "starts to")
-    "left": (
-        ("moving left", "moves left", "move left"),
-        ("going to the left", "goes to the left", "go to the left"),
-        ("heading left", "heads left", "head left"),
-    ),
-    "right": (
-        ("moving right", "moves right", "move right"),
-        ("going to the right", "goes to the right", "go to the right"),
-        ("heading right", "heads right", "head right"),
-    ),
-    "up": (("moving up", "moves up", "move up"), ("rising", "rises", "rise"), ("going up", "goes up", "go up")),
-    "down": (
-        ("moving down", "moves down", "move down"),
-        ("sinking", "sinks", "sink"),
-        ("going down", "goes down", "go down"),
-    ),
-    "spin": (
-        ("spinning", "spins", "spin"),
-        ("rotating", "rotates", "rotate"),
-        ("turning around", "turns around", "turn around"),
-    ),
-    "grow": (
-        ("growing", "grows", "grow"),
-        ("getting bigger", "gets bigger", "get bigger"),
-        ("coming closer", "comes closer", "come closer"),
-    ),
-    "shrink": (("shrinking", "shrinks", "shrink"), ("getting smaller", "gets smaller", "get smaller")),
-    "bounce": (
-        ("jumping", "jumps", "jump"),
-        ("bouncing", "bounces", "bounce"),
-        ("jumping up and down", "jumps up and down", "jump up and down"),
-    ),
+
+def _conjugate(verb: str) -> tuple[str, str, str]:
+    """Expand "going/goes/go up" to ("going up", "goes up", "go up")."""
+    forms, _, rest = verb.partition(" ")
+    doing, does, do = (f"{form} {rest}".strip() for form in forms.split("/"))
+    return doing, does, do
+
+
+_VERBS = {
+    "left": ("moving/moves/move left", "going/goes/go to the left", "heading/heads/head left"),
+    "right": ("moving/moves/move right", "going/goes/go to the right", "heading/heads/head right"),
+    "up": ("moving/moves/move up", "rising/rises/rise", "going/goes/go up"),
+    "down": ("moving/moves/move down", "sinking/sinks/sink", "going/goes/go down"),
+    "spin": ("spinning/spins/spin", "rotating/rotates/rotate", "turning/turns/turn around"),
+    "grow": ("growing/grows/grow", "getting/gets/get bigger", "coming/comes/come closer"),
+    "shrink": ("shrinking/shrinks/shrink", "getting/gets/get smaller"),
+    "bounce": ("jumping/jumps/jump", "bouncing/bounces/bounce", "jumping/jumps/jump up and down"),
 }
-STILL = (("standing still", "stands still"), ("not moving", "does not move"), ("staying in place", "stays in place"))
-LEAVE = ("leaving", "that leaves", "that goes away", "that leaves the picture", "that disappears")
-RETURN = ("that comes back", "that leaves and comes back", "that returns", "that goes away and comes back")
-GONE = ("that leaves and does not come back", "that leaves for good", "that goes away and stays away")
-ENTER = ("that enters", "entering", "that comes in", "that appears", "that enters the picture")
-STAY = ("that stays", "that is always there", "that does not leave")
-NOT_NEW = ("that is there from the start", "that was already there")
+MOTIONS = {name: tuple(map(_conjugate, verbs)) for name, verbs in _VERBS.items()}
+"""Motion -> ways to say it: (present participle, "that ...", bare verb after "starts to")."""
+STILL = (
+    ("standing still", "stands still", "stand still"),
+    ("not moving", "does not move", "not move"),
+    ("staying in place", "stays in place", "stay in place"),
+)
 
 KINDS = ("noun", "colour", "size", "position", "relation", "motion", "border", "earlier", "later")
 
@@ -112,24 +98,50 @@ RELATION = {
     "behind": ("behind", "partly hidden by"),
     "in front of": ("in front of", "covering"),
 }
-FRAMES = ("{}", "{}", "{}", "{}", "{} in the video", "find {}", "segment {}", "track {}", "{} please")
+BORDER = {
+    "leave": ("leaving", "that leaves", "that goes away", "that leaves the picture", "that disappears"),
+    "return": ("that comes back", "that leaves and comes back", "that returns", "that goes away and comes back"),
+    "gone": ("that leaves and does not come back", "that leaves for good", "that goes away and stays away"),
+    "enter": ("that enters", "entering", "that comes in", "that appears", "that enters the picture"),
+    "stay": ("that stays", "that is always there", "that does not leave"),
+    "there": ("that is there from the start", "that was already there"),
+}
+COLOUR = ("the {colour} {n}", "the {colour} {n}", "the {n} that is {colour}", "the {n} colored {colour}")
+ACTION = {
+    "motion": ("the {n} {doing}", "the {n} that is {doing}", "the {n} that {does}"),
+    "later": (
+        "the {n} that starts {doing}",
+        "the {n} that later {does}",
+        "the {n} that starts to {do}",
+        "the {n} that {does} later",
+        "the {n} that begins to {do}",
+    ),
+    "earlier": (
+        "the {n} that was {doing} at first",
+        "the {n} that first {does}",
+        "the {n} that {does} at the start",
+        "the {n} {doing} at the beginning",
+    ),
+}
+STOP = ("the {n} that stops", "the {n} that stops moving", "the {n} that comes to a halt")
+TEMPLATES = ("{}", "{}", "{}", "{}", "{} in the video", "find {}", "segment {}", "track {}", "{} please")
 
 ATTRIBUTES = (*COLOURS, *MOTIONS)
 
 
 def held_out(noun: str, attribute: str | None) -> bool:
-    """Whether this pair of noun and colour or motion never occurs in training (about one pair of nine)."""
+    """Whether this pair of noun and colour or motion is excluded from training (about one pair in nine)."""
     return attribute in ATTRIBUTES and zlib.crc32(f"{noun}/{attribute}".encode()) % 9 == 0
 
 
-def pick(rng: np.random.Generator, options):
+def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
-def name(rng: np.random.Generator, noun: str) -> str:
+def synonym(rng: np.random.Generator, noun: str) -> str:
     """The noun or, one time in four, another name for it."""
-    other = NOUNS[noun][1]
-    return pick(rng, other) if other and rng.random() < 0.25 else noun
+    others = NOUNS[noun][1]
+    return pick(rng, others) if others and rng.random() < 0.25 else noun
 
 
 def phrase(
@@ -140,82 +152,33 @@ def phrase(
     colour: str | None = None,
     anchor: str | None = None,
 ) -> str:
-    """Words for one meaning. `colour` is added where the object has one that does not tell it apart."""
-    plain = name(rng, noun)
-    n = f"{colour} {plain}" if colour and rng.random() < 0.3 else plain
+    """Word one meaning. `colour` may be added where the object has one that does not tell it apart."""
+    bare = synonym(rng, noun)
+    n = f"{colour} {bare}" if colour and rng.random() < 0.3 else bare
     if kind == "noun":
         text = f"the {n}"
     elif kind == "colour":
-        text = pick(
-            rng,
-            (
-                f"the {attribute} {plain}",
-                f"the {attribute} {plain}",
-                f"the {plain} that is {attribute}",
-                f"the {plain} colored {attribute}",
-            ),
-        )
+        text = pick(rng, COLOUR).format(n=bare, colour=attribute)
     elif kind == "size":
         text = f"the {pick(rng, SIZE[attribute])} {n}"
     elif kind == "position":
         text = pick(rng, POSITION[attribute]).format(n=n)
     elif kind == "relation":
-        text = f"the {n} {pick(rng, RELATION[attribute])} the {name(rng, anchor)}"
-    elif kind == "motion":
-        text = _motion(rng, n, attribute)
+        text = f"the {n} {pick(rng, RELATION[attribute])} the {synonym(rng, anchor)}"
     elif kind == "border":
-        text = f"the {n} " + pick(
-            rng,
-            {"leave": LEAVE, "return": RETURN, "gone": GONE, "enter": ENTER, "stay": STAY, "there": NOT_NEW}[attribute],
-        )
+        text = f"the {n} {pick(rng, BORDER[attribute])}"
+    elif attribute == "stop":
+        text = pick(rng, STOP).format(n=n)
     else:
-        text = _timed(rng, n, kind, attribute)
-    return pick(rng, FRAMES).format(text)
+        doing, does, do = pick(rng, STILL if attribute == "still" else MOTIONS[attribute])
+        text = pick(rng, ACTION[kind]).format(n=n, doing=doing, does=does, do=do)
+    return pick(rng, TEMPLATES).format(text)
 
 
-def _motion(rng: np.random.Generator, n: str, attribute: str) -> str:
-    if attribute == "still":
-        doing, does = pick(rng, STILL)
-    else:
-        doing, does, _ = pick(rng, MOTIONS[attribute])
-    return pick(rng, (f"the {n} {doing}", f"the {n} that is {doing}", f"the {n} that {does}"))
-
-
-def _timed(rng: np.random.Generator, n: str, kind: str, attribute: str) -> str:
-    if attribute == "stop":
-        return pick(rng, (f"the {n} that stops", f"the {n} that stops moving", f"the {n} that comes to a halt"))
-    doing, does, do = pick(rng, MOTIONS[attribute])
-    if kind == "later":
-        return pick(
-            rng,
-            (
-                f"the {n} that starts {doing}",
-                f"the {n} that later {does}",
-                f"the {n} that starts to {do}",
-                f"the {n} that {does} later",
-                f"the {n} that begins to {do}",
-            ),
-        )
-    return pick(
-        rng,
-        (
-            f"the {n} that was {doing} at first",
-            f"the {n} that first {does}",
-            f"the {n} that {does} at the start",
-            f"the {n} {doing} at the beginning",
-        ),
-    )
-
-
-def absent(rng: np.random.Generator, nouns: set[str]) -> str:
+def absent_sentence(rng: np.random.Generator, nouns: set[str]) -> str:
     """A sentence about a noun that is not among `nouns`."""
     noun = pick(rng, [n for n in NOUN_NAMES if n not in nouns])
     kind = pick(rng, ("noun", "colour", "size", "position", "motion"))
-    attribute = {
-        "noun": None,
-        "colour": pick(rng, tuple(COLOURS)),
-        "size": pick(rng, tuple(SIZE)),
-        "position": pick(rng, tuple(POSITION)),
-        "motion": pick(rng, tuple(MOTIONS)),
-    }[kind]
-    return phrase(rng, kind, noun, attribute)
+    tables = {"colour": COLOURS, "size": SIZE, "position": POSITION, "motion": MOTIONS}
+    attributes = {name: pick(rng, tuple(table)) for name, table in tables.items()}
+    return phrase(rng, kind, noun, attributes.get(kind))

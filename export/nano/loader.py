@@ -1,7 +1,7 @@
-"""Clips for training: worker processes draw, the trainer reads whole batches out of shared memory.
+"""Training batches: worker processes draw clips into shared memory, from which the trainer reads whole batches.
 
-A batch is a pure function of (stream, index): `stream` says how many frames and which groups, `index` numbers its
-batches, so that a resumed run goes on where it stopped, whatever the number of workers.
+A batch is a pure function of (spec, index), where `index` numbers the batches of a spec; a resumed run therefore
+continues where it stopped, with any number of workers.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ import os
 import queue
 import traceback
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import tokenizer as bpe
 from .dataset import PIXELS, SyntheticClip, SyntheticDataset
-from .grammar import COLOURS, MOTIONS, NOUN_NAMES
-from .scene import Actor
+from .labels import appearance_labels, motion_labels
+
+NO_TARGET = 255
+"""Instance id of a sentence about something that is not in the clip."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSpec:
-    """One sort of batch: `clips` clips of `frames` frames with `sentences` sentences each."""
+    """Composition of a kind of batch: `clips` clips of `frames` frames with `sentences` sentences each."""
 
     name: str
     frames: int
@@ -33,193 +36,164 @@ class BatchSpec:
     visual: bool = False
     """Clicks, boxes and masks instead of sentences."""
     negatives: float = 0.06
-    """Part of the sentences that speak of something that is not in the clip."""
+    """Part of the sentences that are about something that is not in the clip."""
     kinds: tuple[str, ...] | None = None
-    """Puzzles to draw from; None for all that so many frames can show."""
+    """Contrast groups to draw from; None for all that this number of frames can show."""
     memory: bool = True
-    """Follow the objects with memory; without, every frame is decoded alone, which is much cheaper."""
+    """Track the objects with memory. Without, every frame is decoded alone, which is much cheaper."""
+
+
+class Target(NamedTuple):
+    """A sentence and the instance that it refers to (`NO_TARGET` for none)."""
+
+    instance_id: int
+    text: str
+    kind: str
 
 
 @dataclass(slots=True)
 class Batch:
-    """`frames` uint8 (B,T,S,S,3), `instance_map` uint8 (B,T,S,S), both views that the next batches overwrite; `targets` int64
-    (B,K) owner number or 255 for nothing; `tokens` int64 (B*K,L), `token_mask` bool (B*K,L); `kinds` of the B*K sentences;
-    `looks` int64 (B,MAX_INSTANCES,3) noun, colour and
-    motion of each owner, 0 where there is none; `speeds` float32 (B,T,MAX_INSTANCES,MOTION_SIZE)."""
+    """B clips with K sentences each.
 
-    stream: BatchSpec
-    index: int
+    `frames` uint8 (B,T,S,S,3) and `instance_map` uint8 (B,T,S,S) are views that later batches overwrite; `targets`
+    int64 (B,K) instance ids; `tokens` int64 and `token_mask` bool (B*K,L); `kinds` of the B*K sentences; `appearance`
+    int64 (B,MAX_INSTANCES,3) and `motion` float32 (B,T,MAX_INSTANCES,4) as in `labels`.
+    """
+
+    spec: BatchSpec
     frames: np.ndarray
     instance_map: np.ndarray
     targets: np.ndarray
     tokens: np.ndarray
     token_mask: np.ndarray
     kinds: list[str]
-    looks: np.ndarray
-    speeds: np.ndarray
+    appearance: np.ndarray
+    motion: np.ndarray
 
 
-NO_TARGET = 255
-MAX_INSTANCES = 10
-BORDERS = ("leave", "return", "gone", "enter")
-APPEARANCE_CLASSES = {
-    "noun": len(NOUN_NAMES) + 1,
-    "colour": len(COLOURS) + 2,
-    "move": 2 + 3 * len(MOTIONS) + len(BORDERS),
-}
-"""Classes of each column of `Batch.looks`."""
-MOTION_SIZE = 4
-TYPICAL_MOTION = (6.0, 6.0, 30.0, 0.08)
-"""What a lively object does in one frame: units to the right and down, degrees, growth of the logarithm of its size."""
-
-
-def sample(world: SyntheticDataset, stream: BatchSpec, seed: int) -> tuple[SyntheticClip, list[tuple[int, str, str]]]:
-    """SyntheticClip `seed` of the training split and `sentences` triples (owner number, text, kind)."""
-    clip = world.clip("train", seed, stream.frames, stream.kinds)
-    rng = np.random.default_rng([7, seed, stream.frames])
-    if stream.visual:
-        return clip, _visible_first(clip, rng, stream.sentences)
-    chosen = rng.permutation(len(clip.expressions))
-    said = []
-    for k in range(stream.sentences):
-        if rng.random() < stream.negatives:
-            said.append((NO_TARGET, world.absent(clip, rng), "absent"))
+def sample(dataset: SyntheticDataset, spec: BatchSpec, seed: int) -> tuple[SyntheticClip, list[Target]]:
+    """Clip `seed` of the training split and its targets."""
+    clip = dataset.clip("train", seed, spec.frames, spec.kinds)
+    rng = np.random.default_rng([7, seed, spec.frames])
+    if spec.visual:
+        return clip, _visible_targets(clip, rng, spec.sentences)
+    order = rng.permutation(len(clip.expressions))
+    targets = []
+    for k in range(spec.sentences):
+        if rng.random() < spec.negatives:
+            targets.append(Target(NO_TARGET, dataset.absent_sentence(clip, rng), "absent"))
         else:
-            e = clip.expressions[chosen[k % len(chosen)]]
-            said.append((e.target + 1, e.text, e.kind))
-    return clip, said
+            e = clip.expressions[order[k % len(order)]]
+            targets.append(Target(e.target + 1, e.text, e.kind))
+    return clip, targets
 
 
-def looks(clip: SyntheticClip) -> np.ndarray:
-    """(MAX_INSTANCES,3) noun, colour and motion of each owner: 0 for background, nouns from 1, colours and motions from 2 (1: none)."""
-    table = np.zeros((MAX_INSTANCES, 3), np.int64)
-    for i, actor in enumerate(clip.scene.actors):
-        colour = 1 if actor.colour is None else 2 + tuple(COLOURS).index(actor.colour)
-        table[i + 1] = NOUN_NAMES.index(actor.noun) + 1, colour, _move(actor)
-    return table
+def _visible_targets(clip: SyntheticClip, rng: np.random.Generator, count: int) -> list[Target]:
+    """Actors that are clearly visible on frame 0, for prompts given there."""
+    visible = np.bincount(clip.instance_map[0].ravel(), minlength=len(clip.scene.actors) + 1)[1:]
+    good = np.flatnonzero((visible > 0.3 * np.maximum(clip.areas[0], 1)) & (visible > 60))
+    good = good if len(good) else np.array([int(visible.argmax())])
+    return [Target(int(good[k % len(good)]) + 1, "", "visual") for k in rng.permutation(max(count, len(good)))[:count]]
 
 
-def speeds(clip: SyntheticClip) -> np.ndarray:
-    """(T,MAX_INSTANCES,MOTION_SIZE) motion of each owner from each frame to the next in `TYPICAL_MOTION` amounts, the camera's taken away.
+@dataclass(slots=True)
+class _Pending:
+    """A requested batch. `rows`: targets, appearance and motion of the clips drawn so far, by row."""
 
-    The last frame has the motion that led to it. Background: 0.
-    """
-    table = np.zeros((len(clip.frames), MAX_INSTANCES, MOTION_SIZE), np.float32)
-    if len(clip.frames) == 1:
-        return table
-    for i, actor in enumerate(clip.scene.actors):
-        place = np.stack((actor.x, actor.y), 1) - clip.scene.camera
-        steps = np.diff(np.column_stack((place, actor.angle, np.log(actor.scale))), axis=0)
-        table[:, i + 1] = np.concatenate((steps, steps[-1:])) / TYPICAL_MOTION
-    return table.clip(-2, 2)
+    slot: int
+    spec: BatchSpec
+    rows: dict[int, tuple[list[Target], np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
-def _move(actor: Actor) -> int:
-    """The class of what an actor does: a motion all the time, only early or only late, or a way over the border."""
-    if actor.border in BORDERS:
-        return 2 + 3 * len(MOTIONS) + BORDERS.index(actor.border)
-    if actor.move == "still" or actor.active is None or not actor.active.any():
-        return 1
-    when = 0 if actor.active.all() else 1 if actor.active[0] else 2
-    return 2 + 3 * tuple(MOTIONS).index(actor.move) + when
+class _Slots:
+    """Shared memory for the pixels of `count` batches."""
+
+    def __init__(self, specs: list[BatchSpec], count: int, size: int) -> None:
+        self.size, self.slot_bytes = size, max(s.clips * s.frames for s in specs) * size * size * 4
+        self.memory = mmap.mmap(-1, self.slot_bytes * count)
+
+    def views(self, slot: int, spec: BatchSpec) -> tuple[np.ndarray, np.ndarray]:
+        """Frames uint8 (B,T,S,S,3) and instance map uint8 (B,T,S,S) of a batch."""
+        shape = (spec.clips, spec.frames, self.size, self.size)
+        count, start = int(np.prod(shape)), slot * self.slot_bytes
+        frames = np.frombuffer(self.memory, np.uint8, 3 * count, start).reshape(*shape, 3)
+        return frames, np.frombuffer(self.memory, np.uint8, count, start + 3 * count).reshape(shape)
+
+    def draw(self, dataset: SyntheticDataset, slot: int, row: int, spec: BatchSpec, seed: int) -> tuple:
+        """Draw one clip of a batch. Returns (slot, row, content for `_Pending.rows`, error)."""
+        clip, targets = sample(dataset, spec, seed)
+        frames, instance_map = self.views(slot, spec)
+        frames[row], instance_map[row] = clip.frames, clip.instance_map
+        return slot, row, (targets, appearance_labels(clip), motion_labels(clip)), None
 
 
-def _visible_first(clip: SyntheticClip, rng: np.random.Generator, count: int) -> list[tuple[int, str, str]]:
-    """Actors that show well on frame 0, for prompts that are given there."""
-    shown = np.bincount(clip.instance_map[0].ravel(), minlength=len(clip.scene.actors) + 1)[1:]
-    good = np.flatnonzero(shown > 0.3 * np.maximum(clip.areas[0], 1))
-    good = good[shown[good] > 60]
-    good = good if len(good) else np.array([int(shown.argmax())])
-    return [(int(good[k % len(good)]) + 1, "", "visual") for k in rng.permutation(max(count, len(good)))[:count]]
-
-
-def _draw(world: SyntheticDataset, buffer, slot_bytes: int, slot: int, row: int, stream: BatchSpec, seed: int) -> tuple:
-    clip, said = sample(world, stream, seed)
-    frames_at, owners_at = _views(buffer, slot_bytes, slot, stream, world.painter.size)
-    frames_at[row], owners_at[row] = clip.frames, clip.instance_map
-    return slot, row, (said, looks(clip), speeds(clip)), None
-
-
-def _worker(tasks, results, buffer, slot_bytes: int, size: int, atlas) -> None:
+def _worker(tasks: Any, results: Any, slots: _Slots, atlas: np.ndarray | None) -> None:
     os.nice(5)  # the trainer feeds the device and must not wait for a core
-    world = SyntheticDataset(size, atlas)
+    dataset = SyntheticDataset(slots.size, atlas)
     while (task := tasks.get()) is not None:
-        slot, row, stream, seed = task
         try:
-            results.put(_draw(world, buffer, slot_bytes, slot, row, stream, seed))
-        except Exception:  # told to the trainer, which stops
-            results.put((slot, row, None, traceback.format_exc()))
-
-
-def _views(buffer, slot_bytes: int, slot: int, stream: BatchSpec, size: int) -> tuple[np.ndarray, np.ndarray]:
-    count = stream.clips * stream.frames * size * size
-    start = slot * slot_bytes
-    frames = np.frombuffer(buffer, np.uint8, 3 * count, start).reshape(stream.clips, stream.frames, size, size, 3)
-    instance_map = np.frombuffer(buffer, np.uint8, count, start + 3 * count).reshape(
-        stream.clips, stream.frames, size, size
-    )
-    return frames, instance_map
+            results.put(slots.draw(dataset, *task))
+        except Exception:  # reported to the trainer, which stops
+            results.put((*task[:2], None, traceback.format_exc()))
 
 
 class Loader:
-    """Draws batches ahead. `request(stream, index)` queues one, `next()` gives them back in the order of the requests.
+    """Draws batches ahead: `request(spec, index)` queues one, `next()` returns them in the order of the requests.
 
-    Without workers batches are drawn in `request`. A batch's arrays stay valid until `ahead` further batches have been requested.
+    Without workers batches are drawn in `request`. The arrays of a batch stay valid until `ahead` more batches have
+    been requested.
     """
 
-    def __init__(self, streams: list[BatchSpec], workers: int, ahead: int = 4, size: int = PIXELS, atlas=None) -> None:
-        self.size, self.ahead, self.atlas = size, ahead, atlas
-        self.slot_bytes = max(s.clips * s.frames for s in streams) * size * size * 4
-        self.buffer = mmap.mmap(-1, self.slot_bytes * (ahead + 1))
+    def __init__(
+        self, specs: list[BatchSpec], workers: int, ahead: int = 4, size: int = PIXELS, atlas: np.ndarray | None = None
+    ) -> None:
+        self.ahead, self.atlas = ahead, atlas
+        self.slots, self.free = _Slots(specs, ahead + 1, size), deque(range(ahead + 1))
         context = multiprocessing.get_context("fork")
         self.tasks, self.results = (context.Queue(), context.Queue()) if workers else (None, queue.SimpleQueue())
-        self.workers = [
-            context.Process(
-                target=_worker, daemon=True, args=(self.tasks, self.results, self.buffer, self.slot_bytes, size, atlas)
-            )
-            for _ in range(workers)
-        ]
+        arguments = (self.tasks, self.results, self.slots, atlas)
+        self.workers = [context.Process(target=_worker, daemon=True, args=arguments) for _ in range(workers)]
         for worker in self.workers:
             worker.start()
-        self.world = None if workers else SyntheticDataset(size, atlas)
+        self.dataset = None if workers else SyntheticDataset(size, atlas)
         self.tokenizer = bpe.load()
-        self.waiting: deque[tuple[int, BatchSpec, int, dict]] = deque()
-        self.slots = deque(range(ahead + 1))
+        self.pending: deque[_Pending] = deque()
 
-    def request(self, stream: BatchSpec, index: int) -> None:
-        slot = self.slots.popleft()
-        self.slots.append(slot)
-        self.waiting.append((slot, stream, index, {}))
-        for row in range(stream.clips):
-            task = (slot, row, stream, 2 * (index * stream.clips + row) + int(stream.visual))
+    def request(self, spec: BatchSpec, index: int) -> None:
+        slot = self.free[0]
+        self.free.rotate(-1)
+        self.pending.append(_Pending(slot, spec))
+        for row in range(spec.clips):
+            # visual batches use the odd seeds, the others the even ones
+            task = (slot, row, spec, 2 * (index * spec.clips + row) + int(spec.visual))
             if self.workers:
                 self.tasks.put(task)
             else:
-                self.results.put(_draw(self.world, self.buffer, self.slot_bytes, *task))
+                self.results.put(self.slots.draw(self.dataset, *task))
 
     def next(self) -> Batch:
-        """The oldest batch asked for. Raises RuntimeError with the worker's traceback if it could not be drawn."""
-        slot, stream, index, rows = self.waiting[0]
-        while len(rows) < stream.clips:
-            at, row, content, error = self.results.get(timeout=300)
+        """The oldest requested batch. Raises RuntimeError with the traceback of the worker if drawing failed."""
+        oldest = self.pending[0]
+        spec = oldest.spec
+        while len(oldest.rows) < spec.clips:
+            slot, row, content, error = self.results.get(timeout=300)
             if error:
                 raise RuntimeError(f"a worker could not draw a clip:\n{error}")
-            next(w for w in self.waiting if w[0] == at)[3][row] = content
-        self.waiting.popleft()
-        frames, instance_map = _views(self.buffer, self.slot_bytes, slot, stream, self.size)
-        said = [triple for row in range(stream.clips) for triple in rows[row][0]]
-        tokens, mask = bpe.encode(self.tokenizer, [text for _, text, _ in said], bpe.MAX_TOKENS // 2)
-        targets = np.array([t for t, _, _ in said], np.int64).reshape(stream.clips, stream.sentences)
+            next(p for p in self.pending if p.slot == slot).rows[row] = content
+        self.pending.popleft()
+        targets, appearance, motion = zip(*(oldest.rows[row] for row in range(spec.clips)), strict=True)
+        flat = [target for of_clip in targets for target in of_clip]
+        tokens, mask = bpe.encode(self.tokenizer, [t.text for t in flat], bpe.MAX_TOKENS // 2)
+        ids = np.array([t.instance_id for t in flat], np.int64).reshape(spec.clips, spec.sentences)
         return Batch(
-            stream,
-            index,
-            frames,
-            instance_map,
-            targets,
+            spec,
+            *self.slots.views(oldest.slot, spec),
+            ids,
             tokens,
             mask,
-            [kind for *_, kind in said],
-            *(np.stack([rows[row][i] for row in range(stream.clips)]) for i in (1, 2)),
+            [t.kind for t in flat],
+            np.stack(appearance),
+            np.stack(motion),
         )
 
     def close(self) -> None:

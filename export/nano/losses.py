@@ -1,4 +1,4 @@
-"""What training asks of the network, per frame and object: mask (binary cross-entropy and dice), presence, IoU, decision.
+"""Losses per frame and object: mask (binary cross-entropy and dice), presence, IoU, conditional memory decision.
 
 O objects, T frames. Ground truth `truth` (O,T,I,I) bool; an object is present on a frame if any pixel of it is.
 """
@@ -19,32 +19,32 @@ WEIGHTS = {
     "cme": 0.5,
     "noun": 0.5,
     "colour": 0.25,
-    "move": 0.5,
-    "speed": 1.0,
-    "follow": 0.3,
-    "told": 1.0,
+    "motion": 0.5,
+    "velocity": 1.0,
+    "attention": 0.3,
+    "text_match": 1.0,
 }
-ABSENT = 0.1
-"""Weight of the mask loss where the object is away: the presence score empties the mask there, so this matters little."""
+ABSENT_WEIGHT = 0.1
+"""Weight of the mask loss where the object is absent: the presence score empties the mask there."""
 
 
 def ground_truth(instance_map: Tensor, targets: Tensor) -> Tensor:
-    """Owners (B,T,I,I) uint8 and owner numbers (B,K) -> (B*K,T,I,I) bool."""
+    """Instance maps (B,T,I,I) uint8 and instance ids (B,K) -> (B*K,T,I,I) bool."""
     return (instance_map[:, None] == targets[:, :, None, None, None]).flatten(0, 1)
 
 
 def mask_losses(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """Logits (O,T,s,s) of any size against the truth at its own size. Dice on present frames only."""
-    # half the picture's side is enough for a boundary that bilinear interpolation draws, at a quarter of the work
+    """Losses of mask logits (O,T,s,s) of any size. Dice counts frames with the object only."""
+    # half the resolution is enough for boundaries from bilinear interpolation, at a quarter of the work
     wanted = F.avg_pool2d(truth.flatten(0, 1)[:, None].float(), 2)
     logits = F.interpolate(
         logits.flatten(0, 1)[:, None].float(), size=wanted.shape[-2:], mode="bilinear", align_corners=False
     )
     logits, wanted = logits.flatten(1), wanted.flatten(1)
     present = (wanted.amax(1) > 0).float()
-    weight = present + ABSENT * (1 - present)
+    weight = present + ABSENT_WEIGHT * (1 - present)
     bce = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-    # focal-like: a pixel that is already right by a wide margin counts less
+    # focal: a pixel that is right by a wide margin counts less
     hard = (logits.detach().sigmoid() - wanted).abs()
     bce = (bce * (0.25 + 0.75 * hard)).mean(1)
     probability = logits.sigmoid()
@@ -54,7 +54,7 @@ def mask_losses(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
 
 
 def score_losses(score: Tensor, iou: Tensor, logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """Presence logit (O,T) and predicted IoU (O,T) in 0..1."""
+    """Losses of the presence logit (O,T) and of the predicted IoU (O,T) in 0..1, and J for the log."""
     present = truth.flatten(2).any(2).float()
     with torch.no_grad():
         seen = F.interpolate(logits.detach().float(), size=truth.shape[-2:], mode="bilinear", align_corners=False) > 0
@@ -70,41 +70,40 @@ def frame_losses(logits: Tensor, iou: Tensor, score: Tensor, truth: Tensor) -> d
 
 
 def decision_labels(with_memory: Tensor, without: Tensor, truth: Tensor) -> Tensor:
-    """What the conditional memory encoder should say: 1 switch, 0 stay, -1 no matter. Masks (O,s,s) bool.
+    """Labels of the conditional memory encoder: 1 switch, 0 stay, -1 ignored. Masks (O,s,s) bool.
 
-    The reference labels 1 wherever the two masks hardly overlap. Here the truth decides as well: where only the mask with
-    memory is right, the answer is to stay, for an action seen earlier is remembered and not visible any more.
+    The reference labels 1 wherever the two masks hardly overlap. Here the truth decides as well: where only the mask
+    with memory is right, the label is 0, because an action seen earlier is remembered and no longer visible.
     """
-    a, b = with_memory.flatten(1), without.flatten(1)
-    gt = truth.flatten(1)
-    smaller = torch.minimum(a.sum(1), b.sum(1))
-    apart = (a & b).sum(1) < 0.1 * smaller.clamp(min=1)
-    right_a, right_b = (a & gt).sum(1) / gt.sum(1).clamp(min=1), (b & gt).sum(1) / gt.sum(1).clamp(min=1)
-    label = torch.where(apart & (right_b > right_a + 0.2), 1, 0)
+    a, b, gt = with_memory.flatten(1), without.flatten(1), truth.flatten(1)
+    apart = (a & b).sum(1) < 0.1 * torch.minimum(a.sum(1), b.sum(1)).clamp(min=1)
+    recall_a, recall_b = ((x & gt).sum(1) / gt.sum(1).clamp(min=1) for x in (a, b))
+    label = torch.where(apart & (recall_b > recall_a + 0.2), 1, 0)
     return torch.where((b.sum(1) == 0) | (gt.sum(1) == 0), -1, label)
 
 
 def clip_decision_labels(tracked: TrackedClip, truth: Tensor) -> Tensor:
-    """`decision_labels` of all decisions asked in a clip, at least one, in their order: (decisions*O)."""
+    """`decision_labels` of all decisions in a clip, at least one, in their order: (decisions*O)."""
     side, labels = tracked.logits.shape[-1], []
-    for t, _, other in tracked.decisions:
+    for t, _, memoryless_logits in tracked.decisions:
         small = F.interpolate(truth[:, t, None].float(), size=(side, side), mode="area")[:, 0] > 0.5
         with_memory = (tracked.logits[:, t] > 0) & (tracked.score[:, t, None, None] > 0)
-        labels.append(decision_labels(with_memory, other > 0, small))
+        labels.append(decision_labels(with_memory, memoryless_logits > 0, small))
     return torch.cat(labels)
 
 
 def decision_loss(tracked: TrackedClip, truth: Tensor) -> Tensor | None:
-    """Cross-entropy over all decisions asked in the clip, switching weighted twice as in the reference; None if none was."""
+    """Cross-entropy of all decisions in the clip, with the reference's double weight for switches; None without
+    decisions."""
     if not tracked.decisions:
         return None
-    scores = [decision.float() for _, decision, _ in tracked.decisions]
     label = clip_decision_labels(tracked, truth)
     weight = torch.where(label == 1, 2.0, 1.0) * (label >= 0)
-    loss = F.cross_entropy(torch.cat(scores), label.clamp(min=0), reduction="none")
+    logits = torch.cat([decision.logits.float() for decision in tracked.decisions])
+    loss = F.cross_entropy(logits, label.clamp(min=0), reduction="none")
     return (loss * weight).sum() / weight.sum().clamp(min=1)
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:
-    """Weighted sum; names that begin with '_' are for the log only."""
+    """Weighted sum; names that begin with '_' are logged only."""
     return sum(WEIGHTS[name] * value for name, value in losses.items() if not name.startswith("_"))

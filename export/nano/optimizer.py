@@ -1,7 +1,7 @@
-"""Muon for the matrices inside the network, AdamW for everything else.
+"""Muon for the matrices inside the network, AdamW for all other parameters; exponential average of the weights.
 
-Muon (Jordan et al., 2024) turns the momentum of a matrix into the nearest orthogonal one before it steps, which learns more
-from few steps. Orthogonalising costs about the cube of a matrix's shorter side, so the widest matrices stay with AdamW.
+Muon (Jordan et al., 2024) orthogonalises the momentum of a matrix before each step, which learns more from few steps.
+Orthogonalising costs about the cube of the shorter side of a matrix, so the widest matrices stay with AdamW.
 """
 
 from __future__ import annotations
@@ -9,35 +9,33 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-NARROWEST, WIDEST = 32, 192
-"""Shorter sides of the matrices that Muon takes: narrower ones are last layers of heads, wider ones cost too much."""
+from .data_parallel import ProcessGroup
 
-TABLES = ("embed_", "classes")
-"""Parts of names of matrices that are no maps from features to features."""
+MIN_SIDE, MAX_SIDE = 32, 192
+"""Shorter sides of the matrices for Muon: narrower ones are last layers of heads, wider ones cost too much."""
+EXCLUDED = ("embed_", "classifier")
+"""Parts of names of matrices that do not map features to features."""
 
 
 class MuonAdamW:
-    """Two optimizers as one. `param_groups` are live: a rate written there is used."""
+    """Two optimizers behind one interface. `param_groups` are live: a learning rate written there is used."""
 
-    def __init__(self, named: list[tuple[str, nn.Parameter]], rate: float, decay: float) -> None:
-        inner = [p for name, p in named if _inner(name, p)]
-        known = {id(p) for p in inner}
-        rest = [p for _, p in named if id(p) not in known]
+    def __init__(self, named: list[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float) -> None:
+        muon = [p for name, p in named if _uses_muon(name, p)]
+        rest = [p for name, p in named if not _uses_muon(name, p)]
         groups = [
-            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": decay},
+            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
             {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
         self.parts: list[torch.optim.Optimizer] = []
-        if inner:
-            self.parts.append(
-                torch.optim.Muon(inner, lr=rate, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
-            )
+        if muon:
+            options = {"weight_decay": weight_decay, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
+            self.parts.append(torch.optim.Muon(muon, lr=learning_rate, **options))
         if rest:
-            self.parts.append(
-                torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=(0.9, 0.98), fused=True)
-            )
+            groups = [g for g in groups if g["params"]]
+            self.parts.append(torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True))
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -55,10 +53,35 @@ class MuonAdamW:
             part.load_state_dict(state[str(i)])
 
 
-def cost(name: str, p: nn.Parameter) -> float:
-    """About how much arithmetic an update takes."""
-    return p.numel() * (2.0 * min(p.shape) if _inner(name, p) else 20.0)
+class WeightAverage:
+    """Exponential moving average of weights and batch-norm statistics. Each tensor is updated by one process of the
+    group: weights by the one that owns them (`owned` names), statistics by rank 0."""
+
+    def __init__(self, model: nn.Module, decay: float, group: ProcessGroup, owned: set[str]) -> None:
+        parameters = dict(model.named_parameters())
+        self.model, self.decay = model, decay
+        self.values = {
+            name: group.shared_average(parameters[name]) if name in parameters else value.detach().clone().float()
+            for name, value in model.state_dict().items()
+            if value.is_floating_point()
+        }
+        self.updated = [n for n in self.values if n in owned or (n not in parameters and group.rank == 0)]
+
+    def update(self, step: int) -> None:
+        """Add the current weights; the first steps count less, so that early weights are forgotten."""
+        weight, state = 1 - min(self.decay, (1 + step) / (20 + step)), self.model.state_dict()
+        values: list[Tensor] = [self.values[n] for n in self.updated]
+        torch._foreach_lerp_(values, [state[n].float() for n in self.updated], weight)
+
+    def load(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.values[name].copy_(value)
 
 
-def _inner(name: str, p: nn.Parameter) -> bool:
-    return p.ndim == 2 and NARROWEST <= min(p.shape) <= WIDEST and not any(word in name for word in TABLES)
+def update_cost(name: str, p: nn.Parameter) -> float:
+    """Approximate cost of updating a parameter, to divide them among processes."""
+    return p.numel() * (2.0 * min(p.shape) if _uses_muon(name, p) else 20.0)
+
+
+def _uses_muon(name: str, p: nn.Parameter) -> bool:
+    return p.ndim == 2 and MIN_SIDE <= min(p.shape) <= MAX_SIDE and not any(word in name for word in EXCLUDED)

@@ -1,4 +1,4 @@
-"""Visual prompts drawn from the ground truth of frame 0, as a person would give them: clicks, a loose box, a mask."""
+"""Simulated visual prompts, drawn from the ground truth of frame 0: clicks, a loose box, or a mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODES = ("click", "clicks", "box", "mask")
 
 
 def inner_points(masks: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """`count` random points (O,count,2) x, y well inside the masks (O,I,I), bool; anywhere where a mask is empty."""
+    """`count` random points (O,count,2) x, y well inside the masks (O,I,I), bool; anywhere if a mask is empty."""
     soft = F.avg_pool2d(masks[:, None].float(), 9, 1, 4)[:, 0]
     weight = (masks * soft**4).flatten(1) + 1e-9
     index = torch.multinomial(weight, count, replacement=True, generator=generator)
@@ -32,7 +32,7 @@ def boxes(masks: Tensor) -> Tensor:
     return torch.stack((*low, *high), 1).float()
 
 
-def start(
+def encode_prompts(
     model: Samwise,
     masks: Tensor,
     modes: Tensor,
@@ -41,34 +41,40 @@ def start(
     generator: torch.Generator | None = None,
     scaled: bool = True,
 ) -> VisualPrompt:
-    """Prompts for masks (O,I,I), bool. `modes` (O) indexes `MODES`; `jitter` moves box corners by a part of the box's size.
+    """Encode prompts for masks (O,I,I), bool. `modes` (O) indexes `MODES`; `jitter` moves box corners by a part of the
+    size of the box. A mask prompt enters as in SAM 2 (`scaled`: through `mask_downsample`) or as plain low-res
+    logits."""
+    points, labels, is_real = _points(masks, modes, jitter, generator)
+    encoder, sam = model.sam.sam_prompt_encoder, model.sam
+    whole, is_mask = masks[:, None].float(), modes == MODES.index("mask")
+    low_res = sam.mask_downsample(whole)[:, 0] if scaled else F.avg_pool2d(whole, 4)[:, 0] * 20 - 10
+    no_mask = encoder.no_mask_embed.weight[0].expand(len(masks), model.config.sam.side**2, -1)
+    dense = torch.where(is_mask[:, None, None], encoder.masks(low_res), no_mask)
+    return VisualPrompt(encoder.points(points, labels), is_real, dense, is_mask, masks, permanent)
 
-    A mask prompt enters as SAM 2 gives it (`scaled`: through `mask_downsample`) or as plain low-res logits.
-    """
+
+def _points(
+    masks: Tensor, modes: Tensor, jitter: float, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Points (O,TOKENS,2), their SAM labels (O,TOKENS), and which of them are real tokens (O,TOKENS)."""
     objects, device = len(masks), masks.device
     points, labels = torch.zeros(objects, TOKENS, 2, device=device), torch.full((objects, TOKENS), -1, device=device)
-    real = torch.zeros(objects, TOKENS, dtype=torch.bool, device=device)
-    real[:, :2] = True
+    is_real = torch.zeros(objects, TOKENS, dtype=torch.bool, device=device)
+    is_real[:, :2] = True
     inside, outside = inner_points(masks, 3, generator), inner_points(~masks, 3, generator)
-    one, more, box, mask = (modes == i for i in range(len(MODES)))
-    click = one | more
-    points[click, 0], labels[click, 0] = inside[click, 0], 1
-    # the second and third click are inside or outside by chance
+    click, clicks, box = (modes == MODES.index(mode) for mode in ("click", "clicks", "box"))
+    first = click | clicks
+    points[first, 0], labels[first, 0] = inside[first, 0], 1
+    # the second and third click are inside or outside at random
     for i in (1, 2):
         positive = torch.rand(objects, device=device, generator=generator) < 0.5
-        where = torch.where(positive[:, None], inside[:, i], outside[:, i])
-        points[more, i], labels[more, i] = where[more], positive.long()[more]
-    real[more] = True
+        position = torch.where(positive[:, None], inside[:, i], outside[:, i])
+        points[clicks, i], labels[clicks, i] = position[clicks], positive.long()[clicks]
+    is_real[clicks] = True
     edges = boxes(masks)
     size = (edges[:, 2:] - edges[:, :2]).repeat(1, 2)
     edges = edges + jitter * size * (2 * torch.rand(edges.shape, device=device, generator=generator) - 1)
-    corners = edges.clamp(0, masks.shape[-1]).unflatten(1, (2, 2))
-    points[box, :2] = corners[box]
+    points[box, :2] = edges.clamp(0, masks.shape[-1]).unflatten(1, (2, 2))[box]
     labels[box, 0], labels[box, 1] = 2, 3
-    real[box, 2] = True
-    prompts, sam = model.sam.sam_prompt_encoder, model.sam
-    whole = masks[:, None].float()
-    low = sam.mask_downsample(whole)[:, 0] if scaled else F.avg_pool2d(whole, 4)[:, 0] * 20 - 10
-    nothing = prompts.no_mask_embed.weight[0].expand(objects, model.config.sam.side**2, -1)
-    dense = torch.where(mask[:, None, None], prompts.masks(low), nothing)
-    return VisualPrompt(prompts.points(points, labels), real, dense, mask, masks, permanent)
+    is_real[box, 2] = True
+    return points, labels, is_real

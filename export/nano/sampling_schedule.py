@@ -1,8 +1,9 @@
-"""What a size of network is fed: streams of batches, and how their mix changes over the budget."""
+"""Batch composition of training: which batches a size of network is trained on, and how their mix changes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,24 +13,24 @@ from .scene_generator import MOVING
 
 @dataclass(frozen=True, slots=True)
 class SamplingSchedule:
-    """What a size of network is fed. `mix`: part of the steps per stream at the given part of the budget; between two rows
-    the mix changes linearly."""
+    """Batches and their mix. `mix`: progress from 0 to 1, and the part of the steps for each batch spec at that point;
+    between two rows the mix changes linearly."""
 
-    streams: tuple[BatchSpec, ...]
+    batches: tuple[BatchSpec, ...]
     mix: tuple[tuple[float, tuple[float, ...]], ...]
 
-    def weights(self, fraction: float) -> np.ndarray:
-        """Probability of each stream when `fraction` of the budget is spent; sums to 1."""
-        for (a, low), (b, high) in zip(self.mix, self.mix[1:]):
-            if fraction <= b:
-                part = (fraction - a) / (b - a)
-                weights = np.array(low) * (1 - part) + np.array(high) * part
+    def probabilities(self, progress: float) -> np.ndarray:
+        """Probability of each batch spec; sums to 1. Raises ValueError if `progress` is not in 0..1."""
+        for (start, before), (end, after) in pairwise(self.mix):
+            if progress <= end:
+                part = (progress - start) / (end - start)
+                weights = np.array(before) * (1 - part) + np.array(after) * part
                 return weights / weights.sum()
-        raise ValueError(f"a part of the budget is 0 to 1, not {fraction}")
+        raise ValueError(f"progress is not between 0 and 1: {progress}")
 
 
 SCHEDULES = {
-    # batches per process
+    # sizes are per process
     "small": SamplingSchedule(
         (
             BatchSpec("image", 1, 5, 4),
@@ -37,10 +38,10 @@ SCHEDULES = {
             BatchSpec("long12", 12, 1, 3),
             BatchSpec("visual", 8, 1, 6, visual=True),
             BatchSpec("visual_image", 1, 6, 8, visual=True),
-            BatchSpec("look", 1, 12, 0, visual=True),
-            BatchSpec("moves", 8, 2, 2, kinds=MOVING, memory=False),
-            # what begins in the second window: the first one's memory is of the wrong object, and must be given up
-            BatchSpec("turns", 16, 1, 2, kinds=("later", "earlier")),
+            BatchSpec("recognition", 1, 12, 0, visual=True),
+            BatchSpec("motion", 8, 2, 2, kinds=MOVING, memory=False),
+            # motions that begin in the second window: the memory of the first one is of the wrong object
+            BatchSpec("timing", 16, 1, 2, kinds=("later", "earlier")),
         ),
         (
             (0.0, (0.38, 0.0, 0.0, 0.0, 0.14, 0.48, 0.0, 0.0)),

@@ -1,4 +1,4 @@
-"""Who moves how: actors with one path each, in the 256-unit picture, before anything is drawn."""
+"""Scene description: actors with one path each in 256-unit coordinates, before rendering."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 SIDE = 256
-"""Units of the picture. A renderer may draw it at another size."""
+"""Side of the square scene in units; a renderer may draw it at any size in pixels."""
 
 
 @dataclass(slots=True)
 class Path:
-    """Offsets over the frames of a clip, each (T,): place in units, scale factor, angle in degrees."""
+    """Offsets over the frames of a clip, each (T,): position in units, scale factor, angle in degrees."""
 
     x: np.ndarray
     y: np.ndarray
@@ -23,17 +23,14 @@ class Path:
     def rest(cls, frames: int) -> Path:
         return cls(np.zeros(frames), np.zeros(frames), np.ones(frames), np.zeros(frames))
 
-    def then(self, other: Path) -> Path:
-        """MuonAdamW at once."""
-        return Path(self.x + other.x, self.y + other.y, self.scale * other.scale, self.angle + other.angle)
 
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Actor:
     """One object of a clip.
 
-    `size` is the longer side in units at scale 1; `x`, `y` (T,) the centre on screen; `move` names what it does, `active`
-    (T,) says on which frames it does it; `border` names how it crosses the picture's edge, if it does.
+    `size` is the longer side in units at scale 1; `x`, `y` (T,) the centre on screen; `motion` names what it does and
+    `active` (T,) marks the frames on which it does it; `border` names how it crosses the edge of the picture, if it
+    does.
     """
 
     noun: str
@@ -43,7 +40,7 @@ class Actor:
     scale: np.ndarray
     angle: np.ndarray
     colour: str | None = None
-    move: str = "still"
+    motion: str = "still"
     active: np.ndarray | None = None
     border: str | None = None
     flip: bool = False
@@ -53,7 +50,7 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A sentence and what it means: which actor, and what tells it apart."""
+    """A sentence and its meaning: the index of its actor, and what distinguishes that actor."""
 
     text: str
     target: int
@@ -66,7 +63,7 @@ class Expression:
 
 @dataclass(slots=True)
 class Scene:
-    """Actors, camera and expressions of one clip. `camera` (T,2) is already in the actors' places."""
+    """Actors, camera and expressions of one clip. The positions of the actors include `camera` (T,2)."""
 
     frames: int
     camera: np.ndarray
@@ -74,77 +71,64 @@ class Scene:
     expressions: list[Expression] = field(default_factory=list)
 
 
-def progress(frames: int, start: int, stop: int) -> np.ndarray:
-    """(T,) number of steps done since `start`, at most `stop - start`: the clock of a motion."""
-    return np.clip(np.arange(frames) - start, 0, stop - start).astype(float)
-
-
-def motion(rng: np.random.Generator, move: str, frames: int, start: int = 0, stop: int | None = None) -> Path:
-    """A motion that runs from frame `start` to `stop` (default: to the end) and is at rest before and after."""
+def motion_path(rng: np.random.Generator, motion: str, frames: int, start: int = 0, stop: int | None = None) -> Path:
+    """A motion from frame `start` to `stop` (default: the end), at rest before and after. Raises ValueError."""
     stop = frames if stop is None else stop
-    path, clock = Path.rest(frames), progress(frames, start, stop)
+    path = Path.rest(frames)
+    clock = np.clip(np.arange(frames) - start, 0, stop - start).astype(float)  # steps done since `start`
     steps = max(clock.max(), 1.0)
-    if move in ("left", "right", "up", "down"):
-        # at least 40 units in all, at most 130, however long it runs
+    if motion in ("left", "right", "up", "down"):
+        # between 40 and 130 units in total, however long the motion runs
         speed = np.clip(rng.uniform(5, 9.5), 40 / steps, 130 / steps)
-        along = clock * speed * (1 if move in ("right", "down") else -1)
-        if move in ("left", "right"):
+        along = clock * speed * (1 if motion in ("right", "down") else -1)
+        if motion in ("left", "right"):
             path.x = along
         else:
             path.y = along
-    elif move == "spin":
+    elif motion == "spin":
         path.angle = clock * rng.uniform(22, 40) * rng.choice((-1, 1))
-    elif move in ("grow", "shrink"):
+    elif motion in ("grow", "shrink"):
         rate = np.clip(rng.uniform(1.06, 1.1), 1.35 ** (1 / steps), 2.0 ** (1 / steps))
-        path.scale = rate**clock if move == "grow" else rate**-clock
-    elif move == "bounce":
+        path.scale = rate**clock if motion == "grow" else rate**-clock
+    elif motion == "bounce":
         path.y = -rng.uniform(18, 32) * np.abs(np.sin(np.pi * clock / rng.uniform(3.2, 5.0)))
-    elif move == "wobble":
-        path.angle = rng.uniform(20, 32) * np.sin(2 * np.pi * clock / rng.uniform(3.5, 5.5)) * rng.choice((-1, 1))
-    elif move == "circle":
-        turn = 2 * np.pi * clock / rng.uniform(7, 10) * rng.choice((-1, 1)) + rng.uniform(0, 2 * np.pi)
-        radius = rng.uniform(18, 28)
-        path.x = radius * (np.cos(turn) - np.cos(turn[0]))
-        path.y = radius * (np.sin(turn) - np.sin(turn[0]))
-    elif move != "still":
-        raise ValueError(f"no motion is called {move!r}")
-    if move in ("bounce", "wobble"):  # come to rest where the motion began, not in mid-air
-        after = np.arange(frames) >= stop
-        path.y[after], path.angle[after] = 0.0, 0.0
+        path.y[np.arange(frames) >= stop] = 0.0  # end where the motion began, not in mid-air
+    elif motion != "still":
+        raise ValueError(f"unknown motion {motion!r}")
     return path
 
 
-def drift(rng: np.random.Generator, frames: int, speed: float = 1.2) -> Path:
-    """Slow straight motion that nobody would call moving."""
+def drift_path(rng: np.random.Generator, frames: int, speed: float = 1.2) -> Path:
+    """A straight motion too slow to be described as moving."""
     path, angle = Path.rest(frames), rng.uniform(0, 2 * np.pi)
     pace = rng.uniform(0, speed) * np.arange(frames)
     path.x, path.y = np.cos(angle) * pace, np.sin(angle) * pace
     return path
 
 
-def crossing(rng: np.random.Generator, border: str, frames: int) -> tuple[Path, np.ndarray]:
-    """A way over the picture's edge: path relative to a place inside, and (T,) how far outside it is (0 inside, 1 gone)."""
+def border_path(rng: np.random.Generator, border: str, frames: int) -> Path:
+    """A path across one edge of the picture: 0 inside, 1 outside; the caller scales it to the distance of the edge."""
     side = rng.integers(4)
     clock = np.arange(frames, dtype=float)
-    quick = 2.5 if frames <= 8 else 3.5
+    duration = 2.5 if frames <= 8 else 3.5
     if border in ("leave", "gone"):
-        start = rng.uniform(1.5, max(2.0, frames * 0.5 - quick))
-        out = np.clip((clock - start) / quick, 0, 1)
+        start = rng.uniform(1.5, max(2.0, frames * 0.5 - duration))
+        outside = np.clip((clock - start) / duration, 0, 1)
     elif border == "enter":
         start = rng.uniform(1.0, max(1.5, frames * 0.35))
-        out = 1 - np.clip((clock - start) / quick, 0, 1)
+        outside = 1 - np.clip((clock - start) / duration, 0, 1)
     else:  # return
         start = rng.uniform(1.0, frames * 0.25)
-        back = start + quick + rng.uniform(0.5, max(1.0, frames * 0.2))
-        out = np.clip((clock - start) / quick, 0, 1) - np.clip((clock - back) / quick, 0, 1)
+        back = start + duration + rng.uniform(0.5, max(1.0, frames * 0.2))
+        outside = np.clip((clock - start) / duration, 0, 1) - np.clip((clock - back) / duration, 0, 1)
     path = Path.rest(frames)
-    direction = [(-1, 0), (1, 0), (0, -1), (0, 1)][side]
-    path.x, path.y = direction[0] * out, direction[1] * out  # scaled by the caller to the edge's distance
-    return path, out
+    dx, dy = [(-1, 0), (1, 0), (0, -1), (0, 1)][side]
+    path.x, path.y = dx * outside, dy * outside
+    return path
 
 
-def camera(rng: np.random.Generator, frames: int) -> np.ndarray:
-    """(T,2) shift of the whole picture: still, a pan of at most 1.8 units per frame, or a hand that shakes a little."""
+def camera_path(rng: np.random.Generator, frames: int) -> np.ndarray:
+    """(T,2) shift of the whole picture: none, a pan of at most 1.8 units per frame, or a pan with hand shake."""
     kind, clock = rng.random(), np.arange(frames)[:, None]
     if kind < 0.35:
         return np.zeros((frames, 2))

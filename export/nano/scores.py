@@ -1,4 +1,4 @@
-"""Scores of many masks: one record per object and clip, means with bootstrap confidence intervals, per kind of sentence."""
+"""J&F statistics: one record per object and clip, means with bootstrap intervals, per kind of sentence."""
 
 from __future__ import annotations
 
@@ -32,22 +32,20 @@ def score(predicted: np.ndarray, truth: np.ndarray, boundary: bool = True) -> tu
     return j, float(np.mean(boundary_f(predicted, truth))) if boundary else j
 
 
-def bootstrap_interval(
-    values: Sequence[float], groups: Sequence[str], draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean. Whole groups (clips) are drawn, for sentences of one clip share its fate."""
-    values, labels = np.asarray(values, float), np.unique(np.asarray(groups), return_inverse=True)[1]
+def bootstrap_interval(values: Sequence[float], groups: Sequence[str], draws: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean. Resamples whole groups (clips), as sentences of one clip are correlated."""
     if len(values) == 0:
         return float("nan"), float("nan")
+    values, labels = np.asarray(values, float), np.unique(np.asarray(groups), return_inverse=True)[1]
     sums, counts = np.bincount(labels, values), np.bincount(labels)
-    picks = np.random.default_rng(seed).integers(0, len(sums), (draws, len(sums)))
+    picks = np.random.default_rng(0).integers(0, len(sums), (draws, len(sums)))
     means = sums[picks].sum(1) / counts[picks].sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 
 def summarize(records: Sequence[Record]) -> dict[str, float | int | list[float]]:
-    """Count, J, F, J&F and its interval of some records."""
+    """Count, J, F, J&F and its interval over `records`."""
     if not records:
         return {"n": 0}
     low, high = bootstrap_interval([r.jf for r in records], [r.clip for r in records])
@@ -62,10 +60,10 @@ def summarize(records: Sequence[Record]) -> dict[str, float | int | list[float]]
 
 
 def paired_difference(base: Sequence[Record], other: Sequence[Record]) -> dict[str, float | int | list[float]] | None:
-    """J&F of `other` minus that of `base` on the same sentences, with its interval; None where they are not the same."""
+    """J&F of `other` minus that of `base` on the same sentences, with its interval; None if the sentences differ."""
     if [(r.clip, r.text, r.kind) for r in base] != [(r.clip, r.text, r.kind) for r in other]:
         return None
-    differences = [b.jf - a.jf for a, b in zip(base, other)]
+    differences = [b.jf - a.jf for a, b in zip(base, other, strict=True)]
     low, high = bootstrap_interval(differences, [r.clip for r in base])
     return {
         "n": len(base),
@@ -75,29 +73,28 @@ def paired_difference(base: Sequence[Record], other: Sequence[Record]) -> dict[s
 
 
 def table(records: Iterable[Record]) -> dict[str, dict]:
-    """Lines for all, each kind, and seen and unseen pairs of noun and attribute."""
+    """Summaries of all records, of each kind, and of seen and unseen pairs of noun and attribute."""
     records = list(records)
     out = {"all": summarize(records)}
     for kind in sorted({r.kind for r in records}):
         out[kind] = summarize([r for r in records if r.kind == kind])
     if any(r.unseen for r in records):
         out["unseen pairs"] = summarize([r for r in records if r.unseen])
-        # seen pairs of the same kinds, or the comparison would be one of kinds
+        # only seen pairs of the same kinds, so that the comparison is not one of kinds
         kinds = {r.kind for r in records if r.unseen}
         out["seen pairs of those kinds"] = summarize([r for r in records if not r.unseen and r.kind in kinds])
     return out
 
 
 def format_table(rows: dict[str, dict]) -> str:
-    """The table for a terminal."""
+    """Format a table for a terminal."""
     width = max(map(len, rows))
     lines = [f"{'':{width}}  {'n':>5}  {'J':>6}  {'F':>6}  {'J&F':>6}  95 % interval"]
     for name, row in rows.items():
         if row["n"]:
+            means = "  ".join(f"{row[column]:6.3f}" for column in ("J", "F", "J&F"))
             low, high = row["interval"]
-            lines.append(
-                f"{name:{width}}  {row['n']:5}  {row['J']:6.3f}  {row['F']:6.3f}  {row['J&F']:6.3f}  {low:.3f} .. {high:.3f}"
-            )
+            lines.append(f"{name:{width}}  {row['n']:5}  {means}  {low:.3f} .. {high:.3f}")
     return "\n".join(lines)
 
 

@@ -1,24 +1,24 @@
-"""What a sentence means, decided from the actors' paths alone.
+"""Meaning of sentences, decided from the paths of the actors alone.
 
-The groups promise that each sentence fits exactly one actor; this module looks again, with thresholds that leave a gap
-between "does" and "does not", and a sentence that fits none or several is dropped.
+The contrast groups of `scene_generator` intend each sentence to fit exactly one actor. This module verifies it, with
+thresholds that leave a gap between "does" and "does not"; a sentence that fits no actor or several is dropped.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .scene import Actor, Expression, Scene
+from .scene import SIDE, Actor, Expression, Scene
 
 
 def unambiguous(scene: Scene, expression: Expression) -> bool:
     """Whether the expression fits its target and no other actor."""
-    fitting = [i for i, actor in enumerate(scene.actors) if holds(scene, expression, actor)]
+    fitting = [i for i, actor in enumerate(scene.actors) if matches(scene, expression, actor)]
     return fitting == [expression.target]
 
 
-def holds(scene: Scene, expression: Expression, actor: Actor) -> bool:
-    """Whether the expression fits this actor. Errs on the side of yes for actors that come near it."""
+def matches(scene: Scene, expression: Expression, actor: Actor) -> bool:
+    """Whether the expression fits this actor; true in doubtful cases."""
     target = scene.actors[expression.target]
     if actor.noun != target.noun:
         return False
@@ -38,7 +38,7 @@ def holds(scene: Scene, expression: Expression, actor: Actor) -> bool:
         return _related(actor, scene.actors[expression.anchor], attribute)
     if kind == "border":
         return _crosses(actor, attribute)
-    return _acts(scene, actor, kind, attribute)
+    return _performs(scene, actor, kind, attribute)
 
 
 def _beyond(actor: Actor, other: Actor, side: str) -> bool:
@@ -62,26 +62,25 @@ def _related(actor: Actor, anchor: Actor, relation: str) -> bool:
 
 def _crosses(actor: Actor, border: str) -> bool:
     half = 0.5 * actor.size * actor.scale
-    inside = (actor.x > -half) & (actor.x < 256 + half) & (actor.y > -half) & (actor.y < 256 + half)
+    inside = (actor.x > -half) & (actor.x < SIDE + half) & (actor.y > -half) & (actor.y < SIDE + half)
     first, last, always = inside[0], inside[-1], inside.all()
-    return bool(
-        {
-            "leave": first and not always,
-            "gone": first and not last,
-            "return": first and last and not always,
-            "enter": not first and last,
-            "stay": always,
-            "there": first,
-        }[border]
-    )
+    verdicts = {
+        "leave": first and not always,
+        "gone": first and not last,
+        "return": first and last and not always,
+        "enter": not first and last,
+        "stay": always,
+        "there": first,
+    }
+    return bool(verdicts[border])
 
 
-def _acts(scene: Scene, actor: Actor, kind: str, attribute: str) -> bool:
-    """Whether it does so: during the clip (motion), in the first part only (earlier), or in the second only (later)."""
-    does = doing(scene, actor)
+def _performs(scene: Scene, actor: Actor, kind: str, attribute: str) -> bool:
+    """Whether the actor does so: in the clip (motion), in its first part only (earlier), or in its second (later)."""
+    does = visible_motions(scene, actor)
     if kind == "motion":
         return attribute in does if attribute != "still" else not does
-    moving = np.flatnonzero(activity(scene, actor))
+    moving = np.flatnonzero(moving_steps(scene, actor))
     if not len(moving):
         return False
     frames = scene.frames
@@ -92,21 +91,21 @@ def _acts(scene: Scene, actor: Actor, kind: str, attribute: str) -> bool:
     return bool(moving[0] >= 0.25 * frames) if kind == "later" else bool(moving[0] <= 1 and moving[-1] < 0.8 * frames)
 
 
-def activity(scene: Scene, actor: Actor) -> np.ndarray:
-    """(T-1,) whether anything about the actor changes from a frame to the next, camera taken away."""
+def moving_steps(scene: Scene, actor: Actor) -> np.ndarray:
+    """(T-1,) whether anything about the actor, relative to the camera, changes from one frame to the next."""
     x, y = actor.x - scene.camera[:, 0], actor.y - scene.camera[:, 1]
     step = np.hypot(np.diff(x), np.diff(y)) > 1.6
     return step | (np.abs(np.diff(actor.angle)) > 3) | (np.abs(np.diff(np.log(actor.scale))) > 0.01)
 
 
-def doing(scene: Scene, actor: Actor) -> set[str]:
-    """The motions that a viewer would see in the actor's path over the whole clip."""
+def visible_motions(scene: Scene, actor: Actor) -> set[str]:
+    """Motions that a viewer recognises in the path of the actor over the whole clip."""
     x, y = actor.x - scene.camera[:, 0], actor.y - scene.camera[:, 1]
     dx, dy, turn = x[-1] - x[0], y[-1] - y[0], actor.angle
     growth, seen = actor.scale[-1] / actor.scale[0], set()
     roams = np.ptp(x) > 12 and np.ptp(y) > 12 and np.hypot(np.diff(x), np.diff(y)).sum() > 2 * np.hypot(dx, dy)
     if roams:
-        seen.add("circle")
+        seen.add("roam")
     elif np.abs(np.diff(y, 2)).max(initial=0) > 6:
         seen.add("bounce")
     else:

@@ -1,10 +1,10 @@
-"""The atlas: every noun of the world as a 128 px sprite, drawn once from Debian's Noto Color Emoji.
+"""Sprite atlas: every noun as a 128 px sprite, drawn once from Debian's Noto Color Emoji.
 
     apt-get install fonts-noto-color-emoji
     python -m export.nano.sprites
 
-writes `build/nano/sprites.png` (not committed). The font is needed for this step only. Where there is no atlas,
-`placeholder()` gives plain shapes with which everything runs, for tests.
+writes `build/nano/sprites.png` (not committed). The font is needed for this step only. `placeholder()` returns plain
+shapes that replace the atlas in tests.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ COLUMNS = 8
 
 
 def draw(font: Path = FONT) -> np.ndarray:
-    """All sprites, uint8 (N,128,128,4): cropped to their alpha, the longer side 124 px, centred."""
+    """Draw all sprites, uint8 (N,128,128,4): cropped to their alpha, the longer side 124 px, centred."""
     if not font.is_file():
-        raise SystemExit(f"{font}: no such font; apt-get install fonts-noto-color-emoji, or pass --font")
+        raise SystemExit(f"{font}: font not found; run apt-get install fonts-noto-color-emoji, or pass --font")
     face = ImageFont.truetype(str(font), 109)  # the only bitmap size in the font
     sprites = np.zeros((len(NOUN_NAMES), SIDE, SIDE, 4), np.uint8)
     for i, noun in enumerate(NOUN_NAMES):
@@ -39,19 +39,20 @@ def draw(font: Path = FONT) -> np.ndarray:
 
 
 def _fit(canvas: Image.Image) -> np.ndarray:
+    """Crop a glyph to its alpha and centre it in a sprite."""
     box = canvas.getchannel("A").point(lambda a: 255 * (a > 40)).getbbox()
     if box is None:
-        raise SystemExit("the font has no glyph for a noun of the world; use NotoColorEmoji.ttf 2.034 or later")
-    cut = canvas.crop(box)
-    scale = (SIDE - 4) / max(cut.size)
-    cut = cut.resize((max(1, round(cut.width * scale)), max(1, round(cut.height * scale))), Image.BICUBIC)
+        raise SystemExit("the font has no glyph for one of the nouns; use NotoColorEmoji.ttf 2.034 or later")
+    glyph = canvas.crop(box)
+    scale = (SIDE - 4) / max(glyph.size)
+    glyph = glyph.resize((max(1, round(glyph.width * scale)), max(1, round(glyph.height * scale))), Image.BICUBIC)
     out = Image.new("RGBA", (SIDE, SIDE))
-    out.paste(cut, ((SIDE - cut.width) // 2, (SIDE - cut.height) // 2))
-    return _bleed(np.asarray(out))
+    out.paste(glyph, ((SIDE - glyph.width) // 2, (SIDE - glyph.height) // 2))
+    return _extend_colours(np.asarray(out))
 
 
-def _bleed(sprite: np.ndarray) -> np.ndarray:
-    """Spread colours into the transparent part, so that bilinear sampling makes no dark fringe."""
+def _extend_colours(sprite: np.ndarray) -> np.ndarray:
+    """Extend colours into the transparent part, so that bilinear sampling makes no dark fringe."""
     alpha = sprite[..., 3:].astype(np.float32) / 255
     premultiplied = Image.fromarray((sprite[..., :3] * alpha).astype(np.uint8)).filter(ImageFilter.BoxBlur(6))
     weight = np.asarray(Image.fromarray(sprite[..., 3]).filter(ImageFilter.BoxBlur(6)), np.float32)[..., None] / 255
@@ -61,20 +62,17 @@ def _bleed(sprite: np.ndarray) -> np.ndarray:
 
 
 def placeholder() -> np.ndarray:
-    """Stand-ins of the same shape: a differently notched and coloured polygon per noun."""
+    """Placeholder sprites of the same array shape: a polygon of its own form and colour per noun."""
     sprites = []
     for i, noun in enumerate(NOUN_NAMES):
         rng = np.random.default_rng(zlib.crc32(noun.encode()))
         canvas = Image.new("RGBA", (170, 170))
         pen, corners = ImageDraw.Draw(canvas), 3 + i % 7
-        angles = (
-            np.sort(rng.uniform(0, 2 * np.pi, corners)) * 0.3 + np.linspace(0, 2 * np.pi, corners, endpoint=False) * 0.9
-        )
+        even = np.linspace(0, 2 * np.pi, corners, endpoint=False)
+        angles = np.sort(rng.uniform(0, 2 * np.pi, corners)) * 0.3 + even * 0.9
         radii = rng.uniform(45, 80, corners)
-        pen.polygon(
-            [(85 + r * np.cos(a), 85 + r * np.sin(a)) for r, a in zip(radii, angles)],
-            fill=(*rng.integers(30, 255, 3).tolist(), 255),
-        )
+        points = np.stack((85 + radii * np.cos(angles), 85 + radii * np.sin(angles)), 1)
+        pen.polygon(list(map(tuple, points.tolist())), fill=(*rng.integers(30, 255, 3).tolist(), 255))
         pen.ellipse((70, 60, 95, 85), fill=(*rng.integers(30, 255, 3).tolist(), 255))
         sprites.append(_fit(canvas))
     return np.stack(sprites)
@@ -91,34 +89,34 @@ def save(sprites: np.ndarray, path: Path = ATLAS) -> None:
 
 @lru_cache(maxsize=2)
 def load(path: Path | None = None) -> np.ndarray:
-    """Sprites, uint8 (N,128,128,4). `path`: the atlas, default `build/nano/sprites.png`. Raises FileNotFoundError."""
+    """Read the sprites, uint8 (N,128,128,4). `path`: the atlas, default `ATLAS`. Raises FileNotFoundError."""
     path = ATLAS if path is None else path
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no sprites here; apt-get install fonts-noto-color-emoji and run python -m export.nano.sprites"
+            f"{path}: no sprite atlas; run apt-get install fonts-noto-color-emoji and python -m export.nano.sprites"
         )
     sheet = np.asarray(Image.open(path).convert("RGBA"))
     rows = sheet.shape[0] // SIDE
     sprites = sheet.reshape(rows, SIDE, COLUMNS, SIDE, 4).transpose(0, 2, 1, 3, 4).reshape(-1, SIDE, SIDE, 4)
     if len(sprites) < len(NOUN_NAMES):
-        raise FileNotFoundError(f"{path}: made for another vocabulary; run python -m export.nano.sprites again")
+        raise FileNotFoundError(f"{path}: atlas of another vocabulary; run python -m export.nano.sprites again")
     return sprites[: len(NOUN_NAMES)]
 
 
 def tint(sprite: np.ndarray, colour: str) -> np.ndarray:
-    """The sprite (H,W,4) in shades of one colour: its light and dark stay, its hues go."""
+    """Recolour a sprite (H,W,4) in shades of one colour, keeping its lightness."""
     light = sprite[..., :3].astype(np.float32) @ np.array([0.3, 0.59, 0.11], np.float32) / 255
     inside = sprite[..., 3] > 128
     low, high = np.quantile(light[inside], [0.05, 0.95])
     light = np.clip((light - low) / max(high - low, 0.1), 0, 1)[..., None]
     base = np.array(COLOURS[colour], np.float32)
-    # dark parts keep half the colour and light parts get whiter by a third, so that the hue is clear everywhere
+    # limits that keep the hue clear in the darkest and lightest parts
     shade = np.where(light < 0.5, base * (0.45 + 1.1 * light), base + (255 - base) * (light - 0.5) * 0.7)
     return np.concatenate([np.clip(shade, 0, 255).astype(np.uint8), sprite[..., 3:]], axis=-1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m export.nano.sprites", description="draw the atlas of sprites")
+    parser = argparse.ArgumentParser(prog="python -m export.nano.sprites", description="draw the sprite atlas")
     parser.add_argument("--font", type=Path, default=FONT, help="NotoColorEmoji.ttf (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ATLAS)
     args = parser.parse_args()

@@ -1,6 +1,6 @@
-"""The byte-level BPE of the world's sentences, in RoBERTa's layout: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3.
+"""Byte-level BPE tokenizer of the dataset's sentences, with the special tokens of RoBERTa.
 
-python -m export.nano.tokenizer          # writes build/nano/tokenizer.json; the same bytes every time
+python -m export.nano.tokenizer          # writes build/nano/tokenizer.json; deterministic
 """
 
 from __future__ import annotations
@@ -13,7 +13,19 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from .grammar import COLOURS, KINDS, MOTIONS, NOUN_NAMES, POSITION, RELATION, SIZE, absent, phrase
+from .grammar import (
+    BORDER,
+    COLOURS,
+    KINDS,
+    MOTIONS,
+    NOUN_NAMES,
+    POSITION,
+    RELATION,
+    SIZE,
+    absent_sentence,
+    phrase,
+    pick,
+)
 
 FILE = Path(__file__).resolve().parents[2] / "build" / "nano" / "tokenizer.json"
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
@@ -30,7 +42,7 @@ _ATTRIBUTES = {
     "motion": (*MOTIONS, "still"),
     "earlier": tuple(MOTIONS),
     "later": (*MOTIONS, "stop"),
-    "border": ("leave", "return", "gone", "enter", "stay", "there"),
+    "border": tuple(BORDER),
 }
 
 
@@ -38,24 +50,15 @@ def sentences(count: int = 12000, seed: int = 0) -> list[str]:
     """Sentences of every kind about every noun, without drawing a clip."""
     rng, out = np.random.default_rng(seed), []
     for i in range(count):
-        kind, noun = KINDS[i % len(KINDS)], NOUN_NAMES[int(rng.integers(len(NOUN_NAMES)))]
-        options = _ATTRIBUTES[kind]
-        colour = tuple(COLOURS)[int(rng.integers(len(COLOURS)))]
-        out.append(
-            phrase(
-                rng,
-                kind,
-                noun,
-                options[int(rng.integers(len(options)))],
-                colour,
-                NOUN_NAMES[int(rng.integers(len(NOUN_NAMES)))],
-            )
-        )
-    return out + [absent(rng, set()) for _ in range(count // 20)]
+        kind, noun = KINDS[i % len(KINDS)], pick(rng, NOUN_NAMES)
+        colour = pick(rng, tuple(COLOURS))
+        attribute, anchor = pick(rng, _ATTRIBUTES[kind]), pick(rng, NOUN_NAMES)
+        out.append(phrase(rng, kind, noun, attribute, colour, anchor))
+    return out + [absent_sentence(rng, set()) for _ in range(count // 20)]
 
 
 def train(texts: list[str] | None = None) -> Tokenizer:
-    """A tokenizer learnt from the sentences. Same input, same vocabulary."""
+    """Train a tokenizer on the sentences; deterministic."""
     tokenizer = Tokenizer(BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -73,7 +76,7 @@ def train(texts: list[str] | None = None) -> Tokenizer:
 
 
 def load(path: Path = FILE) -> Tokenizer:
-    """The tokenizer at `path`, made there first if it is not."""
+    """Read the tokenizer at `path`; train and save it first if the file is missing."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         train().save(str(path))
@@ -81,17 +84,19 @@ def load(path: Path = FILE) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, texts: list[str], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids int64 (B,L), padded, and bool (B,L) true where there is a token. `length`: pad to at least this."""
+    """Padded token ids int64 (B,L), and bool (B,L) true for real tokens. `length`: least L."""
     ids = [tokenizer.encode(text).ids[:MAX_TOKENS] for text in texts]
     width = max([length or 0, *map(len, ids)])
     tokens = np.full((len(ids), width), PAD, np.int64)
-    for row, sentence in zip(tokens, ids):
+    for row, sentence in zip(tokens, ids, strict=True):
         row[: len(sentence)] = sentence
     return tokens, tokens != PAD
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m export.nano.tokenizer", description="learn the world's tokenizer")
+    parser = argparse.ArgumentParser(
+        prog="python -m export.nano.tokenizer", description="train the tokenizer of the dataset"
+    )
     parser.add_argument("--out", type=Path, default=FILE)
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The bundle that serves sentences and clicks: how its stages are put together, and the one that ships with the project."""
+"""Stages of a bundle for both networks, and the shipped nano bundle."""
 
 import time
 from pathlib import Path
@@ -56,11 +56,11 @@ def test_the_shipped_bundle_follows_its_demonstration(engine, demo):
     with engine.session(demo.prompts) as session:
         masks = np.stack([r.masks for r in session.stream(frames)], 1)
     truth = np.stack([demo.masks == k for k in demo.objects])
-    assert np.mean([jaccard(m, t) for m, t in zip(masks, truth)]) > 0.6
+    assert np.mean([jaccard(m, t) for m, t in zip(masks, truth, strict=True)]) > 0.6
 
 
-def test_the_shipped_bundle_answers_a_box_on_its_frame(engine, demo):
-    """The same weights, asked with a box around each object. Following it further is what they do badly: docs/nano.md."""
+def test_the_shipped_bundle_segments_a_box_prompt(engine, demo):
+    """The same weights with box prompts on one frame."""
     frame = next(iter(video_reader.open_video(demo.clip)))
     for number in demo.objects:
         truth = demo.masks[0] == number
@@ -71,8 +71,8 @@ def test_the_shipped_bundle_answers_a_box_on_its_frame(engine, demo):
         assert jaccard(result.masks[0], truth) > 0.6
 
 
-def test_an_idle_engine_leaves_the_processor_alone(engine):
-    """Threads that spin after a call would take the cores from the next stage and from the caller."""
+def test_an_idle_engine_uses_no_processor_time(engine):
+    """Threads that spin after a call take the cores from the next stage and from the caller."""
     seen, used = [np.full((96, 160, 3), 99, np.uint8)] * engine.network("open", "follow sentences").window, []
     for _ in range(5):
         with engine.session([runtime.Text("the red car")]) as session:

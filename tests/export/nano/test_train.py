@@ -1,4 +1,4 @@
-"""Training the nano network: gradients reach everything, labels are right, runs resume where they stopped."""
+"""Training the nano network: gradients, labels, losses, batches, data parallelism, resumed runs."""
 
 import json
 from dataclasses import replace
@@ -9,15 +9,16 @@ import torch
 
 from export.layers.attention import PackedAttention
 from export.models.samwise import Samwise, tiny_test_config
-from export.nano import finetune_cme, losses, prompts, tokenizer, train
+from export.nano import checkpointing, finetune_cme, losses, prompts, tokenizer, train, trainer
 from export.nano.auxiliary_heads import FeatureHook, MotionHead, TextMatchHead, object_attention_loss
 from export.nano.clip_forward import TrackOptions, decode_without_memory, encode, track
 from export.nano.config import SIZES, from_dict, nano_config, to_dict
 from export.nano.data_parallel import ProcessGroup
 from export.nano.dataset import SyntheticDataset
-from export.nano.evaluate import EvaluationOptions, evaluate, load
-from export.nano.loader import APPEARANCE_CLASSES, NO_TARGET, TYPICAL_MOTION, BatchSpec, Loader, looks, sample, speeds
-from export.nano.optimizer import MuonAdamW, cost
+from export.nano.evaluate import EvaluationOptions, evaluate
+from export.nano.labels import APPEARANCE_CLASSES, TYPICAL_MOTION, appearance_labels, motion_labels
+from export.nano.loader import NO_TARGET, BatchSpec, Loader, sample
+from export.nano.optimizer import MuonAdamW, update_cost
 from export.nano.sampling_schedule import SamplingSchedule
 from export.nano.sprites import placeholder
 
@@ -52,7 +53,7 @@ def test_sentences_that_share_a_clip_equal_sentences_alone(toy_network):
                 alone = toy_network.encode_clip(pixels[o // 2 : o // 2 + 1, first : first + 4], tokens[o : o + 1])
                 part = slice(first, first + 4)
                 assert torch.allclose(together.embedding[o, part], alone.embedding[0], atol=1e-5)
-                assert torch.allclose(together.fine_1[o, part], alone.high_res_1[0], atol=1e-5)
+                assert torch.allclose(together.high_res_1[o, part], alone.high_res_1[0], atol=1e-5)
                 assert torch.allclose(together.sparse[o, first], toy_network.prompt(alone.text)[0], atol=1e-5)
 
 
@@ -78,12 +79,12 @@ def test_every_parameter_learns(toy_network):
     truth[:, :, 10:40, 20:50] = True
     tokens = torch.randint(4, 90, (2, 5))
     clip = encode(toy_network, pictures(1, 8), tokens, torch.ones_like(tokens, dtype=torch.bool), 2)
-    said = track(toy_network, clip, TrackOptions(conditional=True, first=2, decide_all=True))
+    said = track(toy_network, clip, TrackOptions(conditional_memory=True, cme_first=2, decide_only=True))
     loss = losses.total(losses.frame_losses(said.logits, said.iou, said.score, truth))
     loss = loss + sum(decision.sum() for _, decision, _ in said.decisions)
-    begin = prompts.start(toy_network, truth[:, 0].repeat(2, 1, 1), torch.arange(4), permanent=True)
+    begin = prompts.encode_prompts(toy_network, truth[:, 0].repeat(2, 1, 1), torch.arange(4), permanent=True)
     shown = encode(toy_network, pictures(1, 8), None, None, 4)
-    seen = track(toy_network, shown, TrackOptions(tokens=(0, 1, 2, 3, 0, 1, 2, 3)), begin)
+    seen = track(toy_network, shown, TrackOptions(mask_tokens=(0, 1, 2, 3, 0, 1, 2, 3)), begin)
     loss = loss + sum(
         losses.total(
             losses.frame_losses(seen.all_logits[:, :, i], seen.all_ious[:, :, i], seen.score, truth.repeat(2, 1, 1, 1))
@@ -128,7 +129,9 @@ def test_prompts_lie_in_the_mask():
     masks = torch.zeros(3, 64, 64, dtype=torch.bool)
     masks[0, 5:20, 30:60] = masks[1, 40:60, 3:9] = masks[2, 20:50, 20:50] = True
     assert prompts.boxes(masks).tolist() == [[30, 5, 60, 20], [3, 40, 9, 60], [20, 20, 50, 50]]
-    for points, mask in zip(prompts.inner_points(masks, 5, torch.Generator().manual_seed(0)).long(), masks):
+    for points, mask in zip(
+        prompts.inner_points(masks, 5, torch.Generator().manual_seed(0)).long(), masks, strict=True
+    ):
         assert all(mask[y, x] for x, y in points.tolist())
 
 
@@ -141,56 +144,49 @@ def test_batches_are_the_same_for_any_number_of_workers():
             loader.request(stream, 5)
             loader.request(stream, 6)
             batch = loader.next()
-            got.append(
-                (
-                    batch.frames.copy(),
-                    batch.instance_map.copy(),
-                    batch.targets,
-                    batch.tokens,
-                    batch.kinds,
-                    batch.looks,
-                    batch.speeds,
-                )
-            )
+            arrays = (batch.frames.copy(), batch.instance_map.copy(), batch.targets, batch.tokens)
+            got.append((*arrays, batch.kinds, batch.appearance, batch.motion))
         finally:
             loader.close()
-    for some in zip(*got):
+    for some in zip(*got, strict=True):
         assert all(np.array_equal(some[0], other) for other in some[1:])
     targets, kinds = got[0][2].ravel(), got[0][4]
     assert [t == NO_TARGET for t in targets] == [k == "absent" for k in kinds]
 
 
-def test_looks_name_what_stands_there():
+def test_appearance_labels():
     world = SyntheticDataset(64, placeholder())
     clip, _ = sample(world, BatchSpec("image", 1, 1, 2, visual=True), 3)
-    table = looks(clip)
+    table = appearance_labels(clip)
     assert table[0].tolist() == [0, 0, 0]
     assert (table[1 : len(clip.scene.actors) + 1] > 0).all() and not table[len(clip.scene.actors) + 1 :].any()
     assert (table < list(APPEARANCE_CLASSES.values())).all()
 
 
-def test_looks_tell_motions_apart_by_when():
+def test_motion_classes_depend_on_time():
     seen = set()
     for seed in range(60):
         clip = SyntheticDataset(64, placeholder()).clip("train", seed, 8)
-        table = looks(clip)[1 : len(clip.scene.actors) + 1, 2]
-        for actor, move in zip(clip.scene.actors, table):
+        table = appearance_labels(clip)[1 : len(clip.scene.actors) + 1, 2]
+        for actor, label in zip(clip.scene.actors, table, strict=True):
             if actor.border is None:
-                assert (move == 1) == (actor.move == "still")
-            seen.add(int(move))
-    assert len(seen) > 20 and max(seen) < APPEARANCE_CLASSES["move"]
+                assert (label == 1) == (actor.motion == "still")
+            seen.add(int(label))
+    assert len(seen) > 20 and max(seen) < APPEARANCE_CLASSES["motion"]
 
 
-def test_speeds_are_those_of_the_paths():
+def test_motion_labels_agree_with_the_paths():
     seen = set()
     for seed in range(40):
         clip = SyntheticDataset(64, placeholder()).clip("train", seed, 8)
-        table = speeds(clip)
+        table = motion_labels(clip)
         assert table.shape[0] == 8 and not table[:, 0].any() and not table[:, len(clip.scene.actors) + 1 :].any()
-        for actor, (right, down, turn, growth) in zip(clip.scene.actors, table.mean(0)[1:] * TYPICAL_MOTION):
+        for actor, (right, down, turn, growth) in zip(
+            clip.scene.actors, table.mean(0)[1:] * TYPICAL_MOTION, strict=False
+        ):
             if actor.border is not None or actor.active is None or not actor.active.all():
                 continue
-            seen.add(actor.move)
+            seen.add(actor.motion)
             found = {
                 "left": right < -3,
                 "right": right > 3,
@@ -201,13 +197,13 @@ def test_speeds_are_those_of_the_paths():
                 "shrink": growth < -0.03,
                 "still": abs(right) < 2 and abs(turn) < 1,
             }
-            assert found.get(actor.move, True), (seed, actor.move)
+            assert found.get(actor.motion, True), (seed, actor.motion)
     assert {"left", "spin", "grow", "still"} <= seen
 
 
-def test_overheard_attention_is_in_place(toy_network):
-    """What is kept of the attention over frames, against the adapter's own branch, frame by frame and cell by cell."""
-    listener = FeatureHook(toy_network.train())
+def test_feature_hook_restores_positions(toy_network):
+    """Recorded output of the attention over frames, compared with the branch of the adapter per frame and cell."""
+    hook = FeatureHook(toy_network.train())
     kept = []
     adapter = toy_network.cmt_adapters[1]
     plain = adapter.selective
@@ -220,18 +216,18 @@ def test_overheard_attention_is_in_place(toy_network):
             encode(toy_network, pictures(1, 6), tokens, None, 2)
     finally:
         del adapter.selective
-    output, heard = listener.take()
-    assert torch.equal(output, torch.cat(kept, 1).flatten(2, 3)) and listener.follow(heard, instance_map, 2) > 0
-    assert not listener.said and not listener.heard
+    inputs, output = hook.pop()
+    assert torch.equal(output, torch.cat(kept, 1).flatten(2, 3)) and hook.attention_loss(inputs, instance_map, 2) > 0
+    assert not hook.outputs and not hook.inputs
 
 
-def test_attention_that_follows_loses_nothing():
-    """Two objects that swap cells: heads that look for the same object later and earlier, and heads that look for the other."""
+def test_object_attention_loss():
+    """Two objects that swap cells: low loss for attention to the same object, high loss for attention to the other."""
     attention = PackedAttention(12, 3)
     torch.nn.init.zeros_(attention.in_proj_weight)
     with torch.no_grad():
         for head, later in ((0, 1.0), (1, -1.0)):
-            for i, (query, key) in enumerate(((0, 0), (1, 1), (3, 2))):  # who, who, when
+            for i, (query, key) in enumerate(((0, 0), (1, 1), (3, 2))):  # identity, identity, time
                 attention.in_proj_weight[4 * head + i, query] = 20.0
                 attention.in_proj_weight[12 + 4 * head + i, key] = 20.0 if i < 2 else later
     instance_map = torch.tensor([[1, 2, 2, 1]])
@@ -242,22 +238,23 @@ def test_attention_that_follows_loses_nothing():
     assert object_attention_loss(attention, x, torch.tensor([[1, 2, 1, 2]]), 2) > 3
 
 
-def test_heads_lose_less_with_the_truth():
-    """A map that holds the answer, read by the identity."""
+def test_heads_have_low_loss_on_the_truth():
+    """Maps that contain the targets, read with identity weights."""
     instance_map = torch.zeros(1, 32, 32, dtype=torch.uint8)
     instance_map[:, 8:24, 8:24] = 1
     rates = torch.zeros(1, 3, 4)
     rates[0, 1] = torch.tensor([1.0, -1.0, 0.0, 0.5])
     speed = MotionHead(4)
-    torch.nn.init.eye_(speed.speeds.weight), torch.nn.init.zeros_(speed.speeds.bias)
+    torch.nn.init.eye_(speed.velocity.weight), torch.nn.init.zeros_(speed.velocity.bias)
     cells = (instance_map[:, 2::4, 2::4] > 0).float().flatten(1)[..., None]
     right, still = (speed(x, instance_map, rates) for x in (cells * rates[:, 1], torch.zeros(1, 64, 4)))
-    assert right["speed"] == 0 and right["_speed_right"] == 1 and still["speed"] > 0.5 and still["_speed_right"] == 0
+    assert right["velocity"] == 0 and right["_velocity_accuracy"] == 1
+    assert still["velocity"] > 0.5 and still["_velocity_accuracy"] == 0
     told = TextMatchHead(2)
     with torch.no_grad():
-        told.covered.weight.copy_(torch.tensor([[4.0, -4.0]]))
+        told.coverage.weight.copy_(torch.tensor([[4.0, -4.0]]))
     inside = torch.cat((cells, 1 - cells), 2)
-    assert told(inside, instance_map > 0)["told"] < 0.1 < 1 < told(1 - inside, instance_map > 0)["told"]
+    assert told(inside, instance_map > 0)["text_match"] < 0.1 < 1 < told(1 - inside, instance_map > 0)["text_match"]
 
 
 def test_tokenizer_layout():
@@ -275,35 +272,37 @@ class Square(torch.nn.Module):
         self.wide, self.table = torch.nn.Linear(40, 40), torch.nn.Parameter(torch.ones(3))
 
 
-def test_peers_step_like_one_process_with_their_mean_gradient():
-    """Two processes that own one half of the weights each, against plain averaging."""
+def test_process_group_steps_like_one_process_with_the_mean_gradient():
+    """Two processes that own half of the weights each, compared with plain averaging."""
 
     def gradients(rank, model):
         torch.manual_seed(rank)
         return [torch.randn_like(p) for p in model.parameters()]
 
-    torch.ones(1 << 22).exp_()  # the parent's threads are up, as they are after any other test: a fork has none of them
+    torch.ones(1 << 22).exp_()  # start the threads of the parent, which a fork does not have
     torch.manual_seed(5)
     alone = Square()
     torch.manual_seed(5)
-    peers = ProcessGroup(2, sum(p.numel() for p in Square().parameters()))
+    group = ProcessGroup(2, sum(p.numel() for p in Square().parameters()))
 
-    def work(peers):
+    def work(group):
         torch.manual_seed(5)
         model = Square()
         parameters = list(model.parameters())
-        owned = peers.share(parameters, [cost(n, p) for n, p in model.named_parameters()])
-        optimizer = MuonAdamW([pair for pair, mine in zip(model.named_parameters(), owned) if mine], 0.1, 0.0)
-        for p, g in zip(parameters, gradients(peers.rank, model)):
+        owned = group.shard(parameters, [update_cost(n, p) for n, p in model.named_parameters()])
+        optimizer = MuonAdamW(
+            [pair for pair, mine in zip(model.named_parameters(), owned, strict=True) if mine], 0.1, 0.0
+        )
+        for p, g in zip(parameters, gradients(group.rank, model), strict=True):
             p.grad = g
-        peers.reduce(parameters, owned)
+        group.reduce_gradients(parameters, owned)
         optimizer.step()
-        clock = peers.finish(2.0 * peers.rank)
-        return peers.gather([(peers.rank, owned, clock, [p.detach().numpy().copy() for p in parameters])])
+        clock = group.end_step(2.0 * group.rank)
+        return group.gather([(group.rank, owned, clock, [p.detach().numpy().copy() for p in parameters])])
 
-    peers.start(work)
-    found = work(peers)
-    for p, a, b in zip(alone.parameters(), gradients(0, alone), gradients(1, alone)):
+    group.fork(work)
+    found = work(group)
+    for p, a, b in zip(alone.parameters(), gradients(0, alone), gradients(1, alone), strict=True):
         p.grad = (a + b) / 2
     MuonAdamW(list(alone.named_parameters()), 0.1, 0.0).step()
     assert [rank for rank, *_ in found] == [0, 1]
@@ -311,48 +310,55 @@ def test_peers_step_like_one_process_with_their_mean_gradient():
     assert (instance_map.sum(0) == 1).all() and instance_map.any(1).all()
     for _, _, clock, weights in found:
         assert clock == 1.0
-        for mine, other in zip(weights, alone.parameters()):
+        for mine, other in zip(weights, alone.parameters(), strict=True):
             assert np.allclose(mine, other.detach().numpy(), atol=1e-6)
+
+
+def test_training_state_of_another_version_is_refused(tmp_path):
+    """Format 1 had no version, and other names."""
+    torch.save({"step": 7, "spent": 60.0, "processes": 1}, checkpointing.state_path(tmp_path))
+    with pytest.raises(SystemExit, match=r"last\.pth: training state of another version; .*--out"):
+        checkpointing.read_state(tmp_path, 0, 1, torch.device("cpu"))
 
 
 @pytest.mark.slow
 def test_a_run_trains_resumes_and_exports(tmp_path, monkeypatch):
-    every = (
+    batches = (
         BatchSpec("image", 1, 2, 2),
         BatchSpec("clip", 3, 1, 1),
         BatchSpec("visual", 2, 1, 1, visual=True),
-        BatchSpec("look", 1, 2, 0, visual=True),
+        BatchSpec("recognition", 1, 2, 0, visual=True),
     )
-    recipe = SamplingSchedule(every, ((0.0, (0.25,) * 4), (1.0, (0.25,) * 4)))
-    monkeypatch.setitem(train.SCHEDULES, "small", recipe)
-    settings = train.TrainConfig(
-        out=tmp_path, total_minutes=60, processes=2, device="cpu", report=2, validation_clips=1, warmup=2
+    schedule = SamplingSchedule(batches, ((0.0, (0.25,) * 4), (1.0, (0.25,) * 4)))
+    monkeypatch.setitem(trainer.SCHEDULES, "small", schedule)
+    config = trainer.TrainConfig(
+        out=tmp_path, total_minutes=60, processes=2, device="cpu", report_steps=2, validation_clips=1, warmup=2
     )
-    train.launch(settings, 4, placeholder())
-    train.launch(settings, 8, placeholder())
+    train.launch(config, 4, placeholder())
+    train.launch(config, 8, placeholder())
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "norm" in line][-1] == 8
     assert any(line.get("resumed") and line["step"] == 4 for line in lines)
     with pytest.raises(SystemExit, match="--processes"):
-        train.Trainer(replace(settings, processes=1), placeholder())
-    model = load(tmp_path / "nano.pth")
+        trainer.Trainer(replace(config, processes=1), placeholder())
+    model = checkpointing.load_model(tmp_path / "nano.pth")
     world = SyntheticDataset(atlas=placeholder())
     records = evaluate(model, EvaluationOptions(boundary=False, clips=1), [world.clip("test", 0, 8)])
     assert records and all(0 <= r.j <= 1 for r in records)
 
 
-def test_conditional_memory_is_taught_alone():
-    """Decisions of an untrained network, and a rule that the module can learn: only the module changes."""
+def test_only_the_conditional_memory_encoder_is_finetuned():
+    """Decisions of an untrained network, and a rule that the encoder can learn."""
     torch.manual_seed(0)
     model = Samwise(nano_config()).eval()
-    decisions = finetune_cme.gather(model, 1, SyntheticDataset(atlas=placeholder()))
-    assert decisions.pointers.shape == decisions.early.shape and set(decisions.labels.tolist()) <= {0, 1}
+    decisions = finetune_cme.collect_decisions(model, 1, SyntheticDataset(atlas=placeholder()))
+    assert decisions.pointers.shape == decisions.early_tokens.shape and set(decisions.labels.tolist()) <= {0, 1}
     width = model.config.sam.width
     pointers, early = torch.randn(2, 4000, width)
     early[:, 0] *= 4
     rule = finetune_cme.Decisions(pointers, early, (early[:, 0] > 4.0).long())
     before = {name: p.clone() for name, p in model.named_parameters()}
-    scores = finetune_cme.teach(model, rule, steps=300)
+    scores = finetune_cme.finetune(model, rule, steps=300)
     assert 0.1 < scores["switches"] < 0.25 and scores["precision"] > 0.7 and scores["recall"] > 0.7
     changed = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {"conditional_memory_encoder"}

@@ -1,4 +1,4 @@
-"""ReferSAM checkpoints: every size is read out of the tensors, ViT and text tower are told apart by them."""
+"""ReferSAM checkpoints: sizes and the kinds of ViT and text tower follow from the tensors."""
 
 from __future__ import annotations
 
@@ -9,67 +9,53 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runtime.errors import UserError
-
 from ..layers.text_towers import HEAD_WIDTH, TowerConfig
 from ..layers.vit import VitConfig
 from ..models.refersam import ReferSam, ReferSamConfig
 from ..stages.refersam_adapter import ReferSamAdapterConfig
-from .common import DEEPEST, check, fill, read
+from .common import check_tensors, count_modules, load_tensors, read, reported_as
 
 UNUSED = ("text_encoder.pooler.*", "text_encoder.*position_ids", "text_encoder.*token_type_ids")
-"""Tensors that some releases of the text towers write and no computation reads."""
+"""Patterns of tensors that some releases of the text towers contain and no computation reads."""
 
 
-def refersam(path: str | Path, image_size: int, activation: str | None = None) -> ReferSam:
-    """A checkpoint as a network in eval mode, for pictures of `image_size`. Raises UserError."""
-    tensors, _ = read(path)
-    return build(tensors, path, image_size, activation)
+def load_refersam(path: str | Path, image_size: int, activation: str | None = None) -> ReferSam:
+    """Load a checkpoint as a network in eval mode, for images of `image_size`. Raises UserError."""
+    return build(read(path).tensors, path, image_size, activation)
 
 
 def build(tensors: Mapping[str, Tensor], path: str | Path, image_size: int, activation: str | None = None) -> ReferSam:
-    """The network with these tensors; `path` names them in errors."""
+    """Build the network with these tensors; `path` names them in errors."""
     tensors = {renamed(k): v for k, v in tensors.items()}
-    try:
+    with reported_as(path, "ReferSAM"):
         config = replace(config_of(tensors, activation), image_size=image_size)
-        with torch.device("meta"), torch.no_grad():  # sizes are checked before any memory is spent on them
-            check(ReferSam(config), tensors, path, UNUSED)
-    except (LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
-        detail = f"lacks {error.args[0]}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a ReferSAM checkpoint ({detail})") from None
+        with torch.device("meta"), torch.no_grad():  # sizes are checked before memory is allocated for them
+            check_tensors(ReferSam(config), tensors, path, UNUSED)
     model = ReferSam(config)
-    fill(model, tensors, path, UNUSED)
+    load_tensors(model, tensors, path, UNUSED)
     return model.eval().requires_grad_(False)
 
 
 def config_of(tensors: Mapping[str, Tensor], activation: str | None = None) -> ReferSamConfig:
-    """Sizes from the tensors of a checkpoint, with our names. Raises KeyError.
+    """Read the sizes from renamed tensors of a checkpoint. Raises KeyError.
 
-    `activation` of a CLIP tower cannot be seen in its tensors; None means quick_gelu, OpenAI's.
+    The tensors of a CLIP tower do not show its `activation`; None means quick_gelu, OpenAI's.
     """
     return ReferSamConfig(
         vit=_vit(tensors),
         text=_text(tensors, activation),
         adapter=_adapter(tensors),
         decoder_hidden=len(tensors["sam_mask_decoder.transformer.layers.0.mlp.layers.0.bias"]),
-        decoder_depth=_count(tensors, "sam_mask_decoder.transformer.layers."),
+        decoder_depth=count_modules(tensors, "sam_mask_decoder.transformer.layers."),
         mask_channels=len(tensors["sam_prompt_encoder.mask_downscaling.3.bias"]),
     )
-
-
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered modules there are under `prefix`."""
-    count = 1 + max((int(k[len(prefix) :].split(".")[0]) for k in tensors if k.startswith(prefix)), default=-1)
-    if count > DEEPEST:
-        raise ValueError(f"{count} modules under {prefix}")
-    return count
 
 
 def _vit(tensors: Mapping[str, Tensor]) -> VitConfig:
     root = "vl_adapter.vis_model."
     positions, width = tensors[root + "pos_embed"].shape[1::2]
-    rows = [len(tensors[f"{root}blocks.{i}.attn.rel_pos_h"]) for i in range(_count(tensors, root + "blocks."))]
-    # a block is global where its table spans the whole grid that SAM was trained on
+    rows = [len(tensors[f"{root}blocks.{i}.attn.rel_pos_h"]) for i in range(count_modules(tensors, root + "blocks."))]
+    # the table of a global block covers the whole grid of SAM's training
     windows = tuple(0 if n == 2 * positions - 1 else (n + 1) // 2 for n in rows)
     return VitConfig(
         width=width,
@@ -84,20 +70,20 @@ def _vit(tensors: Mapping[str, Tensor]) -> VitConfig:
 
 def _text(tensors: Mapping[str, Tensor], activation: str | None) -> TowerConfig:
     if "text_encoder.embeddings.word_embeddings.weight" in tensors:
-        kind, table, places = "bert", "embeddings.word_embeddings", "embeddings.position_embeddings"
+        kind, table, positions = "bert", "embeddings.word_embeddings", "embeddings.position_embeddings"
         layers, hidden = "encoder.layer.", "encoder.layer.0.intermediate.dense.bias"
     else:
         kind, table = "clip", "text_model.embeddings.token_embedding"
-        places = "text_model.embeddings.position_embedding"
+        positions = "text_model.embeddings.position_embedding"
         layers, hidden = "text_model.encoder.layers.", "text_model.encoder.layers.0.mlp.fc1.bias"
     vocabulary, width = tensors[f"text_encoder.{table}.weight"].shape
     return TowerConfig(
         kind=kind,
         vocabulary=vocabulary,
-        positions=len(tensors[f"text_encoder.{places}.weight"]),
+        positions=len(tensors[f"text_encoder.{positions}.weight"]),
         width=width,
         hidden=len(tensors[f"text_encoder.{hidden}"]),
-        layers=_count(tensors, "text_encoder." + layers),
+        layers=count_modules(tensors, "text_encoder." + layers),
         heads=max(1, width // HEAD_WIDTH),
         activation=activation or ("gelu" if kind == "bert" else "quick_gelu"),
     )
@@ -107,24 +93,24 @@ def _adapter(tensors: Mapping[str, Tensor]) -> ReferSamAdapterConfig:
     root, first = "vl_adapter.", "vl_adapter.interactions.0."
     levels = len(tensors[root + "level_embed"])
     heads = len(tensors[first + "vl_extractor.l2v_cross_attn.level_weights.bias"]) // levels
-    runs = _count(tensors, root + "interactions.")
+    runs = count_modules(tensors, root + "interactions.")
     return ReferSamAdapterConfig(
         text_width=tensors[root + "lang_prompts.weight"].shape[1],
         runs=runs,
         stem=len(tensors[root + "spm.stem.0.weight"]),
-        extra=_count(tensors, f"{root}interactions.{runs - 1}.extra_extractors."),
+        extra=count_modules(tensors, f"{root}interactions.{runs - 1}.extra_extractors."),
         points=len(tensors[first + "extractor.attn.attention_weights.bias"]) // heads,
         heads=heads,
         value_width=len(tensors[first + "extractor.attn.value_proj.bias"]),
         context=len(tensors[root + "lang_prompts.weight"]),
         prompts=len(tensors[root + "sparse_prompts.weight"]),
-        prompt_layers=_count(tensors, root + "prompt_blocks."),
+        prompt_layers=count_modules(tensors, root + "prompt_blocks."),
         prompt_heads=len(tensors[root + "prompt_blocks.0.p2v_cross_attn.level_weights.bias"]) // levels,
     )
 
 
 def renamed(name: str) -> str:
-    """Our names: no parallel wrapper, one name for the decoder's MLP, CLIP's inner prefix that new releases dropped."""
+    """Remove `module.`, rename the decoder's MLP as in SAM 2, and restore the prefix that new CLIP releases dropped."""
     name = name.removeprefix("module.")
     if name.startswith("sam_mask_decoder."):
         return name.replace(".mlp.lin1.", ".mlp.layers.0.").replace(".mlp.lin2.", ".mlp.layers.1.")

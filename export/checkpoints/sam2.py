@@ -1,7 +1,7 @@
-"""SAM 2 checkpoints: official files and Hugging Face folders, 2.0 and 2.1, told apart by their tensors.
+"""SAM 2 checkpoints: official files and Hugging Face folders, of SAM 2 and 2.1, distinguished by their tensors.
 
-A Hugging Face folder (`facebook/sam2.1-hiera-*`) holds `config.json` and `model.safetensors`; its tensors get their
-official names here, and its sizes come from the config.
+A Hugging Face folder (`facebook/sam2.1-hiera-*`) contains `config.json` and `model.safetensors`; its tensors are
+renamed to the official names, and its sizes come from the config.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from runtime.errors import UserError
 from ..layers.hiera import HieraConfig
 from ..models.sam import SamConfig
 from ..models.sam2 import Sam2, Sam2Config
-from .common import check, config_from, fill, plain, read, sam_config
+from .common import check_tensors, config_from, load_tensors, read, reported_as, require_plain_tensors, sam_config
 
 UNUSED = ("no_mem_pos_enc",)
-"""In every checkpoint, read by no computation."""
+"""Tensors of every checkpoint that no computation reads."""
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -70,32 +70,29 @@ NAMES = (
     (r"\.layer_norm(\d?)\.", r".norm\1."),
     (r"\.o_proj\.", ".out_proj."),
 )
-"""Hugging Face's names to official ones: every pattern is applied in this order."""
+"""Patterns from Hugging Face's names to official ones; all are applied, in this order."""
 
 
-def sam2(path: str | Path) -> Sam2:
-    """A checkpoint as a network in eval mode. Raises UserError."""
+def load_sam2(path: str | Path) -> Sam2:
+    """Load a checkpoint as a network in eval mode. Raises UserError."""
     path = Path(path)
-    try:
+    with reported_as(path, "SAM 2"):
         if path.is_dir():
             tensors, config = _hugging_face(path)
         else:
-            tensors, written = read(path)
+            tensors, written, _ = read(path)
             if any(name.startswith(("text_encoder.", "cmt_adapters.")) for name in tensors):
                 raise UserError(f"{path}: this is a SAMWISE checkpoint; export it with `python -m export samwise`")
             config = config_from(Sam2Config, written) if written else Sam2Config(sam_config(tensors))
-        with torch.device("meta"), torch.no_grad():  # sizes are checked before any memory is spent on them
-            check(Sam2(config).sam, tensors, path, UNUSED)
-    except (LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
-        detail = f"lacks {error.args[0]}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a SAM 2 checkpoint ({detail})") from None
+        with torch.device("meta"), torch.no_grad():  # sizes are checked before memory is allocated for them
+            check_tensors(Sam2(config).sam, tensors, path, UNUSED)
     model = Sam2(config)
-    fill(model.sam, tensors, path, UNUSED)
+    load_tensors(model.sam, tensors, path, UNUSED)
     return model.eval()
 
 
 def _hugging_face(folder: Path) -> tuple[dict[str, Tensor], Sam2Config]:
-    """Official names and sizes of a Hugging Face folder. Raises UserError, KeyError."""
+    """Read tensors, with official names, and sizes of a Hugging Face folder. Raises UserError, KeyError."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -106,31 +103,31 @@ def _hugging_face(folder: Path) -> tuple[dict[str, Tensor], Sam2Config]:
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder}: no {' or '.join(WEIGHTS)}; download the whole repository")
-    tensors = _safe(file) if file.suffix == ".safetensors" else read(file)[0]
-    plain(tensors, file)
+    tensors = _read_safetensors(file) if file.suffix == ".safetensors" else read(file).tensors
+    require_plain_tensors(tensors, file)
     tensors = renamed(tensors)
     sizes = _sam_config(config, tensors)
-    return tensors, Sam2Config(config_from(SamConfig, dataclasses.asdict(sizes)))  # which checks every number
+    return tensors, Sam2Config(config_from(SamConfig, dataclasses.asdict(sizes)))  # checks every number
 
 
-def _safe(file: Path) -> dict[str, Tensor]:
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError:
         raise UserError("reading .safetensors needs the safetensors library: pip install safetensors") from None
     try:
         return load_file(file)
-    except Exception as error:  # the library has its own exception type for every fault of a file
+    except Exception as error:  # the library has many exception types
         raise UserError(f"{file}: not readable ({type(error).__name__}); truncated? download it again") from None
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Hugging Face's tensors under their official names."""
+    """Return Hugging Face's tensors under their official names."""
     depths = _depths(tensors)
     out: dict[str, Tensor] = {}
     for name, value in tensors.items():
         if name == "prompt_encoder.shared_embedding.positional_embedding":
-            name = "shared_image_embedding.positional_embedding"  # the same numbers, kept twice
+            name = "shared_image_embedding.positional_embedding"  # the same numbers, stored twice
         if name == "prompt_encoder.point_embed.weight":
             out |= {f"sam_prompt_encoder.point_embeddings.{i}.weight": row[None] for i, row in enumerate(value)}
             continue
@@ -146,7 +143,7 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _depths(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Prefix -> number of its inner `layers`."""
+    """Count the inner `layers` of every prefix."""
     depths: dict[str, int] = {}
     for name in tensors:
         prefix, found, rest = name.rpartition("layers.")
@@ -156,7 +153,7 @@ def _depths(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _layers(name: str, depths: Mapping[str, int]) -> str:
-    """Layers of an MLP have one count in official names; here the first and the last have names of their own."""
+    """Number the layers of an MLP as the official names do; Hugging Face names the first and last separately."""
     if match := re.match(r"(.*\.)proj_(in|out)\.(.*)", name):
         prefix, which, rest = match.groups()
         return f"{prefix}layers.{0 if which == 'in' else depths.get(prefix, 0) + 1}.{rest}"
@@ -166,7 +163,7 @@ def _layers(name: str, depths: Mapping[str, int]) -> str:
 
 
 def _sam_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SamConfig:
-    """Sizes from `config.json`, from tensors where they show. Raises KeyError for a config of another network."""
+    """Read sizes from `config.json` and tensors. Raises KeyError for the config of another network."""
     vision, decoder = config["vision_config"], config["mask_decoder_config"]
     trunk = vision["backbone_config"]
     hiera = HieraConfig(

@@ -1,4 +1,4 @@
-"""SAMWISE checkpoints."""
+"""SAMWISE checkpoints: official files, and those written by the training here."""
 
 from __future__ import annotations
 
@@ -8,35 +8,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runtime.errors import UserError
-
-from ..layers.roberta import TextConfig
+from ..layers.roberta import HEAD_WIDTH, TextConfig
 from ..models.samwise import CrossModalAdapterConfig, Samwise, SamwiseConfig
-from .common import _contents, _count, check, config_from, fill, sam_config
+from .common import check_tensors, config_from, count_modules, load_tensors, read, reported_as, sam_config
 
 
-def samwise(path: str | Path) -> Samwise:
-    """A SAMWISE checkpoint as a network in eval mode. Raises UserError."""
-    tensors, written, arguments = _contents(path)
-    # official files always hold a conditional memory encoder, untrained if the training was not told to use it
+def load_samwise(path: str | Path) -> Samwise:
+    """Load a checkpoint as a network in eval mode. Raises UserError."""
+    tensors, written, arguments = read(path)
+    # official files always contain a conditional memory encoder, which is untrained if the training did not use it
     if arguments.get("use_cme_head") is False:
         tensors = {k: v for k, v in tensors.items() if not k.startswith("conditional_memory_encoder.")}
-    try:
+    with reported_as(path, "SAMWISE"):
         config = config_from(SamwiseConfig, written) if written else samwise_config(tensors)
-        with torch.device("meta"), torch.no_grad():  # sizes are checked before any memory is spent on them
+        with torch.device("meta"), torch.no_grad():  # sizes are checked before memory is allocated for them
             model = Samwise(config)
-            check(model, tensors, path)
-            _rehearse(model)
-    except (LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
-        detail = f"lacks {error.args[0]}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a SAMWISE checkpoint ({detail})") from None
+            check_tensors(model, tensors, path)
+            _dry_run(model)
     model = Samwise(config)
-    fill(model, tensors, path)
+    load_tensors(model, tensors, path)
     return model.eval()
 
 
-def _rehearse(model: Samwise) -> None:
-    """One frame through the network without numbers: sizes that do not divide or fit raise here, as torch says it."""
+def _dry_run(model: Samwise) -> None:
+    """Run one frame on the meta device: torch raises for sizes that do not divide or fit."""
     c = model.eval().config
     pixels = torch.empty(1, 1, 3, c.sam.image_size, c.sam.image_size)
     clip = model.encode_clip(pixels, torch.zeros(1, 3, dtype=torch.int64))
@@ -49,22 +44,22 @@ def _rehearse(model: Samwise) -> None:
 
 
 def samwise_config(tensors: Mapping[str, Tensor]) -> SamwiseConfig:
-    """Sizes of an official SAMWISE from its tensors. Raises KeyError, ValueError."""
+    """Read the sizes of an official SAMWISE from its tensors. Raises KeyError, ValueError."""
     tower = "text_encoder.model.encoder.sentence_encoder."
     vocabulary, width = tensors[tower + "embed_tokens.weight"].shape
-    layers = _count(tensors, tower + "layers.")
+    layers = count_modules(tensors, tower + "layers.")
     text = TextConfig(
         vocabulary=vocabulary,
         positions=tensors[tower + "embed_positions.weight"].shape[0],
         width=width,
         layers=layers,
         hidden=tensors[tower + "layers.0.fc1.weight"].shape[0],
-        heads=max(width // 64, 1),
-    )  # RoBERTa: 64 per head
+        heads=max(width // HEAD_WIDTH, 1),
+    )
     patches = []
     for i in range(3):
-        places = tensors.get(f"cmt_adapters.{i}.spatial_pos_embed")
-        patches.append(0 if places is None else round(places.shape[3] ** 0.5))
+        positions = tensors.get(f"cmt_adapters.{i}.spatial_pos_embed")
+        patches.append(0 if positions is None else round(positions.shape[3] ** 0.5))
     conditional = tensors.get("conditional_memory_encoder.transformerBlock.linear1.weight")
     return SamwiseConfig(
         sam=sam_config(tensors, "sam."),

@@ -37,7 +37,17 @@ class HieraConfig:
         return tuple(self.width << i for i in range(len(self.blocks)))
 
 
+PUBLISHED_TRUNKS = {
+    "tiny": HieraConfig(96, 1, (1, 2, 7, 2), (8, 4, 14, 7), (5, 7, 9), 7),
+    "small": HieraConfig(96, 1, (1, 2, 11, 2), (8, 4, 14, 7), (7, 10, 13), 7),
+    "base_plus": HieraConfig(112, 2, (2, 3, 16, 3), (8, 4, 14, 7), (12, 16, 20), 14),
+    "large": HieraConfig(144, 2, (2, 6, 36, 4), (8, 4, 16, 8), (23, 33, 43), 7),
+}
+"""Trunks of the published SAM 2 checkpoints, by name."""
+
+
 def pool(x_bhwc: Tensor) -> Tensor:
+    """Max-pool 2x2."""
     return F.max_pool2d(x_bhwc.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
 
 

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from .attention import Attention
 
+HEAD_WIDTH = 64
+"""Width of one attention head in the published towers."""
+
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..checkpoints.refersam import refersam
+from ..checkpoints.refersam import load_refersam
 from ..layers.text_towers import TowerConfig
 from ..models.refersam import IMAGE_SIZE, ReferSam
 from ..stage import Stage, stage, tensor
@@ -103,7 +103,7 @@ def _tokens(text: TowerConfig, count: int, generator: torch.Generator) -> Tensor
 
 def load(path: str | Path, image_size: int = IMAGE_SIZE) -> ReferSam:
     """An official checkpoint, vit_b or vit_l, with BERT or CLIP, in eval mode. Raises UserError."""
-    return refersam(path, image_size)
+    return load_refersam(path, image_size)
 
 
 def variant(model: ReferSam) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from runtime.bundle.manifest import TensorSpec
 
-from ..checkpoints.sam2 import sam2
+from ..checkpoints.sam2 import load_sam2
 from ..models.sam import Sam
 from ..models.sam2 import Sam2, Sam2Config
 from ..stage import Form, Stage, stage, tensor
@@ -48,7 +48,7 @@ SCALES = {"memory": 2.0, "mask_logits": 5.0, "prompt_logits": 5.0, "embedding": 
 
 def load(path: str | Path) -> Sam2:
     """An official checkpoint or a Hugging Face folder, in eval mode. Raises UserError."""
-    return sam2(path)
+    return load_sam2(path)
 
 
 def clip(model: Any, numbers: Mapping[str, Any], *clip: Any) -> Any:

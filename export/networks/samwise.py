@@ -13,7 +13,7 @@ from torch import Tensor
 
 from runtime.bundle.manifest import TensorSpec
 
-from ..checkpoints.samwise import samwise
+from ..checkpoints.samwise import load_samwise
 from ..models.samwise import Samwise, SamwiseConfig
 from ..stage import Form, Stage, stage, tensor
 from ..stages.conditional_memory import ConditionalMemoryStage
@@ -248,4 +248,4 @@ def settings(model: Samwise) -> dict[str, Any]:
 
 def load(path: str | Path) -> Samwise:
     """The network of a checkpoint. Raises UserError for a file that is not a whole SAMWISE checkpoint."""
-    return samwise(path)
+    return load_samwise(path)

@@ -24,9 +24,9 @@ from .inputs import Target, plain_json
 from .invariants import tripwire
 
 LOADERS: dict[str, Callable[[Path], Any]] = {
-    "samwise": samwise_checkpoints.samwise,
-    "sam2": sam2_checkpoints.sam2,
-    "refersam": lambda path: refersam_checkpoints.refersam(path, 64),
+    "samwise": samwise_checkpoints.load_samwise,
+    "sam2": sam2_checkpoints.load_sam2,
+    "refersam": lambda path: refersam_checkpoints.load_refersam(path, 64),
 }
 DTYPES = (
     "float32",
@@ -77,7 +77,7 @@ def _checkpoint(data: bytes, inside: Path) -> Callable[[], Any]:
     if kind in "SH":
         (inside / "config.json").write_bytes(content if kind == "H" else json.dumps(hugging_face()).encode())
         (inside / "model.safetensors").write_bytes(content if kind == "S" else safetensors())
-        return functools.partial(sam2_checkpoints.sam2, inside)
+        return functools.partial(sam2_checkpoints.load_sam2, inside)
     path.write_bytes(packed(content) if kind == "P" else content)
     loader = list(LOADERS)[len(content) % len(LOADERS)]
     return functools.partial(LOADERS[loader], path)

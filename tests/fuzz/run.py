@@ -52,7 +52,7 @@ READERS = {
     ),
     "prompt": ("runtime/cli/args.py", "runtime/cli/prompt_args.py", "runtime/prompts.py", "runtime/tokenizer.py"),
     "video": ("runtime/media/video_reader.py", "runtime/media/video_sources.py", "runtime/media/image_files.py"),
-    "checkpoint": ("export/checkpoints.py", "export/checkpoints/sam2.py", "export/checkpoints/refersam.py"),
+    "checkpoint": ("export/checkpoints/common.py", "export/checkpoints/sam2.py", "export/checkpoints/refersam.py"),
     "tokenizer": ("runtime/tokenizer.py", "export/tokenizer.py"),
 }
 """Files whose covered lines are counted, by target."""

@@ -262,11 +262,11 @@ def refused(path, data, *words):
     """Saved and refused by SAM 2's loader in one line with these words."""
     import torch
 
-    from export.checkpoints.sam2 import sam2
+    from export.checkpoints.sam2 import load_sam2
 
     torch.save({"model": data}, path)
     with pytest.raises(UserError) as caught:
-        sam2(path)
+        load_sam2(path)
     message = one_line(caught)
     assert all(word in message for word in words), message
 
@@ -343,7 +343,7 @@ def test_a_name_that_promises_a_thousand_million_modules(tmp_path, name):
     ],
 )
 def test_hugging_face_configs_of_wrong_types_and_sizes(tensors, tmp_path, change):
-    from export.checkpoints.sam2 import sam2
+    from export.checkpoints.sam2 import load_sam2
     from fuzz.checkpoints import hugging_face, safetensors
 
     config = hugging_face()
@@ -351,5 +351,5 @@ def test_hugging_face_configs_of_wrong_types_and_sizes(tensors, tmp_path, change
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes(safetensors())
     with pytest.raises(UserError) as caught:
-        sam2(tmp_path)
+        load_sam2(tmp_path)
     one_line(caught)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from export.checkpoints.common import TRUNKS, check
-from export.checkpoints.samwise import samwise, samwise_config
+from export.checkpoints.common import check_tensors
+from export.checkpoints.samwise import load_samwise, samwise_config
 
 torch = pytest.importorskip("torch")
 
+from export.layers.hiera import PUBLISHED_TRUNKS
 from export.models.sam import SamConfig
 from export.models.samwise import Samwise, SamwiseConfig, tiny_test_config
 from runtime.errors import UserError
@@ -49,7 +50,7 @@ def official_shapes():
 @pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
 def test_round_trip(tmp_path, network, options):
     path = saved(tmp_path, network, lambda d: d.update(args=argparse.Namespace(lr=1e-5), epoch=3), **options)
-    assert same(samwise(path), network)
+    assert same(load_samwise(path), network)
 
 
 def test_prefix_and_unused_tensors(tmp_path, network):
@@ -58,7 +59,7 @@ def test_prefix_and_unused_tensors(tmp_path, network):
         data["model"]["text_encoder.model.encoder.lm_head.bias"] = torch.zeros(100)
         data["model"] = {f"module.{k}": v for k, v in data["model"].items() if not k.endswith("num_batches_tracked")}
 
-    assert same(samwise(saved(tmp_path, network, change)), network)
+    assert same(load_samwise(saved(tmp_path, network, change)), network)
 
 
 def test_half_precision_is_widened(tmp_path, network):
@@ -67,7 +68,7 @@ def test_half_precision_is_widened(tmp_path, network):
         network,
         lambda d: d["model"].update({k: v.half() for k, v in d["model"].items() if v.is_floating_point()}),
     )
-    model = samwise(path)
+    model = load_samwise(path)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
@@ -76,10 +77,10 @@ def test_public_tiny_is_sized_from_its_tensors():
     config = samwise_config(tensors)
     assert config == SamwiseConfig()
     with torch.device("meta"):
-        check(Samwise(config), tensors, "tiny")
+        check_tensors(Samwise(config), tensors, "tiny")
 
 
-@pytest.mark.parametrize("trunk", list(TRUNKS.values()), ids=["tiny", "small", "base_plus", "large"])
+@pytest.mark.parametrize("trunk", PUBLISHED_TRUNKS.values(), ids=PUBLISHED_TRUNKS)
 @pytest.mark.parametrize(
     "motion, score, conditional, patches",
     [
@@ -127,16 +128,16 @@ def not_a_tensor(data):
     "change, words",
     [
         (drop, "lacks sam.no_mem_embed"),
-        (add, "holds sam.extra.weight"),
+        (add, "contains sam.extra.weight"),
         (misshape, r"sam.no_obj_ptr has shape \(1, 31\)"),
-        (spoil, "sam.no_obj_ptr holds numbers that are not finite"),
+        (spoil, "sam.no_obj_ptr contains values that are not finite"),
         (integers, "sam.no_obj_ptr has type"),
         (not_a_tensor, "sam.no_obj_ptr is a str"),
     ],
 )
 def test_wrong_tensors_are_named(tmp_path, network, change, words):
     with pytest.raises(UserError, match=words) as caught:
-        samwise(saved(tmp_path, network, change))
+        load_samwise(saved(tmp_path, network, change))
     assert "\n" not in str(caught.value) and "x.pth" in str(caught.value)
 
 
@@ -158,7 +159,7 @@ def test_wrong_tensors_are_named(tmp_path, network, change, words):
 )
 def test_bad_configs_are_refused(tmp_path, network, change):
     with pytest.raises(UserError) as caught:
-        samwise(saved(tmp_path, network, lambda data: change(data["config"])))
+        load_samwise(saved(tmp_path, network, lambda data: change(data["config"])))
     assert "\n" not in str(caught.value)
 
 
@@ -167,7 +168,7 @@ def test_files_that_are_no_checkpoint(tmp_path, content):
     path = tmp_path / "x.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match="x.pth") as caught:
-        samwise(path)
+        load_samwise(path)
     assert "\n" not in str(caught.value)
 
 
@@ -178,7 +179,7 @@ def test_truncated(tmp_path, network, options):
     for part in (0.2, 0.6, 0.99):
         path.write_bytes(content[: int(len(content) * part)])
         with pytest.raises(UserError, match="x.pth"):
-            samwise(path)
+            load_samwise(path)
 
 
 @pytest.mark.parametrize(
@@ -187,19 +188,19 @@ def test_truncated(tmp_path, network, options):
 def test_other_contents(tmp_path, data):
     torch.save(data, tmp_path / "x.pth")
     with pytest.raises(UserError):
-        samwise(tmp_path / "x.pth")
+        load_samwise(tmp_path / "x.pth")
 
 
 def test_missing_file_and_folder(tmp_path):
     for path in (tmp_path, tmp_path / "none.pth"):
         with pytest.raises(UserError, match="no such file"):
-            samwise(path)
+            load_samwise(path)
 
 
 def test_another_network(tmp_path):
     torch.save({"model": {"no_mem_embed": torch.zeros(1, 1, 256)}}, tmp_path / "x.pth")
     with pytest.raises(UserError, match="not a SAMWISE checkpoint"):
-        samwise(tmp_path / "x.pth")
+        load_samwise(tmp_path / "x.pth")
 
 
 class Trap:
@@ -218,5 +219,5 @@ def test_no_code_is_run(tmp_path, writer):
     else:
         torch.save(data, path, _use_new_zipfile_serialization=writer == "torch")
     with pytest.raises(UserError):
-        samwise(path)
+        load_samwise(path)
     assert not (tmp_path / "ran").exists()

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from export.checkpoints.samwise import samwise
+from export.checkpoints.samwise import load_samwise
 
 torch = pytest.importorskip("torch")
 
@@ -40,17 +40,17 @@ def test_optimiser_and_schedule(tmp_path, network):
         epoch=3,
         args=argparse.Namespace(lr=1e-5, use_cme_head=True),
     )
-    assert samwise(path).config == network.config
+    assert load_samwise(path).config == network.config
 
 
 def test_counters_of_operations_are_passed_over(tmp_path, network):
     tensors = {**network.state_dict(), "total_ops": torch.zeros(1), "sam.total_params": torch.zeros(1)}
     torch.save({"model": tensors, "config": dataclasses.asdict(network.config)}, tmp_path / "x.pth")
-    assert samwise(tmp_path / "x.pth").config == network.config
+    assert load_samwise(tmp_path / "x.pth").config == network.config
 
 
 def test_untrained_conditional_memory_is_left_out(tmp_path, network):
     """The official code always builds it, and uses it only when told to."""
     bare = dataclasses.replace(network.config, conditional_hidden=0)
     path = saved(tmp_path, network, config=dataclasses.asdict(bare), args=argparse.Namespace(use_cme_head=False))
-    assert settings(samwise(path))["conditional_memory"] is None
+    assert settings(load_samwise(path))["samwise"]["conditional_memory"] is None

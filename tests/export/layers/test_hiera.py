@@ -6,8 +6,7 @@ torch = pytest.importorskip("torch")
 sam2 = pytest.importorskip("transformers.models.sam2.modeling_sam2")
 from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig
 
-from export.checkpoints.common import TRUNKS
-from export.layers.hiera import Hiera
+from export.layers.hiera import PUBLISHED_TRUNKS, Hiera
 from export.stages.hiera import folded_blocks
 
 SIDE = 128
@@ -44,7 +43,7 @@ def theirs(config, weights):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", list(TRUNKS.values()), ids=["tiny", "small", "base_plus", "large"])
+@pytest.mark.parametrize("config", PUBLISHED_TRUNKS.values(), ids=PUBLISHED_TRUNKS)
 @torch.no_grad()
 def test_trunk(config):
     torch.manual_seed(0)

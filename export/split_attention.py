@@ -126,14 +126,14 @@ def _subgraph(
 def _memory_attention(model: Samwise) -> SplitAttention:
     c, attention, name = model.config, model.sam.memory_attention, "memory_attention"
     tokens, width, narrow = c.sam.side**2, c.sam.width, c.sam.memory_width
-    subgraph = partial(_subgraph, model, {"map_index": "maps", "memory_age": c.slots})
+    subgraph = partial(_subgraph, model, {"map_index": "maps", "maskmem_tpos_index": c.slots})
     last = len(attention.layers)
 
     def maps(kind: str, i: int, channels: int = width) -> TensorSpec:
         return tensor(f"{kind}_{i}", "objects", tokens, channels)
 
     index = tensor("map_index", "objects", dtype="int64")
-    age = tensor("memory_age", "objects", "slots", dtype="int64")
+    age = tensor("maskmem_tpos_index", "objects", "slots", dtype="int64")
     subgraphs = [
         subgraph(
             f"{name}_subgraph_0",
@@ -160,7 +160,7 @@ def _memory_attention(model: Samwise) -> SplitAttention:
         )
     )
     constants = memory_constants(attention, model.sam.maskmem_tpos_enc)
-    whole = ("embedding", "map_index", "memory", "memory_age", "pointers", "conditioned", "ages")
+    whole = ("embedding", "map_index", "memory", "maskmem_tpos_index", "obj_ptrs", "conditioned", "ages")
     roles = {role: role for role in whole} | {role: f"{role}_{{layer}}" for role in ("residual", "queries", "attended")}
     return SplitAttention(name, "memory_attention", tuple(subgraphs), constants, roles)
 

@@ -22,7 +22,13 @@ from runtime.errors import BundleError, SamwiseRuntimeError, UserError, fail
 
 from .publish import replacing
 
-RENAMED: Mapping[str, str] = {}
+RENAMED: Mapping[str, str] = {
+    "memory_slot": "maskmem_features",
+    "memory_age": "maskmem_tpos_index",
+    "pointer": "obj_ptr",
+    "pointers": "obj_ptrs",
+    "pointer_distance": "obj_ptr_tpos",
+}
 """Tensors: name in format 1 -> name in SAM 2's code."""
 
 KEPT_FLOAT = frozenset({"pixels", "score", "iou", "ious", "decision", "points", "obj_ptr_tpos", "mask"})

@@ -98,13 +98,13 @@ class Sam(nn.Module):
         self,
         embedding_bnd: Tensor,
         memory_bsnm: Tensor,
-        memory_age_bs: Tensor,
+        maskmem_tpos_index_bs: Tensor,
         pointers_bpd: Tensor,
         pointer_positions_bpm: Tensor | None = None,
     ) -> Tensor:
         """Condition a map (B,N,D) on memory (B,S,N,M) and object pointers (B,P,D).
 
-        `memory_age_bs` (B,S) int64 are rows of the temporal embedding. Returns (B,N,D).
+        `maskmem_tpos_index_bs` (B,S) int64 are rows of the temporal embedding. Returns (B,N,D).
         """
-        ages = self.maskmem_tpos_enc[:, 0, 0][memory_age_bs]
+        ages = self.maskmem_tpos_enc[:, 0, 0][maskmem_tpos_index_bs]
         return self.memory_attention(embedding_bnd, memory_bsnm, ages, pointers_bpd, pointer_positions_bpm)

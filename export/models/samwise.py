@@ -116,10 +116,10 @@ class Samwise(nn.Module):
         return self.sam.sam_prompt_encoder.text(text_blw[:, 0], verb)
 
     def attend_memory(
-        self, embedding_bnd: Tensor, memory_bsnm: Tensor, memory_age_bs: Tensor, pointers_bpd: Tensor
+        self, embedding_bnd: Tensor, memory_bsnm: Tensor, maskmem_tpos_index_bs: Tensor, pointers_bpd: Tensor
     ) -> Tensor:
         """Condition a map on the memory; see `Sam.attend_memory`."""
-        return self.sam.attend_memory(embedding_bnd, memory_bsnm, memory_age_bs, pointers_bpd)
+        return self.sam.attend_memory(embedding_bnd, memory_bsnm, maskmem_tpos_index_bs, pointers_bpd)
 
     def without_memory(self, embedding_bnd: Tensor) -> Tensor:
         """Return the input of the mask decoder for frames without memory."""

@@ -94,7 +94,7 @@ def sampler(inputs: tuple[TensorSpec, ...], config: Any) -> Callable[..., dict[s
         ranges = {
             "labels": (-1, 4),
             "sparse_count": (0, sizes.get("prompt_tokens", 0) + 1),
-            "memory_age": (0, config.sam.ages),
+            "maskmem_tpos_index": (0, config.sam.ages),
             "map_index": (0, sizes.get("maps", 1)),
             "picture_index": (0, sizes.get("pictures", 1)),
         }
@@ -106,7 +106,7 @@ def sampler(inputs: tuple[TensorSpec, ...], config: Any) -> Callable[..., dict[s
                 return drawn.bool() if spec.dtype == "bool" else drawn.float()
             if spec.dtype == "int64":
                 return torch.randint(*ranges[spec.name], shape, generator=generator)
-            if spec.name in ("points", "pointer_distance"):
+            if spec.name in ("points", "obj_ptr_tpos"):
                 top = config.sam.image_size if spec.name == "points" else 1.0
                 return top * torch.rand(shape, generator=generator)
             return SCALES.get(spec.name, 1.0) * torch.randn(shape, generator=generator)
@@ -216,7 +216,7 @@ def _prompts(sam: Sam, cut: Callable[..., Stage]) -> list[Stage]:
                 _exact("ious", 4),
                 _objects("selected", dtype="int64"),
                 _exact("score"),
-                _objects("pointer", width),
+                _objects("obj_ptr", width),
             ),
             decoder,
             role="mask_decoder",
@@ -235,10 +235,10 @@ def _memory(sam: Sam, cut: Callable[..., Stage]) -> list[Stage]:
     )
     remembered = (
         _objects("memory", "slots", side * side, memory),
-        _objects("memory_age", "slots", dtype="int64"),
-        _objects("pointers", "pointers", c.width),
+        _objects("maskmem_tpos_index", "slots", dtype="int64"),
+        _objects("obj_ptrs", "pointers", c.width),
     )
-    distance = (_exact("pointer_distance", "pointers"),) if c.pointer_positions else ()
+    distance = (_exact("obj_ptr_tpos", "pointers"),) if c.pointer_positions else ()
     score = (_exact("score"),) if c.pointer_positions else ()
     absent = sam.no_obj_embed_spatial if c.pointer_positions else None
     return [
@@ -261,7 +261,7 @@ def _memory(sam: Sam, cut: Callable[..., Stage]) -> list[Stage]:
                 _objects("binarize", dtype="bool"),
                 *score,
             ),
-            (_objects("memory_slot", side * side, memory),),
+            (_objects("maskmem_features", side * side, memory),),
             PromptMemoryStage(sam.memory_encoder, c.image_size, absent),
             role="memory_encoder",
             stride=c.stride,

@@ -107,7 +107,7 @@ def stages(model: Samwise) -> list[Stage]:
         "verb": "tokens",
         "map_index": "maps",
         "picture_index": "pictures",
-        "memory_age": c.slots,
+        "maskmem_tpos_index": c.slots,
         "sparse_count": 3,
     }
     cut = partial(_stage, model, limits)
@@ -165,11 +165,11 @@ def _frame_stages(model: Samwise, cut: Callable[..., Stage]) -> list[Stage]:
 
     embedding = tensor("embedding", "maps", side * side, width)
     conditioned = tensor("conditioned", "objects", side * side, width)
-    pointer, early = tensor("pointer", "objects", width), tensor("early_token", "objects", width)
+    pointer, early = tensor("obj_ptr", "objects", width), tensor("early_token", "objects", width)
     slots = (
         tensor("memory", "objects", "slots", side * side, memory),
-        tensor("memory_age", "objects", "slots", dtype="int64"),
-        tensor("pointers", "objects", "pointers", width),
+        tensor("maskmem_tpos_index", "objects", "slots", dtype="int64"),
+        tensor("obj_ptrs", "objects", "pointers", width),
     )
     attention = [MemoryAttentionStage(sam.memory_attention, sam.maskmem_tpos_enc, wide) for wide in (False, True)]
     decoder = MaskDecoderStage(sam.sam_mask_decoder, sam.sam_prompt_encoder, sam.obj_ptr_proj, sam.no_pointer, side)
@@ -202,7 +202,7 @@ def _frame_stages(model: Samwise, cut: Callable[..., Stage]) -> list[Stage]:
         cut(
             "memory_encoder",
             (embedding, index("map_index"), logits("mask_logits", "mask_side")),
-            (tensor("memory_slot", "objects", side * side, memory),),
+            (tensor("maskmem_features", "objects", side * side, memory),),
             MemoryEncoderStage(sam.memory_encoder, image),
             role="memory_encoder",
         ),

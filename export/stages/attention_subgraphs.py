@@ -48,17 +48,17 @@ class PostAttention(nn.Module):
 
 
 class FirstPart(nn.Module):
-    """embedding (E,N,D), map_index (B), memory_age (B,S) -> residual, queries (B,N,D), ages (B,S) int32."""
+    """embedding (E,N,D), map_index (B), maskmem_tpos_index (B,S) -> residual, queries (B,N,D), ages (B,S) int32."""
 
     def __init__(self, attention: MemoryAttention) -> None:
         super().__init__()
         self.pre = PreAttention(attention.layers[0], attention)
         self.register_buffer("grid", attention.grid)
 
-    def forward(self, embedding: Tensor, map_index: Tensor, memory_age: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, embedding: Tensor, map_index: Tensor, maskmem_tpos_index: Tensor) -> tuple[Tensor, ...]:
         # the first self-attention does not depend on the memory and runs once per map, as in the whole stage
         x = self.pre.self_attention(embedding + self.grid)[map_index]
-        return *self.pre.project_queries(x), memory_age.to(torch.int32)
+        return *self.pre.project_queries(x), maskmem_tpos_index.to(torch.int32)
 
 
 class NextPart(nn.Module):

@@ -1,7 +1,7 @@
 """Memory attention: the current map attends to remembered maps and object pointers.
 
-Softmax is invariant to the order of its keys, so slots and pointers may be in any order; `memory_age` selects the
-temporal embedding of each slot. Values are not rotated, hence softmax(QK')(M Wv) = (softmax(QK') M) Wv: the narrow
+Softmax is invariant to the order of its keys, so slots and pointers may be in any order; `maskmem_tpos_index` selects
+the temporal embedding of each slot. Values are not rotated, hence softmax(QK')(M Wv) = (softmax(QK') M) Wv: the narrow
 variant attends over the M-wide memory itself and projects afterwards (the bias of Wv passes through, because a softmax
 row sums to 1, and with one head Wv and the output projection are one matrix). The wide variant projects first, for
 backends that fuse attention only when keys and values are equally wide.
@@ -133,9 +133,10 @@ class FoldedMemoryLayer(nn.Module):
 
 
 class MemoryAttentionStage(nn.Module):
-    """embedding (E,N,D), map_index (B), memory (B,S,N,M), memory_age (B,S), pointers (B,P,D) -> conditioned (B,N,D).
+    """embedding (E,N,D), map_index (B), memory (B,S,N,M), maskmem_tpos_index (B,S), obj_ptrs (B,P,D) -> conditioned
+    (B,N,D).
 
-    With `pointer_projection` (SAM 2.1) a further input `pointer_distance` (B,P) float gives each pointer's distance as
+    With `pointer_projection` (SAM 2.1) a further input `obj_ptr_tpos` (B,P) float gives each pointer's distance as
     a fraction of the longest one. The first self-attention does not depend on the memory: it runs once per map, before
     `map_index` distributes the maps to objects.
     """
@@ -158,14 +159,14 @@ class MemoryAttentionStage(nn.Module):
         embedding: Tensor,
         map_index: Tensor,
         memory: Tensor,
-        memory_age: Tensor,
-        pointers: Tensor,
-        pointer_distance: Tensor | None = None,
+        maskmem_tpos_index: Tensor,
+        obj_ptrs: Tensor,
+        obj_ptr_tpos: Tensor | None = None,
     ) -> tuple[Tensor]:
         positions = None
         if self.pointer_projection is not None:
-            positions = self.pointer_projection(sine_distance(pointer_distance, self.pointer_projection.in_features))
-        tokens = memory_tokens(memory, self.memory_grid, self.ages[memory_age], pointers, positions)
+            positions = self.pointer_projection(sine_distance(obj_ptr_tpos, self.pointer_projection.in_features))
+        tokens = memory_tokens(memory, self.memory_grid, self.ages[maskmem_tpos_index], obj_ptrs, positions)
         x = self.layers[0].self_attention(embedding + self.grid, self.cos, self.sin)[map_index]
         for i, layer in enumerate(self.layers):
             x = layer(layer.self_attention(x, self.cos, self.sin) if i else x, *tokens, self.cos, self.sin)

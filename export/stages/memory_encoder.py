@@ -52,7 +52,7 @@ class MemoryEncoder(nn.Module):
 
 
 class MemoryEncoderStage(nn.Module):
-    """embedding (E,N,D), map_index (B), mask_logits (B,m,m) -> memory_slot (B,N,M). Logits are resized inside."""
+    """embedding (E,N,D), map_index (B), mask_logits (B,m,m) -> maskmem_features (B,N,M). Logits are resized inside."""
 
     def __init__(self, encoder: MemoryEncoder, image_size: int) -> None:
         super().__init__()

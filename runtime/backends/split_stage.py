@@ -85,7 +85,7 @@ class MemoryAttention(CutStage):
         _, tokens, width = spec.output("conditioned").shape
         self._width, self._narrow, self._tokens = width, memory.shape[3], tokens
         most, self._slots, pointers = limits["objects"], limits["slots"], limits["pointers"]
-        self._split = spec.input("pointers").shape[2] // self._narrow
+        self._split = spec.input("obj_ptrs").shape[2] // self._narrow
         take, kind = buffers.take, memory.dtype
         # two residuals: a part reads one and writes the other
         self._residuals = [take(f"residual_{i}", (most, tokens, width), kind) for i in (0, 1)]
@@ -116,13 +116,13 @@ class MemoryAttention(CutStage):
 
     def run(self, **arrays: Any) -> None:
         """Run on these arrays; see `backends.Stage`."""
-        memory, pointers = arrays["memory"], arrays["pointers"]
+        memory, pointers = arrays["memory"], arrays["obj_ptrs"]
         n, slots = memory.shape[:2]
         ages = self._ages[: n * slots].reshape(n, slots)
         queries, attended = self._queries[:n], self._attended[:n]
         residual = [array[:n] for array in self._residuals]
         last = len(self._parts) - 1
-        given = {name: arrays[name] for name in ("embedding", "map_index", "memory_age")}
+        given = {name: arrays[name] for name in ("embedding", "map_index", "maskmem_tpos_index")}
         self._parts[0].run(**given, residual_0=residual[0], queries_0=queries, ages=ages)
         for i in range(1, last + 1):
             self._attend(i - 1, memory, pointers)

@@ -34,11 +34,11 @@ ATTENTION = {
     "embedding": "t N D",
     "map_index": "int64: b",
     "memory": "b s N M",
-    "memory_age": "int64: b s",
-    "pointers": "b p D",
-    "pointer_distance": "b p",
+    "maskmem_tpos_index": "int64: b s",
+    "obj_ptrs": "b p D",
+    "obj_ptr_tpos": "b p",
     "conditioned": "b N D",
-    "memory_slot": "b N M",
+    "maskmem_features": "b N M",
     "mask_logits": "b q q",
 }
 DECODER = {
@@ -49,7 +49,7 @@ DECODER = {
     "picture_index": "int64: b",
     "low_res_logits": "b S S",
     "score": "b",
-    "pointer": "b D",
+    "obj_ptr": "b D",
 }
 
 SIGNATURES = {
@@ -84,7 +84,7 @@ SIGNATURES = {
         },
         {
             "hiera_0": "pixels",
-            "memory_attention": "embedding memory memory_age pointers",
+            "memory_attention": "embedding memory maskmem_tpos_index obj_ptrs",
             "mask_decoder": "sparse high_res_0 high_res_1",
             "memory_encoder": "mask_logits",
         },
@@ -92,8 +92,8 @@ SIGNATURES = {
             "hiera_0": "vision_0 high_res_0",
             "neck": "embedding embedding_no_memory high_res_1",
             "text_prompt": "sparse",
-            "mask_decoder": "low_res_logits iou score pointer early_token",
-            "memory_encoder": "memory_slot",
+            "mask_decoder": "low_res_logits iou score obj_ptr early_token",
+            "memory_encoder": "maskmem_features",
             "memory_attention": "conditioned",
             "conditional_memory": "remembered_logits decision switched",
         },
@@ -120,7 +120,7 @@ SIGNATURES = {
         },
         {
             "image_encoder": "pixels",
-            "memory_attention": "embedding memory memory_age pointers",
+            "memory_attention": "embedding memory maskmem_tpos_index obj_ptrs",
             "prompt_decoder": "sparse dense",
             "mask_prompt": "mask",
         },
@@ -129,8 +129,8 @@ SIGNATURES = {
             "prompt_encoder": "sparse dense",
             "mask_prompt": "mask_logits prompt_logits",
             "memory_attention": "conditioned",
-            "prompt_memory_encoder": "memory_slot",
-            "prompt_decoder": "low_res_logits all_logits ious selected score pointer",
+            "prompt_memory_encoder": "maskmem_features",
+            "prompt_decoder": "low_res_logits all_logits ious selected score obj_ptr",
         },
     ),
     "refersam": Signature(

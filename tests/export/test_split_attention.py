@@ -51,19 +51,19 @@ def test_what_is_cut(found, whole):
     for name, cut in found.items():
         inputs = {t for part in cut.subgraphs for t in part.spec.inputs}
         outputs = {t for part in cut.subgraphs for t in part.spec.outputs}
-        kernel_reads = {t for t in whole[name].spec.inputs if t.name in ("memory", "pointers")}
+        kernel_reads = {t for t in whole[name].spec.inputs if t.name in ("memory", "obj_ptrs")}
         assert set(whole[name].spec.inputs) <= inputs | kernel_reads and set(whole[name].spec.outputs) <= outputs
 
 
 def attend(constants, layer, queries, inputs):
     """The kernel of one layer, by its formula."""
-    memory, pointers = inputs["memory"].double().numpy(), inputs["pointers"].double()
+    memory, pointers = inputs["memory"].double().numpy(), inputs["obj_ptrs"].double()
     tokens = pointers.reshape(len(pointers), -1, memory.shape[3]).numpy()
     counts = np.full(len(tokens), tokens.shape[1])
     return reference.memory_attention(
         queries.astype(np.float64),
         memory,
-        inputs["memory_age"].numpy(),
+        inputs["maskmem_tpos_index"].numpy(),
         tokens,
         counts,
         constants[f"key_weight_{layer}"],
@@ -84,7 +84,7 @@ def test_memory_attention_is_its_parts_and_the_kernel(found, whole, sizes):
             attended = attend(cut.constants, i, known[f"queries_{i}"].numpy(), inputs)
             known[f"attended_{i}"] = torch.from_numpy(attended).float()
     assert relative(known["conditioned"], want) <= LIMIT
-    assert torch.equal(known["ages"], inputs["memory_age"].int())
+    assert torch.equal(known["ages"], inputs["maskmem_tpos_index"].int())
     # the memory matters: without the kernel's work the result is another one
     known["attended_1"] = torch.zeros_like(known["attended_1"])
     last = cut.subgraphs[-1]
@@ -121,7 +121,7 @@ def test_memory_attention_through_tritons_interpreter(found, whole):
     cut, stage = found["memory_attention"], whole["memory_attention"]
     inputs = stage.sample()
     known = dict(inputs)
-    memory, pointers = inputs["memory"], inputs["pointers"]
+    memory, pointers = inputs["memory"], inputs["obj_ptrs"]
     b, slots, tokens, m = memory.shape
     sizes = plan.MemorySizes(b, tokens, slots, pointers[0].numel() // m, pointers.shape[2], m, 8)
     config = plan.FlashConfig(16, 16, 4, 1, splits=2)

@@ -107,7 +107,7 @@ class Player:
             latest = sorted(self.kept_pointers)[-self.pointers :]
             pointers = torch.stack([self.kept_pointers[f][0] for f in latest])[None]
             conditioned = self.run(
-                "memory_attention", known, map_index=at, memory=memory, memory_age=ages, pointers=pointers
+                "memory_attention", known, map_index=at, memory=memory, maskmem_tpos_index=ages, obj_ptrs=pointers
             )["conditioned"]
         out = self.decode(known, i, conditioned) | {"conditioned": conditioned}
         mask = out["low_res_logits"]
@@ -123,7 +123,7 @@ class Player:
             if asked["switched"].item():
                 self.last_switch, mask = number, asked["remembered_logits"]
         out |= self.run("memory_encoder", known, map_index=at, mask_logits=mask)
-        self.memory[number], self.kept_pointers[number] = out["memory_slot"], out["pointer"]
+        self.memory[number], self.kept_pointers[number] = out["maskmem_features"], out["obj_ptr"]
         return out
 
 

@@ -64,7 +64,7 @@ GRAPHS = {
     "prompt_decoder": """prompt_decoder (float[B,4,3] conditioned, float[B,K,3] sparse, int64[B] sparse_count,
   float[B,4,3] dense, float[U,3,8,8] high_res_0, int64[B] picture_index, float[E,3,4,4] high_res_1, int64[B] map_index,
   bool[B] multimask) => (float[B,8,8] low_res_logits, float[B,4,8,8] all_logits, float[B,4] ious, int64[B] selected,
-  float[B] score, float[B,3] pointer) {
+  float[B] score, float[B,3] obj_ptr) {
   zero = Constant<value = int64 {0}>()
   one = Constant<value = int64 {1}>()
   first = Constant<value = int64[1] {0}>()
@@ -124,10 +124,10 @@ GRAPHS = {
   token = Add(mean, kind)
   flag = Cast<to=1>(present)
   flags = Unsqueeze(flag, axis1)
-  pointer = Mul(token, flags)
+  obj_ptr = Mul(token, flags)
 }""",
     "memory_attention": """memory_attention (float[E,4,3] embedding, int64[B] map_index, float[B,S,4,1] memory,
-  int64[B,S] memory_age, float[B,P,3] pointers, float[B,P] pointer_distance) => (float[B,4,3] conditioned) {
+  int64[B,S] maskmem_tpos_index, float[B,P,3] obj_ptrs, float[B,P] obj_ptr_tpos) => (float[B,4,3] conditioned) {
   axes123 = Constant<value = int64[3] {1, 2, 3}>()
   axes12 = Constant<value = int64[2] {1, 2}>()
   axis2 = Constant<value = int64[1] {2}>()
@@ -135,14 +135,14 @@ GRAPHS = {
   one = Constant<value = float {1.0}>()
   two = Constant<value = float {2.0}>()
   x = Gather(embedding, map_index)
-  age = Cast<to=1>(memory_age)
+  age = Cast<to=1>(maskmem_tpos_index)
   from_one = Add(age, one)
   ages = Reshape(from_one, shape)
   old = Div(memory, ages)
   m = ReduceSum<keepdims=0>(old, axes123)
-  far = Add(pointer_distance, two)
+  far = Add(obj_ptr_tpos, two)
   far_3 = Unsqueeze(far, axis2)
-  near = Div(pointers, far_3)
+  near = Div(obj_ptrs, far_3)
   p = ReduceSum<keepdims=0>(near, axes12)
   both = Add(m, p)
   column = Unsqueeze(both, axes12)
@@ -151,7 +151,7 @@ GRAPHS = {
   conditioned = Add(x, small)
 }""",
     "prompt_memory_encoder": """prompt_memory_encoder (float[E,4,3] embedding, int64[B] map_index, float[B,Q,Q] mask_logits,
-  bool[B] binarize, float[B] score) => (float[B,4,1] memory_slot) {
+  bool[B] binarize, float[B] score) => (float[B,4,1] maskmem_features) {
   axes12 = Constant<value = int64[2] {1, 2}>()
   axis2 = Constant<value = int64[1] {2}>()
   none = Constant<value = float {0.0}>()
@@ -169,7 +169,7 @@ GRAPHS = {
   mark = Mul(gone, absent)
   marks = Unsqueeze(mark, axes12)
   y = Add(colour, m)
-  memory_slot = Add(y, marks)
+  maskmem_features = Add(y, marks)
 }""",
 }
 

@@ -71,19 +71,19 @@ GRAPHS = {
   sparse = Expand(x, shape)
 }""",
     "memory_attention": """memory_attention (float[E,4,3] embedding, int64[B] map_index, float[B,S,4,2] memory,
-  int64[B,S] memory_age, float[B,P,3] pointers) => (float[B,4,3] conditioned) {
+  int64[B,S] maskmem_tpos_index, float[B,P,3] obj_ptrs) => (float[B,4,3] conditioned) {
   tenth = Constant<value = float {0.1}>()
   one = Constant<value = float {1.0}>()
   axes3 = Constant<value = int64[3] {1, 2, 3}>()
   axes2 = Constant<value = int64[2] {1, 2}>()
   shape = Constant<value = int64[4] {0, 0, 1, 1}>()
   x = Gather(embedding, map_index)
-  age = Cast<to=1>(memory_age)
+  age = Cast<to=1>(maskmem_tpos_index)
   from_one = Add(age, one)
   ages = Reshape(from_one, shape)
   old = Div(memory, ages)
   m = ReduceMean<keepdims=0>(old, axes3)
-  p = ReduceMean<keepdims=0>(pointers, axes2)
+  p = ReduceMean<keepdims=0>(obj_ptrs, axes2)
   small = Mul(p, tenth)
   both = Add(m, small)
   column = Unsqueeze(both, axes2)
@@ -91,7 +91,7 @@ GRAPHS = {
 }""",
     "mask_decoder": """mask_decoder (float[B,4,3] conditioned, float[B,3,3] sparse, int64[B] sparse_count,
   float[U,3,8,8] high_res_0, int64[B] picture_index, float[E,3,4,4] high_res_1, int64[B] map_index)
-=> (float[B,8,8] low_res_logits, float[B] iou, float[B] score, float[B,3] pointer, float[B,3] early_token) {
+=> (float[B,8,8] low_res_logits, float[B] iou, float[B] score, float[B,3] obj_ptr, float[B,3] early_token) {
   zero = Constant<value = int64 {0}>()
   axes2 = Constant<value = int64[2] {1, 2}>()
   axes3 = Constant<value = int64[3] {1, 2, 3}>()
@@ -111,10 +111,10 @@ GRAPHS = {
   column = Unsqueeze(shift, axes2)
   low_res_logits = Add(red, column)
   score = Identity(c)
-  pointer = ReduceMean<keepdims=0>(conditioned, axis1)
-  early_token = Mul(pointer, tenth)
+  obj_ptr = ReduceMean<keepdims=0>(conditioned, axis1)
+  early_token = Mul(obj_ptr, tenth)
 }""",
-    "conditional_memory": """conditional_memory (float[B,3] pointer, float[B,3] early_token, float[B,8,8] low_res_logits,
+    "conditional_memory": """conditional_memory (float[B,3] obj_ptr, float[B,3] early_token, float[B,8,8] low_res_logits,
   float[B,8,8] memoryless_logits) => (float[B,32,32] remembered_logits, float[B,2] decision, bool[B] switched) {
   zero = Constant<value = int64 {0}>()
   two = Constant<value = int64[1] {2}>()
@@ -123,9 +123,9 @@ GRAPHS = {
   thirteen = Constant<value = float {13.0}>()
   scales = Constant<value = float[4] {1.0, 1.0, 4.0, 4.0}>()
   early = Mul(early_token, thirteen)
-  difference = Sub(pointer, early)
+  difference = Sub(obj_ptr, early)
   decision = Slice(difference, origin, two, axis1)
-  first = Gather<axis=1>(pointer, zero)
+  first = Gather<axis=1>(obj_ptr, zero)
   other = Gather<axis=1>(early, zero)
   switched = Greater(first, other)
   both = Add(low_res_logits, memoryless_logits)
@@ -134,7 +134,7 @@ GRAPHS = {
   remembered_logits = Squeeze(big, axis1)
 }""",
     "memory_encoder": """memory_encoder (float[E,4,3] embedding, int64[B] map_index, float[B,Q,Q] mask_logits)
-=> (float[B,4,2] memory_slot) {
+=> (float[B,4,2] maskmem_features) {
   axes2 = Constant<value = int64[2] {1, 2}>()
   origin = Constant<value = int64[1] {0}>()
   two = Constant<value = int64[1] {2}>()
@@ -142,7 +142,7 @@ GRAPHS = {
   x = Gather(embedding, map_index)
   y = Slice(x, origin, two, axis)
   m = ReduceMean<keepdims=1>(mask_logits, axes2)
-  memory_slot = Add(y, m)
+  maskmem_features = Add(y, m)
 }""",
 }
 

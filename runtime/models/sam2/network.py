@@ -105,7 +105,7 @@ class Sam2:
     def pool(self, pages: int = VIDEO_PAGES) -> PagePool:
         """The page pool with shelves of `pages`, made on first use and kept."""
         if pages not in self._pools:
-            slot = self._specs["prompt_memory_encoder"].output("memory_slot")
+            slot = self._specs["prompt_memory_encoder"].output("maskmem_features")
             self._pools[pages] = PagePool(self._device, self.objects, pages, slot.shape[1], slot.shape[2], slot.dtype)
         return self._pools[pages]
 
@@ -167,8 +167,8 @@ class Sam2:
         host = {
             name: self._device.download(array) for name, array in outputs.items() if name != "all_logits" or all_logits
         }
-        _, tokens, channels = self._specs["prompt_memory_encoder"].output("memory_slot").shape
-        per_pointer = spec.output("pointer").shape[1] // channels
+        _, tokens, channels = self._specs["prompt_memory_encoder"].output("maskmem_features").shape
+        per_pointer = spec.output("obj_ptr").shape[1] // channels
         for i, query in enumerate(queries):
             slots, pointers = query.fill
             yield Decoded(
@@ -177,7 +177,7 @@ class Sam2:
                 np.array(host["ious"][i]),
                 int(host["selected"][i]),
                 float(host["score"][i]),
-                np.array(host["pointer"][i], np.float32),
+                np.array(host["obj_ptr"][i], np.float32),
                 (slots * tokens, pointers * per_pointer),
             )
 
@@ -205,18 +205,18 @@ class Sam2:
     def _attend(self, picture: Picture, recalls: list[Recall], out: Any) -> None:
         spec, n = self._specs["memory_attention"], len(recalls)
         names = {t.name for t in spec.inputs}
-        kind = spec.input("pointers")
+        kind = spec.input("obj_ptrs")
         pointers = np.zeros((n, len(recalls[0].pointers), kind.shape[2]), kind.dtype)
         for row, recall in zip(pointers, recalls):
             if recall.pointers:
                 row[:] = recall.pointers
-        more = {"pointer_distance": self._distances(recalls)} if "pointer_distance" in names else {}
+        more = {"obj_ptr_tpos": self._distances(recalls)} if "obj_ptr_tpos" in names else {}
         self._stages["memory_attention"].run(
             embedding=picture.embedding,
             map_index=self._zeros[:n],
             memory=self._gather([r.pages for r in recalls]),
-            memory_age=np.array([r.ages for r in recalls], np.int64),
-            pointers=pointers,
+            maskmem_tpos_index=np.array([r.ages for r in recalls], np.int64),
+            obj_ptrs=pointers,
             conditioned=out,
             **more,
         )
@@ -250,12 +250,12 @@ class Sam2:
             n = len(pages[part])
             more = {"binarize": np.array(binarize[part], bool), "score": np.array(scores[part], np.float32)}
             # one object is written in place, several are written side by side and then put where they belong
-            out = pages[start].array[None] if n == 1 else self._view(spec.output("memory_slot"), {"objects": n})
+            out = pages[start].array[None] if n == 1 else self._view(spec.output("maskmem_features"), {"objects": n})
             self._stages["prompt_memory_encoder"].run(
                 embedding=picture.embedding,
                 map_index=self._zeros[:n],
                 mask_logits=np.stack(logits[part]).astype(np.float32, copy=False),
-                memory_slot=out,
+                maskmem_features=out,
                 **{name: value for name, value in more.items() if name in names},
             )
             if n > 1:

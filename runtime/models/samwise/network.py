@@ -81,7 +81,7 @@ class Samwise:
     def _allocate(self, settings: Mapping[str, Any], objects: int) -> None:
         device, specs = self._device, self._specs
         decoder, attention = specs["mask_decoder"], specs["memory_attention"]
-        slot, pointer = specs["memory_encoder"].output("memory_slot"), decoder.output("pointer")
+        slot, pointer = specs["memory_encoder"].output("maskmem_features"), decoder.output("obj_ptr")
         self.pool = MemoryPool(
             device, objects, self._slots, slot.shape[1], slot.shape[2], self._pointers, pointer.shape[1], slot.dtype
         )
@@ -102,7 +102,7 @@ class Samwise:
         work.add("batch_high_res_0", decoder.input("high_res_0"), pictures=1)
         self._batch_memory = device.empty((self.batch, self._slots, *slot.shape[1:]), slot.dtype)
         self._batch_pointers = device.empty((self.batch, self._pointers, pointer.shape[1]), pointer.dtype)
-        self._batch_age = device.empty((self.batch, self._slots), attention.input("memory_age").dtype)
+        self._batch_age = device.empty((self.batch, self._slots), attention.input("maskmem_tpos_index").dtype)
         self._steady = max(self._slots, self._pointers)  # from this frame on, no shape changes
         self._result_specs = [decoder.output("score")]
         if self._cme is not None:
@@ -285,7 +285,7 @@ class Samwise:
         slots = [self.pool.slot(lane.row, frame) for lane in lanes]
         work = partial(self._compute, batch, reads, None if steady else slots)
         self._replay(batch, tuple(due), work) if steady else work()
-        pointer, memory = self._work.view("pointer", n), self._work.view("memory_slot", n)
+        pointer, memory = self._work.view("obj_ptr", n), self._work.view("maskmem_features", n)
         for i, lane in enumerate(lanes):
             self._device.copy(pointer[i], self.pool.pointer(lane.row, frame))
             if steady:
@@ -351,8 +351,8 @@ class Samwise:
             embedding=reads.embedding,
             map_index=self._index[:n],
             memory=reads.memory,
-            memory_age=reads.age,
-            pointers=reads.pointers,
+            maskmem_tpos_index=reads.age,
+            obj_ptrs=reads.pointers,
             conditioned=conditioned,
         )
         return conditioned
@@ -421,7 +421,7 @@ class Samwise:
         )
         outputs = {name: work.view(name, n) for name in ("remembered_logits", "decision")}
         self._stages["conditional_memory"].run(
-            pointer=pick("pointer", decoded["pointer"]),
+            obj_ptr=pick("obj_ptr", decoded["obj_ptr"]),
             early_token=again["early_token"],
             low_res_logits=pick("low_res_logits", decoded["low_res_logits"]),
             memoryless_logits=again["low_res_logits"],
@@ -438,15 +438,15 @@ class Samwise:
                 embedding=reads.embedding,
                 map_index=self._index[:n],
                 mask_logits=remembered if due else low_res,
-                memory_slot=self._work.view("memory_slot", n),
+                maskmem_features=self._work.view("maskmem_features", n),
             )
             return
-        slots = list(self._work.view("memory_slot", n)) if slots is None else slots
+        slots = list(self._work.view("maskmem_features", n)) if slots is None else slots
         for i, slot in enumerate(slots):
             mask = remembered[due.index(i)] if i in due else low_res[i]
             encode(
                 embedding=reads.embedding[i : i + 1],
                 map_index=self._zeros[:1],
                 mask_logits=mask[None],
-                memory_slot=slot[None],
+                maskmem_features=slot[None],
             )

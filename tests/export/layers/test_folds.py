@@ -84,23 +84,23 @@ def test_frame_stages_equal_the_whole_model(network, clip):
             alone = network.decode(
                 conditioned[at], sparse[at, :count], known["high_res_0"][index[at]], known["high_res_1"][index[at]]
             )
-        for name in ("low_res_logits", "iou", "score", "pointer", "early_token"):
-            close(out[name][at], getattr(alone, name), 1e-5)
+        for name in ("low_res_logits", "iou", "score", "obj_ptr", "early_token"):
+            close(out[name][at], getattr(alone, {"obj_ptr": "pointer"}.get(name, name)), 1e-5)
     slot = cut["memory_encoder"].run(
         {"embedding": known["embedding"], "map_index": index, "mask_logits": out["low_res_logits"]}
-    )["memory_slot"]
+    )["maskmem_features"]
     close(slot, network.remember(known["embedding"][index], out["low_res_logits"]).detach())
     high = upsample(out["low_res_logits"], 64)
     assert torch.equal(upsample(high, 64), high)
     answer = cut["conditional_memory"].run(
         {
-            "pointer": out["pointer"],
+            "obj_ptr": out["obj_ptr"],
             "early_token": out["early_token"],
             "low_res_logits": out["low_res_logits"],
             "memoryless_logits": out["low_res_logits"].flip(0),
         }
     )
-    close(answer["decision"], network.decide(out["pointer"], out["early_token"]).detach())
+    close(answer["decision"], network.decide(out["obj_ptr"], out["early_token"]).detach())
     other = upsample(out["low_res_logits"].flip(0), 64)
     for i in range(2):
         switch = answer["decision"][i].argmax().item() == 1

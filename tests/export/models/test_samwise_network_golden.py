@@ -76,10 +76,10 @@ def test_first_frames_of_a_clip():
         frames += 1
         close(out["text_2_fused"][0], golden["text_state"][0])
         close(out["low_res_logits"][0, ::4, ::4], golden["low_res_masks"][number])
-        close(out["pointer"][0], golden["obj_ptr"][number])
+        close(out["obj_ptr"][0], golden["obj_ptr"][number])
         close(out["score"][0], golden["object_score_logits"][number])
         close(out["iou"][0], golden["ious"][number])
-        slot = out["memory_slot"][0].unflatten(0, (64, 64))
+        slot = out["maskmem_features"][0].unflatten(0, (64, 64))
         close(slot.permute(2, 0, 1)[:, ::4, ::4], golden["maskmem_features_sub4"][number])
         resized = upsample(out["low_res_logits"], 1024)[:, : meta["resized_height"], : meta["resized_width"]]
         source = torch.nn.functional.interpolate(resized[None], (height, width), mode="bilinear")[0, 0]

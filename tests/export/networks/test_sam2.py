@@ -39,7 +39,7 @@ def test_the_command(tmp_path, capsys, new):
         manifest = engine.bundle.manifest
         assert manifest.provenance["parity"]["mask_iou"] >= 0.999, "every stage and a clip were compared with torch"
         inputs = {t.name for t in manifest.stages["memory_attention"].inputs}
-        assert ("pointer_distance" in inputs) == new, "only 2.1 gives pointers a distance"
+        assert ("obj_ptr_tpos" in inputs) == new, "only 2.1 gives pointers a distance"
         assert ("score" in {t.name for t in manifest.stages["prompt_memory_encoder"].inputs}) == new
         clip = np.random.default_rng(0).integers(0, 255, (9, 40, 60, 3), dtype=np.uint8)
         together, alone = {}, {}
@@ -91,7 +91,7 @@ def test_rules_of_the_decoder():
     assert (out["low_res_logits"][present] == pick(out["all_logits"], wanted)[present]).all()
     assert (out["low_res_logits"][~present] == -1024).all()
     flipped = decoder.run({**inputs, "multimask": ~inputs["multimask"]})
-    assert not torch.isclose(flipped["pointer"], out["pointer"]).all(1).any(), "the pointer's token follows the mode"
+    assert not torch.isclose(flipped["obj_ptr"], out["obj_ptr"]).all(1).any(), "the pointer's token follows the mode"
 
 
 def test_padding_of_prompts_changes_nothing():

@@ -27,7 +27,7 @@ RNG = np.random.default_rng(0)
 F32 = "float32"
 
 
-_ROLES = ("embedding", "map_index", "memory", "memory_age", "pointers", "conditioned", "ages")
+_ROLES = ("embedding", "map_index", "memory", "maskmem_tpos_index", "obj_ptrs", "conditioned", "ages")
 MEMORY_SPLIT = SplitStageSpec(
     "memory_attention",
     ("a", "b"),
@@ -95,10 +95,10 @@ OUT = (RNG.standard_normal((MEMORY, WIDTH)) / 4).astype(np.float32)
 def memory_parts():
     return [
         Part(
-            lambda embedding, map_index, memory_age, **_: {
+            lambda embedding, map_index, maskmem_tpos_index, **_: {
                 "residual_0": embedding[map_index],
                 "queries_0": 2 * embedding[map_index],
-                "ages": memory_age.astype(np.int32),
+                "ages": maskmem_tpos_index.astype(np.int32),
             }
         ),
         Part(
@@ -117,8 +117,8 @@ SPEC = StageSpec(
         TensorSpec("embedding", F32, ("maps", TOKENS, WIDTH)),
         TensorSpec("map_index", "int64", ("objects",)),
         TensorSpec("memory", F32, ("objects", "slots", TOKENS, MEMORY)),
-        TensorSpec("memory_age", "int64", ("objects", "slots")),
-        TensorSpec("pointers", F32, ("objects", "pointers", WIDTH)),
+        TensorSpec("maskmem_tpos_index", "int64", ("objects", "slots")),
+        TensorSpec("obj_ptrs", F32, ("objects", "pointers", WIDTH)),
     ),
     (TensorSpec("conditioned", F32, ("objects", TOKENS, WIDTH)),),
 )
@@ -132,14 +132,14 @@ def memory_stage(device, kernels, fixed):
 
 
 def expected(fixed, i):
-    x, index = i["embedding"][i["map_index"]], i["pointers"]
+    x, index = i["embedding"][i["map_index"]], i["obj_ptrs"]
     tokens = index.reshape(len(index), -1, MEMORY)
     queries = 2 * x
     for layer in (0, 1):
         attended = reference.memory_attention(
             queries,
             i["memory"],
-            i["memory_age"],
+            i["maskmem_tpos_index"],
             tokens,
             np.full(len(x), tokens.shape[1]),
             fixed[f"key_weight_{layer}"],
@@ -159,8 +159,8 @@ def inputs(n, slots, pointers, seed=0):
         "embedding": rng.standard_normal((2, TOKENS, WIDTH), F32),
         "map_index": rng.integers(0, 2, n),
         "memory": rng.standard_normal((n, slots, TOKENS, MEMORY), F32),
-        "memory_age": rng.integers(0, SLOTS, (n, slots)),
-        "pointers": rng.standard_normal((n, pointers, WIDTH), F32),
+        "maskmem_tpos_index": rng.integers(0, SLOTS, (n, slots)),
+        "obj_ptrs": rng.standard_normal((n, pointers, WIDTH), F32),
     }
 
 
@@ -198,7 +198,7 @@ def test_launches_are_packed_once_and_nothing_is_allocated(device, kernels, monk
     monkeypatch.setattr(split_stage, "BOUND", 2)
     for slots in (1, 2, 3):
         ages = device.constant(np.zeros((1, slots), np.int64))
-        stage.run(**arrays | {"memory": arrays["memory"][:, :slots], "memory_age": ages}, conditioned=out)
+        stage.run(**arrays | {"memory": arrays["memory"][:, :slots], "maskmem_tpos_index": ages}, conditioned=out)
         assert len(stage._bound) <= 2
 
 

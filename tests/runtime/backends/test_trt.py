@@ -67,7 +67,7 @@ def test_shapes_are_set_only_when_they_change(bundle, backend):
         "embedding": device.empty((1, 4, 3), "float32"),
         "map_index": device.constant(np.zeros(1, np.int64)),
         "mask_logits": device.empty((1, 8, 8), "float32"),
-        "memory_slot": device.empty((1, 4, 2), "float32"),
+        "maskmem_features": device.empty((1, 4, 2), "float32"),
     }
     seen = []
     set_shape = stage.context.set_input_shape

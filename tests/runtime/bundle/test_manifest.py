@@ -27,7 +27,7 @@ def test_round_trip(copy, tmp_path):
     manifest = Manifest.load(copy)
     manifest.dump(tmp_path)
     assert Manifest.load(tmp_path) == manifest
-    assert manifest.stages["memory_encoder"].output("memory_slot").resolve({"objects": 2}) == (2, 4, 2)
+    assert manifest.stages["memory_encoder"].output("maskmem_features").resolve({"objects": 2}) == (2, 4, 2)
 
 
 SPLIT = {"kernel": "k", "subgraphs": ["neck"], "constants": "neck.onnx", "tensors": {}, "sizes": {}}

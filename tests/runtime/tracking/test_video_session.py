@@ -71,7 +71,7 @@ class Plain:
             "low": fill_holes(raw, self.fill),
             "selected": selected,
             "score": score,
-            "pointer": pointer,
+            "obj_ptr": pointer,
             "seen": seen,
         }
 
@@ -99,13 +99,13 @@ class Plain:
                 memory.append((x["memory"], back - 1))
         longest = min(toy_sam2.POINTERS, len(self.pictures)) - 1
         pointers = [
-            (x["pointer"], (frame - t) * sign / max(longest, 1)) for t, x in near.items() if (frame - t) * sign >= 0
+            (x["obj_ptr"], (frame - t) * sign / max(longest, 1)) for t, x in near.items() if (frame - t) * sign >= 0
         ]
         for distance in range(1, longest + 1):
             t = frame - sign * distance
             x = o["other"].get(t) or far.get(t)
             if 0 <= t < len(self.pictures) and x:
-                pointers.append((x["pointer"], distance / max(longest, 1)))
+                pointers.append((x["obj_ptr"], distance / max(longest, 1)))
         return self.pictures[frame].attend(memory, pointers), (4 * len(memory), 3 * len(pointers))
 
     @property
@@ -223,7 +223,7 @@ def check_stores(video, plain):
             for frame, out in o[theirs].items():
                 outcome = store[frame]
                 assert (outcome.selected, outcome.memory_tokens) == (out["selected"], out["seen"])
-                np.testing.assert_allclose(outcome.pointer, out["pointer"], rtol=1e-4, atol=1e-4)
+                np.testing.assert_allclose(outcome.pointer, out["obj_ptr"], rtol=1e-4, atol=1e-4)
                 if outcome.page is not None:
                     pages.append(outcome.page.number)
                     np.testing.assert_allclose(outcome.page.array, out["memory"], rtol=1e-4, atol=1e-4)

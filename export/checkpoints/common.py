@@ -230,9 +230,11 @@ def _number(name: str, value: Any) -> int:
 
 
 def count_modules(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """Count the consecutive modules `prefix`0, `prefix`1, ..."""
+    """Count the modules `prefix`0, `prefix`1, ... Raises ValueError unless they are numbered consecutively."""
     numbers = {k[len(prefix) :].split(".")[0] for k in tensors if k.startswith(prefix)}
-    return next(i for i in range(len(numbers) + 1) if str(i) not in numbers)
+    if numbers != {str(i) for i in range(len(numbers))}:
+        raise ValueError(f"modules under {prefix} are not numbered 0..{len(numbers) - 1}")
+    return len(numbers)
 
 
 @contextmanager

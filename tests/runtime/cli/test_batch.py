@@ -20,7 +20,7 @@ WORDS = {"the": 5, "dog": 20, "cat": 90, "left": 40}
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    """The toy with a tokenizer of four words."""
+    """The toy bundle with a tokenizer of four words."""
     import hashlib
 
     folder = tmp_path_factory.mktemp("bundles") / "toy_refersam"
@@ -46,6 +46,11 @@ def pictures(tmp_path):
     return folder
 
 
+def run_batch(bundle, pictures, sentences, out, *options):
+    paths = {"--engine": bundle, "--image": pictures, "--sentences": sentences, "--out": out}
+    return main([*(str(part) for pair in paths.items() for part in pair), *options])
+
+
 @pytest.mark.parametrize(
     "name, content",
     [
@@ -65,20 +70,8 @@ def pictures(tmp_path):
 def test_list_of_sentences(bundle, pictures, tmp_path, name, content, capsys):
     (tmp_path / name).write_text(content, encoding="utf-8-sig")
     out = tmp_path / "out"
-    code = main(
-        [
-            "--engine",
-            str(bundle),
-            "--image",
-            str(pictures),
-            "--sentences",
-            str(tmp_path / name),
-            "--out",
-            str(out),
-            "--json",
-        ]
-    )
-    assert code == 0 and json.loads(capsys.readouterr().out)["sentences"] == 3
+    assert run_batch(bundle, pictures, tmp_path / name, out, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["sentences"] == 3
     results = json.loads((out / "a" / "results.json").read_text())
     assert [o["prompt"] for o in results["objects"]] == ["the dog", "the cat, left"] and results["complete"]
     indexed = np.asarray(Image.open(out / "a" / "masks" / "a.png"))
@@ -89,24 +82,10 @@ def test_list_of_sentences(bundle, pictures, tmp_path, name, content, capsys):
     assert (np.stack(found) == want.masks).all()
 
 
-def test_pictures_that_share_a_stem(bundle, pictures, tmp_path):
+def test_images_that_share_a_stem(bundle, pictures, tmp_path):
     Image.open(pictures / "a.png").save(pictures / "a.jpg")
     (tmp_path / "l.json").write_text(json.dumps({"a.png": ["dog"], "a.jpg": ["dog"]}))
-    assert (
-        main(
-            [
-                "--engine",
-                str(bundle),
-                "--image",
-                str(pictures),
-                "--sentences",
-                str(tmp_path / "l.json"),
-                "--out",
-                str(tmp_path / "out"),
-            ]
-        )
-        == 0
-    )
+    assert run_batch(bundle, pictures, tmp_path / "l.json", tmp_path / "out") == 0
     assert (tmp_path / "out" / "a.jpg" / "results.json").is_file() and (tmp_path / "out" / "a.png").is_dir()
 
 
@@ -126,25 +105,14 @@ def test_pictures_that_share_a_stem(bundle, pictures, tmp_path):
         ("l.json", "{}", "no sentence in it"),
     ],
 )
-def test_bad_lists(bundle, pictures, tmp_path, name, content, message, capsys):
+def test_invalid_lists(bundle, pictures, tmp_path, name, content, message, capsys):
     (tmp_path / name).write_text(content)
-    code = main(
-        [
-            "--engine",
-            str(bundle),
-            "--image",
-            str(pictures),
-            "--sentences",
-            str(tmp_path / name),
-            "--out",
-            str(tmp_path / "out"),
-        ]
-    )
+    code = run_batch(bundle, pictures, tmp_path / name, tmp_path / "out")
     error = capsys.readouterr().err
     assert code == 2 and message in error and error.count("\n") == 1
 
 
-def test_bad_combinations(bundle, pictures, tmp_path, capsys):
+def test_options_that_exclude_each_other(bundle, pictures, tmp_path, capsys):
     (tmp_path / "l.json").write_text('{"a.png": ["dog"]}')
     base = ["--engine", str(bundle), "--sentences", str(tmp_path / "l.json")]
     assert main([*base, "--image", str(pictures / "a.png")]) == 2 and "needs a folder" in capsys.readouterr().err
@@ -153,22 +121,9 @@ def test_bad_combinations(bundle, pictures, tmp_path, capsys):
     assert main(missing) == 2 and "no such file" in capsys.readouterr().err
 
 
-def test_one_picture_from_the_command(bundle, pictures, tmp_path, capsys):
-    code = main(
-        [
-            "--engine",
-            str(bundle),
-            "--image",
-            str(pictures / "b.png"),
-            "--text",
-            "the dog",
-            "--text",
-            "cat",
-            "--out",
-            str(tmp_path / "out"),
-            "--json",
-        ]
-    )
+def test_one_image(bundle, pictures, tmp_path, capsys):
+    image = ["--engine", str(bundle), "--image", str(pictures / "b.png")]
+    code = main([*image, "--text", "the dog", "--text", "cat", "--out", str(tmp_path / "out"), "--json"])
     assert code == 0, capsys.readouterr().err
     assert np.asarray(Image.open(tmp_path / "out" / "masks" / "b.png")).shape == (50, 33)
 
@@ -184,7 +139,7 @@ def test_read_sentences_keeps_the_order(tmp_path):
 
 @pytest.fixture
 def refer(bundle, pictures, tmp_path):
-    """Two objects: one whose target is exactly what the bundle finds, one whose target is its complement."""
+    """Two objects: the target of one is exactly the mask of the bundle, that of the other its complement."""
     engine = runtime.load(bundle)
     found = {p: engine.image(pictures / p).refer([runtime.Text("the dog")]).masks[0] for p in ("a.png", "b.png")}
     targets = {1: found["a.png"], 2: ~found["b.png"]}
@@ -219,7 +174,7 @@ def test_refcoco_figures(refer, capsys):
     assert "no reference of split" in capsys.readouterr().err
 
 
-def test_a_pickle_makes_nothing_but_plain_values(refer):
+def test_a_pickle_may_hold_plain_values_only(refer):
     _, data, _, _ = refer
 
     class Harm:
@@ -231,7 +186,7 @@ def test_a_pickle_makes_nothing_but_plain_values(refer):
         next(refcoco.load_references(data, "val"))
 
 
-def test_three_forms_of_masks():
+def test_three_encodings_of_masks():
     square = np.zeros((10, 12), bool)
     square[2:6, 3:8] = True
     code = coco.encode(np.asfortranarray(square, np.uint8))
@@ -244,7 +199,7 @@ def test_three_forms_of_masks():
         assert (refcoco.decode(form, 10, 12) == square).all()
 
 
-def test_long_sentences_are_cut(bundle):
+def test_long_sentences_are_truncated(bundle):
     engine = runtime.load(bundle)
     tokenizer = runtime.tokenizer.Tokenizer.of(engine.bundle.folder, engine.bundle.manifest)
     long = "the dog left of the cat left of the dog"

@@ -70,7 +70,7 @@ def _main(argv: list[str], load: Callable[..., Engine]) -> int:
         return batch.run(args, open_engine)
     prompts = parse_prompts(args.prompt_args)
     if args.video is not None and not args.prompt_args and not args.auto:
-        raise UserError('say what to segment: --text "the horse jumping" (--help shows all options)')
+        raise UserError('no prompt; give one, like --text "the horse jumping" (--help shows all options)')
     with contextlib.ExitStack() as stack:
         demo = None
         if args.video is not None:  # opened first: it may fail, and sooner than an engine loads

@@ -150,7 +150,7 @@ def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
 def _object_table(objects: Sequence[Mapping[str, Any]]) -> list[str]:
     measures = [key for key in ("J", "F", "J&F") if objects and key in objects[0]]
     shown = objects[:MAX_ROWS]
-    rows = [["", "what", "visible", "score", *measures]]
+    rows = [["", "prompt", "visible", "score", *measures]]
     for entry in shown:
         counts = f"{entry['visible']}/{entry['followed']}"
         values = (f"{entry[key]:.3f}" for key in measures)

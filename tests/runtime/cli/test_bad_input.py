@@ -211,7 +211,7 @@ def test_a_camera_that_drops(toy, files, tmp_path):
 @pytest.mark.parametrize(
     "prompt, words",
     [
-        ([], ["say what to segment"]),
+        ([], ["no prompt", "--text"]),
         (["--text", ""], ["empty"]),
         (["--text", "  "], ["blank"]),
         (["--text", b"dog \xff"], ["not text"]),

@@ -1,8 +1,7 @@
-"""What no input may do, checked while it is read: run code, write, start a program, reach a network, hang, or show a
-traceback.
+"""Invariants of all readers of untrusted input: no code run, nothing written, no program, no network, no hang.
 
-Python tells an audit hook about every file that is opened for writing, every program, socket and removal. What a native
-library writes is seen by looking at the scratch folder and its surroundings afterwards.
+Python's audit hooks report every file opened for writing, every program, socket and removal. Files that a native
+library writes are found by listing the scratch folder and its parent afterwards.
 """
 
 from __future__ import annotations
@@ -20,115 +19,82 @@ from typing import Any
 from runtime.errors import UserError
 
 CPU_SECONDS = 30.0
-"""An input that takes more processor time than this hangs. Not wall time: a busy machine is no fault of the input."""
+"""Processor time after which an input counts as a hang. Not wall time, which depends on the load of the machine."""
 
-LONGEST_MESSAGE = 2000
-"""Characters of an error. Longer ones carry the input instead of speaking about it."""
+MAX_MESSAGE_CHARS = 2000
+"""Longer messages repeat the input instead of describing it."""
 
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 FORBIDDEN = frozenset(
-    (
-        "os.system",
-        "os.exec",
-        "os.fork",
-        "os.forkpty",
-        "os.posix_spawn",
-        "os.spawn",
-        "subprocess.Popen",
-        "pty.spawn",
-        "os.remove",
-        "os.rename",
-        "os.rmdir",
-        "os.mkdir",
-        "os.symlink",
-        "os.link",
-        "os.chmod",
-        "os.chown",
-        "os.truncate",
-        "os.putenv",
-        "shutil.rmtree",
-        "shutil.move",
-        "shutil.copyfile",
-        "socket.connect",
-        "socket.bind",
-        "socket.getaddrinfo",
-        "urllib.Request",
-        "pickle.find_class",
-        "marshal.loads",
-        "webbrowser.open",
-    )
+    "os.system os.exec os.fork os.forkpty os.posix_spawn os.spawn os.remove os.rename os.rmdir os.mkdir os.symlink "
+    "os.link os.chmod os.chown os.truncate os.putenv subprocess.Popen pty.spawn shutil.rmtree shutil.move "
+    "shutil.copyfile socket.connect socket.bind socket.getaddrinfo urllib.Request webbrowser.open pickle.find_class "
+    "marshal.loads".split()
 )
+"""Audit events that no reader may cause."""
 
-_hooked = False
-_active: Watch | None = None
-
-
-class Broken(BaseException):
-    """A property was violated. No `except Exception` on the way may hide it."""
+_hook_installed = False
+_violations: list[str] | None = None
+"""Collects violations while an input is read; None otherwise."""
 
 
-class Watch:
-    """What was seen while an input was read: `violations` by their first line."""
-
-    def __init__(self) -> None:
-        self.violations: list[str] = []
+class InvariantViolation(BaseException):
+    """An invariant does not hold. Not an `Exception`, so that no reader can catch it."""
 
 
 def tripwire(*_: Any) -> None:
-    """What the pickles of the fuzzer call, if anything calls it."""
-    if _active is not None:
-        _active.violations.append("code from the input was run")
+    """Record that it was called. The pickles of the fuzzer refer to this function."""
+    if _violations is not None:
+        _violations.append("code from the input was run")
 
 
-def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if _active is None:
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if _violations is None:
         return
     if event == "open":
         path, _, flags = arguments
-        if isinstance(flags, int) and flags & WRITING and not _harmless(path):
-            _active.violations.append(f"opened {path!r} for writing")
-    elif event in FORBIDDEN and not _importing():
-        _active.violations.append(f"{event} {arguments!r}"[:300])
+        if isinstance(flags, int) and flags & WRITE_FLAGS and not _is_harmless(path):
+            _violations.append(f"opened {path!r} for writing")
+    elif event in FORBIDDEN and not _is_importing():
+        _violations.append(f"{event} {arguments!r}"[:300])
 
 
-def _harmless(path: Any) -> bool:
-    """Python's own cache of compiled modules, and what is no file."""
+def _is_harmless(path: Any) -> bool:
+    """Whether it is Python's own cache of compiled modules, or not a file."""
     return isinstance(path, int) or os.fsdecode(path).endswith("/dev/null") or "__pycache__" in os.fsdecode(path)
 
 
-def _importing() -> bool:
-    """Whether a module is being imported just now: that renames and unmarshals its cache file."""
+def _is_importing() -> bool:
+    """Whether a module is being imported: that renames and unmarshals its cache file."""
     frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back
-    return False
+    return frame is not None
 
 
 @contextmanager
-def watched() -> Iterator[Watch]:
-    """Record what the block does. One block at a time per process."""
-    global _hooked, _active
-    if not _hooked:
-        sys.addaudithook(_hook)  # cannot be taken away again, so it does nothing while nobody watches
-        _hooked = True
-    _active = watch = Watch()
+def recorded_violations() -> Iterator[list[str]]:
+    """Record the forbidden audit events of the block. One block at a time per process."""
+    global _hook_installed, _violations
+    if not _hook_installed:
+        sys.addaudithook(_audit)  # cannot be removed; does nothing outside of this context
+        _hook_installed = True
+    _violations = found = []
     try:
-        yield watch
+        yield found
     finally:
-        _active = None
+        _violations = None
 
 
 @contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Raise Broken in the block when it has used so much processor time."""
+def cpu_limit(seconds: float) -> Iterator[None]:
+    """Raise InvariantViolation in the block once it has used so much processor time."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(*_: Any) -> None:
-        raise Broken(f"still busy after {seconds:g} seconds of processor time")
+        raise InvariantViolation(f"still busy after {seconds:g} seconds of processor time")
 
     before = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -139,30 +105,30 @@ def limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def hold(read: Callable[[], Any], around: Path) -> str:
-    """Read an input. Returns "taken" or, for an error of the house in one line, "refused"; anything else raises.
+def check_invariants(read: Callable[[], Any], parent: Path) -> str:
+    """Call `read`. Return "taken", or "refused" for a `UserError` of one line.
 
-    `around` is the folder that holds the scratch folder `around/inside`, and nothing else. A warning that would be
-    printed counts as a traceback. Raises Broken, or what the input raised.
+    `parent` holds the scratch folder `parent/inside` and nothing else. A warning that would be printed counts as a
+    traceback. Raises InvariantViolation, or the error of `read`.
     """
-    listing = sorted(os.listdir(around / "inside"))
-    with watched() as watch, limited(CPU_SECONDS), warnings.catch_warnings():
+    before = sorted(os.listdir(parent / "inside"))
+    with recorded_violations() as violations, cpu_limit(CPU_SECONDS), warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         try:
             read()
             outcome = "taken"
         except UserError as error:
-            _one_line(str(error))
+            _check_message(str(error))
             outcome = "refused"
-    if watch.violations:
-        raise Broken("; ".join(watch.violations))
-    if os.listdir(around) != ["inside"] or sorted(os.listdir(around / "inside")) != listing:
-        raise Broken("files appeared or vanished")
+    if violations:
+        raise InvariantViolation("; ".join(violations))
+    if os.listdir(parent) != ["inside"] or sorted(os.listdir(parent / "inside")) != before:
+        raise InvariantViolation("files appeared or vanished")
     return outcome
 
 
-def _one_line(message: str) -> None:
+def _check_message(message: str) -> None:
     if len(message.splitlines()) != 1:
-        raise Broken(f"an error of {len(message.splitlines())} lines: {message[:200]!r}")
-    if len(message) > LONGEST_MESSAGE:
-        raise Broken(f"an error of {len(message)} characters: {message[:200]!r}")
+        raise InvariantViolation(f"an error of {len(message.splitlines())} lines: {message[:200]!r}")
+    if len(message) > MAX_MESSAGE_CHARS:
+        raise InvariantViolation(f"an error of {len(message)} characters: {message[:200]!r}")

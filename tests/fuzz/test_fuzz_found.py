@@ -344,12 +344,12 @@ def test_a_name_that_promises_a_thousand_million_modules(tmp_path, name):
 )
 def test_hugging_face_configs_of_wrong_types_and_sizes(tensors, tmp_path, change):
     from export.checkpoints.sam2 import load_sam2
-    from fuzz.checkpoints import hugging_face, safetensors
+    from helpers import hugging_face
 
-    config = hugging_face()
+    config = hugging_face.config()
     change(config)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "model.safetensors").write_bytes(safetensors())
+    (tmp_path / "model.safetensors").write_bytes(hugging_face.safetensors(tensors))
     with pytest.raises(UserError) as caught:
         load_sam2(tmp_path)
     one_line(caught)

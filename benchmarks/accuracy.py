@@ -70,7 +70,7 @@ def sentences(engine: runtime.Engine, case: Case, texts: list[str], switches: Sw
 
 def visual(engine: runtime.Engine, case: Case, kind: str) -> np.ndarray:
     """Masks (N,T,H,W) of prompts drawn from the truth of frame 0: its most inner point, its box, or itself."""
-    with engine.session() as session:
+    with engine.live() as session:
         masks = []
         for t, frame in enumerate(case.frames()):
             given = {k + 1: prompt_of(m[0], kind) for k, m in enumerate(case.masks)} if t == 0 else None

@@ -22,7 +22,7 @@ def clip(frames: int, height: int = 360, width: int = 640) -> np.ndarray:
 
 def sentences(engine, count: int) -> list[runtime.Text]:
     settings = engine.bundle.manifest.text
-    if not settings or not engine.can("open"):
+    if not settings or runtime.Capability.TEXT_VIDEO not in engine.capabilities:
         pytest.skip("this bundle follows no sentences")
     top = settings["vocabulary"]
     return [runtime.Text(tokens=[0, *(3 + (7 * i + 13 * j) % (top - 3) for j in range(6)), 2]) for i in range(count)]
@@ -37,7 +37,7 @@ def play(engine, prompts, frames) -> list[runtime.Result]:
 def test_sentences(benchmark, info, loaded, pace, count):
     """One window of frames with 1, 2, 4, 8 sentences; compare `per_sentence` to see what is shared."""
     prompts = sentences(loaded, count)
-    frames = clip(loaded.network("open", "follow sentences").window)
+    frames = clip(loaded.networks.text_video.window)
     benchmark.pedantic(play, (loaded, prompts, frames), **pace)
     seconds = float(np.median(benchmark.stats.stats.data))
     info(sentences=count, frames=len(frames), frames_per_second=len(frames) / seconds, per_sentence=seconds / count)
@@ -46,7 +46,7 @@ def test_sentences(benchmark, info, loaded, pace, count):
 def test_memory_fill(benchmark, info, loaded, pace):
     """Seconds of memory attention on the frames 1 to 8 of a video: grows with the memory, then stays."""
     prompts, frames, filled = sentences(loaded, 1), clip(9), {}
-    window = loaded.network("open", "follow sentences").window
+    window = loaded.networks.text_video.window
     stage = loaded.stages["memory_attention"]
 
     def run():
@@ -63,10 +63,10 @@ def test_memory_fill(benchmark, info, loaded, pace):
 def first_frame(engine) -> None:
     """One frame of whatever the bundle does."""
     frame, box = clip(1)[0], runtime.Box([60, 40, 160, 120])
-    if engine.can("open"):
+    if runtime.Capability.TEXT_VIDEO in engine.capabilities:
         play(engine, sentences(engine, 1), [frame])
-    elif engine.can("live"):
-        with engine.session() as session:
+    elif runtime.Capability.PROMPT_VIDEO in engine.capabilities:
+        with engine.live() as session:
             session.push(frame, {1: box})
     else:
         engine.image(frame).refer([runtime.Text(tokens=[1, 2, 3])])

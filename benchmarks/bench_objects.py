@@ -35,7 +35,7 @@ def test_objects(benchmark, info, loaded, bundle, pace, count):
     frames = clip(FILL + timed)
     height, _width = frames.shape[1:3]
     boxes = {i: runtime.Box([20 + 60 * i, 30, 110 + 60 * i, height - 40]) for i in range(count)}
-    with loaded.session() as session:
+    with loaded.live() as session:
         for t, frame in enumerate(frames[:FILL]):
             session.push(frame, boxes if t == 0 else None)
         rest, own, whole = iter(frames[FILL:]), [], []

@@ -24,7 +24,7 @@ def test_sentence(benchmark, info, loaded, bundle, how, request):
     """One sentence through `--windows` windows."""
     prompts = sentences(loaded, 1)
     model, plain = pytorch(bundle, "samwise", how, request)
-    frames = clip(request.config.option.windows * loaded.network("open", "follow sentences").window)
+    frames = clip(request.config.option.windows * loaded.networks.text_video.window)
     compare(
         benchmark,
         info,

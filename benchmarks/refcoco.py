@@ -33,8 +33,8 @@ from pycocotools import mask as coco
 
 import runtime
 from runtime.errors import SamwiseRuntimeError, UserError, fail
+from runtime.imaging.upsample import CornerAlignedUpsampler
 from runtime.media.image_files import read_image
-from runtime.models.refersam import CornerUpsampler
 from runtime.prompts import Text
 from runtime.tokenizer import Tokenizer
 
@@ -159,7 +159,7 @@ def evaluate(
         masks, target = result.masks, reference.mask
         if at_input:
             size = (manifest.image_size, manifest.image_size)
-            masks = CornerUpsampler(result.low_res_logits.shape[1], size).masks(result.low_res_logits)
+            masks = CornerAlignedUpsampler(result.low_res_logits.shape[1], size).masks(result.low_res_logits)
             target = np.asarray(Image.fromarray(target).resize(size, Image.Resampling.NEAREST))
         for mask in masks:
             score.add(mask, target)

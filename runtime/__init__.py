@@ -18,25 +18,44 @@ __path__.append(str(Path(__file__).resolve().parent.parent))
 
 from .engine import Engine, load
 from .errors import BackendError, BundleError, InternalError, PromptError, SamwiseRuntimeError, UserError, VideoError
-from .models.samwise.session import Session
+from .image import ImagePredictor
+from .media.video_reader import VideoReader, open_video
+from .models.base import Capability
+from .models.options import AutomaticMaskOptions, TextOptions
+from .models.samwise.session import TextSession
 from .prompts import Box, Mask, Points, Text
-from .results import Result
+from .results import Prediction, Result, Segment
+from .tracking.live import LiveSession
+from .tracking.state import ObjectOutput, TrackingOptions
+from .tracking.video import VideoSession
 
 __all__ = [
+    "AutomaticMaskOptions",
     "BackendError",
     "Box",
     "BundleError",
+    "Capability",
     "Engine",
+    "ImagePredictor",
     "InternalError",
+    "LiveSession",
     "Mask",
+    "ObjectOutput",
     "Points",
+    "Prediction",
     "PromptError",
     "Result",
     "SamwiseRuntimeError",
-    "Session",
+    "Segment",
     "Text",
+    "TextOptions",
+    "TextSession",
+    "TrackingOptions",
     "UserError",
     "VideoError",
+    "VideoReader",
+    "VideoSession",
     "load",
+    "open_video",
 ]
 __version__ = "0.1.0"

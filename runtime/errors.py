@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Iterable
 
 MAX_MESSAGE_CHARS = 1000
 """Maximum message length; longer messages are truncated in the middle."""
@@ -75,3 +76,10 @@ def _shortened(text: str) -> str:
         if len(text) <= MAX_MESSAGE_CHARS
         else f"{text[: MAX_MESSAGE_CHARS * 2 // 3]} ... {text[-(MAX_MESSAGE_CHARS // 4) :]}"
     )
+
+
+def reject_unknown(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise UserError that lists the known options of `what` when one that does not exist is given."""
+    known = list(known)
+    if unknown := sorted(set(given) - set(known)):
+        raise UserError(f"{what} has no option {', '.join(unknown)}; it has {', '.join(known)}")

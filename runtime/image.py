@@ -1,4 +1,4 @@
-"""One picture, and whatever the networks of a bundle can say about it."""
+"""Image API: point, box and mask prompts, automatic masks and sentences on one image."""
 
 from __future__ import annotations
 
@@ -6,59 +6,80 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from .errors import reject_unknown
 from .media.image_files import check_frame
 from .media.video_reader import open_video
-from .models.sam2.image import ImageSession
-from .prompts import Text, check_sentences
-from .results import Prediction, Result
+from .models import Networks
+from .models.base import Capability, PromptImage, TextImage
+from .models.options import AutomaticMaskKeywords, AutomaticMaskOptions, TextOptions
+from .prompts import Text, check_texts
+from .results import Prediction, Result, Segment
 
 if TYPE_CHECKING:
-    from .results import Segment
+    from typing_extensions import Unpack
 
 
-class Picture:
-    """Made by `Engine.image`. Each network encodes the picture when it is first asked, and once."""
+class ImagePredictor:
+    """One image and the networks of a bundle; made by `Engine.image`. Each network encodes it on first use, and once."""
 
-    def __init__(self, engine: Any, picture: Any) -> None:
-        """`picture`: uint8 RGB (H,W,3), or a path. Raises VideoError."""
-        if isinstance(picture, (str, Path)):
-            with open_video(picture, max_frames=1) as opened:
-                picture = next(opened)
-        self._engine, self.frame = engine, check_frame(picture, 0, None)
-        self._clicked: ImageSession | None = None
-        self._seen: Any = None
+    def __init__(self, networks: Networks, image: np.ndarray | str | Path) -> None:
+        """`image`: uint8 RGB (H,W,3), or a path. Raises VideoError."""
+        if isinstance(image, (str, Path)):
+            with open_video(image, max_frames=1) as opened:
+                image = next(opened)
+        self._networks, self.frame = networks, check_frame(image, 0, None)
+        self._prompt_image: PromptImage | None = None
+        self._text_image: TextImage | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width)."""
-        return self.frame.shape[:2]
+        height, width = self.frame.shape[:2]
+        return height, width
 
-    def predict(self, points: Any = None, labels: Any = None, **prompt: Any) -> Prediction:
-        """Masks for clicks, a box or mask logits; see `ImageSession.predict`. Raises PromptError, UserError."""
-        return self._by_clicks().predict(points, labels, **prompt)
+    def predict(
+        self,
+        points: Any = None,
+        labels: Any = None,
+        box: Any = None,
+        mask_input: Any = None,
+        multimask: bool = True,
+        normalized: bool = False,
+    ) -> Prediction:
+        """Predict masks for a prompt, or for a batch of B prompts of one kind.
 
-    def segment_all(self, **options: Any) -> list[Segment]:
-        """Masks of everything in the picture; see `ImageSession.segment_all`. Raises UserError."""
-        return self._by_clicks().segment_all(**options)
+        points      (K,2) x, y in pixels, or (B,K,2); labels (K,) or (B,K), 1 on the object, 0 beside it
+        box         (4,) left, top, right, bottom, or (B,4)
+        mask_input  (s,s) or (1,s,s) logits of an earlier prediction, or (B,1,s,s)
+        multimask   three candidates; else one, mask 0 or the best candidate where mask 0 is unstable
+        normalized  points and boxes are given in 0..1
+        Raises PromptError, UserError.
+        """
+        return self._encoded().predict(points, labels, box, mask_input, multimask, normalized)
 
-    def _by_clicks(self) -> ImageSession:
-        if self._clicked is None:
-            self._clicked = self._engine.network("image", "segment by clicks").image(self.frame)
-        return self._clicked
+    def segment_all(self, **options: Unpack[AutomaticMaskKeywords]) -> list[Segment]:
+        """Segment everything in the image, without prompts; see `AutomaticMaskOptions`. Raises UserError."""
+        reject_unknown("segment_all", options, AutomaticMaskKeywords.__annotations__)
+        return self._encoded().segment_all(AutomaticMaskOptions(**options))
+
+    def _encoded(self) -> PromptImage:
+        if self._prompt_image is None:
+            self._prompt_image = self._networks.prompt_image.open_image(self.frame)
+        return self._prompt_image
 
     def refer(self, prompts: Sequence[Text], logits: bool = False) -> Result:
-        """One mask per sentence, at the picture's size.
+        """Find one mask per sentence, at the size of the image; all sentences are one batch.
 
-        prompts  sentences, in one batch
-        logits   whether the result carries `low_res_logits`, and `coarse_logits` where the network has them
-        A network for videos answers too: the picture is a video of one frame, and nothing is remembered.
+        `logits`: whether the result carries `low_res_logits`, and `coarse_logits` where the network has them. A network
+        for videos answers too: the image is a video of one frame.
         Raises PromptError for a sentence the bundle cannot take, UserError for a bundle that takes none.
         """
-        check_sentences(prompts)
-        network = next((n for n in self._engine.networks.values() if hasattr(n, "refer")), None)
-        if network is None:
-            with self._engine.session(prompts, logits) as session:
+        check_texts(prompts)
+        if Capability.TEXT_IMAGE not in self._networks.capabilities:
+            with self._networks.text_video.open_text_session(prompts, logits, TextOptions()) as session:
                 return next(iter(session.stream([self.frame])))
-        if self._seen is None:
-            self._seen = network.see(self.frame)
-        return network.refer(self._seen, prompts, logits)
+        if self._text_image is None:
+            self._text_image = self._networks.text_image.encode_image(self.frame)
+        return self._text_image.refer(prompts, logits)

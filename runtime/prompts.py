@@ -148,7 +148,7 @@ def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[1]}x{shape[0]}"
 
 
-def check_sentences(prompts: Any) -> None:
+def check_texts(prompts: Any) -> None:
     """Raise PromptError unless `prompts` is a list of at least one Text."""
     if (
         isinstance(prompts, (str, Text))

@@ -1,22 +1,25 @@
-"""What a caller gets for one frame."""
+"""Results: masks of the objects on a frame, of a prompt on an image, of everything in an image."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Masks of every object on one frame.
+    """Masks of every object on one frame; N objects.
 
     frame_index     0-based number of the frame in its session
-    object_ids      (N,) ids in the order in which the objects were added; text prompts are numbered from 1
+    object_ids      (N,) ids in the order in which the objects were added
+    prompt_ids      (N,) the prompt that each object belongs to: texts are numbered from 1; of objects that were pointed
+                    at, the object's own id
     masks           (N, H, W) bool at the size of the source frame
-    scores          (N,) float32, probability that the object is visible; of ReferSAM the IoU it expects, as it comes
-    score_logits    (N,) float32, the same before the sigmoid (ReferSAM has none: the same numbers again)
+    scores          (N,) float32, probability that the object is visible; of ReferSAM, which has none, the predicted IoU
+    score_logits    (N,) float32, `scores` before the sigmoid; None where scores are no probabilities
+    ious            (N,) float32 predicted IoU of the mask, NaN where it was given; None where the network predicts none
     boxes           (N, 4) float32 x0, y0, x1, y1 in source pixels, x1 and y1 exclusive; zeros where the mask is empty
     low_res_logits  (N, s, s) float32 logits of the decoder, s = image size / 4; None unless logits were asked for
     coarse_logits   (N, s, s) float32, ReferSAM's mask before SAM's decoder; None for other networks, or as above
@@ -24,18 +27,20 @@ class Result:
 
     frame_index: int
     object_ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...]
     masks: np.ndarray
     scores: np.ndarray
-    score_logits: np.ndarray
     boxes: np.ndarray
+    score_logits: np.ndarray | None = None
+    ious: np.ndarray | None = None
     low_res_logits: np.ndarray | None = None
     coarse_logits: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One mask: (H,W) bool; `box` x0, y0, x1, y1 exclusive; `area` pixels; `score` expected IoU; `stability`; the click
-    `point` (x, y) that found it, and the `crop` x0, y0, x1, y1 that was looked at."""
+    """One mask: (H,W) bool; `box` x0, y0, x1, y1 exclusive; `area` pixels; `score` predicted IoU; `stability`; the
+    `point` (x, y) that prompted it, and the `crop` x0, y0, x1, y1 that was encoded."""
 
     mask: np.ndarray
     box: tuple[int, int, int, int]
@@ -51,7 +56,7 @@ class Prediction:
     """Masks of one or several prompts; unpacks into `masks, scores, low_res`.
 
     masks    (M,H,W) bool, M = 3 candidates or 1; (B,M,H,W) for a batch of B prompts
-    scores   (M,) or (B,M) float32, IoU that the network expects
+    scores   (M,) or (B,M) float32, predicted IoU
     low_res  (M,s,s) or (B,M,s,s) float32 logits, clamped to +-32
     """
 
@@ -59,5 +64,5 @@ class Prediction:
     scores: np.ndarray
     low_res: np.ndarray
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[np.ndarray]:
         return iter((self.masks, self.scores, self.low_res))

@@ -28,6 +28,7 @@ from ..errors import SamwiseRuntimeError, UserError, fail
 from ..media.synthetic_clip import Disc, synthetic_clip
 from ..media.video_reader import open_video
 from ..metrics import clip_jaccard, relative_error
+from ..models.base import Capability
 from ..prompts import Text
 
 TOLERANCES = {"fp32": (1e-4, 0.999), "fp16": (5e-3, 0.99), "int8": (5e-3, 0.99)}
@@ -130,8 +131,8 @@ def masks_of(engine: Engine, frames: int) -> tuple[list[np.ndarray], int]:
     """Return masks (T,H,W) of every object of every task that the bundle supports, and the number of processed frames."""
     found: list[np.ndarray] = []
     num_frames = 0
-    for ability, run in TASKS.items():
-        if engine.can(ability):
+    for capability, run in TASKS.items():
+        if capability in engine.capabilities:
             masks = run(engine, clip_of(engine.bundle, frames))  # (T,N,H,W)
             num_frames += len(masks)
             found += list(masks.swapaxes(0, 1))
@@ -180,12 +181,12 @@ def _text_image(engine: Engine, frames: np.ndarray) -> np.ndarray:
     return np.stack([engine.image(frame).refer(_prompts(engine.bundle)).masks for frame in frames[:2]])
 
 
-TASKS: Mapping[str, Callable[[Engine, np.ndarray], np.ndarray]] = {
-    "open": _text_video,
-    "video": _prompt_video,
-    "refer": _text_image,
+TASKS: Mapping[Capability, Callable[[Engine, np.ndarray], np.ndarray]] = {
+    Capability.TEXT_VIDEO: _text_video,
+    Capability.PROMPT_VIDEO: _prompt_video,
+    Capability.TEXT_IMAGE: _text_image,
 }
-"""Ability of a network (`Engine.can`) -> function that exercises it."""
+"""Capability -> function that exercises it."""
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 from ..engine import Engine
 from ..errors import PromptError, UserError
 from ..media.video_reader import VideoReader
+from ..models.base import Capability
 from ..prompts import Text
 from ..results import Result
 from .prompt_args import PromptSet
@@ -43,7 +44,7 @@ def text_task(engine: Engine, prompts: Sequence[Text], **options: Any) -> Task:
     """
     labels = {i: prompt.label for i, prompt in enumerate(prompts, 1)}
     objects = {i: i for i in labels}
-    if engine.can("refer") and not engine.can("open"):
+    if Capability.TEXT_VIDEO not in engine.capabilities and Capability.TEXT_IMAGE in engine.capabilities:
         reject_options(options, f"the bundle {engine.bundle.name}, which segments every frame separately")
         return Task(labels, objects, partial(_refer, engine, prompts))
     session = engine.session(prompts, **options)
@@ -65,7 +66,7 @@ def reject_options(options: Mapping[str, Any], name: str) -> None:
 def prompt_task(engine: Engine, prompts: PromptSet, video: VideoReader) -> Task:
     """Track objects given by points, boxes or masks, each from its first prompt on. Raises PromptError, UserError."""
     prompts.check(video.size, video.stride, video.count)
-    session = engine.session()
+    session = engine.live()
     stream = partial(session.stream, prompts=prompts.by_index(video.stride))
     return Task(prompts.labels, {obj: obj for obj in prompts.labels}, stream, session)
 
@@ -81,9 +82,11 @@ def _segment_all(engine: Engine, frames: Iterable[np.ndarray]) -> Iterator[Resul
     for index, frame in enumerate(frames):
         segments = sorted(engine.image(frame).segment_all(), key=lambda s: -s.area)
         scores = np.array([s.score for s in segments], np.float32)
+        ids = tuple(range(1, len(segments) + 1))
         yield Result(
             frame_index=index,
-            object_ids=tuple(range(1, len(segments) + 1)),
+            object_ids=ids,
+            prompt_ids=ids,
             masks=np.array([s.mask for s in segments], bool).reshape(-1, *frame.shape[:2]),
             scores=scores,
             score_logits=np.log(scores / np.maximum(1 - scores, 1e-6)),

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def suppress(boxes_n4: np.ndarray, scores_n: np.ndarray, overlap: float) -> np.ndarray:
-    """Indices that non-maximum suppression keeps, best first: no two of them overlap by more than `overlap` (IoU)."""
+    """Return the indices that non-maximum suppression keeps, best first: no two of them overlap by more than `overlap` (IoU)."""
     order = np.argsort(-scores_n, kind="stable")
     boxes = np.asarray(boxes_n4, np.float32)[order]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -25,7 +25,7 @@ def suppress(boxes_n4: np.ndarray, scores_n: np.ndarray, overlap: float) -> np.n
 
 
 def boxes_and_areas(masks_nhw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (N, 4) int32 as x0, y0, x1, y1 and areas (N) int64, in pixels, of masks (N, H, W) bool.
+    """Return boxes (N, 4) int32 as x0, y0, x1, y1 and areas (N) int64, in pixels, of masks (N, H, W) bool.
 
     x1 and y1 are one past the last pixel, so that x1 - x0 is a width; an empty mask has the box 0, 0, 0, 0.
     """
@@ -41,11 +41,6 @@ def boxes_and_areas(masks_nhw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return boxes, areas
 
 
-def pack_mask(mask_hw: np.ndarray) -> np.ndarray:
-    """Eight pixels per byte, row-major, first pixel in the highest bit: ceil(H * W / 8) uint8, `np.packbits` order."""
-    return np.packbits(mask_hw, axis=None)
-
-
 def probability(score: np.ndarray | Sequence[float]) -> np.ndarray:
-    """Sigmoid of presence logits, float32."""
+    """Return the sigmoid of presence logits, float32."""
     return (1.0 / (1.0 + np.exp(-np.clip(np.asarray(score, np.float64), -500, 500)))).astype(np.float32)

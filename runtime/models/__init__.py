@@ -1,4 +1,4 @@
-"""Networks. A network is one file, one class and one line in `NETWORKS`.
+"""Registry of the networks. A network is one class and one line in `NETWORKS`.
 
 A network class says which stages run in which order. It knows no backend and no file.
 """
@@ -6,16 +6,26 @@ A network class says which stages run in which order. It knows no backend and no
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, cast
 
-from ..errors import BundleError
-from . import base
+from ..bundle.bundle import Bundle
+from ..device.base import Device
+from ..device.cubin import Kernels
+from ..errors import BundleError, UserError
+from .base import (
+    Capability,
+    Network,
+    NetworkContext,
+    PromptImageNetwork,
+    PromptVideoNetwork,
+    TextImageNetwork,
+    TextVideoNetwork,
+    check_signature,
+)
 
 if TYPE_CHECKING:
     from ..backends.base import Stage
-    from ..bundle.bundle import Bundle
-    from ..device.base import Device
 
 NETWORKS = {
     "samwise": "runtime.models.samwise.network:Samwise",
@@ -24,27 +34,70 @@ NETWORKS = {
 }
 
 
-def create_networks(bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> dict[str, Any]:
-    """The networks that a bundle serves, with their buffers allocated, by name.
+class Networks(Mapping[str, Network]):
+    """The networks of a bundle by name, and the one for each capability."""
 
-    Weights trained for sentences and for clicks alike are one bundle with two networks. Raises BundleError for a network this runtime does not know.
-    """
-    return {name: _create(name, bundle, stages, device, objects) for name in bundle.manifest.networks}
+    def __init__(
+        self, bundle: Bundle, stages: Mapping[str, Stage], device: Device, max_objects: int, kernels: Kernels | None
+    ) -> None:
+        """Check and create every network. Raises BundleError for one that is unknown or does not fit its signature."""
+        self._bundle = bundle
+        self._networks = {
+            name: _create(name, bundle, stages, device, max_objects, kernels) for name in bundle.manifest.networks
+        }
+        self.capabilities = frozenset().union(*(network.capabilities for network in self._networks.values()))
+
+    def __getitem__(self, name: str) -> Network:
+        return self._networks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._networks)
+
+    def __len__(self) -> int:
+        return len(self._networks)
+
+    @property
+    def text_video(self) -> TextVideoNetwork:
+        """The network that follows sentences. Raises UserError, like the others, when the bundle has none."""
+        return cast(TextVideoNetwork, self._find(Capability.TEXT_VIDEO))
+
+    @property
+    def prompt_video(self) -> PromptVideoNetwork:
+        return cast(PromptVideoNetwork, self._find(Capability.PROMPT_VIDEO))
+
+    @property
+    def prompt_image(self) -> PromptImageNetwork:
+        return cast(PromptImageNetwork, self._find(Capability.PROMPT_IMAGE))
+
+    @property
+    def text_image(self) -> TextImageNetwork:
+        return cast(TextImageNetwork, self._find(Capability.TEXT_IMAGE))
+
+    def _find(self, capability: Capability) -> Network:
+        for network in self._networks.values():
+            if capability in network.capabilities:
+                return network
+        raise UserError(
+            f"the bundle {self._bundle.name} ({self._bundle.manifest.network_names}) cannot {capability.value}; "
+            "choose another one with model= or --model"
+        )
 
 
-def _create(name: str, bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> Any:
+def _create(
+    name: str, bundle: Bundle, stages: Mapping[str, Stage], device: Device, max_objects: int, kernels: Kernels | None
+) -> Network:
     if name not in NETWORKS:
         raise BundleError(
             f"{bundle.folder}: network {name!r} is not one of {', '.join(NETWORKS)}; upgrade samwise-runtime"
         )
     module, _, cls = NETWORKS[name].partition(":")
-    network = getattr(importlib.import_module(module), cls)
-    missing = sorted(set(network.STAGES) - set(stages))
+    network: type[Network] = getattr(importlib.import_module(module), cls)
+    missing = sorted(set(network.required_stages) - set(stages))
     if missing:
         raise BundleError(f"{bundle.folder}: stages {', '.join(missing)} are missing; export the bundle again")
-    specs = {n: stages[n].spec for n in (*network.STAGES, *getattr(network, "OPTIONAL", ())) if n in stages}
+    own = {n: stages[n] for n in (*network.required_stages, *network.optional_stages) if n in stages}
     try:
-        base.check(name, bundle.manifest, specs)
+        check_signature(name, network.signature, bundle.manifest, {n: stage.spec for n, stage in own.items()})
     except BundleError as error:
         raise BundleError(f"{bundle.folder}: no whole {name} network: {error}") from None
-    return network(bundle, stages, device, objects)
+    return network(NetworkContext(bundle, bundle.manifest.networks[name], own, device, max_objects, kernels))

@@ -1,21 +1,48 @@
-"""What a network needs of a bundle, checked before anything is allocated: settings, bounds, and how its tensors fit
-together.
+"""Interfaces of the networks: capabilities, one Protocol for each, and the signature that a bundle must fit.
 
-The tables are those of `docs/architecture.md`. A word of a shape is a number, a capital letter for a size that is the
-same wherever the letter stands in this network, or a small letter for any size. `I` is the bundle's image size. What
-stands before a colon is the type, where it is not a floating one. A tensor that no table names is not looked at.
+A word of a shape in a signature is a number, a capital letter for a size that is the same wherever the letter stands in
+this network, or a small letter for any size. `I` is the bundle's image size. What stands before a colon is the type,
+where it is not a floating one. A tensor that no table names is not checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import numpy as np
+
+from ..bundle.bundle import Bundle
 from ..bundle.manifest import Manifest, StageSpec, TensorSpec
+from ..device.base import Device
+from ..device.cubin import Kernels
 from ..errors import BundleError
+from ..prompts import Text
+from ..results import Prediction, Result, Segment
+from ..tracking.base import TrackingSession
+from ..tracking.live import LiveSession
+from ..tracking.state import TrackingOptions
+from ..tracking.video import VideoSession
+from .options import AutomaticMaskOptions, TextOptions
+from .samwise.session import TextSession
+
+if TYPE_CHECKING:
+    from ..backends.base import Stage
 
 FLOATS = ("float32", "float16", "bfloat16")
+
+
+class Capability(Enum):
+    """Tasks that a network can do. The value completes the sentence "this bundle cannot ..."."""
+
+    TEXT_VIDEO = "follow sentences"
+    PROMPT_VIDEO = "follow points, boxes and masks"
+    PROMPT_IMAGE = "segment an image by points, boxes and masks"
+    TEXT_IMAGE = "find sentences in an image"
+    CONCEPT_IMAGE = "find concepts in an image"
+    CONCEPT_VIDEO = "follow concepts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +57,7 @@ class Signature:
     outputs: Mapping[str, str] = field(default_factory=dict)
 
 
-ATTENTION = {
+MEMORY_ATTENTION = {
     "embedding": "t N D",
     "map_index": "int64: b",
     "memory": "b s N M",
@@ -41,7 +68,7 @@ ATTENTION = {
     "maskmem_features": "b N M",
     "mask_logits": "b q q",
 }
-DECODER = {
+MASK_DECODER = {
     "embedding_no_memory": "t N D",
     "high_res_0": "t F S S",
     "high_res_1": "t G H H",
@@ -52,113 +79,103 @@ DECODER = {
     "obj_ptr": "b D",
 }
 
-SIGNATURES = {
-    "samwise": Signature(
-        ("window", "mean", "std", "resize", "memory", "conditional_memory", "text"),
-        ("objects",),
-        {
-            **ATTENTION,
-            **DECODER,
-            "pixels": "t 3 I I",
-            "vision_0": "t A A C",
-            "vision_0_fused": "t A A C",
-            "vision_1": "t B B E",
-            "vision_1_fused": "t B B E",
-            "vision_2": "t J J K",
-            "vision_2_fused": "t J J K",
-            "tokens": "int64: l",
-            "text_0": "l W",
-            "text_0_fused": "l W",
-            "text_1": "l W",
-            "text_1_fused": "l W",
-            "text_2": "l W",
-            "text_2_fused": "l W",
-            "verb": "int64: v",
-            "sparse": "b P D",
-            "iou": "b",
-            "early_token": "b D",
-            "memoryless_logits": "b S S",
-            "remembered_logits": "b I I",
-            "decision": "b 2",
-            "switched": "bool: b",
-        },
-        {
-            "hiera_0": "pixels",
-            "memory_attention": "embedding memory maskmem_tpos_index obj_ptrs",
-            "mask_decoder": "sparse high_res_0 high_res_1",
-            "memory_encoder": "mask_logits",
-        },
-        {
-            "hiera_0": "vision_0 high_res_0",
-            "neck": "embedding embedding_no_memory high_res_1",
-            "text_prompt": "sparse",
-            "mask_decoder": "low_res_logits iou score obj_ptr early_token",
-            "memory_encoder": "maskmem_features",
-            "memory_attention": "conditioned",
-            "conditional_memory": "remembered_logits decision switched",
-        },
-    ),
-    "sam2": Signature(
-        ("mean", "std", "resize", "memory", "resample"),
-        ("objects", "maps", "prompt_tokens"),
-        {
-            **ATTENTION,
-            **DECODER,
-            "pixels": "t 3 I I",
-            "points": "b k 2",
-            "labels": "int64: b k",
-            "prompt_logits": "b S S",
-            "has_mask": "bool: b",
-            "sparse": "b k D",
-            "dense": "b N D",
-            "mask": "b I I",
-            "multimask": "bool: b",
-            "all_logits": "b 4 S S",
-            "ious": "b 4",
-            "selected": "int64: b",
-            "binarize": "bool: b",
-        },
-        {
-            "image_encoder": "pixels",
-            "memory_attention": "embedding memory maskmem_tpos_index obj_ptrs",
-            "prompt_decoder": "sparse dense",
-            "mask_prompt": "mask",
-        },
-        {
-            "image_encoder": "embedding embedding_no_memory high_res_0 high_res_1",
-            "prompt_encoder": "sparse dense",
-            "mask_prompt": "mask_logits prompt_logits",
-            "memory_attention": "conditioned",
-            "prompt_memory_encoder": "maskmem_features",
-            "prompt_decoder": "low_res_logits all_logits ious selected score obj_ptr",
-        },
-    ),
-    "refersam": Signature(
-        ("mean", "std", "resize", "text"),
-        ("objects",),
-        {
-            "pixels": "1 3 I I",
-            "vit": "1 v v D",
-            "pyramid": "1 N P",
-            "stem": "1 C S S",
-            "tokens": "int64: l",
-            "text.text": "l W",
-            "fuse.text": "b l W",
-            "text_count": "int64: b",
-            "low_res_logits": "b S S",
-            "coarse_logits": "b S S",
-            "iou": "b",
-        },
-        {"image": "pixels", "text": "tokens", "fuse": "vit pyramid stem text text_count"},
-        {"image": "vit pyramid stem", "text": "text", "fuse": "low_res_logits coarse_logits iou"},
-    ),
-}
+
+@dataclass(frozen=True, slots=True)
+class NetworkContext:
+    """What a network is made of: its bundle, its settings and stages, the device and kernels to run on.
+
+    max_objects  objects that may be tracked at a time, over all sessions
+    kernels      compiled kernels for frames in and masks out, None to do both on the host
+    """
+
+    bundle: Bundle
+    settings: Mapping[str, Any]
+    stages: Mapping[str, Stage]
+    device: Device
+    max_objects: int
+    kernels: Kernels | None = None
 
 
-def check(name: str, manifest: Manifest, specs: Mapping[str, StageSpec]) -> None:
-    """Raise BundleError when the bundle does not hold a network `name`: the first thing that is missing or does not
-    fit."""
-    signature = SIGNATURES[name]
+class Network(Protocol):
+    """One network of a bundle, with its buffers allocated. A Protocol below adds what each capability takes."""
+
+    capabilities: ClassVar[frozenset[Capability]]
+    signature: ClassVar[Signature]
+    required_stages: ClassVar[tuple[str, ...]]
+    """Names of the stages that it needs."""
+    optional_stages: ClassVar[tuple[str, ...]]
+    uses_kernels: ClassVar[bool]
+    """Whether compiled kernels replace the host's preprocessing and mask upsampling."""
+
+    def __init__(self, context: NetworkContext) -> None: ...
+
+
+class TextVideoNetwork(Network, Protocol):
+    """`Capability.TEXT_VIDEO`"""
+
+    window: int
+    """Frames that are fused with text at a time, as trained."""
+
+    def open_text_session(
+        self,
+        prompts: Sequence[Text],
+        logits: bool,
+        options: TextOptions,
+        on_close: Callable[[TextSession], None] | None = None,
+    ) -> TextSession:
+        """Start following sentences through a new video."""
+
+
+class PromptVideoNetwork(Network, Protocol):
+    """`Capability.PROMPT_VIDEO`"""
+
+    def open_live(
+        self, logits: bool, options: TrackingOptions, on_close: Callable[[TrackingSession], None] | None = None
+    ) -> LiveSession:
+        """Start tracking objects through a video whose frames come one by one."""
+
+    def open_video(
+        self,
+        frames: Any,
+        logits: bool,
+        options: TrackingOptions,
+        on_close: Callable[[TrackingSession], None] | None = None,
+    ) -> VideoSession:
+        """Start tracking objects through a video whose frames are known."""
+
+
+class PromptImage(Protocol):
+    """An encoded image that answers prompts."""
+
+    def predict(
+        self, points: Any, labels: Any, box: Any, mask_input: Any, multimask: bool, normalized: bool
+    ) -> Prediction: ...
+
+    def segment_all(self, options: AutomaticMaskOptions) -> list[Segment]: ...
+
+
+class PromptImageNetwork(Network, Protocol):
+    """`Capability.PROMPT_IMAGE`"""
+
+    def open_image(self, frame_hwc: np.ndarray) -> PromptImage:
+        """Encode an image, uint8 RGB (H,W,3)."""
+
+
+class TextImage(Protocol):
+    """An encoded image that answers sentences."""
+
+    def refer(self, prompts: Sequence[Text], logits: bool) -> Result: ...
+
+
+class TextImageNetwork(Network, Protocol):
+    """`Capability.TEXT_IMAGE`"""
+
+    def encode_image(self, frame_hwc: np.ndarray) -> TextImage:
+        """Encode an image, uint8 RGB (H,W,3)."""
+
+
+def check_signature(name: str, signature: Signature, manifest: Manifest, specs: Mapping[str, StageSpec]) -> None:
+    """Raise BundleError for the first thing in a bundle that is missing or does not fit a network's signature."""
     for kind, needed, have in (
         ("settings", signature.settings, manifest.networks[name]),
         ("bounds", signature.bounds, manifest.bounds),

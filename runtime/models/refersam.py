@@ -1,142 +1,126 @@
 """ReferSAM: the order of its stages (IEEE TCSVT 2024, 10.1109/TCSVT.2024.3524543).
 
-A picture is encoded once, a sentence once, and every pair of the two is fused; sentences on one picture share a batch.
+An image is encoded once, a sentence once, and every pair of the two is fused; sentences on one image share a batch.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import ClassVar
 
 import numpy as np
 
-from ..bundle.bundle import Bundle
-from ..device.base import Device
+from ..device.base import Array
 from ..device.scratch import ScratchBuffers
 from ..imaging.masks import boxes_and_areas
 from ..imaging.preprocess import preprocess, resized_size
-from ..imaging.upsample import MaskUpsampler, _Bands
+from ..imaging.upsample import CornerAlignedUpsampler
 from ..prompts import Text
 from ..results import Result
 from ..tokenizer import Tokenizer, encode
+from .base import Capability, NetworkContext, Signature
 
-if TYPE_CHECKING:
-    from ..backends.base import Stage
-
-SENTENCES = 256
-"""Sentences whose features are kept, 60 kB each: an evaluation or a live prompt asks the same ones again."""
+MAX_CACHED_SENTENCES = 256
+"""Sentences whose features are kept, 60 kB each: an evaluation or a live prompt repeats them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """An encoded picture: outputs of `image` by name, and the way from logits to masks at its own size."""
+class EncodedImage:
+    """An image that answers sentences: the outputs of the stage `image` by name, and the size of the source."""
 
-    maps: Mapping[str, Any]
-    upsampler: CornerUpsampler
+    def __init__(self, network: ReferSam, features: Mapping[str, Array], source_hw: tuple[int, int]) -> None:
+        self._network, self.features = network, features
+        self._upsampler = CornerAlignedUpsampler(network.low_res_side, source_hw)
 
-
-class CornerUpsampler(MaskUpsampler):
-    """Low-res logits (N,side,side) straight to the source size, bilinear with align_corners true; zero is inside.
-
-    The official code goes to the input size and stops there. Its grid spans corner to corner, so the source size is the
-    same grid with other steps.
-    """
-
-    def __init__(self, low_side: int, source_hw: tuple[int, int]) -> None:
-        super().__init__(low_side, low_side, (low_side, low_side), source_hw)
-        self.rows, self.columns = (corner_matrix(low_side, n) for n in source_hw)
-        self._rows, self._columns = _Bands(self.rows), _Bands(self.columns)
-
-    def masks(self, low_nss: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Bool (N,H,W), true where the sigmoid of the logit is at least one half."""
-        out = np.empty((len(low_nss), *self.source_hw), bool) if out is None else out
-        for low, mask in zip(low_nss, out):
-            self._one(low, self._full)
-            np.greater_equal(self._full, 0, out=mask)
-        return out
-
-
-def corner_matrix(source: int, target: int) -> np.ndarray:
-    """(target, source) float64 weights of one axis of PyTorch's bilinear resize, align_corners true.
-
-    Coordinates are rounded to float32 at the places where PyTorch rounds them.
-    """
-    step = np.float32(source - 1) / np.float32(target - 1) if target > 1 else np.float32(0)
-    position = (step * np.arange(target, dtype=np.float32)).astype(np.float32)
-    left = np.minimum(position.astype(np.int64), source - 1)
-    right = np.minimum(left + 1, source - 1)
-    weight = (position - left.astype(np.float32)).astype(np.float64)
-    matrix = np.zeros((target, source))
-    rows = np.arange(target)
-    np.add.at(matrix, (rows, left), 1 - weight)
-    np.add.at(matrix, (rows, right), weight)
-    return matrix
+    def refer(self, prompts: Sequence[Text], logits: bool = False) -> Result:
+        """Find one mask per sentence. Raises PromptError for a sentence that the bundle cannot take."""
+        low_res, coarse, ious = self._network.fuse(self.features, prompts)
+        masks = self._upsampler.masks(low_res)
+        ids = tuple(range(1, len(prompts) + 1))
+        return Result(
+            frame_index=0,
+            object_ids=ids,
+            prompt_ids=ids,
+            masks=masks,
+            scores=ious,
+            ious=ious,
+            boxes=boxes_and_areas(masks)[0].astype(np.float32),
+            low_res_logits=low_res if logits else None,
+            coarse_logits=coarse if logits else None,
+        )
 
 
 class ReferSam:
     """Stages and buffers of one ReferSAM bundle."""
 
-    STAGES = ("image", "text", "fuse")
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.TEXT_IMAGE})
+    required_stages: ClassVar[tuple[str, ...]] = ("image", "text", "fuse")
+    optional_stages: ClassVar[tuple[str, ...]] = ()
+    uses_kernels: ClassVar[bool] = False
+    signature: ClassVar[Signature] = Signature(
+        settings=("mean", "std", "resize", "text"),
+        bounds=("objects",),
+        tensors={
+            "pixels": "1 3 I I",
+            "vit": "1 v v D",
+            "pyramid": "1 N P",
+            "stem": "1 C S S",
+            "tokens": "int64: l",
+            "text.text": "l W",
+            "fuse.text": "b l W",
+            "text_count": "int64: b",
+            "low_res_logits": "b S S",
+            "coarse_logits": "b S S",
+            "iou": "b",
+        },
+        inputs={"image": "pixels", "text": "tokens", "fuse": "vit pyramid stem text text_count"},
+        outputs={"image": "vit pyramid stem", "text": "text", "fuse": "low_res_logits coarse_logits iou"},
+    )
 
-    def __init__(self, bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> None:
-        manifest = bundle.manifest
-        settings = manifest.networks["refersam"]
-        self._bundle, self._device = bundle, device
-        self._stages = {name: stages[name] for name in self.STAGES}
-        self._tokenizer: Any = None
-        self.image_size = manifest.image_size
-        self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])
+    def __init__(self, context: NetworkContext) -> None:
+        manifest, settings, device = context.bundle.manifest, context.settings, context.device
+        self._bundle, self._device, self._stages = context.bundle, device, context.stages
+        self._tokenizer: Tokenizer | None = None
+        self._image_size = manifest.image_size
+        self._mean, self._std = tuple(settings["mean"]), tuple(settings["std"])
         self._resize = settings["resize"]
         specs = {name: stage.spec for name, stage in self._stages.items()}
-        self.low_res_side: int = specs["fuse"].output("low_res_logits").shape[1]
+        self.low_res_side = int(specs["fuse"].output("low_res_logits").shape[1])
         # a batch never exceeds what the graph was exported for; more sentences run in several batches
-        self.batch = min(objects, manifest.bounds["objects"][1])
-        self._work = ScratchBuffers(device, {"fuse": specs["fuse"]}, {"objects": self.batch})
+        self._batch = min(context.max_objects, manifest.bounds["objects"][1])
+        self._scratch = ScratchBuffers(device, {"fuse": specs["fuse"]}, {"objects": self._batch})
         pixels, text = specs["image"].input("pixels"), specs["fuse"].input("text")
-        self._pixels = device.empty(pixels.shape, pixels.dtype)
-        self._width: int = text.shape[2]
+        self._pixels = device.empty(pixels.resolve({}), pixels.dtype)
+        self._width = int(text.shape[2])
         # padding is read, with weight zero: it must hold numbers
-        self._text = device.constant(np.zeros(self.batch * settings["text"]["max_tokens"] * self._width, text.dtype))
-        self._sentences: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._text = device.constant(np.zeros(self._batch * settings["text"]["max_tokens"] * self._width, text.dtype))
+        self._sentences: OrderedDict[tuple[int, ...], Array] = OrderedDict()
 
-    def see(self, frame_hwc: np.ndarray) -> Seen:
-        """Encode a picture, uint8 RGB (H,W,3)."""
-        size = frame_hwc.shape[:2]
-        host, resized = self._device.staging(self._pixels), resized_size(*size, **self._resize)
-        preprocess(frame_hwc, resized, self.image_size, self.mean, self.std, out=host[0])
+    def encode_image(self, frame_hwc: np.ndarray) -> EncodedImage:
+        """Encode an image, uint8 RGB (H,W,3)."""
+        height, width = frame_hwc.shape[:2]
+        host, resized = self._device.staging(self._pixels), resized_size(height, width, **self._resize)
+        preprocess(frame_hwc, resized, self._image_size, self._mean, self._std, out=host[0])
         self._device.upload(host, self._pixels)
         outputs = self._stages["image"].spec.outputs
-        maps = {t.name: self._device.empty(t.shape, t.dtype) for t in outputs}
-        self._stages["image"].run(pixels=self._pixels, **maps)
-        return Seen(maps, CornerUpsampler(self.low_res_side, size))
+        features = {t.name: self._device.empty(t.resolve({}), t.dtype) for t in outputs}
+        self._stages["image"].run(pixels=self._pixels, **features)
+        return EncodedImage(self, features, (height, width))
 
-    def refer(self, seen: Seen, prompts: Sequence[Text], logits: bool) -> Result:
-        """One mask per sentence. Raises PromptError for a sentence the bundle cannot take."""
+    def fuse(self, features: Mapping[str, Array], prompts: Sequence[Text]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return low-res and coarse logits (N,s,s) and predicted IoUs (N,) of sentences on an encoded image."""
         manifest = self._bundle.manifest
         self._tokenizer = self._tokenizer or Tokenizer.of(self._bundle.folder, manifest)
-        texts = [self._read(encode(p, manifest, self._tokenizer)) for p in prompts]
-        parts = [self._fuse(seen, texts[i : i + self.batch]) for i in range(0, len(texts), self.batch)]
-        low_res, coarse, iou = (np.concatenate(part) for part in zip(*parts))
-        masks = seen.upsampler.masks(low_res)
-        boxes = boxes_and_areas(masks)[0].astype(np.float32)
-        return Result(
-            0,
-            tuple(range(1, len(texts) + 1)),
-            masks,
-            iou,
-            iou,
-            boxes,
-            low_res if logits else None,
-            coarse if logits else None,
-        )
+        texts = [self._encode_text(encode(prompt, manifest, self._tokenizer)) for prompt in prompts]
+        batches = [self._fuse_batch(features, texts[i : i + self._batch]) for i in range(0, len(texts), self._batch)]
+        low_res, coarse, ious = (np.concatenate(part) for part in zip(*batches, strict=True))
+        return low_res, coarse, ious
 
-    def _read(self, tokens: np.ndarray) -> Any:
-        """Features of a sentence (L,W), without padding."""
+    def _encode_text(self, tokens: np.ndarray) -> Array:
+        """Return the features of a sentence (L,W), without padding; those of the latest sentences are cached."""
         key = tuple(tokens.tolist())
         if key not in self._sentences:
-            while len(self._sentences) >= SENTENCES:
+            while len(self._sentences) >= MAX_CACHED_SENTENCES:
                 self._sentences.popitem(last=False)
             text = self._stages["text"].spec.output("text")
             features = self._device.empty((len(tokens), self._width), text.dtype)
@@ -145,17 +129,16 @@ class ReferSam:
         self._sentences.move_to_end(key)
         return self._sentences[key]
 
-    def _fuse(self, seen: Seen, texts: list[Any]) -> tuple[np.ndarray, ...]:
-        """Low-res and coarse logits (n,s,s), predicted IoU (n,), on the host. Sentences are padded to the longest."""
+    def _fuse_batch(self, features: Mapping[str, Array], texts: list[Array]) -> tuple[np.ndarray, ...]:
+        """Fuse sentences, padded to the longest, with an image; the results are copies on the host."""
         n, length = len(texts), max(len(t) for t in texts)
         batch = texts[0][None]
         if n > 1:
             batch = self._text[: n * length * self._width].reshape(n, length, self._width)
-            for row, text in zip(batch, texts):
+            for row, text in zip(batch, texts, strict=True):
                 self._device.copy(text, row[: len(text)])
         counts = np.array([len(t) for t in texts], np.int64)
-        outputs = {t.name: self._work.view(t.name, n) for t in self._stages["fuse"].spec.outputs}
-        self._stages["fuse"].run(**seen.maps, text=batch, text_count=counts, **outputs)
-        # a view of a scratch buffer is overwritten by the next batch
-        wanted = ("low_res_logits", "coarse_logits", "iou")
-        return tuple(np.array(self._device.download(outputs[name])) for name in wanted)
+        outputs = {t.name: self._scratch.view(t.name, n) for t in self._stages["fuse"].spec.outputs}
+        self._stages["fuse"].run(**features, text=batch, text_count=counts, **outputs)
+        names = ("low_res_logits", "coarse_logits", "iou")
+        return tuple(np.array(self._device.download(outputs[name])) for name in names)

@@ -1,13 +1,14 @@
-"""Objects in a video that has no end: frames as they come, prompts at any time, memory bounded for ever.
+"""Online tracking: frames as they come, prompts at any time, bounded memory.
 
-The rules are those of a known video whose future is empty. A prompt on the frame that is pushed makes a conditioning
-frame of it; a prompt given afterwards, on the frame just shown, refines that, or corrects what was tracked. Of an
-object's past only what can still be looked at is kept: the frames just before, and the latest conditioning frames.
+The rules are those of SAM 2's video predictor with an empty future. A prompt on the frame that is pushed makes it a
+conditioning frame; a later prompt on the frame just shown refines that prompt, or corrects what was tracked. Of an
+object's past only what a later frame can still attend to is kept: the frames just before, and the latest conditioning
+frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,90 +17,79 @@ import numpy as np
 from ..errors import PromptError, UserError
 from ..media.image_files import check_frame
 from ..results import Result
-from .base import Parsed, Tracker, object_id
-from .memory_selection import recall, strided
-from .state import Options, Outcome, Track
+from .base import TrackingSession, check_object_id
+from .memory_selection import strided_frames
+from .prompt_inputs import PointInputs, PromptInputs
+from .state import ObjectOutput, TrackedObject, TrackingOptions
+from .step import TrackerNetwork, commit_memory, predict_frame, prompt_request, tracking_request
 
-CONDITIONING = 4
+MAX_COND_FRAMES = 4
 """Conditioning frames that an object keeps unless `max_cond_frames_in_attn` says otherwise."""
 
 
-class LiveSession(Tracker):
-    """Made by `Engine.session` without prompts. Every push returns the result of its frame."""
+class LiveSession(TrackingSession):
+    """Made by `Engine.live`. Every push returns the result of its frame."""
 
-    def __init__(self, network: Any, logits: bool, options: Options) -> None:
-        options = replace(options, max_cond_frames_in_attn=options.max_cond_frames_in_attn or CONDITIONING)
-        # what one frame looks at, the frame itself, and a last frame that is no multiple of the stride
-        pages = options.max_cond_frames_in_attn + network.reach.slots + 1
-        super().__init__(network, logits, options, network.pool(pages), grows=False)
-        self._picture = network.picture()
+    def __init__(
+        self,
+        network: TrackerNetwork,
+        logits: bool,
+        options: TrackingOptions,
+        on_close: Callable[[TrackingSession], None] | None = None,
+    ) -> None:
+        options = replace(options, max_cond_frames_in_attn=options.max_cond_frames_in_attn or MAX_COND_FRAMES)
+        assert options.max_cond_frames_in_attn is not None
+        # what one frame attends to, the frame itself, and a last frame that is no multiple of the stride
+        blocks = options.max_cond_frames_in_attn + network.memory_config.num_maskmem + 1
+        super().__init__(network, logits, options, network.memory_pool(blocks), False, on_close)
+        self._features = network.new_features()
         self._frame: np.ndarray | None = None
         self._encoded = False
-        self._waiting: tuple[np.ndarray, dict[int, Parsed]] | None = None
-        self._frames = 0
+        self._num_frames = 0
 
     # -- frames ---------------------------------------------------------------------------------------------------
 
-    def put(self, frame: Any, prompts: Mapping[int, Any] | None = None) -> None:
-        """Take one frame and compute nothing yet: `Engine.step` or `push` does. Raises as `push` does."""
-        self._check_open()
-        if self._waiting is not None:
-            raise UserError("a frame is waiting: call Engine.step() or push() before the next one")
-        frame = check_frame(frame, self._frames, self._size)
-        if self._size is None:
-            self._start(frame.shape[:2])
-        parsed = self._parse_all(prompts)
-        self._waiting = frame, parsed
-
     def push(self, frame: Any, prompts: Mapping[int, Any] | None = None) -> list[Result]:
-        """Take one frame, uint8 RGB (H,W,3), with prompts on it by object; returns its result, in a list of one.
+        """Take one frame, uint8 RGB (H,W,3), with prompts on it by object; return its result, in a list of one.
 
         A prompt is a `Points`, `Box` or `Mask`, or a list of a box and points; an id that is new adds an object. Raises
         VideoError for what is no frame or changes size, PromptError for a bad prompt (the frame is not taken then),
         UserError when there is no room for another object.
         """
-        self.put(frame, prompts)
-        return list(self.advance())
+        self._check_open()
+        frame = check_frame(frame, self._num_frames, self._size)
+        if self._size is None:
+            self._start(frame.shape[:2])
+        parsed = self._parse_all(prompts)
+        self._frame, self._encoded = frame, False
+        index, self._num_frames = self._num_frames, self._num_frames + 1
+        for tracked in self._objects.values():
+            self._prune(tracked, index)
+        for obj in parsed:
+            self._object(obj)
+        self._step(index, self._objects, parsed, {})
+        return [self._committed_result(index)]
 
     def stream(self, frames: Iterable[Any], prompts: Mapping[int, Mapping[int, Any]] | None = None) -> Iterator[Result]:
         """Push every frame; `prompts` by frame number, counted from the session's first frame, then by object."""
         for frame in frames:
-            yield from self.push(frame, (prompts or {}).get(self._frames))
+            yield from self.push(frame, (prompts or {}).get(self._num_frames))
 
     def flush(self) -> list[Result]:
-        """Nothing ever waits for a clip here: the result of a frame that was only put, or an empty list."""
+        """Return an empty list: no frame waits for a clip here."""
         self._check_open()
-        return list(self.advance())
-
-    @property
-    def ready(self) -> bool:
-        """Whether a frame is waiting."""
-        return self._waiting is not None
-
-    def advance(self) -> Iterator[Result]:
-        """Run the frame that waits."""
-        if self._waiting is None:
-            return
-        (frame, prompts), self._waiting = self._waiting, None
-        self._frame, self._encoded = frame, False
-        index, self._frames = self._frames, self._frames + 1
-        for track in self._tracks.values():
-            self._prune(track, index)
-        for obj in prompts:
-            self._track(obj)
-        self._compute(index, prompts, {})
-        yield self._show(index)
+        return []
 
     def correct(self, prompts: Mapping[int, Any], frame: int | None = None, clear_old: bool = False) -> Result:
-        """Prompts on the frame that was shown last, after it was seen; returns it anew, and what follows builds on it.
+        """Take prompts on the frame that was shown last; return its new result, which later frames build on.
 
         On a frame that was tracked the prompt corrects with memory; on one that was prompted it refines the prompt.
-        `clear_old` False adds clicks to those given there. An id that is new adds an object. `frame` may name the
+        `clear_old` False adds points to those given there. An id that is new adds an object. `frame` may name the
         frame. Raises PromptError when it is not the last one: earlier ones have left the live window.
         """
         self._check_open()
-        last = self._frames - 1
-        if last < 0 or self._waiting is not None:
+        last = self._num_frames - 1
+        if last < 0:
             raise PromptError("there is no frame to correct yet; push one first")
         if frame is not None and frame != last:
             raise PromptError(f"frame {frame} has left the live window; only the last one, {last}, takes prompts")
@@ -107,110 +97,98 @@ class LiveSession(Tracker):
         if not parsed:
             raise PromptError("no prompt: give at least one, like {1: runtime.Points([[x, y]], [1])}")
         for obj, new in parsed.items():
-            old = self._tracks[obj].clicks.get(last) if obj in self._tracks and not clear_old else None
-            if old is not None and not isinstance(new, np.ndarray):
-                parsed[obj] = self._network.checked(old + new)
-        for obj in parsed:
-            self._track(obj)
-        self._compute(last, parsed, {obj: self._tracks[obj].stored(last) for obj in parsed})
-        return self._show(last)
+            old = self._objects[obj].point_inputs.get(last) if obj in self._objects and not clear_old else None
+            if old is not None and isinstance(new, PointInputs):
+                parsed[obj] = self._network.prompt_encoder.check(old + new)
+        # a correction attends to memory where the object has an output already
+        corrected = {obj: self._object(obj) for obj in parsed}
+        self._step(last, corrected, parsed, {obj: tracked.committed(last) for obj, tracked in corrected.items()})
+        return self._committed_result(last)
 
     def remove(self, obj: int) -> None:
-        """Stop following an object. Raises PromptError when there is none of that id."""
+        """Stop tracking an object. Raises PromptError when there is none of that id."""
         self._check_open()
-        self._known(obj)
-        self._forget(obj)
+        self._existing(obj)
+        self._remove(obj)
 
-    def outcome(self, obj: int) -> Outcome | None:
-        """What is stored for an object on the last frame."""
-        return self._known(obj).stored(self._frames - 1)
+    def output(self, obj: int) -> ObjectOutput | None:
+        """Return the stored output of an object on the last frame."""
+        return self._existing(obj).committed(self._num_frames - 1)
 
     # -- one frame ------------------------------------------------------------------------------------------------
 
-    def _parse_all(self, prompts: Mapping[int, Any] | None) -> dict[int, Parsed]:
+    def _parse_all(self, prompts: Mapping[int, Any] | None) -> dict[int, PromptInputs]:
         if prompts is not None and not isinstance(prompts, Mapping):
             raise PromptError(
                 "prompts must be a dict from object id to prompt, like {1: runtime.Points([[x, y]], [1])}"
             )
-        parsed = {object_id(obj): self._parse(prompt) for obj, prompt in (prompts or {}).items()}
-        new = len(set(parsed) - set(self._tracks))
-        if new > self._pool.capacity - self._pool.open:
+        parsed = {check_object_id(obj): self._parse(prompt) for obj, prompt in (prompts or {}).items()}
+        new = len(set(parsed) - set(self._objects))
+        if new > self._pool.capacity - self._pool.in_use:
             raise UserError(
-                f"no room for {new} more objects, {len(self._tracks)} are followed; remove some or load "
+                f"no room for {new} more objects, {len(self._objects)} are tracked; remove some or load "
                 "the engine with a larger max_objects"
             )
         return parsed
 
-    def _compute(self, frame: int, prompts: Mapping[int, Parsed], before: Mapping[int, Outcome | None]) -> None:
-        """Everything about one frame, one batch: prompted objects, and on a new frame the tracked ones."""
-        network, queries, given = self._network, [], []
-        # a correction looks at what was there before; a first prompt, and its refinements, look at no memory
-        asked = prompts if before else self._tracks
-        for obj in asked:
-            track, parsed = self._tracks[obj], prompts.get(obj)
-            alone = frame in track.conditioning or (parsed is not None and before.get(obj) is None)
-            past, mask = None if alone else self._recall(track, frame), None
-            if parsed is None:
-                query = network.tracking(past)
-            elif isinstance(parsed, np.ndarray):
-                query, mask = network.mask_query(parsed)
-            else:
-                old = before.get(obj)
-                query = network.click_query(parsed, None if old is None else old.low_res_logits, past)
-            queries.append(query)
-            given.append((obj, parsed, mask))
-        if not queries:
+    def _step(
+        self,
+        frame: int,
+        objects: Mapping[int, TrackedObject],
+        prompts: Mapping[int, PromptInputs],
+        previous: Mapping[int, ObjectOutput | None],
+    ) -> None:
+        """Predict and remember one frame, in one batch: prompted objects, and tracked ones.
+
+        `previous`: outputs of this frame that prompts refine or correct.
+        """
+        if not objects:
             return
+        requests = []
+        for obj, tracked in objects.items():
+            prompt, before = prompts.get(obj), previous.get(obj)
+            # a first prompt, and its refinements, attend to no memory
+            alone = frame in tracked.cond_outputs or (prompt is not None and before is None)
+            memory = None if alone else self._select_memory(tracked, frame)
+            if prompt is None:
+                requests.append(tracking_request(memory))
+            else:
+                requests.append(prompt_request(self._network, prompt, before, memory))
         if not self._encoded:
-            network.encode(self._frame, self._picture, network.resample["video"])
+            assert self._frame is not None
+            self._network.encode_image(self._frame, self._features, self._network.resample["video"])
             self._encoded = True
-        for (obj, parsed, mask), decoded in zip(given, answers := network.ask(self._picture, queries)):
-            self._file(frame, self._tracks[obj], parsed, decoded, mask)
-        self._write(frame, [obj for obj, _, _ in given], answers)
+        outputs = predict_frame(self._network, self._features, requests, self._options.fill_hole_area)
+        for (obj, tracked), output in zip(objects.items(), outputs, strict=True):
+            self._store(frame, tracked, prompts.get(obj), output)
+        commit_memory(self._network, self._features, list(zip(objects.values(), outputs, strict=True)))
 
-    def _file(self, frame: int, track: Track, parsed: Parsed | None, decoded: Any, mask: np.ndarray | None) -> None:
-        prompted = parsed is not None
-        outcome = self._outcome(decoded, prompted) if mask is None else self._mask_outcome(decoded, mask)
-        corrected = frame in track.others and not self._options.add_all_frames_to_correct_as_cond
-        if prompted and not corrected:
-            track.drop(track.others, frame)
-            track.put(track.conditioning, frame, outcome)
+    def _store(self, frame: int, tracked: TrackedObject, prompt: PromptInputs | None, output: ObjectOutput) -> None:
+        corrects = frame in tracked.non_cond_outputs and not self._options.add_all_frames_to_correct_as_cond
+        if output.prompted and not corrects:
+            tracked.drop(tracked.non_cond_outputs, frame)
+            tracked.store(tracked.cond_outputs, frame, output)
         else:
-            track.put(track.others, frame, outcome)
-        track.clicks.clear()
-        if prompted and mask is None:
-            track.clicks[frame] = parsed
+            tracked.store(tracked.non_cond_outputs, frame, output)
+        tracked.point_inputs.clear()
+        if isinstance(prompt, PointInputs):
+            tracked.point_inputs[frame] = prompt
 
-    def _write(self, frame: int, objects: list[int], answers: list[Any]) -> None:
-        outcomes = [self._tracks[obj].stored(frame) for obj in objects]
-        for obj, outcome in zip(objects, outcomes):
-            outcome.page = self._tracks[obj].bank.take()
-        logits = [o.low_res_logits if o.prompted else d.low_res_logits for o, d in zip(outcomes, answers)]
-        self._network.remember(
-            self._picture,
-            logits,
-            [o.prompted for o in outcomes],
-            [o.score for o in outcomes],
-            [o.page for o in outcomes],
-        )
-
-    def _recall(self, track: Track, frame: int) -> Any:
-        return recall(track, frame, None, False, self._network.reach, self._options)
-
-    def _prune(self, track: Track, frame: int) -> None:
-        """Forget what neither `frame` nor a later one can look at."""
-        reach, stride = self._network.reach, self._options.memory_temporal_stride
-        latest = sorted(track.conditioning)[-self._options.max_cond_frames_in_attn :]
-        for past in set(track.conditioning) - set(latest):
-            # one that is no longer among the latest is looked at like any other frame while it is recent
-            track.put(track.others, past, track.conditioning.pop(past))
-        oldest = min(past for _, past in strided(frame, False, reach.slots, stride))
-        for past in list(track.others):
-            # a frame that no stride meets is looked at only by the next one; its pointer, a vector, stays longer
+    def _prune(self, tracked: TrackedObject, frame: int) -> None:
+        """Drop what neither `frame` nor a later one can attend to."""
+        config, stride = self._network.memory_config, self._options.memory_temporal_stride
+        limit = self._options.max_cond_frames_in_attn
+        assert limit is not None
+        for past in set(tracked.cond_outputs) - set(sorted(tracked.cond_outputs)[-limit:]):
+            # one that is no longer among the latest is attended to like any other frame while it is recent
+            tracked.store(tracked.non_cond_outputs, past, tracked.cond_outputs.pop(past))
+        oldest = min(past for _, past in strided_frames(frame, False, config.num_maskmem, stride))
+        for past in list(tracked.non_cond_outputs):
+            # a frame between two strides is attended to only by the next one; its pointer, a vector, stays longer
             if past < frame - 1 and (past < oldest or past % stride):
-                track.release(track.others[past])
-            if past < min(oldest, frame - reach.pointers + 1):
-                track.drop(track.others, past)
+                tracked.free_block(tracked.non_cond_outputs[past])
+            if past < min(oldest, frame - config.max_obj_ptrs + 1):
+                tracked.drop(tracked.non_cond_outputs, past)
 
-    def _show(self, frame: int) -> Result:
-        return self._result(frame, {obj: track.stored(frame) for obj, track in self._tracks.items()})
+    def _committed_result(self, frame: int) -> Result:
+        return self._result(frame, {obj: tracked.committed(frame) for obj, tracked in self._objects.items()})

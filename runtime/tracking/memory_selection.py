@@ -4,87 +4,99 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from .object_memory import Page
-from .state import Options, Outcome, Track
+from .object_memory import Block
+from .state import ObjectOutput, TrackedObject, TrackingOptions
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
-    """How far a network looks back: `slots` remembered maps with their conditioning row, `pointers` object pointers."""
+class MemoryConfig:
+    """Size of a network's memory: `num_maskmem` remembered maps with their rows of the temporal embedding (the last row
+    is that of conditioning frames), `max_obj_ptrs` object pointers."""
 
-    slots: int
-    pointers: int
+    num_maskmem: int
+    max_obj_ptrs: int
 
 
 @dataclass(frozen=True, slots=True)
-class Recall:
-    """What one object sees of its past from one frame: pages with their rows of the temporal embedding, pointers with
-    their distance in frames, and the `longest` one, by which distances are divided."""
+class MemorySelection:
+    """What one object attends to from one frame.
 
-    pages: list[Page]
-    ages: list[int]
-    pointers: list[np.ndarray]
+    blocks      remembered maps, with their rows of the temporal embedding in `tpos`
+    obj_ptrs    object pointers (D,), with their distance in frames in `distances`
+    max_distance  the distance by which distances are divided
+    """
+
+    blocks: list[Block]
+    tpos: list[int]
+    obj_ptrs: list[np.ndarray]
     distances: list[int]
-    longest: int
+    max_distance: int
 
     @property
-    def fill(self) -> tuple[int, int]:
-        return len(self.pages), len(self.pointers)
+    def shape(self) -> tuple[int, int]:
+        """Numbers of maps and pointers. Objects of equal shape share a call of memory attention."""
+        return len(self.blocks), len(self.obj_ptrs)
 
 
-def recall(track: Track, frame: int, frames: int | None, reverse: bool, reach: Reach, options: Options) -> Recall:
-    """What `track` looks at from `frame` of a video of `frames` frames (None: without end)."""
-    near, far = _nearest(frame, track.conditioning, options.max_cond_frames_in_attn)
+def select_memory(
+    tracked: TrackedObject,
+    frame: int,
+    num_frames: int | None,
+    reverse: bool,
+    config: MemoryConfig,
+    options: TrackingOptions,
+) -> MemorySelection:
+    """Select what `tracked` attends to from `frame` of a video of `num_frames` frames (None: without end)."""
+    selected, unselected = _select_cond_frames(frame, tracked.cond_outputs, options.max_cond_frames_in_attn)
     sign = -1 if reverse else 1
-    pages = [(reach.slots - 1, outcome.page) for outcome in near.values()]
-    for age, past in strided(frame, reverse, reach.slots, options.memory_temporal_stride):
-        outcome = track.others.get(past) or far.get(past)
-        if outcome is not None and outcome.page is not None:
-            pages.append((age, outcome.page))
-    # attention does not see their order, and sorted pages lie side by side more often
-    pages.sort(key=lambda item: item[1].number)
-    pointers = [((frame - t) * sign, outcome.pointer) for t, outcome in near.items() if (frame - t) * sign >= 0]
-    longest = (reach.pointers if frames is None else min(reach.pointers, frames)) - 1
-    for distance in range(1, longest + 1):
+    blocks = [(config.num_maskmem - 1, output.block) for output in selected.values() if output.block is not None]
+    for tpos, past in strided_frames(frame, reverse, config.num_maskmem, options.memory_temporal_stride):
+        output = tracked.non_cond_outputs.get(past) or unselected.get(past)
+        if output is not None and output.block is not None:
+            blocks.append((tpos, output.block))
+    # attention does not see their order, and sorted blocks lie side by side more often
+    blocks.sort(key=lambda item: item[1].number)
+    pointers = [((frame - t) * sign, output.obj_ptr) for t, output in selected.items() if (frame - t) * sign >= 0]
+    max_distance = (config.max_obj_ptrs if num_frames is None else min(config.max_obj_ptrs, num_frames)) - 1
+    for distance in range(1, max_distance + 1):
         past = frame - sign * distance
-        if past < 0 or (frames is not None and past >= frames):
+        if past < 0 or (num_frames is not None and past >= num_frames):
             break
-        outcome = track.others.get(past) or far.get(past)
-        if outcome is not None:
-            pointers.append((distance, outcome.pointer))
-    return Recall(
-        [page for _, page in pages],
-        [age for age, _ in pages],
-        [pointer for _, pointer in pointers],
-        [distance for distance, _ in pointers],
-        longest,
+        output = tracked.non_cond_outputs.get(past) or unselected.get(past)
+        if output is not None:
+            pointers.append((distance, output.obj_ptr))
+    return MemorySelection(
+        blocks=[block for _, block in blocks],
+        tpos=[tpos for tpos, _ in blocks],
+        obj_ptrs=[pointer for _, pointer in pointers],
+        distances=[distance for distance, _ in pointers],
+        max_distance=max_distance,
     )
 
 
-def strided(frame: int, reverse: bool, slots: int, stride: int) -> Iterator[tuple[int, int]]:
-    """(row of the temporal embedding, frame) of the frames remembered besides conditioning ones, the furthest first."""
+def strided_frames(frame: int, reverse: bool, num_maskmem: int, stride: int) -> Iterator[tuple[int, int]]:
+    """Yield (row of the temporal embedding, frame) of the remembered frames besides conditioning ones, furthest first."""
     sign = -1 if reverse else 1
-    # multiples of the stride, counted from two frames back; the frame just before comes in any case
+    # multiples of the stride, counted from two frames back; the frame just before is always one of them
     nearest = -(-(frame + 2) // stride) * stride if reverse else (frame - 2) // stride * stride
-    for back in range(slots - 1, 1, -1):
+    for back in range(num_maskmem - 1, 1, -1):
         yield back - 1, nearest - sign * (back - 2) * stride
     yield 0, frame - sign
 
 
-def _nearest(
-    frame: int, conditioning: Mapping[int, Outcome], most: int | None
-) -> tuple[Mapping[int, Outcome], Mapping[int, Outcome]]:
-    """The conditioning frames that are looked at, and the rest: the nearest on each side, then the nearest of all."""
-    if most is None or len(conditioning) <= most:
-        return conditioning, {}
-    before = max((t for t in conditioning if t < frame), default=None)
-    after = min((t for t in conditioning if t >= frame), default=None)
+def _select_cond_frames(
+    frame: int, cond_outputs: Mapping[int, ObjectOutput], limit: int | None
+) -> tuple[Mapping[int, ObjectOutput], Mapping[int, ObjectOutput]]:
+    """Split conditioning frames into those attended to and the rest: the nearest on each side, then the nearest of all."""
+    if limit is None or len(cond_outputs) <= limit:
+        return cond_outputs, {}
+    before = max((t for t in cond_outputs if t < frame), default=None)
+    after = min((t for t in cond_outputs if t >= frame), default=None)
     chosen = [t for t in (before, after) if t is not None]
-    rest = sorted((t for t in conditioning if t not in chosen), key=lambda t: abs(t - frame))
-    chosen += rest[: most - len(chosen)]
-    near: dict[int, Any] = {t: conditioning[t] for t in chosen}
-    return near, {t: outcome for t, outcome in conditioning.items() if t not in near}
+    rest = sorted((t for t in cond_outputs if t not in chosen), key=lambda t: abs(t - frame))
+    chosen += rest[: limit - len(chosen)]
+    selected = {t: cond_outputs[t] for t in chosen}
+    return selected, {t: output for t, output in cond_outputs.items() if t not in selected}

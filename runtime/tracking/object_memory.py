@@ -1,97 +1,121 @@
-"""Remembered maps of tracked objects, in pages.
+"""Object memory: blocks of remembered features, allocated once and reused.
 
-A *page* holds one remembered map (tokens, channels), a *shelf* a fixed number of pages in one piece, a *bank* the
-shelves of one object. A page is written once, given back when nothing can look at it any more, and taken again, lowest
-first: in a live video an object never needs more than its first shelf. Where frames are known and any of them may be
-looked at again, a bank grows by whole shelves. Shelves that an object leaves are used by the next one: nothing is
-returned to the device.
+A *block* holds one remembered map (tokens, channels) or one object pointer (width,). Blocks come in *chunks* of a fixed
+number; a `BlockPool` hands chunks to objects and takes them back, and nothing is returned to the device before the pool
+goes. An `ObjectMemory` holds the blocks of one object and is used in one of two ways:
 
-What one frame looks at is gathered from pages that lie apart: a conditioning frame, the latest ones, an old one that a
-correction may still need between them. That copies a few megabytes per object and frame, a thousandth of the time that
-attention to them takes.
+- as a ring (SAMWISE): `ring_block(frame)` overwrites the oldest block in place. Attention does not see the order of its
+  keys, so nothing is rolled, concatenated or copied from frame to frame. Blocks in use are always a prefix, and with a
+  contiguous pool the prefixes of neighbouring objects are read as one array.
+- as blocks that come and go (SAM 2): `allocate` gives the lowest free block, `free` returns one that no later frame can
+  attend to. In a live video one chunk is always enough; where all frames are known, the memory grows by whole chunks.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..device.base import Device
 from ..errors import UserError
 
 
-class Page:
-    """One remembered map: `array` (tokens, channels). `number` counts the bank's pages, `place` those of its shelf."""
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block; `array` is its memory on the device, `number` its position among the blocks of its object."""
 
-    __slots__ = ("number", "place", "shelf")
-
-    def __init__(self, shelf: Any, place: int, number: int) -> None:
-        self.shelf, self.place, self.number = shelf, place, number
-
-    @property
-    def array(self) -> Any:
-        return self.shelf[self.place]
+    array: Any
+    number: int
 
 
-class PagePool:
-    """Shelves of `pages` pages each, for at most `objects` objects at a time."""
+class BlockPool:
+    """Chunks of `blocks` blocks each, for at most `capacity` objects at a time.
 
-    def __init__(self, device: Device, objects: int, pages: int, tokens: int, channels: int, dtype: str) -> None:
-        self._device, self._dtype = device, dtype
-        self._shape = (pages, tokens, channels)
-        self._free: list[Any] = []
-        self.capacity, self.open = objects, 0
-        self.shelves = 0
+    `array` (capacity, blocks, *shape) holds all chunks of a contiguous pool; another pool allocates chunks on demand, and
+    has None.
+    """
 
-    def shelf(self) -> Any:
-        """(pages, tokens, channels), one that was used before if there is one."""
+    def __init__(
+        self, device: Device, capacity: int, blocks: int, shape: Sequence[int], dtype: str, contiguous: bool = False
+    ) -> None:
+        self._device, self._shape, self._dtype = device, (blocks, *shape), dtype
+        self.capacity, self.blocks = capacity, blocks
+        self.in_use = 0
+        self.array = device.empty((capacity, *self._shape), dtype) if contiguous else None
+        # the lowest chunk is used first, so that objects that start together are neighbours
+        self._free = [] if self.array is None else [(i, self.array[i]) for i in reversed(range(capacity))]
+        self.num_chunks = len(self._free)
+
+    def open(self, grows: bool = False) -> ObjectMemory:
+        """Start the memory of a new object; `grows`: it may take more than one chunk.
+
+        Raises UserError when `capacity` objects are open.
+        """
+        if self.in_use == self.capacity:
+            raise UserError(
+                f"all {self.capacity} objects of the engine are in use; remove an object, close a session, or load the "
+                "engine with a larger max_objects"
+            )
+        self.in_use += 1
+        return ObjectMemory(self, grows)
+
+    def take_chunk(self) -> tuple[int, Any]:
+        """Number and array (blocks, *shape) of a chunk, one that was used before if there is one."""
         if self._free:
             return self._free.pop()
-        self.shelves += 1
-        return self._device.empty(self._shape, self._dtype)
+        self.num_chunks += 1
+        return self.num_chunks - 1, self._device.empty(self._shape, self._dtype)
 
-    def rent(self, grows: bool) -> Bank:
-        """A bank for a new object. Raises UserError when the engine follows as many as it may."""
-        if self.open == self.capacity:
-            raise UserError(
-                f"all {self.capacity} object rows are in use; remove an object, close a session or load "
-                "the engine with a larger max_objects"
-            )
-        self.open += 1
-        return Bank(self, self._shape[0], grows)
-
-    def release(self, shelves: list[Any]) -> None:
-        """Called by a bank that closes."""
-        self.open -= 1
-        self._free.extend(shelves)
+    def give_back(self, chunks: Sequence[tuple[int, Any]]) -> None:
+        """Take back the chunks of an object that closes."""
+        self.in_use -= 1
+        self._free.extend(chunks)
 
 
-class Bank:
-    """The pages of one object."""
+class ObjectMemory:
+    """The blocks of one object; made by `BlockPool.open`."""
 
-    def __init__(self, pool: PagePool, pages: int, grows: bool) -> None:
-        self._pool, self._pages, self._grows = pool, pages, grows
-        self._shelves: list[Any] = []
-        self._free: list[int] = []
+    def __init__(self, pool: BlockPool, grows: bool) -> None:
+        self._pool, self._grows = pool, grows
+        self._chunks = [pool.take_chunk()] if pool.array is not None else []
+        self._free = list(range(len(self._chunks) * pool.blocks))
+        self._open = True
+        self.filled = 0
+        """Blocks of the ring that hold a frame; always the first ones."""
 
-    def take(self) -> Page:
-        """The lowest free page."""
+    @property
+    def index(self) -> int:
+        """Position of this object in the array of a contiguous pool."""
+        return self._chunks[0][0]
+
+    def ring_block(self, frame: int) -> Any:
+        """Return the block to write `frame` into: the oldest one. Frames are counted from 0 and come one by one."""
+        position = frame % self._pool.blocks
+        self.filled = max(self.filled, position + 1)
+        return self._chunks[0][1][position]
+
+    def allocate(self) -> Block:
+        """Return the lowest free block."""
+        blocks = self._pool.blocks
         if not self._free:
-            if self._shelves and not self._grows:
-                raise AssertionError("a live object needs more pages than its shelf holds")
-            first = len(self._shelves) * self._pages
-            self._shelves.append(self._pool.shelf())
-            self._free = list(range(first, first + self._pages))
+            if self._chunks and not self._grows:
+                raise AssertionError(f"an object that does not grow needs more than its {blocks} blocks")
+            first = len(self._chunks) * blocks
+            self._chunks.append(self._pool.take_chunk())
+            self._free = list(range(first, first + blocks))
         number = heapq.heappop(self._free)
-        shelf, place = divmod(number, self._pages)
-        return Page(self._shelves[shelf], place, number)
+        chunk, position = divmod(number, blocks)
+        return Block(self._chunks[chunk][1][position], number)
 
-    def give(self, page: Page) -> None:
-        """Give a page back; it is overwritten when it is taken again."""
-        heapq.heappush(self._free, page.number)
+    def free(self, block: Block) -> None:
+        """Return a block; it is overwritten when it is allocated again."""
+        heapq.heappush(self._free, block.number)
 
     def close(self) -> None:
-        """Give everything back. Closing twice is harmless."""
-        if self._pool is not None:
-            self._pool.release(self._shelves)
-            self._pool, self._shelves, self._free = None, [], []
+        """Return all chunks to the pool. Closing twice is harmless."""
+        if self._open:
+            self._open = False
+            self._pool.give_back(self._chunks)
+            self._chunks, self._free = [], []

@@ -1,4 +1,4 @@
-"""What objects ask of a picture in SAM 2, and what they are told: plain values between the schedule and the network."""
+"""Request and response types of the SAM 2 mask decoder."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from .memory_selection import Recall
-from .state import Clicks
-
-NOTHING = Clicks(np.zeros((2, 2), np.float32), np.full(2, -1, np.int64))
-"""The decoder's prompt where there is none: an empty click and the padding point that ends every prompt."""
+from .memory_selection import MemorySelection
+from .prompt_inputs import NO_POINTS, PointInputs
 
 
 @dataclass(slots=True)
-class Picture:
-    """The maps of one frame on the device, each (1, ...)."""
+class ImageFeatures:
+    """Feature maps of one frame on the device, each (1, ...)."""
 
     embedding: Any
     embedding_no_memory: Any
@@ -25,51 +22,43 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
-    """What one object asks of a picture.
+class DecodeRequest:
+    """Input of the mask decoder for one object.
 
-    points     decoder points with the padding point at their end; None: no point at all, not even padding
-    multimask  whether the best of masks 1..3 is wanted rather than mask 0
-    logits     (s, s) float32 mask logits as dense prompt
-    recall     memory to look at; None: none
-    bare       without memory: leave the no-memory vector out (pointer of a mask prompt)
+    points             points with the padding point at their end; None: no point at all, not even padding
+    multimask          whether to take the best of masks 1..3 rather than mask 0
+    mask_logits        (s, s) float32 logits as dense prompt
+    memory             what memory attention attends to; None: nothing
+    skip_no_mem_embed  without memory: leave the no-memory embedding out (object pointer of a mask prompt)
+    output_logits      (s, s) logits of a mask prompt: the output is this mask, not the decoder's
     """
 
-    points: Clicks | None
+    points: PointInputs | None
     multimask: bool
-    logits: np.ndarray | None = None
-    recall: Recall | None = None
-    bare: bool = False
+    mask_logits: np.ndarray | None = None
+    memory: MemorySelection | None = None
+    skip_no_mem_embed: bool = False
+    output_logits: np.ndarray | None = None
 
     @property
-    def fill(self) -> tuple[int, int]:
-        return (0, 0) if self.recall is None else self.recall.fill
+    def memory_shape(self) -> tuple[int, int]:
+        """Numbers of maps and pointers that are attended to."""
+        return (0, 0) if self.memory is None else self.memory.shape
 
     @property
-    def plain(self) -> bool:
-        """Whether it is the query of a frame that is only tracked."""
-        return self.points is NOTHING and self.logits is None
+    def is_tracking_only(self) -> bool:
+        """Whether the object is tracked without any prompt on this frame."""
+        return self.points is NO_POINTS and self.mask_logits is None
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
-    """The answer to one query, on the host: see `prompt_decoder` in `docs/architecture.md`."""
+class DecoderOutput:
+    """Output of the mask decoder for one request, on the host; see `prompt_decoder` in `docs/architecture.md`."""
 
     low_res_logits: np.ndarray
     all_logits: np.ndarray | None
     ious: np.ndarray
     selected: int
     score: float
-    pointer: np.ndarray
+    obj_ptr: np.ndarray
     memory_tokens: tuple[int, int]
-
-
-def square_mask(mask_hw: np.ndarray, side: int) -> np.ndarray:
-    """A bool mask at the network's size, (side, side) bool: antialiased bilinear resize, then at least one half."""
-    from PIL import Image
-
-    if mask_hw.shape == (side, side):
-        return mask_hw
-    picture = Image.fromarray(np.ascontiguousarray(mask_hw, np.float32))
-    # half is a common value where sizes are round; what rounding took from it does not count
-    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR)) >= 0.5 - 1e-6

@@ -1,28 +1,30 @@
-"""What is known of one tracked object, and which of it a frame looks back at.
+"""Per-object tracking state (rules of SAM 2's video predictor).
 
-The rules are those of SAM 2's video predictor. A *conditioning* frame is one that a prompt made; all of them are looked
-at, past and future, besides the frames just before in the direction of tracking. A prompt gives a *new* result, which
-counts from the next propagation on; a prompt on a frame that was tracked corrects it and makes no conditioning frame.
+A *conditioning* frame is one that a prompt made; all of them are attended to, past and future, besides the frames just
+before in the direction of tracking. A prompt gives a *pending* output, which counts from the next propagation on; a
+prompt on a frame that was tracked corrects it and makes no conditioning frame.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 
 from ..errors import UserError
-from .object_memory import Bank, Page
+from .object_memory import Block, ObjectMemory
+from .prompt_inputs import PointInputs
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """How to track; names and defaults are the reference's, in brackets where it shortens here.
+class TrackingOptions:
+    """How objects are tracked; names and defaults are SAM 2's, in brackets where the name is shortened here.
 
-    fill_hole_area           background regions of at most so many low-res pixels are filled, stored and returned so
-    non_overlap_masks        of several objects at a pixel only the one with the largest logit keeps it
-    max_cond_frames_in_attn  conditioning frames looked at from one frame, the nearest ones; None: all
-    memory_temporal_stride   [memory_temporal_stride_for_eval] remembered frames lie so far apart, but for the last one
+    fill_hole_area           background regions of at most this many low-res pixels are filled, stored and returned so
+    non_overlap_masks        a pixel of several objects is kept only by the one with the largest logit
+    max_cond_frames_in_attn  conditioning frames attended to from one frame, the nearest ones; None: all
+    memory_temporal_stride   [memory_temporal_stride_for_eval] distance of remembered frames, but for the last one
     add_all_frames_to_correct_as_cond  corrections become conditioning frames as well
     Raises UserError for a value out of range.
     """
@@ -34,7 +36,7 @@ class Options:
     add_all_frames_to_correct_as_cond: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_cond_frames_in_attn == -1:  # the reference's word for all
+        if self.max_cond_frames_in_attn == -1:  # SAM 2's value for all
             object.__setattr__(self, "max_cond_frames_in_attn", None)
         for name, low in (("fill_hole_area", 0), ("memory_temporal_stride", 1), ("max_cond_frames_in_attn", 2)):
             value = getattr(self, name)
@@ -44,78 +46,85 @@ class Options:
                 raise UserError(f"{name} must be a whole number of {low} or more, not {value!r}")
 
 
+class TrackingKeywords(TypedDict, total=False):
+    """`TrackingOptions` as keywords."""
+
+    fill_hole_area: int
+    non_overlap_masks: bool
+    max_cond_frames_in_attn: int | None
+    memory_temporal_stride: int
+    add_all_frames_to_correct_as_cond: bool
+
+
 @dataclass(slots=True)
-class Outcome:
-    """What was computed for one object on one frame.
+class ObjectOutput:
+    """Output of the network for one object on one frame.
 
     low_res_logits  (s, s) float32 as stored: gated by the score, holes filled
     score           presence logit
-    pointer         (D,) float32
+    obj_ptr         (D,) float32 object pointer
     selected        which of the decoder's four masks it is, -1 for a mask prompt
-    ious            (4,) float32 of the four masks, NaN for a mask prompt
+    ious            (4,) float32 predicted IoU of the four masks, NaN for a mask prompt
     memory_tokens   spatial and pointer tokens that were attended to, (0, 0) without memory
-    page            remembered map, None until it is written
     prompted        whether it comes from a prompt
+    raw_logits      (s, s) logits to remember until `block` is written: those before holes are filled, if not prompted
+    block           remembered features, None until they are written
     """
 
     low_res_logits: np.ndarray
     score: float
-    pointer: np.ndarray
+    obj_ptr: np.ndarray
     selected: int
     ious: np.ndarray
     memory_tokens: tuple[int, int]
-    page: Page | None = None
     prompted: bool = False
+    raw_logits: np.ndarray | None = None
+    block: Block | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Clicks:
-    """Points of one object on one frame in network pixels: `xy` (K,2) float32, `labels` (K,) 0, 1; 2, 3 for a box."""
-
-    xy: np.ndarray
-    labels: np.ndarray
-
-    def __add__(self, other: Clicks) -> Clicks:
-        return Clicks(np.concatenate((self.xy, other.xy)), np.concatenate((self.labels, other.labels)))
+    @property
+    def iou(self) -> float:
+        """Predicted IoU of the mask, NaN for a mask prompt."""
+        return float(self.ious[max(self.selected, 0)])
 
 
 @dataclass(slots=True)
-class Track:
-    """One object: its prompts and outcomes by frame. `new_*` are not committed; `tracked`: frame -> in reverse."""
+class TrackedObject:
+    """One object: its prompts and outputs by frame. `pending_*` are not committed yet; `frames_tracked`: frame -> whether
+    it was tracked in reverse."""
 
-    bank: Bank
-    clicks: dict[int, Clicks] = field(default_factory=dict)
-    masks: set[int] = field(default_factory=set)
-    conditioning: dict[int, Outcome] = field(default_factory=dict)
-    others: dict[int, Outcome] = field(default_factory=dict)
-    new_conditioning: dict[int, Outcome] = field(default_factory=dict)
-    new_others: dict[int, Outcome] = field(default_factory=dict)
-    tracked: dict[int, bool] = field(default_factory=dict)
+    memory: ObjectMemory
+    point_inputs: dict[int, PointInputs] = field(default_factory=dict)
+    mask_inputs: set[int] = field(default_factory=set)
+    cond_outputs: dict[int, ObjectOutput] = field(default_factory=dict)
+    non_cond_outputs: dict[int, ObjectOutput] = field(default_factory=dict)
+    pending_cond_outputs: dict[int, ObjectOutput] = field(default_factory=dict)
+    pending_non_cond_outputs: dict[int, ObjectOutput] = field(default_factory=dict)
+    frames_tracked: dict[int, bool] = field(default_factory=dict)
 
-    def put(self, store: dict[int, Outcome], frame: int, outcome: Outcome) -> None:
-        """File an outcome; the page of the one it replaces is given back."""
-        old = store.get(frame)
-        if old is not None and old is not outcome:
-            self.release(old)
-        store[frame] = outcome  # a frame that is there keeps its place in the order
+    def store(self, outputs: dict[int, ObjectOutput], frame: int, output: ObjectOutput) -> None:
+        """Put an output into one of the stores; the block of the output that it replaces is freed."""
+        old = outputs.get(frame)
+        if old is not None and old is not output:
+            self.free_block(old)
+        outputs[frame] = output  # a frame that is there keeps its place in the order
 
-    def drop(self, store: dict[int, Outcome], frame: int) -> None:
-        """Forget an outcome, if there is one."""
-        outcome = store.pop(frame, None)
-        if outcome is not None:
-            self.release(outcome)
+    def drop(self, outputs: dict[int, ObjectOutput], frame: int) -> None:
+        """Remove an output from one of the stores, if it is there."""
+        output = outputs.pop(frame, None)
+        if output is not None:
+            self.free_block(output)
 
-    def stored(self, frame: int) -> Outcome | None:
-        """The committed outcome of a frame."""
-        return self.conditioning.get(frame) or self.others.get(frame)
+    def committed(self, frame: int) -> ObjectOutput | None:
+        """Return the committed output of a frame."""
+        return self.cond_outputs.get(frame) or self.non_cond_outputs.get(frame)
 
-    def shown(self, frame: int, conditioning: bool) -> Outcome | None:
-        """What is shown of this object when a prompt (a conditioning one or a correction) changes the frame."""
-        new = self.new_conditioning if conditioning else self.new_others
-        return new.get(frame) or self.stored(frame)
+    def pending_or_committed(self, frame: int, conditioning: bool) -> ObjectOutput | None:
+        """Return the output to show where a prompt (a conditioning one or a correction) changes the frame."""
+        pending = self.pending_cond_outputs if conditioning else self.pending_non_cond_outputs
+        return pending.get(frame) or self.committed(frame)
 
-    def release(self, outcome: Outcome) -> None:
-        """Give back the page of an outcome."""
-        if outcome.page is not None:
-            self.bank.give(outcome.page)
-            outcome.page = None
+    def free_block(self, output: ObjectOutput) -> None:
+        """Free the block of an output."""
+        if output.block is not None:
+            self.memory.free(output.block)
+            output.block = None

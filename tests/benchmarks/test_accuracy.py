@@ -152,7 +152,8 @@ class Oracle:
     def stream(self, frames):
         for t, _ in enumerate(frames):
             masks = np.stack([self.truth[t] & (t > 0) & ("nothing" not in p.text) for p in self.prompts])
-            yield Result(t, tuple(range(1, len(masks) + 1)), masks, None, None, None)
+            ids = tuple(range(1, len(masks) + 1))
+            yield Result(t, ids, ids, masks, None, None)
 
 
 def test_measure(tmp_path):

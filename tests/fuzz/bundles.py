@@ -107,14 +107,13 @@ def _open(folder: Path, ort: bool) -> None:
         engine = Engine(bundle, NullBackend(), max_objects=2)
     frames = np.zeros((5, 20, 30, 3), np.uint8)
     with engine:
-        for network in list(engine.networks.values()):
-            if hasattr(network, "open"):
-                with engine.session([runtime.Text(tokens=[0, 5, 2])]) as session:
-                    list(session.stream(frames))
-            if hasattr(network, "live"):
-                with engine.session() as session:
-                    prompts = {0: {1: runtime.Box([1, 2, 9, 9])}, 2: {2: runtime.Points([[3, 3]], [1])}}
-                    list(session.stream(frames, prompts))
+        if runtime.Capability.TEXT_VIDEO in engine.capabilities:
+            with engine.session([runtime.Text(tokens=[0, 5, 2])]) as session:
+                list(session.stream(frames))
+        if runtime.Capability.PROMPT_VIDEO in engine.capabilities:
+            with engine.live() as session:
+                prompts = {0: {1: runtime.Box([1, 2, 9, 9])}, 2: {2: runtime.Points([[3, 3]], [1])}}
+                list(session.stream(frames, prompts))
 
 
 def _examples() -> list[BundleCase]:

@@ -110,7 +110,7 @@ def probe(engine: runtime.Engine) -> str:
             for result in session.stream(clip):
                 digest.update(np.packbits(result.masks).tobytes())
     if any(hasattr(n, "live") for n in engine.networks.values()):
-        with engine.session() as session:
+        with engine.live() as session:
             for result in session.stream(clip, {0: {1: runtime.Box([0, 20, 40, 60])}}):
                 digest.update(np.packbits(result.masks).tobytes())
     return digest.hexdigest()

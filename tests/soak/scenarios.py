@@ -36,9 +36,8 @@ class Life:
     @property
     def abilities(self) -> set[str]:
         """`open` for sentences, `live` for clicks."""
-        return {
-            name for network in self.engine.networks.values() for name in ("open", "live") if hasattr(network, name)
-        }
+        names = {runtime.Capability.TEXT_VIDEO: "open", runtime.Capability.PROMPT_VIDEO: "live"}
+        return {name for capability, name in names.items() if capability in self.engine.capabilities}
 
     def push(self, session: Any, frame: np.ndarray, *prompts: Any) -> list[runtime.Result]:
         """One frame through a session, timed; its results are sound."""
@@ -181,7 +180,7 @@ def clicks(life: Life, number: int) -> None:
         8: {3: runtime.Mask(mask)},
         20: {1: [runtime.Box([10, 10, 60, 60]), runtime.Points([[40, 40]], [1])]},
     }
-    with life.engine.session() as session:
+    with life.engine.live() as session:
         for i in range(LENGTHS[number % 4]):
             life.push(session, picture(life.frames, height, width), prompts.get(i))
             if i == 2:

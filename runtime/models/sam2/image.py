@@ -1,11 +1,12 @@
-"""One picture: masks for clicks, boxes and mask logits, or for everything in it.
+"""Image prediction of SAM 2: masks for points, boxes and mask logits, or for everything in an image.
 
-The rules are those of SAM 2's image predictor, which differ from a video's: the picture is resized without rounding to
+The rules are those of SAM 2's image predictor, which differ from a video's: the image is resized without rounding to
 bytes, there is no object score, and a prompt without points has no point tokens at all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,22 +16,24 @@ from ...imaging.upsample import MaskUpsampler
 from ...media.image_files import check_frame
 from ...prompts import Box, Points
 from ...results import Prediction, Segment
-from ...tracking.state import Clicks
+from ...tracking.prompt_inputs import PADDING_POINT, PointInputs
+from ...tracking.requests import DecodeRequest
+from ...tracking.step import TrackerNetwork
+from ..options import AutomaticMaskOptions
 from .automatic_masks import segment_all
 
-CLAMP = 32.0
+MAX_LOGIT = 32.0
 """Low-res logits are returned within this range, and may come back as `mask_input`."""
 
 
-class ImageSession:
-    """A picture, encoded once, that answers any number of prompts. `Engine.image` makes it when asked for clicks."""
+class Sam2ImagePredictor:
+    """An image, encoded once, that answers any number of prompts. Made by `Engine.image`."""
 
-    def __init__(self, network: Any, picture: Any) -> None:
-        frame = check_frame(picture, 0, None)
-        self._network, self._frame = network, frame
-        self.size = frame.shape[:2]
-        self._maps = network.picture()
-        network.encode(frame, self._maps, network.resample["image"])
+    def __init__(self, network: TrackerNetwork, frame_hwc: np.ndarray) -> None:
+        self._network, self._frame = network, check_frame(frame_hwc, 0, None)
+        self.size: tuple[int, int] = self._frame.shape[:2]
+        self._features = network.new_features()
+        network.encode_image(self._frame, self._features, network.resample["image"])
         side = network.low_res_side
         self._upsampler = MaskUpsampler(side, side, (side, side), self.size)
 
@@ -43,7 +46,7 @@ class ImageSession:
         multimask: bool = True,
         normalized: bool = False,
     ) -> Prediction:
-        """Masks for a prompt, or for a batch of B prompts of one kind.
+        """Predict masks for a prompt, or for a batch of B prompts of one kind.
 
         points      (K,2) x, y in pixels, or (B,K,2); labels (K,) or (B,K), 1 on the object, 0 beside it
         box         (4,) left, top, right, bottom, or (B,4)
@@ -52,89 +55,104 @@ class ImageSession:
         normalized  points and boxes are given in 0..1
         Raises PromptError.
         """
-        clicks, batched = self._clicks(points, labels, box, normalized)
-        inputs, more = self._inputs(mask_input)
-        if clicks is None and inputs is None:
+        point_inputs, many_points = self._point_inputs(points, labels, box, normalized)
+        mask_inputs, many_masks = self._mask_inputs(mask_input)
+        if not point_inputs and not mask_inputs:
             raise PromptError("no prompt: give points, box or mask_input")
-        count = max(len(x) for x in (clicks, inputs) if x is not None)
-        clicks, inputs = clicks or [None], inputs or [None]
-        if {len(clicks), len(inputs)} - {1, count}:
-            raise PromptError(f"{len(clicks)} prompts and {len(inputs)} mask inputs do not go together; give as many")
-        clicks, inputs = clicks * (count // len(clicks)), inputs * (count // len(inputs))
-        logits, scores = self.decode(clicks, inputs, multimask)
+        count = max(len(point_inputs), len(mask_inputs))
+        if {len(point_inputs) or 1, len(mask_inputs) or 1} - {1, count}:
+            raise PromptError(
+                f"{len(point_inputs)} prompts and {len(mask_inputs)} mask inputs do not go together; give as many"
+            )
+        logits, scores = self.decode(_repeated(point_inputs, count), _repeated(mask_inputs, count), multimask)
         masks = np.stack([self._upsampler.masks(x) for x in logits])
-        result = masks, scores, logits.clip(-CLAMP, CLAMP)
-        return Prediction(*(result if batched or more else (x[0] for x in result)))
+        logits = logits.clip(-MAX_LOGIT, MAX_LOGIT)
+        if many_points or many_masks:
+            return Prediction(masks, scores, logits)
+        return Prediction(masks[0], scores[0], logits[0])
 
-    def segment_all(self, **options: Any) -> list[Segment]:
-        """Masks of everything in the picture, without prompts; see `automatic.Settings` for the options."""
-        return segment_all(self._network, self._frame, self, **options)
+    def segment_all(self, options: AutomaticMaskOptions) -> list[Segment]:
+        """Segment everything in the image, without prompts."""
+        return segment_all(self._frame, self, options)
 
-    # -- what the network is asked --------------------------------------------------------------------------------
+    # -- parts that automatic masks use ---------------------------------------------------------------------------
+
+    def crop(self, crop: tuple[int, int, int, int]) -> Sam2ImagePredictor:
+        """Encode a crop (x0, y0, x1, y1) of the image."""
+        x0, y0, x1, y1 = crop
+        return Sam2ImagePredictor(self._network, self._frame[y0:y1, x0:x1].copy())
+
+    def point(self, xy: np.ndarray) -> PointInputs:
+        """Convert one point on an object, (x, y) in pixels."""
+        return self._network.prompt_encoder.scale(xy[None], np.ones(1), self.size, False)
 
     def decode(
-        self, clicks: list[Clicks | None], inputs: list[np.ndarray | None], multimask: bool
+        self, points: Sequence[PointInputs | None], mask_logits: Sequence[np.ndarray | None], multimask: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(B,M,s,s) unclamped logits and (B,M) expected IoUs."""
-        queries = [self._network.image_query(c, logits, multimask) for c, logits in zip(clicks, inputs)]
-        answers = self._network.ask(self._maps, queries, all_logits=True)
-        chosen = [slice(1, 4) if multimask else slice(a.selected, a.selected + 1) for a in answers]
-        return (
-            np.stack([a.all_logits[c] for a, c in zip(answers, chosen)]),
-            np.stack([a.ious[c] for a, c in zip(answers, chosen)]),
-        )
+        """Return (B,M,s,s) logits, not clipped, and (B,M) predicted IoUs."""
+        requests = [
+            DecodeRequest(None if p is None else p + PADDING_POINT, multimask, logits)
+            for p, logits in zip(points, mask_logits, strict=True)
+        ]
+        logits, ious = [], []
+        for output in self._network.decode(self._features, requests, all_logits=True):
+            assert output.all_logits is not None
+            chosen = slice(1, 4) if multimask else slice(output.selected, output.selected + 1)
+            logits.append(output.all_logits[chosen])
+            ious.append(output.ious[chosen])
+        return np.stack(logits), np.stack(ious)
 
     def upsample(self, logits: np.ndarray) -> np.ndarray:
-        """Logits (N,s,s) at the picture's size, (N,H,W)."""
+        """Upsample logits (N,s,s) to the size of the image, (N,H,W)."""
         return self._upsampler.logits(logits)
 
-    def _clicks(self, points: Any, labels: Any, box: Any, normalized: bool) -> tuple[list[Clicks] | None, bool]:
-        """One set of clicks per prompt, a box before its points; and whether a batch was asked for."""
+    # -- prompts --------------------------------------------------------------------------------------------------
+
+    def _point_inputs(self, points: Any, labels: Any, box: Any, normalized: bool) -> tuple[list[PointInputs], bool]:
+        """Return the points of each prompt, a box before them, and whether a batch was asked for."""
         if (points is None) != (labels is None):
             raise PromptError("give points and labels together, or neither")
-        sets, batched = [], False
-        for values, deep in ((box, 2), (points, 3)):
-            if values is None:
-                continue
-            array = _array(values)
-            batched = batched or array.ndim == deep
-            rows = list(array) if array.ndim == deep else [array]
-            if deep == 2:
-                sets.append([self._one(Box(row, normalized)) for row in rows])
-            else:
-                marks = list(np.asarray(labels)) if array.ndim == deep else [labels]
-                if len(marks) != len(rows):
-                    raise PromptError(f"{len(rows)} sets of points need as many sets of labels, not {len(marks)}")
-                sets.append([self._one(Points(row, mark, normalized)) for row, mark in zip(rows, marks)])
-        if not sets:
-            return None, False
+        sets: list[list[PointInputs]] = []
+        batched = False
+        if box is not None:
+            array = _array(box)
+            batched = array.ndim == 2
+            rows = list(array) if array.ndim == 2 else [array]
+            sets.append([self._convert(Box(row, normalized)) for row in rows])
+        if points is not None:
+            array = _array(points)
+            batched = batched or array.ndim == 3
+            rows = list(array) if array.ndim == 3 else [array]
+            marks = list(np.asarray(labels)) if array.ndim == 3 else [labels]
+            if len(marks) != len(rows):
+                raise PromptError(f"{len(rows)} sets of points need as many sets of labels, not {len(marks)}")
+            sets.append([self._convert(Points(r, m, normalized)) for r, m in zip(rows, marks, strict=True)])
         if len(sets) == 2 and len(sets[0]) != len(sets[1]):
             raise PromptError(
                 f"{len(sets[0])} boxes and {len(sets[1])} sets of points do not go together; give as many"
             )
-        return [self._network.checked(sum(parts[1:], parts[0])) for parts in zip(*sets)], batched
+        check = self._network.prompt_encoder.check
+        return [check(sum(parts[1:], parts[0])) for parts in zip(*sets, strict=True)], batched
 
-    def _one(self, part: Points | Box) -> Clicks:
-        part.scaled(*self.size)  # raises for what lies outside
-        if isinstance(part, Box):
-            xy, labels = np.array(part.xyxy).reshape(2, 2), np.array([2, 3])
-        else:
-            xy, labels = np.array(part.points), np.array(part.labels)
-        return self._network.clicks(xy, labels, self.size, part.normalized)
+    def _convert(self, part: Points | Box) -> PointInputs:
+        return self._network.prompt_encoder.points(part, self.size)
 
-    def _inputs(self, mask_input: Any) -> tuple[list[np.ndarray] | None, bool]:
+    def _mask_inputs(self, mask_input: Any) -> tuple[list[np.ndarray], bool]:
+        """Return the mask logits of each prompt, and whether a batch was asked for."""
         if mask_input is None:
-            return None, False
+            return [], False
         array, side = _array(mask_input).astype(np.float32), self._network.low_res_side
-        if (
-            array.ndim not in (2, 3, 4)
-            or array.shape[-2:] != (side, side)
-            or (array.ndim == 3 and len(array) != 1)
-            or (array.ndim == 4 and array.shape[1] != 1)
-            or not len(array)
-        ):
+        leading = array.shape[:-2]
+        fits = array.shape[-2:] == (side, side) and leading[-1:] in ((), (1,)) and len(leading) <= 2
+        if not fits or not array.size:
             raise PromptError(f"mask_input must be ({side},{side}) logits of an earlier prediction, not {array.shape}")
         return list(array.reshape(-1, side, side)), array.ndim == 4
+
+
+def _repeated(inputs: list[Any], count: int) -> list[Any]:
+    """Repeat a single input, or none, for `count` prompts."""
+    inputs = inputs or [None]
+    return inputs * (count // len(inputs))
 
 
 def _array(values: Any) -> np.ndarray:

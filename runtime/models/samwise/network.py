@@ -11,13 +11,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ...bundle.bundle import Bundle
 from ...bundle.manifest import TensorSpec
-from ...device.base import Device
 from ...device.scratch import ReadbackBuffer, ScratchBuffers
 from ...errors import UserError
 from ...imaging.gpu import DeviceImages
@@ -25,11 +23,10 @@ from ...imaging.preprocess import preprocess, resized_size
 from ...prompts import Text
 from ...tokenizer import Tokenizer, encode, verb_positions
 from ...tracking.memory import MemoryPool
+from ..base import MASK_DECODER, MEMORY_ATTENTION, Capability, NetworkContext, Signature
+from ..options import TextOptions
+from .session import TextSession
 from .state import Batch, Clip, Decoded, Lane, Reads
-
-if TYPE_CHECKING:
-    from ...backends.base import Stage
-
 
 RECORDINGS = 8
 """Most recorded graphs of one batch: lanes fall due together or not at all, unless they fired on different frames."""
@@ -38,7 +35,8 @@ RECORDINGS = 8
 class Samwise:
     """Stages, buffers and memory of one SAMWISE bundle."""
 
-    STAGES = (
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.TEXT_VIDEO})
+    required_stages: ClassVar[tuple[str, ...]] = (
         "hiera_0",
         "hiera_1",
         "hiera_2",
@@ -54,14 +52,59 @@ class Samwise:
         "mask_decoder",
         "memory_encoder",
     )
-    OPTIONAL = ("conditional_memory",)
-    kernels: Any = None
-    """`runtime.device.cubin.Kernels` of the bundle, where `Engine` found them for this device."""
+    optional_stages: ClassVar[tuple[str, ...]] = ("conditional_memory",)
+    uses_kernels: ClassVar[bool] = True
+    signature: ClassVar[Signature] = Signature(
+        settings=("window", "mean", "std", "resize", "memory", "conditional_memory", "text"),
+        bounds=("objects",),
+        tensors={
+            **MEMORY_ATTENTION,
+            **MASK_DECODER,
+            "pixels": "t 3 I I",
+            "vision_0": "t A A C",
+            "vision_0_fused": "t A A C",
+            "vision_1": "t B B E",
+            "vision_1_fused": "t B B E",
+            "vision_2": "t J J K",
+            "vision_2_fused": "t J J K",
+            "tokens": "int64: l",
+            "text_0": "l W",
+            "text_0_fused": "l W",
+            "text_1": "l W",
+            "text_1_fused": "l W",
+            "text_2": "l W",
+            "text_2_fused": "l W",
+            "verb": "int64: v",
+            "sparse": "b P D",
+            "iou": "b",
+            "early_token": "b D",
+            "memoryless_logits": "b S S",
+            "remembered_logits": "b I I",
+            "decision": "b 2",
+            "switched": "bool: b",
+        },
+        inputs={
+            "hiera_0": "pixels",
+            "memory_attention": "embedding memory maskmem_tpos_index obj_ptrs",
+            "mask_decoder": "sparse high_res_0 high_res_1",
+            "memory_encoder": "mask_logits",
+        },
+        outputs={
+            "hiera_0": "vision_0 high_res_0",
+            "neck": "embedding embedding_no_memory high_res_1",
+            "text_prompt": "sparse",
+            "mask_decoder": "low_res_logits iou score obj_ptr early_token",
+            "memory_encoder": "maskmem_features",
+            "memory_attention": "conditioned",
+            "conditional_memory": "remembered_logits decision switched",
+        },
+    )
 
-    def __init__(self, bundle: Bundle, stages: Mapping[str, Stage], device: Device, objects: int) -> None:
-        stages = {name: stages[name] for name in (*self.STAGES, *self.OPTIONAL) if name in stages}
+    def __init__(self, context: NetworkContext) -> None:
+        bundle, stages, device, objects = context.bundle, context.stages, context.device, context.max_objects
         manifest, specs = bundle.manifest, {name: stage.spec for name, stage in stages.items()}
-        settings = manifest.networks["samwise"]
+        settings = context.settings
+        self.kernels = context.kernels
         self._bundle, self._stages, self._specs, self._device = bundle, stages, specs, device
         self._tokenizer: Any = None
         self.image_size = manifest.image_size
@@ -124,10 +167,20 @@ class Samwise:
         """(height, width) of a source frame inside the square that the network sees."""
         return resized_size(*size, **self._resize)
 
+    def open_text_session(
+        self,
+        prompts: Sequence[Text],
+        logits: bool,
+        options: TextOptions,
+        on_close: Callable[[TextSession], None] | None = None,
+    ) -> TextSession:
+        """Open a session; see `Engine.session`. Raises PromptError, UserError."""
+        return TextSession(self, prompts, logits, options, on_close)
+
     def open(self, prompts: Sequence[Text], conditional_memory: bool | None = None, memory: bool = True) -> Clip:
         """Buffers for one video, and a lane per sentence. Raises PromptError, UserError."""
         if conditional_memory and self._cme is None:
-            raise UserError(f"the bundle {self._bundle.name} has no conditional memory; leave conditional_memory away")
+            raise UserError(f"the bundle {self._bundle.name} has no conditional memory; omit conditional_memory")
         manifest, new = self._bundle.manifest, self._device.empty
         self._tokenizer = self._tokenizer or Tokenizer.of(self._bundle.folder, manifest)
         encoded = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from ...imaging.masks import boxes_and_areas, probability
 from ...imaging.upsample import MaskUpsampler
 from ...prompts import Text
 from ...results import Result
+from ..options import TextOptions
 
 
-class Session:
+class TextSession:
     """Follows sentences through one video. Made by `Engine.session`; a context manager that closes itself.
 
     Text and vision are fused over a clip of `window` frames, so results come in bursts: `push` returns them when a clip
@@ -24,20 +25,19 @@ class Session:
 
     def __init__(
         self,
-        engine: Any,
         network: Any,
         prompts: Sequence[Text],
         logits: bool,
-        conditional_memory: bool | None,
-        memory: bool,
-        window: int | None,
+        options: TextOptions,
+        on_close: Callable[[TextSession], None] | None = None,
     ) -> None:
+        window = options.window
         if window is not None and not 1 <= window <= network.window:
             raise UserError(
                 f"window must be 1 to {network.window}, the clip length this bundle was trained with, not {window}"
             )
         self._window = window or network.window
-        self._engine, self._network = engine, network
+        self._network, self._on_close = network, on_close
         self._logits = logits
         self._size: tuple[int, int] | None = None
         self._resized = (0, 0)
@@ -45,7 +45,7 @@ class Session:
         self._frames = 0
         self._waiting = 0
         self._open = True
-        self._clip = self._network.open(prompts, conditional_memory, memory)
+        self._clip = self._network.open(prompts, options.conditional_memory, options.memory)
         self.object_ids = tuple(range(1, len(prompts) + 1))
 
     # -- frames in ------------------------------------------------------------------------------------------------
@@ -112,13 +112,14 @@ class Session:
             masks = self._upsampler.masks(decoded.low_res_logits)
             boxes = boxes_and_areas(masks)[0].astype(np.float32)
         return Result(
-            index,
-            self.object_ids,
-            masks,
-            probability(score),
-            score,
-            boxes,
-            decoded.low_res_logits if self._logits else None,
+            frame_index=index,
+            object_ids=self.object_ids,
+            prompt_ids=self.object_ids,
+            masks=masks,
+            scores=probability(score),
+            score_logits=score,
+            boxes=boxes,
+            low_res_logits=decoded.low_res_logits if self._logits else None,
         )
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -128,9 +129,10 @@ class Session:
         if self._open:
             self._open = False
             self._network.close(self._clip)
-            self._engine.forget(self)
+            if self._on_close is not None:
+                self._on_close(self)
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> TextSession:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -169,4 +171,4 @@ class Session:
                 f"frame {self._frames + self._waiting}: is on a GPU, and this session takes frames from the "
                 "host; load the engine with a CUDA backend and kernels='on', or copy the frame"
             )
-        return interop.as_device_array(frame, self._engine.backend.device)
+        return interop.as_device_array(frame, self._network._device)

@@ -136,7 +136,7 @@ def test_one_click_equals_transformers(tmp_path):
     with runtime.load(tmp_path / "small") as engine, engine.video(frames, logits=True, fill_hole_area=0) as video:
         video.add_points(0, 1, [point], [1])
         got = [r.low_res_logits[0] for r in video.propagate()]
-        assert video.outcome(5, 1).memory_tokens == (5 * 64, 5 * 2)
+        assert video.output(5, 1).memory_tokens == (5 * 64, 5 * 2)
     assert max(np.std(w) for w in want) > 0.1 and all(0.02 < (w > 0).mean() < 0.98 for w in want)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.std(b))

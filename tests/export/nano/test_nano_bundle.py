@@ -24,7 +24,7 @@ def test_stages_of_both_networks_with_bounds_that_agree():
     torch.manual_seed(0)
     stages = samwise_sam2.stages(Samwise(tiny_test_config()))
     names = [s.name for s in stages]
-    assert len(names) == len(set(names)) and set(Schedule.STAGES) | set(Sam2.STAGES) <= set(names)
+    assert len(names) == len(set(names)) and set(Schedule.required_stages) | set(Sam2.required_stages) <= set(names)
     seen: dict[str, tuple[int, int]] = {}
     for stage in stages:
         for symbol, pair in stage.bounds.items():
@@ -66,14 +66,14 @@ def test_the_shipped_bundle_segments_a_box_prompt(engine, demo):
         truth = demo.masks[0] == number
         ys, xs = np.nonzero(truth)
         box = runtime.Box([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
-        with engine.session() as session:
+        with engine.live() as session:
             (result,) = session.push(frame, prompts={1: box})
         assert jaccard(result.masks[0], truth) > 0.6
 
 
 def test_an_idle_engine_uses_no_processor_time(engine):
     """Threads that spin after a call take the cores from the next stage and from the caller."""
-    seen, used = [np.full((96, 160, 3), 99, np.uint8)] * engine.network("open", "follow sentences").window, []
+    seen, used = [np.full((96, 160, 3), 99, np.uint8)] * engine.networks.text_video.window, []
     for _ in range(5):
         with engine.session([runtime.Text("the red car")]) as session:
             assert list(session.stream(seen))

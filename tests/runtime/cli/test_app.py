@@ -235,9 +235,7 @@ def test_image_networks_segment_every_frame_separately(clip, tmp_path):
         """An engine for single images; every object is the left half."""
 
         bundle = SimpleNamespace(name="finder")
-
-        def can(self, ability):
-            return ability == "refer"
+        capabilities = frozenset({runtime.Capability.TEXT_IMAGE})
 
         def image(self, frame):
             self.frame = frame
@@ -247,7 +245,8 @@ def test_image_networks_segment_every_frame_separately(clip, tmp_path):
             mask = np.zeros((len(prompts), *self.frame.shape[:2]), bool)
             mask[:, :, :32] = True
             ones, boxes = np.ones(len(prompts), np.float32), np.tile(np.float32([0, 0, 32, 48]), (len(prompts), 1))
-            return runtime.Result(0, tuple(range(1, len(prompts) + 1)), mask, ones, ones, boxes)
+            ids = tuple(range(1, len(prompts) + 1))
+            return runtime.Result(0, ids, ids, mask, ones, boxes)
 
     from runtime.cli.tasks import text_task
 

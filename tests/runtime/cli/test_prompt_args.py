@@ -148,10 +148,11 @@ class Live:
             yield Result(
                 index,
                 tuple(self.places),
+                tuple(self.places),
                 masks,
                 np.full(n, 0.75, np.float32),
-                np.ones(n, np.float32),
                 np.array(list(self.places.values()), np.float32).reshape(n, 4),
+                np.ones(n, np.float32),
             )
 
     def __enter__(self):
@@ -181,7 +182,7 @@ class Engine:
     timings = {}
     image = Picture
 
-    def session(self, prompts=None, conditional_memory=None):
+    def live(self):
         return Live()
 
     def __enter__(self):
@@ -247,4 +248,4 @@ def test_options_that_exclude_each_other(clip, tmp_path, args, error, capsys):
 
 def test_visual_prompts_need_a_bundle_that_takes_them(toy, clip, tmp_path, capsys):
     assert main(["--engine", str(toy), "--video", clip, "--point", "5,6", "--out", str(tmp_path)]) == 2
-    assert "cannot follow clicks" in capsys.readouterr().err
+    assert "cannot follow points" in capsys.readouterr().err

@@ -20,7 +20,8 @@ def result(index=0, count=2, height=30, width=41):
     masks = np.stack([(y - 12) ** 2 + (x - 10 - 9 * k - index) ** 2 < 80 for k in range(count)])
     boxes = np.array([[c.min(), r.min(), c.max() + 1, r.max() + 1] for r, c in map(np.nonzero, masks)], np.float32)
     scores = np.linspace(0.9, 0.5, count).astype(np.float32)
-    return Result(index, tuple(range(1, count + 1)), masks, scores, np.log(scores / (1 - scores)), boxes)
+    ids = tuple(range(1, count + 1))
+    return Result(index, ids, ids, masks, scores, boxes, np.log(scores / (1 - scores)))
 
 
 def outputs(folder, **kwargs):
@@ -159,7 +160,7 @@ def test_too_many_objects_for_indexed_masks(tmp_path):
 def test_higher_scores_are_drawn_on_top():
     masks = np.ones((3, 2, 2), bool)
     masks[1, 0] = False
-    drawn = Result(0, (1, 7, 3), masks, np.array([0.5, 0.9, 0.1]), np.zeros(3), np.zeros((3, 4)))
+    drawn = Result(0, (1, 7, 3), (1, 7, 3), masks, np.array([0.5, 0.9, 0.1]), np.zeros((3, 4)))
     assert index_map(drawn)[:, 0].tolist() == [1, 7]
 
 
@@ -187,7 +188,7 @@ def test_drawing_changes_only_the_object():
     ground, masks = np.full((480, 640, 3), 90, np.uint8), np.zeros((2, 480, 640), bool)
     masks[0, 200:300, 100:200] = True
     boxes = np.array([[100, 200, 200, 300], [0, 0, 0, 0]], np.float32)
-    drawn = painter(ground, Result(0, (1, 2), masks, np.array([0.9, 0.1]), np.zeros(2), boxes))
+    drawn = painter(ground, Result(0, (1, 2), (1, 2), masks, np.array([0.9, 0.1]), boxes))
     assert (ground == 90).all(), "the caller's frame is unchanged"
     inside = drawn[250, 150].astype(int)
     assert inside[0] > 130 and inside[1] < 60
@@ -200,7 +201,7 @@ def test_extreme_frame_sizes_can_be_drawn(size):
     masks = np.ones((1, *size), bool)
     boxes = np.array([[0, 0, size[1], size[0]]], np.float32)
     drawn = Painter(size, {1: "a label far too long for it"})(
-        np.zeros((*size, 3), np.uint8), Result(0, (1,), masks, np.ones(1), np.ones(1), boxes)
+        np.zeros((*size, 3), np.uint8), Result(0, (1,), (1,), masks, np.ones(1), boxes)
     )
     assert drawn.shape == (*Painter(size, {1: "x"}).canvas, 3)
 

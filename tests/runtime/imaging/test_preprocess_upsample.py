@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from runtime.errors import UserError
-from runtime.imaging.masks import boxes_and_areas, pack_mask, probability
+from runtime.imaging.masks import boxes_and_areas, probability
 from runtime.imaging.preprocess import RESAMPLE, preprocess, resized_size
 from runtime.imaging.upsample import MaskUpsampler
 
@@ -98,8 +98,6 @@ def test_boxes_areas_and_packing():
     masks[2, 6, 0] = True
     boxes, areas = boxes_and_areas(masks)
     assert boxes.tolist() == [[3, 2, 9, 5], [0, 0, 0, 0], [0, 6, 1, 7]] and areas.tolist() == [18, 0, 1]
-    packed = pack_mask(masks[0])
-    np.testing.assert_array_equal(np.unpackbits(packed)[:63].reshape(7, 9).astype(bool), masks[0])
 
 
 def test_probability_of_any_logit():

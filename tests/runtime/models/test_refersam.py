@@ -8,7 +8,7 @@ import runtime
 from helpers import toy_refersam
 from helpers import toy_samwise as toy
 from runtime import PromptError, Text, UserError, VideoError
-from runtime.models.refersam import CornerUpsampler, corner_matrix
+from runtime.imaging.upsample import CornerAlignedUpsampler, corner_matrix
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_results_are_not_overwritten(engine, frame):
 
 
 def test_forgets_the_oldest_sentence(engine, frame, monkeypatch):
-    monkeypatch.setattr("runtime.models.refersam.SENTENCES", 2)
+    monkeypatch.setattr("runtime.models.refersam.MAX_CACHED_SENTENCES", 2)
     picture, network = engine.image(frame), engine.networks["refersam"]
     for token in (21, 22, 21, 23):
         picture.refer([Text(tokens=[token])])
@@ -96,7 +96,7 @@ def test_upsampling_goes_corner_to_corner(low, size):
     x = np.random.default_rng(low).normal(size=(2, low, low)).astype(np.float32)
     want = torch.nn.functional.interpolate(torch.from_numpy(x)[:, None], size, mode="bilinear", align_corners=True)
     want = want[:, 0].numpy()
-    upsampler = CornerUpsampler(low, size)
+    upsampler = CornerAlignedUpsampler(low, size)
     np.testing.assert_allclose(upsampler.logits(x), want, atol=2e-5)
     sure = np.abs(want) > 1e-4
     assert (upsampler.masks(x) == (want >= 0))[sure].all()
@@ -141,7 +141,7 @@ def test_bad_pictures(engine, tmp_path):
 
 
 def test_what_the_bundle_cannot_do(engine, frame):
-    with pytest.raises(UserError, match="cannot segment by clicks"):
+    with pytest.raises(UserError, match="cannot segment an image by points"):
         engine.image(frame).predict(points=[[1, 1]], labels=[1])
     with pytest.raises(UserError, match="cannot follow sentences"):
         engine.session([Text(tokens=[1])])

@@ -96,7 +96,7 @@ def test_videos_equal_the_official_code(engine, case):
                 ):
                     assert (result.frame_index, result.object_ids) == (t, ids)
                     for n, obj in enumerate(ids):
-                        same_outcome(video.outcome(t, obj), arrays, key, (t, n), (case, i, t, obj))
+                        same_outcome(video.output(t, obj), arrays, key, (t, n), (case, i, t, obj))
                     same_masks(result.masks, unpacked(bits, shape), (case, i, t))
                 continue
             if name == "add_mask":
@@ -104,7 +104,7 @@ def test_videos_equal_the_official_code(engine, case):
             else:
                 result = getattr(video, name)(**call)
             assert result.object_ids == ids
-            same_outcome(video.outcome(call["frame"], call["obj"]), arrays, key, (), (case, i))
+            same_outcome(video.output(call["frame"], call["obj"]), arrays, key, (), (case, i))
             same_masks(result.masks, unpacked(arrays[f"{key}_masks_packed"], shape), (case, i))
 
 

@@ -8,7 +8,7 @@ from helpers import toy_sam2
 from runtime.imaging.masks import suppress
 from runtime.imaging.morphology import components, fill_holes, without_small_regions
 from runtime.models.sam2.automatic_masks import crop_boxes, grid
-from runtime.tracking.requests import square_mask
+from runtime.tracking.prompt_inputs import square_mask
 
 HEIGHT, WIDTH = 24, 36
 
@@ -117,7 +117,7 @@ def test_automatic_masks(engine):
     )
     assert all(0 <= s.crop[0] < s.crop[2] <= 300 for s in cropped)
     assert engine.image(picture).segment_all(points_per_side=2, pred_iou_thresh=2.0) == []
-    with pytest.raises(runtime.UserError, match="options: "):
+    with pytest.raises(runtime.UserError, match="no option points_per_sides; it has points_per_side"):
         engine.image(picture).segment_all(points_per_sides=2)
 
 

@@ -84,15 +84,14 @@ def test_interleaved_sessions_do_not_see_each_other(engine):
         assert got[i][0].masks.shape == (1, *clip.shape[1:3])
 
 
-def test_step_runs_every_session_that_is_ready(engine):
-    sessions = [engine.session([runtime.Text(tokens=A)]) for _ in range(3)]
-    for session in sessions[:2]:
-        for frame in frames(toy.WINDOW):
-            session.put(frame)
-    sessions[2].put(frames(1)[0])
-    assert len(engine.step()) == 2 * toy.WINDOW
-    assert engine.step() == []
-    assert len(sessions[2].flush()) == 1
+def test_sessions_take_turns(engine):
+    sessions = [engine.session([runtime.Text(tokens=t)]) for t in (A, B, C)]
+    results = []
+    for frame in frames(toy.WINDOW):
+        results += sessions[0].push(frame) + sessions[1].push(frame)
+    sessions[2].push(frames(1)[0])
+    assert len(results) == 2 * toy.WINDOW
+    assert sessions[0].flush() == [] == sessions[1].flush() and len(sessions[2].flush()) == 1
 
 
 def test_shared_stages_run_once(engine):

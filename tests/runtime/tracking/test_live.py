@@ -39,7 +39,7 @@ def known(engine, frames, prompts, **options):
 
 
 def live(engine, frames, prompts, **options):
-    with engine.session(logits=True, **options) as session:
+    with engine.live(logits=True, **options) as session:
         return list(session.stream(frames, prompts))
 
 
@@ -84,10 +84,7 @@ def test_distances_are_those_of_a_long_video(engine):
 
 def test_correction_of_a_tracked_frame(engine):
     frames = clip(8)
-    with (
-        engine.session(logits=True) as session,
-        engine.video(np.concatenate([frames, clip(9, 3)]), logits=True) as video,
-    ):
+    with engine.live(logits=True) as session, engine.video(np.concatenate([frames, clip(9, 3)]), logits=True) as video:
         results = [session.push(f, {1: CLICK} if i == 0 else None)[0] for i, f in enumerate(frames[:6])]
         video.add_points(0, 1, CLICK.points, CLICK.labels)
         list(video.propagate(0, 5))
@@ -96,17 +93,14 @@ def test_correction_of_a_tracked_frame(engine):
             b = video.add_points(5, 1, clicks.points, clicks.labels, clear_old=False)
             np.testing.assert_allclose(a.low_res_logits, b.low_res_logits, rtol=1e-5, atol=1e-5)
         assert np.abs(a.low_res_logits - results[5].low_res_logits).max() > 1e-3
-        assert session.outcome(1).memory_tokens == video.outcome(5, 1).memory_tokens != (0, 0)
+        assert session.output(1).memory_tokens == video.output(5, 1).memory_tokens != (0, 0)
         for frame, b in zip(frames[6:], video.propagate(6, 1)):
             np.testing.assert_allclose(session.push(frame)[0].low_res_logits, b.low_res_logits, rtol=1e-5, atol=1e-5)
 
 
 def test_refinement_of_a_prompted_frame(engine):
     frames = clip(4)
-    with (
-        engine.session(logits=True) as session,
-        engine.video(np.concatenate([frames, clip(20, 3)]), logits=True) as video,
-    ):
+    with engine.live(logits=True) as session, engine.video(np.concatenate([frames, clip(20, 3)]), logits=True) as video:
         session.push(frames[0], {1: CLICK})
         video.add_points(0, 1, CLICK.points, CLICK.labels)
         a = session.correct({1: Points([(2, 2)], [0]), 2: CLICK})
@@ -119,7 +113,7 @@ def test_refinement_of_a_prompted_frame(engine):
 
 def test_two_thousand_frames_with_objects_coming_and_going(engine, monkeypatch):
     frames, network = clip(16), engine.networks["sam2"]
-    with engine.session() as session:
+    with engine.live() as session:
         expected, seen = [], set()
         for t in range(2000):
             prompts = None
@@ -134,17 +128,17 @@ def test_two_thousand_frames_with_objects_coming_and_going(engine, monkeypatch):
                 monkeypatch.setattr(engine.backend.device, "empty", lambda *a: pytest.fail("the memory grows"))
             (result,) = session.push(frames[t % 16], prompts)
             assert (result.frame_index, result.object_ids) == (t, tuple(expected)), "ids are stable"
-            kept = sum(len(x.conditioning) + len(x.others) for x in session._tracks.values())
+            kept = sum(len(x.cond_outputs) + len(x.non_cond_outputs) for x in map(session.state, session.object_ids))
             seen.add(kept)
         assert max(seen) < 3 * (toy_sam2.POINTERS + toy_sam2.SLOTS + 5)
-        pool = session._pool
-        assert pool.open == 3 and pool.shelves == 3
-    assert pool.open == 0
-    assert len(network._pools) == 1
+        # four conditioning frames, what a frame attends to, and one more: the pool of this very size is in use
+        pool = network.memory_pool(4 + toy_sam2.SLOTS + 1)
+        assert pool.in_use == 3 and pool.num_chunks == 3
+    assert pool.in_use == 0
 
 
 def test_prompted_and_tracked_objects_are_one_batch(engine):
-    with engine.session() as session:
+    with engine.live() as session:
         session.push(clip(1)[0], {1: CLICK})
         before = {name: calls for name, (calls, _) in engine.timings.items()}
         session.push(clip(1)[0], {2: [Box((3, 3, 12, 12)), Points([(5, 5), (1, 1)], [1, 0])]})
@@ -161,19 +155,18 @@ def test_prompted_and_tracked_objects_are_one_batch(engine):
 
 def test_frames_without_objects_cost_nothing(engine):
     before = {name: calls for name, (calls, _) in engine.timings.items()}
-    with engine.session() as session:
+    with engine.live() as session:
         (result,) = session.push(clip(1)[0])
         assert result.object_ids == () and result.masks.shape == (0, HEIGHT, WIDTH)
         assert {name: calls for name, (calls, _) in engine.timings.items()} == before
         assert session.correct({4: CLICK}).object_ids == (4,), "an object may be added after the frame was shown"
 
 
-def test_step_runs_live_sessions(engine):
-    one, two = engine.session(), engine.session()
-    one.put(clip(1)[0], {1: CLICK})
-    two.put(clip(1)[0], {7: CLICK})
-    assert [r.object_ids for r in engine.step()] == [(1,), (7,)]
-    assert engine.step() == [] and one.flush() == []
+def test_sessions_take_turns(engine):
+    one, two = engine.live(), engine.live()
+    results = one.push(clip(1)[0], {1: CLICK}) + two.push(clip(1)[0], {7: CLICK})
+    assert [r.object_ids for r in results] == [(1,), (7,)]
+    assert one.flush() == []
 
 
 @pytest.mark.parametrize(
@@ -190,7 +183,7 @@ def test_step_runs_live_sessions(engine):
     ],
 )
 def test_a_bad_prompt_takes_no_frame(engine, prompts, error):
-    with engine.session() as session:
+    with engine.live() as session:
         with pytest.raises(runtime.PromptError, match=error):
             session.push(clip(1)[0], prompts)
         assert session.object_ids == ()
@@ -198,7 +191,7 @@ def test_a_bad_prompt_takes_no_frame(engine, prompts, error):
 
 
 def test_prompts_that_come_too_late(engine):
-    with engine.session() as session:
+    with engine.live() as session:
         with pytest.raises(runtime.PromptError, match="push one first"):
             session.correct({1: CLICK})
         for frame in clip(3):
@@ -210,7 +203,7 @@ def test_prompts_that_come_too_late(engine):
 
 
 def test_no_room(toy_sam2_bundle):
-    with runtime.load(toy_sam2_bundle, max_objects=2) as engine, engine.session() as session:
+    with runtime.load(toy_sam2_bundle, max_objects=2) as engine, engine.live() as session:
         session.push(clip(1)[0], {1: CLICK})
         with pytest.raises(runtime.UserError, match="max_objects"):
             session.push(clip(1)[0], {2: CLICK, 3: CLICK})
@@ -218,7 +211,7 @@ def test_no_room(toy_sam2_bundle):
 
 
 def test_size_change(engine):
-    with engine.session() as session:
+    with engine.live() as session:
         session.push(clip(1)[0])
         with pytest.raises(runtime.VideoError, match="30x20 to 20x20"):
             session.push(np.zeros((20, 20, 3), np.uint8))
@@ -234,7 +227,7 @@ def test_memory_attention_takes_a_few_objects_at_a_time(toy_sam2_bundle, monkeyp
     frames, prompts = clip(4), {0: {i: Points([(4 + 5 * i, 8)], [1]) for i in range(5)}}
     found = []
     for positions, calls in ((1 << 20, 9), (4, 15)):  # the toy takes batches of two, and has four positions
-        monkeypatch.setattr("runtime.models.sam2.network.TOGETHER", positions)
+        monkeypatch.setattr("runtime.models.sam2.memory_attention.MAX_ATTENTION_TOKENS", positions)
         with runtime.load(toy_sam2_bundle) as engine:
             found.append([r.low_res_logits for r in live(engine, frames, prompts)])
             assert engine.timings["memory_attention"][0] == calls

@@ -10,7 +10,7 @@ import runtime
 from helpers import toy_sam2
 from runtime.imaging.morphology import fill_holes
 from runtime.imaging.upsample import MaskUpsampler
-from runtime.tracking.requests import square_mask
+from runtime.tracking.prompt_inputs import square_mask
 
 HEIGHT, WIDTH = 20, 30
 
@@ -20,7 +20,7 @@ def clip(count, seed=0):
 
 
 class Plain:
-    """The predictor. An outcome is a dict; stores are as in the description of the official one."""
+    """The predictor. An output is a dict; stores are as in the description of the official one."""
 
     def __init__(
         self,
@@ -209,27 +209,27 @@ def play(engine, frames, script, **options):
 def check_stores(video, plain):
     assert video.object_ids == tuple(plain.objects)
     for obj, o in plain.objects.items():
-        track = video._tracks[obj]
+        track = video.state(obj)
         stores = (
-            ("conditioning", "cond"),
-            ("others", "other"),
-            ("new_conditioning", "new_cond"),
-            ("new_others", "new_other"),
+            ("cond_outputs", "cond"),
+            ("non_cond_outputs", "other"),
+            ("pending_cond_outputs", "new_cond"),
+            ("pending_non_cond_outputs", "new_other"),
         )
-        pages = []
+        blocks = []
         for ours, theirs in stores:
             store = getattr(track, ours)
             assert set(store) == set(o[theirs])
             for frame, out in o[theirs].items():
-                outcome = store[frame]
-                assert (outcome.selected, outcome.memory_tokens) == (out["selected"], out["seen"])
-                np.testing.assert_allclose(outcome.pointer, out["obj_ptr"], rtol=1e-4, atol=1e-4)
-                if outcome.page is not None:
-                    pages.append(outcome.page.number)
-                    np.testing.assert_allclose(outcome.page.array, out["memory"], rtol=1e-4, atol=1e-4)
-        assert list(track.conditioning) == list(o["cond"]), "order of commitment"
-        assert track.tracked == o["tracked"]
-        assert len(set(pages)) == len(pages), "two outcomes share a page"
+                output = store[frame]
+                assert (output.selected, output.memory_tokens) == (out["selected"], out["seen"])
+                np.testing.assert_allclose(output.obj_ptr, out["obj_ptr"], rtol=1e-4, atol=1e-4)
+                if output.block is not None:
+                    blocks.append(output.block.number)
+                    np.testing.assert_allclose(output.block.array, out["memory"], rtol=1e-4, atol=1e-4)
+        assert list(track.cond_outputs) == list(o["cond"]), "order of commitment"
+        assert track.frames_tracked == o["tracked"]
+        assert len(set(blocks)) == len(blocks), "two outputs share a block"
 
 
 @pytest.fixture
@@ -391,15 +391,15 @@ def test_unequal_memories_in_one_batch_equal_one_at_a_time(engine):
             np.testing.assert_allclose(together[frame, obj], logits, rtol=1e-5, atol=1e-5)
 
 
-def test_pages_are_reused(engine):
-    pool = engine.networks["sam2"].pool()
+def test_blocks_are_reused(engine):
+    pool = engine.networks["sam2"].memory_pool()
     for _ in range(3):
         with engine.video(clip(40)) as video:
             video.add_points(0, 1, [(5, 5)], [1])
             for _ in range(3):
                 list(video.propagate())
-        assert pool.open == 0
-        assert pool.shelves == 2, "40 frames are two shelves of 32, the first time and ever after"
+        assert pool.in_use == 0
+        assert pool.num_chunks == 2, "40 frames are two chunks of 32, the first time and ever after"
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ def test_pages_are_reused(engine):
         (lambda v: v.add_mask(0, 1, np.ones((HEIGHT, 9), bool)), "the video 30x20"),
         (lambda v: v.clear_prompts(0, 7), "no object 7; objects: none"),
         (lambda v: v.remove_object(7), "no object 7"),
-        (lambda v: list(v.propagate()), "no object to follow"),
+        (lambda v: list(v.propagate()), "no object to track"),
         (lambda v: v.propagate(start_frame=9), "start_frame 9"),
         (lambda v: v.propagate(max_frames=-1), "max_frames"),
     ],
@@ -427,7 +427,7 @@ def test_bad_prompts_leave_nothing_behind(engine, call, error):
         with pytest.raises(runtime.PromptError, match=error) as caught:
             call(video)
         assert "\n" not in str(caught.value)
-        assert video.object_ids == () and engine.networks["sam2"].pool().open == 0
+        assert video.object_ids == () and engine.networks["sam2"].memory_pool().in_use == 0
 
 
 def test_an_object_without_prompts_is_named(engine):

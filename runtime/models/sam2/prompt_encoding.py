@@ -1,0 +1,84 @@
+"""Prompt encoding of SAM 2: points and mask logits of a batch of objects become tokens and a dense map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...device.base import Array, Device
+from ...device.scratch import GrowableBuffers
+from ...tracking.prompt_inputs import NO_POINTS
+from ...tracking.requests import DecodeRequest
+
+if TYPE_CHECKING:
+    from ...backends.base import Stage
+
+
+class PromptEncoding:
+    """Runs the stages `prompt_encoder` and `mask_prompt`."""
+
+    def __init__(
+        self, prompt_encoder: Stage, mask_prompt: Stage, device: Device, scratch: GrowableBuffers, low_res_side: int
+    ) -> None:
+        self._prompt_encoder, self._mask_prompt = prompt_encoder, mask_prompt
+        self._device, self._scratch, self._side = device, scratch, low_res_side
+        self._empty: dict[str, Array] = {}
+        self._num_empty = 0
+
+    def allocate(self, sizes: Mapping[str, int]) -> None:
+        """Allocate scratch for calls of these sizes, and the encoded empty prompt."""
+        for stage in (self._prompt_encoder, self._mask_prompt):
+            self._outputs(stage, sizes)
+        for tensor in self._prompt_encoder.spec.outputs:
+            shape = tensor.resolve({**sizes, "prompt_tokens": len(NO_POINTS.labels)})
+            self._empty[tensor.name] = self._device.empty(shape, tensor.dtype)
+
+    def encode(self, requests: Sequence[DecodeRequest]) -> dict[str, Array]:
+        """Return `sparse`, `sparse_count` and `dense` of the decoder."""
+        n = len(requests)
+        if all(request.is_tracking_only for request in requests):
+            self._fill_empty(n)
+            counts = np.full(n, len(NO_POINTS.labels), np.int64)
+            return {name: array[:n] for name, array in self._empty.items()} | {"sparse_count": counts}
+        counts = np.array([0 if r.points is None else len(r.points.labels) for r in requests], np.int64)
+        longest = max(1, int(counts.max()))
+        coords, labels = np.zeros((n, longest, 2), np.float32), np.full((n, longest), -1, np.int64)
+        logits = np.zeros((n, self._side, self._side), np.float32)
+        for i, request in enumerate(requests):
+            if request.points is not None:
+                coords[i, : counts[i]], labels[i, : counts[i]] = request.points.coords, request.points.labels
+            if request.mask_logits is not None:
+                logits[i] = request.mask_logits
+        outputs = self._outputs(self._prompt_encoder, {"objects": n, "prompt_tokens": longest})
+        has_mask = np.array([request.mask_logits is not None for request in requests])
+        self._prompt_encoder.run(points=coords, labels=labels, prompt_logits=logits, has_mask=has_mask, **outputs)
+        return {**outputs, "sparse_count": counts}
+
+    def encode_mask(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the dense prompt (s,s) of a mask (I,I), and the low-res logits (s,s) of the mask itself."""
+        outputs = self._outputs(self._mask_prompt, {"objects": 1})
+        self._mask_prompt.run(mask=mask.astype(np.float32)[None], **outputs)
+        host = {name: np.array(self._device.download(array)[0]) for name, array in outputs.items()}
+        return host["prompt_logits"], host["mask_logits"]
+
+    def _outputs(self, stage: Stage, sizes: Mapping[str, int]) -> dict[str, Array]:
+        return {t.name: self._scratch.take(t.name, t.resolve(sizes), t.dtype) for t in stage.spec.outputs}
+
+    def _fill_empty(self, n: int) -> None:
+        """Encode the empty prompt of tracked frames, once for as many objects as there ever were together."""
+        if n <= self._num_empty:
+            return
+        if not self._num_empty:
+            self._prompt_encoder.run(
+                points=NO_POINTS.coords[None],
+                labels=NO_POINTS.labels[None],
+                has_mask=np.zeros(1, bool),
+                prompt_logits=np.zeros((1, self._side, self._side), np.float32),
+                **{name: array[:1] for name, array in self._empty.items()},
+            )
+        for i in range(max(1, self._num_empty), n):
+            for array in self._empty.values():
+                self._device.copy(array[0], array[i])
+        self._num_empty = n

@@ -1,0 +1,122 @@
+"""One frame of tracking: requests to the network, its outputs, and the memory of them.
+
+`predict_frame` decodes and remembers nothing; `commit_memory` remembers. A network that associates detections with
+objects does so in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from ..imaging.morphology import fill_holes
+from .memory_selection import MemoryConfig, MemorySelection
+from .object_memory import Block, BlockPool
+from .prompt_inputs import NO_POINTS, PADDING_POINT, PromptEncoder, PromptInputs
+from .requests import DecodeRequest, DecoderOutput, ImageFeatures
+from .state import ObjectOutput, TrackedObject
+
+MASK_PROMPT_SCORE = 10.0
+"""Presence logit of an object whose mask was given (SAM 2: `obj_scores` of a mask used as output)."""
+
+MAX_PROMPT_LOGIT = 32.0
+"""Logits of an earlier output are clipped to this range before they prompt the decoder again."""
+
+
+class TrackerNetwork(Protocol):
+    """What the sessions ask of a SAM 2 network."""
+
+    low_res_side: int
+    no_object_logit: float
+    resample: Mapping[str, str]
+    memory_config: MemoryConfig
+    prompt_encoder: PromptEncoder
+
+    def new_features(self) -> ImageFeatures:
+        """Allocate the feature maps of one frame."""
+
+    def encode_image(self, frame_hwc: np.ndarray, features: ImageFeatures, resample: str) -> None:
+        """Write the feature maps of a frame, uint8 RGB (H,W,3)."""
+
+    def encode_mask_prompt(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the dense prompt (s,s) of a mask (I,I), and the low-res logits (s,s) of the mask itself."""
+
+    def decode(
+        self, features: ImageFeatures, requests: Sequence[DecodeRequest], all_logits: bool = False
+    ) -> list[DecoderOutput]:
+        """Decode all requests on one frame, in batches."""
+
+    def encode_memory(
+        self,
+        features: ImageFeatures,
+        logits: Sequence[np.ndarray],
+        binarize: Sequence[bool],
+        scores: Sequence[float],
+        blocks: Sequence[Block],
+    ) -> None:
+        """Write the memory features of objects on one frame into their blocks."""
+
+    def memory_pool(self, blocks: int | None = None) -> BlockPool:
+        """Return the pool whose chunks have this many blocks."""
+
+
+def tracking_request(memory: MemorySelection | None) -> DecodeRequest:
+    """Build the request of an object that is only tracked."""
+    return DecodeRequest(NO_POINTS, multimask=True, memory=memory)
+
+
+def prompt_request(
+    network: TrackerNetwork, prompt: PromptInputs, previous: ObjectOutput | None, memory: MemorySelection | None
+) -> DecodeRequest:
+    """Build the request of a prompt; `previous` is the output that points refine."""
+    if isinstance(prompt, np.ndarray):
+        dense, logits = network.encode_mask_prompt(prompt)
+        return DecodeRequest(NO_POINTS, False, dense, skip_no_mem_embed=True, output_logits=logits)
+    dense = None if previous is None else np.clip(previous.low_res_logits, -MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)
+    return DecodeRequest(prompt + PADDING_POINT, len(prompt.labels) <= 1, dense, memory)
+
+
+def predict_frame(
+    network: TrackerNetwork, features: ImageFeatures, requests: Sequence[DecodeRequest], fill_hole_area: int
+) -> list[ObjectOutput]:
+    """Decode all requests on one frame; background regions of at most `fill_hole_area` pixels are filled."""
+    decoded = network.decode(features, requests)
+    return [_object_output(r, d, fill_hole_area) for r, d in zip(requests, decoded, strict=True)]
+
+
+def _object_output(request: DecodeRequest, decoded: DecoderOutput, fill_hole_area: int) -> ObjectOutput:
+    if request.output_logits is not None:
+        logits = fill_holes(request.output_logits, fill_hole_area)
+        unknown = np.full(4, np.nan, np.float32)
+        return ObjectOutput(logits, MASK_PROMPT_SCORE, decoded.obj_ptr, -1, unknown, (0, 0), prompted=True)
+    prompted = not request.is_tracking_only
+    return ObjectOutput(
+        fill_holes(decoded.low_res_logits, fill_hole_area),
+        decoded.score,
+        decoded.obj_ptr,
+        decoded.selected,
+        decoded.ious,
+        decoded.memory_tokens,
+        prompted,
+        # the memory of a tracked frame is made of the logits as they were decoded, before holes are filled
+        raw_logits=None if prompted else decoded.low_res_logits,
+    )
+
+
+def commit_memory(
+    network: TrackerNetwork, features: ImageFeatures, outputs: Sequence[tuple[TrackedObject, ObjectOutput]]
+) -> None:
+    """Remember outputs of objects on one frame, all at once."""
+    if not outputs:
+        return
+    blocks, logits = [], []
+    for tracked, output in outputs:
+        output.block = output.block or tracked.memory.allocate()
+        blocks.append(output.block)
+        logits.append(output.low_res_logits if output.raw_logits is None else output.raw_logits)
+        output.raw_logits = None
+    network.encode_memory(
+        features, logits, [output.prompted for _, output in outputs], [output.score for _, output in outputs], blocks
+    )

@@ -19,7 +19,7 @@ from typing import Any
 
 from runtime.bundle import engine_index
 from runtime.bundle.bundle import Bundle, choose
-from runtime.bundle.engine_index import FOLDER, Built
+from runtime.bundle.engine_index import FOLDER, EngineFile
 from runtime.bundle.manifest import Manifest, StageSpec
 from runtime.errors import BackendError, InternalError, SamwiseRuntimeError, UserError, fail
 
@@ -176,7 +176,7 @@ def build_bundle(
     targets: Collection[int] | None = None,
     stages: Collection[str] | None = None,
     report: Report = print,
-) -> list[Built]:
+) -> list[EngineFile]:
     """Build every stage (or those named) that has no fresh engine, one file per stage for all targets. Returns the bundle's
     engines, old and new."""
     manifest, folder = bundle.manifest, bundle.folder
@@ -208,7 +208,7 @@ def build_bundle(
             name = f"{place}/{spec.name}.{graph[:12]}.{'-'.join(map(str, missing))}.engine"
             (folder / FOLDER / name).write_bytes(engine.data)
             entries.append(
-                Built(
+                EngineFile(
                     spec.name,
                     form,
                     library.name,
@@ -232,7 +232,7 @@ def build_bundle(
     return entries
 
 
-def _fresh(bundle: Bundle) -> list[Built]:
+def _fresh(bundle: Bundle) -> list[EngineFile]:
     """Entries whose graph is still that of the bundle; files of the others are removed."""
     kept = []
     for entry in engine_index.read(bundle.folder):

@@ -23,7 +23,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class EngineFile:
     """One engine file. `file` lies in the bundle's `engines/` folder."""
 
     stage: str
@@ -56,7 +56,7 @@ def fingerprint(manifest: Manifest, spec: StageSpec, form: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def read(bundle: Path) -> list[Built]:
+def read(bundle: Path) -> list[EngineFile]:
     """Entries of the bundle's index, none if there is none. Raises BundleError that names the file."""
     path = Path(bundle) / FOLDER / INDEX
     try:
@@ -65,7 +65,7 @@ def read(bundle: Path) -> list[Built]:
             raise BundleError(
                 f"{path}: format {data['format']} is not {FORMAT}; run `python -m export.tensorrt.build` again"
             )
-        entries = [Built(**{**e, "capabilities": tuple(e["capabilities"])}) for e in data["engines"]]
+        entries = [EngineFile(**{**e, "capabilities": tuple(e["capabilities"])}) for e in data["engines"]]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -78,7 +78,7 @@ def read(bundle: Path) -> list[Built]:
     return entries
 
 
-def write(bundle: Path, entries: Iterable[Built]) -> None:
+def write(bundle: Path, entries: Iterable[EngineFile]) -> None:
     """Write the index and renew the manifest's list of files, with the sha256 of each engine."""
     bundle = Path(bundle)
     folder = bundle / FOLDER
@@ -96,7 +96,7 @@ def write(bundle: Path, entries: Iterable[Built]) -> None:
 
 def find(
     bundle: Path, manifest: Manifest, spec: StageSpec, form: str, library: str, version: str, capability: int
-) -> Built:
+) -> EngineFile:
     """The engine of a stage for this library and GPU. Raises BundleError with the reason why none fits."""
     again = f"run `python -m export.tensorrt.build {bundle} --backend {library}`"
     entries = [e for e in read(bundle) if e.library == library and e.stage == spec.name and e.form == form]

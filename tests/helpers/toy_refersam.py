@@ -5,14 +5,9 @@ A mask is where the red channel is bright, moved by the mean of the sentence's t
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-import onnx
-import onnx.parser
-
-from helpers.toy_samwise import TYPES
-from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
+from helpers import toy_bundle
 
 SIZE, SENTENCES, TOKENS, VOCABULARY = 32, 3, 8, 100
 SYMBOLS = {"L": "tokens", "B": "objects"}
@@ -67,20 +62,6 @@ GRAPHS = {
 
 def build(folder: Path, **fields) -> Path:
     """Write the toy bundle into `folder` and return it. `fields` override fields of the manifest."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stages, files = {}, {}
-    for name, text in GRAPHS.items():
-        model = onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 20]>\n' + text)
-        onnx.checker.check_model(model, full_check=True)
-        data = model.SerializeToString()
-        (folder / f"{name}.onnx").write_bytes(data)
-        files[f"{name}.onnx"] = hashlib.sha256(data).hexdigest()
-        stages[name] = StageSpec(
-            name,
-            tuple(map(_tensor, model.graph.input)),
-            tuple(map(_tensor, model.graph.output)),
-            {"default": f"{name}.onnx"},
-        )
     settings = {
         "resize": {"rule": "square", "max": SIZE},
         "mean": [0.5, 0.5, 0.5],
@@ -88,20 +69,5 @@ def build(folder: Path, **fields) -> Path:
         "text": {"max_tokens": TOKENS, "vocabulary": VOCABULARY, "motion": False, "keep_end": False},
     }
     bounds = {"objects": (1, SENTENCES), "tokens": (1, TOKENS)}
-    manifest = {
-        "networks": {"refersam": settings},
-        "variant": "toy",
-        "precision": "fp32",
-        "image_size": SIZE,
-        "stages": stages,
-        "bounds": bounds,
-        "files": files,
-    }
-    Manifest(**{**manifest, **fields}).dump(folder)
-    return folder
-
-
-def _tensor(value: onnx.ValueInfoProto) -> TensorSpec:
-    kind = value.type.tensor_type
-    shape = tuple(SYMBOLS[d.dim_param] if d.dim_param else d.dim_value for d in kind.shape.dim)
-    return TensorSpec(value.name, TYPES[kind.elem_type], shape)
+    manifest = {"networks": {"refersam": settings}, "image_size": SIZE, "bounds": bounds}
+    return toy_bundle.write(folder, GRAPHS, SYMBOLS, **(manifest | fields))

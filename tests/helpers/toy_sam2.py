@@ -7,14 +7,11 @@ picture is dark. `Arithmetic` is the same in numpy.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx.parser
 
-from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
+from helpers import toy_bundle
 from runtime.imaging.preprocess import preprocess
 
 SIZE, SLOTS, POINTERS = 32, 4, 5
@@ -193,31 +190,10 @@ BOUNDS = {
     "prompt_tokens": (1, 9),
     "mask_side": (8, SIZE),
 }
-TYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64", onnx.TensorProto.BOOL: "bool"}
-
-
-def _tensor(value: onnx.ValueInfoProto) -> TensorSpec:
-    kind = value.type.tensor_type
-    shape = tuple(SYMBOLS[d.dim_param] if d.dim_param else d.dim_value for d in kind.shape.dim)
-    return TensorSpec(value.name, TYPES[kind.elem_type], shape)
 
 
 def build(folder: Path) -> Path:
     """Write the toy bundle into `folder` and return it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stages, files = {}, {}
-    for name, text in GRAPHS.items():
-        model = onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 20]>\n' + text)
-        onnx.checker.check_model(model, full_check=True)
-        data = model.SerializeToString()
-        (folder / f"{name}.onnx").write_bytes(data)
-        files[f"{name}.onnx"] = hashlib.sha256(data).hexdigest()
-        stages[name] = StageSpec(
-            name,
-            tuple(map(_tensor, model.graph.input)),
-            tuple(map(_tensor, model.graph.output)),
-            {"default": f"{name}.onnx"},
-        )
     settings = {
         "mean": MEAN,
         "std": STD,
@@ -226,8 +202,7 @@ def build(folder: Path) -> Path:
         "resample": {"video": "bicubic", "image": "float"},
         "no_object_logit": -1024.0,
     }
-    Manifest({"sam2": settings}, "toy", "fp32", SIZE, stages, BOUNDS, files=files).dump(folder)
-    return folder
+    return toy_bundle.write(folder, GRAPHS, SYMBOLS, networks={"sam2": settings}, image_size=SIZE, bounds=BOUNDS)
 
 
 class Arithmetic:

@@ -7,13 +7,9 @@ that a wrong schedule changes the numbers. `reference` in `test_schedule.py` rep
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-import onnx
-import onnx.parser
-
-from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
+from helpers import toy_bundle
 
 SIZE, WINDOW, SLOTS, POINTERS = 32, 4, 3, 5
 VOCABULARY = 100
@@ -166,33 +162,11 @@ BOUNDS = {
     "pointers": (1, POINTERS),
     "mask_side": (8, SIZE),
 }
-TYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64", onnx.TensorProto.BOOL: "bool"}
-
-
-def _tensor(value: onnx.ValueInfoProto) -> TensorSpec:
-    kind = value.type.tensor_type
-    shape = tuple(SYMBOLS[d.dim_param] if d.dim_param else d.dim_value for d in kind.shape.dim)
-    return TensorSpec(value.name, TYPES[kind.elem_type], shape)
 
 
 def build(folder: Path, conditional_memory: bool = True, **fields) -> Path:
     """Write the toy bundle into `folder` and return it. `fields` override fields of the manifest."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stages, files = {}, {}
-    for name, text in GRAPHS.items():
-        if name == "conditional_memory" and not conditional_memory:
-            continue
-        model = onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 20]>\n' + text)
-        onnx.checker.check_model(model, full_check=True)
-        data = model.SerializeToString()
-        (folder / f"{name}.onnx").write_bytes(data)
-        files[f"{name}.onnx"] = hashlib.sha256(data).hexdigest()
-        stages[name] = StageSpec(
-            name,
-            tuple(map(_tensor, model.graph.input)),
-            tuple(map(_tensor, model.graph.output)),
-            {"default": f"{name}.onnx"},
-        )
+    graphs = {name: text for name, text in GRAPHS.items() if conditional_memory or name != "conditional_memory"}
     settings = {
         "window": WINDOW,
         "resize": {"rule": "samwise_video", "short": SIZE - 1, "max": SIZE},
@@ -203,14 +177,5 @@ def build(folder: Path, conditional_memory: bool = True, **fields) -> Path:
         "text": {"max_tokens": 16, "vocabulary": VOCABULARY, "motion": False},
         "no_object_logit": -1024.0,
     }
-    manifest = {
-        "networks": {"samwise": settings},
-        "variant": "toy",
-        "precision": "fp32",
-        "image_size": SIZE,
-        "stages": stages,
-        "bounds": BOUNDS,
-        "files": files,
-    }
-    Manifest(**{**manifest, **fields}).dump(folder)
-    return folder
+    manifest = {"networks": {"samwise": settings}, "image_size": SIZE, "bounds": BOUNDS}
+    return toy_bundle.write(folder, graphs, SYMBOLS, **(manifest | fields))

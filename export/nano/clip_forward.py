@@ -166,54 +166,36 @@ def decode_without_memory(model: Samwise, clip: EncodedClip) -> FrameOutput:
     return model.decode(x, *inputs, masks=1)
 
 
-def track(
-    model: Samwise,
-    clip: EncodedClip,
-    options: TrackOptions,
-    prompt: VisualPrompt | None = None,
-    teacher: Tensor | None = None,
-) -> TrackedClip:
-    """Track the objects through the clip.
+@dataclass(slots=True)
+class Tracker:
+    """Tracks the objects of one clip. `memory` and `pointers` hold the memory features and object pointers so far.
 
     `teacher` (O,T,I,I) int8, for training with a correct memory: where an object's row is not -1, the mask in it (0 or
     1) is remembered instead of the predicted one.
     """
-    tracker = _Tracker(model, clip, options, prompt, teacher)
-    out: list[FrameOutput] = []
-    frames = clip.embedding.shape[1]
-    for t in range(frames):
-        out.append(tracker.decode(t))
-        if t + 1 < frames and options.memory:
-            tracker.remember(t, out[-1])
-    result = TrackedClip(
-        torch.stack([f.low_res_logits for f in out], 1),
-        torch.stack([f.iou for f in out], 1),
-        torch.stack([f.score for f in out], 1),
-        tracker.decisions,
-    )
-    if options.mask_tokens:
-        result.all_logits = torch.stack([f.decoded.logits for f in out], 1)
-        result.all_ious = torch.stack([f.decoded.iou for f in out], 1)
-    return result
 
+    model: Samwise
+    clip: EncodedClip
+    options: TrackOptions
+    prompt: VisualPrompt | None = None
+    teacher: Tensor | None = None
+    memory: list[Tensor] = field(default_factory=list)
+    pointers: list[Tensor] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    last_switch: Tensor | int = 0
 
-class _Tracker:
-    """Memory of `track`: memory features and object pointers of all frames so far."""
-
-    def __init__(
-        self,
-        model: Samwise,
-        clip: EncodedClip,
-        options: TrackOptions,
-        prompt: VisualPrompt | None,
-        teacher: Tensor | None,
-    ) -> None:
-        self.model, self.clip, self.options, self.prompt, self.teacher = model, clip, options, prompt, teacher
-        self.side = model.config.sam.image_size
-        self.memory: list[Tensor] = []
-        self.pointers: list[Tensor] = []
-        self.decisions: list[Decision] = []
-        self.last_switch = torch.zeros(len(clip.embedding), dtype=torch.long, device=clip.embedding.device)
+    def run(self) -> TrackedClip:
+        frames, out = self.clip.embedding.shape[1], []
+        for t in range(frames):
+            out.append(self.decode(t))
+            if t + 1 < frames and self.options.memory:
+                self.remember(t, out[-1])
+        logits, iou, score = (torch.stack([getattr(f, n) for f in out], 1) for n in ("low_res_logits", "iou", "score"))
+        result = TrackedClip(logits, iou, score, self.decisions)
+        if self.options.mask_tokens:
+            result.all_logits = torch.stack([f.decoded.logits for f in out], 1)
+            result.all_ious = torch.stack([f.decoded.iou for f in out], 1)
+        return result
 
     def decode(self, t: int) -> FrameOutput:
         conditioned = self._condition(t)
@@ -255,11 +237,14 @@ class _Tracker:
         due = t - self.last_switch >= options.cme_interval
         switched = due & (decision[:, 1] > decision[:, 0])
         self.last_switch = torch.where(switched, t, self.last_switch)
-        return reweight(upsample(logits, self.side), upsample(memoryless, self.side), switched)
+        return reweight(self._upsample(logits), self._upsample(memoryless), switched)
 
     def _replace(self, logits: Tensor, masks: Tensor, where: Tensor) -> Tensor:
         """Logits at image size, replaced by given masks (O,I,I) for the objects `where` (O)."""
-        return torch.where(where[:, None, None], torch.where(masks, 10.0, -10.0), upsample(logits, self.side))
+        return torch.where(where[:, None, None], torch.where(masks, 10.0, -10.0), self._upsample(logits))
+
+    def _upsample(self, logits: Tensor) -> Tensor:
+        return upsample(logits, self.model.config.sam.image_size)
 
     def _condition(self, t: int) -> Tensor:
         """Memory attention over the last frames, and over frame 0 if it is permanent."""

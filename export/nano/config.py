@@ -12,32 +12,19 @@ from ..models.samwise import CrossModalAdapterConfig, SamwiseConfig
 from .dataset import PIXELS
 from .tokenizer import MAX_TOKENS, VOCABULARY
 
-SIZES = ("small", "large")
 
-
-def nano_config(size: str = "small") -> SamwiseConfig:
-    """`small`: five million parameters for 128 px, which two CPU cores can train in two hours; the shipped size.
-    `large`: six million for 256 px, with four times the arithmetic per frame, for a GPU. Raises ValueError.
-
-    HSA patches are chosen so that at stride 32, and in the small network at stride 16 too, one patch is the whole
-    picture: one attention over all frames sees a motion of any extent. Most of the small trunk lies before the first
-    adapter, where all sentences of a clip share it.
-    """
-    if size not in SIZES:
-        raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}")
-    small = size == "small"
-    text_width = 96 if small else 128
-    hiera = HieraConfig(
-        width=48,
-        heads=1,
-        blocks=(1, 3, 1, 1) if small else (1, 2, 4, 1),
-        windows=(8, 8, 8, 4) if small else (8, 8, 16, 8),
-        global_blocks=(),
-        positions=8,
-    )
+def _config(
+    image_size: int,
+    blocks: tuple[int, ...],
+    windows: tuple[int, ...],
+    text_width: int,
+    text_hidden: int,
+    text_stages: tuple[int, int, int],
+    patches: tuple[int, int, int],
+) -> SamwiseConfig:
     sam = SamConfig(
-        image_size=PIXELS if small else 2 * PIXELS,
-        hiera=hiera,
+        image_size=image_size,
+        hiera=HieraConfig(width=48, heads=1, blocks=blocks, windows=windows, global_blocks=(), positions=8),
         width=128,
         memory_width=32,
         memory_layers=2,
@@ -50,17 +37,22 @@ def nano_config(size: str = "small") -> SamwiseConfig:
         fuser_blocks=1,
         text_width=text_width,
     )
-    layers, hidden = (3, 192) if small else (6, 384)
-    text = TextConfig(
-        vocabulary=VOCABULARY, positions=MAX_TOKENS + 2, width=text_width, hidden=hidden, layers=layers, heads=4
-    )
-    adapter = (
-        CrossModalAdapterConfig(width=96, heads=3, patches=(4, 8, 4))
-        if small
-        else CrossModalAdapterConfig(width=128, heads=4, patches=(8, 8, 8))
-    )
-    text_stages = (1, 2, 3) if small else (2, 4, 6)
+    text = TextConfig(VOCABULARY, MAX_TOKENS + 2, text_width, text_hidden, layers=text_stages[-1], heads=4)
+    adapter = CrossModalAdapterConfig(text_width, heads=text_width // 32, patches=patches)
     return SamwiseConfig(sam, text, adapter, text_stages, conditional_hidden=64, conditional_heads=4)
+
+
+SIZES = {
+    "small": _config(PIXELS, (1, 3, 1, 1), (8, 8, 8, 4), 96, 192, (1, 2, 3), patches=(4, 8, 4)),
+    "large": _config(2 * PIXELS, (1, 2, 4, 1), (8, 8, 16, 8), 128, 384, (2, 4, 6), patches=(8, 8, 8)),
+}
+"""`small`: five million parameters for 128 px, which two CPU cores can train in two hours; the shipped size. `large`:
+six million for 256 px, with four times the arithmetic per frame, for a GPU.
+
+HSA patches are chosen so that at stride 32, and in the small network at stride 16 too, one patch is the whole picture:
+one attention over all frames sees a motion of any extent. Most of the small trunk lies before the first adapter, where
+all sentences of a clip share it.
+"""
 
 
 def to_dict(config: SamwiseConfig) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..layers.common import upsample
 from ..models.samwise import Samwise
 from . import prompts, scores, tokenizer
 from .checkpointing import load_model
-from .clip_forward import TrackOptions, encode, normalize, track
+from .clip_forward import Tracker, TrackOptions, encode, normalize
 from .dataset import SyntheticClip, SyntheticDataset, test_clips
 from .scene import Expression
 from .scores import Record
@@ -83,7 +83,7 @@ def _track_texts(
     tokens, mask = (torch.from_numpy(x).to(frames.device) for x in tokenizer.encode(bpe, texts))
     encoded = encode(model, normalize(frames), tokens, mask, len(texts))
     track_options = TrackOptions(conditional_memory=options.conditional_memory, memory=options.memory)
-    return _masks(track(model, encoded, track_options).logits, frames.shape[2])
+    return _masks(Tracker(model, encoded, track_options).run().logits, frames.shape[2])
 
 
 def _track_prompts(
@@ -94,7 +94,7 @@ def _track_prompts(
     modes = torch.full((len(masks),), prompts.MODES.index(options.prompt), device=frames.device)
     prompt = prompts.encode_prompts(model, masks, modes, permanent=True, jitter=0.0, generator=generator)
     encoded = encode(model, normalize(frames), None, None, len(masks))
-    return _masks(track(model, encoded, TrackOptions(memory=options.memory), prompt).logits, frames.shape[2])
+    return _masks(Tracker(model, encoded, TrackOptions(memory=options.memory), prompt).run().logits, frames.shape[2])
 
 
 def _promptable(clip: SyntheticClip) -> list[Expression]:

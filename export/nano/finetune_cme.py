@@ -22,7 +22,7 @@ from torch import Tensor
 from ..models.samwise import Samwise
 from . import tokenizer
 from .checkpointing import load_model, write_atomic
-from .clip_forward import TrackOptions, encode, normalize, track
+from .clip_forward import Tracker, TrackOptions, encode, normalize
 from .dataset import SyntheticDataset
 from .loader import BatchSpec, sample
 from .losses import clip_decision_labels
@@ -59,7 +59,7 @@ def collect_decisions(model: Samwise, clips: int, dataset: SyntheticDataset, fir
             tokens, mask = (torch.from_numpy(x) for x in tokenizer.encode(bpe, [t.text for t in targets]))
             truth = torch.stack([torch.from_numpy(clip.instance_map == t.instance_id) for t in targets])
             encoded = encode(model, normalize(torch.from_numpy(clip.frames)[None]), tokens, mask, len(targets))
-            labels.append(clip_decision_labels(track(model, encoded, options), truth))
+            labels.append(clip_decision_labels(Tracker(model, encoded, options).run(), truth))
     finally:
         hook.remove()
     pointers, early_tokens = (torch.cat(x) for x in zip(*inputs, strict=True))

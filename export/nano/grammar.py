@@ -14,34 +14,19 @@ import numpy as np
 
 T = TypeVar("T")
 
-NOUNS: dict[str, tuple[str, tuple[str, ...]]] = {
-    # name: (character of Noto Color Emoji, other names for it)
-    "dog": ("\U0001f415", ("puppy",)),
-    "cat": ("\U0001f408", ("kitty",)),
-    "horse": ("\U0001f40e", ()),
-    "elephant": ("\U0001f418", ()),
-    "penguin": ("\U0001f427", ()),
-    "turtle": ("\U0001f422", ("tortoise",)),
-    "fish": ("\U0001f420", ()),
-    "crab": ("\U0001f980", ()),
-    "butterfly": ("\U0001f98b", ()),
-    "lion": ("\U0001f981", ()),
-    "car": ("\U0001f697", ("automobile",)),
-    "bus": ("\U0001f68c", ()),
-    "airplane": ("\u2708", ("plane",)),
-    "sailboat": ("\u26f5", ("boat",)),
-    "apple": ("\U0001f34e", ()),
-    "banana": ("\U0001f34c", ()),
-    "pizza": ("\U0001f355", ()),
-    "donut": ("\U0001f369", ()),
-    "guitar": ("\U0001f3b8", ()),
-    "umbrella": ("\u2602", ()),
-    "ball": ("\u26bd", ("football",)),
-    "cactus": ("\U0001f335", ()),
-    "house": ("\U0001f3e0", ()),
-    "robot": ("\U0001f916", ()),
+# fmt: off
+# noun: character of Noto Color Emoji
+GLYPHS = {
+    "dog": "🐕", "cat": "🐈", "horse": "🐎", "elephant": "🐘", "penguin": "🐧", "turtle": "🐢", "fish": "🐠", "crab": "🦀",
+    "butterfly": "🦋", "lion": "🦁", "car": "🚗", "bus": "🚌", "airplane": "✈", "sailboat": "⛵", "apple": "🍎", "banana": "🍌",
+    "pizza": "🍕", "donut": "🍩", "guitar": "🎸", "umbrella": "☂", "ball": "⚽", "cactus": "🌵", "house": "🏠", "robot": "🤖",
 }
-NOUN_NAMES = tuple(NOUNS)
+NOUNS = tuple(GLYPHS)
+SYNONYMS = {
+    "dog": "puppy", "cat": "kitty", "turtle": "tortoise", "car": "automobile", "airplane": "plane",
+    "sailboat": "boat", "ball": "football",
+}
+# fmt: on
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (224, 36, 36),
@@ -140,8 +125,7 @@ def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 def synonym(rng: np.random.Generator, noun: str) -> str:
     """The noun or, one time in four, another name for it."""
-    others = NOUNS[noun][1]
-    return pick(rng, others) if others and rng.random() < 0.25 else noun
+    return SYNONYMS[noun] if noun in SYNONYMS and rng.random() < 0.25 else noun
 
 
 def phrase(
@@ -177,7 +161,7 @@ def phrase(
 
 def absent_sentence(rng: np.random.Generator, nouns: set[str]) -> str:
     """A sentence about a noun that is not among `nouns`."""
-    noun = pick(rng, [n for n in NOUN_NAMES if n not in nouns])
+    noun = pick(rng, [n for n in NOUNS if n not in nouns])
     kind = pick(rng, ("noun", "colour", "size", "position", "motion"))
     tables = {"colour": COLOURS, "size": SIZE, "position": POSITION, "motion": MOTIONS}
     attributes = {name: pick(rng, tuple(table)) for name, table in tables.items()}

@@ -5,17 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from .dataset import SyntheticClip
-from .grammar import COLOURS, MOTIONS, NOUN_NAMES
+from .grammar import COLOURS, MOTIONS, NOUNS
 from .scene import Actor
 
 MAX_INSTANCES = 10
 """Rows of a label table; row 0 is the background, row i+1 actor i."""
 BORDERS = ("leave", "return", "gone", "enter")
-APPEARANCE_CLASSES = {
-    "noun": len(NOUN_NAMES) + 1,
-    "colour": len(COLOURS) + 2,
-    "motion": 2 + 3 * len(MOTIONS) + len(BORDERS),
-}
+APPEARANCE_CLASSES = {"noun": len(NOUNS) + 1, "colour": len(COLOURS) + 2, "motion": 2 + 3 * len(MOTIONS) + len(BORDERS)}
 """Number of classes in each column of `appearance_labels`."""
 TYPICAL_MOTION = (6.0, 6.0, 30.0, 0.08)
 """Unit of `motion_labels`: typical motion per frame to the right, down, in degrees, and in the logarithm of the
@@ -28,7 +24,7 @@ def appearance_labels(clip: SyntheticClip) -> np.ndarray:
     table = np.zeros((MAX_INSTANCES, 3), np.int64)
     for i, actor in enumerate(clip.scene.actors, 1):
         colour = 1 if actor.colour is None else 2 + tuple(COLOURS).index(actor.colour)
-        table[i] = NOUN_NAMES.index(actor.noun) + 1, colour, _motion_class(actor)
+        table[i] = NOUNS.index(actor.noun) + 1, colour, _motion_class(actor)
     return table
 
 

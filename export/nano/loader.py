@@ -1,4 +1,4 @@
-"""Training batches: worker processes draw clips into shared memory, from which the trainer reads whole batches.
+"""Training batches of synthetic clips, drawn by worker processes or by the trainer itself.
 
 A batch is a pure function of (spec, index), where `index` numbers the batches of a spec; a resumed run therefore
 continues where it stopped, with any number of workers.
@@ -6,14 +6,12 @@ continues where it stopped, with any number of workers.
 
 from __future__ import annotations
 
-import mmap
 import multiprocessing
 import os
-import queue
-import traceback
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from multiprocessing.pool import AsyncResult
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,12 +51,9 @@ class Target(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """B clips with K sentences each.
-
-    `frames` uint8 (B,T,S,S,3) and `instance_map` uint8 (B,T,S,S) are views that later batches overwrite; `targets`
-    int64 (B,K) instance ids; `tokens` int64 and `token_mask` bool (B*K,L); `kinds` of the B*K sentences; `appearance`
-    int64 (B,MAX_INSTANCES,3) and `motion` float32 (B,T,MAX_INSTANCES,4) as in `labels`.
-    """
+    """B clips with K sentences each: `frames` uint8 (B,T,S,S,3), `instance_map` uint8 (B,T,S,S), `targets` int64 (B,K)
+    instance ids; `tokens` int64 and `token_mask` bool (B*K,L); `kinds` of the B*K sentences; `appearance` int64
+    (B,MAX_INSTANCES,3) and `motion` float32 (B,T,MAX_INSTANCES,4) as in `labels`."""
 
     spec: BatchSpec
     frames: np.ndarray
@@ -96,110 +91,62 @@ def _visible_targets(clip: SyntheticClip, rng: np.random.Generator, count: int) 
     return [Target(int(good[k % len(good)]) + 1, "", "visual") for k in rng.permutation(max(count, len(good)))[:count]]
 
 
-@dataclass(slots=True)
-class _Pending:
-    """A requested batch. `rows`: targets, appearance and motion of the clips drawn so far, by row."""
-
-    slot: int
-    spec: BatchSpec
-    rows: dict[int, tuple[list[Target], np.ndarray, np.ndarray]] = field(default_factory=dict)
+Row = tuple[np.ndarray, np.ndarray, list[Target], np.ndarray, np.ndarray]
+"""One clip of a batch: frames, instance map, targets, appearance and motion labels."""
 
 
-class _Slots:
-    """Shared memory for the pixels of `count` batches."""
-
-    def __init__(self, specs: list[BatchSpec], count: int, size: int) -> None:
-        self.size, self.slot_bytes = size, max(s.clips * s.frames for s in specs) * size * size * 4
-        self.memory = mmap.mmap(-1, self.slot_bytes * count)
-
-    def views(self, slot: int, spec: BatchSpec) -> tuple[np.ndarray, np.ndarray]:
-        """Frames uint8 (B,T,S,S,3) and instance map uint8 (B,T,S,S) of a batch."""
-        shape = (spec.clips, spec.frames, self.size, self.size)
-        count, start = int(np.prod(shape)), slot * self.slot_bytes
-        frames = np.frombuffer(self.memory, np.uint8, 3 * count, start).reshape(*shape, 3)
-        return frames, np.frombuffer(self.memory, np.uint8, count, start + 3 * count).reshape(shape)
-
-    def draw(self, dataset: SyntheticDataset, slot: int, row: int, spec: BatchSpec, seed: int) -> tuple:
-        """Draw one clip of a batch. Returns (slot, row, content for `_Pending.rows`, error)."""
-        clip, targets = sample(dataset, spec, seed)
-        frames, instance_map = self.views(slot, spec)
-        frames[row], instance_map[row] = clip.frames, clip.instance_map
-        return slot, row, (targets, appearance_labels(clip), motion_labels(clip)), None
+def _draw(dataset: SyntheticDataset, spec: BatchSpec, seed: int) -> Row:
+    clip, targets = sample(dataset, spec, seed)
+    return clip.frames, clip.instance_map, targets, appearance_labels(clip), motion_labels(clip)
 
 
-def _worker(tasks: Any, results: Any, slots: _Slots, atlas: np.ndarray | None) -> None:
+_worker_dataset: SyntheticDataset | None = None
+
+
+def _start_worker(size: int, atlas: np.ndarray | None) -> None:
+    global _worker_dataset
     os.nice(5)  # the trainer feeds the device and must not wait for a core
-    dataset = SyntheticDataset(slots.size, atlas)
-    while (task := tasks.get()) is not None:
-        try:
-            results.put(slots.draw(dataset, *task))
-        except Exception:  # reported to the trainer, which stops
-            results.put((*task[:2], None, traceback.format_exc()))
+    _worker_dataset = SyntheticDataset(size, atlas)
+
+
+def _draw_in_worker(spec: BatchSpec, seed: int) -> Row:
+    return _draw(_worker_dataset, spec, seed)
 
 
 class Loader:
     """Draws batches ahead: `request(spec, index)` queues one, `next()` returns them in the order of the requests.
 
-    Without workers batches are drawn in `request`. The arrays of a batch stay valid until `ahead` more batches have
-    been requested.
+    Without workers batches are drawn in `request`. `ahead` is the number of requests that the caller keeps open.
     """
 
-    def __init__(
-        self, specs: list[BatchSpec], workers: int, ahead: int = 4, size: int = PIXELS, atlas: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, workers: int, ahead: int = 4, size: int = PIXELS, atlas: np.ndarray | None = None) -> None:
         self.ahead, self.atlas = ahead, atlas
-        self.slots, self.free = _Slots(specs, ahead + 1, size), deque(range(ahead + 1))
-        context = multiprocessing.get_context("fork")
-        self.tasks, self.results = (context.Queue(), context.Queue()) if workers else (None, queue.SimpleQueue())
-        arguments = (self.tasks, self.results, self.slots, atlas)
-        self.workers = [context.Process(target=_worker, daemon=True, args=arguments) for _ in range(workers)]
-        for worker in self.workers:
-            worker.start()
         self.dataset = None if workers else SyntheticDataset(size, atlas)
+        self.pool = multiprocessing.get_context("fork").Pool(workers, _start_worker, (size, atlas)) if workers else None
         self.tokenizer = bpe.load()
-        self.pending: deque[_Pending] = deque()
+        self.pending: deque[tuple[BatchSpec, list[Row] | AsyncResult[list[Row]]]] = deque()
 
     def request(self, spec: BatchSpec, index: int) -> None:
-        slot = self.free[0]
-        self.free.rotate(-1)
-        self.pending.append(_Pending(slot, spec))
-        for row in range(spec.clips):
-            # visual batches use the odd seeds, the others the even ones
-            task = (slot, row, spec, 2 * (index * spec.clips + row) + int(spec.visual))
-            if self.workers:
-                self.tasks.put(task)
-            else:
-                self.results.put(self.slots.draw(self.dataset, *task))
+        # visual batches use the odd seeds, the others the even ones
+        seeds = [2 * (index * spec.clips + row) + int(spec.visual) for row in range(spec.clips)]
+        if self.pool is None:
+            self.pending.append((spec, [_draw(self.dataset, spec, seed) for seed in seeds]))
+        else:
+            tasks = [(spec, seed) for seed in seeds]
+            self.pending.append((spec, self.pool.starmap_async(_draw_in_worker, tasks, chunksize=1)))
 
     def next(self) -> Batch:
-        """The oldest requested batch. Raises RuntimeError with the traceback of the worker if drawing failed."""
-        oldest = self.pending[0]
-        spec = oldest.spec
-        while len(oldest.rows) < spec.clips:
-            slot, row, content, error = self.results.get(timeout=300)
-            if error:
-                raise RuntimeError(f"a worker could not draw a clip:\n{error}")
-            next(p for p in self.pending if p.slot == slot).rows[row] = content
-        self.pending.popleft()
-        targets, appearance, motion = zip(*(oldest.rows[row] for row in range(spec.clips)), strict=True)
+        """The oldest requested batch. Raises the exception of the worker, or TimeoutError after five minutes."""
+        spec, rows = self.pending.popleft()
+        rows = rows if isinstance(rows, list) else rows.get(timeout=300)
+        frames, instance_map, targets, appearance, motion = zip(*rows, strict=True)
         flat = [target for of_clip in targets for target in of_clip]
-        tokens, mask = bpe.encode(self.tokenizer, [t.text for t in flat], bpe.MAX_TOKENS // 2)
         ids = np.array([t.instance_id for t in flat], np.int64).reshape(spec.clips, spec.sentences)
-        return Batch(
-            spec,
-            *self.slots.views(oldest.slot, spec),
-            ids,
-            tokens,
-            mask,
-            [t.kind for t in flat],
-            np.stack(appearance),
-            np.stack(motion),
-        )
+        tokens, mask = bpe.encode(self.tokenizer, [t.text for t in flat], bpe.MAX_TOKENS // 2)
+        frames, instance_map, appearance, motion = map(np.stack, (frames, instance_map, appearance, motion))
+        return Batch(spec, frames, instance_map, ids, tokens, mask, [t.kind for t in flat], appearance, motion)
 
     def close(self) -> None:
-        for _ in self.workers:
-            self.tasks.put(None)
-        for worker in self.workers:
-            worker.join(timeout=5)
-            if worker.is_alive():
-                worker.terminate()
+        if self.pool is not None:
+            self.pool.terminate()
+            self.pool.join()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..models.samwise import Samwise
 from . import losses, prompts
 from .auxiliary_heads import FeatureHook
-from .clip_forward import TrackOptions, decode_without_memory, encode, normalize, track
+from .clip_forward import Tracker, TrackOptions, decode_without_memory, encode, normalize
 from .loader import Batch
 
 Losses = dict[str, dict[str, Tensor]]
@@ -62,7 +62,7 @@ class Objectives:
             # in half of the late batches a decision to switch changes the memory, as it does in inference
             switch = self.progress > 0.6 and self.rng.random() < 0.5
             options = TrackOptions(conditional_memory=True, decide_only=not switch)
-            tracked = track(self.model, clip, options, teacher=self._teacher_masks(truth))
+            tracked = Tracker(self.model, clip, options, teacher=self._teacher_masks(truth)).run()
             parts["tracked"] = losses.frame_losses(tracked.logits, tracked.iou, tracked.score, truth)
             decision = losses.decision_loss(tracked, truth)
             if decision is not None:
@@ -88,7 +88,7 @@ class Objectives:
         )
         tokens = tuple(self.rng.choice(4, spec.frames, p=(0.4, 0.2, 0.2, 0.2)).tolist())
         options = TrackOptions(mask_tokens=tokens)
-        tracked = track(self.model, clip, options, prompt, self._teacher_masks(truth, 0.4))
+        tracked = Tracker(self.model, clip, options, prompt, self._teacher_masks(truth, 0.4)).run()
         by_token = [
             losses.frame_losses(tracked.all_logits[:, :, i], tracked.all_ious[:, :, i], tracked.score, truth)
             for i in range(4)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from . import sprites
-from .grammar import NOUN_NAMES
+from .grammar import NOUNS
 from .scene import SIDE, Actor, Scene
 
 MARGIN = 64
@@ -44,7 +44,7 @@ class Renderer:
         return frames, instance_map, areas
 
     def _sprite(self, noun: str, colour: str | None, flip: bool, shrink: int) -> Image.Image:
-        pixels = self.atlas[NOUN_NAMES.index(noun)]
+        pixels = self.atlas[NOUNS.index(noun)]
         if colour is not None:
             pixels = sprites.tint(pixels, colour)
         image = Image.fromarray(np.ascontiguousarray(pixels[:, ::-1] if flip else pixels))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .grammar import COLOURS, NOUN_NAMES, held_out, phrase, pick
+from .grammar import COLOURS, NOUNS, held_out, phrase, pick
 from .scene import SIDE, Actor, Expression, Path, Scene, camera_path, drift_path, motion_path
 
 
@@ -25,7 +25,7 @@ class SceneBuilder:
         self.crowded = rng.random() < 0.4
         # in the test split, some scenes prefer pairs that training never shows
         self.prefer_unseen = allow_unseen and rng.random() < 0.35
-        self.unused_nouns = [NOUN_NAMES[i] for i in rng.permutation(len(NOUN_NAMES))]
+        self.unused_nouns = [NOUNS[i] for i in rng.permutation(len(NOUNS))]
 
     @property
     def free(self) -> int:
@@ -67,12 +67,12 @@ class SceneBuilder:
         path: Path,
         size: float,
         clearance: float = 0.72,
-        where: Callable[[np.ndarray, np.ndarray], bool] | None = None,
+        where: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
         **traits: Any,
     ) -> Actor:
         """Add an actor whose whole path stays in the picture and clear of the other actors. Raises NoRoomError.
 
-        `where(x, y)` restricts its position; `traits` are further fields of `Actor`.
+        `where(x, y)` (T,) must be true on all frames; `traits` are further fields of `Actor`.
         """
         x, y = path.x + self.scene.camera[:, 0], path.y + self.scene.camera[:, 1]
         half = 0.42 * size * path.scale.max()
@@ -84,7 +84,7 @@ class SceneBuilder:
             clearance *= 0.7
         for left, top in self.rng.uniform(low, high, (40, 2)):
             px, py = left + x, top + y
-            if (where is None or where(px, py)) and self._is_clear(px, py, size * path.scale, clearance):
+            if (where is None or where(px, py).all()) and self._is_clear(px, py, size * path.scale, clearance):
                 return self._add(noun, px, py, path, size, **traits)
         raise NoRoomError
 

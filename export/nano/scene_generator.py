@@ -89,11 +89,10 @@ def position_group(b: SceneBuilder) -> None:
     first = b.place(noun, path, size, colour=colour)
     horizontal = b.rng.random() < 0.5
 
-    def where(x: np.ndarray, y: np.ndarray) -> bool:
-        along = x - first.x if horizontal else y - first.y
-        return bool((np.abs(along) > min(distance, 90)).all())
+    def apart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.abs(x - first.x if horizontal else y - first.y) > min(distance, 90)
 
-    second = b.place(noun, path, size * b.rng.uniform(0.92, 1.08), where=where, colour=colour)
+    second = b.place(noun, path, size * b.rng.uniform(0.92, 1.08), where=apart, colour=colour)
     low, high = ("left", "right") if horizontal else ("top", "bottom")
     first_is_low = first.x[0] < second.x[0] if horizontal else first.y[0] < second.y[0]
     b.add_expression(first, "position", low if first_is_low else high)
@@ -112,13 +111,8 @@ def relation_group(b: SceneBuilder) -> None:
     if kind == "next to":
         near = b.place_beside(anchor, noun, path, size, reach * 0.95, rng.uniform(0, 2 * np.pi), colour=colour)
         b.add_expression(near, "relation", "next to", anchor)
-        b.place(
-            noun,
-            path,
-            size,
-            where=lambda x, y: bool((np.hypot(x - anchor.x, y - anchor.y) > 1.7 * reach).all()),
-            colour=colour,
-        )
+        far = 1.7 * reach
+        b.place(noun, path, size, where=lambda x, y: np.hypot(x - anchor.x, y - anchor.y) > far, colour=colour)
         return
     names = ("left of", "right of") if rng.random() < 0.5 else ("above", "below")
     angle = np.pi if names[0] == "left of" else -np.pi / 2

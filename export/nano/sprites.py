@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from .grammar import COLOURS, NOUN_NAMES, NOUNS
+from .grammar import COLOURS, GLYPHS, NOUNS
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 ATLAS = Path(__file__).resolve().parents[2] / "build" / "nano" / "sprites.png"
@@ -30,10 +30,10 @@ def draw(font: Path = FONT) -> np.ndarray:
     if not font.is_file():
         raise SystemExit(f"{font}: font not found; run apt-get install fonts-noto-color-emoji, or pass --font")
     face = ImageFont.truetype(str(font), 109)  # the only bitmap size in the font
-    sprites = np.zeros((len(NOUN_NAMES), SIDE, SIDE, 4), np.uint8)
-    for i, noun in enumerate(NOUN_NAMES):
+    sprites = np.zeros((len(NOUNS), SIDE, SIDE, 4), np.uint8)
+    for i, noun in enumerate(NOUNS):
         canvas = Image.new("RGBA", (170, 170))
-        ImageDraw.Draw(canvas).text((8, 8), NOUNS[noun][0], font=face, embedded_color=True)
+        ImageDraw.Draw(canvas).text((8, 8), GLYPHS[noun], font=face, embedded_color=True)
         sprites[i] = _fit(canvas)
     return sprites
 
@@ -64,7 +64,7 @@ def _extend_colours(sprite: np.ndarray) -> np.ndarray:
 def placeholder() -> np.ndarray:
     """Placeholder sprites of the same array shape: a polygon of its own form and colour per noun."""
     sprites = []
-    for i, noun in enumerate(NOUN_NAMES):
+    for i, noun in enumerate(NOUNS):
         rng = np.random.default_rng(zlib.crc32(noun.encode()))
         canvas = Image.new("RGBA", (170, 170))
         pen, corners = ImageDraw.Draw(canvas), 3 + i % 7
@@ -98,9 +98,9 @@ def load(path: Path | None = None) -> np.ndarray:
     sheet = np.asarray(Image.open(path).convert("RGBA"))
     rows = sheet.shape[0] // SIDE
     sprites = sheet.reshape(rows, SIDE, COLUMNS, SIDE, 4).transpose(0, 2, 1, 3, 4).reshape(-1, SIDE, SIDE, 4)
-    if len(sprites) < len(NOUN_NAMES):
+    if len(sprites) < len(NOUNS):
         raise FileNotFoundError(f"{path}: atlas of another vocabulary; run python -m export.nano.sprites again")
-    return sprites[: len(NOUN_NAMES)]
+    return sprites[: len(NOUNS)]
 
 
 def tint(sprite: np.ndarray, colour: str) -> np.ndarray:

@@ -13,19 +13,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from .grammar import (
-    BORDER,
-    COLOURS,
-    KINDS,
-    MOTIONS,
-    NOUN_NAMES,
-    POSITION,
-    RELATION,
-    SIZE,
-    absent_sentence,
-    phrase,
-    pick,
-)
+from .grammar import BORDER, COLOURS, KINDS, MOTIONS, NOUNS, POSITION, RELATION, SIZE, absent_sentence, phrase, pick
 
 FILE = Path(__file__).resolve().parents[2] / "build" / "nano" / "tokenizer.json"
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
@@ -50,9 +38,9 @@ def sentences(count: int = 12000, seed: int = 0) -> list[str]:
     """Sentences of every kind about every noun, without drawing a clip."""
     rng, out = np.random.default_rng(seed), []
     for i in range(count):
-        kind, noun = KINDS[i % len(KINDS)], pick(rng, NOUN_NAMES)
+        kind, noun = KINDS[i % len(KINDS)], pick(rng, NOUNS)
         colour = pick(rng, tuple(COLOURS))
-        attribute, anchor = pick(rng, _ATTRIBUTES[kind]), pick(rng, NOUN_NAMES)
+        attribute, anchor = pick(rng, _ATTRIBUTES[kind]), pick(rng, NOUNS)
         out.append(phrase(rng, kind, noun, attribute, colour, anchor))
     return out + [absent_sentence(rng, set()) for _ in range(count // 20)]
 

@@ -22,7 +22,7 @@ import torch
 
 from ..models.samwise import Samwise
 from .auxiliary_heads import build_heads
-from .config import SIZES, nano_config
+from .config import SIZES
 from .data_parallel import ProcessGroup, reuse_freed_memory
 from .trainer import TrainConfig, Trainer
 
@@ -32,7 +32,7 @@ def launch(config: TrainConfig, max_steps: int | None = None, atlas: np.ndarray 
     reuse_freed_memory()
     if config.processes == 1:
         return Trainer(config, atlas).run(max_steps)
-    network = nano_config(config.size)
+    network = SIZES[config.size]
     floats = sum(p.numel() for module in (Samwise(network), build_heads(network)) for p in module.parameters())
     group = ProcessGroup(config.processes, floats)
 

@@ -18,7 +18,7 @@ from ..layers.positions import sine_grid
 from ..models.samwise import Samwise
 from . import checkpointing, losses, scores, sprites
 from .auxiliary_heads import build_heads
-from .config import nano_config
+from .config import SIZES
 from .data_parallel import ProcessGroup
 from .dataset import SyntheticClip, SyntheticDataset
 from .evaluate import EvaluationOptions, evaluate, select_clips
@@ -66,11 +66,11 @@ class Trainer:
         torch.backends.cudnn.benchmark = True
         self.device = torch.device(config.device)
         self.on_gpu = self.device.type == "cuda"
-        self.schedule, network = SCHEDULES[config.size], nano_config(config.size)
+        self.schedule, network = SCHEDULES[config.size], SIZES[config.size]
         self.batches = [replace(b, clips=max(1, round(b.clips * config.batch_scale))) for b in self.schedule.batches]
         atlas = sprites.load() if atlas is None else atlas
         ahead, size = 6 if self.on_gpu else 2, network.sam.image_size
-        self.loader = Loader(self.batches, config.workers, ahead, size, atlas)  # forks before the device is used
+        self.loader = Loader(config.workers, ahead, size, atlas)  # forks before the device is used
         self.model = Samwise(network).to(self.device)
         initialize(self.model)
         self.heads = build_heads(network).to(self.device)
@@ -93,8 +93,6 @@ class Trainer:
         mine = [pair for pair, is_owned in zip(named, self.owned, strict=True) if is_owned]
         self.optimizer = MuonAdamW(mine, self.config.learning_rate, self.config.weight_decay)
         self.average = WeightAverage(self.model, self.config.average_decay, self.group, {name for name, _ in mine})
-
-    # ---- one step -------------------------------------------------------------------------------------------------
 
     def learn(self, batch: Batch) -> None:
         """One optimizer step on one batch."""
@@ -119,8 +117,6 @@ class Trainer:
         entry = {f"{batch.spec.name}.{part}.{name}": v.detach() for part, vs in parts.items() for name, v in vs.items()}
         self.pending.append(entry | {"norm": norm})
 
-    # ---- schedule -------------------------------------------------------------------------------------------------
-
     def progress(self) -> float:
         """Elapsed part of the whole budget."""
         return min(1.0, self.elapsed / (60 * self.config.total_minutes))
@@ -137,8 +133,6 @@ class Trainer:
         spec = self.choose_batch()
         self.loader.request(spec, self.samples_drawn[spec.name] * self.group.size + self.group.rank)
         self.samples_drawn[spec.name] += 1
-
-    # ---- the run --------------------------------------------------------------------------------------------------
 
     def run(self, max_steps: int | None = None) -> None:
         """Train until the budget, the minutes of this call or `max_steps` are reached; then report, save and export."""
@@ -222,8 +216,6 @@ class Trainer:
         model = Samwise(self.model.config).to(self.device)
         model.load_state_dict({**self.model.state_dict(), **self.average.values})
         return model.eval()
-
-    # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}

@@ -53,7 +53,7 @@ def test_training_never_shows_held_out_pairs():
             assert not grammar.held_out(actor.noun, actor.colour) and not grammar.held_out(actor.noun, actor.motion)
     unseen = [e.unseen for scene in scenes(250, 8, unseen=True) for e in scene.expressions]
     assert 0.05 < np.mean(unseen) < 0.5
-    pairs = [grammar.held_out(n, a) for n in grammar.NOUN_NAMES for a in grammar.ATTRIBUTES]
+    pairs = [grammar.held_out(n, a) for n in grammar.NOUNS for a in grammar.ATTRIBUTES]
     assert 0.05 < np.mean(pairs) < 0.2
 
 

@@ -11,8 +11,8 @@ from export.layers.attention import PackedAttention
 from export.models.samwise import Samwise, tiny_test_config
 from export.nano import checkpointing, finetune_cme, losses, prompts, tokenizer, train, trainer
 from export.nano.auxiliary_heads import FeatureHook, MotionHead, TextMatchHead, object_attention_loss
-from export.nano.clip_forward import TrackOptions, decode_without_memory, encode, track
-from export.nano.config import SIZES, from_dict, nano_config, to_dict
+from export.nano.clip_forward import Tracker, TrackOptions, decode_without_memory, encode
+from export.nano.config import SIZES, from_dict, to_dict
 from export.nano.data_parallel import ProcessGroup
 from export.nano.dataset import SyntheticDataset
 from export.nano.evaluate import EvaluationOptions, evaluate
@@ -35,7 +35,7 @@ def pictures(count, frames, side=64):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_config_survives_a_checkpoint(size):
-    config = nano_config(size)
+    config = SIZES[size]
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
     parameters = sum(p.numel() for p in Samwise(config).parameters())
     assert parameters < 8e6  # half of the 25 MB that weights and graphs may take, in half precision
@@ -63,8 +63,8 @@ def test_first_frame_has_no_memory_and_later_ones_do(toy_network):
     with torch.no_grad():
         clip = encode(toy_network, pictures(1, 4), tokens, None, 2)
         alone = decode_without_memory(toy_network, clip).low_res_logits.unflatten(0, (2, 4))
-        with_memory = track(toy_network, clip, TrackOptions()).logits
-        without = track(toy_network, clip, TrackOptions(memory=False)).logits
+        with_memory = Tracker(toy_network, clip, TrackOptions()).run().logits
+        without = Tracker(toy_network, clip, TrackOptions(memory=False)).run().logits
     assert torch.allclose(without, alone, atol=1e-5)
     assert torch.allclose(with_memory[:, 0], alone[:, 0], atol=1e-5)
     assert not torch.allclose(with_memory[:, 3], alone[:, 3], atol=1e-3)
@@ -79,12 +79,12 @@ def test_every_parameter_learns(toy_network):
     truth[:, :, 10:40, 20:50] = True
     tokens = torch.randint(4, 90, (2, 5))
     clip = encode(toy_network, pictures(1, 8), tokens, torch.ones_like(tokens, dtype=torch.bool), 2)
-    said = track(toy_network, clip, TrackOptions(conditional_memory=True, cme_first=2, decide_only=True))
+    said = Tracker(toy_network, clip, TrackOptions(conditional_memory=True, cme_first=2, decide_only=True)).run()
     loss = losses.total(losses.frame_losses(said.logits, said.iou, said.score, truth))
     loss = loss + sum(decision.sum() for _, decision, _ in said.decisions)
     begin = prompts.encode_prompts(toy_network, truth[:, 0].repeat(2, 1, 1), torch.arange(4), permanent=True)
     shown = encode(toy_network, pictures(1, 8), None, None, 4)
-    seen = track(toy_network, shown, TrackOptions(mask_tokens=(0, 1, 2, 3, 0, 1, 2, 3)), begin)
+    seen = Tracker(toy_network, shown, TrackOptions(mask_tokens=(0, 1, 2, 3, 0, 1, 2, 3)), begin).run()
     loss = loss + sum(
         losses.total(
             losses.frame_losses(seen.all_logits[:, :, i], seen.all_ious[:, :, i], seen.score, truth.repeat(2, 1, 1, 1))
@@ -139,12 +139,12 @@ def test_batches_are_the_same_for_any_number_of_workers():
     stream = BatchSpec("clip", 2, 3, 2, negatives=0.5)
     got = []
     for workers in (0, 1, 2):
-        loader = Loader([stream], workers, ahead=2, size=64, atlas=placeholder())
+        loader = Loader(workers, ahead=2, size=64, atlas=placeholder())
         try:
             loader.request(stream, 5)
             loader.request(stream, 6)
             batch = loader.next()
-            arrays = (batch.frames.copy(), batch.instance_map.copy(), batch.targets, batch.tokens)
+            arrays = (batch.frames, batch.instance_map, batch.targets, batch.tokens)
             got.append((*arrays, batch.kinds, batch.appearance, batch.motion))
         finally:
             loader.close()
@@ -350,7 +350,7 @@ def test_a_run_trains_resumes_and_exports(tmp_path, monkeypatch):
 def test_only_the_conditional_memory_encoder_is_finetuned():
     """Decisions of an untrained network, and a rule that the encoder can learn."""
     torch.manual_seed(0)
-    model = Samwise(nano_config()).eval()
+    model = Samwise(SIZES["small"]).eval()
     decisions = finetune_cme.collect_decisions(model, 1, SyntheticDataset(atlas=placeholder()))
     assert decisions.pointers.shape == decisions.early_tokens.shape and set(decisions.labels.tolist()) <= {0, 1}
     width = model.config.sam.width

@@ -1,6 +1,6 @@
 """J, F and J&F of a bundle, on the nano test set or on a folder in a public layout.
 
-    python -m benchmarks.accuracy --engine engines/nano                             # fresh clips of the world
+    python -m benchmarks.accuracy --engine engines/nano                             # fresh clips of the nano dataset
     python -m benchmarks.accuracy --engine engines/nano --all                       # every switch in turn
     python -m benchmarks.accuracy --kinds later earlier --variant text --variant "memory off" --variant "CME off"
     python -m benchmarks.accuracy --engine engines/samwise --data DIR --layout mevis
@@ -138,12 +138,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="which bundle of the folder")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--data", type=Path, help="data set; without it fresh clips of the nano world are drawn")
+    parser.add_argument("--data", type=Path, help="data set; without it fresh clips of the nano dataset are drawn")
     parser.add_argument("--layout", choices=datasets.LAYOUTS, default="davis", help="layout of --data")
     parser.add_argument("--clips", type=int, default=60, help="clips to measure (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first clip of the nano test set")
     parser.add_argument("--split", choices=("val", "test"), default="test")
-    parser.add_argument("--kinds", nargs="+", metavar="KIND", help="only puzzles of these kinds, in clips of 16 frames")
+    parser.add_argument(
+        "--kinds", nargs="+", metavar="KIND", help="only contrast groups of these kinds, in clips of 16 frames"
+    )
     parser.add_argument(
         "--variant", choices=VARIANTS, action="append", help="what to run; may be repeated (default: text)"
     )

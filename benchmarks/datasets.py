@@ -1,4 +1,4 @@
-"""Clips with sentences and ground truth: the nano world, and folders in the layouts of public data sets."""
+"""Clips with sentences and ground truth: the nano dataset, and folders in the layouts of public data sets."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class Case:
 
 
 def nano(count: int, first: int = 0, split: str = "test", kinds: tuple[str, ...] | None = None) -> Iterator[Case]:
-    """Clips of the world, drawn here and now; `kinds`: only puzzles of these, in the longest clips. Needs the sprites (see
-    `export.nano.sprites`)."""
+    """Clips of the nano dataset, drawn on the fly. `kinds`: only contrast groups of these kinds, in the longest clips.
+    Needs the sprites (see `export.nano.sprites`)."""
     from export.nano.dataset import TEST_LENGTHS, SyntheticDataset, test_clips
 
-    world = SyntheticDataset()
+    dataset = SyntheticDataset()
     clips = (
-        test_clips(world, count, split, first)
+        test_clips(dataset, count, split, first)
         if kinds is None
-        else (world.clip(split, seed, TEST_LENGTHS[-1], kinds) for seed in range(first, first + count))
+        else (dataset.clip(split, seed, TEST_LENGTHS[-1], kinds) for seed in range(first, first + count))
     )
     for i, clip in enumerate(clips):
         yield Case(

@@ -155,8 +155,8 @@ def test_batches_are_the_same_for_any_number_of_workers():
 
 
 def test_appearance_labels():
-    world = SyntheticDataset(64, placeholder())
-    clip, _ = sample(world, BatchSpec("image", 1, 1, 2, visual=True), 3)
+    dataset = SyntheticDataset(64, placeholder())
+    clip, _ = sample(dataset, BatchSpec("image", 1, 1, 2, visual=True), 3)
     table = appearance_labels(clip)
     assert table[0].tolist() == [0, 0, 0]
     assert (table[1 : len(clip.scene.actors) + 1] > 0).all() and not table[len(clip.scene.actors) + 1 :].any()
@@ -342,8 +342,8 @@ def test_a_run_trains_resumes_and_exports(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="--processes"):
         trainer.Trainer(replace(config, processes=1), placeholder())
     model = checkpointing.load_model(tmp_path / "nano.pth")
-    world = SyntheticDataset(atlas=placeholder())
-    records = evaluate(model, EvaluationOptions(boundary=False, clips=1), [world.clip("test", 0, 8)])
+    dataset = SyntheticDataset(atlas=placeholder())
+    records = evaluate(model, EvaluationOptions(boundary=False, clips=1), [dataset.clip("test", 0, 8)])
     assert records and all(0 <= r.j <= 1 for r in records)
 
 

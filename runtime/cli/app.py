@@ -22,6 +22,7 @@ from ..engine import Engine
 from ..engine import load as load_engine
 from ..errors import InternalError, SamwiseRuntimeError, UserError, fail, summarize
 from ..media.video_reader import VideoReader, open_video
+from ..models.options import TextOptions
 from ..prompts import Text
 from . import batch
 from .args import build_parser, parse_prompts
@@ -96,11 +97,10 @@ def _load_demo(engine: Engine) -> Demo:
 
 
 def _task(args: argparse.Namespace, engine: Engine, video: VideoReader, prompts: list[Text] | PromptSet) -> Task:
-    options: dict[str, Any] = {"conditional_memory": {"on": True, "off": False, None: None}[args.conditional_memory]}
-    if args.window is not None:
-        options["window"] = args.window
+    conditional_memory = {"on": True, "off": False, None: None}[args.conditional_memory]
+    options = TextOptions(conditional_memory, window=args.window)
     if not args.auto and not isinstance(prompts, PromptSet):
-        return text_task(engine, prompts, **options)
+        return text_task(engine, prompts, options)
     reject_options(options, "--auto and visual prompts")
     return prompt_task(engine, prompts, video) if isinstance(prompts, PromptSet) else automatic_task(engine, video)
 

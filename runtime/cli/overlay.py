@@ -134,7 +134,7 @@ class Painter:
         draw = ImageDraw.Draw(canvas)
         taken: list[Corners] = []
         for k, box in boxes:
-            label = self._labels.get(result.object_ids[k])
+            label = self._labels.get(result.prompt_ids[k])
             if label is None:
                 continue
             font = _font(max(13, round(min(self._scaled) / 26)), label)

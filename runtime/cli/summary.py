@@ -79,7 +79,7 @@ class RunStats:
     def count(self, result: Result) -> None:
         """Add one frame."""
         self.frames += 1
-        rows = zip(result.object_ids, result.object_ids, result.masks, result.scores, strict=True)
+        rows = zip(result.object_ids, result.prompt_ids, result.masks, result.scores, strict=True)
         for obj, prompt, mask, score in rows:
             stats = self.objects.setdefault(obj, ObjectStats(prompt))
             stats.followed += 1

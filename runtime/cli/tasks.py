@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from ..engine import Engine
 from ..errors import PromptError, UserError
 from ..media.video_reader import VideoReader
 from ..models.base import Capability
+from ..models.options import TextOptions
 from ..prompts import Text
 from ..results import Result
 from .prompt_args import PromptSet
@@ -23,7 +23,7 @@ from .prompt_args import PromptSet
 class Task:
     """A session with its prompts.
 
-    labels        prompt id -> label. Prompts without a label are not labelled in the overlay
+    labels        prompt id -> label; objects of other prompts have none
     objects       object id -> prompt id of the objects known before the first frame; others may appear later
     stream        turns frames into results, one per frame, in order
     session       closed when the run ends
@@ -33,21 +33,21 @@ class Task:
     labels: Mapping[int, str]
     objects: Mapping[int, int]
     stream: Callable[[Iterable[np.ndarray]], Iterator[Result]]
-    session: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    session: AbstractContextManager[object] = field(default_factory=nullcontext)
     small_on_top: bool = False
 
 
-def text_task(engine: Engine, prompts: Sequence[Text], **options: Any) -> Task:
+def text_task(engine: Engine, prompts: Sequence[Text], options: TextOptions) -> Task:
     """Segment one object per text: tracked, or on every frame separately if the network takes single images only.
 
-    `options` are those of `Engine.session`. Raises PromptError, UserError.
+    Raises PromptError, UserError.
     """
     labels = {i: prompt.label for i, prompt in enumerate(prompts, 1)}
     objects = {i: i for i in labels}
     if Capability.TEXT_VIDEO not in engine.capabilities and Capability.TEXT_IMAGE in engine.capabilities:
         reject_options(options, f"the bundle {engine.bundle.name}, which segments every frame separately")
         return Task(labels, objects, partial(_refer, engine, prompts))
-    session = engine.session(prompts, **options)
+    session = engine.session(prompts, conditional_memory=options.conditional_memory, window=options.window)
     return Task(labels, objects, session.stream, session)
 
 
@@ -56,9 +56,10 @@ def _refer(engine: Engine, prompts: Sequence[Text], frames: Iterable[np.ndarray]
         yield replace(engine.image(frame).refer(prompts), frame_index=index)
 
 
-def reject_options(options: Mapping[str, Any], name: str) -> None:
-    """Raise UserError for an option that is set (not None), because `name` does not support it."""
-    given = [f"--{option.replace('_', '-')}" for option, value in options.items() if value is not None]
+def reject_options(options: TextOptions, name: str) -> None:
+    """Raise UserError for an option that is set, because `name` does not support it."""
+    changed = [option.name for option in fields(options) if getattr(options, option.name) != option.default]
+    given = [f"--{option.replace('_', '-')}" for option in changed]
     if given:
         raise UserError(f"{' and '.join(given)}: not supported by {name}; remove it")
 
@@ -82,13 +83,11 @@ def _segment_all(engine: Engine, frames: Iterable[np.ndarray]) -> Iterator[Resul
     for index, frame in enumerate(frames):
         segments = sorted(engine.image(frame).segment_all(), key=lambda s: -s.area)
         scores = np.array([s.score for s in segments], np.float32)
-        ids = tuple(range(1, len(segments) + 1))
         yield Result(
             frame_index=index,
-            object_ids=ids,
-            prompt_ids=ids,
+            object_ids=tuple(range(1, len(segments) + 1)),
+            prompt_ids=(0,) * len(segments),
             masks=np.array([s.mask for s in segments], bool).reshape(-1, *frame.shape[:2]),
             scores=scores,
-            score_logits=np.log(scores / np.maximum(1 - scores, 1e-6)),
             boxes=np.array([s.box for s in segments], np.float32).reshape(-1, 4),
         )

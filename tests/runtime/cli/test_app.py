@@ -251,13 +251,13 @@ def test_image_networks_segment_every_frame_separately(clip, tmp_path):
     from runtime.cli.tasks import text_task
 
     with runtime.media.video_reader.open_video(clip) as video:
-        results = list(text_task(Finder(), [runtime.Text("a"), runtime.Text("b")]).stream(video))
+        results = list(text_task(Finder(), [runtime.Text("a"), runtime.Text("b")], runtime.TextOptions()).stream(video))
     assert [r.frame_index for r in results] == list(range(10)) and results[3].object_ids == (1, 2)
     with pytest.raises(
         runtime.UserError,
         match="--window: not supported by the bundle finder, which segments every frame separately; remove it",
     ):
-        text_task(Finder(), [runtime.Text("a")], window=2)
+        text_task(Finder(), [runtime.Text("a")], runtime.TextOptions(window=2))
 
 
 def test_verbs_belong_to_the_preceding_text():

@@ -201,7 +201,7 @@ class Cuda:
         try:
             graph = self.driver.end_capture(builder, keep=True)
         except Exception as error:
-            log.warning("no CUDA graph: %s; frames are launched stage by stage", summarize(error))
+            self._disable_capture(error)
             return None
         self.captures += 1
         return lambda: self.driver.launch(graph)
@@ -210,8 +210,12 @@ class Cuda:
         """Run everything enqueued from now on after the work that another library's `stream` holds now."""
         self.driver.wait_for(stream)
 
-    def _abandon(self, builder: Opaque, error: Exception) -> None:
+    def _disable_capture(self, error: Exception) -> None:
         log.warning("no CUDA graph: %s; frames are launched stage by stage", summarize(error))
+        self.supports_graph_capture = False
+
+    def _abandon(self, builder: Opaque, error: Exception) -> None:
+        self._disable_capture(error)
         try:
             self.driver.end_capture(builder, keep=False)
         except Exception as second:  # an invalidated capture ends with an error of its own

@@ -36,7 +36,7 @@ def main(bundle: str, video: str, sentence: str) -> None:
         context.pop()
 
 
-def show(result: runtime.Result, session: runtime.Session) -> None:
+def show(result: runtime.Result, session: runtime.TextSession) -> None:
     """The mask has come to the host in bits; `device_logits` are where the decoder wrote them."""
     (logits,) = session.device_logits  # one per batch of sentences
     view = gpuarray.GPUArray(logits.shape, logits.dtype, gpudata=logits.ptr)  # the same memory

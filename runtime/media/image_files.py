@@ -90,6 +90,12 @@ def is_image(path: Path) -> bool:
 def check_frame(frame: Any, index: int, size: tuple[int, int] | None) -> np.ndarray:
     """Return a frame as uint8 RGB (H, W, 3). Raises VideoError for anything else, or for another size than `size`."""
     array: np.ndarray = np.asarray(frame)
+    check_frame_array(array, index, size)
+    return array
+
+
+def check_frame_array(array: Any, index: int, size: tuple[int, int] | None) -> None:
+    """Raise VideoError as `check_frame` does, for an array that may lie on a GPU."""
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise VideoError(f"frame {index}: must be uint8 RGB (height, width, 3), not {array.dtype} {array.shape}")
     if size is not None and array.shape[:2] != size:
@@ -97,4 +103,3 @@ def check_frame(frame: Any, index: int, size: tuple[int, int] | None) -> np.ndar
             f"frame {index}: size changed from {size[1]}x{size[0]} to {array.shape[1]}x{array.shape[0]}; "
             "open a new session for the new size"
         )
-    return array

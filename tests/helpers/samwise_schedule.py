@@ -19,10 +19,10 @@ def pool(x_tchw, k):
 
 
 def reference(clip, tokens, conditional_memory=True):
-    """Low-res logits, scores and the frames on which the conditional memory fired; no ring, no batch, no sharing."""
+    """Low-res logits, scores and the frames on which the conditional memory switched; no ring, no batch, no sharing."""
     resized = resized_size(*clip.shape[1:3], short=toy.SIZE - 1, max=toy.SIZE)
     pixels = np.stack([preprocess(f, resized, toy.SIZE, [0.5] * 3, [0.25] * 3) for f in clip])
-    memory, pointers, logits, scores, fired = [], [], [], [], []
+    memory, pointers, logits, scores, switched = [], [], [], [], []
     last = 0
     for first in range(0, len(clip), toy.WINDOW):
         part = pixels[first : first + toy.WINDOW]
@@ -51,13 +51,13 @@ def reference(clip, tokens, conditional_memory=True):
             if conditional_memory and frame >= 2 and frame - last >= 2:
                 remembered = low + decode(without)
                 if pointer[0] > 1.3 * without.mean(0)[0]:
-                    fired.append(frame)
+                    switched.append(frame)
                     last = frame
             memory.append(embedding[i][:, :2] + remembered.mean())
             pointers.append(pointer)
             logits.append(low)
             scores.append(conditioned.mean())
-    return np.array(logits), np.array(scores), fired
+    return np.array(logits), np.array(scores), switched
 
 
 def run(engine, clip, *prompts, **options):

@@ -1,81 +1,64 @@
-"""What SAMWISE's schedule carries from call to call: sentences, batches of them, clips, and what a frame reads and gives."""
+"""State of the objects of a text session, and the inputs of one frame."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-
+from ...device.base import Array
 from ...device.scratch import ReadbackBuffer
-from ...imaging.gpu import DeviceImages
 from ...tracking.memory import Row
+from .graph_cache import GraphCache
 
 
 @dataclass(slots=True)
-class Lane:
-    """One sentence on its way through one video, with the feature maps of the current clip."""
+class TextTrack:
+    """One prompt tracked through one video."""
 
-    row: Row
-    text_0: Any
-    verb: Any
-    embedding: Any
-    embedding_no_memory: Any
-    high_res_1: Any
-    sparse: Any
+    memory: Row
+    features: Mapping[str, Array]
+    """Arrays of the prompt alone, named as in the stages: `text_0`, `sparse`, and the maps of the current clip
+    (window, ...): `embedding`, `embedding_no_memory`, `high_res_1`."""
     sparse_count: int
-    last_fired: int = 0
+    last_switch_frame: int = 0
+    """Last frame on which the conditional memory encoder replaced the mask to remember."""
 
 
-@dataclass(slots=True)
-class Batch:
-    """Lanes that are decoded together, with the constants of that batch on the device."""
+@dataclass(slots=True, eq=False)
+class TrackBatch:
+    """Tracks that are decoded together. They start on the same frame, so their memories are equally full."""
 
-    lanes: list[Lane]
-    sparse_count: Any
-    ages: list[Any]
-    """`ages[f]` for frames f < 2 * slots, then repeating with period `slots`: (lanes, filled) rows of the embedding."""
-    results: ReadbackBuffer
-    recorded: dict[tuple[int, ...], Any] = field(default_factory=dict)
-    """Due lanes -> the recorded frame; None where it ran plainly once and is recorded next."""
+    tracks: Sequence[TextTrack]
+    sparse_count: Array
+    maskmem_tpos_indices: Sequence[Array]
+    """(n, filled) row of the temporal embedding of each slot, for frames f < 2 * slots, then with period `slots`."""
+    readback: ReadbackBuffer
+    graphs: GraphCache
+    cme: Mapping[str, int] | None
+    """Rule of the conditional memory encoder: `first` frame, `every` so many frames; None: it never runs."""
+    uses_memory: bool
 
-
-@dataclass(slots=True)
-class Reads:
-    """What one frame of a batch reads. `due`: lanes whose conditional memory is asked; `memory` is None where
-    there is none to look at."""
-
-    embedding: Any
-    high_res_1: Any
-    picture: Any
-    due: list[int]
-    without_memory: Any = None
-    memory: Any = None
-    age: Any = None
-    pointers: Any = None
-
-
-@dataclass(slots=True)
-class Clip:
-    """The frames that wait or run, and the lanes that look at them."""
-
-    pixels: Any
-    high_res_0: Any
-    lanes: list[Lane] = field(default_factory=list)
-    batches: list[Batch] = field(default_factory=list)
-    conditional_memory: bool = True
-    memory: bool = True
-    images: DeviceImages | None = None
-    """Frames in and masks out by kernels, once the first frame has told the size."""
+    def cme_due(self, frame: int) -> list[int]:
+        """Return the tracks for which the conditional memory encoder runs: `every` frames after its last switch."""
+        if self.cme is None or frame < self.cme["first"]:
+            return []
+        return [i for i, t in enumerate(self.tracks) if frame - t.last_switch_frame >= self.cme["every"]]
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
-    """One frame of a clip, all its lanes, on the host: score (N,), low_res_logits (N, s, s), float32. Where kernels make
-    them, masks (N, H, W) bool and boxes (N, 4); then logits are None unless asked for."""
+class FrameInputs:
+    """Inputs of the frame decoder for n tracks, named as in its stages."""
 
-    offset: int
-    score: np.ndarray
-    low_res_logits: np.ndarray | None
-    masks: np.ndarray | None = None
-    boxes: np.ndarray | None = None
+    embedding: Array
+    embedding_no_memory: Array | None
+    """Of all tracks if there is no memory, else of those that are due, None if none is."""
+    high_res_0: Array
+    high_res_1: Array
+    sparse: Sequence[Array]
+    sparse_count: Array
+    cme_due: Sequence[int]
+    """Tracks for which the conditional memory encoder runs."""
+    memory: Array | None = None
+    """None, like the next two: no memory to attend to, on the first frame and with memory switched off."""
+    maskmem_tpos_index: Array | None = None
+    obj_ptrs: Array | None = None

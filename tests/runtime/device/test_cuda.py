@@ -1,4 +1,4 @@
-"""The schedule on a device with its own memory, on a fake driver that counts."""
+"""SAMWISE on a device with its own memory: a fake driver counts the calls."""
 
 from collections import Counter
 
@@ -25,7 +25,7 @@ def engine(toy):
 def test_same_results_as_the_plain_loop(engine, prompts):
     clip = frames(11)
     logits, _ = run(engine, clip, *prompts)
-    for got, prompt in zip(logits, prompts):
+    for got, prompt in zip(logits, prompts, strict=True):
         np.testing.assert_allclose(got, reference(clip, prompt)[0], rtol=1e-5, atol=1e-5)
 
 
@@ -44,12 +44,12 @@ def test_one_upload_one_download_one_wait_per_frame_and_no_allocation(engine):
 
 
 @pytest.mark.parametrize("prompts", [[A], [A, B, C]])
-def test_steady_frames_are_one_graph_and_equal_the_plain_loop(engine, prompts):
-    """Memory is full from frame 5 on; a batch falls due or not, so it has two graphs at most per set of due lanes."""
+def test_frames_with_full_memory_are_one_graph_and_equal_the_plain_loop(engine, prompts):
+    """Memory is full from frame 5 on; a batch has one graph per set of tracks whose conditional memory is due."""
     clip, driver = frames(41, seed=5), engine.backend.device.driver
     plain = Counter({name: timed.calls for name, timed in engine.stages.items()})
     logits, _ = run(engine, clip, *prompts)
-    for got, prompt in zip(logits, prompts):
+    for got, prompt in zip(logits, prompts, strict=True):
         np.testing.assert_allclose(got, reference(clip, prompt)[0], rtol=1e-5, atol=1e-5)
     spent = Counter({name: timed.calls for name, timed in engine.stages.items()})
     spent.subtract(plain)
@@ -58,7 +58,7 @@ def test_steady_frames_are_one_graph_and_equal_the_plain_loop(engine, prompts):
     assert 0 < driver.calls["capture"] <= 8 * batches and driver.calls["launch"] > 20 * batches
 
 
-def test_a_device_that_cannot_record_runs_on_and_says_so(engine, monkeypatch, caplog):
+def test_a_device_that_cannot_capture_runs_stage_by_stage_and_logs_it_once(engine, monkeypatch, caplog):
     driver = engine.backend.device.driver
 
     def refuse(recording, keep):
@@ -75,7 +75,7 @@ def test_a_device_that_cannot_record_runs_on_and_says_so(engine, monkeypatch, ca
     assert not driver.calls["launch"]
 
 
-def test_a_stage_that_fails_while_recording_leaves_the_stream_usable(engine, monkeypatch, caplog):
+def test_a_stage_that_fails_during_capture_leaves_the_stream_usable(engine, monkeypatch, caplog):
     driver, stage = engine.backend.device.driver, engine.stages["mask_decoder"].stage
     run_stage = stage.run
 

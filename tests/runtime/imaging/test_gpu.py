@@ -129,7 +129,7 @@ def test_frames_on_the_device_are_read_there(engine, toy, wrap):
     for frame in clip:
         driver.register(frame, "device")
     with engine.session([runtime.Text(tokens=A)]) as session:
-        session.put(wrap(clip[0]))  # the first frame brings the tables of its size
+        session.push(wrap(clip[0]))  # the first frame brings the tables of its size
         uploads = driver.calls["upload"]
         found = list(session.stream(wrap(f) for f in clip[1:]))
     assert driver.calls["upload"] == uploads, "no frame crossed the bus"

@@ -6,6 +6,7 @@ import pytest
 import runtime
 from helpers import toy_samwise as toy
 from helpers.samwise_schedule import A, B, C, frames, reference, run
+from runtime.engine import MAX_OBJECTS
 
 
 @pytest.fixture
@@ -15,18 +16,18 @@ def engine(toy):
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 8, 9, 14])
-def test_one_sentence_equals_the_plain_loop(engine, length):
+def test_one_prompt_equals_the_plain_loop(engine, length):
     clip = frames(length)
     logits, scores = run(engine, clip, A)
-    expected, expected_scores, fired = reference(clip, A)
+    expected, expected_scores, switched = reference(clip, A)
     np.testing.assert_allclose(logits[0], expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(scores[0], expected_scores, rtol=1e-4, atol=1e-5)
-    assert length < 9 or 1 < len(fired) < length // 2, "the decision never differs: it tests nothing"
+    assert length < 9 or 1 < len(switched) < length // 2, "the decision never differs: nothing is tested"
 
 
-def test_several_sentences_equal_one_at_a_time(engine):
+def test_several_prompts_equal_one_at_a_time(engine):
     clip = frames(11)
-    together, _ = run(engine, clip, A, B, C)  # three lanes in batches of two: one batch is not full
+    together, _ = run(engine, clip, A, B, C)  # three tracks in batches of two: one batch is not full
     for i, prompt in enumerate((A, B, C)):
         np.testing.assert_allclose(together[i], reference(clip, prompt)[0], rtol=1e-5, atol=1e-5)
 
@@ -38,7 +39,7 @@ def test_conditional_memory_off(engine):
     assert np.abs(on - off)[:, 3:].max() > 1e-3 and (on[:, :3] == off[:, :3]).all()
 
 
-def test_conditional_memory_asked_of_a_bundle_without_it_is_refused(tmp_path):
+def test_conditional_memory_on_a_bundle_without_it_is_refused(tmp_path):
     with runtime.load(toy.build(tmp_path / "plain", conditional_memory=False)) as engine:
         with pytest.raises(runtime.UserError, match="no conditional memory"):
             engine.session([runtime.Text(tokens=A)], conditional_memory=True)
@@ -56,7 +57,7 @@ def test_memory_off_decodes_every_frame_alone(engine):
     assert (off[:, 0] == first[:, 0]).all() and np.abs(off[:, 1:4] - first[:, 1:]).max() > 1e-3
 
 
-def test_a_shorter_window_answers_sooner(engine):
+def test_a_shorter_window_returns_results_sooner(engine):
     clip = frames(5)
     with engine.session([runtime.Text(tokens=A)], logits=True, window=2) as session:
         counts = [len(session.push(frame)) for frame in clip] + [len(session.flush())]
@@ -68,11 +69,11 @@ def test_a_shorter_window_answers_sooner(engine):
         engine.session([runtime.Text(tokens=A)], windows=2)
 
 
-def test_interleaved_sessions_do_not_see_each_other(engine):
+def test_interleaved_sessions_are_independent(engine):
     one, two = frames(9, seed=1), frames(9, 18, 24, seed=2)
     first, second = (engine.session([runtime.Text(tokens=t)], logits=True) for t in (A, B))
     got = {0: [], 1: []}
-    for a, b in zip(one, two):
+    for a, b in zip(one, two, strict=True):
         got[0] += first.push(a)
         got[1] += second.push(b)
     got[0] += first.flush()
@@ -84,26 +85,26 @@ def test_interleaved_sessions_do_not_see_each_other(engine):
         assert got[i][0].masks.shape == (1, *clip.shape[1:3])
 
 
-def test_sessions_take_turns(engine):
-    sessions = [engine.session([runtime.Text(tokens=t)]) for t in (A, B, C)]
-    results = []
-    for frame in frames(toy.WINDOW):
-        results += sessions[0].push(frame) + sessions[1].push(frame)
-    sessions[2].push(frames(1)[0])
-    assert len(results) == 2 * toy.WINDOW
-    assert sessions[0].flush() == [] == sessions[1].flush() and len(sessions[2].flush()) == 1
+def test_each_session_returns_its_own_clips(engine):
+    """Frames pushed alternately: a session answers when its own clip is complete, whatever waits in the others."""
+    sessions = [engine.session([runtime.Text(tokens=A)]) for _ in range(3)]
+    assert sessions[2].push(frames(1)[0]) == []
+    counts = [[len(session.push(frame)) for session in sessions[:2]] for frame in frames(toy.WINDOW)]
+    assert counts == [[0, 0]] * (toy.WINDOW - 1) + [[toy.WINDOW, toy.WINDOW]]
+    assert sessions[0].flush() == sessions[1].flush() == []
+    assert len(sessions[2].flush()) == 1
 
 
 def test_shared_stages_run_once(engine):
     run(engine, frames(8), A, B)
     calls = {name: calls for name, (calls, _) in engine.timings.items()}
-    assert calls["hiera_0"] == 8, "once per frame, for all sentences"
-    assert calls["text_0"] == 2, "once per sentence, for all clips"
-    assert calls["adapter_0"] == calls["text_2"] == 4, "once per clip and sentence"
-    assert calls["hiera_1"] == calls["neck"] == 16, "once per frame and sentence"
-    assert calls["memory_attention"] == 7, "never on frame 0; two sentences are one batch"
-    asked = calls["conditional_memory"]
-    assert 0 < asked < 8 and calls["mask_decoder"] == 8 + asked, "decoded again only where the question is asked"
+    assert calls["hiera_0"] == 8, "once per frame, for all prompts"
+    assert calls["text_0"] == 2, "once per prompt, for all clips"
+    assert calls["adapter_0"] == calls["text_2"] == 4, "once per clip and prompt"
+    assert calls["hiera_1"] == calls["neck"] == 16, "once per frame and prompt"
+    assert calls["memory_attention"] == 7, "never on frame 0; two prompts are one batch"
+    due = calls["conditional_memory"]
+    assert 0 < due < 8 and calls["mask_decoder"] == 8 + due, "decoded again only where it is due"
 
 
 def test_frames_after_a_flush_keep_the_memory(engine):
@@ -122,21 +123,26 @@ def test_nothing_is_allocated_on_the_device_after_opening(engine, monkeypatch):
     assert len(list(session.stream(frames(9)))) == 9
 
 
-def test_rows_are_given_back(engine):
-    free = engine.networks["samwise"].pool.free
-    for _ in range(3 * free):
-        with engine.session([runtime.Text(tokens=A)]):
-            assert engine.networks["samwise"].pool.free == free - 1
-    assert engine.networks["samwise"].pool.free == free
+def open_objects(engine, count):
+    """Open and close one session with `count` objects."""
+    engine.session([runtime.Text(tokens=A)] * count).close()
 
 
-def test_a_refused_prompt_costs_no_row(engine):
-    free = engine.networks["samwise"].pool.free
+def test_closed_sessions_free_their_objects(engine):
+    for _ in range(3 * MAX_OBJECTS):
+        with engine.session([runtime.Text(tokens=A)]), pytest.raises(runtime.UserError, match="max_objects"):
+            open_objects(engine, MAX_OBJECTS)
+    with engine.session([runtime.Text(tokens=A)]):
+        open_objects(engine, MAX_OBJECTS - 1)
+    open_objects(engine, MAX_OBJECTS)
+
+
+def test_a_refused_prompt_reserves_no_object(engine):
     with pytest.raises(runtime.PromptError):
         engine.session([runtime.Text(tokens=A), runtime.Text(tokens=[0, toy.VOCABULARY, 2])])
     with pytest.raises(runtime.UserError, match="max_objects"):
-        engine.session([runtime.Text(tokens=A)] * (free + 1))
-    assert engine.networks["samwise"].pool.free == free
+        open_objects(engine, MAX_OBJECTS + 1)
+    open_objects(engine, MAX_OBJECTS)
 
 
 def test_closed_session(engine):
@@ -160,12 +166,12 @@ def test_closed_session(engine):
         None,
     ],
 )
-def test_what_is_not_a_frame_is_refused(engine, bad):
+def test_invalid_frames_are_refused(engine, bad):
     with engine.session([runtime.Text(tokens=A)]) as session, pytest.raises(runtime.VideoError, match="frame 0"):
         session.push(bad)
 
 
-def test_size_change_is_refused_and_nothing_is_lost(engine):
+def test_a_size_change_is_refused_and_loses_no_frame(engine):
     with engine.session([runtime.Text(tokens=A)]) as session:
         session.push(frames(1)[0])
         with pytest.raises(runtime.VideoError, match="30x20 to 20x20"):
@@ -174,6 +180,6 @@ def test_size_change_is_refused_and_nothing_is_lost(engine):
 
 
 @pytest.mark.parametrize("prompts", [[], "a dog", runtime.Text("a dog"), ["a dog"], [None]])
-def test_what_is_not_a_list_of_prompts_is_refused(engine, prompts):
+def test_invalid_prompt_lists_are_refused(engine, prompts):
     with pytest.raises(runtime.PromptError):
         engine.session(prompts)

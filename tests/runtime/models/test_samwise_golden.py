@@ -1,4 +1,4 @@
-"""The whole way, checkpoint to masks, at the official size against the official code (see goldens/samwise/README.md)."""
+"""Checkpoint to masks at the official size, against the official code (see goldens/samwise/README.md)."""
 
 import numpy as np
 import pytest
@@ -34,30 +34,30 @@ def play(engine, case, **options):
     meta, _ = reference.golden(case)
     arguments = {k: v for k, v in meta["clip"].items() if k not in ("function", "crc32")}
     clip = synth.make_clip(**arguments)
-    fired = []
+    switches = []
     with engine.session([runtime.Text(tokens=meta["token_ids"])], logits=True, **options) as session:
-        lane = session._clip.lanes[0]
+        (track,) = session._tracks
         results = []
         for result in session.stream(clip):
             results.append(result)
-            if lane.last_fired == result.frame_index > 0:
-                fired.append(result.frame_index)
+            if track.last_switch_frame == result.frame_index > 0:
+                switches.append(result.frame_index)
         pool = engine.networks["samwise"].pool
         frames = len(clip)
-        pointers = np.stack([pool.pointers[lane.row.index, f % pool.pointers.shape[1]] for f in range(frames)])
-        memory = np.stack([pool.features[lane.row.index, f % 6] for f in range(frames - 6, frames)])
-    return meta, clip, results, pointers, memory, fired
+        pointers = np.stack([pool.pointers[track.memory.index, f % pool.pointers.shape[1]] for f in range(frames)])
+        memory = np.stack([pool.features[track.memory.index, f % 6] for f in range(frames - 6, frames)])
+    return meta, clip, results, pointers, memory, switches
 
 
 @pytest.mark.parametrize("case, options", [("public_tiny", {"conditional_memory": False}), ("public_tiny_cme", {})])
 def test_equals_the_official_code(engine, case, options):
-    meta, clip, results, pointers, memory, fired = play(engine, case, **options)
+    meta, clip, results, pointers, memory, switches = play(engine, case, **options)
     golden = np.load(reference.GOLDENS / f"run_{case}.npz")
     frames, height, width = clip.shape[:3]
     packed = np.unpackbits(golden["pred_masks_packed"], axis=1)[:, : height * width]
     expected = packed.reshape(frames, height, width).astype(bool)
     assert [r.frame_index for r in results] == list(range(frames))
-    for result, mask, low in zip(results, expected, golden["low_res_sub4"]):
+    for result, mask, low in zip(results, expected, golden["low_res_sub4"], strict=True):
         iou = (mask & result.masks[0]).sum() / (mask | result.masks[0]).sum()
         assert iou >= 0.999, (result.frame_index, iou)
         error = reference.rel_l2(result.low_res_logits[0, 1::4, 2::4], low)
@@ -67,13 +67,13 @@ def test_equals_the_official_code(engine, case, options):
     assert reference.rel_l2(pointers, golden["obj_ptr"].reshape(frames, -1)) <= 1e-3
     kept = memory.reshape(6, 64, 64, 64).transpose(0, 3, 1, 2)[:, ::2, ::8, ::8]
     assert reference.rel_l2(kept, golden["maskmem_sub8"]) <= 1e-3
-    assert fired == meta["cme_fired_frames"]
-    asked = engine.stages["conditional_memory"].calls
-    assert asked == (len(meta["cme_evaluated_frames"]) if not options else 0)
+    assert switches == meta["cme_fired_frames"]
+    evaluated = engine.stages["conditional_memory"].calls
+    assert evaluated == (len(meta["cme_evaluated_frames"]) if not options else 0)
 
 
-def test_two_sentences_at_once(engine):
-    """Two lanes on the first frames of the clip give what each gives alone."""
+def test_two_prompts_at_once(engine):
+    """Two prompts on the first frames of a clip give the logits that each gives alone."""
     meta, _ = reference.golden("public_tiny")
     clip = synth.make_clip(3, 90, 160, seed=1)
     prompts = [runtime.Text(tokens=meta["token_ids"]), runtime.Text(tokens=[0, 15429, 1011, 2])]
@@ -85,4 +85,4 @@ def test_two_sentences_at_once(engine):
     together = logits(prompts)
     for i, prompt in enumerate(prompts):
         assert reference.rel_l2(together[i], logits([prompt])[0]) <= 1e-5
-    assert reference.rel_l2(together[0], together[1]) > 0.05, "the sentence does not matter"
+    assert reference.rel_l2(together[0], together[1]) > 0.05, "the prompt does not matter"

@@ -1,0 +1,93 @@
+"""Clip encoder of SAMWISE: image trunk and text tower with cross-modal adapters between them, then the neck."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...bundle.manifest import TensorSpec
+from ...device.base import Array, Device
+from ...device.scratch import ScratchBuffers
+from ...tracking.memory import Row
+from .state import TextTrack
+
+if TYPE_CHECKING:
+    from ...backends.base import Stage
+
+LEVELS = 3
+"""Blocks of trunk and text tower, each followed by an adapter."""
+
+
+class ClipEncoder:
+    """Encodes up to `window` frames with each prompt.
+
+    Stages that no text has entered run once for all prompts, stages that no frame has entered once per prompt.
+    """
+
+    STAGES = (*(f"{kind}_{k}" for kind in ("hiera", "text", "adapter") for k in range(LEVELS)), "neck", "text_prompt")
+
+    def __init__(
+        self, stages: Mapping[str, Stage], device: Device, scratch: ScratchBuffers, window: int, motion: bool
+    ) -> None:
+        self._stages, self._device, self._scratch = {name: stages[name] for name in self.STAGES}, device, scratch
+        self._sizes, self._motion = {"frames": window}, motion
+
+    def new_clip(self) -> dict[str, Array]:
+        """Allocate what all tracks of a video share: `pixels` (window,3,I,I) and `high_res_0` (window,F,S,S)."""
+        spec = self._stages["hiera_0"].spec
+        return self._allocate([spec.input("pixels"), spec.output("high_res_0")], self._sizes)
+
+    def _allocate(self, tensors: Sequence[TensorSpec], sizes: Mapping[str, int]) -> dict[str, Array]:
+        return {t.name: self._device.empty(t.resolve(sizes), t.dtype) for t in tensors}
+
+    def new_track(self, tokens: np.ndarray, verbs: np.ndarray, memory: Row) -> TextTrack:
+        """Allocate the buffers of a prompt and run the part of the text tower that sees no frame.
+
+        `verbs`: positions in `tokens`. The reference repeats each one for every frame and then reads only the first;
+        without a verb its token is absent.
+        """
+        specs = {name: stage.spec for name, stage in self._stages.items()}
+        outputs = [specs["text_0"].output("text_0"), *specs["neck"].outputs, specs["text_prompt"].output("sparse")]
+        features = self._allocate(outputs, {**self._sizes, "tokens": len(tokens)})
+        if self._motion:
+            features["verb"] = self._device.constant(verbs[:1] if len(verbs) else np.zeros(1, np.int64))
+        self._stages["text_0"].run(tokens=self._device.constant(tokens), text_0=features["text_0"])
+        absent = self._motion and not len(verbs)
+        return TextTrack(memory, features, sparse_count=features["sparse"].shape[1] - absent)
+
+    def encode(self, clip: Mapping[str, Array], tracks: Sequence[TextTrack], length: int) -> None:
+        """Encode the first `length` frames of the clip with every prompt, into the maps of its track."""
+        self._run_chunked("hiera_0", length, clip)
+        for track in tracks:
+            self._encode_track(track, length)
+
+    def _encode_track(self, track: TextTrack, length: int) -> None:
+        """Run trunk, text tower and adapters in lockstep: block k of each, then adapter k mixes the two."""
+        own = track.features
+        sizes = {"frames": length, "tokens": own["text_0"].shape[0]}
+        for k in range(LEVELS):
+            if k > 0:
+                self._run_chunked(f"hiera_{k}", length, own)
+                self._run(f"text_{k}", sizes, own)
+            self._run(f"adapter_{k}", sizes, own)
+        self._run_chunked("neck", length, own)
+        self._run("text_prompt", sizes, own)
+
+    def _run(self, stage: str, sizes: Mapping[str, int], own: Mapping[str, Array]) -> None:
+        self._stages[stage].run(**self._bind(stage, sizes, own))
+
+    def _run_chunked(self, stage: str, length: int, own: Mapping[str, Array]) -> None:
+        """Run a stage that never mixes frames, on at most `max_frames_per_call` of them at a time."""
+        arrays, step = self._bind(stage, {"frames": length}, own), self._device.max_frames_per_call or length
+        for at in range(0, length, step):
+            self._stages[stage].run(**{name: array[at : min(at + step, length)] for name, array in arrays.items()})
+
+    def _bind(self, stage: str, sizes: Mapping[str, int], own: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the arrays of a stage by name: from `own`, else scratch. A tensor has one name in all stages."""
+        spec, view = self._stages[stage].spec, self._scratch.view
+        return {
+            t.name: own[t.name] if t.name in own else view(t.name, t.resolve(sizes)[0])
+            for t in (*spec.inputs, *spec.outputs)
+        }

@@ -1,0 +1,128 @@
+"""Source frames to network input and decoder outputs to masks, on the host or by compiled kernels on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from ...bundle.manifest import TensorSpec
+from ...device import interop
+from ...device.base import Array, Device
+from ...device.cubin import Kernels
+from ...device.cuda import Cuda
+from ...device.scratch import ReadbackBuffer
+from ...errors import VideoError
+from ...imaging.gpu import DeviceImages
+from ...imaging.masks import boxes_and_areas
+from ...imaging.preprocess import preprocess, resized_size
+from ...imaging.upsample import MaskUpsampler
+from ...media.image_files import check_frame, check_frame_array
+
+Size = tuple[int, int]
+"""(height, width)."""
+
+
+class Transforms(Protocol):
+    """Both directions for one size of video."""
+
+    outputs: Sequence[TensorSpec]
+    """Arrays that `read` needs in the readback buffer besides the outputs of the decoder."""
+
+    def preprocess_frame(self, frame: Array, pixels: Array) -> None:
+        """Enqueue a source frame, uint8 (H,W,3), as network input (3,I,I)."""
+
+    def read(self, readback: ReadbackBuffer) -> dict[str, np.ndarray]:
+        """Wait for the outputs of one batch; host views by name, valid until the next frame."""
+
+    def postprocess_masks(self, read: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return masks (n,H,W) bool and boxes (n,4) float32 at source size."""
+
+
+class ImageSettings:
+    """Geometry and normalisation of a bundle's frames; `kernels` transform them, or the host where there are none."""
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        image_size: int,
+        low_res_side: int,
+        max_tracks: int,
+        device: Device,
+        kernels: Kernels | None,
+    ) -> None:
+        self.image_size, self.low_res_side, self.max_tracks = image_size, low_res_side, max_tracks
+        self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])
+        self.device, self.kernels = device, kernels
+        self._resize = settings["resize"]
+
+    def check_frame(self, frame: Any, index: int, size: Size | None) -> Array:
+        """Return the frame as an array of the host, or of the device with kernels.
+
+        Raises VideoError for what is not uint8 RGB (H,W,3), for another size than `size`, and for a frame on a GPU that
+        no kernel reads there.
+        """
+        if not interop.is_cuda_array(frame):
+            return check_frame(frame, index, size)
+        if self.kernels is None:
+            raise VideoError(
+                f"frame {index}: is on a GPU, and this session takes frames from the host; load the engine with a CUDA "
+                "backend and kernels='on', or copy the frame"
+            )
+        array = interop.as_device_array(frame, cast(Cuda, self.device))
+        check_frame_array(array, index, size)
+        return array
+
+    def transforms(self, size: Size, logits: bool) -> Transforms:
+        """Allocate the transforms of a video; `logits`: read low-resolution logits back even if no mask needs them."""
+        resized = resized_size(*size, **self._resize)
+        if self.kernels is None:
+            return HostTransforms(self, size, resized)
+        return DeviceTransforms(self, self.kernels, size, resized, logits)
+
+
+class HostTransforms:
+    """Masks are made of the logits, which are therefore always read back."""
+
+    outputs: Sequence[TensorSpec] = ()
+
+    def __init__(self, settings: ImageSettings, size: Size, resized: Size) -> None:
+        self._settings, self._resized = settings, resized
+        self._upsampler = MaskUpsampler(settings.low_res_side, settings.image_size, resized, size)
+
+    def preprocess_frame(self, frame: Array, pixels: Array) -> None:
+        s = self._settings
+        host = s.device.staging(pixels)
+        preprocess(frame, self._resized, s.image_size, s.mean, s.std, out=host)
+        s.device.upload(host, pixels)
+
+    def read(self, readback: ReadbackBuffer) -> dict[str, np.ndarray]:
+        return readback.read()
+
+    def postprocess_masks(self, read: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        masks = self._upsampler.masks(read["low_res_logits"])
+        return masks, boxes_and_areas(masks)[0].astype(np.float32)
+
+
+class DeviceTransforms:
+    """Masks are read back as bits; logits stay on the device unless they are asked for."""
+
+    def __init__(self, settings: ImageSettings, kernels: Kernels, size: Size, resized: Size, logits: bool) -> None:
+        s = settings
+        self._images = DeviceImages(
+            cast(Cuda, s.device), kernels, size, resized, s.image_size, s.low_res_side, s.mean, s.std, s.max_tracks
+        )
+        self.outputs: Sequence[TensorSpec] = self._images.results()
+        self._logits = logits
+
+    def preprocess_frame(self, frame: Array, pixels: Array) -> None:
+        self._images.preprocess(frame, pixels)
+
+    def read(self, readback: ReadbackBuffer) -> dict[str, np.ndarray]:
+        arrays = readback.arrays
+        self._images.postprocess(arrays["low_res_logits"], arrays["packed"], arrays["stats"])
+        return readback.read(name for name in arrays if self._logits or name != "low_res_logits")
+
+    def postprocess_masks(self, read: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        return self._images.unpack(read["packed"], read["stats"])

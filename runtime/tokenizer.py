@@ -1,8 +1,6 @@
-"""What a caller may ask for, and sentences turned into token ids.
+"""Tokenization: sentences to token ids, and the positions of verbs among them.
 
-Prompts are plain values that check themselves when they are made, so that a mistake is told where it was made (clicks,
-boxes and masks: `geometry.py`). What only a bundle can know (vocabulary, length limit, whether it has a tokenizer) is
-checked in `encode`.
+What only a bundle can know of a prompt (vocabulary, length limit, whether it has a tokenizer) is checked here.
 """
 
 from __future__ import annotations
@@ -13,12 +11,9 @@ import numpy as np
 
 from .bundle.manifest import Manifest
 from .errors import BundleError, PromptError, summarize
-from .prompts import Box, Mask, Points, Text
+from .prompts import Text
 
 TOKENIZER = "tokenizer.json"
-
-
-Prompt = Text | Points | Box | Mask
 
 
 class Tokenizer:
@@ -41,17 +36,17 @@ class Tokenizer:
         except BaseException as error:
             raise _damaged(path, error) from None
         self._path = path
-        # Padding and truncation come with some files; a sentence here goes alone and is refused when too long.
+        # some files carry padding and truncation; sentences are encoded one by one and refused when too long
         self._backend.no_padding()
         self._backend.no_truncation()
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest) -> Tokenizer | None:
-        """The tokenizer of a bundle, or None if it was exported without one."""
+        """Return the tokenizer of a bundle, or None if it was exported without one."""
         return None if manifest.tokenizer is None else cls(Path(folder) / manifest.tokenizer)
 
     def __call__(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids with special tokens, and for each its first and last+1 character ((0, 0) for special ones)."""
+        """Return token ids with special tokens, and for each its first and last+1 character ((0, 0) for special ones)."""
         try:
             encoding = self._backend.encode(text)
         except BaseException as error:
@@ -65,14 +60,14 @@ class Tokenizer:
 
 
 def _damaged(path: Path, error: BaseException) -> BundleError:
-    """What to raise. The library raises bare Exception, and BaseException where it panics; a stop is passed on."""
+    """Return the error to raise. The library raises bare Exception, and BaseException where it panics; others pass."""
     if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
         raise error
-    return BundleError(f"{path}: not a tokenizer that works ({summarize(error)}); export the bundle again")
+    return BundleError(f"{path}: not a working tokenizer ({summarize(error)}); export the bundle again")
 
 
 def encode(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> np.ndarray:
-    """Token ids of a prompt, int64 (L,), special tokens included.
+    """Return the token ids of a prompt, int64 (L,), special tokens included.
 
     Text is lower-cased and its white space collapsed first, as the networks were trained. Raises PromptError: no
     tokenizer in the bundle, too many tokens for it, or an id outside its vocabulary.
@@ -82,7 +77,7 @@ def encode(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> np.
         raise PromptError(f"{type(prompt).__name__} is not a sentence; this bundle ({manifest.variant}) takes Text")
     if not limits:
         raise PromptError(f"the bundle {manifest.variant} takes no text prompts; choose another with --model")
-    tokens = list(prompt.tokens) if prompt.text is None else _tokenize(prompt.text, manifest, tokenizer)[0]
+    tokens = list(prompt.tokens or ()) if prompt.text is None else _tokenize(prompt.text, manifest, tokenizer)[0]
     longest, vocabulary = limits["max_tokens"], limits["vocabulary"]
     if len(tokens) > longest:
         raise PromptError(
@@ -99,7 +94,7 @@ def encode(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> np.
 
 
 def verb_positions(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> np.ndarray:
-    """Positions of the prompt's verbs in its token sequence, int64 (V,), in order; empty if none was named.
+    """Return the positions of the prompt's verbs in its token sequence, int64 (V,), in order; empty if it names none.
 
     Raises PromptError: a position outside the sequence, a word that the sentence does not hold, or a bundle without a
     motion prompt.
@@ -107,18 +102,17 @@ def verb_positions(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None
     if not prompt.verbs:
         return np.empty(0, np.int64)
     if not (manifest.text or {}).get("motion"):
-        raise PromptError(f"the bundle {manifest.variant} has no motion prompt; leave verbs away")
-    if prompt.text is None:
-        length, spans = len(prompt.tokens), []
-    else:
+        raise PromptError(f"the bundle {manifest.variant} has no motion prompt; remove verbs")
+    spans: list[tuple[int, int]] = []
+    ids = prompt.tokens or ()
+    if prompt.text is not None:
         ids, spans = _tokenize(prompt.text, manifest, tokenizer)
-        length = len(ids)
     found: set[int] = set()
     for verb in prompt.verbs:
         if isinstance(verb, str):
-            found.update(_positions(verb, _clean(prompt.text, manifest), spans))
-        elif not 0 <= verb < length:
-            raise PromptError(f"verb position {verb} is outside the {length} tokens of {_short(prompt.label)}")
+            found.update(_positions(verb, _clean(prompt.text or "", manifest), spans))
+        elif not 0 <= verb < len(ids):
+            raise PromptError(f"verb position {verb} is outside the {len(ids)} tokens of {_short(prompt.label)}")
         else:
             found.add(verb)
     return np.array(sorted(found), np.int64)
@@ -139,7 +133,7 @@ def _tokenize(text: str, manifest: Manifest, tokenizer: Tokenizer | None) -> tup
 
 
 def _positions(word: str, text: str, spans: list[tuple[int, int]]) -> list[int]:
-    """Tokens that lie within the first occurrence of `word` as a whole word (a leading blank belongs to the token)."""
+    """Return the tokens that lie within the first occurrence of `word` as a whole word (a leading blank belongs to the token)."""
     word, start = word.strip().lower(), 0
     for piece in text.split(" "):
         if piece.strip(".,;:!?\"'").lower() == word:

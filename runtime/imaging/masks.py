@@ -8,7 +8,10 @@ import numpy as np
 
 
 def suppress(boxes_n4: np.ndarray, scores_n: np.ndarray, overlap: float) -> np.ndarray:
-    """Return the indices that non-maximum suppression keeps, best first: no two of them overlap by more than `overlap` (IoU)."""
+    """Return the indices that non-maximum suppression keeps, best first.
+
+    No two of them overlap by more than `overlap` (IoU).
+    """
     order = np.argsort(-scores_n, kind="stable")
     boxes = np.asarray(boxes_n4, np.float32)[order]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

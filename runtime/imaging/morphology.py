@@ -1,11 +1,11 @@
-"""Connected regions of masks, small holes and islands, and suppression of doubled boxes. Plain numpy, any mask size."""
+"""Morphology of masks: connected components, hole filling, removal of small regions. Plain numpy, any mask size."""
 
 from __future__ import annotations
 
 import numpy as np
 
 HOLE_LOGIT = np.float32(0.1)
-"""What a filled hole becomes: just foreground, as the reference of SAM 2 writes it."""
+"""Logit of a filled hole: just foreground, as in SAM 2."""
 
 
 def components(mask_hw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -31,12 +31,13 @@ def components(mask_hw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _count_up(lengths: np.ndarray) -> np.ndarray:
-    """0..n-1 for every n in `lengths`, one after another."""
-    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    """Return 0..n-1 for every n in `lengths`, one after another."""
+    count: np.ndarray = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return count
 
 
 def _touching(starts: np.ndarray, ends: np.ndarray, pitch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of runs in neighbouring rows that touch, corners included. Positions are flat, `pitch` per row."""
+    """Return pairs of runs in neighbouring rows that touch, corners included. Positions are flat, `pitch` per row."""
     first = np.searchsorted(ends, starts - pitch, "left")  # ends at or after our start, one row up
     last = np.searchsorted(starts, ends - pitch, "right")  # starts at or before our end
     # runs further up than one row end before `starts - pitch`, those of our own row start after `ends - pitch`
@@ -46,7 +47,7 @@ def _touching(starts: np.ndarray, ends: np.ndarray, pitch: int) -> tuple[np.ndar
 
 
 def _merge(pairs: tuple[np.ndarray, np.ndarray], count: int) -> np.ndarray:
-    """The smallest member of each run's region: roots are hooked to smaller ones until no pair disagrees."""
+    """Return the smallest member of each run's region: roots are hooked to smaller ones until no pair disagrees."""
     roots = np.arange(count)
     a, b = pairs
     while True:
@@ -63,7 +64,7 @@ def _merge(pairs: tuple[np.ndarray, np.ndarray], count: int) -> np.ndarray:
 
 
 def fill_holes(logits_hw: np.ndarray, area: int) -> np.ndarray:
-    """Logits in which background regions (logit <= 0) of at most `area` pixels became `HOLE_LOGIT`.
+    """Return logits in which background regions (logit <= 0) of at most `area` pixels are `HOLE_LOGIT`.
 
     The same array when there is nothing to fill or `area` is 0.
     """
@@ -79,7 +80,7 @@ def fill_holes(logits_hw: np.ndarray, area: int) -> np.ndarray:
 
 
 def without_small_regions(logits_hw: np.ndarray, area: int) -> np.ndarray:
-    """Logits without holes and without islands of at most `area` pixels: they become +10 and -10."""
+    """Return logits without holes and islands of at most `area` pixels: they become +10 and -10."""
     if area < 1:
         return logits_hw
     out = logits_hw

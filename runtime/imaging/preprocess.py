@@ -1,40 +1,35 @@
-"""Frames into network input, logits into masks: the one door to image operations.
+"""Preprocessing on the host: frames to network input.
 
-Everything here has a Triton twin in `kernels/` (one launch each, on the device); this file holds what a CPU does, and is
-what the kernels are held against. Nothing allocates per frame more than its result.
-
-Source of the semantics: Pillow's `Image.resize` (what torchvision's `Resize` does to a PIL image), torchvision's
+The Triton kernel `kernels/preprocess.py` is compared with it. Source of the semantics: Pillow's `Image.resize` (what torchvision's `Resize` does to a PIL image), torchvision's
 antialiased `Resize` of a float tensor, and PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
 """
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import UserError
 
-log = logging.getLogger("runtime")
-
 RULES = ("samwise_video", "square")
 RESAMPLE = {"bilinear": 2, "bicubic": 3}
-"""Pillow's numbers of its filters; Pillow itself is imported when a picture is resized."""
+"""Pillow's numbers of its filters; Pillow itself is imported when an image is resized."""
 
 
 def resized_size(
     height: int, width: int, rule: str = "samwise_video", short: int = 1020, max: int = 1024
 ) -> tuple[int, int]:
-    """(height, width) of a frame inside the square network input; the rest of the square is padding.
+    """Return (height, width) of a frame inside the square network input; the rest of the square is padding.
 
     `samwise_video`: the short side becomes `short`; if the long side would pass `max`, it becomes `max` and the short
     side follows. Both divisions truncate, as torchvision's `Resize(short, max_size=max)` does, so 480x854 gives 575x1024
     and not 576x1024. `square`: `max` x `max`, the aspect ratio is given up (SAM 2). The parameter names are those of a
-    manifest's `settings["resize"]`. Raises UserError for an unknown rule or an empty frame.
+    manifest's setting `resize`. Raises UserError for an unknown rule or an empty frame.
     """
     if height < 1 or width < 1:
-        raise UserError(f"a frame of {height}x{width} holds no pixel; give frames of at least 1x1")
+        raise UserError(f"a frame of {height}x{width} has no pixel; give frames of at least 1x1")
     if rule == "square":
         return max, max
     if rule != "samwise_video":
@@ -54,7 +49,7 @@ class Normalization:
     table_cv: np.ndarray
 
     @classmethod
-    def of(cls, mean, std) -> Normalization:
+    def of(cls, mean: Sequence[float], std: Sequence[float]) -> Normalization:
         unit = np.arange(256, dtype=np.float32) / np.float32(255)
         return cls((unit - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None])
 
@@ -63,17 +58,17 @@ def preprocess(
     frame_hwc: np.ndarray,
     resized_hw: tuple[int, int],
     image_size: int,
-    mean,
-    std,
+    mean: Sequence[float],
+    std: Sequence[float],
     out: np.ndarray | None = None,
     resample: str = "bilinear",
 ) -> np.ndarray:
-    """One RGB frame as network input: (3, image_size, image_size) float32.
+    """Convert an RGB frame to network input: (3, image_size, image_size) float32.
 
     frame_hwc: uint8 (H, W, 3). Resized to `resized_hw` as Pillow does (antialiased; columns, then rows, in fixed point,
-    rounded to bytes after each), scaled to [0, 1], normalised, padded with zeros on the right and at the bottom. `resample` is
-    `bilinear` (SAMWISE), `bicubic` (SAM 2 video) or `float` (SAM 2 pictures: torchvision's antialiased resize of the
-    float tensor, nothing rounded to bytes). `out` is reused when given: it must be float32, of that shape.
+    rounded to bytes after each), scaled to [0, 1], normalised, padded with zeros on the right and at the bottom.
+    `resample` is `bilinear` (SAMWISE), `bicubic` (SAM 2 video) or `float` (SAM 2 images: torchvision's antialiased resize
+    of the float tensor, nothing rounded to bytes). `out` is reused when given: it must be float32, of that shape.
     Raises UserError when the frame is not uint8 RGB or `resample` is unknown.
     """
     if frame_hwc.dtype != np.uint8 or frame_hwc.ndim != 3 or frame_hwc.shape[2] != 3:
@@ -92,20 +87,21 @@ def preprocess(
         _resize_float(frame_hwc, resized_hw, mean, std, out)
     elif resample in RESAMPLE:
         # one pass per call: Pillow 13 may turn the order of the passes around, and the rounding between them with it
-        picture = Image.fromarray(np.ascontiguousarray(frame_hwc))
-        picture = picture.resize((width, picture.height), RESAMPLE[resample]).resize(
-            (width, height), RESAMPLE[resample]
-        )
+        image = Image.fromarray(np.ascontiguousarray(frame_hwc))
+        kind = RESAMPLE[resample]
+        image = image.resize((width, image.height), kind).resize((width, height), kind)
         table_cv = Normalization.of(mean, std).table_cv
-        for c, plane in enumerate(picture.split()):
+        for c, plane in enumerate(image.split()):
             out[c, :height, :width] = table_cv[c].take(np.asarray(plane))
     else:
         raise UserError(f"resample {resample!r} is not one of {', '.join(RESAMPLE)}, float")
     return out
 
 
-def _resize_float(frame_hwc: np.ndarray, resized_hw: tuple[int, int], mean, std, out: np.ndarray) -> None:
-    """torchvision's antialiased tensor resize has Pillow's weights and no rounding: Pillow's own 32-bit float mode."""
+def _resize_float(
+    frame_hwc: np.ndarray, resized_hw: tuple[int, int], mean: Sequence[float], std: Sequence[float], out: np.ndarray
+) -> None:
+    """Resize each channel as float: torchvision's antialiased tensor resize has Pillow's weights and no rounding: Pillow's own 32-bit float mode."""
     from PIL import Image
 
     height, width = resized_hw

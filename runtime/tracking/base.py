@@ -133,8 +133,9 @@ class TrackingSession:
         if not self._options.non_overlap_masks or len(low_res) < 2:
             return self._upsampler.masks(low_res)
         logits = self._upsampler.logits(low_res)
-        winner = logits.argmax(0)
-        return (logits > 0) & (winner == np.arange(len(logits))[:, None, None])
+        masks: np.ndarray = logits > 0
+        masks &= logits.argmax(0) == np.arange(len(logits))[:, None, None]
+        return masks
 
 
 def check_object_id(obj: Any) -> int:

@@ -56,11 +56,13 @@ class PromptEncoder:
             )
         masks = [p for p in parts if isinstance(p, Mask)]
         boxes = [p for p in parts if isinstance(p, Box)]
+        points = [p for p in parts if isinstance(p, Points)]
         if (masks and len(parts) > 1) or len(boxes) > 1:
             raise PromptError("one object takes one mask alone, or at most one box, with or without points, per frame")
         if masks:
             return self.mask(masks[0].checked(*size))
-        inputs = [self.points(p, size) for p in (*boxes, *(p for p in parts if isinstance(p, Points)))]
+        geometric: list[Points | Box] = [*boxes, *points]
+        inputs = [self.points(part, size) for part in geometric]
         return self.check(sum(inputs[1:], inputs[0]))
 
     def points(self, part: Points | Box, size: tuple[int, int]) -> PointInputs:

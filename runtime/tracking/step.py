@@ -72,8 +72,8 @@ def prompt_request(
 ) -> DecodeRequest:
     """Build the request of a prompt; `previous` is the output that points refine."""
     if isinstance(prompt, np.ndarray):
-        dense, logits = network.encode_mask_prompt(prompt)
-        return DecodeRequest(NO_POINTS, False, dense, skip_no_mem_embed=True, output_logits=logits)
+        mask_logits, own_logits = network.encode_mask_prompt(prompt)
+        return DecodeRequest(NO_POINTS, False, mask_logits, skip_no_mem_embed=True, output_logits=own_logits)
     dense = None if previous is None else np.clip(previous.low_res_logits, -MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)
     return DecodeRequest(prompt + PADDING_POINT, len(prompt.labels) <= 1, dense, memory)
 

@@ -166,7 +166,7 @@ def test_numbers_beyond_single_precision(prompt):
     """Found by the longer run: a warning of NumPy before the refusal."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(PromptError, match="inf.* lies outside the picture"):
+        with pytest.raises(PromptError, match="inf.* lies outside the image"):
             prompt.scaled(48, 64)
 
 
@@ -229,7 +229,7 @@ def test_a_tokenizer_that_fails_on_a_sentence(tmp_path):
         ("b", models.WordLevel({"<s>": 0, "</s>": 1}, unk_token="?")),
     ):
         Library(model).save(str(tmp_path / f"{name}.json"))
-        with pytest.raises(BundleError, match="not a tokenizer that works") as caught:
+        with pytest.raises(BundleError, match="not a working tokenizer") as caught:
             Tokenizer(tmp_path / f"{name}.json")("the red square")
         one_line(caught)
 

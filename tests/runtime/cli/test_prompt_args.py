@@ -115,7 +115,7 @@ def test_an_empty_mask(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value, error", [("70,5", "outside the picture"), ("5,5@10", "the last one is 9"), ("5,5@3", "--stride 2")]
+    "value, error", [("70,5", "outside the image"), ("5,5@10", "the last one is 9"), ("5,5@3", "--stride 2")]
 )
 def test_prompts_outside_the_video(value, error):
     with pytest.raises(PromptError, match=error):
@@ -234,7 +234,7 @@ def test_automatic_masks_of_an_image(tmp_path, capsys):
         (["--text", "a dog", "--point", "1,1"], "one run"),
         (["--auto", "--point", "1,1"], "--auto"),
         (["--auto"], "one image"),
-        (["--point", "100,1"], "outside the picture"),
+        (["--point", "100,1"], "outside the image"),
         (["--point", "1,1", "--window", "2"], "--window: not supported by --auto and visual prompts; remove it"),
         (["--point", "1,1@99"], "the last one is 9"),
         (["--box", "1,1,5,5#256"], "--no-masks"),

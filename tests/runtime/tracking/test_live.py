@@ -172,7 +172,7 @@ def test_sessions_take_turns(engine):
 @pytest.mark.parametrize(
     "prompts, error",
     [
-        ({1: Points([(31, 3)], [1])}, "outside the picture"),
+        ({1: Points([(31, 3)], [1])}, "outside the image"),
         ({1: Mask(np.ones((3, 3)))}, "the video 30x20"),
         ({1: "a cat"}, "runtime.Points"),
         ({1: []}, "runtime.Points"),

@@ -409,7 +409,7 @@ def test_blocks_are_reused(engine):
         (lambda v: v.add_points(-1, 1, [(1, 1)], [1]), "frame -1 is outside"),
         (lambda v: v.add_points(0.5, 1, [(1, 1)], [1]), "frame 0.5"),
         (lambda v: v.add_points(0, "cat", [(1, 1)], [1]), "whole number, not 'cat'"),
-        (lambda v: v.add_points(0, 1, [(31, 1)], [1]), "outside the picture, 30x20"),
+        (lambda v: v.add_points(0, 1, [(31, 1)], [1]), "outside the image, 30x20"),
         (lambda v: v.add_points(0, 1, [(1, 1)], [2]), "labels"),
         (lambda v: v.add_points(0, 1, [(1, 1)] * 9, [1] * 9), "9 points"),
         (lambda v: v.add_box(0, 1, (9, 9, 4, 4)), "left must be less"),

@@ -18,7 +18,7 @@ import numpy as np
 
 from runtime.backends import create
 from runtime.backends.base import load_stage, load_stages
-from runtime.backends.split_stage import kernel_stages
+from runtime.backends.split_stage import load_split_stages
 from runtime.bundle.bundle import Bundle, choose
 from runtime.bundle.manifest import StageSpec
 from runtime.device.kernels import choose_kernels
@@ -133,7 +133,7 @@ def cuts(bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable
     if not bundle.manifest.split_stages:
         return {"skipped": "no split stages; export with --split-attention"}
     try:
-        cut = kernel_stages(bundle, backend, choose_kernels("on", bundle.folder, backend.device), "on", objects)
+        cut = load_split_stages(bundle, backend, choose_kernels("on", bundle.folder, backend.device), "on", objects)
         found: dict[str, Any] = {}
         for name, stage in cut.items():
             sizes = typical(stage.spec, bundle)

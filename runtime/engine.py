@@ -10,7 +10,7 @@ import numpy as np
 
 from .backends import create
 from .backends.base import Backend, ProfiledStage, Stage, load_stages
-from .backends.split_stage import kernel_stages
+from .backends.split_stage import load_split_stages
 from .bundle.bundle import Bundle, choose
 from .device.kernels import choose_kernels
 from .errors import UserError, reject_unknown
@@ -42,7 +42,7 @@ class Engine:
     def __init__(self, bundle: Bundle, backend: Backend, max_objects: int = MAX_OBJECTS, kernels: str = "auto") -> None:
         self.bundle, self.backend = bundle, backend
         self.kernels = choose_kernels(kernels, bundle.folder, backend.device)
-        split = kernel_stages(bundle, backend, self.kernels, kernels, max_objects)
+        split = load_split_stages(bundle, backend, self.kernels, kernels, max_objects)
         stages = {**load_stages(bundle, backend, without=split), **split}
         self.stages = {name: ProfiledStage(stage) for name, stage in stages.items()}
         self.networks = Networks(bundle, self.stages, backend.device, max_objects, self.kernels)

@@ -11,7 +11,7 @@ from typing import Any
 from runtime.backends import create
 from runtime.backends.base import Backend
 from runtime.backends.recorder import StageRecorder, StageRecorders
-from runtime.backends.split_stage import CutStage
+from runtime.backends.split_stage import SplitStage
 from runtime.bundle import engine_index
 from runtime.bundle.bundle import Bundle
 from runtime.engine import Engine
@@ -62,7 +62,7 @@ def _recheck_stage(other: Backend, stage: Any, recorder: StageRecorder, limit: f
     """One stage on the backend `other`, fed with the recorded inputs."""
     spec = recorder.spec
     form = next(f for f in other.forms if f in spec.files)
-    what = KERNELS if isinstance(stage, CutStage) else form
+    what = KERNELS if isinstance(stage, SplitStage) else form
     rows = []
     for record in recorder.records:
         sizes, inputs, outputs = record.sizes, record.inputs, record.outputs

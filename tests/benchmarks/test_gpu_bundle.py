@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 
 from runtime.backends.base import load_stage
-from runtime.backends.split_stage import kernel_stages
+from runtime.backends.split_stage import load_split_stages
 
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -22,6 +22,7 @@ from helpers.fake_attention import HostAttention, compiled
 from helpers.fake_cuda import FakeCudaBackend
 from runtime.bundle.bundle import choose
 from runtime.device.cubin import Kernels
+from runtime.metrics import relative_error
 
 WIDTH, MEMORY, SLOTS = 32, 16, 6
 
@@ -34,7 +35,7 @@ def test_half_graphs_cut_stages_and_kernels_agree(tmp_path, monkeypatch):
     with torch.no_grad():
         model.sam.maskmem_tpos_enc *= 20
     every = samwise_network.stages(model)
-    monkeypatch.setattr(samwise, "stages", lambda model: [s for s in every if s.name == "memory_attention"])
+    monkeypatch.setattr(samwise_network, "stages", lambda model: [s for s in every if s.name == "memory_attention"])
     folder = gpu_bundle.write(model, tmp_path / "random")
     bundle = choose(folder)
     bundle.verify()
@@ -47,13 +48,13 @@ def test_half_graphs_cut_stages_and_kernels_agree(tmp_path, monkeypatch):
     driver = backend.device.driver
     driver.kernel_driver = HostAttention(driver, np.float16, WIDTH, MEMORY)
     kernels = Kernels(folder, 89, driver.kernel_driver)
-    cut = kernel_stages(bundle, backend, kernels, "on", 2)["memory_attention"]
+    cut = load_split_stages(bundle, backend, kernels, "on", 2)["memory_attention"]
     sizes = gpu_pipeline.typical(cut.spec, bundle)
     results = [
         gpu_pipeline.timed(stage, sizes, backend.device)[1]["conditioned"]
         for stage in (load_stage(bundle, backend, "memory_attention"), cut)
     ]
-    assert results[0].dtype == np.float16 and gpu_pipeline.relative(results[1], results[0]) < 5e-3
+    assert results[0].dtype == np.float16 and relative_error(results[1], results[0]) < 5e-3
 
 
 def test_adapters_of_the_published_size_are_cut():

@@ -13,7 +13,7 @@ import pytest
 from helpers.fake_attention import SIGNATURES, HostAttention, compiled, signature
 from helpers.fake_cuda import FakeDriver
 from runtime.backends import split_stage
-from runtime.backends.split_stage import kernel_stages
+from runtime.backends.split_stage import SplitResources, load_split_stages
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import Manifest, SplitStageSpec, StageSpec, TensorSpec
 from runtime.device.cubin import Kernels
@@ -127,7 +127,7 @@ SPEC = StageSpec(
 def memory_stage(device, kernels, fixed):
     limits = {"objects": OBJECTS, "slots": SLOTS, "pointers": POINTERS}
     return split_stage.MemoryAttention(
-        SPEC, memory_parts(), fixed, kernels, device, GrowableBuffers(device), limits, MEMORY_SPLIT
+        SPEC, MEMORY_SPLIT, memory_parts(), fixed, SplitResources(device, kernels, GrowableBuffers(device), limits)
     )
 
 
@@ -195,7 +195,7 @@ def test_launches_are_packed_once_and_nothing_is_allocated(device, kernels, monk
     assert len(packed) == 2 and device.driver.calls["device"] == held
     waits = len(arrays) + len(stage._constants) + 1
     assert device.driver.calls["wait"] == waits, "constants alone were waited for"
-    monkeypatch.setattr(split_stage, "BOUND", 2)
+    monkeypatch.setattr(split_stage, "MAX_BOUND_LAUNCHES", 2)
     for slots in (1, 2, 3):
         ages = device.constant(np.zeros((1, slots), np.int64))
         stage.run(**arrays | {"memory": arrays["memory"][:, :slots], "maskmem_tpos_index": ages}, conditioned=out)
@@ -246,7 +246,7 @@ def test_an_adapter_in_two_parts(device, kernels, frames, patch):
     fixed = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     spec = StageSpec("adapter_0", (vision, text), fused)
     stage = split_stage.WindowAttention(
-        spec, parts, fixed, kernels, device, GrowableBuffers(device), {"frames": 8}, window(0, patch)
+        spec, window(0, patch), parts, fixed, SplitResources(device, kernels, GrowableBuffers(device), {"frames": 8})
     )
     x, words = RNG.standard_normal((frames, side, side, 8), np.float32), np.zeros((3, 5), np.float32)
     outs = {t.name: device.empty(shape, F32) for t, shape in zip(fused, (x.shape, words.shape))}
@@ -278,15 +278,15 @@ def test_kernels_only_where_a_bundle_has_them_and_they_are_asked_for(device, ker
     backend = SimpleNamespace(device=device)
     split = {"memory_attention": MEMORY_SPLIT}
     for stages, given, mode in (({}, kernels, "on"), (split, None, "auto"), (split, None, "off")):
-        assert kernel_stages(bundle(stages), backend, given, mode, 1) == {} and not caplog.records
-    assert kernel_stages(bundle(split), backend, kernels, "auto", 1) == {}
+        assert load_split_stages(bundle(stages), backend, given, mode, 1) == {} and not caplog.records
+    assert load_split_stages(bundle(split), backend, kernels, "auto", 1) == {}
     (record,) = caplog.records
     assert record.getMessage().startswith("whole graphs for memory_attention; --kernels on")
     assert bundle(split).subgraphs == {"a", "b"} and bundle({}).subgraphs == frozenset()
     with pytest.raises(
         BundleError, match="split_stages.memory_attention is not understood .KeyError: 'memory_attention'"
     ):
-        kernel_stages(bundle(split), backend, kernels, "on", 1)
+        load_split_stages(bundle(split), backend, kernels, "on", 1)
 
 
 def published(capability, folder):
@@ -351,10 +351,9 @@ def test_every_kernel_that_is_asked_for_is_compiled(tmp_path, capability):
     zeros = {"position": (256, 64), "temporal": (6, 64), "key_weight_0": (256, 64), "key_bias_0": (256,)}
     fixed = {name: np.zeros(shape, np.float16) for name, shape in zeros.items()}
     fixed |= {name: np.zeros((256, 128), np.float32) for name in ("cosine", "sine")}
-    limits, buffers = {"objects": 4, "slots": 6, "pointers": 15, "frames": 8}, GrowableBuffers(device)
-    split_stage.MemoryAttention(
-        manifest.stages["memory_attention"], [Part(None)] * 2, fixed, kernels, device, buffers, limits, MEMORY_SPLIT
-    )
+    limits = {"objects": 4, "slots": 6, "pointers": 15, "frames": 8}
+    resources = SplitResources(device, kernels, GrowableBuffers(device), limits)
+    split_stage.MemoryAttention(manifest.stages["memory_attention"], MEMORY_SPLIT, [Part(None)] * 2, fixed, resources)
     for i, patch in enumerate((8, 4, 2)):
         shapes = {
             "position": (patch**2, 256),
@@ -367,6 +366,4 @@ def test_every_kernel_that_is_asked_for_is_compiled(tmp_path, capability):
         }
         parts = [Part(None, manifest.stages[name]) for name in (f"a{i}", f"b{i}")]
         fixed = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
-        split_stage.WindowAttention(
-            manifest.stages[f"adapter_{i}"], parts, fixed, kernels, device, buffers, limits, window(i, patch)
-        )
+        split_stage.WindowAttention(manifest.stages[f"adapter_{i}"], window(i, patch), parts, fixed, resources)

@@ -22,6 +22,7 @@ from export.split_attention import with_split_stages
 from export.verify import backend_check
 from helpers.fake_attention import HostAttention, compiled
 from helpers.fake_cuda import IMAGE_SIGNATURES, FakeCudaBackend
+from runtime.backends.split_stage import SplitStage
 from runtime.bundle import engine_index
 from runtime.bundle.bundle import choose
 from runtime.bundle.manifest import Manifest
@@ -65,6 +66,11 @@ def fake(folder):
     return backend
 
 
+def split_stages(engine):
+    """Names of the stages that run with kernels."""
+    return {name for name, timed in engine.stages.items() if isinstance(timed.stage, SplitStage)}
+
+
 def frames(count, seed=0):
     return list(np.random.default_rng(seed).integers(0, 255, (count, 40, 56, 3), dtype=np.uint8))
 
@@ -97,13 +103,11 @@ def test_a_video_with_kernels_equals_one_without(exported, sentences):
     clip = frames(19)
     with Engine(choose(exported), fake(exported), kernels="off", max_objects=4) as engine:
         want = results(engine, clip, sentences)
-        assert not any(type(s.stage).__module__ == "runtime.backends.split_stage" for s in engine.stages.values())
+        assert split_stages(engine) == set()
     backend = fake(exported)
     host = backend.device.driver.kernel_driver
     with Engine(choose(exported), backend, kernels="on", max_objects=4) as engine:
-        assert {
-            n for n, s in engine.stages.items() if type(s.stage).__module__ == "runtime.backends.split_stage"
-        } == CUT
+        assert split_stages(engine) == CUT
         assert not engine.bundle.subgraphs & set(engine.stages)
         got = results(engine, clip, sentences)
     for a, b in zip(got, want, strict=True):
@@ -172,7 +176,7 @@ def test_auto_keeps_the_whole_stages_and_says_so(exported, caplog):
     caplog.set_level(logging.INFO, "runtime")
     with Engine(choose(exported), fake(exported), max_objects=2) as engine:
         assert engine.kernels is not None and not engine.bundle.subgraphs & set(engine.stages)
-        assert not any(type(s.stage).__module__ == "runtime.backends.split_stage" for s in engine.stages.values())
+        assert split_stages(engine) == set()
     (line,) = [r.getMessage() for r in caplog.records if "whole graphs" in r.getMessage()]
     assert "memory_attention" in line and "--kernels on" in line
 

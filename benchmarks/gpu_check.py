@@ -306,7 +306,7 @@ def pipeline_lines(section: dict[str, Any]) -> list[str]:
             lines += [
                 f"  {bundle} {backend} {name}: kernel {row['kernel_seconds'] * 1e6:.1f} us, whole graph "
                 f"{row['whole_seconds'] * 1e6:.1f} us, gain {row['gain']:.2f}, relative error {row['relative_error']:.1e}"
-                for name, row in entry.get("cuts", {}).get("stages", {}).items()
+                for name, row in entry.get("split_stages", {}).get("stages", {}).items()
             ]
     return lines
 

@@ -59,7 +59,7 @@ def one(
         result: dict[str, Any] = {"precision": bundle.manifest.precision, "stages": stages(bundle, backend)}
         for n in objects:
             result[f"objects_{n}"] = pipeline(bundle, backend, frames, n, used)
-        result["cuts"] = cuts(bundle, backend, frames, objects[0], used)
+        result["split_stages"] = split_stages(bundle, backend, frames, objects[0], used)
         return result
     except SamwiseRuntimeError as error:
         return {"skipped": str(error)}
@@ -68,7 +68,7 @@ def one(
 
 
 def built(bundle: Bundle, name: str, work: Path, capability: int) -> Bundle:
-    """A copy of the bundle with engines and, where stages are cut, kernels for this GPU; the bundle itself is left alone."""
+    """A copy of the bundle with engines and, where stages are split, kernels for this GPU; the bundle itself is left alone."""
     from export import kernels
     from export.tensorrt import build
 
@@ -127,15 +127,15 @@ def timed(stage: Any, sizes: dict[str, int], device: Any) -> tuple[float, dict[s
     return seconds, {name: np.array(device.download(array)) for name, array in outputs.items()}
 
 
-def cuts(bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable[[], int]) -> dict[str, Any]:
+def split_stages(bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable[[], int]) -> dict[str, Any]:
     """Stages whose attention kernels can take, with kernels beside the whole graphs: seconds of each, relative error
     between them, and of a video. `auto` is decided from these numbers."""
     if not bundle.manifest.split_stages:
         return {"skipped": "no split stages; export with --split-attention"}
     try:
-        cut = load_split_stages(bundle, backend, choose_kernels("on", bundle.folder, backend.device), "on", objects)
+        split = load_split_stages(bundle, backend, choose_kernels("on", bundle.folder, backend.device), "on", objects)
         found: dict[str, Any] = {}
-        for name, stage in cut.items():
+        for name, stage in split.items():
             sizes = typical(stage.spec, bundle)
             (whole_s, whole), (kernel_s, kernel) = (
                 timed(s, sizes, backend.device) for s in (load_stage(bundle, backend, name), stage)

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--kernels",
         choices=("auto", "on", "off"),
         default="auto",
-        help="on: stages that are cut for kernels run with them (default: %(default)s)",
+        help="on: run split stages with kernels (default: %(default)s)",
     )
     parser.add_argument(
         "--runs", metavar="FOLDER", help="keep inputs and outputs of every stage for Polygraphy's tools"

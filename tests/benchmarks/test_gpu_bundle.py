@@ -1,4 +1,4 @@
-"""A bundle to measure on a GPU machine: half graphs in both forms, cut stages, constants; kernels agree in half, too."""
+"""Tests of `benchmarks.gpu_bundle`: half graphs of both variants, split stages, constants; kernels agree in half."""
 
 import os
 from dataclasses import replace
@@ -48,11 +48,11 @@ def test_half_graphs_cut_stages_and_kernels_agree(tmp_path, monkeypatch):
     driver = backend.device.driver
     driver.kernel_driver = HostAttention(driver, np.float16, WIDTH, MEMORY)
     kernels = Kernels(folder, 89, driver.kernel_driver)
-    cut = load_split_stages(bundle, backend, kernels, "on", 2)["memory_attention"]
-    sizes = gpu_pipeline.typical(cut.spec, bundle)
+    split = load_split_stages(bundle, backend, kernels, "on", 2)["memory_attention"]
+    sizes = gpu_pipeline.typical(split.spec, bundle)
     results = [
         gpu_pipeline.timed(stage, sizes, backend.device)[1]["conditioned"]
-        for stage in (load_stage(bundle, backend, "memory_attention"), cut)
+        for stage in (load_stage(bundle, backend, "memory_attention"), split)
     ]
     assert results[0].dtype == np.float16 and relative_error(results[1], results[0]) < 5e-3
 
@@ -73,8 +73,8 @@ def test_the_summary_has_a_line_per_cut_stage():
     row = {"whole_seconds": 2e-3, "kernel_seconds": 1e-3, "gain": 2.0, "relative_error": 1e-3}
     section = {
         "big": {
-            "tensorrt": {"stages": {}, "cuts": {"stages": {"memory_attention": row}}},
-            "ort-cuda": {"stages": {}, "cuts": {"skipped": "no split stages; export with --split-attention"}},
+            "tensorrt": {"stages": {}, "split_stages": {"stages": {"memory_attention": row}}},
+            "ort-cuda": {"stages": {}, "split_stages": {"skipped": "no split stages; export with --split-attention"}},
         }
     }
     (line,) = gpu_check.pipeline_lines(section)

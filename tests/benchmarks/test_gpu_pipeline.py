@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from benchmarks import gpu_pipeline
-from helpers import fake_tensorrt
+from helpers import fake_tensorrt, toy_sam2
 from helpers import toy_samwise as toy
 from helpers.fake_cuda import FakeCudaBackend, FakeDriver
 from helpers.fake_tensorrt import FakeLibrary
@@ -17,7 +17,7 @@ from runtime.errors import BackendError
 @pytest.fixture
 def engines(tmp_path):
     toy.build(tmp_path / "engines" / "toy")
-    toy.build(tmp_path / "engines" / "clicks", model="sam2")
+    toy_sam2.build(tmp_path / "engines" / "clicks")
     return tmp_path / "engines"
 
 
@@ -42,7 +42,7 @@ def test_every_bundle_on_every_backend(engines, monkeypatch):
     assert found["toy"]["tensorrt_rtx"] == {"skipped": "backend 'tensorrt_rtx' needs tensorrt_rtx"}
     for backend in ("ort-cuda", "tensorrt"):
         result = found["toy"][backend]
-        assert result["cuts"] == {"skipped": "no split stages; export with --split-attention"}
+        assert result["split_stages"] == {"skipped": "no split stages; export with --split-attention"}
         assert set(result["stages"]) == set(toy.GRAPHS) and all(s > 0 for s in result["stages"].values())
         for n in (1, 2):
             video = result[f"objects_{n}"]

@@ -1,4 +1,4 @@
-"""A bundle with cut stages: the command that makes it, and videos with kernels in place of attention on a fake GPU."""
+"""Bundles with split stages: the command that makes one, and videos with kernels in place of attention on a fake GPU."""
 
 import dataclasses
 import logging
@@ -50,7 +50,7 @@ def network():
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """The bundle in float32, plain graphs alone, with an index of kernels behind which there is no code."""
-    folder = tmp_path_factory.mktemp("cuts")
+    folder = tmp_path_factory.mktemp("split")
     model = network()
     subject = with_split_stages(describe("samwise", model), model, "fp32", folder)
     export_bundle(subject, folder, "toy", forms=(), check=False)
@@ -159,14 +159,14 @@ def test_parity_holds_kernels_to_the_same_threshold(exported, monkeypatch):
 @pytest.mark.slow
 def test_gpu_check_measures_both_ways(exported):
     bundle, backend = choose(exported), fake(exported)
-    found = gpu_pipeline.cuts(bundle, backend, 4, 1, lambda: 0)
+    found = gpu_pipeline.split_stages(bundle, backend, 4, 1, lambda: 0)
     assert set(found["stages"]) == CUT
     for row in found["stages"].values():
         assert row["gain"] > 0 and row["relative_error"] <= 1e-4
     assert found["objects_1"]["plain_ms_per_frame"] > 0 and found["objects_1"]["captures"] > 0
     (bundle.folder / FOLDER / INDEX).rename(bundle.folder / FOLDER / "away")
     try:
-        assert "no compiled kernels" in gpu_pipeline.cuts(bundle, backend, 4, 1, lambda: 0)["skipped"]
+        assert "no compiled kernels" in gpu_pipeline.split_stages(bundle, backend, 4, 1, lambda: 0)["skipped"]
     finally:
         (bundle.folder / FOLDER / "away").rename(bundle.folder / FOLDER / INDEX)
 

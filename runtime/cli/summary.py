@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle.bundle import find
-from ..bundle.manifest import MANIFEST
+from ..bundle.manifest import MANIFEST, Manifest
 from ..engine import Engine
 from ..errors import BundleError
 from ..results import Result
@@ -115,14 +115,11 @@ def summarize_run(
 
 def describe_engine(engine: Engine) -> dict[str, str]:
     """Describe the bundle and backend of a run, as in the header of results.json."""
-    manifest = engine.bundle.manifest
-    return {
-        "bundle": engine.bundle.name,
-        "network": manifest.network_names,
-        "variant": manifest.variant,
-        "precision": manifest.precision,
-        "backend": engine.backend.name,
-    }
+    return {"bundle": engine.bundle.name, **_network(engine.bundle.manifest), "backend": engine.backend.name}
+
+
+def _network(manifest: Manifest) -> dict[str, str]:
+    return {"network": manifest.network_names, "variant": manifest.variant, "precision": manifest.precision}
 
 
 def object_label(labels: Mapping[int, str], prompt_id: int, object_id: int) -> str:
@@ -204,9 +201,7 @@ def describe_bundles(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
         bundles.append(
             {
                 "name": bundle.name,
-                "network": m.network_names,
-                "variant": m.variant,
-                "precision": m.precision,
+                **_network(m),
                 "image_size": m.image_size,
                 "megabytes": round(size, 1),
                 "tokenizer": m.tokenizer is not None,

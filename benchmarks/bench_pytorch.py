@@ -67,7 +67,6 @@ def pytorch(bundle, kind: str, how: str, request):
         pytest.skip(f"asked for by --pytorch {how}")
     torch = pytest.importorskip("torch")
     from export.checkpoints.common import config_from
-    from export.networks import base
 
     name = bundle.manifest.network_names
     if name not in (kind, "samwise+sam2") or bundle.manifest.provenance.get("config") is None:
@@ -83,8 +82,7 @@ def pytorch(bundle, kind: str, how: str, request):
     model = model.eval()
     if how == "compiled":
         compile_parts(torch, model, kind)
-    plain = base.CLIPS.get(kind) or network(kind).clip
-    return model, plain
+    return model, network(kind).clip
 
 
 def compile_parts(torch, model, kind: str) -> None:

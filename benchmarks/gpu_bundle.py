@@ -23,24 +23,18 @@ from .engine_table import TRUNKS, half_graphs, network
 def write(model: Any, folder: Path) -> Path:
     """The bundle of a SAMWISE model with its split stages, nothing compared with torch. Returns `folder`."""
     from export import split_attention
-    from export.networks import samwise as samwise_network
+    from export.networks import base
 
     with tempfile.TemporaryDirectory() as work:
-        plain = split_attention.Network(
-            "samwise",
-            "random",
-            model.config.sam.image_size,
-            samwise_network.settings(model),
-            lambda: samwise_network.stages(model),
-        )
-        subject = split_attention.with_split_stages(plain, model, "fp16", Path(work))
+        source = base.describe("samwise", model, variant="random")
+        source = split_attention.with_split_stages(source, model, "fp16", Path(work))
         return half_graphs(
-            subject.stages(),
+            source.stages(),
             folder,
-            subject.networks,
+            source.networks,
             forms=("default", "trt"),
-            attachments=subject.attachments,
-            split_stages=subject.split_stages,
+            attachments=source.attachments,
+            split_stages=source.split_stages,
             variant="random",
         )
 

@@ -1,13 +1,12 @@
-"""The command: `python -m export samwise --checkpoint X.pth --out engines/`.
+"""The export command: `python -m export samwise --checkpoint X.pth --out engines/`.
 
-One subcommand per network of `export.models`. Exit code 2 for what the caller can mend, 1 for an export that failed
-(its parity, say); either way one line says why, and nothing half-written is left.
+One subcommand per network of `export.networks`, and `upgrade`. Exit code 2 for mistakes of the caller, 1 for a failed
+export (for instance, a parity check that fails); an error is one line, and nothing incomplete is published.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import signal
 import sys
 import tempfile
@@ -21,79 +20,65 @@ from runtime.bundle.demo import CLIP, MASKS, SENTENCES, Demo
 from runtime.errors import SamwiseRuntimeError, UserError, fail
 
 from . import upgrade
-from .networks import MODELS, network
+from .networks import NETWORKS, network
 
 
 def parser() -> argparse.ArgumentParser:
-    """Options of every network."""
+    """Build the parser, with one subcommand per network."""
     top = argparse.ArgumentParser(
         prog="python -m export",
         description="Turn a PyTorch checkpoint into a bundle that runs without PyTorch.",
-        epilog="The graphs are compared with the checkpoint before anything is published; see the bundle's parity.json.",
+        epilog="The graphs are compared with the checkpoint before they are published; see parity.json in the bundle.",
     )
-    networks = top.add_subparsers(dest="network", required=True, metavar="NETWORK")
-    for name in sorted(MODELS):
-        sub = networks.add_parser(
-            name, help=f"export a {name} checkpoint", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
-        sub.add_argument(
-            "--checkpoint",
-            required=True,
-            type=Path,
-            metavar="FILE",
-            help="official checkpoint (.pth, .pt); for sam2 a Hugging Face folder, too",
-        )
-        sub.add_argument("--out", default=Path("engines"), type=Path, metavar="DIR", help="folder of bundles")
-        sub.add_argument(
-            "--name", help="name of the bundle (default: from network, size and precision)", default=argparse.SUPPRESS
-        )
-        sub.add_argument(
-            "--precision",
-            default="fp32",
-            choices=("fp32", "fp16", "int8"),
-            help="fp16: half the size, for GPUs; int8: large matrix products in 8 bits, for CPUs, an "
-            "approximation; stages that need it stay wider",
-        )
-        sub.add_argument(
-            "--tokenizer",
-            type=Path,
-            metavar="DIR",
-            default=argparse.SUPPRESS,
-            help="Hugging Face folder, tokenizer.json, or folder with vocab.json and merges.txt; without "
-            "it the bundle takes token ids only",
-        )
-        sub.add_argument(
-            "--image-size",
-            type=int,
-            metavar="PIXELS",
-            default=argparse.SUPPRESS,
-            help="side of the network's input, for networks that take several",
-        )
-        sub.add_argument(
-            "--demo",
-            type=Path,
-            metavar="DIR",
-            default=argparse.SUPPRESS,
-            help="demonstration that the bundle shall carry: clip.mp4, demo.json and masks.npz",
-        )
-        sub.add_argument(
-            "--split-attention",
-            action="store_true",
-            help="for GPUs: stages split around their attention as well, so that compiled kernels can run it "
-            "(samwise; see docs/gpu.md)",
-        )
-        sub.add_argument("--threads", type=int, default=argparse.SUPPRESS, help="CPU threads for the comparison")
-    convert = networks.add_parser("upgrade", help="convert a bundle of format 1, in place; needs no checkpoint")
+    commands = top.add_subparsers(dest="network", required=True, metavar="NETWORK")
+    for name in sorted(NETWORKS):
+        _add_options(commands.add_parser(name, help=f"export a {name} checkpoint"))
+    convert = commands.add_parser("upgrade", help="convert a bundle of format 1 in place; needs no checkpoint")
     convert.add_argument("bundle", type=Path, metavar="BUNDLE")
     return top
 
 
+def _add_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="official checkpoint (.pth, .pt); for sam2 also a Hugging Face folder",
+    )
+    add("--out", default=Path("engines"), type=Path, metavar="DIR", help="folder of bundles (default: %(default)s)")
+    add("--name", help="name of the bundle (default: from network, size and precision)")
+    add(
+        "--precision",
+        default="fp32",
+        choices=("fp32", "fp16", "int8"),
+        help="fp16: half the size, for GPUs; int8: large matrix products in 8 bits, for CPUs, an approximation; stages "
+        "that lose too much accuracy keep more bits (default: %(default)s)",
+    )
+    add(
+        "--tokenizer",
+        type=Path,
+        metavar="DIR",
+        help="Hugging Face folder, tokenizer.json, or folder with vocab.json and merges.txt; without it the bundle "
+        "takes token ids only",
+    )
+    add("--image-size", type=int, metavar="PIXELS", help="side of the input image, for networks that support several")
+    add("--demo", type=Path, metavar="DIR", help="demonstration to include: clip.mp4, demo.json and masks.npz")
+    add(
+        "--split-attention",
+        action="store_true",
+        help="for GPUs: add stages split around their attention, for compiled kernels (samwise; see docs/gpu.md)",
+    )
+    add("--threads", type=int, help="CPU threads of the comparison (default: all)")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     options = vars(parser().parse_args(arguments))
     if options["network"] == "upgrade":
         return upgrade.run(options["bundle"])
-    previous = _cleanly_on_sigterm()
+    previous = _interrupt_on_sigterm()
     try:
         _export(options)
         return 0
@@ -115,52 +100,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export(options: dict[str, Any]) -> None:
+    """Export one checkpoint. Raises UserError, InternalError."""
     started = time.perf_counter()
-    if not options["checkpoint"].exists():
-        raise UserError(f"{options['checkpoint']}: no such file; give the path of a checkpoint (.pth or .pt)")
-    if options.get("threads", 1) < 1:
-        raise UserError(f"--threads must be 1 or more, not {options['threads']}")
-    _say(f"reading {options['checkpoint'].name}")
+    name, checkpoint, precision, threads = (options[k] for k in ("network", "checkpoint", "precision", "threads"))
+    if not checkpoint.exists():
+        raise UserError(f"{checkpoint}: no such file; give the path of a checkpoint (.pth or .pt)")
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads must be 1 or more, not {threads}")
+    chosen = {"image_size": options["image_size"]} if options["image_size"] is not None else {}
+    if not chosen.keys() <= NETWORKS[name].options:
+        raise UserError(f"{name} has one input size; remove --image-size")
+    _say(f"reading {checkpoint.name}")
     try:
         from . import bundle, split_attention
         from .networks import base
     except ImportError as error:
         raise UserError(f"the export needs {error.name}: pip install 'samwise-runtime[cpu,export]'") from None
-    if threads := options.get("threads"):
+    if threads:
         import torch
 
         torch.set_num_threads(threads)
-    load = network(options["network"]).load
-    chosen = {"image_size": options["image_size"]} if "image_size" in options else {}
-    if chosen and "image_size" not in inspect.signature(load).parameters:
-        raise UserError(f"{options['network']} has one input size; leave --image-size away")
-    model = load(options["checkpoint"], **chosen)
-    weights = options["checkpoint"]
-    if weights.is_dir():  # a Hugging Face folder: its weights are its largest file by far
-        weights = max((p for p in weights.iterdir() if p.is_file()), key=lambda p: p.stat().st_size)
-    source = {"checkpoint": options["checkpoint"].name, "checkpoint_sha256": file_sha256(weights)}
-    subject = base.describe(options["network"], model, provenance=source, **_demonstration(options.get("demo")))
-    suffix = "" if options["precision"] == "fp32" else f"-{options['precision']}"
-    name = options.get("name", f"{options['network']}-{subject.variant}{suffix}")
-    if subject.vocabulary and "tokenizer" not in options:
+    model = network(name).load(checkpoint, **chosen)
+    source = base.describe(name, model, provenance=_provenance(checkpoint), **_demonstration(options["demo"]))
+    suffix = "" if precision == "fp32" else f"-{precision}"
+    if source.vocabulary and options["tokenizer"] is None:
         _say("no --tokenizer: the bundle will take token ids, not sentences")
     with tempfile.TemporaryDirectory() as work:
         if options["split_attention"]:
-            subject = split_attention.with_split_stages(subject, model, options["precision"], Path(work))
+            source = split_attention.with_split_stages(source, model, precision, Path(work))
         folder = bundle.export_bundle(
-            subject,
+            source,
             options["out"],
-            name,
-            precision=options["precision"],
+            f"{name}-{source.variant}{suffix}" if options["name"] is None else options["name"],
+            precision=precision,
             threads=threads,
-            tokenizer_source=options.get("tokenizer"),
+            tokenizer_source=options["tokenizer"],
             report=_say,
         )
     _say(f"published {folder} in {time.perf_counter() - started:.0f} s")
 
 
+def _provenance(checkpoint: Path) -> dict[str, str]:
+    """Return name and sha256 of the weights; in a Hugging Face folder they are its largest file."""
+    weights = checkpoint
+    if weights.is_dir():
+        weights = max((p for p in weights.iterdir() if p.is_file()), key=lambda p: p.stat().st_size)
+    return {"checkpoint": checkpoint.name, "checkpoint_sha256": file_sha256(weights)}
+
+
 def _demonstration(folder: Path | None) -> dict[str, Any]:
-    """Fields of a `Network` that carry a demonstration. Raises BundleError for one that is not whole."""
+    """Return the fields of an `ExportSource` for a demonstration. Raises BundleError for an incomplete one."""
     if folder is None:
         return {}
     Demo.load(folder)
@@ -171,8 +160,8 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _cleanly_on_sigterm() -> Any:
-    """Let a polite kill unwind like Ctrl-C, so that the work folder is removed."""
+def _interrupt_on_sigterm() -> Any:
+    """Handle SIGTERM like Ctrl-C, so that the work folder is removed. Returns the previous handler."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

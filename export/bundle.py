@@ -19,7 +19,7 @@ from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
 from runtime.errors import UserError
 
 from . import onnx, precision, quantization, tokenizer
-from .networks.base import Network
+from .networks.base import ExportSource
 from .publish import replacing
 from .stage import Stage
 from .verify import parity, parity_clip
@@ -32,7 +32,7 @@ Report = Callable[[str], None]
 
 
 def export_bundle(
-    network: Network,
+    network: ExportSource,
     out: str | Path,
     name: str,
     *,
@@ -111,7 +111,7 @@ class _Job:
             (folder / GRAPHS).mkdir(parents=True, exist_ok=True)
 
     def stages(
-        self, network: Network, limit: float
+        self, network: ExportSource, limit: float
     ) -> tuple[dict[str, StageSpec], list[parity.Row], dict[str, tuple[int, int]]]:
         """Export every stage, none further from torch than `limit`; signatures by name, comparisons, symbols' bounds."""
         specs: dict[str, StageSpec] = {}
@@ -188,7 +188,7 @@ class _Job:
         self.report(f"{stage.name} stays float32: INT8 costs {worst:.1e}, allowed {limit:g}")
         return None
 
-    def clip(self, network: Network, manifest: Manifest) -> list[parity.ClipRow]:
+    def clip(self, network: ExportSource, manifest: Manifest) -> list[parity.ClipRow]:
         """A clip through torch and through the runtime, which gets the rounded graphs of a half bundle."""
         text = manifest.text
         tokens = parity_clip.clip_tokens(text["vocabulary"], text["max_tokens"]) if text else []

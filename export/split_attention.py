@@ -1,7 +1,8 @@
-"""Stages split around their attention, so that compiled kernels can run it: `python -m export samwise ... --split-attention`.
+"""Stages split around their attention, so that compiled kernels can run it: `python -m export samwise ...
+--split-attention`.
 
-A bundle with split stages has the whole stages as well. `Manifest.split_stages` names, per stage that may be replaced, the
-kernel, the subgraphs around it in their order, the file of the kernel's constants and the roles of tensors;
+A bundle with split stages has the whole stages as well. `Manifest.split_stages` names, per stage that may be replaced,
+the kernel, the subgraphs around it in their order, the file of the kernel's constants and the roles of tensors;
 `runtime/backends/split_stage.py` puts them together where compiled kernels (`export.kernels`) are switched on.
 """
 
@@ -15,21 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from runtime.bundle.manifest import SplitStageSpec, TensorSpec
 from runtime.errors import UserError
 from runtime.kernels import plan
 
 from .models.samwise import Samwise
-from .networks.base import Network
-from .networks.samwise import SIZES, bounds, sampler, typical
-from .stage import Form, Stage, stage, tensor
+from .networks.base import ExportSource
+from .networks.samwise import stage_factory
+from .stage import Form, Stage, tensor
 from .stages.attention_subgraphs import (
     AdapterDown,
     AdapterUp,
-    FirstPart,
-    LastPart,
-    NextPart,
+    FirstSubgraph,
+    LastSubgraph,
+    MiddleSubgraph,
     memory_constants,
     window_constants,
 )
@@ -58,16 +60,16 @@ class SplitAttention:
         return SplitStageSpec(self.kernel, names, f"{FOLDER}/{self.stage}.npz", self.tensors, self.sizes)
 
 
-def with_split_stages(network: Network, model: Any, precision: str, work: Path) -> Network:
-    """Return `network` with the subgraphs of its split stages and their constants, which are written into `work`.
+def with_split_stages(source: ExportSource, model: Any, precision: str, work: Path) -> ExportSource:
+    """Return `source` with the subgraphs of its split stages and their constants, which are written into `work`.
 
     Raises UserError for a network without a stage that can be split.
     """
     if precision not in ("fp32", "fp16"):
         raise UserError(f"kernels compute in half; --split-attention does not go with --precision {precision}")
     # with clicks besides, memory attention has SAM 2's sizes, and its own rules
-    if list(network.networks) != ["samwise"]:
-        names = "+".join(network.networks)
+    if list(source.networks) != ["samwise"]:
+        names = "+".join(source.networks)
         raise UserError(f"{names} has no stage that can be split for kernels; remove --split-attention")
     found = list(split_stages(model))
     attachments = {}
@@ -76,15 +78,15 @@ def with_split_stages(network: Network, model: Any, precision: str, work: Path) 
         kinds = {name: np.float32 if precision == "fp32" or name in TABLES else np.float16 for name in split.constants}
         np.savez(path, **{name: array.astype(kinds[name]) for name, array in split.constants.items()})
         attachments[split.spec.constants] = path
-    whole, subgraphs = network.stages, tuple(subgraph for split in found for subgraph in split.subgraphs)
+    whole, subgraphs = source.stages, tuple(subgraph for split in found for subgraph in split.subgraphs)
 
     def stages() -> Iterable[Stage]:
         return chain(whole(), subgraphs)
 
     return replace(
-        network,
+        source,
         stages=stages,
-        attachments={**network.attachments, **attachments},
+        attachments={**source.attachments, **attachments},
         split_stages={split.stage: split.spec for split in found},
     )
 
@@ -101,32 +103,16 @@ def split_stages(model: Samwise) -> Iterator[SplitAttention]:
 
 
 def _subgraph(
-    model: Samwise,
-    limits: Mapping[str, int | str],
-    name: str,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-    module: Any,
+    model: Samwise, name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], module: nn.Module
 ) -> Stage:
-    return stage(
-        name,
-        inputs,
-        outputs,
-        module,
-        sampler(inputs, limits),
-        bounds(model.config),
-        SIZES,
-        {"trt": Form(module, "plain")},
-        role="attention_subgraph",
-        attention=True,
-        typical=typical(model.config),
-    )
+    forms = {"trt": Form(module, "plain")}
+    return stage_factory(model.config)(name, inputs, outputs, module, forms, role="attention_subgraph")
 
 
 def _memory_attention(model: Samwise) -> SplitAttention:
     c, attention, name = model.config, model.sam.memory_attention, "memory_attention"
     tokens, width, narrow = c.sam.side**2, c.sam.width, c.sam.memory_width
-    subgraph = partial(_subgraph, model, {"map_index": "maps", "maskmem_tpos_index": c.slots})
+    subgraph = partial(_subgraph, model)
     last = len(attention.layers)
 
     def maps(kind: str, i: int, channels: int = width) -> TensorSpec:
@@ -139,7 +125,7 @@ def _memory_attention(model: Samwise) -> SplitAttention:
             f"{name}_subgraph_0",
             (tensor("embedding", "maps", tokens, width), index, age),
             (maps("residual", 0), maps("queries", 0), tensor("ages", "objects", "slots", dtype="int32")),
-            FirstPart(attention),
+            FirstSubgraph(attention),
         )
     ]
     for i in range(1, last):
@@ -148,7 +134,7 @@ def _memory_attention(model: Samwise) -> SplitAttention:
                 f"{name}_subgraph_{i}",
                 (maps("residual", i - 1), maps("attended", i - 1, narrow)),
                 (maps("residual", i), maps("queries", i)),
-                NextPart(attention, i),
+                MiddleSubgraph(attention, i),
             )
         )
     subgraphs.append(
@@ -156,7 +142,7 @@ def _memory_attention(model: Samwise) -> SplitAttention:
             f"{name}_subgraph_{last}",
             (maps("residual", last - 1), maps("attended", last - 1, narrow)),
             (tensor("conditioned", "objects", tokens, width),),
-            LastPart(attention),
+            LastSubgraph(attention),
         )
     )
     constants = memory_constants(attention, model.sam.maskmem_tpos_enc)
@@ -166,7 +152,7 @@ def _memory_attention(model: Samwise) -> SplitAttention:
 
 
 def _adapter(model: Samwise, i: int, adapter: AdapterStage) -> SplitAttention:
-    c, subgraph = model.config, partial(_subgraph, model, {})
+    c, subgraph = model.config, partial(_subgraph, model)
     side, vision = c.sam.side * 2 >> i, c.sam.hiera.widths[i + 1]
     maps = tensor(f"vision_{i}", "frames", side, side, vision)
     text = tensor(f"text_{i}", "tokens", c.text.width)

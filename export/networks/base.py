@@ -1,4 +1,4 @@
-"""A network as the export sees it: its stages, its numbers, and a clip in plain torch to be measured by."""
+"""Input of `export_bundle`, and what the stages of SAMWISE and SAM 2 share: bounds, sample inputs, forms."""
 
 from __future__ import annotations
 
@@ -10,40 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from runtime.bundle.manifest import SplitStageSpec
+from runtime.bundle.manifest import SplitStageSpec, TensorSpec
 
-from ..stage import Stage
-from ..verify.references import samwise_clip
+from ..layers.hiera import PUBLISHED_TRUNKS, HieraConfig
+from ..stage import Form, Sampler, Stage, stage
+from ..verify.references import ReferenceFrame
 from . import network
 
-Clip = Callable[
-    [Sequence[np.ndarray], Sequence[int], Sequence[int]], Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
-]
-
-CLIPS: Mapping[str, Callable[..., Any]] = {"samwise": samwise_clip}
-"""Plain torch schedules by network, where its file has no function `clip` of its own: (model, settings by network,
-frames, token ids, verb positions) -> masks, logits, scores."""
-
-TRUNKS = {
-    (96, (1, 2, 7, 2)): "tiny",
-    (96, (1, 2, 11, 2)): "small",
-    (112, (2, 3, 16, 3)): "base_plus",
-    (144, (2, 6, 36, 4)): "large",
-}
-"""Hiera's sizes as SAM 2 publishes them: (width, blocks) -> name."""
+ReferenceClip = Callable[[Sequence[np.ndarray], Sequence[int], Sequence[int]], Iterable[ReferenceFrame]]
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
-    """What a network hands over to be exported.
+class ExportSource:
+    """Everything that `export_bundle` needs of a network.
 
     `networks`     settings of each network that the bundle serves, by name
-    `stages`       makes the stages, in the order of a frame's way through them
+    `stages`       makes the stages, in the order of execution
     `clip`         plain torch: (frames uint8, token ids, verb positions) -> per frame (masks, low_res_logits, scores)
     `vocabulary`   number of token embeddings, None for a network without text
     `split_stages` stages that a compiled kernel can run part of
-    `attachments`  further files of the bundle: path inside it -> where it is now; `demo` may name one of them
+    `attachments`  further files of the bundle: path inside it -> present path; `demo` may name one of them
     """
 
     model: str
@@ -51,7 +40,7 @@ class Network:
     image_size: int
     networks: Mapping[str, Mapping[str, Any]]
     stages: Callable[[], Iterable[Stage]]
-    clip: Clip | None = None
+    clip: ReferenceClip | None = None
     vocabulary: int | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     attachments: Mapping[str, Path] = field(default_factory=dict)
@@ -59,31 +48,121 @@ class Network:
     split_stages: Mapping[str, SplitStageSpec] = field(default_factory=dict)
 
 
-def describe(name: str, model: Any, **changes: Any) -> Network:
-    """`model`, an instance of the network `name` of `export.models`, ready for `export_bundle`.
+def describe(name: str, model: Any, **changes: Any) -> ExportSource:
+    """Return the source of a bundle: `model`, an instance of the network `name`.
 
     `changes` override fields of the result (variant, provenance, attachments, demo ...).
     """
     module = network(name)
     networks = module.settings(model)
     text = next((settings["text"] for settings in networks.values() if "text" in settings), None)
-    clip = CLIPS.get(name) or getattr(module, "clip", None)
-    fields = {
-        "model": name,
-        "variant": getattr(module, "variant", variant)(model),
-        "image_size": next(iter(networks.values()))["resize"]["max"],
-        "networks": networks,
-        "stages": partial(module.stages, model),
-        "clip": clip and partial(clip, model, networks),
-        "vocabulary": text["vocabulary"] if text else None,
-    }
-    # with its sizes in the manifest, the same modules can be built again and timed beside the graphs
-    provenance = {"config": dataclasses.asdict(model.config)} if dataclasses.is_dataclass(model.config) else {}
-    return Network(**(fields | changes | {"provenance": provenance | dict(changes.get("provenance", {}))}))
+    source = ExportSource(
+        model=name,
+        variant=module.variant(model),
+        image_size=next(iter(networks.values()))["resize"]["max"],
+        networks=networks,
+        stages=partial(module.stages, model),
+        clip=partial(module.clip, model, networks),
+        vocabulary=text["vocabulary"] if text else None,
+        # with these sizes the same modules can be built again, for instance for a timing beside the graphs
+        provenance={"config": dataclasses.asdict(model.config)} if dataclasses.is_dataclass(model.config) else {},
+    )
+    provenance = {**source.provenance, **changes.pop("provenance", {})}
+    return dataclasses.replace(source, provenance=provenance, **changes)
 
 
-def variant(model: Any) -> str:
-    """`tiny`, `small`, `base_plus`, `large`, or the trunk's width where it is none of them. A network without a Hiera
-    brings its own function of this name."""
-    trunk = model.config.sam.hiera
-    return TRUNKS.get((trunk.width, tuple(trunk.blocks)), f"width_{trunk.width}")
+def trunk_name(trunk: HieraConfig) -> str:
+    """Return `tiny`, `small`, `base_plus` or `large`, or the width of a trunk that is none of them."""
+    for name, published in PUBLISHED_TRUNKS.items():
+        if (trunk.width, tuple(trunk.blocks)) == (published.width, published.blocks):
+            return name
+    return f"width_{trunk.width}"
+
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+"""Normalisation of pixels, as settings of a manifest."""
+
+MAX_BATCH = 16
+"""Maximum objects, maps and pictures in one call."""
+
+TRACE_SIZES = {
+    "frames": 3,
+    "tokens": 6,
+    "objects": 2,
+    "maps": 4,
+    "pictures": 3,
+    "slots": 3,
+    "pointers": 5,
+    "prompt_tokens": 7,
+}
+"""Sizes of symbols while tracing; see `export.stage.Stage.sizes`."""
+
+SCALES = {
+    "memory": 2.0,
+    "embedding": 2.0,
+    "dense": 0.5,
+    "low_res_logits": 5.0,
+    "memoryless_logits": 5.0,
+    "mask_logits": 5.0,
+    "prompt_logits": 5.0,
+}
+"""Standard deviation of sample inputs, about that of real ones; 1 where not listed."""
+
+Ranges = Callable[[Mapping[str, int]], Mapping[str, tuple[int, int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class StageFactory:
+    """Builds the stages of one network; called with the arguments that differ between stages.
+
+    `bounds`      lowest and highest value of each symbol, besides those that all networks share
+    `typical`     sizes for which engines are tuned, besides one object, map and picture
+    `ranges`      sizes of the symbols -> range of each integer input
+    `image_size`  side of the input image; points lie inside it
+    """
+
+    bounds: Mapping[str, tuple[int, int]]
+    typical: Mapping[str, int]
+    ranges: Ranges
+    image_size: int
+
+    def __call__(
+        self,
+        name: str,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        module: nn.Module,
+        forms: Mapping[str, Form] | None = None,
+        **attributes: Any,
+    ) -> Stage:
+        """Build one stage; `attributes` are those of `StageSpec`."""
+        batch, size = (1, MAX_BATCH), self.image_size
+        bounds = {"objects": batch, "maps": batch, "pictures": batch, "mask_side": (size // 4, size), **self.bounds}
+        sizes = TRACE_SIZES | {"mask_side": 3 * size // 8}
+        attributes |= {"attention": bool(forms), "typical": {"objects": 1, "maps": 1, "pictures": 1, **self.typical}}
+        return stage(name, inputs, outputs, module, self._sampler(inputs), bounds, sizes, forms, **attributes)
+
+    def _sampler(self, inputs: tuple[TensorSpec, ...]) -> Sampler:
+        """Return a sampler of inputs of realistic scale: points inside the image, indices inside their arrays."""
+
+        def sample(sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
+            ranges = self.ranges(sizes)
+            return {spec.name: one(spec, spec.resolve(sizes), ranges, generator) for spec in inputs}
+
+        def one(spec: TensorSpec, shape: tuple[int, ...], ranges: Mapping, generator: torch.Generator) -> Tensor:
+            if spec.dtype == "bool" or spec.name == "mask":
+                bits = torch.randint(0, 2, shape, generator=generator)
+                return bits.bool() if spec.dtype == "bool" else bits.float()
+            if spec.dtype == "int64":
+                return torch.randint(*ranges[spec.name], shape, generator=generator)
+            if spec.name in ("points", "obj_ptr_tpos"):
+                largest = self.image_size if spec.name == "points" else 1.0
+                return largest * torch.rand(shape, generator=generator)
+            return SCALES.get(spec.name, 1.0) * torch.randn(shape, generator=generator)
+
+        return sample
+
+
+def attention_forms(module: nn.Module, wide: nn.Module | None = None) -> dict[str, Form]:
+    """Return the forms of a stage with large attention; `wide` is its module for TensorRT where that differs."""
+    return {"ort": Form(module, "ort"), "trt": Form(wide or module, "plain")}

@@ -2,69 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from runtime.bundle.manifest import TensorSpec
 
 from ..checkpoints.sam2 import load_sam2
 from ..models.sam import Sam
 from ..models.sam2 import Sam2, Sam2Config
-from ..stage import Form, Stage, stage, tensor
+from ..models.samwise import Samwise, SamwiseConfig
+from ..stage import Stage, tensor
 from ..stages.image_encoder import ImageEncoderStage
 from ..stages.mask_decoder import NO_OBJECT_LOGIT
 from ..stages.memory_attention import MemoryAttentionStage
 from ..stages.memory_encoder import PromptMemoryStage
 from ..stages.prompt_decoder import MaskPromptStage, PromptDecoderStage, PromptEncoderStage
-from ..verify.references import sam2_clip
+from ..verify.references import sam2_clip as clip
+from .base import IMAGENET, StageFactory, attention_forms, trunk_name
 
-BATCH = 16
-"""Most objects, maps and pictures in one call."""
+__all__ = ["clip", "load", "settings", "stages", "variant"]
 
+MAX_FRAMES = 8
+"""Maximum images in one call of the image encoder."""
 
-FRAMES = 8
-"""Most pictures that are encoded in one call."""
+MAX_POINTS = 64
+"""Maximum tokens of a prompt, its padding point included."""
 
-
-POINTS = 64
-"""Most tokens of a prompt, its padding point included."""
-
-
-SLOTS, POINTERS = 32, 48
-"""Most maps and pointers that one object looks at: 6 recent ones and 26 conditioning frames."""
-
-
-SIZES = {"frames": 3, "objects": 2, "maps": 4, "pictures": 3, "slots": 3, "pointers": 5, "prompt_tokens": 7}
-
-
-SCALES = {"memory": 2.0, "mask_logits": 5.0, "prompt_logits": 5.0, "embedding": 2.0, "conditioned": 1.0, "dense": 0.5}
-"""Standard deviation of sample inputs, about that of real ones; 1 where not named."""
+MAX_SLOTS, MAX_POINTERS = 32, 48
+"""Maximum maps and pointers that one object attends to: 6 recent frames and 26 conditioning frames."""
 
 
 def load(path: str | Path) -> Sam2:
-    """An official checkpoint or a Hugging Face folder, in eval mode. Raises UserError."""
+    """Load an official checkpoint or a Hugging Face folder in eval mode. Raises UserError."""
     return load_sam2(path)
 
 
-def clip(model: Any, numbers: Mapping[str, Any], *clip: Any) -> Any:
-    """See `export.verify.references.sam2_clip`."""
-    return sam2_clip(model, numbers, *clip)
+def variant(model: Sam2 | Samwise) -> str:
+    """Return the name of the trunk."""
+    return trunk_name(model.config.sam.hiera)
 
 
-def settings(model: Any) -> dict[str, Any]:
-    """Settings by network; see `docs/architecture.md`, "Settings of a manifest"."""
+def settings(model: Sam2 | Samwise) -> dict[str, Any]:
+    """Return the settings of SAM 2, also for a SAMWISE that was trained for points, boxes and masks."""
     config = model.config
     size = config.sam.image_size
     pointers = (config if isinstance(config, Sam2Config) else Sam2Config()).pointers
     own = {
         "resize": {"rule": "square", "short": size, "max": size},
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
+        **IMAGENET,
         "memory": {"num_maskmem": config.sam.ages, "max_obj_ptrs": pointers},
         "resample": {"video": "bicubic", "image": "float"},
         "no_object_logit": NO_OBJECT_LOGIT,
@@ -72,74 +59,39 @@ def settings(model: Any) -> dict[str, Any]:
     return {"sam2": own}
 
 
-def bounds(model: Any) -> dict[str, tuple[int, int]]:
-    """Lowest and highest value of every symbol."""
-    batch, size = (1, BATCH), model.config.sam.image_size
-    return {
-        "frames": (1, getattr(model.config, "window", FRAMES)),
-        "objects": batch,
-        "maps": batch,
-        "pictures": batch,
-        "slots": (1, SLOTS),
-        "pointers": (0, POINTERS),
-        "prompt_tokens": (1, POINTS),
-        "mask_side": (size // 4, size),
-    }
+def stage_factory(model: Sam2 | Samwise) -> StageFactory:
+    """Return the factory of SAM 2's stages; engines are tuned for two clicks and a full memory."""
+    c, memory = model.config, settings(model)["sam2"]["memory"]
 
-
-def sampler(inputs: tuple[TensorSpec, ...], config: Any) -> Callable[..., dict[str, Tensor]]:
-    """Inputs of realistic scale: points inside the picture, labels that exist, indices within their arrays."""
-
-    def sample(sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
-        ranges = {
+    def ranges(sizes: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        return {
             "labels": (-1, 4),
             "sparse_count": (0, sizes.get("prompt_tokens", 0) + 1),
-            "maskmem_tpos_index": (0, config.sam.ages),
+            "maskmem_tpos_index": (0, c.sam.ages),
             "map_index": (0, sizes.get("maps", 1)),
             "picture_index": (0, sizes.get("pictures", 1)),
         }
 
-        def one(spec: TensorSpec) -> Tensor:
-            shape = spec.resolve(sizes)
-            if spec.dtype == "bool" or spec.name == "mask":
-                drawn = torch.randint(0, 2, shape, generator=generator)
-                return drawn.bool() if spec.dtype == "bool" else drawn.float()
-            if spec.dtype == "int64":
-                return torch.randint(*ranges[spec.name], shape, generator=generator)
-            if spec.name in ("points", "obj_ptr_tpos"):
-                top = config.sam.image_size if spec.name == "points" else 1.0
-                return top * torch.rand(shape, generator=generator)
-            return SCALES.get(spec.name, 1.0) * torch.randn(shape, generator=generator)
-
-        return {spec.name: one(spec) for spec in inputs}
-
-    return sample
+    bounds = {
+        "frames": (1, c.window if isinstance(c, SamwiseConfig) else MAX_FRAMES),
+        "slots": (1, MAX_SLOTS),
+        "pointers": (0, MAX_POINTERS),
+        "prompt_tokens": (1, MAX_POINTS),
+    }
+    typical = {"prompt_tokens": 4, "slots": memory["num_maskmem"], "pointers": memory["max_obj_ptrs"]}
+    return StageFactory(bounds, typical, ranges, c.sam.image_size)
 
 
-def _cut(
-    model: Any,
-    name: str,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-    module: nn.Module,
-    forms: Mapping[str, Form] | None = None,
-    **attributes: Any,
-) -> Stage:
-    c = model.config
-    sizes = SIZES | {"mask_side": 3 * c.sam.image_size // 8}
-    memory = settings(model)["sam2"]["memory"]
-    # what an engine is tuned for: one object, two clicks, a full memory
-    typical = {"objects": 1, "maps": 1, "pictures": 1, "prompt_tokens": 4}
-    typical |= {"slots": memory["num_maskmem"], "pointers": memory["max_obj_ptrs"]}
-    attributes |= {"typical": typical, "attention": bool(forms)}
-    return stage(name, inputs, outputs, module, sampler(inputs, c), bounds(model), sizes, forms, **attributes)
-
-
-def stages(model: Any) -> list[Stage]:
-    """The network cut into stages, in the order of a frame's way through them. Puts it in eval mode."""
-    model.eval()
-    cut = partial(_cut, model)
-    return [_image_encoder(model.sam, cut), *_prompts(model.sam, cut), *_memory(model.sam, cut)]
+def stages(model: Sam2 | Samwise) -> list[Stage]:
+    """Split the network into stages, in the order of execution, and put it in eval mode."""
+    sam, factory = model.eval().sam, stage_factory(model)
+    return [
+        _image_encoder(sam, factory),
+        *_prompts(sam, factory),
+        _mask_decoder(sam, factory),
+        _memory_attention(sam, factory),
+        _memory_encoder(sam, factory),
+    ]
 
 
 def _objects(name: str, *shape: int | str, dtype: str = "float32", **attributes: bool) -> TensorSpec:
@@ -147,123 +99,99 @@ def _objects(name: str, *shape: int | str, dtype: str = "float32", **attributes:
 
 
 _exact = partial(_objects, keep_fp32=True)
-"""Read by the schedule on the host, compared with zero, or a position in the image."""
+"""A tensor that the schedule reads on the host or compares with zero, or a position in the image."""
 
 
-def _image_encoder(sam: Sam, cut: Callable[..., Stage]) -> Stage:
+def _image_encoder(sam: Sam, factory: StageFactory) -> Stage:
     c, decoder = sam.config, sam.sam_mask_decoder
     side, size = c.side, c.image_size
     module = ImageEncoderStage(sam.trunk, sam.neck, decoder.conv_s0, decoder.conv_s1, sam.no_mem_embed, size)
+    inputs = (tensor("pixels", "frames", 3, size, size, keep_fp32=True),)
     outputs = (
         *(tensor(n, "frames", side * side, c.width) for n in ("embedding", "embedding_no_memory")),
         tensor("high_res_0", "frames", c.width // 8, side * 4, side * 4, bf16_ok=False),
         tensor("high_res_1", "frames", c.width // 4, side * 2, side * 2, bf16_ok=False),
     )
-    return cut(
-        "image_encoder",
-        (tensor("pixels", "frames", 3, size, size, keep_fp32=True),),
-        outputs,
-        module,
-        {"ort": Form(module, "ort"), "trt": Form(module, "plain")},
-        role="image_encoder",
-        bf16_ok=True,
-        stride=c.stride,
-    )
+    attributes = {"role": "image_encoder", "bf16_ok": True, "stride": c.stride}
+    return factory("image_encoder", inputs, outputs, module, attention_forms(module), **attributes)
 
 
-def _prompts(sam: Sam, cut: Callable[..., Stage]) -> list[Stage]:
+def _prompts(sam: Sam, factory: StageFactory) -> list[Stage]:
     c = sam.config
-    side, low, size, width = c.side, c.side * 4, c.image_size, c.width
-    sparse, dense = _objects("sparse", "prompt_tokens", width), _objects("dense", side * side, width)
-    encoder = PromptEncoderStage(sam.sam_prompt_encoder)
-    decoder = PromptDecoderStage(sam.sam_mask_decoder, sam.sam_prompt_encoder, sam.obj_ptr_proj, sam.no_pointer, side)
-    prompt = (
+    low, size = c.side * 4, c.image_size
+    inputs = (
         _exact("points", "prompt_tokens", 2),
         _objects("labels", "prompt_tokens", dtype="int64"),
         _exact("prompt_logits", low, low),
         _objects("has_mask", dtype="bool"),
     )
-    picture = (
-        tensor("high_res_0", "pictures", width // 8, low, low, bf16_ok=False),
-        _objects("picture_index", dtype="int64"),
-        tensor("high_res_1", "maps", width // 4, side * 2, side * 2, bf16_ok=False),
-        _objects("map_index", dtype="int64"),
-    )
+    tokens = _objects("sparse", "prompt_tokens", c.width), _objects("dense", c.side**2, c.width)
+    logits = _exact("mask_logits", low, low), _exact("prompt_logits", low, low)
+    encoder = PromptEncoderStage(sam.sam_prompt_encoder)
+    mask_prompt = MaskPromptStage(sam.mask_downsample, size)
     return [
         # INT8 saves nothing on a few rows of coordinates
-        cut("prompt_encoder", prompt, (sparse, dense), encoder, role="prompt_encoder", int8_ok=False),
-        cut(
-            "mask_prompt",
-            (_exact("mask", size, size),),
-            (_exact("mask_logits", low, low), _exact("prompt_logits", low, low)),
-            MaskPromptStage(sam.mask_downsample, size),
-            role="mask_prompt",
-            int8_ok=False,  # its products are resampling and permutation matrices, not learned weights
-        ),
-        cut(
-            "prompt_decoder",
-            (
-                _objects("conditioned", side * side, width),
-                sparse,
-                _objects("sparse_count", dtype="int64"),
-                dense,
-                *picture,
-                _objects("multimask", dtype="bool"),
-            ),
-            (
-                _exact("low_res_logits", low, low),
-                _exact("all_logits", 4, low, low),
-                _exact("ious", 4),
-                _objects("selected", dtype="int64"),
-                _exact("score"),
-                _objects("obj_ptr", width),
-            ),
-            decoder,
-            role="mask_decoder",
-            stride=c.stride,
-        ),
+        factory("prompt_encoder", inputs, tokens, encoder, role="prompt_encoder", int8_ok=False),
+        # its products are resampling and permutation matrices, not learned weights
+        factory("mask_prompt", (_exact("mask", size, size),), logits, mask_prompt, role="mask_prompt", int8_ok=False),
     ]
 
 
-def _memory(sam: Sam, cut: Callable[..., Stage]) -> list[Stage]:
+def _mask_decoder(sam: Sam, factory: StageFactory) -> Stage:
     c = sam.config
-    side, memory = c.side, c.memory_width
-    embedding, index = tensor("embedding", "maps", side * side, c.width), _objects("map_index", dtype="int64")
+    side, low = c.side, c.side * 4
+    inputs = (
+        _objects("conditioned", side * side, c.width),
+        _objects("sparse", "prompt_tokens", c.width),
+        _objects("sparse_count", dtype="int64"),
+        _objects("dense", side * side, c.width),
+        tensor("high_res_0", "pictures", c.width // 8, low, low, bf16_ok=False),
+        _objects("picture_index", dtype="int64"),
+        tensor("high_res_1", "maps", c.width // 4, side * 2, side * 2, bf16_ok=False),
+        _objects("map_index", dtype="int64"),
+        _objects("multimask", dtype="bool"),
+    )
+    outputs = (
+        _exact("low_res_logits", low, low),
+        _exact("all_logits", 4, low, low),
+        _exact("ious", 4),
+        _objects("selected", dtype="int64"),
+        _exact("score"),
+        _objects("obj_ptr", c.width),
+    )
+    module = PromptDecoderStage(sam.sam_mask_decoder, sam.sam_prompt_encoder, sam.obj_ptr_proj, sam.no_pointer, side)
+    return factory("prompt_decoder", inputs, outputs, module, role="mask_decoder", stride=c.stride)
+
+
+def _memory_attention(sam: Sam, factory: StageFactory) -> Stage:
+    c = sam.config
     projection = sam.obj_ptr_tpos_proj if c.pointer_positions else None
     narrow, wide = (
         MemoryAttentionStage(sam.memory_attention, sam.maskmem_tpos_enc, w, projection) for w in (False, True)
     )
-    remembered = (
-        _objects("memory", "slots", side * side, memory),
+    inputs = (
+        tensor("embedding", "maps", c.side**2, c.width),
+        _objects("map_index", dtype="int64"),
+        _objects("memory", "slots", c.side**2, c.memory_width),
         _objects("maskmem_tpos_index", "slots", dtype="int64"),
         _objects("obj_ptrs", "pointers", c.width),
+        *((_exact("obj_ptr_tpos", "pointers"),) if c.pointer_positions else ()),
     )
-    distance = (_exact("obj_ptr_tpos", "pointers"),) if c.pointer_positions else ()
-    score = (_exact("score"),) if c.pointer_positions else ()
+    outputs = (_objects("conditioned", c.side**2, c.width),)
+    attributes = {"role": "memory_attention", "bf16_ok": True, "stride": c.stride}
+    return factory("memory_attention", inputs, outputs, narrow, attention_forms(narrow, wide), **attributes)
+
+
+def _memory_encoder(sam: Sam, factory: StageFactory) -> Stage:
+    c = sam.config
+    inputs = (
+        tensor("embedding", "maps", c.side**2, c.width),
+        _objects("map_index", dtype="int64"),
+        _exact("mask_logits", "mask_side", "mask_side"),
+        _objects("binarize", dtype="bool"),
+        *((_exact("score"),) if c.pointer_positions else ()),
+    )
+    outputs = (_objects("maskmem_features", c.side**2, c.memory_width),)
     absent = sam.no_obj_embed_spatial if c.pointer_positions else None
-    return [
-        cut(
-            "memory_attention",
-            (embedding, index, *remembered, *distance),
-            (_objects("conditioned", side * side, c.width),),
-            narrow,
-            {"ort": Form(narrow, "ort"), "trt": Form(wide, "plain")},
-            role="memory_attention",
-            bf16_ok=True,
-            stride=c.stride,
-        ),
-        cut(
-            "prompt_memory_encoder",
-            (
-                embedding,
-                index,
-                _exact("mask_logits", "mask_side", "mask_side"),
-                _objects("binarize", dtype="bool"),
-                *score,
-            ),
-            (_objects("maskmem_features", side * side, memory),),
-            PromptMemoryStage(sam.memory_encoder, c.image_size, absent),
-            role="memory_encoder",
-            stride=c.stride,
-        ),
-    ]
+    module = PromptMemoryStage(sam.memory_encoder, c.image_size, absent)
+    return factory("prompt_memory_encoder", inputs, outputs, module, role="memory_encoder", stride=c.stride)

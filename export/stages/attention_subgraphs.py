@@ -47,7 +47,7 @@ class PostAttention(nn.Module):
         return x + layer.linear2(layer.linear1(layer.norm3(x)).relu())
 
 
-class FirstPart(nn.Module):
+class FirstSubgraph(nn.Module):
     """embedding (E,N,D), map_index (B), maskmem_tpos_index (B,S) -> residual, queries (B,N,D), ages (B,S) int32."""
 
     def __init__(self, attention: MemoryAttention) -> None:
@@ -61,7 +61,7 @@ class FirstPart(nn.Module):
         return *self.pre.project_queries(x), maskmem_tpos_index.to(torch.int32)
 
 
-class NextPart(nn.Module):
+class MiddleSubgraph(nn.Module):
     """End of one layer and beginning of the next: residual, attended -> residual, queries."""
 
     def __init__(self, attention: MemoryAttention, index: int) -> None:
@@ -73,7 +73,7 @@ class NextPart(nn.Module):
         return self.pre.project_queries(self.pre.self_attention(self.post(residual, attended)))
 
 
-class LastPart(nn.Module):
+class LastSubgraph(nn.Module):
     """End of the last layer: residual, attended -> conditioned (B,N,D)."""
 
     def __init__(self, attention: MemoryAttention) -> None:

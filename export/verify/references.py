@@ -1,7 +1,7 @@
-"""A clip through SAMWISE in plain torch: the yardstick for the graphs and for the runtime's schedule.
+"""Clips in plain torch, one schedule per network: the reference of the graphs and of the runtime's schedules.
 
-Written for reading, from the description of the official inference code: memory is a dict by frame number, everything
-is recomputed where that is simplest, and nothing of `runtime/` is used but the numbers of the manifest.
+Written from the official inference code and for reading: memory is a dict by frame number, nothing is cached or folded,
+and the settings of the manifest are all that is shared with `runtime/`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,21 @@ from ..layers.positions import sine_distance
 from ..stages.mask_decoder import gate
 from .parity_clip import CLICK
 
-Frame = tuple[np.ndarray, np.ndarray, np.ndarray]
+ReferenceFrame = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Masks (N,H,W) bool at source size, low_res_logits (N,s,s) and scores (N,) float32 of one frame."""
+
+
+def to_pixels(
+    frame: np.ndarray,
+    height: int,
+    width: int,
+    settings: Mapping[str, Any],
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Tensor:
+    """Resize a uint8 frame (H,W,3) and normalise it: (3,height,width)."""
+    resized = np.array(Image.fromarray(frame).resize((width, height), resample))
+    mean, std = torch.tensor(settings["mean"]), torch.tensor(settings["std"])
+    return ((torch.from_numpy(resized).float() / 255 - mean) / std).permute(2, 0, 1)
 
 
 @torch.no_grad()
@@ -30,57 +44,50 @@ def samwise_clip(
     frames: Sequence[np.ndarray],
     tokens: Sequence[int],
     verbs: Sequence[int] = (),
-) -> Iterator[Frame]:
-    """`frames` uint8 RGB (H,W,3), any number; one sentence as token ids; `verbs` positions in it (the first counts).
-
-    Yields per frame masks (1,H,W) bool at source size, low_res_logits (1,s,s) and scores (1,) float32.
-    """
+) -> Iterator[ReferenceFrame]:
+    """Segment `frames`, uint8 RGB (H,W,3), by one sentence as token ids; the first of `verbs` is used."""
     settings = networks["samwise"]
     image_size, window = model.config.sam.image_size, settings["window"]
     token_ids = torch.tensor([tokens])
     verb = torch.tensor([verbs[0] if len(verbs) else 0]) if settings["text"]["motion"] else None
     memory: dict[int, Tensor] = {}
     pointers: dict[int, Tensor] = {}
-    fired = 0
+    last_switch_frame = 0
     for start in range(0, len(frames), window):
-        pictures = [preprocess(f, image_size, settings) for f in frames[start : start + window]]
-        clip = model.encode_clip(torch.stack([pixels for pixels, _ in pictures])[None], token_ids)
+        images = [_padded_pixels(f, image_size, settings) for f in frames[start : start + window]]
+        clip = model.encode_clip(torch.stack([pixels for pixels, _ in images])[None], token_ids)
         sparse = model.prompt(clip.text, verb)
         without_verb = sparse[:, :3]
         sparse = sparse if len(verbs) else without_verb
-        for offset, (_, resized) in enumerate(pictures):
+        for offset, (_, resized) in enumerate(images):
             frame = start + offset
             embedding = clip.embedding[:, offset]
             fine = clip.high_res_0[:, offset], clip.high_res_1[:, offset]
-            conditioned = _recall(model, settings["memory"], embedding, memory, pointers, frame)
+            conditioned = _samwise_memory(model, settings["memory"], embedding, memory, pointers, frame)
             out = model.decode(conditioned, sparse, *fine, masks=1)
             pointers[frame] = out.pointer
-            mask = _upsample(out.low_res_logits, image_size)
-            remembered, switched = _reconsider(model, settings, out, mask, embedding, without_verb, fine, frame, fired)
-            fired = frame if switched else fired
+            mask = remembered = upsample(out.low_res_logits, image_size)
+            rule = settings["conditional_memory"]
+            if rule and frame >= rule["first"] and frame - last_switch_frame >= rule["every"]:
+                remembered, switched = _conditional_memory(model, out, mask, embedding, without_verb, fine)
+                last_switch_frame = frame if switched else last_switch_frame
             memory[frame] = model.remember(embedding, remembered)
-            yield (
-                _source_masks(mask, resized, frames[frame].shape[:2]),
-                out.low_res_logits.float().numpy(),
-                out.score.float().numpy(),
-            )
+            masks = _source_masks(mask, resized, frames[frame].shape[:2])
+            yield masks, out.low_res_logits.float().numpy(), out.score.float().numpy()
 
 
-def preprocess(frame: np.ndarray, image_size: int, settings: Mapping[str, Any]) -> tuple[Tensor, tuple[int, int]]:
-    """Pixels (3,I,I), resized, normalised, then padded with zeros; and (height, width) of the resized picture."""
+def _padded_pixels(frame: np.ndarray, image_size: int, settings: Mapping[str, Any]) -> tuple[Tensor, tuple[int, int]]:
+    """Return pixels (3,I,I), resized and padded with zeros, and (height, width) of the resized image."""
     height, width = frame.shape[:2]
     short, longest = settings["resize"]["short"], settings["resize"]["max"]
     size = [short, int(short * max(height, width) / min(height, width))]
     if size[1] > longest:
         size = [int(longest * size[0] / size[1]), longest]
     high, wide = size if height <= width else size[::-1]
-    picture = np.asarray(Image.fromarray(frame).resize((wide, high), Image.Resampling.BILINEAR))
-    mean, std = torch.tensor(settings["mean"]), torch.tensor(settings["std"])
-    pixels = ((torch.from_numpy(picture.copy()).float() / 255 - mean) / std).permute(2, 0, 1)
-    return F.pad(pixels, (0, image_size - wide, 0, image_size - high)), (high, wide)
+    return F.pad(to_pixels(frame, high, wide, settings), (0, image_size - wide, 0, image_size - high)), (high, wide)
 
 
-def _recall(
+def _samwise_memory(
     model: Any,
     limits: Mapping[str, int],
     embedding: Tensor,
@@ -88,44 +95,29 @@ def _recall(
     pointers: Mapping[int, Tensor],
     frame: int,
 ) -> Tensor:
-    """The map, conditioned on the last frames; on the first frame there is none."""
+    """Condition the map on the last frames; the first frame has no memory."""
     if frame == 0:
         return model.without_memory(embedding)
-    back = [d for d in range(limits["num_maskmem"] - 1, 0, -1) if frame - d in memory]  # oldest first
+    distances = [d for d in range(limits["num_maskmem"] - 1, 0, -1) if frame - d in memory]  # oldest first
     newest = [p for p in range(frame - 1, frame - limits["max_obj_ptrs"], -1) if p in pointers]
     return model.attend_memory(
         embedding,
-        torch.stack([memory[frame - d] for d in back], 1),
-        torch.tensor([[d - 1 for d in back]]),
+        torch.stack([memory[frame - d] for d in distances], 1),
+        torch.tensor([[d - 1 for d in distances]]),
         torch.stack([pointers[p] for p in newest], 1),
     )
 
 
-def _reconsider(
-    model: Any,
-    settings: Mapping[str, Any],
-    out: Any,
-    mask: Tensor,
-    embedding: Tensor,
-    sparse: Tensor,
-    fine: tuple[Tensor, Tensor],
-    frame: int,
-    fired: int,
+def _conditional_memory(
+    model: Any, out: Any, mask: Tensor, embedding: Tensor, sparse: Tensor, fine: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, bool]:
-    """The conditional memory encoder: what the memory should hold of this frame, and whether that is another mask."""
-    rule = settings["conditional_memory"]
-    if rule is None or frame < rule["first"] or frame - fired < rule["every"]:
-        return mask, False
-    again = model.decode(model.without_memory(embedding), sparse, *fine, masks=1)
-    stay, switch = model.decide(out.pointer, again.early_token)[0]
+    """Apply the conditional memory encoder: the mask to remember, and whether it differs from `mask`."""
+    memoryless = model.decode(model.without_memory(embedding), sparse, *fine, masks=1)
+    stay, switch = model.decide(out.pointer, memoryless.early_token)[0]
     if not switch > stay:
         return mask, False
-    memoryless = _upsample(again.low_res_logits, model.config.sam.image_size)
-    return torch.where(memoryless > 0, 10 * memoryless, mask), True
-
-
-def _upsample(logits_bss: Tensor, side: int) -> Tensor:
-    return F.interpolate(logits_bss[:, None], (side, side), mode="bilinear", align_corners=False)[:, 0]
+    logits = upsample(memoryless.low_res_logits, model.config.sam.image_size)
+    return torch.where(logits > 0, 10 * logits, mask), True
 
 
 def _source_masks(mask_bii: Tensor, resized: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
@@ -141,47 +133,43 @@ def sam2_clip(
     frames: Sequence[np.ndarray],
     tokens: Sequence[int] = (),
     verbs: Sequence[int] = (),
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """`frames` uint8 RGB (H,W,3). Yields per frame masks (1,H,W) bool, low_res_logits (1,s,s), scores (1,) float32."""
-    sam, memory, pointers = model.sam, {}, {}
-    settings = networks["sam2"]
-    reach = settings["memory"]
-    longest = min(reach["max_obj_ptrs"], len(frames)) - 1
-    click = torch.tensor([CLICK]) * sam.config.image_size
+) -> Iterator[ReferenceFrame]:
+    """Track the object at `CLICK` on the first of `frames`, uint8 RGB (H,W,3)."""
+    settings, sam = networks["sam2"], model.sam
+    memory: dict[int, Tensor] = {}
+    pointers: dict[int, Tensor] = {}
+    limits = settings["memory"]
+    longest = min(limits["max_obj_ptrs"], len(frames)) - 1
+    prompts, side = sam.sam_prompt_encoder, sam.config.image_size
+    click = torch.tensor([CLICK]) * side
     for t, frame in enumerate(frames):
-        embedding, high_res_0, high_res_1 = _encode(sam, frame, settings)
+        embedding, high_res_0, high_res_1 = _sam2_features(sam, frame, settings)
         if t == 0:
             conditioned = sam.without_memory(embedding)
             points, labels = torch.stack((click, torch.zeros(1, 2)), 1), torch.tensor([[1, -1]])
         else:
-            conditioned = _attend(sam, embedding, memory, pointers, t, reach, longest)
+            conditioned = _sam2_memory(sam, embedding, memory, pointers, t, limits, longest)
             points, labels = torch.zeros(1, 2, 2), torch.tensor([[-1, -1]])
-        prompts = sam.sam_prompt_encoder
-        dense, sparse, grid = (
-            prompts.no_mask_embed.weight[0],
-            prompts.points(points, labels),
-            prompts.pe_layer.grid(sam.config.side),
-        )
-        out = sam.sam_mask_decoder(conditioned + dense, grid, sparse, high_res_0, high_res_1)
+        image = conditioned + prompts.no_mask_embed.weight[0]
+        sparse, grid = prompts.points(points, labels), prompts.pe_layer.grid(sam.config.side)
+        out = sam.sam_mask_decoder(image, grid, sparse, high_res_0, high_res_1)
         best = 1 + int(out.iou[0, 1:].argmax())
         pointer = sam.obj_ptr_proj(out.tokens[:, best])
         logits, pointers[t] = gate(out.score, out.logits[:, best], pointer, sam.no_pointer)
-        mask = upsample(logits, sam.config.image_size)
+        mask = upsample(logits, side)
         slot = sam.memory_encoder(embedding, (mask > 0).float() if t == 0 else mask.sigmoid())
         if sam.config.pointer_positions and out.score <= 0:
             slot = slot + sam.no_obj_embed_spatial
         memory[t] = slot.to(torch.bfloat16).float()
-        full = F.interpolate(logits[:, None], frame.shape[:2], mode="bilinear", align_corners=False)[:, 0]
-        yield (full > 0).numpy(), logits.float().numpy(), out.score.float().numpy()
+        masks = _source_masks(logits, logits.shape[1:], frame.shape[:2])
+        yield masks, logits.float().numpy(), out.score.float().numpy()
 
 
-def _encode(sam: Any, frame: np.ndarray, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """The map (1,N,D) and the two fine maps of a frame."""
+def _sam2_features(sam: Any, frame: np.ndarray, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Encode a frame: the map (1,N,D) and the two fine maps."""
     side = sam.config.image_size
-    picture = np.array(Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC))
-    mean, std = torch.tensor(settings["mean"]), torch.tensor(settings["std"])
-    x = ((torch.from_numpy(picture).float() / 255 - mean) / std).permute(2, 0, 1)[None]
-    x, maps = sam.trunk.start(x), []
+    x = sam.trunk.start(to_pixels(frame, side, side, settings, Image.Resampling.BICUBIC)[None])
+    maps = []
     for stage in range(4):
         x = sam.trunk.run(stage, x)
         maps.append(x)
@@ -193,27 +181,44 @@ def _encode(sam: Any, frame: np.ndarray, settings: Mapping[str, Any]) -> tuple[T
     return neck.embedding(maps[2], maps[3]).flatten(1, 2), *fine
 
 
-def _attend(
+def _sam2_memory(
     sam: Any,
     embedding: Tensor,
     memory: Mapping[int, Tensor],
     pointers: Mapping[int, Tensor],
     t: int,
-    reach: Mapping[str, int],
+    limits: Mapping[str, int],
     longest: int,
 ) -> Tensor:
-    """Frame 0 has the last row of the temporal embedding, the frames just before have the first ones."""
-    slots = [(0, reach["num_maskmem"] - 1), *((p, t - p - 1) for p in range(max(1, t - reach["num_maskmem"] + 1), t))]
-    seen = [0, *range(max(1, t - longest), t)]
-    places = None
+    """Condition the map on frame 0, which has the last row of the temporal embedding, and on the frames just before."""
+    count = limits["num_maskmem"]
+    slots = [(0, count - 1), *((p, t - p - 1) for p in range(max(1, t - count + 1), t))]
+    with_pointers = [0, *range(max(1, t - longest), t)]
+    positions = None
     if sam.config.pointer_positions:
-        distance = torch.tensor([[(t - p) / longest for p in seen]])
-        places = sam.obj_ptr_tpos_proj(sine_distance(distance, sam.config.width))
-    ages = torch.tensor([[age for _, age in slots]])
+        distance = torch.tensor([[(t - p) / longest for p in with_pointers]])
+        positions = sam.obj_ptr_tpos_proj(sine_distance(distance, sam.config.width))
     return sam.attend_memory(
         embedding,
         torch.stack([memory[p] for p, _ in slots], 1),
-        ages,
-        torch.stack([pointers[p] for p in seen], 1),
-        places,
+        torch.tensor([[row for _, row in slots]]),
+        torch.stack([pointers[p] for p in with_pointers], 1),
+        positions,
     )
+
+
+@torch.no_grad()
+def refersam_clip(
+    model: Any,
+    networks: Mapping[str, Any],
+    frames: Sequence[np.ndarray],
+    tokens: Sequence[int],
+    verbs: Sequence[int] = (),
+) -> Iterator[ReferenceFrame]:
+    """Segment each frame, uint8 RGB (H,W,3), as an image of its own by one sentence."""
+    size, ids = model.config.image_size, torch.tensor([list(tokens)])
+    for frame in frames:
+        pixels = to_pixels(frame, size, size, networks["refersam"])
+        low_res, _, iou = model(pixels[None], ids, torch.tensor([len(tokens)]))
+        logits = F.interpolate(low_res[:, None], frame.shape[:2], mode="bilinear", align_corners=True)
+        yield (logits[:, 0] >= 0).numpy(), low_res.numpy(), iou.numpy()

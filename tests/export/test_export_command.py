@@ -242,6 +242,4 @@ def test_a_full_disk_is_told_in_one_line(checkpoint, tmp_path, monkeypatch, caps
     ],
 )
 def test_variant_names(model, width, blocks, name):
-    hiera = dataclasses.replace(model.config.sam.hiera, width=width, blocks=blocks)
-    config = dataclasses.replace(model.config, sam=dataclasses.replace(model.config.sam, hiera=hiera))
-    assert base.variant(type("M", (), {"config": config})) == name
+    assert base.trunk_name(dataclasses.replace(model.config.sam.hiera, width=width, blocks=blocks)) == name

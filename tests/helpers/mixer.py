@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from export.layers.attention import attend
-from export.networks.base import Network
+from export.networks.base import ExportSource
 from export.stage import Form, stage, tensor
 
 WIDTH = 64
@@ -52,4 +52,6 @@ def mixer(gain=1.0, forms=None, name="mixer", **attributes):
 
 
 def network(*stages):
-    return Network("toy", "toy", 64, {"toy": {"window": 2}}, lambda: iter(stages), provenance={"checkpoint": "none"})
+    return ExportSource(
+        "toy", "toy", 64, {"toy": {"window": 2}}, lambda: iter(stages), provenance={"checkpoint": "none"}
+    )

@@ -118,7 +118,8 @@ def test_without_object_score():
 
 
 def test_settings(network):
-    numbers = settings(network)
-    assert numbers["window"] == 4 and numbers["memory"] == {"slots": 6, "pointers": 7}
+    numbers = settings(network)["samwise"]
+    # the reference counts the frame itself among the 6 slots and 7 pointers
+    assert numbers["window"] == 4 and numbers["memory"] == {"num_maskmem": 7, "max_obj_ptrs": 8}
     assert numbers["text"] == {"max_tokens": 32, "vocabulary": 100, "motion": True}
     assert numbers["conditional_memory"] == {"first": 5, "every": 3}

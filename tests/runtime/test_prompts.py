@@ -113,7 +113,9 @@ def test_a_bundle_without_text():
         encode(Box([0, 0, 1, 1]), manifest(), None)
 
 
-@pytest.mark.parametrize("content, error", [(None, "not there"), ("{}", "not a working tokenizer"), ("", "not a tokenizer")])
+@pytest.mark.parametrize(
+    "content, error", [(None, "not there"), ("{}", "not a working tokenizer"), ("", "not a tokenizer")]
+)
 def test_a_damaged_tokenizer(tmp_path, content, error):
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)

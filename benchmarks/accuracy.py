@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         rows = scores.table(records)
         print(f"\n{name} ({time.perf_counter() - began:.0f} s)\n{scores.format_table(rows)}", flush=True)
-        report["variants"][name] = {"table": rows, "records": scores.dump(records)}
+        report["variants"][name] = {"table": rows, "records": [asdict(r) for r in records]}
         base = records if base is None else base
         if records is not base and (change := scores.paired_difference(base, records)):
             report["variants"][name]["against_first"] = change

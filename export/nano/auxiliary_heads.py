@@ -31,7 +31,8 @@ class AppearanceHead(nn.Module):
         self.classifier = nn.Linear(width, sum(self.sizes))
 
     def forward(self, map_bnd: Tensor, instances_bii: Tensor, labels_bo3: Tensor) -> dict[str, Tensor]:
-        """Losses and accuracies of maps (B,N,D), given instance maps (B,I,I) uint8 and `labels.appearance_labels`."""
+        """Compute losses and accuracies of maps (B,N,D), given instance maps (B,I,I) uint8 and
+        `labels.appearance_labels`."""
         cells = cell_instances(instances_bii, map_bnd.shape[1])
         labels = labels_bo3.gather(1, cells[..., None].expand(-1, -1, 3)).unbind(2)
         weight = torch.where(cells > 0, 1.0, BACKGROUND_WEIGHT).flatten()
@@ -56,7 +57,8 @@ class MotionHead(nn.Module):
         self.velocity = nn.Linear(width, len(TYPICAL_MOTION))
 
     def forward(self, map_bnd: Tensor, instances_bii: Tensor, motion_bom: Tensor) -> dict[str, Tensor]:
-        """Loss and accuracy of maps (B,N,D), given instance maps (B,I,I) uint8 and `labels.motion_labels` (B,O,4)."""
+        """Compute loss and accuracy of maps (B,N,D), given instance maps (B,I,I) uint8 and `labels.motion_labels`
+        (B,O,4)."""
         cells = cell_instances(instances_bii, map_bnd.shape[1])
         target = motion_bom.gather(1, cells[..., None].expand(-1, -1, motion_bom.shape[2]))
         predicted = self.velocity(map_bnd).float()
@@ -76,7 +78,7 @@ class TextMatchHead(nn.Module):
         self.coverage = nn.Linear(width, 1)
 
     def forward(self, map_bnd: Tensor, truth_bii: Tensor) -> dict[str, Tensor]:
-        """Loss of maps (B,N,D), given ground truth (B,I,I) bool."""
+        """Compute the loss of maps (B,N,D), given ground truth (B,I,I) bool."""
         side = int(map_bnd.shape[1] ** 0.5)
         target = F.avg_pool2d(truth_bii[:, None].float(), truth_bii.shape[1] // side).flatten(1)
         logits = self.coverage(self.norm(map_bnd)).float().squeeze(2)
@@ -86,14 +88,14 @@ class TextMatchHead(nn.Module):
 
 
 def cell_instances(instances_bii: Tensor, count: int) -> Tensor:
-    """Instance id in the middle of each of `count` cells: (B,I,I) -> int64 (B,count)."""
+    """Return the instance id in the middle of each of `count` cells: (B,I,I) -> int64 (B,count)."""
     step = instances_bii.shape[1] // int(count**0.5)
     return instances_bii[:, step // 2 :: step, step // 2 :: step].flatten(1).long()
 
 
 def build_heads(config: SamwiseConfig) -> nn.ModuleDict:
-    """Heads on the map that all sentences share, on the final map without a sentence, on the one fused with a sentence
-    (`fused`, `text_match`), and on the attention over frames."""
+    """Build heads on the map that all sentences share, on the final map without a sentence, on the one fused with a
+    sentence (`fused`, `text_match`), and on the attention over frames."""
     width = config.sam.width
     return nn.ModuleDict(
         {
@@ -122,14 +124,14 @@ class FeatureHook:
             self.outputs.append(output)
 
     def pop(self) -> tuple[list[Tensor], Tensor]:
-        """Inputs per window (O*patches,T*side*side,C) and output (O,T,N,C) of the clip that was encoded last."""
+        """Return inputs per window (O*patches,T*side*side,C) and output (O,T,N,C) of the clip that was encoded last."""
         maps = [from_patches(x, self.patch, self.side, self.side).flatten(2, 3) for x in self.outputs]
         inputs, self.inputs, self.outputs = self.inputs, [], []
         return inputs, torch.cat(maps, 1)
 
     def attention_loss(self, inputs: list[Tensor], instances_btii: Tensor, prompts: int) -> Tensor:
-        """Mean `object_attention_loss` of the windows from `pop`, given instance maps (B,T,I,I) uint8. It uses one in
-        `prompts` of the O objects."""
+        """Return the mean `object_attention_loss` of the windows from `pop`, given instance maps (B,T,I,I) uint8. It
+        uses one in `prompts` of the O objects."""
         cells = cell_instances(instances_btii.flatten(0, 1), self.side**2)
         cells = cells.view(*instances_btii.shape[:2], self.side, self.side, 1)
         frames = [x.shape[1] // self.patch**2 for x in inputs]
@@ -142,7 +144,7 @@ class FeatureHook:
 
 
 def object_attention_loss(attention: PackedAttention, x_bnc: Tensor, instances_bn: Tensor, frames: int) -> Tensor:
-    """-log of the attention that the first head gives to the same object in later frames, the second to earlier ones.
+    """Return -log of the attention of the first head to the same object in later frames, and of the second in earlier.
 
     Attention that is spread evenly gets almost no gradient from a mask. With this supervision the outputs of the two
     heads differ by where the object was and will be, which is its motion. Sequences (B,N,C) are frame-major.

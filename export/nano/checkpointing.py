@@ -24,7 +24,8 @@ def write_atomic(data: dict[str, Any], path: Path) -> None:
 
 
 def state_path(folder: Path, rank: int = 0) -> Path:
-    """Training state of a process. Rank 0 stores everything, the others the optimizer state of the weights they own."""
+    """Return the file of a process. Rank 0 stores everything, the others the optimizer state of the weights they
+    own."""
     return folder / (f"last.{rank}.pth" if rank else "last.pth")
 
 
@@ -48,7 +49,7 @@ def read_state(folder: Path, rank: int, processes: int, device: torch.device) ->
 
 
 def cloned_state(module: Module) -> dict[str, torch.Tensor]:
-    """Copies of all tensors of a module: a view would store the whole shared memory in the file."""
+    """Copy all tensors of a module: a view would store the whole shared memory in the file."""
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
@@ -63,7 +64,7 @@ def export_weights(model: Samwise, path: Path) -> None:
 
 
 def load_model(path: Path, device: str = "cpu") -> Samwise:
-    """The network of a checkpoint {'model', 'config'} in evaluation mode."""
+    """Load the network of a checkpoint {'model', 'config'}, in evaluation mode."""
     data = torch.load(path, map_location=device, weights_only=True)
     model = Samwise(from_dict(data["config"])).to(device)
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in data["model"].items()})

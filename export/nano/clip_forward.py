@@ -92,7 +92,7 @@ class TrackOptions:
 
 
 def normalize(frames_bthwc: Tensor) -> Tensor:
-    """uint8 (B,T,H,W,3) -> float (B,T,3,H,W), ImageNet mean and deviation."""
+    """Normalize uint8 (B,T,H,W,3) to float (B,T,3,H,W) with mean and deviation of ImageNet."""
     x = frames_bthwc.permute(0, 1, 4, 2, 3).float() / 255
     return (x - x.new_tensor(MEAN)[:, None, None]) / x.new_tensor(STD)[:, None, None]
 
@@ -115,7 +115,7 @@ def _encode_window(
     decoder = model.sam.sam_mask_decoder
 
     def per_prompt(x: Tensor) -> Tensor:
-        """One copy per prompt: (B*T,...) -> (O*T,...)."""
+        """Repeat for each prompt: (B*T,...) -> (O*T,...)."""
         if prompts == 1:
             return x
         return x.unflatten(0, (-1, frames)).repeat_interleave(prompts, 0).flatten(0, 1)
@@ -142,8 +142,7 @@ def _encode_window(
 def _run_adapters(
     model: Samwise, x: Tensor, tokens: Tensor, token_mask: Tensor | None, frames: int
 ) -> tuple[list[Tensor], Tensor]:
-    """The trunk from stride 8 and the text tower, with the cross-modal adapters between them: three maps, and the
-    text."""
+    """Run the trunk from stride 8, the text tower and the cross-modal adapters. Returns three maps, and the text."""
     maps, text, done = [], model.tower.embed(tokens, token_mask), 0
     for stage, (adapter, last) in enumerate(zip(model.cmt_adapters, model.config.text_stages, strict=True), 1):
         x = model.sam.trunk.run(stage, x) if stage > 1 else x
@@ -155,7 +154,7 @@ def _run_adapters(
 
 
 def empty_prompt(model: Samwise, objects: int) -> Tensor:
-    """Tokens of a frame without a prompt: an empty click and its padding, (O,2,D)."""
+    """Return the tokens of a frame without a prompt: an empty click and its padding, (O,2,D)."""
     return model.sam.sam_prompt_encoder.not_a_point_embed.weight.expand(objects, 2, -1)
 
 
@@ -240,14 +239,14 @@ class Tracker:
         return reweight(self._upsample(logits), self._upsample(memoryless), switched)
 
     def _replace(self, logits: Tensor, masks: Tensor, where: Tensor) -> Tensor:
-        """Logits at image size, replaced by given masks (O,I,I) for the objects `where` (O)."""
+        """Upsample logits to image size; replace them by given masks (O,I,I) for the objects `where` (O)."""
         return torch.where(where[:, None, None], torch.where(masks, 10.0, -10.0), self._upsample(logits))
 
     def _upsample(self, logits: Tensor) -> Tensor:
         return upsample(logits, self.model.config.sam.image_size)
 
     def _condition(self, t: int) -> Tensor:
-        """Memory attention over the last frames, and over frame 0 if it is permanent."""
+        """Attend to the last frames, and to frame 0 if it is permanent."""
         embedding, config = self.clip.embedding[:, t], self.model.config
         if t == 0 or not self.options.memory:
             return self.model.without_memory(embedding)
@@ -271,7 +270,7 @@ def _gated_logits(frame: FrameOutput) -> Tensor:
 
 
 def _select_token(model: Samwise, frame: FrameOutput, token: int) -> FrameOutput:
-    """The same decode, with the mask and pointer of another mask token."""
+    """Replace the mask and pointer by those of another mask token."""
     decoded = frame.decoded
     pointer = model.sam.obj_ptr_proj(decoded.tokens[:, token])
     pointer = torch.where(decoded.score[:, None] > 0, pointer, model.sam.no_pointer)

@@ -56,12 +56,12 @@ all sentences of a clip share it.
 
 
 def to_dict(config: SamwiseConfig) -> dict[str, Any]:
-    """Plain data for the 'config' of a checkpoint; the inverse of `from_dict`."""
+    """Convert to plain data for the 'config' of a checkpoint."""
     return dataclasses.asdict(config)
 
 
 def from_dict(data: dict[str, Any]) -> SamwiseConfig:
-    """The inverse of `to_dict`. Raises TypeError for unknown or missing fields."""
+    """Convert the result of `to_dict` back. Raises TypeError for unknown or missing fields."""
     data = dict(data)
     sam = dict(data.pop("sam"))
     hiera = HieraConfig(**_tuples(sam.pop("hiera")))

@@ -73,7 +73,7 @@ class ProcessGroup:
         return [o == self.rank for o in owner]
 
     def shared_average(self, p: nn.Parameter) -> Tensor:
-        """A copy of a parameter for its moving average: visible to all processes, written by its owner."""
+        """Copy a parameter for its moving average: visible to all processes, written by its owner."""
         if self.size == 1:
             return p.detach().clone().float()
         view = self._view(self.averages, p)
@@ -105,7 +105,7 @@ class ProcessGroup:
         return float(self.clocks.mean())
 
     def gather(self, items: list) -> list:
-        """The items of all processes on rank 0; an empty list on the others."""
+        """Return the items of all processes on rank 0, and an empty list on the others."""
         if self.rank:
             self.results.put(items)
             return []

@@ -48,7 +48,7 @@ class SyntheticClip:
         return self.scene.expressions
 
     def masks(self, expression: Expression) -> np.ndarray:
-        """Ground truth of an expression, bool (T,H,W)."""
+        """Return the ground truth of an expression, bool (T,H,W)."""
         return self.instance_map == expression.target + 1
 
 
@@ -60,7 +60,7 @@ class SyntheticDataset:
         self.renderer = Renderer(sprites.load() if atlas is None else atlas, size)
 
     def clip(self, split: str, seed: int, frames: int = 16, kinds: tuple[str, ...] | None = None) -> SyntheticClip:
-        """Clip number `seed` of a split, with at least one expression; each refers to an object that can be seen."""
+        """Draw clip number `seed` of a split, with at least one expression; each refers to a visible object."""
         rng = np.random.default_rng([SPLITS[split], seed, frames])
         while True:
             scene = generate_scene(rng, frames, allow_unseen=split == "test", kinds=kinds)
@@ -71,12 +71,12 @@ class SyntheticDataset:
                 return SyntheticClip(pixels, instance_map, areas, scene)
 
     def absent_sentence(self, clip: SyntheticClip, rng: np.random.Generator) -> str:
-        """A sentence about an object that is not in the clip."""
+        """Draw a sentence about an object that is not in the clip."""
         return absent_sentence(rng, {actor.noun for actor in clip.scene.actors})
 
 
 def test_clips(dataset: SyntheticDataset, count: int, split: str = "test", first: int = 0) -> Iterator[SyntheticClip]:
-    """Clips of a split in order, of 8, 12 and 16 frames in turn."""
+    """Yield clips of a split in order, of 8, 12 and 16 frames in turn."""
     for seed in range(first, first + count):
         yield dataset.clip(split, seed, TEST_LENGTHS[seed % len(TEST_LENGTHS)])
 
@@ -90,7 +90,7 @@ def _remove_specks(instance_map: np.ndarray, areas: np.ndarray) -> None:
 
 
 def _is_visible(instance_map: np.ndarray, areas: np.ndarray, expression: Expression) -> bool:
-    """Whether a viewer can name the object: half of it shows on some frame, and a third on most frames with it."""
+    """Tell whether a viewer can name the object: half of it shows on some frame, and a third on most others."""
     pixels = (instance_map == expression.target + 1).sum(axis=(1, 2))
     part = pixels / max(areas[:, expression.target].max(), 1)
     present = part > 0
@@ -98,7 +98,7 @@ def _is_visible(instance_map: np.ndarray, areas: np.ndarray, expression: Express
 
 
 def contact_sheet(clip: SyntheticClip, columns: int = 8) -> np.ndarray:
-    """A contact sheet, uint8 (rows,width,3): the frames, and below them the instance maps in colours."""
+    """Draw a contact sheet, uint8 (rows,width,3): the frames, and below them the instance maps in colours."""
     steps = np.linspace(0, len(clip.frames) - 1, min(columns, len(clip.frames))).round().astype(int)
     palette = np.random.default_rng(5).integers(60, 255, (16, 3)).astype(np.uint8)
     palette[0] = 0

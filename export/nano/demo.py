@@ -26,7 +26,7 @@ SEED = 5
 def demo_clip(
     seed: int, size: int = SIZE, frames: int = FRAMES, dataset: SyntheticDataset | None = None
 ) -> SyntheticClip:
-    """A clip of the validation split with sentences of several kinds."""
+    """Draw a clip of the validation split with sentences of several kinds."""
     return (dataset or SyntheticDataset(size)).clip("val", seed, frames, ("colour", "motion", "position", "noun"))
 
 

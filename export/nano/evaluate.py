@@ -49,7 +49,7 @@ def select_clips(options: EvaluationOptions, dataset: SyntheticDataset) -> list[
 
 @torch.inference_mode()
 def evaluate(model: Samwise, options: EvaluationOptions, clips: Sequence[SyntheticClip]) -> list[Record]:
-    """Records of all sentences of `clips`. `model` in evaluation mode, on any device."""
+    """Score all sentences of `clips`. `model` is in evaluation mode, on any device."""
     device = next(model.parameters()).device
     bpe, records = tokenizer.load(), []
     is_text = options.prompt == "text"
@@ -73,7 +73,7 @@ def evaluate(model: Samwise, options: EvaluationOptions, clips: Sequence[Synthet
 
 
 def _masks(logits: Tensor, side: int) -> np.ndarray:
-    """(O,T,s,s) -> bool (O,T,side,side)."""
+    """Upsample and binarize logits (O,T,s,s): bool (O,T,side,side)."""
     return (upsample(logits.flatten(0, 1).float(), side) > 0).unflatten(0, logits.shape[:2]).cpu().numpy()
 
 
@@ -98,7 +98,7 @@ def _track_prompts(
 
 
 def _promptable(clip: SyntheticClip) -> list[Expression]:
-    """One sentence per object that is visible enough on frame 0 to be clicked."""
+    """Select one sentence per object that is visible enough on frame 0 to be clicked."""
     found: dict[int, Expression] = {}
     for e in clip.expressions:
         visible = clip.masks(e)[0].sum()

@@ -49,7 +49,7 @@ class Decisions:
 
 @torch.inference_mode()
 def collect_decisions(model: Samwise, clips: int, dataset: SyntheticDataset, first: int = FIRST_SEED) -> Decisions:
-    """Decisions on every frame from the sixth on, with labels from the ground truth."""
+    """Collect decisions on every frame from the sixth on, with labels from the ground truth."""
     bpe, inputs, labels = tokenizer.load(), [], []
     hook = model.conditional_memory_encoder.register_forward_hook(lambda _, args, __: inputs.append(args))
     options = TrackOptions(conditional_memory=True, cme_interval=1, decide_only=True)

@@ -17,9 +17,10 @@ T = TypeVar("T")
 # fmt: off
 # noun: character of Noto Color Emoji
 GLYPHS = {
-    "dog": "🐕", "cat": "🐈", "horse": "🐎", "elephant": "🐘", "penguin": "🐧", "turtle": "🐢", "fish": "🐠", "crab": "🦀",
-    "butterfly": "🦋", "lion": "🦁", "car": "🚗", "bus": "🚌", "airplane": "✈", "sailboat": "⛵", "apple": "🍎", "banana": "🍌",
-    "pizza": "🍕", "donut": "🍩", "guitar": "🎸", "umbrella": "☂", "ball": "⚽", "cactus": "🌵", "house": "🏠", "robot": "🤖",
+    "dog": "🐕", "cat": "🐈", "horse": "🐎", "elephant": "🐘", "penguin": "🐧", "turtle": "🐢",
+    "fish": "🐠", "crab": "🦀", "butterfly": "🦋", "lion": "🦁", "car": "🚗", "bus": "🚌",
+    "airplane": "✈", "sailboat": "⛵", "apple": "🍎", "banana": "🍌", "pizza": "🍕", "donut": "🍩",
+    "guitar": "🎸", "umbrella": "☂", "ball": "⚽", "cactus": "🌵", "house": "🏠", "robot": "🤖",
 }
 NOUNS = tuple(GLYPHS)
 SYNONYMS = {
@@ -115,7 +116,7 @@ ATTRIBUTES = (*COLOURS, *MOTIONS)
 
 
 def held_out(noun: str, attribute: str | None) -> bool:
-    """Whether this pair of noun and colour or motion is excluded from training (about one pair in nine)."""
+    """Tell whether this pair of noun and colour or motion is excluded from training (about one pair in nine)."""
     return attribute in ATTRIBUTES and zlib.crc32(f"{noun}/{attribute}".encode()) % 9 == 0
 
 
@@ -124,7 +125,7 @@ def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 
 def synonym(rng: np.random.Generator, noun: str) -> str:
-    """The noun or, one time in four, another name for it."""
+    """Return the noun or, one time in four, another name for it."""
     return SYNONYMS[noun] if noun in SYNONYMS and rng.random() < 0.25 else noun
 
 
@@ -136,7 +137,7 @@ def phrase(
     colour: str | None = None,
     anchor: str | None = None,
 ) -> str:
-    """Word one meaning. `colour` may be added where the object has one that does not tell it apart."""
+    """Word one meaning. `colour` may be added if the object has one that does not distinguish it."""
     bare = synonym(rng, noun)
     n = f"{colour} {bare}" if colour and rng.random() < 0.3 else bare
     if kind == "noun":
@@ -160,7 +161,7 @@ def phrase(
 
 
 def absent_sentence(rng: np.random.Generator, nouns: set[str]) -> str:
-    """A sentence about a noun that is not among `nouns`."""
+    """Draw a sentence about a noun that is not among `nouns`."""
     noun = pick(rng, [n for n in NOUNS if n not in nouns])
     kind = pick(rng, ("noun", "colour", "size", "position", "motion"))
     tables = {"colour": COLOURS, "size": SIZE, "position": POSITION, "motion": MOTIONS}

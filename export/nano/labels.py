@@ -19,8 +19,8 @@ size."""
 
 
 def appearance_labels(clip: SyntheticClip) -> np.ndarray:
-    """(MAX_INSTANCES,3) int64 noun, colour and motion class of each instance: 0 for background, nouns from 1, colours
-    and motions from 2 (1: none)."""
+    """Return (MAX_INSTANCES,3) int64 noun, colour and motion class of each instance: 0 for background, nouns from 1,
+    colours and motions from 2 (1: none)."""
     table = np.zeros((MAX_INSTANCES, 3), np.int64)
     for i, actor in enumerate(clip.scene.actors, 1):
         colour = 1 if actor.colour is None else 2 + tuple(COLOURS).index(actor.colour)
@@ -29,7 +29,7 @@ def appearance_labels(clip: SyntheticClip) -> np.ndarray:
 
 
 def motion_labels(clip: SyntheticClip) -> np.ndarray:
-    """(T,MAX_INSTANCES,4) float32 motion of each instance to the next frame, relative to the camera, in
+    """Return (T,MAX_INSTANCES,4) float32 motion of each instance to the next frame, relative to the camera, in
     `TYPICAL_MOTION`.
 
     The last frame repeats the motion before it. Background: 0.
@@ -45,7 +45,7 @@ def motion_labels(clip: SyntheticClip) -> np.ndarray:
 
 
 def _motion_class(actor: Actor) -> int:
-    """Class of a motion that lasts all the time, ends early or begins late, or of a way across the border; 1: none."""
+    """Return the class of a motion that is permanent, early or late, or of a way across the border; 1: none."""
     if actor.border in BORDERS:
         return 2 + 3 * len(MOTIONS) + BORDERS.index(actor.border)
     if actor.motion == "still" or actor.active is None or not actor.active.any():

@@ -67,7 +67,7 @@ class Batch:
 
 
 def sample(dataset: SyntheticDataset, spec: BatchSpec, seed: int) -> tuple[SyntheticClip, list[Target]]:
-    """Clip `seed` of the training split and its targets."""
+    """Draw clip `seed` of the training split and its targets."""
     clip = dataset.clip("train", seed, spec.frames, spec.kinds)
     rng = np.random.default_rng([7, seed, spec.frames])
     if spec.visual:
@@ -84,7 +84,7 @@ def sample(dataset: SyntheticDataset, spec: BatchSpec, seed: int) -> tuple[Synth
 
 
 def _visible_targets(clip: SyntheticClip, rng: np.random.Generator, count: int) -> list[Target]:
-    """Actors that are clearly visible on frame 0, for prompts given there."""
+    """Choose actors that are clearly visible on frame 0, for prompts given there."""
     visible = np.bincount(clip.instance_map[0].ravel(), minlength=len(clip.scene.actors) + 1)[1:]
     good = np.flatnonzero((visible > 0.3 * np.maximum(clip.areas[0], 1)) & (visible > 60))
     good = good if len(good) else np.array([int(visible.argmax())])
@@ -136,7 +136,7 @@ class Loader:
             self.pending.append((spec, self.pool.starmap_async(_draw_in_worker, tasks, chunksize=1)))
 
     def next(self) -> Batch:
-        """The oldest requested batch. Raises the exception of the worker, or TimeoutError after five minutes."""
+        """Return the oldest requested batch. Raises the exception of the worker, or TimeoutError after five minutes."""
         spec, rows = self.pending.popleft()
         rows = rows if isinstance(rows, list) else rows.get(timeout=300)
         frames, instance_map, targets, appearance, motion = zip(*rows, strict=True)

@@ -29,37 +29,38 @@ ABSENT_WEIGHT = 0.1
 
 
 def ground_truth(instance_map: Tensor, targets: Tensor) -> Tensor:
-    """Instance maps (B,T,I,I) uint8 and instance ids (B,K) -> (B*K,T,I,I) bool."""
+    """Select instance ids (B,K) in instance maps (B,T,I,I) uint8: (B*K,T,I,I) bool."""
     return (instance_map[:, None] == targets[:, :, None, None, None]).flatten(0, 1)
 
 
 def mask_losses(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """Losses of mask logits (O,T,s,s) of any size. Dice counts frames with the object only."""
+    """Compute losses of mask logits (O,T,s,s) of any size. Dice counts frames with the object only."""
     # half the resolution is enough for boundaries from bilinear interpolation, at a quarter of the work
-    wanted = F.avg_pool2d(truth.flatten(0, 1)[:, None].float(), 2)
-    logits = F.interpolate(
-        logits.flatten(0, 1)[:, None].float(), size=wanted.shape[-2:], mode="bilinear", align_corners=False
-    )
-    logits, wanted = logits.flatten(1), wanted.flatten(1)
-    present = (wanted.amax(1) > 0).float()
+    target = F.avg_pool2d(truth.flatten(0, 1)[:, None].float(), 2)
+    logits = logits.flatten(0, 1)[:, None].float()
+    logits = F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=False).flatten(1)
+    target = target.flatten(1)
+    present = (target.amax(1) > 0).float()
     weight = present + ABSENT_WEIGHT * (1 - present)
-    bce = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     # focal: a pixel that is right by a wide margin counts less
-    hard = (logits.detach().sigmoid() - wanted).abs()
+    hard = (logits.detach().sigmoid() - target).abs()
     bce = (bce * (0.25 + 0.75 * hard)).mean(1)
     probability = logits.sigmoid()
-    dice = 1 - (2 * (probability * wanted).sum(1) + 1) / (probability.sum(1) + wanted.sum(1) + 1)
+    dice = 1 - (2 * (probability * target).sum(1) + 1) / (probability.sum(1) + target.sum(1) + 1)
     total = weight.sum().clamp(min=1)
     return {"bce": (bce * weight).sum() / total, "dice": (dice * present).sum() / present.sum().clamp(min=1)}
 
 
 def score_losses(score: Tensor, iou: Tensor, logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """Losses of the presence logit (O,T) and of the predicted IoU (O,T) in 0..1, and J for the log."""
+    """Compute losses of the presence logit (O,T) and of the predicted IoU (O,T) in 0..1, and J for the log."""
     present = truth.flatten(2).any(2).float()
     with torch.no_grad():
-        seen = F.interpolate(logits.detach().float(), size=truth.shape[-2:], mode="bilinear", align_corners=False) > 0
-        union = (seen | truth).flatten(2).sum(2)
-        real = (seen & truth).flatten(2).sum(2) / union.clamp(min=1)
+        predicted = (
+            F.interpolate(logits.detach().float(), size=truth.shape[-2:], mode="bilinear", align_corners=False) > 0
+        )
+        union = (predicted | truth).flatten(2).sum(2)
+        real = (predicted & truth).flatten(2).sum(2) / union.clamp(min=1)
     score_loss = F.binary_cross_entropy_with_logits(score.float(), present)
     iou_loss = ((iou.float() - real).abs() * present).sum() / present.sum().clamp(min=1)
     return {"score": score_loss, "iou": iou_loss, "_j": (real * present).sum() / present.sum().clamp(min=1)}
@@ -70,10 +71,10 @@ def frame_losses(logits: Tensor, iou: Tensor, score: Tensor, truth: Tensor) -> d
 
 
 def decision_labels(with_memory: Tensor, without: Tensor, truth: Tensor) -> Tensor:
-    """Labels of the conditional memory encoder: 1 switch, 0 stay, -1 ignored. Masks (O,s,s) bool.
+    """Label decisions of the conditional memory encoder: 1 switch, 0 stay, -1 ignored. Masks (O,s,s) bool.
 
     The reference labels 1 wherever the two masks hardly overlap. Here the truth decides as well: where only the mask
-    with memory is right, the label is 0, because an action seen earlier is remembered and no longer visible.
+    with memory is right, the label is 0, because an action predicted earlier is remembered and no longer visible.
     """
     a, b, gt = with_memory.flatten(1), without.flatten(1), truth.flatten(1)
     apart = (a & b).sum(1) < 0.1 * torch.minimum(a.sum(1), b.sum(1)).clamp(min=1)
@@ -83,7 +84,7 @@ def decision_labels(with_memory: Tensor, without: Tensor, truth: Tensor) -> Tens
 
 
 def clip_decision_labels(tracked: TrackedClip, truth: Tensor) -> Tensor:
-    """`decision_labels` of all decisions in a clip, at least one, in their order: (decisions*O)."""
+    """Return `decision_labels` of all decisions in a clip, at least one, in their order: (decisions*O)."""
     side, labels = tracked.logits.shape[-1], []
     for t, _, memoryless_logits in tracked.decisions:
         small = F.interpolate(truth[:, t, None].float(), size=(side, side), mode="area")[:, 0] > 0.5
@@ -93,7 +94,7 @@ def clip_decision_labels(tracked: TrackedClip, truth: Tensor) -> Tensor:
 
 
 def decision_loss(tracked: TrackedClip, truth: Tensor) -> Tensor | None:
-    """Cross-entropy of all decisions in the clip, with the reference's double weight for switches; None without
+    """Compute the cross-entropy of all decisions, with the reference's double weight for switches; None without
     decisions."""
     if not tracked.decisions:
         return None
@@ -105,5 +106,5 @@ def decision_loss(tracked: TrackedClip, truth: Tensor) -> Tensor | None:
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:
-    """Weighted sum; names that begin with '_' are logged only."""
+    """Return the weighted sum; names that begin with '_' are logged only."""
     return sum(WEIGHTS[name] * value for name, value in losses.items() if not name.startswith("_"))

@@ -70,7 +70,7 @@ class Objectives:
         return parts
 
     def _recognition_losses(self, batch: Batch, frames: Tensor, instances: Tensor) -> Losses:
-        """Recognition of all objects without a prompt, on the frames and their mirror images."""
+        """Classify all objects without a prompt, on the frames and their mirror images."""
         frames, instances = (torch.cat((x, x.flip(3))) for x in (frames, instances))
         clip = encode(self.model, normalize(frames), None, None, 1)
         return {
@@ -100,19 +100,19 @@ class Objectives:
         }
 
     def _teacher_masks(self, truth: Tensor, extra: float = 0.0) -> Tensor:
-        """Ground truth to remember for a random part of the objects that shrinks with progress; -1 for the others."""
+        """Return the ground truth for a random part of the objects that shrinks with progress; -1 for the others."""
         part = (0.4 + extra) * (1 - self.progress) + 0.1 + extra / 2
         chosen = torch.rand(len(truth), device=self.device, generator=self.generator) < part
         return torch.where(chosen[:, None, None, None], truth.to(torch.int8), -1)
 
     def _appearance_losses(self, batch: Batch, maps: Tensor, instances: Tensor, head: str) -> dict[str, Tensor]:
-        """Appearance of all objects, from maps (B,T,N,C) of all frames; B may repeat the batch."""
+        """Classify all objects, from maps (B,T,N,C) of all frames; B may repeat the batch."""
         labels = torch.from_numpy(batch.appearance).to(self.device).repeat_interleave(maps.shape[1], 0)
         labels = labels.repeat(maps.shape[0] // len(batch.appearance), 1, 1)
         return self.heads[head](maps.flatten(0, 1), instances.flatten(0, 1), labels)
 
     def _motion_losses(self, batch: Batch, outputs: Tensor, instances: Tensor) -> dict[str, Tensor]:
-        """Motion of all objects, from the output of the attention over frames (B*K,T,N,C)."""
+        """Predict the motion of all objects, from the output of the attention over frames (B*K,T,N,C)."""
         prompts = batch.spec.sentences
         labels = torch.from_numpy(batch.motion).to(self.device).repeat_interleave(prompts, 0).flatten(0, 1)
         return self.heads["motion"](

@@ -79,7 +79,7 @@ class WeightAverage:
 
 
 def update_cost(name: str, p: nn.Parameter) -> float:
-    """Approximate cost of updating a parameter, to divide them among processes."""
+    """Estimate the cost of updating a parameter, to divide them among processes."""
     return p.numel() * (2.0 * min(p.shape) if _uses_muon(name, p) else 20.0)
 
 

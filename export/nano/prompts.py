@@ -15,7 +15,7 @@ MODES = ("click", "clicks", "box", "mask")
 
 
 def inner_points(masks: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """`count` random points (O,count,2) x, y well inside the masks (O,I,I), bool; anywhere if a mask is empty."""
+    """Draw `count` points (O,count,2) x, y well inside the masks (O,I,I), bool; anywhere if a mask is empty."""
     soft = F.avg_pool2d(masks[:, None].float(), 9, 1, 4)[:, 0]
     weight = (masks * soft**4).flatten(1) + 1e-9
     index = torch.multinomial(weight, count, replacement=True, generator=generator)
@@ -23,7 +23,7 @@ def inner_points(masks: Tensor, count: int, generator: torch.Generator | None = 
 
 
 def boxes(masks: Tensor) -> Tensor:
-    """Tight boxes (O,4) x0, y0, x1, y1 of masks (O,I,I), bool."""
+    """Return tight boxes (O,4) x0, y0, x1, y1 of masks (O,I,I), bool."""
     side = masks.shape[-1]
     at = torch.arange(side, device=masks.device)
     columns, rows = masks.any(1), masks.any(2)
@@ -56,7 +56,7 @@ def encode_prompts(
 def _points(
     masks: Tensor, modes: Tensor, jitter: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Points (O,TOKENS,2), their SAM labels (O,TOKENS), and which of them are real tokens (O,TOKENS)."""
+    """Draw points (O,TOKENS,2), their SAM labels (O,TOKENS), and which of them are real tokens (O,TOKENS)."""
     objects, device = len(masks), masks.device
     points, labels = torch.zeros(objects, TOKENS, 2, device=device), torch.full((objects, TOKENS), -1, device=device)
     is_real = torch.zeros(objects, TOKENS, dtype=torch.bool, device=device)

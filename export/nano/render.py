@@ -87,7 +87,7 @@ class Renderer:
         return Image.blend(Image.blend(before, after, 0.5), patch.convert("RGBa"), 1 / 3).convert("RGBA")
 
     def _crop(self, background: Image.Image, shift: np.ndarray) -> Image.Image:
-        """The part of the background that the camera sees."""
+        """Crop the background to the part that the camera sees."""
         offset = np.clip(MARGIN - shift, 0, 2 * MARGIN) * self.scale
         grain = background.width / ((SIDE + 2 * MARGIN) * self.scale)
         if grain == 1 and not shift.any():
@@ -97,7 +97,7 @@ class Renderer:
         return background.transform((self.size, self.size), Image.AFFINE, (grain, 0, x, 0, grain, y), Image.BILINEAR)
 
     def _background(self, rng: np.random.Generator) -> Image.Image:
-        """A larger picture of smooth noise, stripes and clutter: sharp, or blurred and then of half the size."""
+        """Draw a larger picture of smooth noise, stripes and clutter: sharp, or blurred and then of half the size."""
         blur = rng.uniform(0.6, 1.6) if rng.random() < 0.6 else 0.0
         side = int((SIDE + 2 * MARGIN) * self.scale) // (2 if blur else 1)
         base = rng.uniform(20, 235, 3)

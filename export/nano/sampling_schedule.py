@@ -20,7 +20,7 @@ class SamplingSchedule:
     mix: tuple[tuple[float, tuple[float, ...]], ...]
 
     def probabilities(self, progress: float) -> np.ndarray:
-        """Probability of each batch spec; sums to 1. Raises ValueError if `progress` is not in 0..1."""
+        """Return the probability of each batch spec; their sum is 1. Raises ValueError if `progress` is not in 0..1."""
         for (start, before), (end, after) in pairwise(self.mix):
             if progress <= end:
                 part = (progress - start) / (end - start)

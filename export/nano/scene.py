@@ -72,7 +72,7 @@ class Scene:
 
 
 def motion_path(rng: np.random.Generator, motion: str, frames: int, start: int = 0, stop: int | None = None) -> Path:
-    """A motion from frame `start` to `stop` (default: the end), at rest before and after. Raises ValueError."""
+    """Draw a motion from frame `start` to `stop` (default: the end), at rest before and after. Raises ValueError."""
     stop = frames if stop is None else stop
     path = Path.rest(frames)
     clock = np.clip(np.arange(frames) - start, 0, stop - start).astype(float)  # steps done since `start`
@@ -99,7 +99,7 @@ def motion_path(rng: np.random.Generator, motion: str, frames: int, start: int =
 
 
 def drift_path(rng: np.random.Generator, frames: int, speed: float = 1.2) -> Path:
-    """A straight motion too slow to be described as moving."""
+    """Draw a straight motion too slow to be described as moving."""
     path, angle = Path.rest(frames), rng.uniform(0, 2 * np.pi)
     pace = rng.uniform(0, speed) * np.arange(frames)
     path.x, path.y = np.cos(angle) * pace, np.sin(angle) * pace
@@ -107,7 +107,7 @@ def drift_path(rng: np.random.Generator, frames: int, speed: float = 1.2) -> Pat
 
 
 def border_path(rng: np.random.Generator, border: str, frames: int) -> Path:
-    """A path across one edge of the picture: 0 inside, 1 outside; the caller scales it to the distance of the edge."""
+    """Draw a path across one edge of the picture: 0 inside, 1 outside; the caller scales it to the edge's distance."""
     side = rng.integers(4)
     clock = np.arange(frames, dtype=float)
     duration = 2.5 if frames <= 8 else 3.5
@@ -128,7 +128,8 @@ def border_path(rng: np.random.Generator, border: str, frames: int) -> Path:
 
 
 def camera_path(rng: np.random.Generator, frames: int) -> np.ndarray:
-    """(T,2) shift of the whole picture: none, a pan of at most 1.8 units per frame, or a pan with hand shake."""
+    """Draw the (T,2) shift of the whole picture: none, a pan of at most 1.8 units per frame, or a pan with hand
+    shake."""
     kind, clock = rng.random(), np.arange(frames)[:, None]
     if kind < 0.35:
         return np.zeros((frames, 2))

@@ -29,18 +29,19 @@ class SceneBuilder:
 
     @property
     def free(self) -> int:
-        """Actors that may still be added; negative if there are too many."""
+        """Number of actors that may still be added; negative if there are too many."""
         return self.max_actors - len(self.scene.actors)
 
     def noun(self, *attributes: str) -> str:
-        """An unused noun that may be shown with all `attributes`. Raises NoRoomError."""
+        """Take an unused noun that may be shown with all `attributes`. Raises NoRoomError."""
         for i, noun in enumerate(self.unused_nouns):
             if self.allow_unseen or not any(held_out(noun, a) for a in attributes):
                 return self.unused_nouns.pop(i)
         raise NoRoomError
 
     def noun_and_attributes(self, options: tuple[str, ...], count: int) -> tuple[str, list[str]]:
-        """An unused noun and `count` different attributes for it; held-out ones come first if they are preferred."""
+        """Take an unused noun and `count` different attributes for it; held-out ones come first if they are
+        preferred."""
         noun = self.noun()
         allowed = [a for a in options if self.allow_unseen or not held_out(noun, a)]
         order = [allowed[i] for i in self.rng.permutation(len(allowed))]
@@ -58,7 +59,7 @@ class SceneBuilder:
         return None if held_out(noun, colour) and not self.allow_unseen else colour
 
     def idle_path(self) -> Path:
-        """Rest or a slow drift."""
+        """Draw rest or a slow drift."""
         return Path.rest(self.frames) if self.rng.random() < 0.5 else drift_path(self.rng, self.frames)
 
     def place(
@@ -129,6 +130,6 @@ class SceneBuilder:
     def _is_clear(
         self, x: np.ndarray, y: np.ndarray, size: np.ndarray, clearance: float, ignore: Actor | None = None
     ) -> bool:
-        """Whether all other actors stay at least `clearance` away, in units of the sum of both half sizes."""
+        """Tell whether all other actors stay at least `clearance` away, in units of the sum of both half sizes."""
         others = (a for a in self.scene.actors if a is not ignore)
         return all((np.hypot(x - a.x, y - a.y) / (0.5 * (size + a.size * a.scale))).min() >= clearance for a in others)

@@ -22,7 +22,7 @@ MOVING = ("motion", "border", "earlier", "later")
 def generate_scene(
     rng: np.random.Generator, frames: int, allow_unseen: bool, kinds: tuple[str, ...] | None = None
 ) -> Scene:
-    """A scene of 3 to 6 actors. `kinds`: groups to draw from, default all that `frames` frames can show."""
+    """Draw a scene of 3 to 6 actors. `kinds`: groups to draw from, default all that `frames` frames can show."""
     if kinds is None:
         kinds = STATIC if frames < 6 else (*STATIC, *MOVING, "motion", "motion", "earlier")
     while True:
@@ -50,7 +50,7 @@ def _add_groups(builder: SceneBuilder, kinds: tuple[str, ...]) -> None:
 
 
 def noun_group(b: SceneBuilder) -> None:
-    """One object, moving or not, that its noun alone identifies."""
+    """Add one object, moving or not, that its noun alone identifies."""
     if b.frames > 1 and b.rng.random() < 0.35:
         noun, (motion,) = b.noun_and_attributes(tuple(MOTIONS), 1)
         path = motion_path(b.rng, motion, b.frames)
@@ -61,7 +61,7 @@ def noun_group(b: SceneBuilder) -> None:
 
 
 def colour_group(b: SceneBuilder) -> None:
-    """Two or three of a noun in different colours, sometimes with another noun in the first colour."""
+    """Add two or three of a noun in different colours, sometimes with another noun in the first colour."""
     noun, colours = b.noun_and_attributes(tuple(COLOURS), 3 if b.max_actors >= 5 and b.rng.random() < 0.3 else 2)
     size, path = b.size(), b.idle_path()
     actors = [b.place(noun, path, size * b.rng.uniform(0.9, 1.1), colour=c) for c in colours]
@@ -74,7 +74,7 @@ def colour_group(b: SceneBuilder) -> None:
 
 
 def size_group(b: SceneBuilder) -> None:
-    """A big and a small one of a noun."""
+    """Add a big and a small one of a noun."""
     noun = b.noun()
     colour, big = b.colour(noun), b.rng.uniform(86, 110)
     path = b.idle_path()
@@ -83,7 +83,7 @@ def size_group(b: SceneBuilder) -> None:
 
 
 def position_group(b: SceneBuilder) -> None:
-    """Two of a noun, one always left of or above the other."""
+    """Add two of a noun, one always left of or above the other."""
     noun, size, path = b.noun(), b.size(54, 84), b.idle_path()
     colour, distance = b.colour(noun), b.rng.uniform(70, 110)
     first = b.place(noun, path, size, colour=colour)
@@ -100,7 +100,7 @@ def position_group(b: SceneBuilder) -> None:
 
 
 def relation_group(b: SceneBuilder) -> None:
-    """Two of a noun around or away from one anchor of another noun, all on the same path."""
+    """Add two of a noun around or away from one anchor of another noun, all on the same path."""
     rng, size = b.rng, b.size(50, 66)
     noun, anchor_noun, path = b.noun(), b.noun(), b.idle_path()
     anchor_size, colour = b.size(60, 84), b.colour(noun)
@@ -126,7 +126,7 @@ def relation_group(b: SceneBuilder) -> None:
 
 
 def motion_group(b: SceneBuilder) -> None:
-    """Two of a noun with different motions, or one of them still."""
+    """Add two of a noun with different motions, or one of them still."""
     noun, motions = b.noun_and_attributes(tuple(MOTIONS), 2)
     if b.rng.random() < 0.35:
         motions[1] = "still"
@@ -136,7 +136,7 @@ def motion_group(b: SceneBuilder) -> None:
 
 
 def border_group(b: SceneBuilder) -> None:
-    """Two of a noun that cross the border of the picture in different ways, or one that does not."""
+    """Add two of a noun that cross the border of the picture in different ways, or one that does not."""
     pairs = [("leave", "stay"), ("enter", "there")]
     if b.frames >= 12:
         pairs += [("return", "stay"), ("return", "gone")]
@@ -163,14 +163,14 @@ def _place_crossing(b: SceneBuilder, noun: str, border: str, size: float, colour
 
 
 def earlier_group(b: SceneBuilder) -> None:
-    """Two of a noun, one of which moves at first and then comes to rest; the other never moves."""
+    """Add two of a noun, one of which moves at first and then comes to rest; the other never moves."""
     stop = max(round(b.rng.uniform(0.4, 0.6) * b.frames), 3)
     actor = _place_mover_and_still(b, 0, stop)
     b.add_expression(actor, "earlier", actor.motion)
 
 
 def later_group(b: SceneBuilder) -> None:
-    """Two of a noun that look alike until one of them starts to move, or until one of two moving ones stops."""
+    """Add two of a noun that look alike until one of them starts to move, or until one of two moving ones stops."""
     middle = round(b.rng.uniform(0.35, 0.6) * b.frames)
     if b.rng.random() < 0.7:
         actor = _place_mover_and_still(b, middle, b.frames)

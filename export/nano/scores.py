@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,13 +27,14 @@ class Record:
 
 
 def score(predicted: np.ndarray, truth: np.ndarray, boundary: bool = True) -> tuple[float, float]:
-    """Mean J and F over the frames of one object, masks (T,H,W) bool. Without `boundary`, F repeats J."""
+    """Return mean J and F over the frames of one object, masks (T,H,W) bool. Without `boundary`, F repeats J."""
     j = float(np.mean(jaccard(predicted, truth)))
     return j, float(np.mean(boundary_f(predicted, truth))) if boundary else j
 
 
 def bootstrap_interval(values: Sequence[float], groups: Sequence[str], draws: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean. Resamples whole groups (clips), as sentences of one clip are correlated."""
+    """Return the 95 % bootstrap interval of the mean. Resamples whole groups (clips): their sentences are
+    correlated."""
     if len(values) == 0:
         return float("nan"), float("nan")
     values, labels = np.asarray(values, float), np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -45,7 +46,7 @@ def bootstrap_interval(values: Sequence[float], groups: Sequence[str], draws: in
 
 
 def summarize(records: Sequence[Record]) -> dict[str, float | int | list[float]]:
-    """Count, J, F, J&F and its interval over `records`."""
+    """Return count, J, F, J&F and its interval over `records`."""
     if not records:
         return {"n": 0}
     low, high = bootstrap_interval([r.jf for r in records], [r.clip for r in records])
@@ -60,7 +61,7 @@ def summarize(records: Sequence[Record]) -> dict[str, float | int | list[float]]
 
 
 def paired_difference(base: Sequence[Record], other: Sequence[Record]) -> dict[str, float | int | list[float]] | None:
-    """J&F of `other` minus that of `base` on the same sentences, with its interval; None if the sentences differ."""
+    """Return J&F of `other` minus that of `base`, with its interval; None if their sentences differ."""
     if [(r.clip, r.text, r.kind) for r in base] != [(r.clip, r.text, r.kind) for r in other]:
         return None
     differences = [b.jf - a.jf for a, b in zip(base, other, strict=True)]
@@ -73,7 +74,7 @@ def paired_difference(base: Sequence[Record], other: Sequence[Record]) -> dict[s
 
 
 def table(records: Iterable[Record]) -> dict[str, dict]:
-    """Summaries of all records, of each kind, and of seen and unseen pairs of noun and attribute."""
+    """Summarize all records, those of each kind, and those of seen and unseen pairs of noun and attribute."""
     records = list(records)
     out = {"all": summarize(records)}
     for kind in sorted({r.kind for r in records}):
@@ -96,7 +97,3 @@ def format_table(rows: dict[str, dict]) -> str:
             low, high = row["interval"]
             lines.append(f"{name:{width}}  {row['n']:5}  {means}  {low:.3f} .. {high:.3f}")
     return "\n".join(lines)
-
-
-def dump(records: Iterable[Record]) -> list[dict]:
-    return [asdict(r) for r in records]

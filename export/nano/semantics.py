@@ -12,13 +12,13 @@ from .scene import SIDE, Actor, Expression, Scene
 
 
 def unambiguous(scene: Scene, expression: Expression) -> bool:
-    """Whether the expression fits its target and no other actor."""
+    """Tell whether the expression fits its target and no other actor."""
     fitting = [i for i, actor in enumerate(scene.actors) if matches(scene, expression, actor)]
     return fitting == [expression.target]
 
 
 def matches(scene: Scene, expression: Expression, actor: Actor) -> bool:
-    """Whether the expression fits this actor; true in doubtful cases."""
+    """Tell whether the expression fits this actor; true in doubtful cases."""
     target = scene.actors[expression.target]
     if actor.noun != target.noun:
         return False
@@ -76,7 +76,7 @@ def _crosses(actor: Actor, border: str) -> bool:
 
 
 def _performs(scene: Scene, actor: Actor, kind: str, attribute: str) -> bool:
-    """Whether the actor does so: in the clip (motion), in its first part only (earlier), or in its second (later)."""
+    """Tell whether the actor does so: in the clip (motion), only in its first part (earlier), or second (later)."""
     does = visible_motions(scene, actor)
     if kind == "motion":
         return attribute in does if attribute != "still" else not does
@@ -92,14 +92,14 @@ def _performs(scene: Scene, actor: Actor, kind: str, attribute: str) -> bool:
 
 
 def moving_steps(scene: Scene, actor: Actor) -> np.ndarray:
-    """(T-1,) whether anything about the actor, relative to the camera, changes from one frame to the next."""
+    """Return (T-1,) whether the actor changes, relative to the camera, from one frame to the next."""
     x, y = actor.x - scene.camera[:, 0], actor.y - scene.camera[:, 1]
     step = np.hypot(np.diff(x), np.diff(y)) > 1.6
     return step | (np.abs(np.diff(actor.angle)) > 3) | (np.abs(np.diff(np.log(actor.scale))) > 0.01)
 
 
 def visible_motions(scene: Scene, actor: Actor) -> set[str]:
-    """Motions that a viewer recognises in the path of the actor over the whole clip."""
+    """Return the motions that a viewer recognises in the path of the actor over the whole clip."""
     x, y = actor.x - scene.camera[:, 0], actor.y - scene.camera[:, 1]
     dx, dy, turn = x[-1] - x[0], y[-1] - y[0], actor.angle
     growth, seen = actor.scale[-1] / actor.scale[0], set()

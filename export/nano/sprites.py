@@ -62,7 +62,7 @@ def _extend_colours(sprite: np.ndarray) -> np.ndarray:
 
 
 def placeholder() -> np.ndarray:
-    """Placeholder sprites of the same array shape: a polygon of its own form and colour per noun."""
+    """Draw placeholders of the same array shape: a polygon of its own form and colour per noun."""
     sprites = []
     for i, noun in enumerate(NOUNS):
         rng = np.random.default_rng(zlib.crc32(noun.encode()))

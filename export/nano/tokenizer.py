@@ -35,7 +35,7 @@ _ATTRIBUTES = {
 
 
 def sentences(count: int = 12000, seed: int = 0) -> list[str]:
-    """Sentences of every kind about every noun, without drawing a clip."""
+    """Draw sentences of every kind about every noun, without drawing a clip."""
     rng, out = np.random.default_rng(seed), []
     for i in range(count):
         kind, noun = KINDS[i % len(KINDS)], pick(rng, NOUNS)
@@ -72,7 +72,7 @@ def load(path: Path = FILE) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, texts: list[str], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Padded token ids int64 (B,L), and bool (B,L) true for real tokens. `length`: least L."""
+    """Return padded token ids int64 (B,L), and bool (B,L), true for real tokens. `length`: least L."""
     ids = [tokenizer.encode(text).ids[:MAX_TOKENS] for text in texts]
     width = max([length or 0, *map(len, ids)])
     tokens = np.full((len(ids), width), PAD, np.int64)

@@ -95,7 +95,7 @@ class Trainer:
         self.average = WeightAverage(self.model, self.config.average_decay, self.group, {name for name, _ in mine})
 
     def learn(self, batch: Batch) -> None:
-        """One optimizer step on one batch."""
+        """Make one optimizer step on one batch."""
         began = time.monotonic()
         self.objectives.progress = self.progress()
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -118,7 +118,7 @@ class Trainer:
         self.pending.append(entry | {"norm": norm})
 
     def progress(self) -> float:
-        """Elapsed part of the whole budget."""
+        """Return the elapsed part of the whole budget."""
         return min(1.0, self.elapsed / (60 * self.config.total_minutes))
 
     def learning_rate(self) -> float:
@@ -148,7 +148,7 @@ class Trainer:
             self.validate()
 
     def _train(self, max_steps: int | None) -> float:
-        """The steps of `run`. Returns the seconds spent waiting for batches since the last report."""
+        """Make the steps of `run`. Returns the seconds spent waiting for batches since the last report."""
         config, clock, waited = self.config, time.monotonic(), 0.0
         started = saved = validated = self.elapsed
         for _ in range(self.loader.ahead):
@@ -212,7 +212,7 @@ class Trainer:
             self._log(validation=rows, click=scores.summarize(click).get("J"))
 
     def averaged(self) -> Samwise:
-        """A copy of the network with averaged weights, in evaluation mode."""
+        """Build a copy of the network with averaged weights, in evaluation mode."""
         model = Samwise(self.model.config).to(self.device)
         model.load_state_dict({**self.model.state_dict(), **self.average.values})
         return model.eval()

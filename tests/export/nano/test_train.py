@@ -79,9 +79,9 @@ def test_every_parameter_learns(toy_network):
     truth[:, :, 10:40, 20:50] = True
     tokens = torch.randint(4, 90, (2, 5))
     clip = encode(toy_network, pictures(1, 8), tokens, torch.ones_like(tokens, dtype=torch.bool), 2)
-    said = Tracker(toy_network, clip, TrackOptions(conditional_memory=True, cme_first=2, decide_only=True)).run()
-    loss = losses.total(losses.frame_losses(said.logits, said.iou, said.score, truth))
-    loss = loss + sum(decision.sum() for _, decision, _ in said.decisions)
+    tracked = Tracker(toy_network, clip, TrackOptions(conditional_memory=True, cme_first=2, decide_only=True)).run()
+    loss = losses.total(losses.frame_losses(tracked.logits, tracked.iou, tracked.score, truth))
+    loss = loss + sum(decision.sum() for _, decision, _ in tracked.decisions)
     begin = prompts.encode_prompts(toy_network, truth[:, 0].repeat(2, 1, 1), torch.arange(4), permanent=True)
     shown = encode(toy_network, pictures(1, 8), None, None, 4)
     seen = Tracker(toy_network, shown, TrackOptions(mask_tokens=(0, 1, 2, 3, 0, 1, 2, 3)), begin).run()
@@ -250,11 +250,16 @@ def test_heads_have_low_loss_on_the_truth():
     right, still = (speed(x, instance_map, rates) for x in (cells * rates[:, 1], torch.zeros(1, 64, 4)))
     assert right["velocity"] == 0 and right["_velocity_accuracy"] == 1
     assert still["velocity"] > 0.5 and still["_velocity_accuracy"] == 0
-    told = TextMatchHead(2)
+    text_match = TextMatchHead(2)
     with torch.no_grad():
-        told.coverage.weight.copy_(torch.tensor([[4.0, -4.0]]))
+        text_match.coverage.weight.copy_(torch.tensor([[4.0, -4.0]]))
     inside = torch.cat((cells, 1 - cells), 2)
-    assert told(inside, instance_map > 0)["text_match"] < 0.1 < 1 < told(1 - inside, instance_map > 0)["text_match"]
+    assert (
+        text_match(inside, instance_map > 0)["text_match"]
+        < 0.1
+        < 1
+        < text_match(1 - inside, instance_map > 0)["text_match"]
+    )
 
 
 def test_tokenizer_layout():

@@ -288,7 +288,7 @@ def test_tensors_that_claim_more_than_the_file_holds(tensors, tmp_path):
     """Sizes are read from the tensors, and memory is spent on them: one number, repeated a million million times."""
     import torch
 
-    refused(tmp_path / "x.pt", {**tensors, "no_mem_embed": torch.zeros(1).expand(1, 1, 1 << 40)}, "claim", "hold")
+    refused(tmp_path / "x.pt", {**tensors, "no_mem_embed": torch.zeros(1).expand(1, 1, 1 << 40)}, "claim", "damaged")
 
 
 def test_names_of_tensors_with_line_breaks(tensors, tmp_path):

@@ -1,5 +1,6 @@
 """Small videos for tests, made with PyAV."""
 
+import contextlib
 import socket
 import threading
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 
 def clip(count=12, height=48, width=64):
-    """Frames (T, H, W, 3) uint8: a red square that moves right; the level of the bottom rows encodes the frame number."""
+    """Frames (T, H, W, 3) uint8: a red square that moves right; the bottom rows encode the frame number."""
     frames = np.full((count, height, width, 3), 16, np.uint8)
     for i, frame in enumerate(frames):
         x = (4 + 2 * i) % (width - 24)
@@ -65,14 +66,26 @@ def truncate(path: Path, part: float) -> Path:
     return out
 
 
-def corrupt(path: Path, start: float, count: int) -> Path:
-    """Copy a file with `count` bytes changed."""
+def corrupt(path: Path, start: float, count: int, step: int = 1) -> Path:
+    """Copy a file with `count` bytes changed, every `step`th one from the fraction `start` on."""
     data = bytearray(path.read_bytes())
     at = int(len(data) * start)
-    for i in range(at, at + count):
+    for i in range(at, min(len(data), at + count * step), step):
         data[i] ^= 0x5A
     out = path.with_name("corrupted_" + path.name)
     out.write_bytes(data)
+    return out
+
+
+def drop_packets(path: Path) -> Path:
+    """Copy a video without every third packet that is not a key frame."""
+    out = path.with_name("dropped_" + path.name)
+    with av.open(str(path)) as source, av.open(str(out), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(p for p in source.demux(video=0) if p.size):
+            if packet.is_keyframe or number % 3:
+                packet.stream = stream
+                target.mux(packet)
     return out
 
 
@@ -88,6 +101,6 @@ class Server(threading.Thread):
 
     def run(self):
         for _ in range(self.times):
-            with self.socket.accept()[0] as client:
+            with contextlib.suppress(OSError), self.socket.accept()[0] as client:  # the client may hang up first
                 client.sendall(self.data)
         self.socket.close()

@@ -1,12 +1,11 @@
-"""Endurance: many frames, sessions that come and go, prompts that change, bad frames, damaged files; nothing may grow.
+"""Soak test: sessions of every kind, invalid frames and damaged files, with memory, files and threads watched.
 
     python tests/soak/run.py --engine engines/nano --frames 10000 --out benchmarks/results/soak_nano.json
 
-Writes a JSON with a sample about every `--every` frames (resident memory, open files, threads, latency), anew after
-each sample, so that a run that is stopped leaves what it measured; at the end a plot in `--plot` (PNG and SVG).
-Samples are taken between sessions, when everything that a session holds must be back. The run fails (exit code 1) when
-memory, files or threads grew, when the same clip no longer gives the same masks, or when any fault was not the
-expected one-line error.
+Writes a JSON report with a sample about every `--every` frames, again after each sample, so that a stopped run leaves
+its measurements; at the end a plot beside it (PNG and SVG). Samples are taken between sessions, when everything that a
+session holds must have been returned. Exit code 1 when memory, files or threads grew, when the same clip gave other
+masks, or when a fault did not end in the expected one-line error.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ if __name__ == "__main__":  # the packages of the clone and of its tests, from a
 
 import runtime
 from runtime.media import video_sources
-from soak.media import Media, picture
-from soak.scenarios import RELOAD_EVERY, Life, bundle_again, episodes, sentence
+from soak.scenarios import CLIPS, RELOAD_EVERY, SoakRunner, make_files, reload_bundle, scenarios, sentence
 
 GROWTH_MB = 32
-"""Resident memory may wander by this much (arena, page cache of decoders) between the second tenth and the last."""
+"""Allowed growth of resident memory (arenas, page cache of decoders) from the second tenth of a run to the last."""
+LIBRARIES = ("numpy", "onnxruntime", "av", "tokenizers", "pillow")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """State after `frame` frames. Latencies are of the calls of `push` since the sample before, in milliseconds. Most
+    """State after `frame` frames. Latencies are of the calls of `push` since the previous sample, in milliseconds. Most
     calls only take a frame; the 95th percentile is that of calls that complete a clip and compute all of it."""
 
     frame: int
@@ -54,46 +53,39 @@ class Sample:
     latency_p95_ms: float = 0.0
 
 
-def rss_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
 def native_threads() -> int:
-    """Threads of the process, those of libraries included."""
+    """Number of threads of the process, those of libraries included."""
     return len(os.listdir("/proc/self/task"))
 
 
-def measure(life: Life) -> Sample:
-    """A sample now; the latencies so far are taken out of `life`."""
-    p50, p95 = (1000 * np.percentile(life.latencies, (50, 95))).round(3).tolist() if life.latencies else (0.0, 0.0)
-    life.latencies.clear()
-    return Sample(life.frames, round(rss_mb(), 1), len(os.listdir("/proc/self/fd")), native_threads(), p50, p95)
+def measure(runner: SoakRunner) -> Sample:
+    """Take a sample, and clear the latencies of the runner."""
+    p50, p95 = (1000 * np.percentile(runner.latencies or [0.0], (50, 95))).round(3).tolist()
+    runner.latencies.clear()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    rss_mb = round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+    return Sample(runner.frames, rss_mb, len(os.listdir("/proc/self/fd")), native_threads(), p50, p95)
 
 
-def run(life: Life, frames: int, every: int) -> Iterator[Sample]:
-    """Live one episode after the other until `frames` frames are done; a sample after the episode that completes
-    `every`."""
-    round_, sample_at, first = episodes(life), every, probe(life.engine)
-    while life.frames < frames:
-        number = life.sessions
-        round_[number % len(round_)](life, number // len(round_))
-        life.sessions += 1
+def run(runner: SoakRunner, frames: int, every: int) -> Iterator[Sample]:
+    """Run one scenario after the other for `frames` frames; yield a sample about every `every` frames."""
+    sequence, sample_at, first = scenarios(runner.engine), every, mask_digest(runner.engine)
+    while runner.frames < frames:
+        number = runner.sessions
+        sequence[number % len(sequence)](runner, number // len(sequence))
+        runner.sessions += 1
         if number % RELOAD_EVERY == RELOAD_EVERY - 1:
-            bundle_again(life, number)
-        if life.frames >= sample_at:
-            if probe(life.engine) != first:
-                raise AssertionError(f"after {life.frames} frames the same clip gives other masks than before")
-            settle()
-            yield measure(life)
-            sample_at = life.frames - life.frames % every + every
+            reload_bundle(runner, number)
+        if runner.frames >= sample_at:
+            if mask_digest(runner.engine) != first:
+                raise AssertionError(f"after {runner.frames} frames the same clip gives other masks than before")
+            wait_for_threads()
+            yield measure(runner)
+            sample_at = runner.frames - runner.frames % every + every
 
 
-def settle() -> None:
-    """Wait until the threads of the last video are gone; a decoder may take a moment. Those that stay are counted.
-
-    Threads of others may live beside: half a second in which none ends is the end of waiting.
-    """
+def wait_for_threads() -> None:
+    """Wait until the decoder threads of the last video have ended; give up after half a second in which none ends."""
     count, since = threading.active_count(), time.monotonic()
     while count > 1 and time.monotonic() < since + 0.5:
         time.sleep(0.01)
@@ -101,49 +93,41 @@ def settle() -> None:
             count, since = threading.active_count(), time.monotonic()
 
 
-def probe(engine: runtime.Engine) -> str:
-    """Digest of the masks of a short clip, which must be the same for ever."""
-    digest = hashlib.sha256()
-    clip = [picture(i, 96, 160) for i in range(9)]
-    if any(hasattr(n, "open") for n in engine.networks.values()):
+def mask_digest(engine: runtime.Engine) -> str:
+    """Digest of the masks of a short clip, which must never change."""
+    digest, clip, results = hashlib.sha256(), CLIPS[0][:9], []
+    if runtime.Capability.TEXT_VIDEO in engine.capabilities:
         with engine.session([sentence(engine, 0)]) as session:
-            for result in session.stream(clip):
-                digest.update(np.packbits(result.masks).tobytes())
-    if any(hasattr(n, "live") for n in engine.networks.values()):
+            results += session.stream(clip)
+    if runtime.Capability.PROMPT_VIDEO in engine.capabilities:
         with engine.live() as session:
-            for result in session.stream(clip, {0: {1: runtime.Box([0, 20, 40, 60])}}):
-                digest.update(np.packbits(result.masks).tobytes())
+            results += session.stream(clip, {0: {1: runtime.Box([0, 20, 40, 60])}})
+    for result in results:
+        digest.update(np.packbits(result.masks).tobytes())
     return digest.hexdigest()
 
 
-# ------------------------------------------------------------------------------------------------------------ verdict
-
-
 def tenths(samples: list[Sample], name: str) -> tuple[float, float]:
-    """Median of a figure over the second tenth of the samples, and over the last. The first is warm-up."""
+    """Median of a figure over the second tenth of the samples and over the last. The first is warm-up."""
     values, size = [getattr(s, name) for s in samples], max(1, len(samples) // 10)
     return float(np.median(values[size : 2 * size] or values[:1])), float(np.median(values[-size:]))
 
 
-def verdict(samples: list[Sample]) -> list[str]:
-    """What grew; empty when nothing did."""
+def find_growth(samples: list[Sample]) -> list[str]:
+    """Describe each resource that grew."""
     grew = []
-    before, after = tenths(samples, "rss_mb")
-    if after > before + GROWTH_MB:
-        grew.append(f"memory {before} -> {after} MB")
-    for name in ("files", "threads"):
+    for name, allowed in (("rss_mb", GROWTH_MB), ("files", 0), ("threads", 0)):
         before, after = tenths(samples, name)
-        if after > before:
+        if after > before + allowed:
             grew.append(f"{name} {before:g} -> {after:g}")
     return grew
 
 
-def report(life: Life, samples: list[Sample], args: argparse.Namespace, complete: bool) -> dict[str, Any]:
-    """What is written: what was run and on what, what happened, what grew, and every sample."""
-    bundle = life.engine.bundle
-    versions = {name: metadata.version(name) for name in ("numpy", "onnxruntime", "av", "tokenizers", "pillow")}
+def report(runner: SoakRunner, samples: list[Sample], args: argparse.Namespace, complete: bool) -> dict[str, Any]:
+    """Content of the report: command, machine, counts, growth, and every sample."""
+    bundle = runner.engine.bundle
     drift = {
-        name: dict(zip(("second_tenth", "last_tenth"), tenths(samples, name)))
+        name: dict(zip(("second_tenth", "last_tenth"), tenths(samples, name), strict=True))
         for name in ("rss_mb", "files", "threads", "latency_p95_ms")
     }
     return {
@@ -155,12 +139,12 @@ def report(life: Life, samples: list[Sample], args: argparse.Namespace, complete
         "cores": os.cpu_count(),
         "threads": args.threads,
         "python": platform.python_version(),
-        "versions": versions,
-        "frames": life.frames,
-        "episodes": life.sessions,
-        "trouble": dict(sorted(life.trouble.items())),
+        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "frames": runner.frames,
+        "scenarios": runner.sessions,
+        "expected_errors": dict(sorted(runner.expected_errors.items())),
         "growth_allowed_mb": GROWTH_MB,
-        "grew": verdict(samples),
+        "grew": find_growth(samples),
         "drift": drift,
         "samples": [asdict(s) for s in samples],
     }
@@ -174,66 +158,59 @@ def write(path: Path, data: dict[str, Any]) -> None:
     part.replace(path)
 
 
-def plot(samples: list[dict[str, Any]], path: Path, machine: str) -> None:
-    """Memory, handles and threads, and time over frames, into `path` with the suffixes .png and .svg."""
+def plot(samples: list[Sample], path: Path, machine: str) -> None:
+    """Plot memory, handles, threads and latency over frames into `path` with the suffixes .png and .svg."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     pyplot.rcParams["svg.hashsalt"] = "soak"  # the same data gives the same file
-    figure, (top, middle, bottom) = pyplot.subplots(3, 1, sharex=True, figsize=(8, 6.5), layout="constrained")
-    at = [s["frame"] for s in samples]
-    top.plot(at, [s["rss_mb"] for s in samples])
-    top.set(ylabel="resident memory, MB", ylim=(0, None))
-    for name in ("files", "threads"):
-        middle.plot(at, [s[name] for s in samples], label={"files": "open handles"}.get(name, name))
-    middle.set(ylabel="count", ylim=(0, None))
-    middle.legend(loc="center right")
-    bottom.plot(at, [s["latency_p95_ms"] for s in samples])
-    bottom.set(ylabel="95th percentile of a push, ms", xlabel="frames", ylim=(0, None))
-    bottom.set_title(machine, fontsize=8)
+    figure, axes = pyplot.subplots(3, 1, sharex=True, figsize=(8, 6.5), layout="constrained")
+    panels = (
+        ("resident memory, MB", {"rss_mb": None}),
+        ("count", {"files": "open handles", "threads": "threads"}),
+        ("95th percentile of a push, ms", {"latency_p95_ms": None}),
+    )
+    for panel, (title, lines) in zip(axes, panels, strict=True):
+        for name, label in lines.items():
+            panel.plot([s.frame for s in samples], [getattr(s, name) for s in samples], label=label)
+        panel.set(ylabel=title, ylim=(0, None))
+    axes[1].legend(loc="center right")
+    axes[2].set_xlabel("frames")
+    axes[2].set_title(machine, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".png", ".svg"):
         figure.savefig(path.with_suffix(suffix), dpi=110, metadata={"Date": None} if suffix == ".svg" else None)
     pyplot.close(figure)
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Options of the command."""
     p = argparse.ArgumentParser(prog="python tests/soak/run.py", description=__doc__.splitlines()[0])
     p.add_argument("--engine", default="engines/nano")
     p.add_argument("--frames", type=int, default=10_000)
     p.add_argument("--every", type=int, default=100, help="frames between samples")
     p.add_argument("--threads", type=int, default=None, help="CPU threads (default: the backend decides)")
-    p.add_argument("--machine", default="", help="a word about the machine, for the report")
+    p.add_argument("--machine", default="", help="description of the machine, for the report")
     p.add_argument("--out", type=Path, default=Path("benchmarks/results/soak.json"))
-    p.add_argument("--replot", type=Path, metavar="JSON", help="draw the plot of this report again, and run nothing")
     p.add_argument("--plot", type=Path, help="plot, .png and .svg (default: beside --out)")
     return p
 
 
 def main() -> int:
-    args = parser().parse_args()
-    if args.replot:
-        data = json.loads(args.replot.read_text())
-        plot(data["samples"], args.plot or args.replot, data["machine"])
-        return 0
+    args = build_parser().parse_args()
     video_sources.RETRY_SECONDS = 0.01  # the camera of this run comes back at once, or never
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory() as folder, runtime.load(args.engine, threads=args.threads) as engine:
-        life = Life(engine, Media(Path(folder)))
-        for sample in run(life, args.frames, args.every):
+        runner = SoakRunner(engine, make_files(Path(folder)))
+        for sample in run(runner, args.frames, args.every):
             samples.append(sample)
-            write(args.out, report(life, samples, args, complete=False))
-            print(
-                f"{sample.frame:7d} frames  {sample.rss_mb:7.1f} MB  {sample.files} handles  "
-                f"{sample.threads} threads  {sample.latency_p95_ms:.1f} ms",
-                flush=True,
-            )
-        data = report(life, samples, args, complete=True)
+            write(args.out, report(runner, samples, args, complete=False))
+            print(*(f"{name} {value:g}" for name, value in asdict(sample).items()), sep="  ", flush=True)
+        data = report(runner, samples, args, complete=True)
     write(args.out, data)
-    plot(data["samples"], args.plot or args.out, args.machine)
+    plot(samples, args.plot or args.out, args.machine)
     print("grew: " + "; ".join(data["grew"]) if data["grew"] else "nothing grew")
     return 1 if data["grew"] else 0
 

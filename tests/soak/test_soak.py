@@ -27,7 +27,7 @@ def test_nothing_grows(toy, files):
     with runtime.load(toy) as engine:
         runner = SoakRunner(engine, files)
         samples = list(soak.run(runner, 1200, 50))
-        assert engine.networks["samwise"].pool.free == engine.networks["samwise"].pool.capacity
+        assert engine.networks["samwise"].maskmem_pool.in_use == 0
     assert 15 <= len(samples) <= 24
     assert soak.find_growth(samples) == []
     assert {

@@ -10,7 +10,7 @@ import numpy as np
 from ...bundle.manifest import TensorSpec
 from ...device.base import Array, Device
 from ...device.scratch import ScratchBuffers
-from ...tracking.memory import Row
+from ...tracking.object_memory import ObjectMemory
 from .state import TextTrack
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ class ClipEncoder:
     def _allocate(self, tensors: Sequence[TensorSpec], sizes: Mapping[str, int]) -> dict[str, Array]:
         return {t.name: self._device.empty(t.resolve(sizes), t.dtype) for t in tensors}
 
-    def new_track(self, tokens: np.ndarray, verbs: np.ndarray, memory: Row) -> TextTrack:
+    def new_track(
+        self, tokens: np.ndarray, verbs: np.ndarray, maskmem: ObjectMemory, obj_ptrs: ObjectMemory
+    ) -> TextTrack:
         """Allocate the buffers of a prompt and run the part of the text tower that sees no frame.
 
         `verbs`: positions in `tokens`. The reference repeats each one for every frame and then reads only the first;
@@ -55,7 +57,7 @@ class ClipEncoder:
             features["verb"] = self._device.constant(verbs[:1] if len(verbs) else np.zeros(1, np.int64))
         self._stages["text_0"].run(tokens=self._device.constant(tokens), text_0=features["text_0"])
         absent = self._motion and not len(verbs)
-        return TextTrack(memory, features, sparse_count=features["sparse"].shape[1] - absent)
+        return TextTrack(maskmem, obj_ptrs, features, sparse_count=features["sparse"].shape[1] - absent)
 
     def encode(self, clip: Mapping[str, Array], tracks: Sequence[TextTrack], length: int) -> None:
         """Encode the first `length` frames of the clip with every prompt, into the maps of its track."""

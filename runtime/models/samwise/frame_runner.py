@@ -11,7 +11,7 @@ import numpy as np
 from ...bundle.manifest import StageSpec, TensorSpec
 from ...device.base import Array, Device
 from ...device.scratch import ReadbackBuffer, ScratchBuffers
-from ...tracking.memory import MemoryPool
+from ...tracking.object_memory import ObjectMemory
 from .frame_decoder import FrameDecoder
 from .graph_cache import GraphCache
 from .state import FrameInputs, TextTrack, TrackBatch
@@ -24,13 +24,14 @@ class FrameRunner:
     def __init__(
         self,
         decoder: FrameDecoder,
-        memory: MemoryPool,
         device: Device,
         scratch: ScratchBuffers,
         specs: Mapping[str, StageSpec],
         sizes: Mapping[str, int],
+        memory: Mapping[str, Array],
     ) -> None:
-        self._decoder, self._memory, self._device, self._scratch = decoder, memory, device, scratch
+        """`memory`: input of memory attention -> array of all objects that it reads (max_objects, blocks, ...)."""
+        self._decoder, self._device, self._scratch, self._memory = decoder, device, scratch, memory
         self._slots, self._pointers = sizes["slots"], sizes["pointers"]
         attention, mask_decoder = specs["memory_attention"], specs["mask_decoder"]
         for name in ("embedding", "embedding_no_memory"):
@@ -46,12 +47,10 @@ class FrameRunner:
     def new_batch(self, tracks: Sequence[TextTrack], cme: Mapping[str, int] | None, uses_memory: bool) -> TrackBatch:
         """Allocate what the frames of these tracks share."""
         n, slots, constant = len(tracks), self._slots, self._device.constant
-        # slot s holds the newest frame before f that is s modulo `slots`; hence its age is (f - 1 - s) modulo `slots`
-        ages = [(f - 1 - np.arange(min(f, slots), dtype=np.int64)) % slots for f in range(2 * slots)]
         return TrackBatch(
             tracks,
             sparse_count=constant(np.array([track.sparse_count for track in tracks], np.int64)),
-            maskmem_tpos_indices=[constant(np.tile(row, (n, 1))) for row in ages],
+            maskmem_tpos_indices=[constant(np.tile(ring_ages(f, slots), (n, 1))) for f in range(2 * slots)],
             readback=self.new_readback(n),
             graphs=GraphCache(self._device, first_frame=max(slots, self._pointers)),
             cme=cme,
@@ -62,11 +61,6 @@ class FrameRunner:
         """Allocate the outputs that are copied to the host after each frame: the decoder's, and `more`."""
         return ReadbackBuffer(self._device, [*self._results, *more], num_tracks, optional=("low_res_logits",))
 
-    def release(self, tracks: Sequence[TextTrack]) -> None:
-        """Release the memory of tracks."""
-        for track in tracks:
-            self._memory.release(track.memory)
-
     def run(
         self, batch: TrackBatch, clip: Mapping[str, Array], frame: int, offset: int, transforms: Transforms
     ) -> dict[str, np.ndarray]:
@@ -74,13 +68,13 @@ class FrameRunner:
         due, graph_ready = batch.cme_due(frame), batch.graphs.graph_ready(frame)
         inputs = self._inputs(batch, clip, frame, offset, due, graph_ready)
         outputs = self._decoder.outputs(batch.readback, len(batch.tracks))
-        slots = [self._memory.slot(track.memory, frame) for track in batch.tracks]
+        slots = [track.maskmem.ring_block(frame) for track in batch.tracks]
         if graph_ready:  # a graph writes the same arrays on every frame; the slot is another one each time
             batch.graphs.run(tuple(due), partial(self._decoder.decode, inputs, outputs, None))
         else:
             self._decoder.decode(inputs, outputs, slots)
         for i, track in enumerate(batch.tracks):
-            self._device.copy(outputs["obj_ptr"][i], self._memory.pointer(track.memory, frame))
+            self._device.copy(outputs["obj_ptr"][i], track.obj_ptrs.ring_block(frame))
             if graph_ready:
                 self._device.copy(outputs["maskmem_features"][i], slots[i])
         read = transforms.read(batch.readback)
@@ -111,24 +105,25 @@ class FrameRunner:
         )
 
     def _memory_inputs(self, batch: TrackBatch, frame: int, static: bool) -> dict[str, Array]:
-        rows, slots = [track.memory for track in batch.tracks], self._slots
-        age = batch.maskmem_tpos_indices[frame if frame < slots else slots + frame % slots]
+        slots = self._slots
+        ages = batch.maskmem_tpos_indices[frame if frame < slots else slots + frame % slots]
         if static:
-            self._device.copy(age, ages := self._static_buffers["maskmem_tpos_index"][: len(rows)])
-            age = ages
+            buffer = self._static_buffers["maskmem_tpos_index"][: len(batch.tracks)]
+            self._device.copy(ages, buffer)
+            ages = buffer
         return {
-            "memory": self._filled("memory", self._memory.features, batch, rows[0].filled),
-            "obj_ptrs": self._filled("obj_ptrs", self._memory.pointers, batch, rows[0].filled_pointers),
-            "maskmem_tpos_index": age,
+            "memory": self._filled("memory", [track.maskmem for track in batch.tracks]),
+            "obj_ptrs": self._filled("obj_ptrs", [track.obj_ptrs for track in batch.tracks]),
+            "maskmem_tpos_index": ages,
         }
 
-    def _filled(self, name: str, pool: Array, batch: TrackBatch, filled: int) -> Array:
-        """Return the filled prefixes of the tracks' rows as (tracks, filled, ...).
+    def _filled(self, name: str, memories: Sequence[ObjectMemory]) -> Array:
+        """Return the filled prefixes of rings as (rings, filled, ...).
 
-        One track, and neighbouring rows that are full, are read in place. Prefixes of several rows have gaps between
-        them, so they are copied; after a few frames the rows are full.
+        One ring, and neighbouring rings that are full, are read in place. Prefixes of several rings have gaps between
+        them, so they are copied; after a few frames the rings are full.
         """
-        rows = [track.memory.index for track in batch.tracks]
+        pool, rows, filled = self._memory[name], [memory.index for memory in memories], memories[0].filled
         first, n = rows[0], len(rows)
         if n == 1 or (filled == pool.shape[1] and rows == list(range(first, first + n))):
             return pool[first : first + n, :filled]
@@ -138,3 +133,11 @@ class FrameRunner:
         for row, to in zip(rows, out, strict=True):
             self._device.copy(pool[row, :filled], to)
         return out
+
+
+def ring_ages(frame: int, slots: int) -> np.ndarray:
+    """Return the row of the temporal embedding of each filled slot, seen from `frame`: 0 is the frame just before.
+
+    Slot s holds the newest earlier frame that is s modulo `slots`.
+    """
+    return (frame - 1 - np.arange(min(frame, slots), dtype=np.int64)) % slots

@@ -8,14 +8,15 @@ are in `docs/architecture.md`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import ClassVar
 
+from ...bundle.manifest import TensorSpec
 from ...device.scratch import ScratchBuffers
 from ...errors import BundleError, UserError
 from ...prompts import Text
 from ...tokenizer import Tokenizer, encode, verb_positions
-from ...tracking.memory import MemoryPool
+from ...tracking.object_memory import BlockPool
 from ..base import Capability, NetworkContext, Signature
 from ..options import TextOptions
 from .clip_encoder import ClipEncoder
@@ -57,19 +58,23 @@ class Samwise:
             "pointers": settings["memory"]["max_obj_ptrs"] - 1,
         }
         scratch, motion = ScratchBuffers(device, specs, sizes), settings["text"]["motion"]
-        _, tokens, channels = specs["memory_encoder"].output("maskmem_features").resolve(sizes)
-        _, width = specs["mask_decoder"].output("obj_ptr").resolve(sizes)
-        dtype = specs["memory_encoder"].output("maskmem_features").dtype
-        self.pool = MemoryPool(
-            device, context.max_objects, sizes["slots"], tokens, channels, sizes["pointers"], width, dtype
+        self.maskmem_pool, self.obj_ptr_pool = (
+            self._new_pool(context, specs["memory_attention"].input(name), sizes) for name in ("memory", "obj_ptrs")
         )
         self._encoder = ClipEncoder(stages, device, scratch, self.window, motion)
         decoder = FrameDecoder(stages, device, scratch, self._max_tracks, motion)
-        self._runner = FrameRunner(decoder, self.pool, device, scratch, specs, sizes)
+        memory = {"memory": self.maskmem_pool.array, "obj_ptrs": self.obj_ptr_pool.array}
+        self._runner = FrameRunner(decoder, device, scratch, specs, sizes, memory)
         low_res_side = specs["mask_decoder"].output("low_res_logits").resolve(sizes)[1]
         self._images = ImageSettings(
             settings, bundle.manifest.image_size, low_res_side, self._max_tracks, device, context.kernels
         )
+
+    @staticmethod
+    def _new_pool(context: NetworkContext, tensor: TensorSpec, sizes: Mapping[str, int]) -> BlockPool:
+        """Allocate the memory of all objects for an input of memory attention, from which that reads in place."""
+        _, blocks, *shape = tensor.resolve(sizes)
+        return BlockPool(context.device, context.max_objects, blocks, shape, tensor.dtype, contiguous=True)
 
     def open_text_session(
         self,
@@ -98,8 +103,8 @@ class Samwise:
         with ExitStack() as undo:
             tracks = []
             for tokens, verbs in encoded:
-                row = self.pool.rent()
-                undo.callback(self.pool.release, row)
-                tracks.append(self._encoder.new_track(tokens, verbs, row))
+                maskmem = undo.enter_context(closing(self.maskmem_pool.open()))
+                obj_ptrs = undo.enter_context(closing(self.obj_ptr_pool.open()))
+                tracks.append(self._encoder.new_track(tokens, verbs, maskmem, obj_ptrs))
             undo.pop_all()
         return tracks

@@ -78,7 +78,8 @@ class TextSession:
         """Release the memory of the objects. Closing twice is harmless."""
         if self._open:
             self._open = False
-            self._runner.release(self._tracks)
+            for track in self._tracks:
+                track.close()
             if self._on_close is not None:
                 self._on_close(self)
 

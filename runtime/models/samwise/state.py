@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...device.base import Array
 from ...device.scratch import ReadbackBuffer
-from ...tracking.memory import Row
+from ...tracking.object_memory import ObjectMemory
 from .graph_cache import GraphCache
 
 
@@ -15,13 +15,21 @@ from .graph_cache import GraphCache
 class TextTrack:
     """One prompt tracked through one video."""
 
-    memory: Row
+    maskmem: ObjectMemory
+    """Ring of the features of the newest frames."""
+    obj_ptrs: ObjectMemory
+    """Ring of the object pointers of the newest frames."""
     features: Mapping[str, Array]
     """Arrays of the prompt alone, named as in the stages: `text_0`, `sparse`, and the maps of the current clip
     (window, ...): `embedding`, `embedding_no_memory`, `high_res_1`."""
     sparse_count: int
     last_switch_frame: int = 0
     """Last frame on which the conditional memory encoder replaced the mask to remember."""
+
+    def close(self) -> None:
+        """Release the memory of the object."""
+        self.maskmem.close()
+        self.obj_ptrs.close()
 
 
 @dataclass(slots=True, eq=False)

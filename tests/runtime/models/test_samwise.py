@@ -6,7 +6,10 @@ import pytest
 import runtime
 from helpers import toy_samwise as toy
 from helpers.samwise_schedule import A, B, C, frames, reference, run
+from runtime.device.base import Cpu
 from runtime.engine import MAX_OBJECTS
+from runtime.models.samwise.frame_runner import ring_ages
+from runtime.tracking.object_memory import BlockPool
 
 
 @pytest.fixture
@@ -30,6 +33,17 @@ def test_several_prompts_equal_one_at_a_time(engine):
     together, _ = run(engine, clip, A, B, C)  # three tracks in batches of two: one batch is not full
     for i, prompt in enumerate((A, B, C)):
         np.testing.assert_allclose(together[i], reference(clip, prompt)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("slots", [3, 4])
+def test_ages_of_the_slots_of_a_ring(slots):
+    pool = BlockPool(Cpu(), 1, slots, (2, 2), "float32", contiguous=True)
+    memory = pool.open()
+    for frame in range(8):
+        seen = {int(pool.array[0, s, 0, 0]): int(age) for s, age in enumerate(ring_ages(frame, slots))}
+        assert seen == {g: frame - g - 1 for g in range(max(0, frame - slots), frame)}
+        assert len(seen) == memory.filled
+        memory.ring_block(frame)[:] = frame
 
 
 def test_conditional_memory_off(engine):

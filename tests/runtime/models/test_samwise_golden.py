@@ -42,10 +42,9 @@ def play(engine, case, **options):
             results.append(result)
             if track.last_switch_frame == result.frame_index > 0:
                 switches.append(result.frame_index)
-        pool = engine.networks["samwise"].pool
         frames = len(clip)
-        pointers = np.stack([pool.pointers[track.memory.index, f % pool.pointers.shape[1]] for f in range(frames)])
-        memory = np.stack([pool.features[track.memory.index, f % 6] for f in range(frames - 6, frames)])
+        pointers = np.stack([track.obj_ptrs.ring_block(f) for f in range(frames)])
+        memory = np.stack([track.maskmem.ring_block(f) for f in range(frames - 6, frames)])
     return meta, clip, results, pointers, memory, switches
 
 

@@ -49,7 +49,11 @@ class TrackingSession:
 
     def state(self, obj: int) -> TrackedObject:
         """Return the prompts and outputs of an object by frame, to look at. Raises PromptError when there is none."""
-        return self._existing(obj)
+        try:
+            return self._objects[obj]
+        except (KeyError, TypeError):
+            have = ", ".join(map(str, self._objects)) or "none"
+            raise PromptError(f"there is no object {obj!r}; objects: {have}") from None
 
     def close(self) -> None:
         """Return the memory to the engine. Closing twice is harmless."""
@@ -77,13 +81,6 @@ class TrackingSession:
         if obj not in self._objects:
             self._objects[obj] = TrackedObject(self._pool.open(self._grows))
         return self._objects[obj]
-
-    def _existing(self, obj: int) -> TrackedObject:
-        try:
-            return self._objects[obj]
-        except (KeyError, TypeError):
-            have = ", ".join(map(str, self._objects)) or "none"
-            raise PromptError(f"there is no object {obj!r}; objects: {have}") from None
 
     def _remove(self, obj: int) -> None:
         self._objects.pop(obj).memory.close()

@@ -108,12 +108,12 @@ class LiveSession(TrackingSession):
     def remove(self, obj: int) -> None:
         """Stop tracking an object. Raises PromptError when there is none of that id."""
         self._check_open()
-        self._existing(obj)
+        self.state(obj)
         self._remove(obj)
 
     def output(self, obj: int) -> ObjectOutput | None:
         """Return the stored output of an object on the last frame."""
-        return self._existing(obj).committed(self._num_frames - 1)
+        return self.state(obj).committed(self._num_frames - 1)
 
     # -- one frame ------------------------------------------------------------------------------------------------
 

@@ -111,7 +111,7 @@ class VideoSession(TrackingSession):
         """Remove an object's prompts on a frame; a committed output there counts as tracked. Raises PromptError."""
         self._check_open()
         frame = check_frame_number(frame, "frame", self.num_frames - 1)
-        tracked = self._existing(obj)
+        tracked = self.state(obj)
         tracked.point_inputs.pop(frame, None)
         tracked.mask_inputs.discard(frame)
         tracked.drop(tracked.pending_cond_outputs, frame)
@@ -125,7 +125,7 @@ class VideoSession(TrackingSession):
     def remove_object(self, obj: int) -> list[Result]:
         """Remove an object. Returns the frames that it had prompts on, without it. Raises PromptError."""
         self._check_open()
-        tracked = self._existing(obj)
+        tracked = self.state(obj)
         frames = [*tracked.point_inputs, *tracked.mask_inputs]
         self._remove(obj)
         if not self._objects:
@@ -139,7 +139,7 @@ class VideoSession(TrackingSession):
 
     def output(self, frame: int, obj: int) -> ObjectOutput | None:
         """Return the stored output of an object on a frame: of its latest prompt, else of tracking; None if neither."""
-        tracked = self._existing(obj)
+        tracked = self.state(obj)
         pending = tracked.pending_cond_outputs.get(frame) or tracked.pending_non_cond_outputs.get(frame)
         return pending or tracked.committed(frame)
 

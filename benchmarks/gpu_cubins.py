@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from runtime.bundle.manifest import Manifest
-from runtime.device.cubin import Kernels
+from runtime.device.cubin import FOLDER, Kernels
 from runtime.kernels import launch, plan
 
 from . import bench_kernel_memory_attention as memory_attention
@@ -24,9 +24,13 @@ def check(bench: Bench, sizes: plan.MemorySizes, windows: tuple[plan.WindowSizes
 
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder)
-        settings = {"memory": {"num_maskmem": sizes.slots + 1, "max_obj_ptrs": sizes.pointers // 4 + 1}, "window": 8}
-        Manifest({"samwise": settings}, "kernels", "fp16", 1024, {}, {}).dump(bundle)
-        entries = aot.compile_bundle(bundle, [bench.capability], report=lambda line: None)
+
+        def launches(capability: int) -> Iterator[plan.Launch]:
+            yield from aot.memory_launches(sizes, capability)
+            for window in windows:
+                yield from aot.window_launches(window.frames, window.patch, window.channels, capability)
+
+        entries = aot.compile_kernels(bundle / FOLDER, [bench.capability], launches, report=lambda line: None)
         kernels = Kernels(bundle, bench.capability)
         results: dict[str, Any] = {"compiled": len(entries)}
         case = memory_attention.make_case(bench, sizes)

@@ -12,103 +12,82 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from runtime.bundle.bundle import file_sha256
-from runtime.bundle.manifest import Manifest
+from runtime.bundle.manifest import Manifest, SplitStageSpec, StageSpec
 from runtime.device.cubin import FOLDER, FORMAT, INDEX, Entry
 from runtime.errors import SamwiseRuntimeError, UserError, fail
 from runtime.kernels import plan, reference
+from runtime.kernels.signatures import ARGUMENT_TYPES
 
 TARGETS = (80, 86, 89, 90, 120)
 """A100, RTX 30, RTX 40 and L4, Hopper, RTX 50."""
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
 """Shared memory that one program may take (CUDA programming guide, compute capabilities)."""
 
-POINTERS = {
-    "ages_ptr": "i32",
-    "counts_ptr": "i32",
-    "cosine_ptr": "fp32",
-    "sine_ptr": "fp32",
-    "partial_ptr": "fp32",
-    "lse_ptr": "fp32",
-    "frame_ptr": "u8",
-    "row_first_ptr": "i32",
-    "column_first_ptr": "i32",
-    "table_ptr": "fp32",
-    "low_ptr": "fp32",
-    "packed_ptr": "u8",
-    "stats_ptr": "i32",
-}
-"""Types of what the pointers point to; half where nothing stands. Weights of taps differ by kernel: `TAP_WEIGHTS`."""
-TAP_WEIGHTS = {"preprocess": "i32", "postprocess": "fp32"}
-PIXELS = "fp32"
-"""What `preprocess` writes: `pixels` is float32 in every bundle (`export.bundle.KEPT_FLOAT`)."""
-FLOATS = ("scale", "epsilon")
+Report = Callable[[str], None]
 
 
-class _Any(dict):
-    """Stands for every array: a plan passes arrays through untouched."""
+class _Names(dict):
+    """Stands for the arrays of a plan, which passes them through untouched."""
 
     def __missing__(self, key: str) -> str:
         return key
 
 
+NAMES = _Names()
+
+
 def launches(manifest: Manifest, capability: int) -> Iterator[plan.Launch]:
-    """Every launch that the bundle can ask for on a device, with names in place of arrays. Grids mean nothing here."""
-    some, bits = _Any(), reference.PRECISION_BITS
-    sizes, windows = memory_sizes(manifest), window_sizes(manifest)
-    for splits in (1, 2):
-        config = replace(plan.FLASH[capability], splits=splits)
-        yield from plan.memory_attention(some, some, "out", sizes, config)
-    for patch, channels in windows:
-        for frames in range(1, manifest.networks["samwise"]["window"] + 1):
-            window = plan.WindowSizes(frames, patch, patch, patch, channels)
-            yield from plan.window_attention(some, some, "out", window, plan.WINDOW[capability])
+    """Yield every launch that the bundle can ask for on a device, with names in place of arrays. Grids mean nothing here."""
+    for name, split in manifest.split_stages.items():
+        yield from SPLIT_LAUNCHES[split.kernel](manifest, manifest.stages[name], split, capability)
     taps = ("first", "weight")
+    bits = reference.PRECISION_BITS
     yield from plan.preprocess("frame", taps, taps, "table", "out", (1, 1), (1, 1), 1, (1, 1), bits)
     yield from plan.postprocess("low", taps, taps, "packed", "stats", 1, 1, (1, 1), reference.MASK_TAPS)
 
 
-def memory_sizes(manifest: Manifest) -> plan.MemorySizes:
-    """One object's memory attention with all slots, of the published widths where the stage is not cut for the kernel."""
-    memory = manifest.networks["samwise"]["memory"]
-    spec = manifest.stages["memory_attention"] if "memory_attention" in manifest.split_stages else None
-    widths = (spec.output("conditioned").shape[2], spec.input("memory").shape[3]) if spec else (256, 64)
-    tokens = (manifest.image_size // 16) ** 2
-    return plan.MemorySizes(
-        1, tokens, memory["num_maskmem"] - 1, widths[0] // widths[1] * (memory["max_obj_ptrs"] - 1), *widths
-    )
+def memory_launches(sizes: plan.MemorySizes, capability: int) -> Iterator[plan.Launch]:
+    """Yield the launches of memory attention, with the keys of an object in one piece and split."""
+    for splits in (1, 2):
+        config = replace(plan.FLASH[capability], splits=splits)
+        yield from plan.memory_attention(NAMES, NAMES, "out", sizes, config)
 
 
-def window_sizes(manifest: Manifest) -> list[tuple[int, int]]:
-    """(patch, channels) of every adapter that is cut for the kernel; the published ones where none is."""
-    splits = [split for split in manifest.split_stages.values() if split.kernel == "window_attention"]
-    found = [
-        (split.sizes["patch"], manifest.stages[split.subgraphs[0]].output(split.tensors["narrow"]).shape[3])
-        for split in splits
-    ]
-    return found or [(patch, 256) for patch in (8, 4, 2)]
+def window_launches(frames: int, patch: int, channels: int, capability: int) -> Iterator[plan.Launch]:
+    """Yield the launches of window attention for clips of up to `frames`."""
+    for length in range(1, frames + 1):
+        sizes = plan.WindowSizes(length, patch, patch, patch, channels)
+        yield from plan.window_attention(NAMES, NAMES, "out", sizes, plan.WINDOW[capability])
+
+
+def _split_memory(manifest: Manifest, spec: StageSpec, split: SplitStageSpec, capability: int) -> Iterator[plan.Launch]:
+    """One object's memory attention with all slots."""
+    _, tokens, width = spec.output(split.tensors["conditioned"]).shape
+    narrow = spec.input(split.tensors["memory"]).shape[3]
+    slots, pointers = (manifest.bounds[symbol][1] for symbol in ("slots", "pointers"))
+    return memory_launches(plan.MemorySizes(1, tokens, slots, width // narrow * pointers, width, narrow), capability)
+
+
+def _split_window(manifest: Manifest, spec: StageSpec, split: SplitStageSpec, capability: int) -> Iterator[plan.Launch]:
+    narrow = manifest.stages[split.subgraphs[0]].output(split.tensors["narrow"])
+    return window_launches(manifest.bounds["frames"][1], split.sizes["patch"], narrow.shape[3], capability)
+
+
+SPLIT_LAUNCHES = {"memory_attention": _split_memory, "window_attention": _split_window}
+"""Launches of a split stage by the kernel that it names."""
 
 
 def signature(function: Any, launch: plan.Launch) -> dict[str, str]:
-    """Triton's types of the kernel's parameters, in order."""
-    types = {}
-    for name in function.arg_names:
-        if name in launch.constants:
-            types[name] = "constexpr"
-        elif name.endswith("_weight_ptr") and launch.kernel in TAP_WEIGHTS:
-            types[name] = "*" + TAP_WEIGHTS[launch.kernel]
-        elif launch.kernel == "preprocess" and name == "out_ptr":
-            types[name] = "*" + PIXELS
-        elif name.endswith("_ptr"):
-            types[name] = "*" + POINTERS.get(name, "fp16")
-        else:
-            types[name] = "fp32" if name in FLOATS else "i32"
-    return types
+    """Return Triton's types of the kernel's parameters, in order."""
+    arguments = iter(ARGUMENT_TYPES[launch.kernel])
+    return {name: "constexpr" if name in launch.constants else next(arguments) for name in function.arg_names}
 
 
 def compile_launch(launch: plan.Launch, capability: int) -> tuple[Entry, bytes]:
@@ -149,35 +128,39 @@ def compile_launch(launch: plan.Launch, capability: int) -> tuple[Entry, bytes]:
     ), cubin
 
 
-def compile_bundle(bundle: Path, targets: Sequence[int], report: Callable[[str], None] = print) -> list[Entry]:
-    """Compile everything `bundle` can ask for into its `kernels/` folder and renew its manifest."""
+def compile_kernels(
+    folder: Path, targets: Sequence[int], plans: Callable[[int], Iterable[plan.Launch]], report: Report = print
+) -> list[Entry]:
+    """Compile what `plans` yields for each compute capability, each kernel once, and write code and index to `folder`."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise UserError("TRITON_INTERPRET=1 is set: the interpreter compiles nothing; unset it")
     unknown = [target for target in targets if target not in TARGETS]
     if unknown:
         raise UserError(f"target {unknown[0]} is not one of {', '.join(map(str, TARGETS))}")
     os.environ.setdefault("TRITON_DISABLE_LINE_INFO", "1")  # a third of the size
-    manifest = Manifest.load(bundle)
-    folder = bundle / FOLDER
     folder.mkdir(exist_ok=True)
     for old in (*folder.glob("*.cubin"), *folder.glob(INDEX)):
         old.unlink()
     entries: list[Entry] = []
     for target in targets:
-        known: set[str] = set()
-        for launch in launches(manifest, target):
-            key = f"{launch.kernel} {sorted(launch.constants.items())}"
-            if key not in known:
-                known.add(key)
-                entry, cubin = compile_launch(launch, target)
-                (folder / entry.file).write_bytes(cubin)
-                entries.append(entry)
-        report(
-            f"sm_{target}: {len(known)} kernels, {sum(e.shared for e in entries if e.capability == target) >> 10} KB "
-            "shared memory in sum"
-        )
+        distinct: dict[str, plan.Launch] = {}
+        for launch in plans(target):
+            distinct.setdefault(f"{launch.kernel} {sorted(launch.constants.items())}", launch)
+        built = [compile_launch(launch, target) for launch in distinct.values()]
+        for entry, cubin in built:
+            (folder / entry.file).write_bytes(cubin)
+            entries.append(entry)
+        shared = sum(entry.shared for entry, _ in built) >> 10
+        report(f"sm_{target}: {len(built)} kernels, {shared} KB shared memory in sum")
     index = {"format": FORMAT, "kernels": [asdict(entry) for entry in entries]}
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    return entries
+
+
+def compile_bundle(bundle: Path, targets: Sequence[int], report: Report = print) -> list[Entry]:
+    """Compile everything that `bundle` can ask for into its `kernels/` folder and renew its manifest."""
+    manifest, folder = Manifest.load(bundle), bundle / FOLDER
+    entries = compile_kernels(folder, targets, partial(launches, manifest), report)
     kept = {name: digest for name, digest in manifest.files.items() if not name.startswith(f"{FOLDER}/")}
     added = {f"{FOLDER}/{path.name}": file_sha256(path) for path in sorted(folder.iterdir())}
     replace(manifest, files={**kept, **added}).dump(bundle)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from helpers.fake_cuda import HostKernels, view
+from runtime.bundle.manifest import Manifest, SplitStageSpec, StageSpec, TensorSpec
 from runtime.device.cubin import FOLDER, INDEX
 from runtime.kernels import plan, reference
 
@@ -36,6 +37,49 @@ def signature(kernel: str, dtype: str) -> list[str]:
         "*" + single.get(i, kind) if letter == "p" else {"i": "i32", "f": "fp32"}[letter]
         for i, letter in enumerate(SIGNATURES[kernel])
     ]
+
+
+_ROLES = ("embedding", "map_index", "memory", "maskmem_tpos_index", "obj_ptrs", "conditioned", "ages")
+MEMORY_SPLIT = SplitStageSpec(
+    "memory_attention",
+    ("a", "b"),
+    "x.npz",
+    {role: role for role in _ROLES} | {role: f"{role}_{{layer}}" for role in ("residual", "queries", "attended")},
+)
+
+
+def window_split(i, patch, subgraphs=()):
+    """Entry of adapter `i` among the split stages."""
+    roles = {role: f"{role}_{i}" for role in ("vision", "text", "narrow", "selected")}
+    return SplitStageSpec("window_attention", subgraphs, "x.npz", roles, {"patch": patch})
+
+
+def published_manifest():
+    """SAMWISE's split stages at their published widths, in half, on a small picture: its size is no constant of a kernel."""
+    half, b = "float16", "objects"
+    inputs = (
+        TensorSpec("embedding", half, ("maps", 256, 256)),
+        TensorSpec("map_index", "int64", (b,)),
+        TensorSpec("memory", half, (b, "slots", 256, 64)),
+        TensorSpec("maskmem_tpos_index", "int64", (b, "slots")),
+        TensorSpec("obj_ptrs", half, (b, "pointers", 256)),
+    )
+    conditioned = TensorSpec("conditioned", half, (b, 256, 256))
+    stages = {"memory_attention": StageSpec("memory_attention", inputs, (conditioned,))}
+    stages |= {name: StageSpec(name, (), ()) for name in MEMORY_SPLIT.subgraphs}
+    split = {"memory_attention": MEMORY_SPLIT}
+    for i, patch in enumerate((8, 4, 2)):
+        shape = ("frames", 32 >> i, 32 >> i)
+        narrow, selected = (TensorSpec(f"{n}_{i}", half, (*shape, 256)) for n in ("narrow", "selected"))
+        vision = TensorSpec(f"vision_{i}", half, (*shape, 192))
+        text = TensorSpec(f"text_{i}", half, ("tokens", 768))
+        down, up = f"adapter_{i}_0", f"adapter_{i}_1"
+        stages[f"adapter_{i}"] = StageSpec(f"adapter_{i}", (vision, text), ())
+        stages[down] = StageSpec(down, (vision,), (narrow,))
+        stages[up] = StageSpec(up, (vision, text, narrow, selected), ())
+        split[f"adapter_{i}"] = window_split(i, patch, (down, up))
+    bounds = {"frames": (1, 8), "slots": (1, 6), "pointers": (1, 15), "maps": (1, 4), b: (1, 4), "tokens": (1, 32)}
+    return Manifest({"toy": {}}, "toy", "fp16", 256, stages, bounds, split)
 
 
 class Names(dict):

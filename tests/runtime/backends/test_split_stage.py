@@ -3,19 +3,26 @@
 import ctypes
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from helpers.fake_attention import SIGNATURES, HostAttention, compiled, signature
+from helpers.fake_attention import (
+    MEMORY_SPLIT,
+    SIGNATURES,
+    HostAttention,
+    compiled,
+    published_manifest,
+    signature,
+    window_split,
+)
 from helpers.fake_cuda import FakeDriver
 from runtime.backends import split_stage
 from runtime.backends.split_stage import SplitResources, load_split_stages
 from runtime.bundle.bundle import Bundle
-from runtime.bundle.manifest import Manifest, SplitStageSpec, StageSpec, TensorSpec
+from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
 from runtime.device.cubin import Kernels
 from runtime.device.cuda import Cuda
 from runtime.device.scratch import GrowableBuffers
@@ -25,20 +32,6 @@ from runtime.kernels import plan, reference
 TOKENS, WIDTH, MEMORY, SLOTS, POINTERS, OBJECTS = 16, 32, 16, 6, 5, 3
 RNG = np.random.default_rng(0)
 F32 = "float32"
-
-
-_ROLES = ("embedding", "map_index", "memory", "maskmem_tpos_index", "obj_ptrs", "conditioned", "ages")
-MEMORY_SPLIT = SplitStageSpec(
-    "memory_attention",
-    ("a", "b"),
-    "x.npz",
-    {role: role for role in _ROLES} | {role: f"{role}_{{layer}}" for role in ("residual", "queries", "attended")},
-)
-
-
-def window(i, patch, subgraphs=()):
-    roles = {role: f"{role}_{i}" for role in ("vision", "text", "narrow", "selected")}
-    return SplitStageSpec("window_attention", subgraphs, "x.npz", roles, {"patch": patch})
 
 
 def host(array):
@@ -246,7 +239,7 @@ def test_an_adapter_in_two_parts(device, kernels, frames, patch):
     fixed = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     spec = StageSpec("adapter_0", (vision, text), fused)
     stage = split_stage.WindowAttention(
-        spec, window(0, patch), parts, fixed, SplitResources(device, kernels, GrowableBuffers(device), {"frames": 8})
+        spec, window_split(0, patch), parts, fixed, SplitResources(device, kernels, GrowableBuffers(device), {"frames": 8})
     )
     x, words = RNG.standard_normal((frames, side, side, 8), np.float32), np.zeros((3, 5), np.float32)
     outs = {t.name: device.empty(shape, F32) for t, shape in zip(fused, (x.shape, words.shape))}
@@ -290,33 +283,11 @@ def test_kernels_only_where_a_bundle_has_them_and_they_are_asked_for(device, ker
 
 
 def published(capability, folder):
-    """SAMWISE's split stages in half, on a small picture (its size is no constant of a kernel), and what `export.kernels` would
-    compile for them: (manifest, device, kernels)."""
+    """The published sizes in half, and what `export.kernels` would compile for them: (manifest, device, kernels)."""
     from export import kernels as aot
     from runtime.kernels.launch import KERNELS
 
-    half, f = "float16", "frames"
-    shapes = (
-        ("maps", 256, 256),
-        ("objects",),
-        ("objects", "slots", 256, 64),
-        ("objects", "slots"),
-        ("objects", "pointers", 256),
-    )
-    inputs = tuple(replace(t, dtype=t.dtype.replace(F32, half), shape=shape) for t, shape in zip(SPEC.inputs, shapes))
-    spec = StageSpec("memory_attention", inputs, (TensorSpec("conditioned", half, ("objects", 256, 256)),))
-    stages, split = {"memory_attention": spec}, {"memory_attention": MEMORY_SPLIT}
-    for i, patch in enumerate((8, 4, 2)):
-        side = 32 >> i
-        narrow, selected = (TensorSpec(f"{n}_{i}", half, (f, side, side, 256)) for n in ("narrow", "selected"))
-        vision = TensorSpec(f"vision_{i}", half, (f, side, side, 192))
-        text = TensorSpec(f"text_{i}", half, ("tokens", 768))
-        stages[f"adapter_{i}"] = StageSpec(f"adapter_{i}", (vision, text), ())
-        stages[f"a{i}"] = StageSpec(f"a{i}", (vision,), (narrow,))
-        stages[f"b{i}"] = StageSpec(f"b{i}", (vision, text, narrow, selected), ())
-        split[f"adapter_{i}"] = window(i, patch, (f"a{i}", f"b{i}"))
-    settings = {"window": 8, "memory": {"num_maskmem": 7, "max_obj_ptrs": 16}}
-    manifest = Manifest({"samwise": settings}, "toy", "fp16", 256, stages, {}, split)
+    half, manifest = "float16", published_manifest()
     entries = []
     for launch in aot.launches(manifest, capability):
         kinds = [kind for kind in aot.signature(KERNELS[launch.kernel], launch).values() if kind != "constexpr"]
@@ -364,6 +335,6 @@ def test_every_kernel_that_is_asked_for_is_compiled(tmp_path, capability):
             "out_weight": (256, 256),
             "out_bias": (256,),
         }
-        parts = [Part(None, manifest.stages[name]) for name in (f"a{i}", f"b{i}")]
+        parts = [Part(None, manifest.stages[name]) for name in (f"adapter_{i}_0", f"adapter_{i}_1")]
         fixed = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
-        split_stage.WindowAttention(manifest.stages[f"adapter_{i}"], window(i, patch), parts, fixed, resources)
+        split_stage.WindowAttention(manifest.stages[f"adapter_{i}"], window_split(i, patch), parts, fixed, resources)

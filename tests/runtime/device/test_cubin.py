@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from helpers.fake_attention import published_manifest
 from runtime.bundle.manifest import Manifest
 from runtime.device import cubin
 from runtime.errors import BackendError, BundleError
@@ -45,8 +47,9 @@ def export(folder, target):
 
 
 def write_manifest(folder):
-    settings = {"memory": {"num_maskmem": 7, "max_obj_ptrs": 16}, "window": 8}
-    Manifest({"samwise": settings}, "toy", "fp16", 1024, {}, {}, files={"kernels/old.cubin": "0"}).dump(folder)
+    manifest = published_manifest()
+    stages = {name: replace(spec, files={"default": "x.npz"}) for name, spec in manifest.stages.items()}
+    replace(manifest, stages=stages, files={"kernels/old.cubin": "0", "x.npz": "0"}).dump(folder)
 
 
 @pytest.fixture(scope="module")

@@ -239,7 +239,11 @@ def test_an_adapter_in_two_parts(device, kernels, frames, patch):
     fixed = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     spec = StageSpec("adapter_0", (vision, text), fused)
     stage = split_stage.WindowAttention(
-        spec, window_split(0, patch), parts, fixed, SplitResources(device, kernels, GrowableBuffers(device), {"frames": 8})
+        spec,
+        window_split(0, patch),
+        parts,
+        fixed,
+        SplitResources(device, kernels, GrowableBuffers(device), {"frames": 8}),
     )
     x, words = RNG.standard_normal((frames, side, side, 8), np.float32), np.zeros((3, 5), np.float32)
     outs = {t.name: device.empty(shape, F32) for t, shape in zip(fused, (x.shape, words.shape))}

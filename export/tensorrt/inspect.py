@@ -123,8 +123,8 @@ def inspect_bundle(
     for name, spec in bundle.manifest.stages.items():
         if stages and name not in stages:
             continue
-        form = next((form for form in backend.forms if form in spec.files), "default")
-        text = account(backend.load(bundle.folder / spec.files[form], spec), backend.module)
+        variant = next((v for v in backend.variants if v in spec.files), "default")
+        text = account(backend.load(bundle.folder / spec.files[variant], spec), backend.module)
         found[name] = layers(text)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from .parity_clip import clip_results
 from .polygraphy_dump import Runs
 
 KERNELS = "kernels"
-"""Stands in place of a form where compiled kernels take part of a stage."""
+"""Stands in place of a variant where compiled kernels run part of a stage."""
 
 
 def recheck(
@@ -33,7 +33,7 @@ def recheck(
     bundle.verify()
     other = create(backend, threads)
     plain = create("ort", threads)
-    plain.forms = ("default",)
+    plain.variants = ("default",)
     reference = Engine(bundle, plain)
     recorders = StageRecorders(plain.device, once_per_size=True)
     reference.instrument(recorders.wrap)
@@ -61,15 +61,15 @@ def recheck(
 def _recheck_stage(other: Backend, stage: Any, recorder: StageRecorder, limit: float, runs: Runs | None) -> list[Row]:
     """One stage on the backend `other`, fed with the recorded inputs."""
     spec = recorder.spec
-    form = next(f for f in other.forms if f in spec.files)
-    what = KERNELS if isinstance(stage, SplitStage) else form
+    variant = next(v for v in other.variants if v in spec.files)
+    what = KERNELS if isinstance(stage, SplitStage) else variant
     rows = []
     for record in recorder.records:
         sizes, inputs, outputs = record.sizes, record.inputs, record.outputs
         got = run_stage(stage, spec, other, inputs, sizes)
         rows.append(worst(f"{spec.name} [{what}]", sizes, spec, got, outputs, limit))
         if runs is not None:
-            runs.add(spec, spec.files[form], sizes, inputs, outputs, got, limit)
+            runs.add(spec, spec.files[variant], sizes, inputs, outputs, got, limit)
     return rows
 
 

@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 from ..bundle.bundle import Bundle
 from ..bundle.manifest import StageSpec
+from ..device.base import Device
 from ..errors import BundleError
 
 
 class Stage(Protocol):
-    """One loaded graph."""
+    """One loaded graph, or what replaces it."""
 
     spec: StageSpec
 
@@ -22,13 +23,17 @@ class Stage(Protocol):
 
 
 class Backend(Protocol):
-    """One inference library on one device. `forms` lists the graph forms it takes, the preferred one first."""
+    """One inference library on one device. `variants`: variants of a stage's graph that it accepts, preferred one first."""
 
     name: str
-    device: Any
-    forms: tuple[str, ...]
+    variants: tuple[str, ...]
 
-    def load(self, file: Path, spec: StageSpec) -> Stage: ...
+    @property
+    def device(self) -> Device:
+        """The device that arrays and streams belong to."""
+
+    def load(self, file: Path, spec: StageSpec) -> Stage:
+        """Load the graph in `file`. Raises BundleError."""
 
 
 class ProfiledStage:
@@ -48,18 +53,18 @@ class ProfiledStage:
 
 
 def load_stages(bundle: Bundle, backend: Backend, without: Collection[str] = ()) -> dict[str, Stage]:
-    """Load every whole stage of a bundle but those named, in the form that the backend prefers. Raises BundleError."""
-    left_out = {*bundle.subgraphs, *without}
-    return {name: load_stage(bundle, backend, name) for name in bundle.manifest.stages if name not in left_out}
+    """Load every whole stage of a bundle but those in `without`. Raises BundleError."""
+    excluded = {*bundle.subgraphs, *without}
+    return {name: load_stage(bundle, backend, name) for name in bundle.manifest.stages if name not in excluded}
 
 
 def load_stage(bundle: Bundle, backend: Backend, name: str) -> Stage:
-    """Load one stage in the form that the backend prefers. Raises BundleError."""
+    """Load one stage in the variant that the backend prefers. Raises BundleError."""
     spec = bundle.manifest.stages[name]
-    form = next((f for f in backend.forms if f in spec.files), None)
-    if form is None:
+    variant = next((v for v in backend.variants if v in spec.files), None)
+    if variant is None:
         raise BundleError(
-            f"{bundle.folder}: stage {name} has no form that {backend.name} takes "
-            f"({', '.join(backend.forms)}); export the bundle again"
+            f"{bundle.folder}: stage {name} has no variant that {backend.name} accepts "
+            f"({', '.join(backend.variants)}); export the bundle again"
         )
-    return backend.load(bundle.folder / spec.files[form], spec)
+    return backend.load(bundle.folder / spec.files[variant], spec)

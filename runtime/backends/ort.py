@@ -1,8 +1,8 @@
-"""ONNX Runtime, on the CPU and on CUDA.
+"""ONNX Runtime on the CPU and on CUDA.
 
 Inputs and outputs are bound to the caller's own memory (IOBinding on raw pointers), so a stage neither allocates its
 results nor copies its arguments. On a CPU all stages of a process share one arena: each stage's scratch space is reused by
-the next one, and resident memory is that of the largest stage, not of the sum.
+the next one, so resident memory is that of the largest stage, not of the sum.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..bundle.manifest import StageSpec
 from ..device.array import DeviceArray
-from ..device.base import Cpu
+from ..device.base import Array, Cpu, Device
 from ..device.cuda import Cuda
 from ..errors import BackendError, BundleError, InternalError, summarize
 
@@ -33,16 +33,20 @@ class OrtBackend:
     """The CPU. `threads` None means one per physical core, as ONNX Runtime decides."""
 
     name = "ort"
-    forms = ("ort", "default")
+    variants: tuple[str, ...] = ("ort", "default")
     memory = "cpu"
+    """ONNX Runtime's name of the memory that the device's arrays are in."""
 
     def __init__(self, threads: int | None = None) -> None:
         self._ort = _import()
-        self.device: Any = Cpu()
+        self.device: Device = self._create_device()
         if threads is not None and threads < 1:
             raise BackendError(f"threads must be 1 or more, not {threads}")
         self.threads = threads
         self._share_arena()
+
+    def _create_device(self) -> Device:
+        return Cpu()
 
     def _share_arena(self) -> None:
         global _arena_registered
@@ -51,7 +55,7 @@ class OrtBackend:
         memory = self._ort.OrtMemoryInfo(
             "Cpu", self._ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, self._ort.OrtMemType.DEFAULT
         )
-        # grow by what is asked for, not to the next power of two: activations are hundreds of megabytes
+        # grow by the requested size, not to the next power of two: activations are hundreds of megabytes
         self._ort.create_and_register_allocator(memory, self._ort.OrtArenaCfg(0, 1, -1, -1))
         _arena_registered = True
 
@@ -65,8 +69,7 @@ class OrtBackend:
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         options.add_session_config_entry("session.use_env_allocators", "1")
-        # every stage has threads of its own: left spinning after a call, they take the cores from the next stage and from
-        # whatever the caller does
+        # every stage has its own threads: spinning after a call, they would take cores from the next stage and the caller
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             session = self._ort.InferenceSession(str(file), options, providers=self._providers())
@@ -89,22 +92,22 @@ class OrtBackend:
 
 
 class OrtCudaBackend(OrtBackend):
-    """CUDA, on the device's own stream. ONNX Runtime falls back to the CPU without a word; this class does not."""
+    """CUDA, on the device's own stream. Refuses ONNX Runtime's silent fallback to the CPU."""
 
     name = "ort-cuda"
-    forms = ("default",)
+    variants = ("default",)
     memory = "cuda"
 
-    def __init__(self, threads: int | None = None) -> None:
-        super().__init__(threads)
+    def _create_device(self) -> Device:
         if "CUDAExecutionProvider" not in self._ort.get_available_providers():
             raise BackendError(
                 "this onnxruntime has no CUDA: pip uninstall onnxruntime, then pip install 'samwise-runtime[gpu]'"
             )
-        self.device = Cuda()
+        self._stream = (device := Cuda()).stream
+        return device
 
     def _providers(self) -> list[Any]:
-        return [("CUDAExecutionProvider", {"user_compute_stream": str(self.device.stream), "use_tf32": "0"})]
+        return [("CUDAExecutionProvider", {"user_compute_stream": str(self._stream), "use_tf32": "0"})]
 
     def _check_provider(self, session: Any, file: Path) -> None:
         if session.get_providers()[0] != "CUDAExecutionProvider":
@@ -121,7 +124,7 @@ class OrtCudaBackend(OrtBackend):
 
 
 class OrtStage:
-    """One session with its bindings. `memory` is ONNX Runtime's name for where the arrays of the device are."""
+    """One session with its bindings. `memory`: ONNX Runtime's name of the memory that the device's arrays are in."""
 
     def __init__(self, session: Any, spec: StageSpec, memory: str, run_options: Any) -> None:
         self.spec = spec
@@ -130,8 +133,8 @@ class OrtStage:
         self._inputs = {t.name: np.dtype(t.dtype) for t in spec.inputs}
         self._outputs = {t.name: np.dtype(t.dtype) for t in spec.outputs}
 
-    def run(self, **arrays: Any) -> None:
-        """Run on these arrays; see `backends.Stage`. Raises InternalError with the stage's name."""
+    def run(self, **arrays: Array) -> None:
+        """Run on these arrays; see `backends.base.Stage`. Raises InternalError with the stage's name."""
         binding = self._binding
         for name, dtype in self._inputs.items():
             a = arrays.pop(name)
@@ -146,12 +149,12 @@ class OrtStage:
         except Exception as error:
             raise InternalError(f"stage {self.spec.name} failed: {summarize(error, 300)}") from None
 
-    def _pointer(self, name: str, array: Any, dtype: np.dtype) -> int:
-        # a raw pointer is handed over: a wrong type or a strided view would be read as garbage, silently
+    def _pointer(self, name: str, array: Array, dtype: np.dtype) -> int:
+        # ONNX Runtime gets a raw pointer: a wrong type or a strided view would be misread without an error
         if array.dtype != dtype:
             raise InternalError(f"stage {self.spec.name}: {name} must be {dtype}, not {array.dtype}")
         if isinstance(array, DeviceArray):
             return array.ptr
         if not array.flags.c_contiguous:
             raise InternalError(f"stage {self.spec.name}: {name} has gaps (strides {array.strides})")
-        return array.ctypes.data
+        return int(array.ctypes.data)

@@ -1,8 +1,8 @@
 """OpenVINO on the CPU: float32, or bfloat16 where the processor multiplies it.
 
-Graphs are compiled once per stage with the shapes left open; inputs and outputs are the caller's own arrays, shared and
-not copied. `openvino` is what `auto` takes where `python -m runtime.autotune` found it exact and faster. `openvino-bf16`
-is a named approximation, never taken by `auto`: products in bfloat16, so masks move (docs/cpu.md says by how much).
+Graphs are compiled once per stage with dynamic shapes; inputs and outputs are the caller's own arrays, not copies. `auto`
+takes `openvino` where `python -m runtime.autotune` found it exact and faster. `openvino-bf16` is a named approximation with
+products in bfloat16, never taken by `auto` (docs/cpu.md: how much masks differ).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle.manifest import StageSpec
-from ..device.base import Cpu
+from ..device.base import Cpu, Device
 from ..errors import BackendError, BundleError, InternalError, SamwiseRuntimeError, summarize
 
 
@@ -22,7 +22,7 @@ class OpenVinoBackend:
     """`threads` None leaves the number to OpenVINO: one per physical core."""
 
     name = "openvino"
-    forms = ("ort", "default")  # its reader knows the fused attention, too, and is faster with it
+    variants = ("ort", "default")  # OpenVINO reads ONNX Runtime's fused attention, too, and is faster with it
 
     def __init__(self, threads: int | None = None) -> None:
         try:
@@ -32,7 +32,7 @@ class OpenVinoBackend:
         if threads is not None and threads < 1:
             raise BackendError(f"threads must be 1 or more, not {threads}")
         self._openvino, self._core = openvino, openvino.Core()
-        self.device = Cpu()
+        self.device: Device = Cpu()
         self.threads = threads
         self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
@@ -44,13 +44,7 @@ class OpenVinoBackend:
             model = self._core.read_model(str(file))
             names = {i.any_name for i in model.inputs} | {o.any_name for o in model.outputs}
             keep_rounding(model)
-            parts = [
-                Part(
-                    self._core.compile_model(part, "CPU", self._options | {"INFERENCE_PRECISION_HINT": precision}),
-                    names,
-                )
-                for part, precision in self.parts(model, spec)
-            ]
+            parts = [self._compile(part, precision, names) for part, precision in self.split(model, spec)]
         except Exception as error:  # openvino raises RuntimeError with a page of text
             raise BundleError(f"{file}: OpenVINO cannot load it ({summarize(error, 300)})") from None
         want = {t.name for t in (*spec.inputs, *spec.outputs)}
@@ -60,16 +54,20 @@ class OpenVinoBackend:
             )
         return OpenVinoStage(self._openvino, parts, spec)
 
-    def parts(self, model: Any, spec: StageSpec) -> list[tuple[Any, str]]:
-        """Cut a graph into parts to run one after the other, each with the precision of its products."""
+    def _compile(self, part: Any, precision: str, names: Set[str]) -> CompiledPart:
+        options = self._options | {"INFERENCE_PRECISION_HINT": precision}
+        return CompiledPart(self._core.compile_model(part, "CPU", options), names)
+
+    def split(self, model: Any, spec: StageSpec) -> list[tuple[Any, str]]:
+        """Split a graph into parts that run one after the other, each with the precision of its products."""
         return [(model, "f32")]
 
 
 class OpenVinoBf16Backend(OpenVinoBackend):
-    """Products in bfloat16 where most of the time goes: the trunk and memory attention.
+    """Products in bfloat16 in the stages marked `bf16_ok`: the trunk and memory attention, which take most of the time.
 
-    Everything else stays float32, and so does the part of the trunk that draws the fine maps: on official sizes this costs a
-    tenth of the speed and halves what the masks differ by.
+    Other stages stay float32, and so does the part of the trunk that the outputs not marked `bf16_ok` (the fine maps) are
+    computed from: on official sizes this costs a tenth of the speed and halves the difference of the masks.
     """
 
     name = "openvino-bf16"
@@ -79,21 +77,21 @@ class OpenVinoBf16Backend(OpenVinoBackend):
         if "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError("this processor has no bfloat16 arithmetic; use --backend openvino")
 
-    def parts(self, model: Any, spec: StageSpec) -> list[tuple[Any, str]]:
+    def split(self, model: Any, spec: StageSpec) -> list[tuple[Any, str]]:
         if not spec.bf16_ok:
             return [(model, "f32")]
         exact = {tensor.name for tensor in spec.outputs if not tensor.bf16_ok}
         if not exact:
             return [(model, "bf16")]
-        front, rest = cut(model, exact)
+        front, rest = split_graph(model, exact)
         return [(front, "f32"), (rest, "bf16")]
 
 
-class Part:
-    """A compiled graph with one infer request; `takes` and `gives` name its tensors, as `known` does where it does."""
+class CompiledPart:
+    """A compiled graph with one infer request. A tensor of several names has the one that is among `known`."""
 
     def __init__(self, compiled: Any, known: Set[str]) -> None:
-        self.takes, self.gives = (
+        self.inputs, self.outputs = (
             [next(iter(port.names & known), port.any_name) for port in ports]
             for ports in (compiled.inputs, compiled.outputs)
         )
@@ -101,25 +99,25 @@ class Part:
 
 
 class OpenVinoStage:
-    """The parts of one stage, in order; what passes between them stays inside."""
+    """The parts of one stage, in order. Tensors between them belong to OpenVINO."""
 
-    def __init__(self, openvino: Any, parts: Sequence[Part], spec: StageSpec) -> None:
-        self.spec, self._openvino, self._parts = spec, openvino, parts
+    def __init__(self, openvino: Any, parts: Sequence[CompiledPart], spec: StageSpec) -> None:
+        self.spec, self._openvino, self.parts = spec, openvino, parts
 
     def run(self, **arrays: np.ndarray) -> None:
-        """Run on these arrays; see `backends.Stage`. Raises InternalError with the stage's name."""
+        """Run on these arrays; see `backends.base.Stage`. Raises InternalError with the stage's name."""
         try:
-            # outputs are shared as they are, too: OpenVINO writes into them when type and shape agree
+            # outputs are shared as well: OpenVINO writes into them when type and shape agree
             tensors = {
                 tensor.name: self._shared(tensor.name, arrays, tensor.dtype)
                 for tensor in (*self.spec.inputs, *self.spec.outputs)
             }
-            for part in self._parts:
-                for name in (*part.takes, *part.gives):
+            for part in self.parts:
+                for name in (*part.inputs, *part.outputs):
                     if name in tensors:
                         part.request.set_tensor(name, tensors[name])
                 part.request.infer()
-                tensors |= {name: part.request.get_tensor(name) for name in part.gives if name not in tensors}
+                tensors |= {name: part.request.get_tensor(name) for name in part.outputs if name not in tensors}
         except SamwiseRuntimeError:
             raise
         except Exception as error:
@@ -135,13 +133,13 @@ class OpenVinoStage:
 
 
 SPLITTER = np.float32(2**16 + 1)
-"""x * SPLITTER - (x * SPLITTER - x) is x rounded to 24 - 16 = 8 significant bits, those of bfloat16 (Veltkamp)."""
+"""x * SPLITTER - (x * SPLITTER - x) is x rounded to 24 - 16 = 8 significant bits, as in bfloat16 (Veltkamp)."""
 
 
 def keep_rounding(model: Any) -> None:
-    """Write float32 -> bfloat16 -> float32, by which SAM 2 stores its memory, as arithmetic, in place.
+    """Replace casts float32 -> bfloat16 -> float32 (SAM 2's memory) by equivalent arithmetic, in place.
 
-    Asked for float32, OpenVINO drops both casts, and the memory would differ from the reference by 3e-3.
+    With precision float32 OpenVINO drops both casts, and the memory would differ from the reference by 3e-3.
     """
     from openvino import opset13 as ops
 
@@ -158,34 +156,37 @@ def keep_rounding(model: Any) -> None:
                     reader.replace_source_output(rounded)
 
 
-def cut(model: Any, names: Set[str]) -> tuple[Any, Any]:
-    """Cut a graph behind everything that its outputs `names` are computed from: (what gives them, the rest).
+def split_graph(model: Any, names: Set[str]) -> tuple[Any, Any]:
+    """Split a graph into the part that computes the outputs `names`, and the rest.
 
-    What passes from the first to the second is an output and an input of the same name.
+    A tensor that the rest reads from the first part is an output and an input of the same name.
     """
     import openvino
     from openvino import opset13 as ops
 
-    wanted, others = [], []
+    wanted: list[Any] = []
+    others: list[Any] = []
     for result in model.get_results():
         (wanted if names & result.input(0).get_source_output().get_names() else others).append(result)
-    front, todo = set(), list(wanted)
+    front: set[str] = set()
+    todo = list(wanted)
     while todo:
         node = todo.pop()
         if node.get_friendly_name() not in front:
             front.add(node.get_friendly_name())
             todo += [port.get_source_output().get_node() for port in node.inputs()]
 
-    def behind(port: Any) -> list[Any]:
-        """Readers of an output that are not in front."""
+    def readers_behind(port: Any) -> list[Any]:
+        """Return the readers of an output that are not in front."""
         return [reader for reader in port.get_target_inputs() if reader.get_node().get_friendly_name() not in front]
 
-    passing, entering = [], []
+    passing: list[Any] = []
+    entering: list[Any] = []
     for node in model.get_ordered_ops():
         if node.get_friendly_name() not in front or node.get_type_name() in ("Constant", "Parameter"):
             continue
         for port in node.outputs():
-            if readers := behind(port):
+            if readers := readers_behind(port):
                 entry = ops.parameter(port.get_partial_shape(), port.get_element_type())
                 port.get_tensor().set_names({name := f"passing_{len(passing)}"})
                 entry.output(0).get_tensor().set_names({name})
@@ -193,10 +194,10 @@ def cut(model: Any, names: Set[str]) -> tuple[Any, Any]:
                 entering.append(entry)
                 for reader in readers:
                     reader.replace_source_output(entry.output(0))
-    read = [p for p in model.get_parameters() if behind(p.output(0))]
+    read = [p for p in model.get_parameters() if readers_behind(p.output(0))]
     first = openvino.Model([*wanted, *passing], model.get_parameters(), "front")
     return first, openvino.Model(others, [*entering, *read], "rest")
 
 
 def _casts(node: Any, to: str) -> bool:
-    return node.get_type_name() == "Convert" and node.output(0).get_element_type().to_string() == to
+    return bool(node.get_type_name() == "Convert" and node.output(0).get_element_type().to_string() == to)

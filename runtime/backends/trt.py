@@ -1,7 +1,7 @@
-"""What TensorRT and TensorRT-RTX share: engines of a bundle, run on the device's stream by pointer.
+"""TensorRT, and the base of TensorRT-RTX (`trt_rtx.py`), which has the same API under another module name.
 
-Both have one API under two module names; `trt.py` and `trt_rtx.py` name the library and add what only one of them has.
-Scratch memory is one buffer for all stages, because they run one after another on one stream.
+Stages run from the engine files of a bundle on the device's stream, by pointer. All contexts share one scratch buffer,
+because stages run one after another on one stream.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,14 @@ TYPES = {
 
 
 class TensorRtBackend:
-    """Base class. A subclass names `name`, `library` (the module) and `extra` (what to pip install)."""
+    """Base class. A subclass defines `name`, `library` (the module) and `extra` (of `pip install`)."""
 
     name: str
     library: str
     extra: str
-    forms = ("trt", "default")
+    variants: tuple[str, ...] = ("trt", "default")
 
-    def __init__(self, threads: int | None = None, device: Any = None) -> None:
+    def __init__(self, threads: int | None = None, device: Cuda | None = None) -> None:
         self.module = self._import()
         self.version = str(self.module.__version__)
         self.device = Cuda() if device is None else device
@@ -51,7 +52,7 @@ class TensorRtBackend:
         self._scratch = GrowableBuffers(self.device)
         self._manifests: dict[Path, Manifest] = {}
 
-    def _import(self) -> Any:
+    def _import(self) -> ModuleType:
         try:
             return importlib.import_module(self.library)
         except (ImportError, OSError):
@@ -60,11 +61,11 @@ class TensorRtBackend:
             ) from None
 
     def load(self, file: Path, spec: StageSpec) -> EngineStage:
-        """The engine that was built from the graph `file`. Raises BundleError when none was, or none that fits here."""
+        """Load the engine built from the graph `file`. Raises BundleError when there is none that fits here."""
         folder, manifest = self._bundle(file)
         graph = file.relative_to(folder).as_posix()
-        form = next((form for form, path in spec.files.items() if path == graph), "default")
-        built = engine_index.find(folder, manifest, spec, form, self.library, self.version, self.device.capability)
+        variant = next((name for name, path in spec.files.items() if path == graph), "default")
+        built = engine_index.find(folder, manifest, spec, variant, self.library, self.version, self.device.capability)
         path = folder / engine_index.FOLDER / built.file
         self._logger.last = ""
         engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -86,7 +87,7 @@ class TensorRtBackend:
         return folder, self._manifests[folder]
 
     def _check_signature(self, engine: Any, spec: StageSpec, path: Path) -> None:
-        """The engine gets raw pointers: a tensor of another type would be read as garbage, silently."""
+        """Compare with the manifest: the engine gets raw pointers, and would misread another type without an error."""
         found = {}
         for i in range(engine.num_io_tensors):
             name = engine.get_tensor_name(i)
@@ -97,12 +98,20 @@ class TensorRtBackend:
             raise BundleError(f"{path}: {', '.join(different)} differ from the manifest; build the engine again")
 
     def _context(self, engine: Any, bundle: Path) -> Any:
-        """An execution context that owns no scratch memory, for an engine of `bundle`."""
+        """Create an execution context without scratch memory of its own, for an engine of `bundle`."""
         return engine.create_execution_context(self.module.ExecutionContextAllocationStrategy.USER_MANAGED)
 
 
+class TrtBackend(TensorRtBackend):
+    """`--backend tensorrt`."""
+
+    name = "tensorrt"
+    library = "tensorrt"
+    extra = "tensorrt"
+
+
 class EngineStage:
-    """One engine with its context. Addresses are set on every run; shapes only when they change."""
+    """One engine with its context. Addresses are set on every run, shapes only when they change."""
 
     def __init__(self, engine: Any, context: Any, spec: StageSpec, stream: int, scratch: GrowableBuffers) -> None:
         self.spec, self.engine, self.context = spec, engine, context
@@ -110,10 +119,10 @@ class EngineStage:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._memory: DeviceArray | None = None
         self._size: int | None = None
-        """Scratch that the context needs at its present shapes; None when they have changed."""
+        """Scratch bytes that the context needs at its present shapes; None when they have changed."""
 
     def run(self, **arrays: Any) -> None:
-        """Run on these arrays; see `backends.Stage`. Raises InternalError with the stage's name."""
+        """Run on these arrays; see `backends.base.Stage`. Raises InternalError with the stage's name."""
         for tensor in self.spec.inputs:
             self._bind(tensor, arrays.pop(tensor.name), True)
         for tensor in self.spec.outputs:
@@ -130,7 +139,7 @@ class EngineStage:
             raise InternalError(f"stage {self.spec.name} failed: TensorRT could not enqueue it at {self._shapes}")
 
     def _bind(self, tensor: TensorSpec, array: Any, is_input: bool) -> None:
-        """Hand one pointer over, and the shape of an input where it is another than last time."""
+        """Set the address of one tensor, and the shape of an input if it has changed."""
         name = tensor.name
         if array.dtype != np.dtype(tensor.dtype):
             raise InternalError(f"stage {self.spec.name}: {name} must be {tensor.dtype}, not {array.dtype}")
@@ -140,17 +149,17 @@ class EngineStage:
             if not self.context.set_input_shape(name, shape):
                 self._shapes.pop(name, None)
                 raise InternalError(
-                    f"stage {self.spec.name}: {name} of shape {shape} is outside of what the engine was "
-                    f"built for; build it again with `python -m export.tensorrt.build`"
+                    f"stage {self.spec.name}: {name} of shape {shape} is outside the bounds of the engine; "
+                    "build it again with `python -m export.tensorrt.build`"
                 )
             self._shapes[name] = shape
         self.context.set_tensor_address(name, array.ptr)
 
 
-def _logger(trt: Any) -> Any:
-    """TensorRT's messages go to the log; the last error is kept for the exception."""
+def _logger(trt: ModuleType) -> Any:
+    """Return a TensorRT logger that forwards errors to the log and keeps the last one for the exception."""
 
-    class Log(trt.ILogger):
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.last = ""
@@ -161,11 +170,3 @@ def _logger(trt: Any) -> Any:
                 log.info("%s: %s", trt.__name__, message)
 
     return Log()
-
-
-class TrtBackend(TensorRtBackend):
-    """`--backend tensorrt`."""
-
-    name = "tensorrt"
-    library = "tensorrt"
-    extra = "tensorrt"

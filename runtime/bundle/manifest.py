@@ -53,7 +53,7 @@ class StageSpec:
 
     files      variant of the stage -> path inside the bundle. Every stage has the variant "default"; a stage that some
                backends want in another shape (memory attention with wide values for TensorRT) has further ones, and
-               the backend picks by `Backend.forms`, an ordered preference.
+               the backend picks by `Backend.variants`, an ordered preference.
     role       what the stage does; networks share roles, and each is one file in `export/stages/`
     attention  holds attention that a backend may fuse
     bf16_ok    its products may be bfloat16 where a backend offers that as an approximation

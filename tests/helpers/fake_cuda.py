@@ -89,7 +89,7 @@ class FakeCudaBackend(OrtBackend):
     """ONNX Runtime on the host, handed pointers by the fake device."""
 
     name = "fake-cuda"
-    forms = ("default",)
+    variants = ("default",)
 
     def __init__(self, threads=None) -> None:
         super().__init__(threads)

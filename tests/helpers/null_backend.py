@@ -10,7 +10,7 @@ from runtime.device.base import Cpu
 
 
 class NullBackend:
-    name, forms = "null", ("default",)
+    name, variants = "null", ("default",)
 
     def __init__(self) -> None:
         self.device = Cpu()

@@ -32,7 +32,7 @@ POLYGRAPHY = "import sys; from polygraphy.tools import main; sys.exit(main())"
 class Perturbed(OrtBackend):
     """ONNX Runtime whose `text_1` is off by a little; it says that it has engines, so a pass would be marked."""
 
-    name, forms, library, version = "perturbed", ("default",), "tensorrt", "1"
+    name, variants, library, version = "perturbed", ("default",), "tensorrt", "1"
 
     def load(self, file, spec):
         if spec.name != "text_1":

@@ -48,7 +48,7 @@ def nano():
 
 
 @pytest.mark.parametrize("stage", ["hiera_0", "image_encoder"])
-def test_a_graph_cut_behind_its_fine_maps_gives_the_same(nano, stage):
+def test_split_graph_computes_the_same(nano, stage):
     """With one precision, two parts are one graph."""
     spec = nano.bundle.manifest.stages[stage]
     file = NANO / spec.files["default"]
@@ -57,11 +57,11 @@ def test_a_graph_cut_behind_its_fine_maps_gives_the_same(nano, stage):
     whole = {t.name: arrays[t.name].copy() for t in spec.outputs}
 
     class Cut(ov.OpenVinoBackend):
-        def parts(self, model, spec):
-            return [(part, "f32") for part in ov.cut(model, {"high_res_0", "high_res_1"})]
+        def split(self, model, spec):
+            return [(part, "f32") for part in ov.split_graph(model, {"high_res_0", "high_res_1"})]
 
     again = Cut(threads=1).load(file, spec)
-    assert len(again._parts) == 2 and set(again._parts[0].gives) & set(again._parts[1].takes)
+    assert len(again.parts) == 2 and set(again.parts[0].outputs) & set(again.parts[1].inputs)
     for tensor in spec.outputs:
         arrays[tensor.name][:] = np.nan
     again.run(**arrays)

@@ -113,7 +113,7 @@ def test_a_bundle_that_cannot_be_written_uses_the_users_folder(bundle, monkeypat
     blocked = True
     monkeypatch.setattr(rtx_cache, "replace_file", replace)
     assert run(bundle, monkeypatch) > 0
-    assert "runtime cache not kept" in caplog.text and "Read-only" in caplog.text
+    assert "runtime cache not saved" in caplog.text and "Read-only" in caplog.text
     blocked = False
     assert run(bundle, monkeypatch) > 0
     (path,) = files(tmp_path)
@@ -126,7 +126,7 @@ def test_it_is_kept_at_the_end_of_a_process_and_on_demand(bundle, monkeypatch):
     driver = FakeDriver()
     monkeypatch.setattr(fake_tensorrt.Runtime, "driver", driver)
     backend = TrtRtxBackend(device=Cuda(driver))
-    assert backend._finish.atexit
+    assert backend._finalizer.atexit
     with Engine(bundle, backend) as engine:
         list(engine.session([runtime.Text(tokens=A)]).stream(frames(2)))
     assert not files(bundle.folder)

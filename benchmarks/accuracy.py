@@ -32,8 +32,8 @@ from .datasets import Case
 
 
 @dataclass(frozen=True, slots=True)
-class Switches:
-    """One way to run. `prompt` other than text gives a click, box or mask on frame 0, which then does not count."""
+class Ablation:
+    """Settings of a variant. A `prompt` other than text is given on frame 0, which then does not count."""
 
     prompt: str = "text"
     shuffled: bool = False
@@ -43,27 +43,27 @@ class Switches:
 
 
 VARIANTS = {
-    "text": Switches(),
-    "shuffled sentences": Switches(shuffled=True),
-    "memory off": Switches(memory=False),
-    "CME off": Switches(conditional=False),
-    "clips of one frame": Switches(window=1),
-    "clips of four": Switches(window=4),
-    "clips of one frame, memory off": Switches(window=1, memory=False),
-    "clips of one frame, CME off": Switches(window=1, conditional=False),
-    "click": Switches(prompt="click"),
-    "box": Switches(prompt="box"),
-    "mask": Switches(prompt="mask"),
+    "text": Ablation(),
+    "shuffled sentences": Ablation(shuffled=True),
+    "memory off": Ablation(memory=False),
+    "CME off": Ablation(conditional=False),
+    "clips of one frame": Ablation(window=1),
+    "clips of four": Ablation(window=4),
+    "clips of one frame, memory off": Ablation(window=1, memory=False),
+    "clips of one frame, CME off": Ablation(window=1, conditional=False),
+    "click": Ablation(prompt="click"),
+    "box": Ablation(prompt="box"),
+    "mask": Ablation(prompt="mask"),
 }
 
 
-def sentences(engine: runtime.Engine, case: Case, texts: list[str], switches: Switches) -> np.ndarray:
+def sentences(engine: runtime.Engine, case: Case, texts: list[str], ablation: Ablation) -> np.ndarray:
     """Masks (N,T,H,W) bool of some sentences in one clip."""
     prompts = [runtime.Text(text) for text in texts]
-    options: dict = {} if switches.conditional else {"conditional_memory": False}
-    # switches that a runtime may not have: it then refuses them by name
-    options |= {} if switches.memory else {"memory": False}
-    options |= {"window": switches.window} if switches.window else {}
+    options: dict = {} if ablation.conditional else {"conditional_memory": False}
+    # a runtime without an option refuses it by name
+    options |= {} if ablation.memory else {"memory": False}
+    options |= {"window": ablation.window} if ablation.window else {}
     with engine.session(prompts, **options) as session:
         return np.stack([result.masks for result in session.stream(case.frames())], 1)
 
@@ -99,20 +99,20 @@ def prompt_of(mask: np.ndarray, kind: str) -> runtime.Points | runtime.Box | run
 
 
 def measure(
-    engine: runtime.Engine, cases: list[Case], switches: Switches, progress: Callable[[str], None]
+    engine: runtime.Engine, cases: list[Case], ablation: Ablation, progress: Callable[[str], None]
 ) -> list[Record]:
     """Records of all cases."""
     records: list[Record] = []
     for i, case in enumerate(cases):
-        if switches.prompt == "text":
-            other = cases[(i + 1) % len(cases)].texts if switches.shuffled else case.texts
-            predicted = sentences(engine, case, [other[k % len(other)] for k in range(len(case.texts))], switches)
+        if ablation.prompt == "text":
+            other = cases[(i + 1) % len(cases)].texts if ablation.shuffled else case.texts
+            predicted = sentences(engine, case, [other[k % len(other)] for k in range(len(case.texts))], ablation)
             skip = 0
         else:
             case = case.promptable()
             if not case.texts:
                 continue
-            predicted, skip = visual(engine, case, switches.prompt), 1
+            predicted, skip = visual(engine, case, ablation.prompt), 1
         for mask, truth, text, kind, unseen in zip(predicted, case.masks, case.texts, case.kinds, case.unseen):
             counted = [t for t in range(skip, len(truth)) if case.annotated is None or t in case.annotated]
             j, f = scores.score(mask[counted], truth[counted])

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from . import resident
+from . import rss
 
 
 def test_export(benchmark, info, bundle, backend, request, tmp_path):
@@ -33,7 +33,7 @@ def test_export(benchmark, info, bundle, backend, request, tmp_path):
         with open(tmp_path / "log", "w+") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
             while process.poll() is None:
-                peaks.append(resident.peak_mb(process.pid))
+                peaks.append(rss.peak_mb(process.pid))
                 time.sleep(0.1)
             log.seek(0)
             assert process.returncode == 0, log.read()

@@ -13,7 +13,7 @@ import pytest
 
 import runtime
 
-from . import arithmetic
+from . import flops
 from .bench_clip import clip
 from .bench_stages import arrays, sizes
 
@@ -72,5 +72,5 @@ def gflop(bundle, objects: int) -> float:
     for name in OWN:
         spec = bundle.manifest.stages[name]
         symbols = sizes(bundle, spec) | {"objects": objects}
-        total += arithmetic.stage_flops(bundle, spec, arrays(spec, {s: symbols[s] for s in spec.symbols}))
+        total += flops.stage_flops(bundle, spec, arrays(spec, {s: symbols[s] for s in spec.symbols}))
     return total / 1e9

@@ -6,7 +6,7 @@ import numpy as np
 
 from runtime.bundle.manifest import StageSpec
 
-from . import arithmetic
+from . import flops
 
 FULL = {
     "frames": 1,
@@ -46,7 +46,7 @@ def test_stage(benchmark, info, loaded, bundle, stage):
     symbols = sizes(bundle, spec)
     inputs = arrays(spec, symbols)
     outputs = {t.name: np.empty(t.resolve(symbols), t.dtype) for t in spec.outputs}
-    info(stage=stage, sizes=symbols, gflop=arithmetic.stage_flops(bundle, spec, inputs) / 1e9)
+    info(stage=stage, sizes=symbols, gflop=flops.stage_flops(bundle, spec, inputs) / 1e9)
     run = loaded.stages[stage].stage.run
     benchmark.pedantic(run, kwargs=inputs | outputs, rounds=5, warmup_rounds=1)
     assert all(np.isfinite(o).all() for o in outputs.values() if o.dtype.kind == "f")

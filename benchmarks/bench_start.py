@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from . import resident
+from . import rss
 
 PATIENCE = 300
 """Seconds after which a start counts as failed."""
@@ -26,7 +26,7 @@ def test_first_mask(benchmark, info, bundle, backend, tmp_path, request):
         process = launch(bundle, backend, out, request.config.option.threads)
         try:
             wait(out / "results.jsonl", process)
-            peaks.append(resident.peak_mb(process.pid))
+            peaks.append(rss.peak_mb(process.pid))
         finally:
             process.terminate()
             process.wait()

@@ -17,7 +17,7 @@ from runtime.backends import BACKENDS, create
 from runtime.bundle.bundle import find
 from runtime.errors import BackendError, SamwiseRuntimeError
 
-from . import arithmetic, resident, tables
+from . import flops, rss, tables
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -113,7 +113,7 @@ def machine(request) -> dict:
         "torch": _version("torch"),
         "threads": request.config.option.threads,
         "command": " ".join(("pytest", *map(str, request.config.invocation_params.args))),
-        "matmul_gflops": round(arithmetic.matmul_peak() / 1e9, 1),
+        "matmul_gflops": round(flops.matmul_peak() / 1e9, 1),
     }
 
 
@@ -126,12 +126,12 @@ def info(benchmark, machine, bundle, backend):
         precision=bundle.manifest.precision,
         bundle_sha256=_digest(bundle),
     )
-    resident.forget_peak()
+    rss.reset_peak()
     yield benchmark.extra_info.update
     if benchmark.stats is not None:
         times = sorted(benchmark.stats.stats.data)
         benchmark.extra_info.update(
-            p50=float(np.percentile(times, 50)), p95=float(np.percentile(times, 95)), peak_rss_mb=resident.peak_mb()
+            p50=float(np.percentile(times, 50)), p95=float(np.percentile(times, 95)), peak_rss_mb=rss.peak_mb()
         )
         if flop := benchmark.extra_info.get("gflop"):
             rate = flop / benchmark.extra_info["p50"]

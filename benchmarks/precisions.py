@@ -1,13 +1,12 @@
-"""What a precision or backend on a CPU costs in J&F, and what it gains: all on the same clips, in turn, in one process.
+"""J&F and speed of precisions and backends on a CPU, measured on the same clips, in turn, in one process.
 
     python -m benchmarks.precisions --checkpoint build/nano/run/nano.pth --tokenizer build/nano/tokenizer.json
     python -m benchmarks.precisions --engines FOLDER              # holds nano-fp32/ and nano-int8/ already
 
-With `--checkpoint`, fp32 and INT8 bundles are exported into `--engines` unless they are there already, from these
-weights. Each sentence is compared with the fp32 bundle on ONNX Runtime: difference of J&F with a 95 % bootstrap
-interval over clips, IoU with its masks, CPU seconds of the whole pipeline at one thread each, alternating clip by clip.
-Stopped, it goes on where it was. The table goes into docs/cpu.md, between its marks, when the results go to where they
-are committed.
+With `--checkpoint`, fp32 and INT8 bundles of these weights are exported into `--engines` if they are missing. Each
+sentence is compared with the fp32 bundle on ONNX Runtime: difference of J&F with a 95 % bootstrap interval over clips,
+IoU with its masks, CPU seconds of the whole pipeline at one thread each, alternating clip by clip. A stopped run
+continues. The table is written to docs/cpu.md, between its marks, if the results are written to the committed file.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from runtime.backends import autotune
 from runtime.bundle.bundle import Bundle, choose
 from runtime.metrics import clip_jaccard
 
-from .accuracy import Switches, sentences
+from .accuracy import Ablation, sentences
 from .datasets import Case, nano
 
 NETWORK = "samwise+sam2"
@@ -41,8 +40,8 @@ DOCUMENT, MARKS = Path("docs/cpu.md"), ("<!-- table: python -m benchmarks.precis
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """One way to run: a bundle, by the key of `bundles`, on a backend."""
+class Configuration:
+    """A bundle, by the key of `bundles`, on a backend."""
 
     bundle: str
     backend: str
@@ -50,38 +49,25 @@ class Way:
 
 
 REFERENCE = "fp32"
-WAYS: Mapping[str, Way] = {
-    REFERENCE: Way("fp32", "ort", ("onnxruntime",)),
-    "fp16, as shipped": Way("shipped", "ort", ("onnxruntime",)),
-    "int8": Way("int8", "ort", ("onnxruntime",)),
-    "openvino": Way("fp32", "openvino", ("openvino",)),
-    "openvino-bf16": Way("fp32", "openvino-bf16", ("openvino",)),
+CONFIGURATIONS: Mapping[str, Configuration] = {
+    REFERENCE: Configuration("fp32", "ort", ("onnxruntime",)),
+    "fp16, as shipped": Configuration("shipped", "ort", ("onnxruntime",)),
+    "int8": Configuration("int8", "ort", ("onnxruntime",)),
+    "openvino": Configuration("fp32", "openvino", ("openvino",)),
+    "openvino-bf16": Configuration("fp32", "openvino-bf16", ("openvino",)),
 }
 
 
 def bundles(options: argparse.Namespace) -> dict[str, Bundle]:
-    """The bundles by key, exported first where they are missing or of other weights. Raises BundleError, UserError."""
+    """The bundles by key; export those that are missing or have other weights. Raises BundleError, UserError."""
     found = {"shipped": choose(options.shipped)}
     for precision in ("fp32", "int8"):
         name = f"nano-{precision}"
         if options.checkpoint and not _of_these_weights(options.engines / name, options.checkpoint):
             command = [
-                sys.executable,
-                "-m",
-                "export",
-                NETWORK,
-                "--checkpoint",
-                str(options.checkpoint),
-                "--name",
-                name,
-                "--precision",
-                precision,
-                "--out",
-                str(options.engines),
-                "--threads",
-                str(options.export_threads),
-                "--tokenizer",
-                str(options.tokenizer),
+                *(sys.executable, "-m", "export", NETWORK, "--checkpoint", str(options.checkpoint)),
+                *("--name", name, "--precision", precision, "--out", str(options.engines)),
+                *("--threads", str(options.export_threads), "--tokenizer", str(options.tokenizer)),
             ]
             print("$ python", *command[1:], flush=True)
             if subprocess.run(command).returncode:
@@ -101,25 +87,25 @@ def _of_these_weights(folder: Path, checkpoint: Path) -> bool:
     return provenance.get("checkpoint_sha256") == sha256(checkpoint.read_bytes()).hexdigest()
 
 
-def key(bundle: Bundle, way: Way) -> dict[str, str]:
-    """What a result is about; one about anything else is measured anew."""
+def key(bundle: Bundle, configuration: Configuration) -> dict[str, str]:
+    """Identity of a result; results with another key are measured again."""
     return {
         "bundle": bundle.name,
         "graphs": autotune.fingerprint(bundle.manifest),
         "precision": bundle.manifest.precision,
-        "backend": way.backend,
-        "library": autotune.versions(*way.libraries),
+        "backend": configuration.backend,
+        "library": autotune.versions(*configuration.libraries),
         "processor": autotune.processor(),
     }
 
 
 def measure(engines: Mapping[str, Any], case: Case, wanted: Sequence[str]) -> dict[str, dict]:
-    """One clip in the ways `wanted`, REFERENCE first: records, IoU with the reference's masks, CPU seconds."""
+    """Run one clip in the configurations `wanted`, REFERENCE first: records, IoU with its masks, CPU seconds."""
     order = [REFERENCE, *(name for name in wanted if name != REFERENCE)]
     found: dict[str, dict] = {}
     for name in order:
         began = time.process_time()
-        masks = sentences(engines[name], case, case.texts, Switches())
+        masks = sentences(engines[name], case, case.texts, Ablation())
         seconds = time.process_time() - began
         if name == REFERENCE:
             plain = masks
@@ -138,7 +124,7 @@ def measure(engines: Mapping[str, Any], case: Case, wanted: Sequence[str]) -> di
 
 
 def summary(clips: Mapping[str, Mapping[str, dict]], name: str) -> dict[str, Any]:
-    """The row of one way, over the clips that it and the reference have in common."""
+    """Row of one configuration, over the clips that it and the reference have in common."""
     shared = [c for c in clips[name] if c in clips[REFERENCE]]
     mine = [Record(**r) for c in shared for r in clips[name][c]["records"]]
     plain = [Record(**r) for c in shared for r in clips[REFERENCE][c]["records"]]
@@ -158,7 +144,7 @@ def summary(clips: Mapping[str, Mapping[str, dict]], name: str) -> dict[str, Any
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown, as in docs/cpu.md."""
+    """Markdown table of docs/cpu.md."""
     lines = [
         "| | J&F | difference to fp32, 95 % | largest, one sentence | IoU with fp32's masks (least) | CPU speed |",
         "|---|---|---|---|---|---|",
@@ -174,43 +160,36 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def read(path: Path, keys: Mapping[str, dict]) -> dict[str, dict[str, dict]]:
-    """Clips measured before, by way, as far as they are about the same things."""
+    """Clips measured before, by configuration, where the keys are the same."""
     try:
-        ways = json.loads(path.read_text(encoding="utf-8"))["ways"]
-        return {
-            name: dict(ways[name]["clips"]) if name in ways and ways[name]["key"] == keys[name] else {} for name in keys
-        }
+        data = json.loads(path.read_text(encoding="utf-8"))
+        found = data["configurations"] if "configurations" in data else data["ways"]  # files of version 0.1.0
+        return {n: dict(found[n]["clips"]) if n in found and found[n]["key"] == keys[n] else {} for n in keys}
     except (OSError, ValueError, KeyError, TypeError):
         return {name: {} for name in keys}
 
 
 def write(path: Path, keys: Mapping[str, dict], clips: Mapping[str, dict]) -> dict[str, dict]:
-    """Rows of all that is measured, also written to `path`."""
+    """Write everything that is measured to `path`. Returns the rows."""
     rows = {name: summary(clips, name) for name in keys if clips[name]}
+    data = {
+        "command": "python -m benchmarks.precisions",
+        "reference": REFERENCE,
+        "threads": 1,
+        "table": rows,
+        "configurations": {name: {"key": keys[name], "clips": clips[name]} for name in rows},
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps(
-            {
-                "command": "python -m benchmarks.precisions",
-                "reference": REFERENCE,
-                "threads": 1,
-                "table": rows,
-                "ways": {name: {"key": keys[name], "clips": clips[name]} for name in rows},
-            },
-            indent=1,
-        )
-        + "\n",
-        encoding="utf-8",
-    )
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return rows
 
 
 def document(path: Path, text: str) -> None:
-    """Put the table between the marks of the document. Raises UserError if they are not there."""
+    """Write the table between the marks of the document. Raises UserError if they are missing."""
     before, found, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
     _, ended, after = rest.partition(MARKS[1])
     if not found or not ended:
-        raise runtime.UserError(f"{path}: the marks {MARKS[0]} and {MARKS[1]} are gone; put them back")
+        raise runtime.UserError(f"{path}: the marks {MARKS[0]} and {MARKS[1]} are missing; restore them")
     path.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}", encoding="utf-8")
 
 
@@ -222,13 +201,13 @@ def run(
     path: Path,
     progress: Callable[[str], None],
 ) -> dict[str, dict]:
-    """Measure what is missing, clip by clip, each kept as soon as it is done. Returns the rows."""
+    """Measure the missing clips, writing each as soon as it is done. Returns the rows."""
     clips, warm = read(path, keys), False
     for done, number in enumerate(numbers, 1):
         wanted = [name for name in keys if str(number) not in clips[name]]
         if not wanted:
             continue
-        if not warm:  # libraries compile for a shape when they first meet it
+        if not warm:  # libraries compile for a shape at its first use
             warm = bool(measure(engines, cases(number), wanted))
         for name, found in measure(engines, cases(number), wanted).items():
             clips[name][str(number)] = found
@@ -240,44 +219,32 @@ def run(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.precisions", description="J&F and speed of precisions on a CPU"
-    )
-    parser.add_argument("--checkpoint", type=Path, help="weights of nano, to export fp32 and INT8 bundles from")
-    parser.add_argument("--tokenizer", type=Path, default=Path("build/nano/tokenizer.json"), help="for the export")
-    parser.add_argument(
-        "--engines",
-        type=Path,
-        default=Path("build/nano/precisions"),
-        help="folder of nano-fp32/ and nano-int8/ (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--shipped", type=Path, default=Path("engines/nano"), help="the half bundle (default: %(default)s)"
-    )
-    parser.add_argument("--clips", type=int, default=20, help="clips of the nano test set (default: %(default)s)")
-    parser.add_argument("--export-threads", type=int, default=2, help="CPU threads of an export's comparison")
-    parser.add_argument("--way", choices=WAYS, action="append", help="only this one and fp32; may be repeated")
-    parser.add_argument(
-        "--json", type=Path, default=RESULT, help="results; read first, to go on (default: %(default)s)"
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.precisions", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--checkpoint", type=Path, help="weights of nano, to export fp32 and INT8 bundles from")
+    add("--tokenizer", type=Path, default=Path("build/nano/tokenizer.json"), help="for the export")
+    add("--engines", type=Path, default=Path("build/nano/precisions"), help="folder of nano-fp32/ and nano-int8/")
+    add("--shipped", type=Path, default=Path("engines/nano"), help="the half bundle (default: %(default)s)")
+    add("--clips", type=int, default=20, help="clips of the nano test set (default: %(default)s)")
+    add("--export-threads", type=int, default=2, help="CPU threads of an export's comparison")
+    add("--configuration", choices=CONFIGURATIONS, action="append", help="only this one and fp32; may be repeated")
+    add("--json", type=Path, default=RESULT, help="results; an existing file is continued (default: %(default)s)")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
+    names = [n for n in CONFIGURATIONS if not options.configuration or n in (REFERENCE, *options.configuration)]
+    chosen = {name: CONFIGURATIONS[name] for name in names}
     try:
         found = bundles(options)
-        ways = {name: way for name, way in WAYS.items() if not options.way or name in (REFERENCE, *options.way)}
-        engines = {
-            name: runtime.load(found[way.bundle].folder, backend=way.backend, threads=1) for name, way in ways.items()
-        }
+        engines = {n: runtime.load(found[c.bundle].folder, backend=c.backend, threads=1) for n, c in chosen.items()}
     except runtime.SamwiseRuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, runtime.UserError) else 1
-    keys = {name: key(found[way.bundle], way) for name, way in ways.items()}
     rows = run(
         engines,
-        keys,
+        {name: key(found[c.bundle], c) for name, c in chosen.items()},
         lambda number: next(nano(1, number)),
         range(options.clips),
         options.json,
@@ -285,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(table(rows))
     try:
-        if options.json == RESULT and len(rows) == len(WAYS):
+        if options.json == RESULT and len(rows) == len(CONFIGURATIONS):
             document(DOCUMENT, table(rows))
     except (runtime.SamwiseRuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,15 +1,17 @@
-"""Measurements as Markdown. Pure functions of the files in `benchmarks/results/`."""
+"""Markdown tables of measurements: pure functions of the files in `benchmarks/results/`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-Kept = Mapping[str, Any]
+Measurement = Mapping[str, Any]
+"""Kept figures of one bundle on one backend."""
+Case = Mapping[str, Any]
 LINK = "docs/benchmarks.md"
 PYTORCH = {"eager": "eager", "compiled": "torch.compile", "bfloat16": "bfloat16 (autocast)"}
-"""PyTorch's ways to measure against, by what `--pytorch` calls them."""
+"""Value of `--pytorch` -> title of that PyTorch variant."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -17,295 +19,275 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
 
 
-def cases(kept: Kept, name: str, **wanted: Any) -> list[Mapping[str, Any]]:
-    """By what they were measured for: count of sentences or objects, stage."""
-    found = [c for c in kept["cases"] if c["name"] == name and all(c.get(k) == v for k, v in wanted.items())]
+def cases(measured: Measurement, name: str, **wanted: Any) -> list[Case]:
+    """Cases of one benchmark, by number of sentences or objects, or by stage."""
+    found = [c for c in measured["cases"] if c["name"] == name and all(c.get(k) == v for k, v in wanted.items())]
     return sorted(found, key=lambda c: (c.get("sentences", 0), c.get("objects", 0), c.get("stage", "")))
 
 
-def first(kept: Kept, name: str, key: str, **wanted: Any) -> Any:
-    """The figure of the one case that fits, None where it was not measured."""
-    found = [c[key] for c in cases(kept, name, **wanted) if key in c]
-    return found[0] if found else None
+def first(measured: Measurement, name: str, key: str, **wanted: Any) -> Any:
+    """A figure of the first case that has it, None if it was not measured."""
+    return next((c[key] for c in cases(measured, name, **wanted) if key in c), None)
 
 
 def number(value: float | None, digits: int = 3, unit: str = "") -> str:
-    """Three significant digits, or an empty cell."""
+    """Three significant digits without an exponent, or an empty cell."""
     if value is None:
         return ""
     text = f"{value:.{digits}g}"
     return (f"{float(text):g}" if "e" not in text else f"{float(text):.0f}") + unit
 
 
-def where(kept: Kept) -> str:
-    m = kept["machine"]
+def machine(measured: Measurement) -> str:
+    """The machine and the versions of the libraries."""
+    m = measured["machine"]
     threads = f", {m['threads']} threads" if m.get("threads") else ""
-    versions = [
-        f"ONNX Runtime {m['onnxruntime']}",
-        *([f"OpenVINO {m['openvino']}"] if m.get("openvino") else []),
-        f"PyTorch {m['torch']}",
-    ]
+    openvino = f"OpenVINO {m['openvino']}, " if m.get("openvino") else ""
     return (
-        f"{m['cpu']}, {m['cores']} cores{threads}, {', '.join(versions)}, "
+        f"{m['cpu']}, {m['cores']} cores{threads}, ONNX Runtime {m['onnxruntime']}, {openvino}PyTorch {m['torch']}, "
         f"{m['matmul_gflops']:g} GFLOP/s in a large float32 product"
     )
 
 
-def second_over_first(kept: Kept) -> float | None:
+# -- README
+
+
+def second_over_first(measured: Measurement) -> float | None:
     """Seconds of the second sentence on a clip, or on a picture, over those of the first."""
-    one, two = (first(kept, "test_sentences", "median", sentences=n) for n in (1, 2))
+    one, two = (first(measured, "test_sentences", "median", sentences=n) for n in (1, 2))
     if one is not None and two is not None:
         return (two - one) / one
-    new, known = (
-        first(kept, "test_first_sentence", "median"),
-        first(kept, "test_further_sentences", "median", sentences=1),
-    )
+    new = first(measured, "test_first_sentence", "median")
+    known = first(measured, "test_further_sentences", "median", sentences=1)
     return None if new is None or known is None else known / new
 
 
-def pytorch_on_pictures(kept: Kept) -> float | None:
-    """PyTorch's time over ours for a new picture with one sentence."""
-    ours, theirs = first(kept, "test_first_sentence", "median"), first(kept, "test_torch_eager", "median", folded=False)
-    return None if ours is None or theirs is None else theirs / ours
+def over_pytorch(measured: Measurement) -> str:
+    """PyTorch's time over ours: of a sentence and a click on a clip, and of a new picture with one sentence."""
+    ratios = [first(measured, n, "pytorch_over_runtime", pytorch="eager") for n in ("test_sentence", "test_click")]
+    ours = first(measured, "test_first_sentence", "median")
+    theirs = first(measured, "test_torch_eager", "median", folded=False)
+    ratios.append(None if ours is None or theirs is None else theirs / ours)
+    return " / ".join(number(ratio, 3, "x") for ratio in ratios if ratio is not None)
 
 
-def peak_of_one(kept: Kept) -> float | None:
-    """Resident MB of a process that followed one sentence or one object, and ran nothing bigger before."""
-    found = [
-        first(kept, "test_sentences", "peak_rss_mb", sentences=1),
-        first(kept, "test_objects", "peak_rss_mb", objects=1),
-        first(kept, "test_first_sentence", "peak_rss_mb"),
-    ]
-    return next((peak for peak in found if peak is not None), None)
+def peak_of_one(measured: Measurement) -> float | None:
+    """Resident MB of a process that followed one sentence or one object, and ran nothing larger before."""
+    benchmarks = (("test_sentences", {"sentences": 1}), ("test_objects", {"objects": 1}), ("test_first_sentence", {}))
+    peaks = (first(measured, name, "peak_rss_mb", **wanted) for name, wanted in benchmarks)
+    return next((peak for peak in peaks if peak is not None), None)
 
 
-def summary(results: Sequence[Kept], nano_measured: Sequence[Mapping[str, Any]] = ()) -> str:
+SUMMARY: Mapping[str, Callable[[Measurement], str]] = {
+    "bundle": lambda m: f"{m['bundle']} ({m['precision']}){' *' * bool(m.get('note'))}",
+    "backend": lambda m: m["machine"]["backend"],
+    "frames/s, a sentence": lambda m: number(first(m, "test_sentence", "frames_per_second", pytorch="eager")),
+    "frames/s, a click": lambda m: number(first(m, "test_click", "frames_per_second", pytorch="eager")),
+    "PyTorch's time / ours": over_pytorch,
+    "second sentence / first": lambda m: number(second_over_first(m), 2),
+    "command to first mask": lambda m: number(first(m, "test_first_mask", "median"), 2, " s"),
+    "peak memory": lambda m: number(peak_of_one(m), 4, " MB"),
+}
+
+
+def summary(results: Sequence[Measurement], nano_measured: Sequence[Mapping[str, Any]] = ()) -> str:
     """The README's section. At least one result."""
-    rows = []
-    for kept in results:
-        sentence, click = (
-            first(kept, name, "frames_per_second", pytorch="eager") for name in ("test_sentence", "test_click")
-        )
-        faster = [
-            first(kept, name, "pytorch_over_runtime", pytorch="eager") for name in ("test_sentence", "test_click")
-        ]
-        faster.append(pytorch_on_pictures(kept))
-        rows.append(
-            (
-                f"{kept['bundle']} ({kept['precision']}){' *' * bool(kept.get('note'))}",
-                kept["machine"]["backend"],
-                number(sentence),
-                number(click),
-                " / ".join(number(x, 3, "x") for x in faster if x is not None),
-                number(second_over_first(kept), 2),
-                number(first(kept, "test_first_mask", "median"), 2, " s"),
-                number(peak_of_one(kept), 4, " MB"),
-            )
-        )
-    head = (
-        "bundle",
-        "backend",
-        "frames/s, a sentence",
-        "frames/s, a click",
-        "PyTorch's time / ours",
-        "second sentence / first",
-        "command to first mask",
-        "peak memory",
-    )
-    notes = sorted({kept["note"] for kept in results if kept.get("note")})
+    notes = sorted({measured["note"] for measured in results if measured.get("note")})
+    line = nano_line(nano_measured)
     return "\n".join(
         (
-            table(head, rows),
+            table(list(SUMMARY), [[cell(measured) for cell in SUMMARY.values()] for measured in results]),
             *(f"\n\\* {note}" for note in notes),
             "",
-            f'On {where(results[0])}. "PyTorch\'s time": the same modules, eager, in the same '
+            f'On {machine(results[0])}. "PyTorch\'s time": the same modules, eager, in the same '
             "process, alternating with ours (sentence / click). Peak memory: of a process that follows one sentence or "
             "object. `python -m pytest benchmarks/ --benchmark-only --engine BUNDLE [--checkpoint FILE]` measures it "
             f"again; every stage, sentences, objects, memory, with the command of each bundle: [{LINK}]({LINK}).",
-            *(("", line) if (line := nano_line(nano_measured)) else ()),
+            *(("", line) if line else ()),
         )
     )
 
 
-def page(results: Sequence[Kept]) -> str:
+# -- docs/benchmarks.md
+
+
+Cell = Callable[[Case, Measurement], str]
+
+
+class Section(NamedTuple):
+    """A table of one or more benchmarks under a paragraph; `columns`: title -> figure of a case, or its cell."""
+
+    benchmarks: tuple[str, ...]
+    paragraph: str | Callable[[Measurement], str]
+    columns: Mapping[str, str | Cell]
+
+    def __call__(self, measured: Measurement) -> str:
+        """Render as Markdown; empty if none of the benchmarks was run."""
+        found = [case for name in self.benchmarks for case in cases(measured, name)]
+        rows = [[self._cell(column, case, measured) for column in self.columns.values()] for case in found]
+        paragraph = self.paragraph if isinstance(self.paragraph, str) else self.paragraph(measured)
+        return f"{paragraph}\n\n{table(list(self.columns), rows)}" if rows else ""
+
+    @staticmethod
+    def _cell(column: str | Cell, case: Case, measured: Measurement) -> str:
+        if not isinstance(column, str):
+            return column(case, measured)
+        value = case.get(column)
+        return str(value) if isinstance(value, int) else number(value)
+
+
+def sentences_paragraph(measured: Measurement) -> str:
+    note = second_over_first(measured)
+    cost = f": the second costs {number(note, 2)} of the first" if note else ""
+    return f"**Sentences** on one window; what comes before the first adapter is shared{cost}."
+
+
+def label(case: Case, _: Measurement) -> str:
+    """First column of the tables whose rows are different benchmarks."""
+    return {
+        "test_sentence": "a sentence",
+        "test_click": "a click",
+        "test_first_sentence": "new, with one sentence",
+        "test_further_sentences": f"known, {case.get('sentences')} more",
+        "test_torch_eager": f"new, with one sentence, in PyTorch{' with our folds' * bool(case.get('folded'))}",
+        "test_load": f"load, verify {number(case.get('megabytes'))} MB, one frame",
+        "test_first_mask": "command to first mask",
+        "test_export": "export from a checkpoint, every stage and a clip compared",
+    }[case["name"]]
+
+
+def over_one(key: str) -> Cell:
+    """Ratio of a figure to that of one object."""
+
+    def cell(case: Case, measured: Measurement) -> str:
+        one = first(measured, "test_objects", key, objects=1)
+        return number(case[key] / one) if one else ""
+
+    return cell
+
+
+def memory(measured: Measurement) -> str:
+    """Time of memory attention by frame."""
+    seconds = [case["seconds_by_frame"] for case in cases(measured, "test_memory_fill")]
+    rows = [[number(1000 * s) for s in by_frame.values()] for by_frame in seconds]
+    title = "**Memory attention**, ms by frame number, while the memory fills.\n\n"
+    return title + table(list(seconds[0]), rows) if seconds else ""
+
+
+SECTIONS: tuple[Callable[[Measurement], str], ...] = (
+    Section(
+        ("test_sentence", "test_click"),
+        "**Beside PyTorch**, alternating in one process. "
+        "IoU of the masks with each other where both had the same weights.",
+        {
+            "clip of": label,
+            "PyTorch": lambda case, _: PYTORCH[case["pytorch"]],
+            "frames": "frames",
+            "ours, s": lambda case, _: number(median(case["runtime_seconds"])),
+            "PyTorch, s": lambda case, _: number(median(case["pytorch_seconds"])),
+            "ratio": lambda case, _: number(case["pytorch_over_runtime"], 3, "x"),
+            "IoU, worst frame": lambda case, _: number(case.get("worst_iou"), 5),
+            "mean": lambda case, _: number(case.get("mean_iou"), 5),
+        },
+    ),
+    Section(
+        ("test_sentences",),
+        sentences_paragraph,
+        {"sentences": "sentences", "s": "median", "s per sentence": "per_sentence", "frames/s": "frames_per_second"},
+    ),
+    Section(
+        ("test_first_sentence", "test_further_sentences", "test_torch_eager"),
+        "**Sentences on a picture.**",
+        {"picture": label, "s": "median", "s per sentence": "per_sentence"},
+    ),
+    Section(
+        ("test_objects",),
+        "**Objects** of SAM 2, full memory. Own: memory attention, decoder and memory encoder. "
+        "Last column: time of each further object over that of these stages for one.",
+        {
+            "objects": "objects",
+            "s per frame": "seconds_per_frame",
+            "s, own": "seconds_of_objects",
+            "GFLOP, own": "gflop_of_objects",
+            "arithmetic / one": over_one("gflop_of_objects"),
+            "time / one": over_one("seconds_of_objects"),
+            "further / own": "further_over_own",
+        },
+    ),
+    memory,
+    Section(
+        ("test_load", "test_first_mask", "test_export"),
+        "**Start and export**",
+        {"": label, "s": "median", "peak memory, MB": "peak_rss_of_command_mb"},
+    ),
+    Section(
+        ("test_stage",),
+        "**Stages** alone. Peak: of a large float32 matrix product on the same machine.",
+        {
+            "stage": lambda case, _: f"`{case['stage']}`",
+            "sizes": lambda case, _: ", ".join(f"{k} {v}" for k, v in case["sizes"].items()),
+            "ms": lambda case, _: number(1000 * case["p50"]),
+            "p95": lambda case, _: number(1000 * case["p95"]),
+            "GFLOP": "gflop",
+            "GFLOP/s": "gflops",
+            "of peak": lambda case, _: number(case.get("of_matmul_peak"), 2),
+        },
+    ),
+)
+
+
+def page(results: Sequence[Measurement]) -> str:
     """docs/benchmarks.md, whole."""
     parts = [
         "# Benchmarks",
         "Made by `python -m benchmarks.report` from `benchmarks/results/cpu-*.json`; do not edit. Measured by",
         "```\npython -m pytest benchmarks/ --benchmark-only --engine engines/ --benchmark-json out/bench.json\n"
         "python -m benchmarks.report --add out/bench.json\n```",
-        "for every bundle in `engines/` on every backend that is present. Official sizes take `--rounds 1` and `--windows 1`; "
-        "`--checkpoint FILE` compares masks with PyTorch's and times the export; `--pytorch eager compiled bfloat16` adds "
-        "`torch.compile` and autocast. The command of each bundle stands with it.",
+        "for every bundle in `engines/` on every backend that is present. Official sizes take `--rounds 1` and "
+        "`--windows 1`; `--checkpoint FILE` compares masks with PyTorch's and times the export; "
+        "`--pytorch eager compiled bfloat16` adds `torch.compile` and autocast. The command of each bundle stands with it.",
         "![Seconds by number of sentences and objects, and by stage](images/benchmarks.png)",
     ]
-    for kept in results:
+    for measured in results:
+        commands = "; ".join(f"`{command}`" for command in dict.fromkeys(c["command"] for c in measured["cases"]))
+        note = f" **{measured['note']}**" if measured.get("note") else ""
         parts += [
-            f"## {kept['bundle']}, {kept['machine']['backend']}",
-            f"Precision {kept['precision']}, files `{kept['bundle_sha256']}`, {kept['date']}, {where(kept)}. "
-            + "; ".join(f"`{command}`" for command in dict.fromkeys(c["command"] for c in kept["cases"]))
-            + "."
-            + (f" **{kept['note']}**" if kept.get("note") else ""),
-            *(
-                part
-                for make in (against_pytorch, sentences, pictures, objects, memory, start, stages)
-                if (part := make(kept))
-            ),
+            f"## {measured['bundle']}, {measured['machine']['backend']}",
+            f"Precision {measured['precision']}, files `{measured['bundle_sha256']}`, {measured['date']}, "
+            f"{machine(measured)}. {commands}.{note}",
+            *filter(None, (section(measured) for section in SECTIONS)),
         ]
     return "\n\n".join(parts) + "\n"
 
 
-def against_pytorch(kept: Kept) -> str:
-    rows = []
-    for name, what in (("test_sentence", "a sentence"), ("test_click", "a click")):
-        for case in cases(kept, name):
-            rows.append(
-                (
-                    what,
-                    PYTORCH[case["pytorch"]],
-                    case["frames"],
-                    number(median(case["runtime_seconds"])),
-                    number(median(case["pytorch_seconds"])),
-                    number(case["pytorch_over_runtime"], 3, "x"),
-                    number(case.get("worst_iou"), 5),
-                    number(case.get("mean_iou"), 5),
-                )
-            )
-    return (
-        rows
-        and "**Beside PyTorch**, alternating in one process. IoU of the masks with each other where both had the same weights.\n\n"
-        + table(("clip of", "PyTorch", "frames", "ours, s", "PyTorch, s", "ratio", "IoU, worst frame", "mean"), rows)
-    )
-
-
-def sentences(kept: Kept) -> str:
-    rows = [
-        (c["sentences"], number(c["median"]), number(c["per_sentence"]), number(c["frames_per_second"]))
-        for c in cases(kept, "test_sentences")
-    ]
-    note = second_over_first(kept)
-    return rows and (
-        "**Sentences** on one window; what comes before the first adapter is shared"
-        + (f": the second costs {number(note, 2)} of the first" if note else "")
-        + ".\n\n"
-    ) + table(("sentences", "s", "s per sentence", "frames/s"), rows)
-
-
-def pictures(kept: Kept) -> str:
-    """Sentences on single pictures, and PyTorch beside them."""
-    rows = [("new, with one sentence", number(c["median"]), "") for c in cases(kept, "test_first_sentence")]
-    rows += [
-        (f"known, {c['sentences']} more", number(c["median"]), number(c["per_sentence"]))
-        for c in cases(kept, "test_further_sentences")
-    ]
-    rows += [
-        (f"new, with one sentence, in PyTorch{' with our folds' * c['folded']}", number(c["median"]), "")
-        for c in cases(kept, "test_torch_eager")
-    ]
-    return rows and "**Sentences on a picture.**\n\n" + table(("picture", "s", "s per sentence"), rows)
-
-
-def objects(kept: Kept) -> str:
-    found = cases(kept, "test_objects")
-    alone = next((c for c in found if c["objects"] == 1), {})
-
-    def times(case: Mapping[str, Any], key: str) -> str:
-        return number(case[key] / alone[key]) if alone.get(key) else ""
-
-    rows = [
-        (
-            c["objects"],
-            number(c["seconds_per_frame"]),
-            number(c["seconds_of_objects"]),
-            number(c["gflop_of_objects"]),
-            times(c, "gflop_of_objects"),
-            times(c, "seconds_of_objects"),
-            number(c.get("further_over_own")),
-        )
-        for c in found
-    ]
-    return rows and (
-        "**Objects** of SAM 2, full memory. Own: memory attention, decoder and memory encoder. Last column: time of each "
-        "further object over that of these stages for one.\n\n"
-    ) + table(
-        ("objects", "s per frame", "s, own", "GFLOP, own", "arithmetic / one", "time / one", "further / own"), rows
-    )
-
-
-def memory(kept: Kept) -> str:
-    rows = [[number(1000 * s) for s in c["seconds_by_frame"].values()] for c in cases(kept, "test_memory_fill")]
-    heads = [list(c["seconds_by_frame"]) for c in cases(kept, "test_memory_fill")]
-    return rows and "**Memory attention**, ms by frame number, while the memory fills.\n\n" + table(heads[0], rows)
-
-
-def start(kept: Kept) -> str:
-    rows = []
-    if (seconds := first(kept, "test_load", "median")) is not None:
-        rows.append(
-            (f"load, verify {number(first(kept, 'test_load', 'megabytes'))} MB, one frame", number(seconds), "")
-        )
-    if (seconds := first(kept, "test_first_mask", "median")) is not None:
-        rows.append(
-            ("command to first mask", number(seconds), f"{first(kept, 'test_first_mask', 'peak_rss_of_command_mb')}")
-        )
-    if (seconds := first(kept, "test_export", "median")) is not None:
-        rows.append(
-            (
-                "export from a checkpoint, every stage and a clip compared",
-                number(seconds),
-                f"{first(kept, 'test_export', 'peak_rss_of_command_mb')}",
-            )
-        )
-    return rows and "**Start and export**\n\n" + table(("", "s", "peak memory, MB"), rows)
-
-
-def stages(kept: Kept) -> str:
-    rows = [
-        (
-            f"`{c['stage']}`",
-            ", ".join(f"{k} {v}" for k, v in c["sizes"].items()),
-            number(1000 * c["p50"]),
-            number(1000 * c["p95"]),
-            number(c["gflop"]),
-            number(c.get("gflops")),
-            number(c.get("of_matmul_peak"), 2),
-        )
-        for c in cases(kept, "test_stage")
-    ]
-    return rows and "**Stages** alone. Peak: of a large float32 matrix product on the same machine.\n\n" + table(
-        ("stage", "sizes", "ms", "p95", "GFLOP", "GFLOP/s", "of peak"), rows
-    )
-
-
-# -- accuracy of nano, from `benchmarks.accuracy` ------------------------------------------------------------------------
+# -- accuracy of nano, from `benchmarks.accuracy`
 
 SCORES = ("", "n", "J", "F", "J&F", "95 %")
 
 
-def scored(name: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
+def score_row(name: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
     low, high = row["interval"]
     return name, row["n"], f"{row['J']:.3f}", f"{row['F']:.3f}", f"**{row['J&F']:.3f}**", f"{low:.3f} .. {high:.3f}"
 
 
-def change(row: Mapping[str, Any]) -> str:
-    """Paired difference against the first variant, with its interval."""
-    if not (paired := row.get("against_first")):
+def difference(row: Mapping[str, Any]) -> str:
+    """Paired difference to the first variant, with its interval."""
+    if "against_first" not in row:
         return ""
-    low, high = paired["interval"]
-    return f"{paired['difference']:+.3f} ({low:+.3f} .. {high:+.3f})"
+    low, high = row["against_first"]["interval"]
+    return f"{row['against_first']['difference']:+.3f} ({low:+.3f} .. {high:+.3f})"
 
 
 def accuracy(measured: Mapping[str, Any]) -> str:
     """Every variant, then the first one by kind of sentence."""
     variants = measured["variants"]
-    every = [(*scored(name, v["table"]["all"]), change(v)) for name, v in variants.items()]
+    every = [(*score_row(name, v["table"]["all"]), difference(v)) for name, v in variants.items()]
     first_name, one = next(iter(variants.items()))
-    kinds = [scored(kind, row) for kind, row in one["table"].items() if kind != "all" and row["n"]]
+    kinds = [score_row(kind, row) for kind, row in one["table"].items() if kind != "all" and row["n"]]
+    of_kinds = f" of {', '.join(measured['kinds'])}" if measured.get("kinds") else ""
     return "\n\n".join(
         (
-            f"{measured['clips']} clips"
-            + (f" of {', '.join(measured['kinds'])}" if measured.get("kinds") else "")
-            + ":",
+            f"{measured['clips']} clips{of_kinds}:",
             table((*SCORES, f"paired, against {first_name}"), every),
             f"By kind ({first_name}):",
             table(SCORES, kinds),
@@ -323,9 +305,6 @@ def nano_line(measured: Sequence[Mapping[str, Any]]) -> str:
     if not measured:
         return ""
     variants = measured[0]["variants"]
-    said = [
-        f"{name} {variants[name]['table']['all']['J&F']:.2f}"
-        for name in ("text", "shuffled sentences", "click", "box")
-        if name in variants
-    ]
-    return f"nano on {measured[0]['clips']} unseen clips, J&F: {', '.join(said)} ([all of it](docs/nano.md))."
+    names = [name for name in ("text", "shuffled sentences", "click", "box") if name in variants]
+    scores = ", ".join(f"{name} {variants[name]['table']['all']['J&F']:.2f}" for name in names)
+    return f"nano on {measured[0]['clips']} unseen clips, J&F: {scores} ([all of it](docs/nano.md))."

@@ -44,7 +44,7 @@ def test_toys_through_every_benchmark_of_a_bundle(toy, toy_sam2_bundle, tmp_path
     measured = measure(
         tmp_path / "out.json", *files, "--engine", str(tmp_path / "bundles"), "--backend", "ort", "--rounds", "1"
     )
-    kept = report.condense(measured)
+    kept = report.summarize(measured)
     assert set(kept) == {f"cpu-{bundle.name}-ort.json" for bundle in (toy, toy_sam2_bundle)}
     sentences, clicks = (kept[f"cpu-{bundle.name}-ort.json"] for bundle in (toy, toy_sam2_bundle))
     assert [c["sentences"] for c in tables.cases(sentences, "test_sentences")] == [1, 2, 4, 8]
@@ -84,6 +84,6 @@ def test_pytorch_beside_a_bundle_of_the_same_weights(tmp_path):
         "eager",
         "bfloat16",
     )
-    cases = tables.cases(report.condense(measured)["cpu-tiny-ort.json"], "test_sentence")
+    cases = tables.cases(report.summarize(measured)["cpu-tiny-ort.json"], "test_sentence")
     assert [c["pytorch"] for c in cases] == ["eager", "bfloat16"]
     assert cases[0]["worst_iou"] >= 0.999 and cases[0]["pytorch_over_runtime"] > 0

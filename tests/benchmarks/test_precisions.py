@@ -30,7 +30,7 @@ def asked(monkeypatch):
     """Engines are names; "fp32" is right, "int8" loses a row of every mask. Returns the clips that were run."""
     calls = []
 
-    def sentences(engine, case, texts, switches):
+    def sentences(engine, case, texts, ablation):
         calls.append((engine, case.name))
         masks = np.stack(case.masks)
         if engine == "int8":
@@ -158,7 +158,7 @@ def test_the_table_goes_between_the_marks(tmp_path):
 def test_the_committed_result_is_the_documents():
     """docs/cpu.md shows the table of benchmarks/results/nano_precisions.json, line by line."""
     found = json.loads((ROOT / "benchmarks" / "results" / "nano_precisions.json").read_text())
-    assert set(found["table"]) == set(precisions.WAYS)
+    assert set(found["table"]) == set(precisions.CONFIGURATIONS)
     document = (ROOT / "docs" / "cpu.md").read_text()
     for line in precisions.table(found["table"]).splitlines():
         assert line in document, f"docs/cpu.md lacks: {line} (python -m benchmarks.precisions prints the table)"

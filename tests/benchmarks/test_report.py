@@ -75,7 +75,7 @@ def measured():
 
 
 def test_condensed_figures_reach_the_tables(measured):
-    kept = report.condense(measured)["cpu-toy-ort.json"]
+    kept = report.summarize(measured)["cpu-toy-ort.json"]
     assert len(kept["cases"]) == 7 and "machine" not in kept["cases"][0]
     assert tables.second_over_first(kept) == pytest.approx(0.6)
     line = tables.summary([kept]).splitlines()[2]
@@ -103,18 +103,18 @@ def test_condensed_figures_reach_the_tables(measured):
 
 
 def test_a_note_is_shown_in_both_texts(measured):
-    kept = report.condense(measured)["cpu-toy-ort.json"] | {"note": "Beside other work."}
+    kept = report.summarize(measured)["cpu-toy-ort.json"] | {"note": "Beside other work."}
     assert "| toy (fp32) * |" in tables.summary([kept]) and "\n\\* Beside other work.\n" in tables.summary([kept])
     assert "**Beside other work.**" in tables.page([kept])
 
 
 def test_a_file_with_nothing_to_keep_is_refused(measured):
     with pytest.raises(ValueError, match="no case"):
-        report.condense(measured | {"benchmarks": measured["benchmarks"][-1:]})
+        report.summarize(measured | {"benchmarks": measured["benchmarks"][-1:]})
 
 
 def test_new_cases_replace_old_ones_of_the_same_bundle(measured, tmp_path):
-    old = report.condense(measured)["cpu-toy-ort.json"]
+    old = report.summarize(measured)["cpu-toy-ort.json"]
     target = tmp_path / "cpu-toy-ort.json"
     target.write_text(json.dumps(old))
     new = copy.deepcopy(old) | {"cases": [{"name": "test_sentences", "sentences": 1, "median": 0.5}]}
@@ -132,7 +132,7 @@ def test_new_cases_replace_old_ones_of_the_same_bundle(measured, tmp_path):
 
 def test_ways_of_pytorch_are_kept_apart(measured, tmp_path):
     """One may be measured later than the other."""
-    old = report.condense(measured)["cpu-toy-ort.json"]
+    old = report.summarize(measured)["cpu-toy-ort.json"]
     target = tmp_path / "cpu-toy-ort.json"
     target.write_text(json.dumps(old))
     eager = next(c for c in old["cases"] if c["name"] == "test_sentence")
@@ -143,7 +143,7 @@ def test_ways_of_pytorch_are_kept_apart(measured, tmp_path):
 
 
 def test_sentences_on_pictures():
-    kept = report.condense(
+    kept = report.summarize(
         {
             "datetime": "2026-11-20",
             "benchmarks": [
@@ -173,7 +173,7 @@ def test_numbers_are_short_and_never_in_powers():
 
 
 def test_texts_are_not_stale():
-    assert report.stale(report.load(), report.load_accuracy()) == []
+    assert report.stale_files(report.load(), report.load_accuracy()) == []
 
 
 def test_staleness_is_noticed():
@@ -181,10 +181,10 @@ def test_staleness_is_noticed():
     assert results and accuracy, "no measurement is committed"
     elsewhere = copy.deepcopy(results)
     elsewhere[0]["machine"]["cpu"] = "Other CPU"
-    assert report.stale(elsewhere, accuracy) == ["benchmarks.md", "README.md"]
+    assert report.stale_files(elsewhere, accuracy) == ["benchmarks.md", "README.md"]
     worse = copy.deepcopy(accuracy)
     worse[0]["variants"]["text"]["table"]["all"]["J&F"] -= 0.2
-    assert report.stale(results, worse) == ["README.md", "nano.md"]
+    assert report.stale_files(results, worse) == ["README.md", "nano.md"]
 
 
 def test_accuracy_reaches_the_tables():
@@ -211,12 +211,12 @@ def test_accuracy_reaches_the_tables():
 
 def test_a_readme_without_marks_is_an_error():
     with pytest.raises(ValueError, match="marks"):
-        report.between("# Nothing", "text")
+        report.replace_section("# Nothing", "text")
 
 
 def test_the_plot_is_drawn(measured, tmp_path):
     pytest.importorskip("matplotlib")
     from benchmarks import plot
 
-    files = plot.draw(list(report.condense(measured).values()), tmp_path / "plot")
+    files = plot.draw(list(report.summarize(measured).values()), tmp_path / "plot")
     assert [f.suffix for f in files] == [".png", ".svg"] and all(f.stat().st_size > 5000 for f in files)

@@ -1,4 +1,4 @@
-"""Peak of resident memory, of this process since a moment of one's choice or of another process."""
+"""Peak resident memory of this process since a reset, or of another process."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def forget_peak() -> None:
-    """Count this process's peak anew, where the system can."""
+def reset_peak() -> None:
+    """Reset the peak of this process, where the system can."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_mb(process: int | None = None) -> int:
-    """Of this process since `forget_peak`, or of another one that still runs; 0 if the system does not tell.
+    """Peak of this process since `reset_peak`, or of another running one; 0 if the system does not report it.
 
-    Not what `wait4` says of a child: that starts with what its parent held when it was forked.
+    `wait4` does not serve: its figure for a child includes the memory of the parent at the fork.
     """
     with suppress(OSError):
         for line in Path(f"/proc/{process or 'self'}/status").read_text().splitlines():

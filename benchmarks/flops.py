@@ -1,7 +1,8 @@
-"""How much arithmetic a stage does, and how fast this machine multiplies matrices.
+"""Floating-point operations of a stage, and the peak rate of matrix products on this machine.
 
-Only products count (MatMul, Gemm, Conv, ConvTranspose): a machine's peak is quoted in them. A multiply-add is two operations.
-Shapes are those that ONNX Runtime reports of one unoptimised run, so dynamic sizes need no inference.
+Only products count (MatMul, Gemm, Conv, ConvTranspose), as in the quoted peak of a machine. A multiply-add is two
+operations.
+Shapes are reported by ONNX Runtime in one run without optimisation, so dynamic sizes need no inference.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import PromptError, VideoError, summarize
 from ..media.image_files import read_image
 from ..prompts import Box, Mask, Points
@@ -53,10 +55,10 @@ class PromptSet:
         self.labels[obj] = name or self.labels.get(obj) or f"object {obj}"
         parts = self.prompts.setdefault(frame, {}).setdefault(obj, [])
         if isinstance(prompt, Points):
-            if parts and isinstance(parts[-1], Points):
-                previous = parts.pop()
-                assert isinstance(previous, Points)
-                prompt = Points([*previous.points, *prompt.points], [*previous.labels, *prompt.labels])
+            if parts and isinstance(previous := parts[-1], Points):
+                parts.pop()
+                points = np.concatenate([previous.points, prompt.points])
+                prompt = Points(points, np.concatenate([previous.labels, prompt.labels]))
         elif any(not isinstance(part, Points) for part in parts):
             where = f"object {obj} already has a box or mask on frame {frame}"
             raise PromptError(f"{where}; give the second one its own #object")

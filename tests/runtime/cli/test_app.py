@@ -78,7 +78,7 @@ def test_files_hold_the_results_of_the_engine(toy, clip, tmp_path, capsys):
     assert [o["prompt"] for o in data["objects"]] == ["tokens 0,5,2", "tokens 0,90,2"]
     assert data["objects"][0]["visible"] == sum(r.masks[0].any() for r in want) > 0
     assert {"hiera_0", "mask_decoder"} <= set(data["timings"]["stages"])
-    for frame, result in zip(data["frames"], want):
+    for frame, result in zip(data["frames"], want, strict=True):
         for k, entry in enumerate(frame["objects"]):
             assert (coco.decode(entry["segmentation"]) == result.masks[k]).all()
             assert entry["score"] == pytest.approx(float(result.scores[k]), abs=1e-6)

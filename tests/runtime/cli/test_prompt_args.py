@@ -142,7 +142,7 @@ class Live:
                 box = first.xyxy if isinstance(first, Box) else (*first.points[0], *np.add(first.points[0], 10))
                 self.places[obj] = [int(v) for v in box]
             masks = np.zeros((len(self.places), *frame.shape[:2]), bool)
-            for mask, (x0, y0, x1, y1) in zip(masks, self.places.values()):
+            for mask, (x0, y0, x1, y1) in zip(masks, self.places.values(), strict=True):
                 mask[y0:y1, x0:x1] = True
             n = len(masks)
             yield Result(

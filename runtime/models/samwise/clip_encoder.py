@@ -29,10 +29,15 @@ class ClipEncoder:
     STAGES = (*(f"{kind}_{k}" for kind in ("hiera", "text", "adapter") for k in range(LEVELS)), "neck", "text_prompt")
 
     def __init__(
-        self, stages: Mapping[str, Stage], device: Device, scratch: ScratchBuffers, window: int, motion: bool
+        self,
+        stages: Mapping[str, Stage],
+        device: Device,
+        scratch: ScratchBuffers,
+        sizes: Mapping[str, int],
+        motion: bool,
     ) -> None:
         self._stages, self._device, self._scratch = {name: stages[name] for name in self.STAGES}, device, scratch
-        self._sizes, self._motion = {"frames": window}, motion
+        self._sizes, self._motion = sizes, motion
 
     def new_clip(self) -> dict[str, Array]:
         """Allocate what all tracks of a video share: `pixels` (window,3,I,I) and `high_res_0` (window,F,S,S)."""
@@ -68,7 +73,7 @@ class ClipEncoder:
     def _encode_track(self, track: TextTrack, length: int) -> None:
         """Run trunk, text tower and adapters in lockstep: block k of each, then adapter k mixes the two."""
         own = track.features
-        sizes = {"frames": length, "tokens": own["text_0"].shape[0]}
+        sizes = {**self._sizes, "frames": length, "tokens": own["text_0"].shape[0]}
         for k in range(LEVELS):
             if k > 0:
                 self._run_chunked(f"hiera_{k}", length, own)
@@ -82,7 +87,10 @@ class ClipEncoder:
 
     def _run_chunked(self, stage: str, length: int, own: Mapping[str, Array]) -> None:
         """Run a stage that never mixes frames, on at most `max_frames_per_call` of them at a time."""
-        arrays, step = self._bind(stage, {"frames": length}, own), self._device.max_frames_per_call or length
+        arrays, step = (
+            self._bind(stage, {**self._sizes, "frames": length}, own),
+            self._device.max_frames_per_call or length,
+        )
         for at in range(0, length, step):
             self._stages[stage].run(**{name: array[at : min(at + step, length)] for name, array in arrays.items()})
 

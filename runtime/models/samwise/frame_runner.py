@@ -69,7 +69,7 @@ class FrameRunner:
         inputs = self._inputs(batch, clip, frame, offset, due, graph_ready)
         outputs = self._decoder.outputs(batch.readback, len(batch.tracks))
         slots = [track.maskmem.ring_block(frame) for track in batch.tracks]
-        if graph_ready:  # a graph writes the same arrays on every frame; the slot is another one each time
+        if graph_ready:  # a graph writes to fixed addresses; its memory is copied to the slot of the frame afterwards
             batch.graphs.run(tuple(due), partial(self._decoder.decode, inputs, outputs, None))
         else:
             self._decoder.decode(inputs, outputs, slots)

@@ -48,7 +48,7 @@ class Samwise:
         self.window: int = settings["window"]
         # a batch never exceeds what the graphs were exported for; more prompts run in several batches
         self._max_tracks = min(context.max_objects, bundle.manifest.bounds["objects"][1])
-        sizes = {
+        sizes = {symbol: high for symbol, (_, high) in bundle.manifest.bounds.items()} | {
             "frames": self.window,
             "objects": self._max_tracks,
             "maps": self._max_tracks,
@@ -61,7 +61,7 @@ class Samwise:
         self.maskmem_pool, self.obj_ptr_pool = (
             self._new_pool(context, specs["memory_attention"].input(name), sizes) for name in ("memory", "obj_ptrs")
         )
-        self._encoder = ClipEncoder(stages, device, scratch, self.window, motion)
+        self._encoder = ClipEncoder(stages, device, scratch, sizes, motion)
         decoder = FrameDecoder(stages, device, scratch, self._max_tracks, motion)
         memory = {"memory": self.maskmem_pool.array, "obj_ptrs": self.obj_ptr_pool.array}
         self._runner = FrameRunner(decoder, device, scratch, specs, sizes, memory)

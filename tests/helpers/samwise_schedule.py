@@ -18,10 +18,14 @@ def pool(x_tchw, k):
     return x_tchw.reshape(t, c, h // k, k, w // k, k).mean((3, 5))
 
 
+def network_input(clip):
+    resized = resized_size(*clip.shape[1:3], short=toy.SIZE - 1, max=toy.SIZE)
+    return np.stack([preprocess(f, resized, toy.SIZE, [0.5] * 3, [0.25] * 3) for f in clip])
+
+
 def reference(clip, tokens, conditional_memory=True):
     """Low-res logits, scores and the frames on which the conditional memory switched; no ring, no batch, no sharing."""
-    resized = resized_size(*clip.shape[1:3], short=toy.SIZE - 1, max=toy.SIZE)
-    pixels = np.stack([preprocess(f, resized, toy.SIZE, [0.5] * 3, [0.25] * 3) for f in clip])
+    pixels = network_input(clip)
     memory, pointers, logits, scores, switched = [], [], [], [], []
     last = 0
     for first in range(0, len(clip), toy.WINDOW):

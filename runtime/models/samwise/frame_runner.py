@@ -40,7 +40,7 @@ class FrameRunner:
         scratch.add("batch_high_res_0", mask_decoder.input("high_res_0"), pictures=1)
         inputs = (attention.input(name) for name in ("memory", "maskmem_tpos_index", "obj_ptrs"))
         self._static_buffers = {t.name: device.empty(t.resolve(sizes), t.dtype) for t in inputs}
-        self._results = [mask_decoder.output("low_res_logits"), mask_decoder.output("score")]
+        self._results = [mask_decoder.output(name) for name in ("low_res_logits", "iou", "score")]
         if "conditional_memory" in specs:
             self._results.append(specs["conditional_memory"].output("switched"))
 

@@ -126,6 +126,7 @@ class TextSession:
                 masks=masks,
                 scores=probability(read["score"]),
                 score_logits=read["score"],
+                ious=read["iou"],
                 boxes=boxes,
                 low_res_logits=read["low_res_logits"] if self._logits else None,
             )

@@ -5,7 +5,7 @@ import pytest
 
 import runtime
 from helpers import toy_samwise as toy
-from helpers.samwise_schedule import A, B, C, frames, reference, run
+from helpers.samwise_schedule import A, B, C, frames, network_input, pool, reference, run
 from runtime.device.base import Cpu
 from runtime.engine import MAX_OBJECTS
 from runtime.models.samwise.frame_runner import ring_ages
@@ -35,12 +35,20 @@ def test_several_prompts_equal_one_at_a_time(engine):
         np.testing.assert_allclose(together[i], reference(clip, prompt)[0], rtol=1e-5, atol=1e-5)
 
 
+def test_results_have_the_predicted_ious(engine):
+    clip = frames(5)
+    red = pool(network_input(clip), 4)[:, 0]
+    with engine.session([runtime.Text(tokens=p) for p in (A, B, C)], logits=True) as session:
+        for low, result in zip(red, session.stream(clip), strict=True):  # the toy adds a tenth of it to every logit
+            np.testing.assert_allclose(result.low_res_logits, low + 0.1 * result.ious[:, None, None], atol=1e-5)
+
+
 @pytest.mark.parametrize("slots", [3, 4])
 def test_ages_of_the_slots_of_a_ring(slots):
-    pool = BlockPool(Cpu(), 1, slots, (2, 2), "float32", contiguous=True)
-    memory = pool.open()
+    rings = BlockPool(Cpu(), 1, slots, (2, 2), "float32", contiguous=True)
+    memory = rings.open()
     for frame in range(8):
-        seen = {int(pool.array[0, s, 0, 0]): int(age) for s, age in enumerate(ring_ages(frame, slots))}
+        seen = {int(rings.array[0, s, 0, 0]): int(age) for s, age in enumerate(ring_ages(frame, slots))}
         assert seen == {g: frame - g - 1 for g in range(max(0, frame - slots), frame)}
         assert len(seen) == memory.filled
         memory.ring_block(frame)[:] = frame

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import asdict, replace
 from typing import Any
 
 from ..layers.hiera import HieraConfig
@@ -12,40 +12,34 @@ from ..models.samwise import CrossModalAdapterConfig, SamwiseConfig
 from .dataset import PIXELS
 from .tokenizer import MAX_TOKENS, VOCABULARY
 
-
-def _config(
-    image_size: int,
-    blocks: tuple[int, ...],
-    windows: tuple[int, ...],
-    text_width: int,
-    text_hidden: int,
-    text_stages: tuple[int, int, int],
-    patches: tuple[int, int, int],
-) -> SamwiseConfig:
-    sam = SamConfig(
-        image_size=image_size,
-        hiera=HieraConfig(width=48, heads=1, blocks=blocks, windows=windows, global_blocks=(), positions=8),
-        width=128,
-        memory_width=32,
-        memory_layers=2,
-        memory_hidden=256,
-        decoder_heads=4,
-        decoder_hidden=256,
-        iou_hidden=64,
-        prompt_channels=16,
-        mask_channels=(4, 8, 16, 32),
-        fuser_blocks=1,
-        text_width=text_width,
-    )
-    text = TextConfig(VOCABULARY, MAX_TOKENS + 2, text_width, text_hidden, layers=text_stages[-1], heads=4)
-    adapter = CrossModalAdapterConfig(text_width, heads=text_width // 32, patches=patches)
-    return SamwiseConfig(sam, text, adapter, text_stages, conditional_hidden=64, conditional_heads=4)
-
-
-SIZES = {
-    "small": _config(PIXELS, (1, 3, 1, 1), (8, 8, 8, 4), 96, 192, (1, 2, 3), patches=(4, 8, 4)),
-    "large": _config(2 * PIXELS, (1, 2, 4, 1), (8, 8, 16, 8), 128, 384, (2, 4, 6), patches=(8, 8, 8)),
-}
+_HIERA = HieraConfig(width=48, heads=1, blocks=(1, 3, 1, 1), windows=(8, 8, 8, 4), global_blocks=(), positions=8)
+_SAM = SamConfig(
+    image_size=PIXELS,
+    hiera=_HIERA,
+    width=128,
+    memory_width=32,
+    memory_layers=2,
+    memory_hidden=256,
+    decoder_heads=4,
+    decoder_hidden=256,
+    iou_hidden=64,
+    prompt_channels=16,
+    mask_channels=(4, 8, 16, 32),
+    fuser_blocks=1,
+    text_width=96,
+)
+_TEXT = TextConfig(VOCABULARY, MAX_TOKENS + 2, width=96, hidden=192, layers=3, heads=4)
+_ADAPTER = CrossModalAdapterConfig(width=96, heads=3, patches=(4, 8, 4))
+_SMALL = SamwiseConfig(_SAM, _TEXT, _ADAPTER, text_stages=(1, 2, 3), conditional_hidden=64, conditional_heads=4)
+_LARGE_HIERA = replace(_HIERA, blocks=(1, 2, 4, 1), windows=(8, 8, 16, 8))
+_LARGE = replace(
+    _SMALL,
+    sam=replace(_SAM, image_size=2 * PIXELS, hiera=_LARGE_HIERA, text_width=128),
+    text=replace(_TEXT, width=128, hidden=384, layers=6),
+    adapter=CrossModalAdapterConfig(width=128, heads=4, patches=(8, 8, 8)),
+    text_stages=(2, 4, 6),
+)
+SIZES = {"small": _SMALL, "large": _LARGE}
 """`small`: five million parameters for 128 px, which two CPU cores can train in two hours; the shipped size. `large`:
 six million for 256 px, with four times the arithmetic per frame, for a GPU.
 
@@ -57,7 +51,7 @@ all sentences of a clip share it.
 
 def to_dict(config: SamwiseConfig) -> dict[str, Any]:
     """Convert to plain data for the 'config' of a checkpoint."""
-    return dataclasses.asdict(config)
+    return asdict(config)
 
 
 def from_dict(data: dict[str, Any]) -> SamwiseConfig:

@@ -51,13 +51,8 @@ def summarize(records: Sequence[Record]) -> dict[str, float | int | list[float]]
         return {"n": 0}
     low, high = bootstrap_interval([r.jf for r in records], [r.clip for r in records])
     j, f = float(np.mean([r.j for r in records])), float(np.mean([r.f for r in records]))
-    return {
-        "n": len(records),
-        "J": round(j, 4),
-        "F": round(f, 4),
-        "J&F": round((j + f) / 2, 4),
-        "interval": [round(low, 4), round(high, 4)],
-    }
+    means = {"J": round(j, 4), "F": round(f, 4), "J&F": round((j + f) / 2, 4)}
+    return {"n": len(records), **means, "interval": [round(low, 4), round(high, 4)]}
 
 
 def paired_difference(base: Sequence[Record], other: Sequence[Record]) -> dict[str, float | int | list[float]] | None:
@@ -66,11 +61,8 @@ def paired_difference(base: Sequence[Record], other: Sequence[Record]) -> dict[s
         return None
     differences = [b.jf - a.jf for a, b in zip(base, other, strict=True)]
     low, high = bootstrap_interval(differences, [r.clip for r in base])
-    return {
-        "n": len(base),
-        "difference": round(float(np.mean(differences)), 4),
-        "interval": [round(low, 4), round(high, 4)],
-    }
+    difference = round(float(np.mean(differences)), 4)
+    return {"n": len(base), "difference": difference, "interval": [round(low, 4), round(high, 4)]}
 
 
 def table(records: Iterable[Record]) -> dict[str, dict]:

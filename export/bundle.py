@@ -77,7 +77,7 @@ def export_bundle(
                 demo=network.demo,
                 provenance={**network.provenance, "exported_with": versions(), "opset": onnx.OPSET},
             )
-            frames: list[parity.ClipRow] = []
+            frames: list[parity.FrameComparison] = []
             if check and clip and network.clip is not None:
                 report("whole clip with memory: torch against the runtime")
                 frames = job.clip(network, manifest)
@@ -85,8 +85,8 @@ def export_bundle(
                 break
             report(f"the clip misses its threshold with stages within {limit:g}")
         if check:
-            report(parity.table(rows, frames))
-            parity.require(rows, frames)
+            report(parity.format_table(rows, frames))
+            parity.require_passed(rows, frames)
             (folder / parity.FILE).write_text(json.dumps(parity.as_json(rows, frames), indent=1) + "\n")
             manifest = replace(manifest, provenance={**manifest.provenance, "parity": parity.summary(rows, frames)})
         _write(manifest, folder)
@@ -112,10 +112,10 @@ class _Job:
 
     def stages(
         self, network: ExportSource, limit: float
-    ) -> tuple[dict[str, StageSpec], list[parity.Row], dict[str, tuple[int, int]]]:
+    ) -> tuple[dict[str, StageSpec], list[parity.StageComparison], dict[str, tuple[int, int]]]:
         """Export every stage, none further from torch than `limit`; signatures by name, comparisons, symbols' bounds."""
         specs: dict[str, StageSpec] = {}
-        rows: list[parity.Row] = []
+        rows: list[parity.StageComparison] = []
         bounds: dict[str, tuple[int, int]] = {}
         stages = list(network.stages())
         for number, stage in enumerate(stages, 1):
@@ -135,10 +135,10 @@ class _Job:
                 f"{time.perf_counter() - start:6.1f} s{error}"
             )
             if self.check:
-                parity.require(found)
+                parity.require_passed(found)
         return specs, rows, bounds
 
-    def stage(self, stage: Stage, limit: float) -> tuple[StageSpec, list[parity.Row]]:
+    def stage(self, stage: Stage, limit: float) -> tuple[StageSpec, list[parity.StageComparison]]:
         """Write every form of one stage. Returns its signature and, if wanted, how it compares with torch."""
         wanted = set(stage.forms if self.forms is None else {"default", *self.forms} & stage.forms.keys())
         if self.precision == quantization.NAME:
@@ -154,7 +154,9 @@ class _Job:
             return spec, []
         return spec, [*rows, *parity.compare_stage(stage, spec, self.folder, self.runner, limit)]
 
-    def climb(self, stage: Stage, models: Mapping[str, ir.Model], limit: float) -> tuple[StageSpec, list[parity.Row]]:
+    def climb(
+        self, stage: Stage, models: Mapping[str, ir.Model], limit: float
+    ) -> tuple[StageSpec, list[parity.StageComparison]]:
         """Half precision with the narrowest islands whose error is within `limit`; float32 inside if none is."""
         signature = half_signature(stage.spec)
         half = {t.name for t in (*signature.inputs, *signature.outputs) if t.dtype == "float16"}
@@ -171,7 +173,7 @@ class _Job:
 
     def integer(
         self, stage: Stage, models: Mapping[str, ir.Model], limit: float
-    ) -> tuple[StageSpec, list[parity.Row]] | None:
+    ) -> tuple[StageSpec, list[parity.StageComparison]] | None:
         """INT8 products, written, and how they compare with torch; None if the stage has to stay float32."""
         products = {form: quantization.products(model) for form, model in models.items()}
         if not stage.spec.int8_ok or not all(products.values()):
@@ -188,7 +190,7 @@ class _Job:
         self.report(f"{stage.name} stays float32: INT8 costs {worst:.1e}, allowed {limit:g}")
         return None
 
-    def clip(self, network: ExportSource, manifest: Manifest) -> list[parity.ClipRow]:
+    def clip(self, network: ExportSource, manifest: Manifest) -> list[parity.FrameComparison]:
         """A clip through torch and through the runtime, which gets the rounded graphs of a half bundle."""
         text = manifest.text
         tokens = parity_clip.clip_tokens(text["vocabulary"], text["max_tokens"]) if text else []

@@ -1,1 +1,1 @@
-"""Comparison of graphs, engines and the runtime with plain torch."""
+"""Comparison of graphs, engines and the runtime with plain torch or with ONNX Runtime."""

@@ -1,6 +1,7 @@
-"""A bundle that exists against itself: what a backend makes of the inputs that each stage has on a clip.
+"""Comparison of a backend with ONNX Runtime on an existing bundle; needs neither the checkpoint nor torch.
 
-The reference is ONNX Runtime on the plain graphs, so no checkpoint and no torch is needed. `python -m export.verify` is the command.
+The parity clip runs on ONNX Runtime's default graphs, and the backend gets the recorded inputs of every stage; then the
+clip runs on the backend. The command is `python -m export.verify`.
 """
 
 from __future__ import annotations
@@ -16,23 +17,28 @@ from runtime.bundle import engine_index
 from runtime.bundle.bundle import Bundle
 from runtime.engine import Engine
 
-from .parity import STAGE_ERROR, ClipRow, Row, compare_clip, run_stage, worst
+from .parity import STAGE_ERROR, FrameComparison, StageComparison, compare_clip, compare_outputs, run_stage
 from .parity_clip import clip_results
-from .polygraphy_dump import Runs
+from .polygraphy_dump import PolygraphyDump
 
 KERNELS = "kernels"
-"""Stands in place of a variant where compiled kernels run part of a stage."""
+"""Name, in place of a variant, of a split stage that runs with compiled kernels."""
 
 
-def recheck(
-    bundle: Bundle, backend: str = "auto", threads: int | None = None, runs: Runs | None = None, kernels: str = "auto"
-) -> tuple[list[Row], list[ClipRow]]:
-    """The graphs that `backend` prefers against ONNX Runtime's plain ones, stage by stage on a clip, then the clip. What
-    each stage was fed and gave goes to `runs`. `kernels` as in `runtime.load`; stages that kernels take part of are held
-    to the same threshold."""
+def check_backend(
+    bundle: Bundle,
+    backend: str = "auto",
+    threads: int | None = None,
+    dump: PolygraphyDump | None = None,
+    kernels: str = "auto",
+) -> tuple[list[StageComparison], list[FrameComparison]]:
+    """Compare every stage, then the clip, and mark TensorRT engines as verified if everything passes.
+
+    `dump` gets inputs and outputs of every stage. `kernels` as in `runtime.load`; stages that run with kernels have the
+    same threshold.
+    """
     bundle.verify()
-    other = create(backend, threads)
-    plain = create("ort", threads)
+    other, plain = create(backend, threads), create("ort", threads)
     plain.variants = ("default",)
     reference = Engine(bundle, plain)
     recorders = StageRecorders(plain.device, once_per_size=True)
@@ -40,54 +46,55 @@ def recheck(
     want = clip_results(reference)
     precision = bundle.manifest.precision
     engine = Engine(bundle, other, kernels=kernels)
-    rows = []
-    for name in list(recorders):  # a record is dropped when it has been compared
+    stages = []
+    for name in list(recorders):  # a record is freed after its comparison
         stage = engine.stages[name].stage
-        rows += _recheck_stage(other, stage, recorders.pop(name), max(STAGE_ERROR[precision]), runs)
-    frames = [(r.masks, r.low_res_logits, r.score_logits) for r in want]
-    clip = compare_clip(frames, clip_results(engine), precision)
-    if hasattr(other, "library") and all(r.passed for r in (*rows, *clip)):
+        stages += _check_stage(other, stage, recorders.pop(name), max(STAGE_ERROR[precision]), dump)
+    expected = [(r.masks, r.low_res_logits, r.score_logits) for r in want]
+    frames = compare_clip(expected, clip_results(engine), precision)
+    if hasattr(other, "library") and all(c.passed for c in (*stages, *frames)):
         engine_index.mark_verified(
             bundle.folder,
             bundle.manifest,
             other.library,
             other.version,
             other.device.capability,
-            _by_engine(bundle, rows),
+            _errors_by_engine(bundle, stages),
         )
-    return rows, clip
+    return stages, frames
 
 
-def _recheck_stage(other: Backend, stage: Any, recorder: StageRecorder, limit: float, runs: Runs | None) -> list[Row]:
-    """One stage on the backend `other`, fed with the recorded inputs."""
+def _check_stage(
+    other: Backend, stage: Any, recorder: StageRecorder, limit: float, dump: PolygraphyDump | None
+) -> list[StageComparison]:
+    """Run one stage of the backend `other` on the recorded inputs."""
     spec = recorder.spec
     variant = next(v for v in other.variants if v in spec.files)
-    what = KERNELS if isinstance(stage, SplitStage) else variant
-    rows = []
+    what = f"{spec.name} [{KERNELS if isinstance(stage, SplitStage) else variant}]"
+    comparisons = []
     for record in recorder.records:
-        sizes, inputs, outputs = record.sizes, record.inputs, record.outputs
-        got = run_stage(stage, spec, other, inputs, sizes)
-        rows.append(worst(f"{spec.name} [{what}]", sizes, spec, got, outputs, limit))
-        if runs is not None:
-            runs.add(spec, spec.files[variant], sizes, inputs, outputs, got, limit)
-    return rows
+        got = run_stage(stage, spec, other, record.inputs, record.sizes)
+        comparisons.append(compare_outputs(what, record.sizes, spec, got, record.outputs, limit))
+        if dump is not None:
+            dump.add(spec, spec.files[variant], record.sizes, record.inputs, record.outputs, got, limit)
+    return comparisons
 
 
-def _by_engine(bundle: Bundle, rows: Iterable[Row]) -> dict[str, dict[str, float]]:
-    """`worst_by_stage` of what has engines: a stage with kernels in it speaks for its parts, and not for the whole one."""
-    rows = list(rows)
-    found = worst_by_stage(row for row in rows if not row.what.endswith(f"[{KERNELS}]"))
-    for name, errors in worst_by_stage(row for row in rows if row.what.endswith(f"[{KERNELS}]")).items():
-        found |= dict.fromkeys(bundle.manifest.split_stages[name].subgraphs, errors)
-    return found
+def _errors_by_engine(bundle: Bundle, stages: Iterable[StageComparison]) -> dict[str, dict[str, float]]:
+    """Return `worst_by_stage` by engine file: the errors of a split stage with kernels count for its subgraphs."""
+    stages = list(stages)
+    errors = worst_by_stage(c for c in stages if not c.what.endswith(f"[{KERNELS}]"))
+    for name, worst in worst_by_stage(c for c in stages if c.what.endswith(f"[{KERNELS}]")).items():
+        errors |= dict.fromkeys(bundle.manifest.split_stages[name].subgraphs, worst)
+    return errors
 
 
-def worst_by_stage(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
-    """Stage -> its largest errors and smallest cosine over all sizes."""
-    found: dict[str, dict[str, float]] = {}
-    for r in rows:
-        have = found.setdefault(r.what.split(" ")[0], {"relative_error": 0.0, "largest_error": 0.0, "cosine": 1.0})
-        have["relative_error"] = max(have["relative_error"], r.error)
-        have["largest_error"] = max(have["largest_error"], r.largest)
-        have["cosine"] = min(have["cosine"], r.cosine)
-    return found
+def worst_by_stage(stages: Iterable[StageComparison]) -> dict[str, dict[str, float]]:
+    """Return the largest errors and the smallest cosine of every stage over all sizes."""
+    worst: dict[str, dict[str, float]] = {}
+    for c in stages:
+        of_stage = worst.setdefault(c.what.split(" ")[0], {"relative_error": 0.0, "largest_error": 0.0, "cosine": 1.0})
+        of_stage["relative_error"] = max(of_stage["relative_error"], c.error)
+        of_stage["largest_error"] = max(of_stage["largest_error"], c.largest)
+        of_stage["cosine"] = min(of_stage["cosine"], c.cosine)
+    return worst

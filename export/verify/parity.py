@@ -1,14 +1,8 @@
-"""Does the bundle compute what torch computes?
+"""Parity check of an export: comparison of the graphs and of the runtime with plain torch.
 
-Every stage is compared on seeded inputs at two sizes (the sizes it was traced with, and all symbols at their lowest),
-then a whole clip with memory goes through the runtime and through plain torch. A bundle that misses a threshold is not
-published.
-
-    python -m export.verify engines/NAME [--backend B] [--runs FOLDER]
-
-checks a bundle that exists, without its checkpoint: a clip runs on ONNX Runtime's plain graphs, every stage's inputs
-are kept, and backend B gets the same inputs. TensorRT engines that pass are marked as verified on this kind of GPU; one
-miss, and none is. `--runs` keeps what each stage was fed and gave for Polygraphy's tools (`export.verify.polygraphy_dump`).
+Every stage is compared on seeded inputs at two sizes (the tracing sizes, and all symbols at their lowest), then a clip
+with memory runs through the runtime and through plain torch. A bundle that misses a threshold is not published.
+`export.verify.backend_check` compares an existing bundle without its checkpoint.
 """
 
 from __future__ import annotations
@@ -27,27 +21,32 @@ from runtime.metrics import tensor_error
 
 FILE = "parity.json"
 STAGE_ERROR = {"fp32": (1e-4,), "fp16": (3e-2, 5e-3), "int8": (5e-2, 1e-2)}
-"""Largest relative L2 error of one output of one stage. fp32: the rounding of a different order of sums, with room to
-spare. fp16: storing inputs and outputs alone costs 3e-4, and sharp attention multiplies it; a stage above this climbs the
-ladder of `export.precision`. int8: 8 bits of a tensor cost 0.5 % to 1.5 % of its length, and a block adds a few of them up; a
-stage above this stays float32. If the clip then misses its threshold, all is done once more with the second number."""
+"""Maximum relative L2 error of one output of one stage.
+
+fp32: rounding of sums in another order, with a margin. fp16: storing inputs and outputs in half alone costs 3e-4, and
+sharp attention multiplies it; a stage above the limit gets the next precision policy of `export.precision`. int8: 8
+bits of a tensor cost 0.5 % to 1.5 % of its norm, and a block adds up several of them; a stage above the limit stays
+float32. If the clip misses its threshold, the export starts again with the second limit.
+"""
 
 MASK_IOU = {"fp32": 0.999, "fp16": 0.97, "int8": 0.9}
-"""Smallest IoU of a frame's masks over the clip. fp16: rounding nothing but the weights costs up to 0.02. int8: a guard
-against a broken bundle, for the clip is a pattern and its masks are small; what INT8 costs is measured in J&F (docs/cpu.md)."""
+"""Minimum IoU of the masks of a frame of the clip.
+
+fp16: rounding the weights alone costs up to 0.02. int8: a guard against broken bundles, because the clip is a pattern
+with small masks; docs/cpu.md has the cost of INT8 in J&F.
+"""
 
 SCORE_DIFFERENCE = {"fp32": 0.05, "fp16": 2.0, "int8": 2.0}
-"""Largest difference of a frame's score logit. Masks of an object that is not in the picture are empty on both sides
-and say nothing; the score still passes through everything."""
+"""Maximum difference of the score logit of a frame: it tests the whole network even where the masks are empty."""
 
 
 class ParityError(InternalError):
-    """The exported graphs do not compute what the network does; nothing was published."""
+    """The exported graphs differ from the network by more than a threshold; nothing was published."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One comparison: `what` is a stage, a form of it or a clip; `output` the worst of its outputs."""
+class StageComparison:
+    """Worst output of a stage at one size; `what` is the stage, or `stage [form]`."""
 
     what: str
     sizes: str
@@ -64,8 +63,8 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class ClipRow:
-    """One frame of the clip: IoU per object, and the relative L2 error of its logits."""
+class FrameComparison:
+    """One frame of the clip: smallest mask IoU, relative L2 error of its logits, difference of its score."""
 
     frame: int
     iou: float
@@ -79,11 +78,11 @@ class ClipRow:
         return self.iou >= self.limit and self.score_difference <= self.score_limit
 
 
-def compare_stage(stage: Any, spec: StageSpec, folder: Path, backend: Backend, limit: float) -> list[Row]:
-    """Torch (`stage`, an `export.stage.Stage`) against every graph of `spec.files`, on the same rounded inputs."""
-    loaded = {form: backend.load(folder / file, spec) for file, form in distinct(spec).items()}
+def compare_stage(stage: Any, spec: StageSpec, folder: Path, backend: Backend, limit: float) -> list[StageComparison]:
+    """Compare every graph of `spec.files` with torch (`stage`, an `export.stage.Stage`) on the same rounded inputs."""
+    loaded = {form: backend.load(folder / file, spec) for file, form in distinct_graphs(spec).items()}
     rows = []
-    for values in test_sizes(stage):
+    for values in parity_sizes(stage):
         # round first, so that both sides see the same numbers
         inputs = {
             t.name: x.numpy().astype(t.dtype)
@@ -92,20 +91,22 @@ def compare_stage(stage: Any, spec: StageSpec, folder: Path, backend: Backend, l
         want = {name: x.numpy() for name, x in stage.run(_tensors(stage, inputs)).items()}
         for form, graph in loaded.items():
             name = stage.name if form == "default" else f"{stage.name} [{form}]"
-            rows.append(worst(name, values, spec, run_stage(graph, spec, backend, inputs, values), want, limit))
+            rows.append(
+                compare_outputs(name, values, spec, run_stage(graph, spec, backend, inputs, values), want, limit)
+            )
     return sorted(rows, key=lambda row: row.what)
 
 
-def distinct(spec: StageSpec) -> dict[str, str]:
-    """File -> the first form that has it."""
+def distinct_graphs(spec: StageSpec) -> dict[str, str]:
+    """Map every file to the first form that has it."""
     files: dict[str, str] = {}
     for form in sorted(spec.files, key=lambda form: (form != "default", form)):
         files.setdefault(spec.files[form], form)
     return files
 
 
-def test_sizes(stage: Any) -> list[dict[str, int]]:
-    """The tracing sizes and all symbols at their lowest; one set for a stage without symbols."""
+def parity_sizes(stage: Any) -> list[dict[str, int]]:
+    """Return the tracing sizes, and the lowest sizes if they differ."""
     sets = [dict(stage.sizes), {symbol: low for symbol, (low, _) in stage.bounds.items()}]
     return sets if sets[0] != sets[1] else sets[:1]
 
@@ -113,7 +114,7 @@ def test_sizes(stage: Any) -> list[dict[str, int]]:
 def run_stage(
     loaded: Any, spec: StageSpec, backend: Backend, inputs: Mapping[str, np.ndarray], sizes: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """Outputs by name, on the host."""
+    """Run a loaded stage and return its outputs by name, on the host."""
     device = backend.device
     arrays = {t.name: device.constant(inputs[t.name]) for t in spec.inputs}
     outputs = {t.name: device.empty(t.resolve(sizes), t.dtype) for t in spec.outputs}
@@ -121,26 +122,25 @@ def run_stage(
     return {name: np.array(device.download(array)) for name, array in outputs.items()}
 
 
-def worst(
+def compare_outputs(
     what: str,
     sizes: Mapping[str, int],
     spec: StageSpec,
     got: Mapping[str, np.ndarray],
     want: Mapping[str, np.ndarray],
     limit: float,
-) -> Row:
-    """The output with the largest error, as a row."""
+) -> StageComparison:
+    """Return the comparison of the output with the largest error."""
     results = {t.name: tensor_error(got[t.name], want[t.name]) for t in spec.outputs}
     name = max(results, key=lambda n: (np.isnan(results[n].relative), results[n].relative))
     text = " ".join(f"{symbol}={value}" for symbol, value in sorted(sizes.items()))
-    return Row(what, text or "-", spec.precision, name, *results[name], limit)
+    return StageComparison(what, text or "-", spec.precision, name, *results[name], limit)
 
 
 def compare_clip(
     want: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], results: Sequence[Any], precision: str
-) -> list[ClipRow]:
-    """(masks (N,H,W) bool, low_res_logits (N,s,s), scores (N,)) per frame against the runtime's `Result`s, held to the
-    thresholds of `precision`."""
+) -> list[FrameComparison]:
+    """Compare the runtime's `Result`s with frames of a reference, at the thresholds of `precision`."""
     rows = []
     for (masks, logits, scores), result in zip(want, results, strict=True):
         both = np.logical_and(masks, result.masks).sum((1, 2))
@@ -148,7 +148,7 @@ def compare_clip(
         iou = np.where(either > 0, both / np.maximum(either, 1), 1.0)
         difference = np.abs(scores.astype(np.float64) - result.score_logits).max()
         rows.append(
-            ClipRow(
+            FrameComparison(
                 int(result.frame_index),
                 float(iou.min()),
                 tensor_error(result.low_res_logits, logits).relative,
@@ -160,8 +160,8 @@ def compare_clip(
     return rows
 
 
-def table(rows: Sequence[Row], clip: Sequence[ClipRow] = ()) -> str:
-    """Both comparisons as text."""
+def format_table(rows: Sequence[StageComparison], clip: Sequence[FrameComparison] = ()) -> str:
+    """Format both comparisons as text."""
     lines = [f"{'stage':24} {'precision':14} {'worst output':20} {'rel. L2':>9} {'max abs':>9} {'cosine':>9}  sizes"]
     lines += [
         f"{r.what:24} {r.precision:14} {r.output:20} {r.error:9.1e} {r.largest:9.1e} {r.cosine:9.6f}  {r.sizes}"
@@ -177,8 +177,8 @@ def table(rows: Sequence[Row], clip: Sequence[ClipRow] = ()) -> str:
     return "\n".join(lines)
 
 
-def as_json(rows: Sequence[Row], clip: Sequence[ClipRow]) -> dict[str, Any]:
-    """What `parity.json` holds."""
+def as_json(rows: Sequence[StageComparison], clip: Sequence[FrameComparison]) -> dict[str, Any]:
+    """Return the content of `parity.json`."""
     return {
         "stages": [asdict(r) | {"passed": r.passed} for r in rows],
         "clip": [asdict(c) | {"passed": c.passed} for c in clip],
@@ -186,8 +186,8 @@ def as_json(rows: Sequence[Row], clip: Sequence[ClipRow]) -> dict[str, Any]:
     }
 
 
-def summary(rows: Sequence[Row], clip: Sequence[ClipRow]) -> dict[str, float]:
-    """The worst numbers, for the manifest."""
+def summary(rows: Sequence[StageComparison], clip: Sequence[FrameComparison]) -> dict[str, float]:
+    """Return the worst numbers, for the manifest."""
     found: dict[str, float] = {}
     if rows:
         found["stage_error"] = max(r.error for r in rows)
@@ -196,8 +196,8 @@ def summary(rows: Sequence[Row], clip: Sequence[ClipRow]) -> dict[str, float]:
     return found
 
 
-def require(rows: Sequence[Row], clip: Sequence[ClipRow] = ()) -> None:
-    """Raise ParityError that names the first miss."""
+def require_passed(rows: Sequence[StageComparison], clip: Sequence[FrameComparison] = ()) -> None:
+    """Raise ParityError for the first comparison that did not pass."""
     for r in rows:
         if not r.passed:
             raise ParityError(

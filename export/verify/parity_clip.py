@@ -48,8 +48,8 @@ def clip_tokens(vocabulary: int, longest: int) -> list[int]:
 
 
 def clip_results(engine: Engine) -> list[Any]:
-    """The parity clip through the runtime, with logits; one picture where the network knows no clips, one click where it
-    knows no sentences."""
+    """The parity clip through the runtime, with logits; one picture where the network knows no clips, one click where
+    it knows no sentences."""
     manifest = engine.bundle.manifest
     text, frames = manifest.text, clip_frames(clip_length(manifest))
     if text is None:

@@ -1,17 +1,17 @@
-"""What a comparison fed and got, in Polygraphy's files, so that its tools take over where `export.verify.parity` ends.
+"""Inputs and outputs of a backend check in Polygraphy's file formats, for its debugging tools.
 
     python -m export.verify engines/NAME --backend tensorrt_rtx --runs runs/
 
 writes, per stage and size, `STAGE.SIZES.inputs.json` (for `--load-inputs`) and `STAGE.SIZES.outputs.json` (RunResults
-of both sides, for `--load-outputs`), and `accuracy.json`: what Polygraphy's own comparator says about them. A relative
-L2 error e is a signal-to-noise ratio of -20 log10(e) dB, so both hold every output to one threshold, computed twice.
+of both sides, for `--load-outputs`), and `accuracy.json`, the result of Polygraphy's own comparator. A relative L2
+error e is a signal-to-noise ratio of -20 log10(e) dB, so this comparison and Polygraphy's have the same threshold.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,16 @@ from runtime.errors import UserError
 REPORT = "accuracy.json"
 STATISTICS = ("max_absdiff", "mean_absdiff", "median_absdiff")
 REFERENCE = "onnxruntime"
-"""Name of the side that is right."""
+"""Name of the reference in the files."""
 
 
 def decibels(error: float) -> float:
-    """Signal-to-noise ratio of a relative L2 error."""
+    """Return the signal-to-noise ratio of a relative L2 error."""
     return -20 * math.log10(error)
 
 
-class Runs:
-    """A folder of runs. Raises UserError where Polygraphy is missing or the folder cannot be written."""
+class PolygraphyDump:
+    """A folder of runs. Raises UserError if Polygraphy is missing or the folder cannot be written."""
 
     def __init__(self, folder: str | Path, backend: str) -> None:
         try:
@@ -59,7 +59,7 @@ class Runs:
         got: Mapping[str, np.ndarray],
         limit: float,
     ) -> dict[str, Any]:
-        """Keep one comparison; `graph` is the stage's file inside the bundle. Returns its row of the report."""
+        """Write one comparison; `graph` is the stage's file inside the bundle. Returns its row of the report."""
         name = ".".join([spec.name, "-".join(f"{symbol}{n}" for symbol, n in sorted(sizes.items())) or "fixed"])
         results = self._comparator.RunResults()
         for runner, outputs in ((REFERENCE, want), (self.backend, got)):
@@ -72,7 +72,7 @@ class Runs:
             "inputs": f"{name}.inputs.json",
             "outputs": f"{name}.outputs.json",
             "least_decibels": round(decibels(limit), 2),
-            **self._judge(results, limit),
+            **self._compare(results, limit),
         }
         with self._quiet():
             self._files.save_json(feed, str(self.folder / row["inputs"]), "inputs")
@@ -81,10 +81,10 @@ class Runs:
         (self.folder / REPORT).write_text(json.dumps({"backend": self.backend, "runs": self.rows}, indent=1) + "\n")
         return row
 
-    def _judge(self, results: Any, limit: float) -> dict[str, Any]:
-        """Polygraphy's verdict: dB per output of floats, whether all reach the threshold, elementwise statistics."""
+    def _compare(self, results: Any, limit: float) -> dict[str, Any]:
+        """Return Polygraphy's result: dB per float output, whether all reach the threshold, elementwise statistics."""
         (_, (want,)), (_, (got,)) = results.items()
-        # integers and booleans have no noise: they agree or not
+        # integers and booleans have no noise: they are equal or not
         exact = {n: bool(np.array_equal(v, got[n])) for n, v in want.items() if v.dtype.kind in "biu"}
         floats = self._comparator.RunResults()
         for runner, outputs in ((REFERENCE, want), (self.backend, got)):
@@ -114,31 +114,30 @@ class Runs:
     def _quiet(self) -> Any:
         return self._logger.verbosity(self._logger.CRITICAL)
 
+    def hints(self, bundle: Path) -> list[str]:
+        """Return commands that examine the first run that missed its threshold; none if all passed."""
+        row = next((row for row in self.rows if not row["passed"]), None)
+        if row is None:
+            return []
+        graph, inputs, outputs = bundle / row["graph"], self.folder / row["inputs"], self.folder / row["outputs"]
+        engine = {"tensorrt": " --trt", "tensorrt_rtx": " --trt"}.get(self.backend, "")
+        rtx = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if self.backend == "tensorrt_rtx" else ""
+        check = f"polygraphy run polygraphy_debug.onnx --onnxrt{engine} --load-inputs {inputs}"
+        return [
+            f"polygraphy inspect data {outputs} --show-values",
+            f"polygraphy run {graph} --onnxrt --load-inputs {inputs} --load-outputs {outputs}",
+            f"{rtx}polygraphy debug reduce {graph} -o reduced.onnx --mode bisect --check {check}",
+        ]
+
+    def summary(self) -> str:
+        """Summarize all runs in one line."""
+        missed = sorted({row["stage"] for row in self.rows if not row["passed"]})
+        passed = sum(row["passed"] for row in self.rows)
+        text = f"Polygraphy: {passed} of {len(self.rows)} runs within their signal-to-noise ratio"
+        return text + (f"; not {', '.join(missed)}" if missed else "")
+
 
 def _number(value: Any) -> float | str:
-    """JSON knows neither infinity nor NaN."""
+    """Return a number for JSON, which has neither infinity nor NaN."""
     value = float(value)
     return round(value, 9) if math.isfinite(value) else str(value)
-
-
-def hints(runs: Runs, folder: Path, library: str | None) -> list[str]:
-    """Commands that go on from the first run that missed; none if all passed."""
-    row = next((row for row in runs.rows if not row["passed"]), None)
-    if row is None:
-        return []
-    graph, inputs, outputs = folder / row["graph"], runs.folder / row["inputs"], runs.folder / row["outputs"]
-    engine = {"tensorrt": " --trt", "tensorrt_rtx": " --trt"}.get(library or "", "")
-    rtx = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if library == "tensorrt_rtx" else ""
-    check = f"polygraphy run polygraphy_debug.onnx --onnxrt{engine} --load-inputs {inputs}"
-    return [
-        f"polygraphy inspect data {outputs} --show-values",
-        f"polygraphy run {graph} --onnxrt --load-inputs {inputs} --load-outputs {outputs}",
-        f"{rtx}polygraphy debug reduce {graph} -o reduced.onnx --mode bisect --check {check}",
-    ]
-
-
-def summary(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line."""
-    missed = sorted({row["stage"] for row in rows if not row["passed"]})
-    text = f"Polygraphy: {sum(row['passed'] for row in rows)} of {len(rows)} runs within their signal-to-noise ratio"
-    return text + (f"; not {', '.join(missed)}" if missed else "")

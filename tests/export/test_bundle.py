@@ -137,20 +137,23 @@ def test_failing_parity_leaves_nothing(tmp_path):
 
 def test_failing_clip_leaves_nothing(tmp_path, monkeypatch):
     bad = bundle.replace(network(mixer()), clip=lambda *_: ())
-    monkeypatch.setattr(bundle._Job, "clip", lambda *_: [parity.ClipRow(3, 0.5, 0.1, 0.1, 0.999, 0.05)])
+    monkeypatch.setattr(bundle._Job, "clip", lambda *_: [parity.FrameComparison(3, 0.5, 0.1, 0.1, 0.999, 0.05)])
     with pytest.raises(parity.ParityError, match="frame 3 .* 0.5000"):
         bundle.export_bundle(bad, tmp_path, "toy")
     assert os.listdir(tmp_path) == []
 
 
 def test_a_half_clip_that_misses_is_tried_again_with_stricter_stages(tmp_path, monkeypatch):
-    rows = [[parity.ClipRow(3, 0.5, 0.1, 0.1, 0.97, 2.0)], [parity.ClipRow(3, 0.99, 0.1, 0.1, 0.97, 2.0)]]
+    rows = [
+        [parity.FrameComparison(3, 0.5, 0.1, 0.1, 0.97, 2.0)],
+        [parity.FrameComparison(3, 0.99, 0.1, 0.1, 0.97, 2.0)],
+    ]
     monkeypatch.setattr(bundle._Job, "clip", lambda *_: rows.pop(0))
     monkeypatch.setattr(parity, "STAGE_ERROR", {"fp16": (1e-2, 2.5e-4)})  # the second is less than half's rounding
     with_clip = bundle.replace(network(mixer()), clip=lambda *_: ())
     bundle.export_bundle(with_clip, tmp_path, "toy", precision="fp16", check=False)
     assert choose(tmp_path).manifest.stages["mixer"].precision == "fp16" and len(rows) == 2
-    monkeypatch.setattr(parity, "require", lambda *_: None)
+    monkeypatch.setattr(parity, "require_passed", lambda *_: None)
     bundle.export_bundle(with_clip, tmp_path, "toy", precision="fp16")
     assert choose(tmp_path).manifest.stages["mixer"].precision != "fp16" and not rows
 

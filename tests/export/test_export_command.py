@@ -120,13 +120,13 @@ def test_the_reference_depends_on_memory_and_sentence(model):
 
 
 @pytest.mark.slow
-def test_recheck_of_a_bundle_without_its_checkpoint(exported, capsys):
+def test_backend_check_of_a_bundle_without_its_checkpoint(exported, capsys):
     assert verify.main([str(exported / "toy"), "--backend", "ort"]) == 0
     assert "memory_attention [ort]" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_recheck_sees_other_weights(exported, tmp_path, capsys):
+def test_backend_check_detects_other_weights(exported, tmp_path, capsys):
     import shutil
 
     from export.bundle import sha256

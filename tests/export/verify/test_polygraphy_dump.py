@@ -1,4 +1,4 @@
-"""`export.verify.parity --runs`: Polygraphy's files and verdict, ONNX Runtime against itself and against a perturbed graph."""
+"""`export.verify --runs`: Polygraphy's files and results, ONNX Runtime against itself and a perturbed graph."""
 
 import json
 import os
@@ -53,10 +53,10 @@ def bundle(tmp_path):
 
 
 def test_a_backend_that_agrees(bundle, tmp_path):
-    kept = polygraphy_dump.Runs(tmp_path / "runs", "openvino")
-    rows, clip = backend_check.recheck(bundle, "ort", 1, kept)
+    kept = polygraphy_dump.PolygraphyDump(tmp_path / "runs", "openvino")
+    rows, clip = backend_check.check_backend(bundle, "ort", 1, kept)
     assert all(r.passed for r in (*rows, *clip)) and len(kept.rows) == len(rows)
-    assert all(row["passed"] for row in kept.rows) and not polygraphy_dump.hints(kept, bundle.folder, None)
+    assert all(row["passed"] for row in kept.rows) and not kept.hints(bundle.folder)
     report = json.loads((tmp_path / "runs" / polygraphy_dump.REPORT).read_text())
     assert {row["stage"] for row in report["runs"]} == set(bundle.manifest.stages)
     row = next(row for row in report["runs"] if row["stage"] == "neck")
@@ -92,10 +92,10 @@ def test_the_same_threshold_on_both_sides(tmp_path):
     want = np.random.default_rng(0).standard_normal(64).astype(np.float16)
     for error, limit in ((0.02, 0.03), (0.04, 0.03)):
         got = (want.astype(np.float64) * (1 + error)).astype(np.float16)
-        kept = polygraphy_dump.Runs(tmp_path, "other")
+        kept = polygraphy_dump.PolygraphyDump(tmp_path, "other")
         flags = np.array([True, False])
         row = kept.add(spec, "s.onnx", {}, {"x": want}, {"y": want, "b": flags}, {"y": got, "b": flags}, limit)
-        ours = parity.worst("s", {}, spec, {"y": got, "b": flags}, {"y": want, "b": flags}, limit)
+        ours = parity.compare_outputs("s", {}, spec, {"y": got, "b": flags}, {"y": want, "b": flags}, limit)
         assert row["passed"] == ours.passed == (error < limit)
         assert row["found"]["y"]["decibels"] == pytest.approx(polygraphy_dump.decibels(ours.error), abs=1e-3)
         assert row["found"]["b"] == {"equal": True}
@@ -109,8 +109,8 @@ def test_the_same_threshold_on_both_sides(tmp_path):
 @pytest.mark.slow
 def test_polygraphys_own_command_reads_the_files(bundle, tmp_path):
     """`polygraphy run` with what was saved: the same graph agrees, another one does not."""
-    kept = polygraphy_dump.Runs(tmp_path / "runs", "ort")
-    backend_check.recheck(bundle, "ort", 1, kept)
+    kept = polygraphy_dump.PolygraphyDump(tmp_path / "runs", "ort")
+    backend_check.check_backend(bundle, "ort", 1, kept)
     row = next(row for row in kept.rows if row["stage"] == "text_1")
     graph = bundle.folder / row["graph"]
     Perturbed(1).load(graph, bundle.manifest.stages["text_1"])
@@ -136,7 +136,7 @@ def test_polygraphys_own_command_reads_the_files(bundle, tmp_path):
 def test_without_polygraphy_or_a_place_to_write(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write there"):
-        polygraphy_dump.Runs(tmp_path / "file" / "more", "ort")
+        polygraphy_dump.PolygraphyDump(tmp_path / "file" / "more", "ort")
     monkeypatch.setitem(sys.modules, "polygraphy", None)
     with pytest.raises(UserError, match=r"pip install 'samwise-runtime\[polygraphy\]'"):
-        polygraphy_dump.Runs(tmp_path, "ort")
+        polygraphy_dump.PolygraphyDump(tmp_path, "ort")

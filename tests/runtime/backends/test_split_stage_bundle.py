@@ -149,7 +149,7 @@ def test_parity_holds_kernels_to_the_same_threshold(exported, monkeypatch):
         backend_check, "create", lambda name, threads: backend if name == "fake" else create(name, threads)
     )
     monkeypatch.setattr(engine_index, "mark_verified", lambda *arguments: marked.append(arguments[-1]))
-    rows, clip = backend_check.recheck(choose(exported), "fake", 1, kernels="on")
+    rows, clip = backend_check.check_backend(choose(exported), "fake", 1, kernels="on")
     assert {r.what for r in rows if "[kernels]" in r.what} == {f"{name} [kernels]" for name in CUT}
     assert all(r.passed for r in (*rows, *clip))
     assert marked[0]["memory_attention_subgraph_1"]["cosine"] > 0.9999

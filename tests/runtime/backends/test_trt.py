@@ -148,7 +148,7 @@ def test_parity_marks_engines_that_agree_and_none_where_one_does_not(bundle, bac
                     ] += 1
 
         monkeypatch.setattr(fake_tensorrt.Context, "_run", off)
-    rows, _clip = backend_check.recheck(bundle, backend.name)
+    rows, _clip = backend_check.check_backend(bundle, backend.name)
     assert all(r.passed for r in rows) is exact
     marks = [e.verified for e in engine_index.read(bundle.folder)]
     if exact:

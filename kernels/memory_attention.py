@@ -25,6 +25,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .online_softmax import attend_block
+
 
 @triton.jit
 def _rotate_store(even, odd, cosine, sine, target, width: tl.constexpr, mask):
@@ -107,20 +109,6 @@ def memory_attention_prepare(
 
 
 @triton.jit
-def _attend(q, k, v, highest, total, acc, valid, MASKED: tl.constexpr):
-    """One block of keys into the running softmax: base-2 scores, row maximum, row sum, weighted values."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-    if MASKED:
-        scores = tl.where(valid[None, :], scores, float("-inf"))
-    new = tl.maximum(highest, tl.max(scores, axis=1))
-    fade = tl.exp2(highest - new)
-    p = tl.exp2(scores - new[:, None])
-    total = total * fade + tl.sum(p, axis=1)
-    acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
-    return new, total, acc
-
-
-@triton.jit
 def memory_attention_flash(
     rotated_ptr,
     keys_ptr,
@@ -175,12 +163,12 @@ def memory_attention_flash(
         else:
             k = tl.load(keys_ptr + (start + column)[:, None] * D + d[None, :])
             v = tl.load(values_ptr + (start + column)[:, None] * M + m[None, :])
-        highest, total, acc = _attend(q, k, v, highest, total, acc, column, False)
+        highest, total, acc = attend_block(q, k, v, highest, total, acc, column, False)
     if whole < end:  # the last block of an object is rarely full
         valid = whole + column < end
         k = tl.load(keys_ptr + (whole + column)[:, None] * D + d[None, :], mask=valid[:, None], other=0.0)
         v = tl.load(values_ptr + (whole + column)[:, None] * M + m[None, :], mask=valid[:, None], other=0.0)
-        highest, total, acc = _attend(q, k, v, highest, total, acc, valid, True)
+        highest, total, acc = attend_block(q, k, v, highest, total, acc, valid[None, :], True)
 
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
     inside = row < tokens

@@ -332,7 +332,7 @@ def preprocess(
     taps: tuple[int, int],
     bits: int,
 ) -> list[Launch]:
-    """`kernels/preprocess.py`. rows, columns: (first, weight) of `reference.pillow_taps`; taps: their weights' widths."""
+    """`kernels/preprocess.py`. rows, columns: (first, weight) of `reference.pillow_taps`; taps: weights per axis."""
     block_y, block_x = 4, 128
     return [
         Launch(

@@ -1,8 +1,8 @@
 """Low-resolution logits as packed masks, boxes and areas, in one launch; `reference.postprocess` is the formula.
 
-Two bilinear steps and a crop are two banded matrices (`reference.mask_taps`): a pixel is a sum of 4 x 4 cells, read from
-a map of 256 KB that stays in the cache. What leaves the device is one bit per pixel instead of four bytes: 0.26 MB for
-1080p, so the copy to the host, not the kernel, sets the time.
+Two bilinear steps and a crop are two banded matrices (`reference.mask_taps`): a pixel is a sum of 4 x 4 cells, read
+from a map of 256 KB that stays in the cache. What leaves the device is one bit per pixel instead of four bytes: 0.26 MB
+for 1080p, so the copy to the host, not the kernel, sets the time.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def postprocess(
     TAPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (blocks of BLOCK bytes, objects). low (n, side, side) -> packed (n, packed_bytes) uint8 in `np.packbits` order,
-    stats (n, 5) int32: area, width - x0, height - y0, x1, y1 as maxima, so zeros (set by the caller) are neutral."""
+    """Grid (blocks of BLOCK bytes, objects). low (n, side, side) -> packed (n, packed_bytes) uint8 as `np.packbits` has
+    it, stats (n, 5) int32: area, width - x0, height - y0, x1, y1 as maxima, so zeros (from the caller) are neutral."""
     byte = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     n = tl.program_id(1).to(tl.int64)
     bit = tl.arange(0, 8)

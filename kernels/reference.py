@@ -80,7 +80,7 @@ def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, epsilon: flo
 
 
 def time_embedding(frames: int, channels: int = 256) -> np.ndarray:
-    """(frames, channels) float32. Frame i (from 1) has angle 2 pi i / (T + 1e-6); sine on even, cosine on odd channels."""
+    """(frames, channels) float32: angle 2 pi i / (T + 1e-6) of frame i >= 1; sine on even, cosine on odd channels."""
     angle = 2 * math.pi * np.arange(1, frames + 1) / (frames + 1e-6)
     scaled = angle[:, None] / 10000.0 ** (2 * (np.arange(channels) // 2) / channels)
     return np.where(np.arange(channels) % 2 == 0, np.sin(scaled), np.cos(scaled)).astype(np.float32)

@@ -27,6 +27,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .online_softmax import attend_block
+
 
 @triton.jit
 def _pixel(window, token, frames, height, width, PATCH: tl.constexpr):
@@ -110,18 +112,6 @@ def window_attention_project(
 
 
 @triton.jit
-def _softmax_step(q, k, v, highest, total, acc, visible):
-    """One block of keys into the running softmax; `visible` masks scores (base 2)."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-    scores = tl.where(visible, scores, float("-inf"))
-    new = tl.maximum(highest, tl.max(scores, axis=1))
-    fade = tl.exp2(highest - new)
-    p = tl.exp2(scores - new[:, None])
-    acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
-    return new, total * fade + tl.sum(p, axis=1), acc
-
-
-@triton.jit
 def window_attention_attend(
     x_ptr,
     qkv_ptr,
@@ -161,29 +151,18 @@ def window_attention_attend(
             place = (start + column)[:, None] * HEAD + head[None, :]
             if EVEN:
                 k, v = tl.load(base + third + place), tl.load(base + 2 * third + place)
-                highest, total, acc = _softmax_step_even(q, k, v, highest, total, acc)
+                highest, total, acc = attend_block(q, k, v, highest, total, acc, column, False)
             else:
                 known = start + column < length
                 k = tl.load(base + third + place, mask=known[:, None], other=0.0)
                 v = tl.load(base + 2 * third + place, mask=known[:, None], other=0.0)
-                highest, total, acc = _softmax_step(q, k, v, highest, total, acc, known[None, :])
+                highest, total, acc = attend_block(q, k, v, highest, total, acc, known[None, :], True)
         attended = (acc / total[:, None]).to(x_ptr.dtype.element_ty)
         weight = tl.load(out_weight_ptr + c[None, :] * C + (h * HEAD + head)[:, None])
         projected = tl.dot(attended, weight, projected, input_precision="ieee")
     pixel = _pixel(window, token, frames, height, width, PATCH)[:, None].to(tl.int64) * C + c[None, :]
     y = tl.load(x_ptr + pixel, mask=inside[:, None], other=0.0) + projected + tl.load(out_bias_ptr + c)[None, :]
     tl.store(y_ptr + pixel, y.to(y_ptr.dtype.element_ty), mask=inside[:, None])
-
-
-@triton.jit
-def _softmax_step_even(q, k, v, highest, total, acc):
-    """`_softmax_step` with every key visible."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-    new = tl.maximum(highest, tl.max(scores, axis=1))
-    fade = tl.exp2(highest - new)
-    p = tl.exp2(scores - new[:, None])
-    acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
-    return new, total * fade + tl.sum(p, axis=1), acc
 
 
 @triton.jit
@@ -210,7 +189,7 @@ def window_attention_fused(
     PATCH: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Grid (groups of `group` windows). A program holds all ROWS >= group * n tokens; a token sees its own window only."""
+    """Grid (groups of `group` windows). A program holds ROWS >= group * n tokens; a token sees its own window only."""
     length = frames * PATCH * PATCH
     row = tl.arange(0, ROWS)
     member, token = row // length, row % length

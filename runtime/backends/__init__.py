@@ -26,8 +26,8 @@ AUTO = ("ort-cuda", "openvino", "ort")
 """Order in which `auto` tries them. TensorRT needs engine files built beforehand, so it is used on request only."""
 
 NEEDS_AUTOTUNE = {"openvino": ("openvino", "onnxruntime")}
-"""Backends that `auto` takes only where `runtime.autotune` found them exact and faster, because the speed of compiled code
-depends on network and processor -> libraries whose versions the result is valid for, the backend's own first."""
+"""Backends that `auto` takes only where `runtime.autotune` found them exact and faster, because the speed of compiled
+code depends on network and processor -> libraries whose versions the result is valid for, the backend's own first."""
 
 
 def create(name: str, threads: int | None = None, manifest: Manifest | None = None) -> Backend:

@@ -1,8 +1,8 @@
 """On-disk cache of backend timings, read by `backend="auto"`.
 
 `python -m runtime.autotune` compares and times a bundle on ONNX Runtime and on another backend, and saves the result in
-the user's cache folder, because bundles may be read-only. A result is valid for exactly these files, library versions and
-this processor. To discard it, delete the file.
+the user's cache folder, because bundles may be read-only. A result is valid for exactly these files, library versions
+and this processor. To discard it, delete the file.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Stage(Protocol):
 
 
 class Backend(Protocol):
-    """One inference library on one device. `variants`: variants of a stage's graph that it accepts, preferred one first."""
+    """One inference library on one device. `variants`: graph variants that it accepts, the preferred one first."""
 
     name: str
     variants: tuple[str, ...]

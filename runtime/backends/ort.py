@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU and on CUDA.
 
 Inputs and outputs are bound to the caller's own memory (IOBinding on raw pointers), so a stage neither allocates its
-results nor copies its arguments. On a CPU all stages of a process share one arena: each stage's scratch space is reused by
-the next one, so resident memory is that of the largest stage, not of the sum.
+results nor copies its arguments. On a CPU all stages of a process share one arena: each stage's scratch space is reused
+by the next one, so resident memory is that of the largest stage, not of the sum.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class OrtBackend:
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         options.add_session_config_entry("session.use_env_allocators", "1")
-        # every stage has its own threads: spinning after a call, they would take cores from the next stage and the caller
+        # every stage has its own threads: spinning after a call, they would take cores from the next stage and the
+        # caller
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             session = self._ort.InferenceSession(str(file), options, providers=self._providers())

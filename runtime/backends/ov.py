@@ -1,8 +1,8 @@
 """OpenVINO on the CPU: float32, or bfloat16 where the processor multiplies it.
 
-Graphs are compiled once per stage with dynamic shapes; inputs and outputs are the caller's own arrays, not copies. `auto`
-takes `openvino` where `python -m runtime.autotune` found it exact and faster. `openvino-bf16` is a named approximation with
-products in bfloat16, never taken by `auto` (docs/cpu.md: how much masks differ).
+Graphs are compiled once per stage with dynamic shapes; inputs and outputs are the caller's own arrays, not copies.
+`auto` takes `openvino` where `python -m runtime.autotune` found it exact and faster. `openvino-bf16` is a named
+approximation with products in bfloat16, never taken by `auto` (docs/cpu.md: how much masks differ).
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class OpenVinoBackend:
 class OpenVinoBf16Backend(OpenVinoBackend):
     """Products in bfloat16 in the stages marked `bf16_ok`: the trunk and memory attention, which take most of the time.
 
-    Other stages stay float32, and so does the part of the trunk that the outputs not marked `bf16_ok` (the fine maps) are
-    computed from: on official sizes this costs a tenth of the speed and halves the difference of the masks.
+    Other stages stay float32, and so does the part of the trunk that the outputs not marked `bf16_ok` (the fine maps)
+    are computed from: on official sizes this costs a tenth of the speed and halves the difference of the masks.
     """
 
     name = "openvino-bf16"

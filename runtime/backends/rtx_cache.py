@@ -1,9 +1,9 @@
 """On-disk runtime cache of TensorRT-RTX: kernels compiled when engines were loaded here, for the next start.
 
 An engine built ahead of time is compiled on the GPU that runs it. The library collects the results in a runtime cache;
-this module saves it beside the engines, or in the user's cache folder where the bundle cannot be written. A file is valid
-for one set of engines, one library version and one compute capability; the library itself checks GPU model and driver. A
-file that is not valid is ignored with one line in the log, and replaced in the end.
+this module saves it beside the engines, or in the user's cache folder where the bundle cannot be written. A file is
+valid for one set of engines, one library version and one compute capability; the library itself checks GPU model and
+driver. A file that is not valid is ignored with one line in the log, and replaced in the end.
 
 Source: IRuntimeConfig and IRuntimeCache of TensorRT-RTX; one cache may serve the contexts of several engines.
 """
@@ -81,7 +81,7 @@ class RuntimeCache:
         return None
 
     def save(self) -> None:
-        """Write the cache to the first folder that can be written. Never raises: a finished run must not fail for this."""
+        """Write the cache to the first writable folder. Never raises, so that a run does not fail at its end."""
         if self._cache is None:
             return
         try:

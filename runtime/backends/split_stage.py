@@ -1,8 +1,8 @@
 """Stages split around attention: subgraphs with precompiled Triton kernels between them.
 
-A bundle made with `python -m export ... --split-attention` lists them in `Manifest.split_stages`; `python -m export.kernels`
-compiles their kernels. The bundle has the whole stages as well, which run unless kernels are switched on. Everything is
-allocated when the bundle is loaded, so that a frame can be captured as a CUDA graph.
+A bundle made with `python -m export ... --split-attention` lists them in `Manifest.split_stages`; `python -m
+export.kernels` compiles their kernels. The bundle has the whole stages as well, which run unless kernels are switched
+on. Everything is allocated when the bundle is loaded, so that a frame can be captured as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -242,8 +242,8 @@ def load_split_stages(
 ) -> dict[str, SplitStage]:
     """Load the bundle's split stages by the name of the stage that each replaces; `objects`: rows of the memory pool.
 
-    All of them where `mode` is `on`. Otherwise none, which is logged: until a GPU has been measured, `auto` runs the whole
-    graphs. Raises BundleError for an invalid entry, BackendError for a kernel that is missing.
+    All of them where `mode` is `on`. Otherwise none, which is logged: until a GPU has been measured, `auto` runs the
+    whole graphs. Raises BundleError for an invalid entry, BackendError for a kernel that is missing.
     """
     split, device = bundle.manifest.split_stages, backend.device
     if not split or kernels is None or not isinstance(device, Cuda):

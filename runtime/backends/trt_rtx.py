@@ -24,8 +24,8 @@ class TrtRtxBackend(TensorRtBackend):
     def __init__(self, threads: int | None = None, device: Cuda | None = None) -> None:
         super().__init__(threads, device)
         self._caches: dict[Path, RuntimeCache | None] = {}
-        # kernels are compiled at the first run of a shape, so the cache is complete at the end: of the backend, or of the
-        # process
+        # kernels are compiled at the first run of a shape, so the cache is complete at the end: of the backend, or of
+        # the process
         self._finalizer = weakref.finalize(self, save, self._caches)
 
     def save_cache(self) -> None:
@@ -35,8 +35,8 @@ class TrtRtxBackend(TensorRtBackend):
     def _context(self, engine: Any, bundle: Path) -> Any:
         trt, config = self.module, engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        # compile kernels for a new shape at its first run, not some frames later in a thread: a frame that is captured as
-        # a CUDA graph must have its final kernels
+        # compile kernels for a new shape at its first run, not some frames later in a thread: a frame that is captured
+        # as a CUDA graph must have its final kernels
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         if bundle not in self._caches:
             self._caches[bundle] = open_cache(bundle, self.library, self.version, self.device.capability)

@@ -2,10 +2,10 @@
 
     python -m runtime.autotune --engine engines/NAME [--backend openvino] [--threads N] [--frames N] [--cpu-seconds]
 
-runs a short clip on ONNX Runtime, records the inputs of every stage, runs the other backend on the same inputs, compares
-the outputs, and times both in turn. For a backend that `auto` may choose, the result is saved (`backends.autotune`) and
-decides from then on. On a shared machine wall time is not reliable: `--cpu-seconds` measures processor time and saves
-nothing.
+runs a short clip on ONNX Runtime, records the inputs of every stage, runs the other backend on the same inputs,
+compares the outputs, and times both in turn. For a backend that `auto` may choose, the result is saved
+(`backends.autotune`) and decides from then on. On a shared machine wall time is not reliable: `--cpu-seconds` measures
+processor time and saves nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
-class StageComparison:
+class StageTiming:
     """One stage: calls in the clip, largest error of an output, least seconds of one call on each side."""
 
     stage: str
@@ -59,7 +59,7 @@ class StageComparison:
 class TuningReport:
     """Comparison of every stage that the clip reaches. Nothing is known about the stages in `unreached`."""
 
-    stages: tuple[StageComparison, ...]
+    stages: tuple[StageTiming, ...]
     unreached: tuple[str, ...]
     result: autotune.TuningResult
 
@@ -107,7 +107,7 @@ def _timed(make: Callable[[], Engine], clock: Clock) -> tuple[Engine, float]:
     return make(), clock() - began
 
 
-def _compare(recorder: StageRecorder, other: Stage, repeats: int, clock: Clock) -> StageComparison:
+def _compare(recorder: StageRecorder, other: Stage, repeats: int, clock: Clock) -> StageTiming:
     """Run `other` on the recorded inputs; time both in turn at the latest sizes, so that a busy moment affects both."""
     error, arrays = 0.0, {}
     for record in recorder.records:
@@ -121,14 +121,14 @@ def _compare(recorder: StageRecorder, other: Stage, repeats: int, clock: Clock) 
             began = clock()
             stage.run(**arrays)
             least[side] = min(least[side], clock() - began)
-    return StageComparison(recorder.spec.name, recorder.calls, error, *least)
+    return StageTiming(recorder.spec.name, recorder.calls, error, *least)
 
 
 # -- the clip ----------------------------------------------------------------------------------------------------------
 
 
 def masks_of(engine: Engine, frames: int) -> tuple[list[np.ndarray], int]:
-    """Return masks (T,H,W) of every object of every task that the bundle supports, and the number of processed frames."""
+    """Return masks (T,H,W) of every object of all tasks of the bundle, and the number of processed frames."""
     found: list[np.ndarray] = []
     num_frames = 0
     for capability, run in TASKS.items():

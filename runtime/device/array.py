@@ -14,7 +14,8 @@ from numpy.typing import DTypeLike
 
 
 class DeviceArray:
-    """C-contiguous memory at `ptr`. Exposes `__cuda_array_interface__` (PyCUDA, CuPy, torch, Numba read it without a copy).
+    """C-contiguous memory at `ptr`. Exposes `__cuda_array_interface__` (PyCUDA, CuPy, torch, Numba read it without a
+    copy).
 
     Indexing takes integers, `None` and slices of step 1, and raises IndexError where the result would have gaps.
     """

@@ -8,8 +8,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 Array: TypeAlias = Any
-"""Memory of a `Device`: `numpy.ndarray` on the host, `DeviceArray` on a GPU. Both have `shape`, `dtype`, `nbytes`, views by
-index and `reshape`; what else an array offers belongs to one of them."""
+"""Memory of a `Device`: `numpy.ndarray` on the host, `DeviceArray` on a GPU. Both have `shape`, `dtype`, `nbytes`,
+views by index and `reshape`; what else an array offers belongs to one of them."""
 
 
 class Device(Protocol):
@@ -52,8 +52,8 @@ class Cpu:
     """Host memory. Pages are committed on first write, so a large pool costs nothing until it is used."""
 
     name = "cpu"
-    # the activations of one frame nearly fit the cache, those of eight do not: Hiera tiny at 1024 px takes 0.3 s per frame
-    # one by one, and 0.9 s and four times the memory in batches of two or eight
+    # the activations of one frame nearly fit the cache, those of eight do not: Hiera tiny at 1024 px takes 0.3 s per
+    # frame one by one, and 0.9 s and four times the memory in batches of two or eight
     max_frames_per_call: int | None = 1
     supports_graph_capture = False
     captures = 0

@@ -49,7 +49,7 @@ class CubinDriver(Protocol):
 
 
 class CudaDriver:
-    """`CubinDriver` on the driver library that comes with the GPU driver. A context must be current (`runtime.device`)."""
+    """`CubinDriver` on the driver library that comes with the GPU driver. A context must be current."""
 
     def __init__(self) -> None:
         for name in ("libcuda.so.1", "nvcuda.dll"):
@@ -218,7 +218,7 @@ def pack(entry: Entry, arguments: Sequence[Any]) -> tuple[Any, list[Any]]:
 
 
 def pointer(array: Any) -> int:
-    """Return the address of a `DeviceArray`, a torch tensor, or an object with `__cuda_array_interface__`; an int is one."""
+    """Return the address of a `DeviceArray`, a torch tensor or a `__cuda_array_interface__`; an int is an address."""
     if isinstance(array, int):
         return array
     if hasattr(array, "ptr"):

@@ -1,7 +1,7 @@
 """Memory, copies and graphs of one CUDA device, enqueued on one stream.
 
-The few driver calls go through the `Driver` protocol, so that a fake driver on host memory can count them and run the same
-schedule without a GPU.
+The few driver calls go through the `Driver` protocol, so that a fake driver on host memory can count them and run the
+same schedule without a GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Opaque: TypeAlias = Any
 
 
 class Driver(Protocol):
-    """The driver calls that `Cuda` makes. Pointers are integers; an allocation lives as long as the object beside it."""
+    """The driver calls that `Cuda` makes. Pointers are integers; an allocation lives as long as its object."""
 
     stream: int
     capability: int

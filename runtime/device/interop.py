@@ -70,7 +70,7 @@ class _Tensor(ctypes.Structure):
 
 
 def _from_dlpack(frame: Any, stream: int) -> DeviceArray:
-    """Import a DLPack capsule; its producer makes `stream` wait for the array. The capsule, kept as owner, releases it."""
+    """Import a DLPack capsule; its producer makes `stream` wait for the array. The owner releases it."""
     capsule = frame.__dlpack__(stream=stream)
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]

@@ -1,4 +1,4 @@
-"""Scratch memory of stages: named arrays, buffers that grow on demand, and the block that results are read back from."""
+"""Scratch memory of stages: named arrays, buffers that grow on demand, and the block that results are read from."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Preprocessing of frames and upsampling of masks on the device, by compiled kernels, one launch each.
 
-A frame crosses the bus as bytes (2.8 MB for 720p) instead of as normalised floats (12.6 MB at 1024 px), or not at all if
-it is on the device already; a mask comes back as bits. Results equal those of `preprocess.py` and `upsample.py` to the
-last bit of every byte and mask (`tests/kernels/test_preprocess.py`, `tests/kernels/test_postprocess.py`).
+A frame crosses the bus as bytes (2.8 MB for 720p) instead of as normalised floats (12.6 MB at 1024 px), or not at all
+if it is on the device already; a mask comes back as bits. Results equal those of `preprocess.py` and `upsample.py` to
+the last bit of every byte and mask (`tests/kernels/test_preprocess.py`, `tests/kernels/test_postprocess.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .preprocess import Normalization
 from .upsample import MaskUpsampler
 
 ALIGNMENT = 16
-"""Bytes, of every array that a compiled kernel is given. A view of another library's array may lack it and is copied."""
+"""Bytes, of every array that a compiled kernel is given. Another library's view may lack it and is copied."""
 
 
 class DeviceImages:

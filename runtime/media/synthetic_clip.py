@@ -20,7 +20,7 @@ class Disc(NamedTuple):
 def synthetic_clip(
     num_frames: int, height: int, width: int, disc: Disc, wavelength_xy: tuple[float, float]
 ) -> list[np.ndarray]:
-    """Return `num_frames` frames, uint8 RGB (H,W,3). `wavelength_xy`: pixels per radian of the red channel's pattern."""
+    """Return `num_frames` frames, uint8 RGB (H,W,3). `wavelength_xy`: pixels per radian in the red channel."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     wave_x, wave_y = wavelength_xy
     frames = []

@@ -55,7 +55,7 @@ def window_split(i, patch, subgraphs=()):
 
 
 def published_manifest():
-    """SAMWISE's split stages at their published widths, in half, on a small picture: its size is no constant of a kernel."""
+    """SAMWISE's split stages in half, of published widths, on a small image: its size is no constant of a kernel."""
     half, b = "float16", "objects"
     inputs = (
         TensorSpec("embedding", half, ("maps", 256, 256)),
@@ -141,7 +141,7 @@ class HostAttention(HostKernels):
         self.launched.append((function, tuple(grid)))
         # arguments are read when the launch is made, as a driver reads them
         values = [TYPES[letter].from_address(params[i]).value for i, letter in enumerate(SIGNATURES[function])]
-        pointers = [value for value, letter in zip(values, SIGNATURES[function]) if letter == "p"]
+        pointers = [value for value, letter in zip(values, SIGNATURES[function], strict=True) if letter == "p"]
         assert all(pointers), "a null pointer"
         # kernels are compiled for arrays that begin at multiples of 16 bytes
         assert not any(address % 16 for address in pointers), [address % 16 for address in pointers]
@@ -242,7 +242,7 @@ class HostAttention(HostKernels):
         assert windows == (height // p) * (width // p)
         shapes = [(frames, height, width, c), (frames, c), (p * p, c), (c,), (c,), (3 * c, c), (3 * c,), (c, c), (c,)]
         addresses = (x, time, position, norm_weight, norm_bias, qkv_weight, qkv_bias, out_weight, out_bias)
-        arrays = [self._array(a, *shape).astype(np.float64) for a, shape in zip(addresses, shapes)]
+        arrays = [self._array(a, *shape).astype(np.float64) for a, shape in zip(addresses, shapes, strict=True)]
         self._array(y, frames, height, width, c)[...] = reference.window_attention(
             arrays[0], p, *arrays[1:], heads=c // plan.HEAD
         )

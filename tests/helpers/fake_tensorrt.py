@@ -1,4 +1,4 @@
-"""A `tensorrt` module whose engines are ONNX graphs on host memory, run by ONNX Runtime at the addresses that were set."""
+"""A `tensorrt` module whose engines are ONNX graphs, run by ONNX Runtime on host memory at the given addresses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ExecutionContextAllocationStrategy:
 
 
 class Runtime:
-    """`driver` (a `fake_cuda.FakeDriver`) is the stream; `scratch` what an engine asks for per element of its inputs."""
+    """`driver` (a `fake_cuda.FakeDriver`) is the stream; `scratch`: bytes that an engine needs per input element."""
 
     driver = None
     scratch = 4
@@ -104,7 +104,9 @@ class Context:
 
     def set_input_shape(self, name: str, shape) -> bool:
         (declared,) = [t.shape for t in self.engine.session.get_inputs() if t.name == name]
-        if len(declared) != len(shape) or any(isinstance(d, int) and d != n for d, n in zip(declared, shape)):
+        if len(declared) != len(shape) or any(
+            isinstance(d, int) and d != n for d, n in zip(declared, shape, strict=True)
+        ):
             return False
         self.shapes[name] = tuple(shape)
         return True
@@ -129,7 +131,7 @@ class Context:
         ctypes.memset(memory[0], 0xAB, memory[1])  # scratch is overwritten, recorded or not
         session = self.engine.session
         inputs = {t.name: at(addresses[t.name], shapes[t.name], NUMPY[ONNX[t.type]]) for t in session.get_inputs()}
-        for t, result in zip(session.get_outputs(), session.run(None, inputs)):
+        for t, result in zip(session.get_outputs(), session.run(None, inputs), strict=True):
             ctypes.memmove(addresses[t.name], np.ascontiguousarray(result).ctypes.data, result.nbytes)
 
 

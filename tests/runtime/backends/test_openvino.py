@@ -23,7 +23,7 @@ def engine(toy):
 def test_same_results_as_the_plain_loop(engine):
     clip = frames(11)
     logits, _ = run(engine, clip, A, B)
-    for got, prompt in zip(logits, (A, B)):
+    for got, prompt in zip(logits, (A, B), strict=True):
         np.testing.assert_allclose(got, reference(clip, prompt)[0], rtol=1e-4, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""`runtime.backends.split_stage` with parts in numpy: what is launched between them, on which arrays, and what is kept."""
+"""Tests of `runtime.backends.split_stage` with subgraphs in numpy: launches, their arrays, and reuse of both."""
 
 import ctypes
 import json
@@ -246,7 +246,7 @@ def test_an_adapter_in_two_parts(device, kernels, frames, patch):
         SplitResources(device, kernels, GrowableBuffers(device), {"frames": 8}),
     )
     x, words = RNG.standard_normal((frames, side, side, 8), np.float32), np.zeros((3, 5), np.float32)
-    outs = {t.name: device.empty(shape, F32) for t, shape in zip(fused, (x.shape, words.shape))}
+    outs = {t.name: device.empty(shape, F32) for t, shape in zip(fused, (x.shape, words.shape), strict=True)}
     stage.run(vision_0=device.constant(x), text_0=device.constant(words), **outs)
     want = reference.window_attention(
         x @ down, patch, reference.time_embedding(frames, WIDTH), *fixed.values(), heads=1

@@ -1,4 +1,4 @@
-"""Bundles with split stages: the command that makes one, and videos with kernels in place of attention on a fake GPU."""
+"""Tests of bundles with split stages: their export, and videos with kernels for attention on a fake GPU."""
 
 import dataclasses
 import logging
@@ -36,7 +36,7 @@ CUT = {"adapter_0", "adapter_1", "adapter_2", "memory_attention"}
 
 
 def network():
-    """A toy SAMWISE whose adapters have the kernel's heads, and are as wide as the queries: the fake knows one width."""
+    """A toy SAMWISE whose adapters have the kernel's heads and the width of the queries: the fake has one width."""
     torch.manual_seed(3)
     model = Samwise(
         replace(tiny_test_config(), adapter=CrossModalAdapterConfig(width=WIDTH, heads=1, patches=(4, 2, 1)))

@@ -44,7 +44,7 @@ def test_a_whole_video_equals_the_plain_loop(bundle, backend, prompts):
     with Engine(bundle, backend) as engine:
         clip = frames(25)
         logits, _ = run(engine, clip, *prompts)
-    for got, prompt in zip(logits, prompts):
+    for got, prompt in zip(logits, prompts, strict=True):
         np.testing.assert_allclose(got, reference(clip, prompt)[0], rtol=1e-5, atol=1e-5)
     assert backend.device.driver.calls["launch"] > 10, "steady frames are replayed"
 

@@ -1,14 +1,13 @@
 """J, F and J&F of a bundle, on the nano test set or on a folder in a public layout.
 
     python -m benchmarks.accuracy --engine engines/nano                             # fresh clips of the nano dataset
-    python -m benchmarks.accuracy --engine engines/nano --all                       # every switch in turn
+    python -m benchmarks.accuracy --engine engines/nano --all                       # every variant in turn
     python -m benchmarks.accuracy --kinds later earlier --variant text --variant "memory off" --variant "CME off"
     python -m benchmarks.accuracy --engine engines/samwise --data DIR --layout mevis
 
-J is region similarity, F contour accuracy with a tolerance of 0.8 % of the diagonal (DAVIS). Intervals are 95 % bootstrap
-intervals over clips. Layouts: `davis` (JPEGImages, Annotations as indexed PNG, meta_expressions.json),
-`ytvos` (Ref-YouTube-VOS: meta_expressions.json, Annotations as indexed PNG), `mevis` (meta_expressions.json, mask_dict.json
-with run-length codes).
+J is region similarity, F contour accuracy with a tolerance of 0.8 % of the diagonal (DAVIS). Intervals are 95 %
+bootstrap intervals over clips. Layouts: `davis` (JPEGImages, Annotations as indexed PNG, meta_expressions.json),
+`ytvos` (Ref-YouTube-VOS: the same), `mevis` (meta_expressions.json, mask_dict.json with run-length codes).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +113,9 @@ def measure(
             if not case.texts:
                 continue
             predicted, skip = visual(engine, case, ablation.prompt), 1
-        for mask, truth, text, kind, unseen in zip(predicted, case.masks, case.texts, case.kinds, case.unseen):
+        for mask, truth, text, kind, unseen in zip(
+            predicted, case.masks, case.texts, case.kinds, case.unseen, strict=True
+        ):
             counted = [t for t in range(skip, len(truth)) if case.annotated is None or t in case.annotated]
             j, f = scores.score(mask[counted], truth[counted])
             records.append(Record(case.name, text, kind, unseen, j, f))
@@ -158,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         engine = runtime.load(args.engine, model=args.model, backend=args.backend, threads=args.threads)
-        cases = [case for _, case in zip(range(args.clips), _cases(args))]
+        cases = list(islice(_cases(args), args.clips))
     except (runtime.SamwiseRuntimeError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

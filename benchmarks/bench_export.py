@@ -1,4 +1,4 @@
-"""What an export takes: `python -m export` from `--checkpoint` to a published bundle, every stage and a clip compared."""
+"""Benchmark of `python -m export` from `--checkpoint` to a published bundle, every stage and a clip compared."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from . import rss
 
 
 def test_export(benchmark, info, bundle, backend, request, tmp_path):
-    """Time and peak memory of the whole command. The comparison of the clip runs in a process of its own, after the graphs are written."""
+    """Time and peak memory of the whole command; the clip is compared in its own process."""
     pytest.importorskip("torch")
     checkpoint = request.config.option.checkpoint
     if checkpoint is None or backend != "ort":
-        pytest.skip("asked for by --checkpoint; graphs are checked on ort")
+        pytest.skip("needs --checkpoint; graphs are checked on ort")
     peaks = []
     options = ["--checkpoint", checkpoint, "--precision", bundle.manifest.precision, "--name", "again"]
 

@@ -1,4 +1,4 @@
-"""Postprocess: packed masks, boxes and areas as the reference's, the time, and PyTorch's two interpolations beside it."""
+"""Postprocess: packed masks, boxes and areas against the reference; time against PyTorch's two interpolations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def measure(
     """One size of video, as JSON values."""
     low = np.random.default_rng(0).standard_normal((objects, side, side)).astype(np.float32)
     first = bilinear(side, image_size)
-    matrices = [bilinear(crop, full) @ first[:crop] for crop, full in zip(crop_hw, source_hw)]
+    matrices = [bilinear(crop, full) @ first[:crop] for crop, full in zip(crop_hw, source_hw, strict=True)]
     taps = [[torch.tensor(a, device=bench.device) for a in reference.mask_taps(m)] for m in matrices]
     packed = torch.zeros((objects, plan.cdiv(source_hw[0] * source_hw[1], 8)), dtype=torch.uint8, device=bench.device)
     stats = torch.zeros((objects, 5), dtype=torch.int32, device=bench.device)

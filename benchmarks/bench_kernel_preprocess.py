@@ -1,4 +1,4 @@
-"""Preprocess: equal to the CPU path to the last bit, its time and the rate of the bytes it must move."""
+"""Preprocess: bit equality with the CPU path, time, and rate of the bytes it must move."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def measure(bench: Bench, source_hw: tuple[int, int], resized_hw: tuple[int, int
     frame = np.random.default_rng(0).integers(0, 256, (*source_hw, 3), dtype=np.uint8)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     table = (((np.arange(256) / 255) - mean[:, None]) / std[:, None]).astype(np.float32)
-    rows, columns = (reference.pillow_taps(a, b) for a, b in zip(source_hw, resized_hw))
+    rows, columns = (reference.pillow_taps(a, b) for a, b in zip(source_hw, resized_hw, strict=True))
     on_device = [[torch.tensor(a, device=bench.device) for a in taps] for taps in (rows, columns)]
     out = torch.full((3, image_size, image_size), float("nan"), device=bench.device, dtype=torch.float16)
     launches = plan.preprocess(

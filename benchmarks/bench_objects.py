@@ -1,7 +1,7 @@
-"""SAM 2 with 1, 2, 4 and 8 objects: what each further one costs, against the arithmetic of the stages that are its own.
+"""SAM 2 with 1, 2, 4 and 8 objects: cost of each further object against that of its own stages.
 
-The picture is encoded once for all; memory attention, decoder and memory encoder work per object. `further_over_own` is the
-time of each further object over the time of those stages for one object alone: 1 says that nothing else grows.
+The image is encoded once for all; memory attention, decoder and memory encoder run per object. `further_over_own` is
+the time of each further object over the time of those stages for one object alone: 1 means that nothing else grows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _one: dict[str, tuple[float, float]] = {}
 @pytest.mark.parametrize("count", OBJECTS)
 def test_objects(benchmark, info, loaded, bundle, pace, count):
     if not loaded.can("live"):
-        pytest.skip("this bundle follows no clicks")
+        pytest.skip("this bundle has no live sessions")
     timed = TIMED * pace["rounds"]
     frames = clip(FILL + timed)
     height, _width = frames.shape[1:3]
@@ -67,7 +67,7 @@ def spent(engine) -> float:
 
 
 def gflop(bundle, objects: int) -> float:
-    """Arithmetic of these stages for one frame with a full memory."""
+    """GFLOP of these stages for one frame with a full memory."""
     total = 0.0
     for name in OWN:
         spec = bundle.manifest.stages[name]

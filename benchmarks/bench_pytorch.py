@@ -1,7 +1,7 @@
-"""The same clip here and in plain PyTorch, alternating in one process; only the ratio is worth quoting.
+"""The runtime against plain PyTorch on the same clip, alternating in one process; only the ratio is meaningful.
 
-Without `--checkpoint` PyTorch's modules have the bundle's sizes and random weights, which take as long. With the checkpoint
-that the bundle was exported from, the masks are compared as well.
+Without `--checkpoint` PyTorch's modules have the bundle's sizes and random weights, which take the same time. With the
+checkpoint that the bundle was exported from, the masks are compared as well.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def test_sentence(benchmark, info, loaded, bundle, how, request):
 
 @pytest.mark.parametrize("how", PYTORCH)
 def test_click(benchmark, info, loaded, bundle, how, request):
-    """One object, clicked on the first of eight frames per window of `--windows`. The clip's length is known in advance, as
-    PyTorch's schedule knows it: SAM 2.1 counts the distance of pointers in parts of it."""
+    """One object, clicked on the first of eight frames per window of `--windows`. The length of the clip is known in
+    advance, as in PyTorch's schedule: SAM 2.1 normalises the distance of pointers by it."""
     model, plain = pytorch(bundle, "sam2", how, request)
     from export.verify.parity_clip import CLICK
 
@@ -62,9 +62,9 @@ def test_click(benchmark, info, loaded, bundle, how, request):
 
 
 def pytorch(bundle, kind: str, how: str, request):
-    """(modules of the bundle's sizes or of `--checkpoint`, plain schedule); skips where there is nothing to compare."""
+    """(modules of the bundle's sizes or of `--checkpoint`, plain schedule); skips if the bundle has no `kind`."""
     if how not in request.config.option.pytorch:
-        pytest.skip(f"asked for by --pytorch {how}")
+        pytest.skip(f"needs --pytorch {how}")
     torch = pytest.importorskip("torch")
     from export.checkpoints.common import config_from
 
@@ -86,7 +86,7 @@ def pytorch(bundle, kind: str, how: str, request):
 
 
 def compile_parts(torch, model, kind: str) -> None:
-    """`torch.compile` on what a frame spends its time in, sizes left free: a memory that fills must not recompile."""
+    """Apply `torch.compile` to the slow parts with dynamic sizes: a memory that fills must not recompile."""
     sam = model.sam
     if kind == "samwise":
         parts = [(model, name) for name in ("encode_clip", "attend_memory", "decode", "remember")]
@@ -102,7 +102,7 @@ def compile_parts(torch, model, kind: str) -> None:
 
 
 def compare(benchmark, info, ours, theirs, frames: int, how: str, options) -> None:
-    """Both in turn, `--rounds` times after a warm-up."""
+    """Time both in turn, `--rounds` times after a warm-up."""
     import torch
 
     seconds: dict[str, list[float]] = {"runtime": [], "pytorch": []}

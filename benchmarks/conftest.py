@@ -33,18 +33,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=["eager"],
         choices=tuple(tables.PYTORCH),
         metavar="HOW",
-        help="PyTorch's ways to measure against: eager, compiled (torch.compile, takes minutes), bfloat16 "
-        "(autocast); default: eager",
+        help="PyTorch variants to compare with: eager, compiled (torch.compile, takes minutes), bfloat16 (autocast); "
+        "default: eager",
     )
-    group.addoption("--checkpoint", default=None, help="what the bundle was exported from: masks are compared too")
+    group.addoption("--checkpoint", default=None, help="source of the bundle: masks are compared too")
     group.addoption("--rounds", type=int, default=3, help="clips per case; 1 skips the warm-up too (default: 3)")
     group.addoption("--windows", type=int, default=2, help="windows of frames in a clip beside PyTorch (default: 2)")
     group.addoption("--threads", type=int, default=None, help="CPU threads (default: the backend decides)")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `bundle` runs once per bundle found; one that takes `stage` too, once per stage of each; one that needs
-    an engine, once per backend."""
+    """Parametrize tests that take `bundle` by bundle, those that take `stage` by stage of each bundle, and those that
+    need an engine by backend."""
     options = metafunc.config.option
     bundles = [b for b in find(options.engine) if options.model in (None, b.name)]
     if "stage" in metafunc.fixturenames:
@@ -90,21 +90,12 @@ def pace(request) -> dict[str, int]:
 
 @pytest.fixture(scope="session")
 def machine(request) -> dict:
-    """What every figure is measured on; goes into `extra_info`."""
-    cpu = (
-        next(
-            (
-                line.split(":")[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            platform.processor(),
-        )
-        if Path("/proc/cpuinfo").exists()
-        else platform.processor()
-    )
+    """Description of the machine, for `extra_info`."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": cpu,
+        "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -14,8 +14,8 @@ from PIL import Image
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One clip. `frames()` yields uint8 (H,W,3); sentence k means `masks[k]` (T,H,W) bool. `annotated`: the frames that have
-    ground truth, None for all."""
+    """One clip. `frames()` yields uint8 (H,W,3); sentence k refers to `masks[k]` (T,H,W) bool. `annotated`: the frames
+    with ground truth, None for all."""
 
     name: str
     frames: Callable[[], Iterator[np.ndarray]]
@@ -110,7 +110,7 @@ def _pictures(root: Path, video: str) -> Path:
 
 
 def expressions(root: Path) -> Iterator[Case]:
-    """DAVIS-17 and Ref-YouTube-VOS: JPEGImages, Annotations (indexed PNG), meta_expressions.json with exp and obj_id."""
+    """DAVIS-17, Ref-YouTube-VOS: JPEGImages, Annotations (indexed PNG), meta_expressions.json with exp and obj_id."""
     meta = json.loads(_need(root / "meta_expressions.json").read_text(encoding="utf-8"))["videos"]
     for video, entry in meta.items():
         folder = _pictures(root, video)

@@ -1,4 +1,4 @@
-"""Every stage of a network at its published size, built for every target on a CPU: seconds, megabytes, scratch.
+"""Engines of every stage of a network at its published size, built on a CPU: seconds, megabytes, scratch.
 
     python -m benchmarks.engine_table samwise base_plus [--out benchmarks/results/engines-samwise-base_plus.json]
 
@@ -66,8 +66,8 @@ def half_graphs(
     split_stages: Mapping[str, Any] | None = None,
     variant: str = "half",
 ) -> Path:
-    """A bundle of half graphs: of those `forms` that a stage has, or of the one that TensorRT prefers. Nothing is compared
-    with torch. `attachments`: path inside the bundle -> file."""
+    """Write a bundle of half graphs, of those `forms` that a stage has or of the one that TensorRT prefers, without
+    parity checks. `attachments`: path inside the bundle -> file."""
     from export import bundle, onnx, precision
 
     (folder / "graphs").mkdir(parents=True)

@@ -1,12 +1,11 @@
-"""A SAMWISE bundle of published size with random weights, in half, with split stages: something to measure on a GPU machine
-that has no checkpoint.
+"""Half-precision SAMWISE bundle of published size with random weights and split stages: needs no checkpoint.
 
     python -m benchmarks.gpu_bundle --out engines/ [--variant tiny]
     python -m export.kernels engines/samwise-tiny-random
     python -m benchmarks.gpu_check --engines engines/
 
-Times do not depend on weights, nor does whether a kernel agrees with the graph that it stands in for; masks mean nothing.
-Needs the export's libraries.
+Times do not depend on weights, nor does the agreement of a kernel with the graph that it replaces; the masks have no
+meaning. Needs the export's libraries.
 """
 
 from __future__ import annotations

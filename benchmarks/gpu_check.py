@@ -1,8 +1,8 @@
-"""One command for a GPU machine: `python -m benchmarks.gpu_check [--quick] [--out FILE.json]`.
+"""Check and benchmark of everything on a GPU: `python -m benchmarks.gpu_check [--quick] [--out FILE.json]`.
 
-Needs PyTorch, Triton and numpy; says what else it looked for and skipped. Checks every kernel against references,
-measures them against PyTorch and against ceilings measured in the same run, and writes one JSON file. A section that
-fails is recorded with its error and the rest goes on; the file is rewritten after every section.
+Needs PyTorch, Triton and numpy; reports missing optional libraries. Checks every kernel against references, measures
+it against PyTorch and against ceilings measured in the same run, and writes one JSON file. A section that fails is
+recorded with its error, and the others run; the file is rewritten after every section.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from . import bench_kernel_preprocess as preprocess
 from . import bench_kernel_window_attention as window_attention
 from . import gpu_pipeline
 from .gpu_bench import Bench, Cuda, normal
+from .gpu_summary import summary
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How large everything is. The defaults are SAMWISE at 1024 px: 64 x 64 tokens, 7 remembered maps, 16 pointers."""
+class Workload:
+    """Sizes of all measurements. Defaults: SAMWISE at 1024 px, 64 x 64 tokens, 7 memory slots, 16 pointers."""
 
     memory: plan.MemorySizes = plan.MemorySizes(1, 4096, 7, 64)
     objects: tuple[int, ...] = (1, 4, 16, 64)
@@ -61,7 +62,7 @@ class Plan:
     compiled_windows: int = 2
     """`torch.compile` takes half a minute per size: the first ones only."""
 
-    def quick(self) -> Plan:
+    def quick(self) -> Workload:
         return replace(
             self,
             objects=(1, 16),
@@ -82,7 +83,7 @@ TARGETS = {
 
 
 def machine(bench: Bench) -> dict[str, Any]:
-    """Where this ran."""
+    """Device and versions of the libraries."""
     import triton
 
     found = {
@@ -104,8 +105,8 @@ def machine(bench: Bench) -> dict[str, Any]:
     return found
 
 
-def ceilings(bench: Bench, sizes: Plan) -> dict[str, float]:
-    """What the device does at best: a large product in both half types on random data, and a large copy."""
+def ceilings(bench: Bench, sizes: Workload) -> dict[str, float]:
+    """Best rates of the device: a large product in both half types on random data, and a large copy."""
     n = sizes.matrix
     found = {}
     for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
@@ -118,7 +119,7 @@ def ceilings(bench: Bench, sizes: Plan) -> dict[str, float]:
     return found
 
 
-def graph_gain(bench: Bench, sizes: Plan, config: plan.FlashConfig) -> dict[str, Any]:
+def graph_gain(bench: Bench, sizes: Workload, config: plan.FlashConfig) -> dict[str, Any]:
     """Four layers of memory attention as a frame runs them: launched from Python, and replayed as one graph."""
     case = memory_attention.make_case(bench, sizes.memory)
     launches = case.launches(config) * 4
@@ -127,7 +128,7 @@ def graph_gain(bench: Bench, sizes: Plan, config: plan.FlashConfig) -> dict[str,
     return {"launches": len(launches), "plain_seconds": plain, "graph_seconds": replayed, "gain": plain / replayed}
 
 
-def flat_memory(bench: Bench, sizes: Plan, config: plan.FlashConfig) -> dict[str, Any]:
+def flat_memory(bench: Bench, sizes: Workload, config: plan.FlashConfig) -> dict[str, Any]:
     """Bytes held before and after many steps, with ages and counts changing in place as a ring does."""
     case = memory_attention.make_case(bench, sizes.memory)
     launches = case.launches(config)
@@ -140,7 +141,7 @@ def flat_memory(bench: Bench, sizes: Plan, config: plan.FlashConfig) -> dict[str
     return {"steps": sizes.steps, "before_bytes": before, "after_bytes": after, "flat": before == after}
 
 
-def cubins(bench: Bench, sizes: Plan) -> dict[str, Any]:
+def cubins(bench: Bench, sizes: Workload) -> dict[str, Any]:
     """Compiled kernels through `runtime/device/cubin.py`, launched by the driver alone."""
     if bench.device != "cuda":
         return {"skipped": "no CUDA driver here"}
@@ -150,7 +151,7 @@ def cubins(bench: Bench, sizes: Plan) -> dict[str, Any]:
 
 
 class Report:
-    """Sections by name; each is guarded, and the file is written after each."""
+    """Results by section; an error in a section is recorded, and the file is written after each."""
 
     def __init__(self, path: Path | None, bench: Bench, clock: Callable[[], float] = time.perf_counter) -> None:
         self.data: dict[str, Any] = {"sections": {}, "failed": []}
@@ -158,7 +159,7 @@ class Report:
         self.section("machine", lambda: machine(bench))
 
     def section(self, name: str, work: Callable[[], Any]) -> Any:
-        """Result of `work`, or None when it failed; what went wrong is recorded and printed."""
+        """Return the result of `work`, or None if it failed; the error is recorded and printed."""
         begin, result = self._clock(), None
         try:
             result = work()
@@ -178,7 +179,7 @@ class Report:
             self._path.write_text(json.dumps(self.data, indent=1) + "\n")
 
 
-def check(bench: Bench, sizes: Plan, path: Path | None = None) -> dict[str, Any]:
+def check(bench: Bench, sizes: Workload, path: Path | None = None) -> dict[str, Any]:
     """Run every section; returns what is written to `path`."""
     report = Report(path, bench)
     found = report.section("ceilings", lambda: ceilings(bench, sizes))
@@ -216,7 +217,7 @@ def check(bench: Bench, sizes: Plan, path: Path | None = None) -> dict[str, Any]
 
 
 def verdicts(memory: dict[str, Any] | None, windows: list[dict[str, Any] | None]) -> list[dict[str, Any]]:
-    """Targets against measurements; a missing measurement is not met."""
+    """Compare measurements with the targets; a missing measurement does not meet its target."""
     slowest = min((w["speedup_over_eager"] for w in windows if w and "speedup_over_eager" in w), default=None)
     measured = {
         "memory_attention_over_pytorch": memory and memory["speedup_over_fastest_pytorch"],
@@ -232,83 +233,6 @@ def verdicts(memory: dict[str, Any] | None, windows: list[dict[str, Any] | None]
         }
         for name, target in TARGETS.items()
     ]
-
-
-def summary(data: dict[str, Any]) -> str:
-    """A short table for the terminal."""
-    lines = []
-    memory = data["sections"].get("memory_attention", {})
-    for entry in memory.get("sweep", []):
-        c = entry["config"]
-        name = (
-            f"{c['block_m']}x{c['block_n']} warps {c['warps']} stages {c['stages']}"
-            + " tma" * c["tma"]
-            + " specialized" * c["specialize"]
-            + (f" {c['form']}" if c.get("form") else "")
-        )
-        value = entry.get("error") or (
-            f"{entry['seconds'] * 1e6:8.1f} us (flash {entry['flash_seconds'] * 1e6:.1f}, "
-            f"splits {entry['splits']}) {entry['tflops']:6.1f} TFLOP/s"
-        )
-        lines.append(f"  flash {name:48} {value[:150]}")
-    for name, entry in memory.get("pytorch", {}).items():
-        value = entry.get("error") or f"{entry['seconds'] * 1e6:8.1f} us {entry['tflops']:6.1f} TFLOP/s"
-        lines.append(f"  PyTorch {name:12} {value[:150]}")
-    for name, entry in memory.get("modules", {}).items():
-        lines.append(f"  whole operation, {name:10} {entry.get('error') or '%.1f us' % (entry['seconds'] * 1e6)}")
-    for entry in memory.get("objects", []):
-        lines.append(
-            f"  objects {entry['objects']:3} "
-            + (
-                entry.get("error")
-                or (
-                    f"{entry['seconds'] * 1e6:9.1f} us {entry['tflops']:6.1f} TFLOP/s, grown {entry['grown_bytes']} bytes"
-                )
-            )
-        )
-    for name, section in data["sections"].items():
-        if name.startswith("window") and "winner" in section:
-            for entry in section["sweep"]:
-                value = entry.get("error") or {
-                    k: round(v * 1e6, 1)
-                    for k, v in entry.items()
-                    if isinstance(v, float) and (k == "seconds" or k.startswith("window"))
-                }
-                lines.append(f"  {name} {list(entry['config'].values())}: {str(value)[:150]}")
-            lines.append(
-                f"  {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in section.items() if k.startswith("speedup"))
-            )
-        elif name == "pipeline":
-            lines += pipeline_lines(section)
-        elif name in ("machine", "ceilings", "graph_gain", "flat_memory", "cubins") or name.startswith("p"):
-            lines.append(f"  {name}: {json.dumps(section)[:300]}")
-    lines += [
-        f"{'met    ' if v['met'] else 'NOT MET'} {v['what']}: {v['measured']} (target {v['target']})"
-        for v in data["verdicts"]
-    ]
-    return "\n".join(lines)
-
-
-def pipeline_lines(section: dict[str, Any]) -> list[str]:
-    """One line per bundle, backend and number of objects."""
-    lines = []
-    for bundle, backends in section.items():
-        for backend, entry in backends.items() if isinstance(backends, dict) else ():
-            if not isinstance(entry, dict) or "stages" not in entry:
-                lines.append(f"  {bundle} {backend}: {str(entry)[:150]}")
-                continue
-            for name, video in entry.items():
-                if name.startswith("objects_"):
-                    lines.append(
-                        f"  {bundle} {backend} {name}: {video['graphs_ms_per_frame']:.2f} ms per frame, graph gain "
-                        f"{video['graph_gain']:.2f}, grown {video['graphs_grown_bytes']} bytes"
-                    )
-            lines += [
-                f"  {bundle} {backend} {name}: kernel {row['kernel_seconds'] * 1e6:.1f} us, whole graph "
-                f"{row['whole_seconds'] * 1e6:.1f} us, gain {row['gain']:.2f}, relative error {row['relative_error']:.1e}"
-                for name, row in entry.get("split_stages", {}).get("stages", {}).items()
-            ]
-    return lines
 
 
 def main() -> int:
@@ -331,7 +255,7 @@ def main() -> int:
     # tensor descriptors made on the device need a little scratch memory per launch
     triton.set_allocator(lambda size, align, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
     torch.backends.cuda.matmul.allow_tf32 = False
-    sizes = replace(Plan().quick() if options.quick else Plan(), engines=options.engines)
+    sizes = replace(Workload().quick() if options.quick else Workload(), engines=options.engines)
     with torch.inference_mode():
         data = check(Cuda(), sizes, options.out)
     print(summary(data))

@@ -1,4 +1,4 @@
-"""Compiled kernels through `runtime/device/cubin.py`, launched by the driver alone, against the Triton launches of the same plan."""
+"""Compiled kernels, launched by `runtime/device/cubin.py`, compared with Triton's launches of the same plan."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .gpu_bench import Bench, scratch
 
 
 def check(bench: Bench, sizes: plan.MemorySizes, windows: tuple[plan.WindowSizes, ...]) -> dict[str, Any]:
-    """Compile for this device, load, launch, compare: largest difference to Triton's own launch of the same kernels."""
+    """Compile for this device, load, launch, compare: largest difference to Triton's launch of the same kernels."""
     from export import kernels as aot
 
     with tempfile.TemporaryDirectory() as folder:

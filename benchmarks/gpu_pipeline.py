@@ -1,7 +1,7 @@
-"""Stages and whole videos of a bundle on every GPU backend that is present: part of `benchmarks.gpu_check`.
+"""Times of stages and videos of a bundle on every GPU backend: a section of `benchmarks.gpu_check`.
 
-Times are wall time around work that ends in one wait, so that they mean the same on every backend; each figure is the
-median of several rounds.
+Times are wall time around work that ends in one synchronisation, so that they are comparable between backends; each
+figure is the median of several rounds.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ from runtime.prompts import Text
 BACKENDS = ("ort-cuda", "tensorrt", "tensorrt_rtx")
 ROUNDS, REPEATS = 5, 10
 
-Make = Callable[[str], Any]
+MakeBackend = Callable[[str], Any]
 
 
 def check(
-    folder: Path, frames: int, objects: Sequence[int], used: Callable[[], int], make: Make = create
+    folder: Path, frames: int, objects: Sequence[int], used: Callable[[], int], make: MakeBackend = create
 ) -> dict[str, Any]:
-    """Every bundle in `folder` on every backend; a backend that is missing says why it was skipped."""
+    """Measure every bundle in `folder` on every backend; a missing backend is recorded as skipped with the reason.
+
+    `used` returns the bytes of device memory in use.
+    """
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as work:
         for source in sorted(p.parent for p in folder.glob("*/manifest.json")):
@@ -44,21 +47,29 @@ def check(
             if "samwise" not in bundle.manifest.networks:
                 found[bundle.name] = {"skipped": f"{bundle.manifest.network_names} takes no sentence"}
                 continue
-            found[bundle.name] = {name: one(bundle, name, Path(work), frames, objects, used, make) for name in BACKENDS}
+            found[bundle.name] = {
+                name: check_backend(bundle, name, Path(work), frames, objects, used, make) for name in BACKENDS
+            }
     return found or {"skipped": f"no bundle in {folder}"}
 
 
-def one(
-    bundle: Bundle, name: str, work: Path, frames: int, objects: Sequence[int], used: Callable[[], int], make: Make
+def check_backend(
+    bundle: Bundle,
+    name: str,
+    work: Path,
+    frames: int,
+    objects: Sequence[int],
+    used: Callable[[], int],
+    make: MakeBackend,
 ) -> dict[str, Any]:
-    """One bundle on one backend: seconds per stage and per frame, gain of CUDA graphs, memory held before and after."""
+    """Measure one bundle on one backend: seconds per stage and per frame, gain of CUDA graphs, growth of memory."""
     try:
         backend = make(name)
         if name != "ort-cuda" or bundle.manifest.split_stages:
-            bundle = built(bundle, name, work, backend.device.capability)
+            bundle = prepared_copy(bundle, name, work, backend.device.capability)
         result: dict[str, Any] = {"precision": bundle.manifest.precision, "stages": stages(bundle, backend)}
         for n in objects:
-            result[f"objects_{n}"] = pipeline(bundle, backend, frames, n, used)
+            result[f"objects_{n}"] = time_video(bundle, backend, frames, n, used)
         result["split_stages"] = split_stages(bundle, backend, frames, objects[0], used)
         return result
     except SamwiseRuntimeError as error:
@@ -67,8 +78,8 @@ def one(
         return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
 
 
-def built(bundle: Bundle, name: str, work: Path, capability: int) -> Bundle:
-    """A copy of the bundle with engines and, where stages are split, kernels for this GPU; the bundle itself is left alone."""
+def prepared_copy(bundle: Bundle, name: str, work: Path, capability: int) -> Bundle:
+    """Copy the bundle, with engines and, where stages are split, kernels for this GPU."""
     from export import kernels
     from export.tensorrt import build
 
@@ -78,9 +89,7 @@ def built(bundle: Bundle, name: str, work: Path, capability: int) -> Bundle:
     if bundle.manifest.split_stages:
         try:
             kernels.compile_bundle(copy, [capability], report=lambda line: None)
-        except (
-            SamwiseRuntimeError
-        ) as error:  # a GPU that kernels are not compiled for: the rest is measured all the same
+        except SamwiseRuntimeError as error:  # kernels do not support this GPU: measure everything else
             print(f"{bundle.name}: {error}")
     if name == "ort-cuda":
         return choose(copy)
@@ -93,19 +102,19 @@ def built(bundle: Bundle, name: str, work: Path, capability: int) -> Bundle:
 def stages(bundle: Bundle, backend: Any) -> dict[str, float]:
     """Seconds of each stage with every symbol at the size that its engine is tuned for."""
     return {
-        name: timed(stage, typical(stage.spec, bundle), backend.device)[0]
+        name: time_stage(stage, tuned_sizes(stage.spec, bundle), backend.device)[0]
         for name, stage in load_stages(bundle, backend).items()
     }
 
 
-def typical(spec: StageSpec, bundle: Bundle) -> dict[str, int]:
+def tuned_sizes(spec: StageSpec, bundle: Bundle) -> dict[str, int]:
     """Sizes that an engine is tuned for."""
     from export.tensorrt.build import profile
 
     return {symbol: tuned for symbol, (_, tuned, _) in profile(spec, bundle.manifest).items()}
 
 
-def timed(stage: Any, sizes: dict[str, int], device: Any) -> tuple[float, dict[str, np.ndarray]]:
+def time_stage(stage: Any, sizes: dict[str, int], device: Any) -> tuple[float, dict[str, np.ndarray]]:
     """Seconds of one call, and its outputs. Floats are seeded noise, integers zero."""
     rng, inputs = np.random.default_rng(0), {}
     for t in stage.spec.inputs:
@@ -136,9 +145,9 @@ def split_stages(bundle: Bundle, backend: Any, frames: int, objects: int, used: 
         split = load_split_stages(bundle, backend, choose_kernels("on", bundle.folder, backend.device), "on", objects)
         found: dict[str, Any] = {}
         for name, stage in split.items():
-            sizes = typical(stage.spec, bundle)
+            sizes = tuned_sizes(stage.spec, bundle)
             (whole_s, whole), (kernel_s, kernel) = (
-                timed(s, sizes, backend.device) for s in (load_stage(bundle, backend, name), stage)
+                time_stage(s, sizes, backend.device) for s in (load_stage(bundle, backend, name), stage)
             )
             found[name] = {
                 "whole_seconds": whole_s,
@@ -146,13 +155,13 @@ def split_stages(bundle: Bundle, backend: Any, frames: int, objects: int, used: 
                 "gain": whole_s / kernel_s,
                 "relative_error": max(relative_error(kernel[n], whole[n]) for n in whole),
             }
-        video = pipeline(bundle, backend, frames, objects, used, kernels="on")
+        video = time_video(bundle, backend, frames, objects, used, kernels="on")
         return {"stages": found, f"objects_{objects}": video}
     except SamwiseRuntimeError as error:
         return {"skipped": str(error)}
 
 
-def pipeline(
+def time_video(
     bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable[[], int], kernels: str = "auto"
 ) -> dict[str, Any]:
     """Milliseconds per frame of a video with `objects` sentences, with CUDA graphs and without; bytes held."""
@@ -166,15 +175,15 @@ def pipeline(
         backend.device.supports_graph_capture = captured
         try:
             with engine.session(prompts) as session:
-                for _ in session.stream(clip[i % 16] for i in range(4 * session._window)):
-                    pass  # memory full, every shape seen, the frame recorded
+                for _ in session.stream(clip[i % 16] for i in range(4 * engine.networks.text_video.window)):
+                    pass  # the memory fills, every shape is compiled, the graph is captured
                 held, begin = used(), time.perf_counter()
                 for _ in session.stream(clip[i % 16] for i in range(frames)):
                     pass
                 seconds = time.perf_counter() - begin
                 result |= {f"{name}_ms_per_frame": 1e3 * seconds / frames, f"{name}_grown_bytes": used() - held}
         finally:
-            del backend.device.supports_graph_capture  # back to the class's own
+            del backend.device.supports_graph_capture  # the class's own value
     result["graph_gain"] = result["plain_ms_per_frame"] / result["graphs_ms_per_frame"]
     result["captures"] = backend.device.captures
     return result

@@ -245,7 +245,8 @@ def page(results: Sequence[Measurement]) -> str:
         "python -m benchmarks.report --add out/bench.json\n```",
         "for every bundle in `engines/` on every backend that is present. Official sizes take `--rounds 1` and "
         "`--windows 1`; `--checkpoint FILE` compares masks with PyTorch's and times the export; "
-        "`--pytorch eager compiled bfloat16` adds `torch.compile` and autocast. The command of each bundle stands with it.",
+        "`--pytorch eager compiled bfloat16` adds `torch.compile` and autocast. "
+        "The command of each bundle stands with it.",
         "![Seconds by number of sentences and objects, and by stage](images/benchmarks.png)",
     ]
     for measured in results:

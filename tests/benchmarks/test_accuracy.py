@@ -49,7 +49,7 @@ def test_j_and_f_equal_an_independent_computation(seed):
     pred[3] = False
     if seed == 4:
         truth[3] = False
-    pairs = np.array([independent(p, t) for p, t in zip(pred, truth)])
+    pairs = np.array([independent(p, t) for p, t in zip(pred, truth, strict=True)])
     j, f = scores.score(pred, truth)
     assert j == pytest.approx(pairs[:, 0].mean(), abs=1e-9)
     assert f == pytest.approx(pairs[:, 1].mean(), abs=1e-9)

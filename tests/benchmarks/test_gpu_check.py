@@ -36,7 +36,7 @@ class FakeBench:
     used = allocated
 
 
-TINY = gpu_check.Plan(
+TINY = gpu_check.Workload(
     memory=plan.MemorySizes(1, 16, 2, 4),
     objects=(1, 2),
     flash=(plan.FlashConfig(16, 16, 4, 2), plan.FlashConfig(16, 24, 4, 2)),  # a block of 24 cannot be compiled

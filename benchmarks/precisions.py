@@ -6,7 +6,7 @@
 With `--checkpoint`, fp32 and INT8 bundles of these weights are exported into `--engines` if they are missing. Each
 sentence is compared with the fp32 bundle on ONNX Runtime: difference of J&F with a 95 % bootstrap interval over clips,
 IoU with its masks, CPU seconds of the whole pipeline at one thread each, alternating clip by clip. A stopped run
-continues. The table is written to docs/cpu.md, between its marks, if the results are written to the committed file.
+continues. The table is written to docs/notes/cpu.md, between its marks, if the results are written to the committed file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ from .datasets import Case, nano
 
 NETWORK = "samwise+sam2"
 RESULT = Path("benchmarks/results/nano_precisions.json")
-DOCUMENT, MARKS = Path("docs/cpu.md"), ("<!-- table: python -m benchmarks.precisions -->", "<!-- end of table -->")
+DOCUMENT, MARKS = (
+    Path("docs/notes/cpu.md"),
+    ("<!-- table: python -m benchmarks.precisions -->", "<!-- end of table -->"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,7 @@ def summary(clips: Mapping[str, Mapping[str, dict]], name: str) -> dict[str, Any
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown table of docs/cpu.md."""
+    """Markdown table of docs/notes/cpu.md."""
     lines = [
         "| | J&F | difference to fp32, 95 % | largest, one sentence | IoU with fp32's masks (least) | CPU speed |",
         "|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Tables and a plot of committed measurements, for the README and docs/benchmarks.md.
+"""Tables and a plot of committed measurements, for the README and docs/notes/benchmarks.md.
 
     python -m pytest benchmarks/ --benchmark-only --benchmark-json out/bench.json     # measure
     python -m benchmarks.report --add out/bench.json                                  # one file per bundle and backend
@@ -20,9 +20,9 @@ from . import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE = ROOT / "docs" / "notes" / "benchmarks.md"
 README = ROOT / "README.md"
-NANO = ROOT / "docs" / "nano.md"
+NANO = ROOT / "docs" / "notes" / "nano.md"
 ACCURACY = ("nano_accuracy.json", "nano_turns.json")
 """Results of `benchmarks.accuracy --json`: all kinds of sentences, and those that need several frames."""
 PLOT = ROOT / "docs" / "images" / "benchmarks"

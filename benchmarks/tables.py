@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 Measurement = Mapping[str, Any]
 """Kept figures of one bundle on one backend."""
 Case = Mapping[str, Any]
-LINK = "docs/benchmarks.md"
+LINK = "docs/notes/benchmarks.md"
 PYTORCH = {"eager": "eager", "compiled": "torch.compile", "bfloat16": "bfloat16 (autocast)"}
 """Value of `--pytorch` -> title of that PyTorch variant."""
 
@@ -78,37 +78,43 @@ def peak_of_one(measured: Measurement) -> float | None:
     return next((peak for peak in peaks if peak is not None), None)
 
 
-SUMMARY: Mapping[str, Callable[[Measurement], str]] = {
+OVERVIEW: Mapping[str, Callable[[Measurement], str]] = {
     "bundle": lambda m: f"{m['bundle']} ({m['precision']}){' *' * bool(m.get('note'))}",
     "backend": lambda m: m["machine"]["backend"],
-    "frames/s, a sentence": lambda m: number(first(m, "test_sentence", "frames_per_second", pytorch="eager")),
-    "frames/s, a click": lambda m: number(first(m, "test_click", "frames_per_second", pytorch="eager")),
-    "PyTorch's time / ours": over_pytorch,
+    "text, frames/s": lambda m: number(first(m, "test_sentence", "frames_per_second", pytorch="eager")),
+    "click, frames/s": lambda m: number(first(m, "test_click", "frames_per_second", pytorch="eager")),
+    "times PyTorch's speed": over_pytorch,
     "second sentence / first": lambda m: number(second_over_first(m), 2),
     "command to first mask": lambda m: number(first(m, "test_first_mask", "median"), 2, " s"),
     "peak memory": lambda m: number(peak_of_one(m), 4, " MB"),
 }
+SUMMARY = ("bundle", "text, frames/s", "click, frames/s", "times PyTorch's speed", "peak memory")
+"""Columns of the README, of those above."""
+
+
+def overview(results: Sequence[Measurement], columns: Sequence[str] = tuple(OVERVIEW)) -> str:
+    """One row per bundle and backend."""
+    return table(columns, [[OVERVIEW[column](measured) for column in columns] for measured in results])
 
 
 def summary(results: Sequence[Measurement], nano_measured: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The README's section. At least one result."""
-    notes = sorted({measured["note"] for measured in results if measured.get("note")})
+    """The README's section: the default backend only. At least one result."""
+    default = [measured for measured in results if measured["machine"]["backend"] == "ort"] or results
+    notes = sorted({measured["note"] for measured in default if measured.get("note")})
     line = nano_line(nano_measured)
     return "\n".join(
         (
-            table(list(SUMMARY), [[cell(measured) for cell in SUMMARY.values()] for measured in results]),
+            overview(default, SUMMARY),
             *(f"\n\\* {note}" for note in notes),
             "",
-            f'On {machine(results[0])}. "PyTorch\'s time": the same modules, eager, in the same '
-            "process, alternating with ours (sentence / click). Peak memory: of a process that follows one sentence or "
-            "object. `python -m pytest benchmarks/ --benchmark-only --engine BUNDLE [--checkpoint FILE]` measures it "
-            f"again; every stage, sentences, objects, memory, with the command of each bundle: [{LINK}]({LINK}).",
+            f"On {machine(results[0])}. PyTorch: the same modules, eager, alternating with ours in one process "
+            f"(text / click). Every backend, stage and number of objects, with the commands: [benchmarks]({LINK}).",
             *(("", line) if line else ()),
         )
     )
 
 
-# -- docs/benchmarks.md
+# -- docs/notes/benchmarks.md
 
 
 Cell = Callable[[Case, Measurement], str]
@@ -237,7 +243,7 @@ SECTIONS: tuple[Callable[[Measurement], str], ...] = (
 
 
 def page(results: Sequence[Measurement]) -> str:
-    """docs/benchmarks.md, whole."""
+    """docs/notes/benchmarks.md, whole."""
     parts = [
         "# Benchmarks",
         "Made by `python -m benchmarks.report` from `benchmarks/results/cpu-*.json`; do not edit. Measured by",
@@ -247,7 +253,8 @@ def page(results: Sequence[Measurement]) -> str:
         "`--windows 1`; `--checkpoint FILE` compares masks with PyTorch's and times the export; "
         "`--pytorch eager compiled bfloat16` adds `torch.compile` and autocast. "
         "The command of each bundle stands with it.",
-        "![Seconds by number of sentences and objects, and by stage](images/benchmarks.png)",
+        "![Seconds by number of sentences and objects, and by stage](../images/benchmarks.png)",
+        overview(results, [name for name, cell in OVERVIEW.items() if any(map(cell, results))]),
     ]
     for measured in results:
         commands = "; ".join(f"`{command}`" for command in dict.fromkeys(c["command"] for c in measured["cases"]))
@@ -297,7 +304,7 @@ def accuracy(measured: Mapping[str, Any]) -> str:
 
 
 def nano(measured: Sequence[Mapping[str, Any]]) -> str:
-    """docs/nano.md's section."""
+    """docs/notes/nano.md's section."""
     return "\n\n".join(accuracy(one) for one in measured)
 
 
@@ -308,4 +315,4 @@ def nano_line(measured: Sequence[Mapping[str, Any]]) -> str:
     variants = measured[0]["variants"]
     names = [name for name in ("text", "shuffled sentences", "click", "box") if name in variants]
     scores = ", ".join(f"{name} {variants[name]['table']['all']['J&F']:.2f}" for name in names)
-    return f"nano on {measured[0]['clips']} unseen clips, J&F: {scores} ([all of it](docs/nano.md))."
+    return f"nano on {measured[0]['clips']} unseen clips, J&F: {scores} ([all of it](docs/notes/nano.md))."

@@ -2,7 +2,7 @@
 
 Weights are 8-bit with one scale per output channel, activations 8-bit with one scale per tensor that the graph measures
 as it runs: no calibration data can miss a user's video, and on nano it is both more exact and faster than scales
-calibrated beforehand (docs/cpu.md). The graph holds standard operators only (`DynamicQuantizeLinear`, `MatMulInteger`);
+calibrated beforehand (docs/notes/cpu.md). The graph holds standard operators only (`DynamicQuantizeLinear`, `MatMulInteger`);
 on a CPU ONNX Runtime fuses them into one kernel.
 
 Every tensor between stages stays float32, and so do stages without `int8_ok` and all other operators: convolutions see

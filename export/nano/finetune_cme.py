@@ -5,7 +5,7 @@
 While the whole network trains, a memory of the wrong object is rare and changes from step to step, so that the encoder
 only learns to answer "stay". Here the network tracks sentences through clips of two windows whose described motions
 begin late, every frame is decided, and the encoder is trained on those decisions with switches weighted up. The
-checkpoint is replaced. Measured in docs/nano.md; the shipped weights do not use it.
+checkpoint is replaced. Measured in docs/notes/nano.md; the shipped weights do not use it.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ MASK_IOU = {"fp32": 0.999, "fp16": 0.97, "int8": 0.9}
 """Minimum IoU of the masks of a frame of the clip.
 
 fp16: rounding the weights alone costs up to 0.02. int8: a guard against broken bundles, because the clip is a pattern
-with small masks; docs/cpu.md has the cost of INT8 in J&F.
+with small masks; docs/notes/cpu.md has the cost of INT8 in J&F.
 """
 
 SCORE_DIFFERENCE = {"fp32": 0.05, "fp16": 2.0, "int8": 2.0}

@@ -2,7 +2,7 @@
 
 Graphs are compiled once per stage with dynamic shapes; inputs and outputs are the caller's own arrays, not copies.
 `auto` takes `openvino` where `python -m runtime.autotune` found it exact and faster. `openvino-bf16` is a named
-approximation with products in bfloat16, never taken by `auto` (docs/cpu.md: how much masks differ).
+approximation with products in bfloat16, never taken by `auto` (docs/notes/cpu.md: how much masks differ).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from export.tensorrt import build
 
 RESULTS = Path(__file__).parents[1].parent / "benchmarks" / "results"
 TABLES = sorted(RESULTS.glob("engines-*.json"))
-DOCS = (RESULTS.parent.parent / "docs" / "gpu.md").read_text()
+DOCS = (RESULTS.parent.parent / "docs" / "notes" / "gpu.md").read_text()
 
 
 def stages_of(name):
@@ -54,7 +54,7 @@ def test_a_table_names_every_stage_and_every_target(path, stages):
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_the_document_has_the_sums(path):
-    """A table that is measured again must be copied into docs/gpu.md again."""
+    """A table that is measured again must be copied into docs/notes/gpu.md again."""
     rows = json.loads(path.read_text())["stages"]
     megabytes, seconds = (round(sum(row[key] for row in rows.values())) for key in ("megabytes", "seconds"))
     assert f"| {len(rows)} | {megabytes} | {seconds} |" in DOCS

@@ -156,9 +156,9 @@ def test_the_table_goes_between_the_marks(tmp_path):
 
 
 def test_the_committed_result_is_the_documents():
-    """docs/cpu.md shows the table of benchmarks/results/nano_precisions.json, line by line."""
+    """docs/notes/cpu.md shows the table of benchmarks/results/nano_precisions.json, line by line."""
     found = json.loads((ROOT / "benchmarks" / "results" / "nano_precisions.json").read_text())
     assert set(found["table"]) == set(precisions.CONFIGURATIONS)
-    document = (ROOT / "docs" / "cpu.md").read_text()
+    document = (ROOT / "docs" / "notes" / "cpu.md").read_text()
     for line in precisions.table(found["table"]).splitlines():
-        assert line in document, f"docs/cpu.md lacks: {line} (python -m benchmarks.precisions prints the table)"
+        assert line in document, f"docs/notes/cpu.md lacks: {line} (python -m benchmarks.precisions prints the table)"

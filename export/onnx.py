@@ -1,8 +1,8 @@
-"""Stage -> ONNX graphs.
+"""ONNX graphs of stages.
 
-`trace` runs torch's exporter, `tidy` makes the result what the manifest promises (names, symbols, nothing that carries
-a path of the machine that exported it), `save` writes the forms of one stage beside one shared file of weights, and
-`check` reads a written graph back and refuses it if it is not what the signature says.
+`trace` runs torch's exporter, `tidy` gives the graph the names and symbols of the signature and removes paths of the
+exporting machine, `save` writes the forms of one stage with one shared file of weights, and `check` compares a written
+graph with the signature.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 import onnx_ir as ir
@@ -22,16 +23,17 @@ from onnx_ir.passes import common as passes
 from runtime.bundle.manifest import StageSpec, TensorSpec
 from runtime.errors import InternalError
 
-from .stage import Form, Stage
+from .layers.attention import attention_impl
+from .stage import Stage
 
 OPSET = 20
-"""First opset with Gelu as one operator; LayerNormalization is one since 17."""
+"""First opset with the operator Gelu; LayerNormalization exists since 17."""
 
 INLINE_BYTES = 1024
-"""Smaller weights stay in the graph file, so that a reader sees axes and scales without the weights."""
+"""Smaller weights stay in the graph file, so that axes and scales can be read without the weights."""
 
 PAGE = 4096
-"""Alignment of large weights, so that a reader may map the file instead of reading it."""
+"""Alignment of large weights, so that the file can be memory-mapped."""
 
 FORBIDDEN = frozenset(
     {
@@ -55,27 +57,26 @@ FORBIDDEN = frozenset(
         "SplitToSequence",
     }
 )
-"""Operators whose output shape depends on values, or that branch, or that draw numbers: none belongs in a stage, and
-no engine builder takes all of them."""
+"""Operators with data-dependent shapes, control flow or random numbers; no engine builder supports all of them."""
 
 DOMAINS = frozenset({"", "ai.onnx"})
 FUSED_DOMAIN = "com.microsoft"
-"""Allowed besides the standard operators in every form but 'default'."""
+"""Allowed besides the standard operators in every form except 'default'."""
 
 
 class ExportError(InternalError):
-    """A stage could not be turned into the graph that its signature promises."""
+    """A stage could not be exported as a graph with its signature."""
 
 
 def trace(stage: Stage, form: str = "default", opset: int = OPSET) -> ir.Model:
     """Trace one form of a stage. Weights are shared with the torch module, not copied.
 
-    Raises ExportError that names the stage, for instance when tracing fixed a dimension that must stay symbolic.
+    Raises ExportError, for instance if tracing fixed a dimension that must stay symbolic.
     """
     recipe = stage.forms[form]
     args = tuple(stage.sample().values())
     try:
-        with torch.no_grad(), _attention(recipe), _quiet():
+        with torch.no_grad(), attention_impl(recipe.attention), _quiet():
             program = torch.onnx.export(
                 recipe.module,
                 args,
@@ -86,15 +87,15 @@ def trace(stage: Stage, form: str = "default", opset: int = OPSET) -> ir.Model:
                 output_names=[t.name for t in stage.spec.outputs],
                 verbose=False,
             )
-    except Exception as error:  # the exporter raises a dozen unrelated types, with pages of text
-        raise ExportError(f"stage {stage.name}, form {form}: tracing failed ({_line(error)})") from error
+    except Exception as error:  # the exporter raises many unrelated types, with long texts
+        raise ExportError(f"stage {stage.name}, form {form}: tracing failed ({_first_line(error)})") from error
     model = program.model
     tidy(model, stage.spec, form)
     return model
 
 
 def tidy(model: ir.Model, spec: StageSpec, form: str = "default") -> None:
-    """Name the signature's dimensions, drop doubles and unused parts, strip names of files and functions. In place."""
+    """Name the dimensions as in the signature, remove duplicate and unused parts and names of files, in place."""
     model.functions.clear() if not _calls_functions(model) else passes.InlinePass()(model)
     for step in (
         passes.CommonSubexpressionEliminationPass(),
@@ -112,40 +113,40 @@ def tidy(model: ir.Model, spec: StageSpec, form: str = "default") -> None:
     for values, specs in ((model.graph.inputs, spec.inputs), (model.graph.outputs, spec.outputs)):
         if [v.name for v in values] != [t.name for t in specs]:
             raise ExportError(
-                f"stage {spec.name}, form {form}: the graph has {[v.name for v in values]}, the "
-                f"signature {[t.name for t in specs]}"
+                f"stage {spec.name}, form {form}: the graph has {[v.name for v in values]}, "
+                f"the signature has {[t.name for t in specs]}"
             )
-        for value, tensor in zip(values, specs):
+        for value, tensor in zip(values, specs, strict=True):
             _name_dimensions(value, tensor, f"stage {spec.name}, form {form}")
 
 
 def save(models: Mapping[str, ir.Model], folder: Path, name: str) -> dict[str, str]:
     """Write the forms of one stage as `folder/name[.form].onnx` and their weights, each once, as `folder/name.data`.
 
-    Returns form -> file name; forms that came out alike share a file. There is no data file if all weights are small.
-    The models are not changed.
+    Returns form -> file name; equal forms share a file. Without large weights there is no data file. The models are not
+    changed.
     """
     data = folder / f"{name}.data"
-    places: dict[str, tuple[int, int]] = {}
+    stored: dict[str, tuple[int, int]] = {}
     written: dict[bytes, str] = {}
     files = {}
     with data.open("wb") as file:
         for form, model in models.items():
             model = model.clone()
             for value in model.graph.initializers.values():
-                value.const_value = _outside(value, file, data, places)
+                value.const_value = _externalize(value, file, data, stored)
             content = ir.to_proto(model).SerializeToString(deterministic=True)
-            own = f"{name}.onnx" if form == "default" else f"{name}.{form}.onnx"
-            files[form] = written.setdefault(content, own)
-            if files[form] == own:
-                (folder / own).write_bytes(content)
+            file_name = f"{name}.onnx" if form == "default" else f"{name}.{form}.onnx"
+            files[form] = written.setdefault(content, file_name)
+            if files[form] == file_name:
+                (folder / file_name).write_bytes(content)
     if data.stat().st_size == 0:
         data.unlink()
     return files
 
 
 def check(path: Path, spec: StageSpec, form: str = "default") -> None:
-    """Read a written graph back: valid ONNX, the signature's names, types and symbols, no forbidden operator.
+    """Check a written graph: valid ONNX, names, types and symbols of the signature, no forbidden operator.
 
     Raises ExportError.
     """
@@ -154,36 +155,21 @@ def check(path: Path, spec: StageSpec, form: str = "default") -> None:
     domains = DOMAINS if form == "default" else DOMAINS | {FUSED_DOMAIN}
     for node in model.graph.node:
         if node.op_type in FORBIDDEN or node.domain not in domains:
-            raise ExportError(f"{where}: operator {node.domain or 'ai.onnx'}::{node.op_type} does not belong in it")
+            raise ExportError(f"{where}: operator {node.domain or 'ai.onnx'}::{node.op_type} is not allowed")
     try:
         onnx.checker.check_model(path, full_check=all(node.domain in DOMAINS for node in model.graph.node))
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{where}: not valid ONNX ({_line(error)})") from error
+        raise ExportError(f"{where}: not valid ONNX ({_first_line(error)})") from error
     for values, specs in ((model.graph.input, spec.inputs), (model.graph.output, spec.outputs)):
-        found = [_signature(v) for v in values]
-        wanted = [(t.name, t.dtype, tuple(t.shape)) for t in specs]
-        if found != wanted:
-            raise ExportError(f"{where}: the graph takes or gives {found}, the signature says {wanted}")
-
-
-def operators(model: ir.Model) -> dict[str, int]:
-    """How often each operator occurs, most frequent first."""
-    counts: dict[str, int] = {}
-    for node in model.graph:
-        name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-        counts[name] = counts.get(name, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _attention(recipe: Form):
-    from .layers.attention import attention_impl
-
-    return attention_impl(recipe.attention)
+        actual = [_signature(v) for v in values]
+        expected = [(t.name, t.dtype, tuple(t.shape)) for t in specs]
+        if actual != expected:
+            raise ExportError(f"{where}: the graph has {actual}, the signature has {expected}")
 
 
 @contextmanager
-def _quiet():
-    """Silence the exporter's own warnings: they are about its internals, and errors still come as exceptions."""
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's warnings, which are about its internals; errors are exceptions."""
     names = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
     levels = {name: logging.getLogger(name).level for name in names}
     try:
@@ -202,19 +188,19 @@ def _calls_functions(model: ir.Model) -> bool:
 
 
 def _name_dimensions(value: ir.Value, tensor: TensorSpec, where: str) -> None:
-    """Give a graph's input or output exactly the dimensions of the signature, if they can be meant."""
-    found = None if value.shape is None else tuple(value.shape)
-    if found is None or len(found) != len(tensor.shape):
-        raise ExportError(f"{where}: {tensor.name} has shape {found}, the signature says {tensor.shape}")
-    for axis, (have, want) in enumerate(zip(found, tensor.shape)):
-        # an output's expression over other symbols is replaced by the signature's name; parity checks that it is true
+    """Give an input or output of a graph the dimensions of the signature. Raises ExportError if they do not fit."""
+    shape = None if value.shape is None else tuple(value.shape)
+    if shape is None or len(shape) != len(tensor.shape):
+        raise ExportError(f"{where}: {tensor.name} has shape {shape}, the signature has {tensor.shape}")
+    for axis, (have, want) in enumerate(zip(shape, tensor.shape, strict=True)):
+        # an expression over other symbols becomes the name in the signature; the parity check tests that it holds
         if isinstance(have, int) and have != want:
             raise ExportError(
                 f"{where}: dimension {axis} of {tensor.name} was fixed to {have} while tracing; it must be {want!r}"
             )
     value.shape = ir.Shape(tensor.shape)
     if value.dtype != ir.DataType[_IR_TYPES[tensor.dtype]]:
-        raise ExportError(f"{where}: {tensor.name} is {value.dtype}, the signature says {tensor.dtype}")
+        raise ExportError(f"{where}: {tensor.name} is {value.dtype}, the signature has {tensor.dtype}")
 
 
 _IR_TYPES = {
@@ -228,19 +214,19 @@ _IR_TYPES = {
 }
 
 
-def _outside(value: ir.Value, file, data: Path, places: dict[str, tuple[int, int]]) -> ir.TensorProtocol:
-    """Move a large weight to the data file, once per content. Returns what the graph should hold instead."""
+def _externalize(value: ir.Value, file: BinaryIO, data: Path, stored: dict[str, tuple[int, int]]) -> ir.TensorProtocol:
+    """Write a large weight to the data file, once per content, and return its reference for the graph."""
     tensor = value.const_value
     if tensor.nbytes < INLINE_BYTES:
         return tensor
     content = tensor.tobytes()
     digest = hashlib.sha256(content).hexdigest()
-    if digest not in places:
+    if digest not in stored:
         step = PAGE if len(content) >= PAGE else 64
         file.write(bytes(-file.tell() % step))
-        places[digest] = (file.tell(), len(content))
+        stored[digest] = (file.tell(), len(content))
         file.write(content)
-    offset, length = places[digest]
+    offset, length = stored[digest]
     return ir.ExternalTensor(
         data.name, offset, length, tensor.dtype, shape=tensor.shape, name=value.name, base_dir=data.parent
     )
@@ -253,8 +239,8 @@ def _signature(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, .
     return value.name, dtype, tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
 
 
-def _line(error: BaseException, limit: int = 300) -> str:
-    """The first telling line of an error, without the pages that follow."""
+def _first_line(error: BaseException, limit: int = 300) -> str:
+    """Return the first informative line of an error of the exporter."""
     lines: Iterable[str] = (line.strip() for line in f"{error.__cause__ or error}".splitlines())
     text = next((line for line in lines if line and not line.startswith(("Failed to", "==", "##", "-"))), "")
     return (text or type(error).__name__)[:limit]

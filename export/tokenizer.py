@@ -1,8 +1,7 @@
-"""Any form in which a tokenizer comes -> the bundle's one `tokenizer.json`.
+"""Conversion of tokenizers to the `tokenizer.json` of a bundle.
 
-Accepted: a local Hugging Face folder, a `tokenizer.json`, a folder (or either file) with `vocab.json` and `merges.txt`,
-from which RoBERTa's byte-level BPE is built, or with `vocab.txt`, from which BERT's word pieces are. Nothing is ever
-downloaded.
+Accepted: a local Hugging Face folder, a `tokenizer.json`, a folder (or either file) with `vocab.json` and `merges.txt`
+(RoBERTa's byte-level BPE), or with `vocab.txt` (BERT's WordPiece). Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -13,18 +12,18 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
 
-from runtime.errors import UserError
+from runtime.errors import UserError, summarize
 
 FILE = "tokenizer.json"
 PROBE = "a person riding a horse on the left"
-ENDS = (("<s>", "</s>"), ("[CLS]", "[SEP]"), ("<|startoftext|>", "<|endoftext|>"))
-"""What RoBERTa, BERT and CLIP put around a sentence."""
+SPECIAL_PAIRS = (("<s>", "</s>"), ("[CLS]", "[SEP]"), ("<|startoftext|>", "<|endoftext|>"))
+"""Tokens before and after a sentence, for RoBERTa, BERT and CLIP."""
 
 
 def load(source: str | Path, vocabulary: int | None = None) -> Tokenizer:
-    """The tokenizer at `source`, checked on a sentence; `vocabulary` is the number of token embeddings.
+    """Load the tokenizer at `source` and check it on a sentence; `vocabulary` is the number of token embeddings.
 
-    Raises UserError that names the file: missing, damaged, without tokens around a sentence, or beyond the vocabulary.
+    Raises UserError for a file that is missing, damaged, without tokens around a sentence, or beyond the vocabulary.
     """
     source = Path(source)
     if not source.exists():
@@ -43,8 +42,8 @@ def load(source: str | Path, vocabulary: int | None = None) -> Tokenizer:
         tokenizer, path = _bert(folder / "vocab.txt"), folder / "vocab.txt"
     else:
         raise UserError(
-            f"{folder}: holds neither {FILE} nor vocab.json with merges.txt nor vocab.txt; give --tokenizer "
-            "a folder that does"
+            f"{folder}: contains neither {FILE} nor vocab.json with merges.txt nor vocab.txt; give --tokenizer "
+            "another folder"
         )
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -53,7 +52,7 @@ def load(source: str | Path, vocabulary: int | None = None) -> Tokenizer:
 
 
 def write(source: str | Path, folder: Path, vocabulary: int | None = None) -> str:
-    """`load`, then write `folder/tokenizer.json`. Returns the file's name."""
+    """Load and check a tokenizer and write `folder/tokenizer.json`. Returns the name of the file."""
     load(source, vocabulary).save(str(folder / FILE))
     return FILE
 
@@ -65,18 +64,18 @@ def _from_file(path: Path) -> Tokenizer:
         raise _failed(path, error) from None
 
 
-def _roberta(vocabulary: Path, merges: Path) -> Tokenizer:
-    """Byte-level BPE as `roberta-base` has it: no leading blank, `<s>` sentence `</s>`, offsets without blanks."""
+def _read_bpe(vocabulary: Path, merges: Path) -> tuple[dict[str, int], list[tuple[str, ...]]]:
+    """Read token ids and merges. Raises UserError."""
     try:
         vocab = json.loads(vocabulary.read_text(encoding="utf-8"))
         if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
             raise ValueError("not an object of token -> number")
     except (OSError, ValueError) as error:
-        raise UserError(f"{vocabulary}: not a vocabulary ({_line(error)}); copy it again") from None
+        raise UserError(f"{vocabulary}: not a vocabulary ({summarize(error, 200)}); copy it again") from None
     try:
         lines = merges.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"{merges}: not a list of merges ({_line(error)}); copy it again") from None
+        raise UserError(f"{merges}: not a list of merges ({summarize(error, 200)}); copy it again") from None
     # the first line is a version comment; '#' may also begin a merge
     pairs = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
     bad = next((i for i, pair in enumerate(pairs) if len(pair) != 2), None)
@@ -85,12 +84,18 @@ def _roberta(vocabulary: Path, merges: Path) -> Tokenizer:
     for token in ("<s>", "</s>"):
         if token not in vocab:
             raise UserError(f"{vocabulary}: has no {token!r}; give the vocabulary of roberta-base")
+    return vocab, pairs
+
+
+def _roberta(vocabulary: Path, merges: Path) -> Tokenizer:
+    """Build byte-level BPE as in `roberta-base`: no leading blank, `<s>` sentence `</s>`, offsets without blanks."""
+    vocab, pairs = _read_bpe(vocabulary, merges)
     try:
         tokenizer = Tokenizer(BPE(vocab=vocab, merges=pairs, unk_token="<unk>" if "<unk>" in vocab else None))
     except BaseException as error:
         _failed(merges, error)
         raise UserError(
-            f"{merges}: does not fit {vocabulary.name} ({_line(error)}); give a pair of one model"
+            f"{merges}: does not fit {vocabulary.name} ({summarize(error, 200)}); give the two files of one model"
         ) from None
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -107,11 +112,11 @@ def _roberta(vocabulary: Path, merges: Path) -> Tokenizer:
 
 
 def _bert(vocabulary: Path) -> Tokenizer:
-    """Word pieces as `bert-base-uncased` has them: lower case, without accents, `[CLS]` sentence `[SEP]`."""
+    """Build WordPiece as in `bert-base-uncased`: lower case, without accents, `[CLS]` sentence `[SEP]`."""
     try:
         vocab = {token: i for i, token in enumerate(vocabulary.read_text(encoding="utf-8").splitlines())}
     except (OSError, ValueError) as error:
-        raise UserError(f"{vocabulary}: not a vocabulary ({_line(error)}); copy it again") from None
+        raise UserError(f"{vocabulary}: not a vocabulary ({summarize(error, 200)}); copy it again") from None
     for token in ("[CLS]", "[SEP]", "[UNK]"):
         if token not in vocab:
             raise UserError(f"{vocabulary}: has no {token!r}; give the vocabulary of bert-base-uncased")
@@ -125,29 +130,26 @@ def _bert(vocabulary: Path) -> Tokenizer:
 
 
 def _check(tokenizer: Tokenizer, path: Path, vocabulary: int | None) -> None:
-    if not any(all(tokenizer.token_to_id(t) is not None for t in pair) for pair in ENDS):
-        pairs = ", ".join(f"{a} and {b}" for a, b in ENDS)
+    """Raise UserError for a tokenizer without special tokens, with too many tokens, or that fails on a sentence."""
+    if not any(all(tokenizer.token_to_id(t) is not None for t in pair) for pair in SPECIAL_PAIRS):
+        pairs = ", ".join(f"{a} and {b}" for a, b in SPECIAL_PAIRS)
         raise UserError(f"{path}: has none of the pairs {pairs}; give the tokenizer of a text encoder")
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if vocabulary is not None and largest >= vocabulary:
         raise UserError(
-            f"{path}: knows token {largest}, the checkpoint only {vocabulary} of them; give the tokenizer "
-            "that the checkpoint was trained with"
+            f"{path}: has token {largest}, the checkpoint only {vocabulary} tokens; give the tokenizer of the "
+            "checkpoint's training"
         )
     try:
         ids = tokenizer.encode(PROBE).ids
     except BaseException as error:
         raise _failed(path, error) from None
     if not ids:
-        raise UserError(f"{path}: turns a sentence into no tokens; give a trained tokenizer")
+        raise UserError(f"{path}: returns no tokens for a sentence; give a trained tokenizer")
 
 
 def _failed(path: Path, error: BaseException) -> UserError:
-    """What to raise. The library raises bare Exception, and BaseException where it panics; a stop is passed on."""
+    """Return the error to raise; re-raise a request to stop. The library raises BaseException on a panic."""
     if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
         raise error
-    return UserError(f"{path}: not a tokenizer file that works ({_line(error)}); give the network's tokenizer.json")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(f"{path}: not a working tokenizer file ({summarize(error, 200)}); give that of the network")

@@ -68,7 +68,7 @@ def test_written_file_neither_pads_nor_cuts(pair, tmp_path):
     "files, message",
     [
         ({}, "neither"),
-        ({"tokenizer.json": "{"}, "not a tokenizer file"),
+        ({"tokenizer.json": "{"}, "not a working tokenizer file"),
         ({"vocab.json": "[]", "merges.txt": ""}, "not a vocabulary"),
         ({"vocab.json": '{"a": 0}', "merges.txt": ""}, "has no '<s>'"),
         ({"vocab.json": '{"<s>": 0, "</s>": 2, "a": 1}', "merges.txt": "a b c\n"}, "merge 1"),

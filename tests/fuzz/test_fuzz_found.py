@@ -242,7 +242,7 @@ def test_the_export_refuses_it_too(tmp_path):
     from export import tokenizer
 
     Library(models.WordLevel({"<s>": 0, "</s>": 1}, unk_token="?")).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match="not a tokenizer file that works"):
+    with pytest.raises(UserError, match="not a working tokenizer file"):
         tokenizer.load(tmp_path)
 
 

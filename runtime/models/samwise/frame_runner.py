@@ -1,4 +1,4 @@
-"""One frame of a batch of tracks: gather its inputs, decode it, store its memory, read its results."""
+"""Execution of one frame for a batch of tracks: inputs, decoder, object memory, results."""
 
 from __future__ import annotations
 

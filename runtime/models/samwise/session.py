@@ -1,4 +1,4 @@
-"""One video and its text prompts: frames in, results out, a clip at a time."""
+"""Text session: one video and its prompts, clip by clip."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class ImageSettings:
             return check_frame(frame, index, size)
         if self.kernels is None:
             raise VideoError(
-                f"frame {index}: is on a GPU, and this session takes frames from the host; load the engine with a CUDA "
+                f"frame {index}: is on a GPU, and this engine reads frames from the host; load it with a CUDA "
                 "backend and kernels='on', or copy the frame"
             )
         array = interop.as_device_array(frame, cast(Cuda, self.device))

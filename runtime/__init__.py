@@ -16,6 +16,7 @@ from pathlib import Path
 # `runtime.kernels` is packed into the wheel; in a clone it is the folder `kernels/` beside this package.
 __path__.append(str(Path(__file__).resolve().parent.parent))
 
+from .backends.base import Stage
 from .engine import Engine, load
 from .errors import BackendError, BundleError, InternalError, PromptError, SamwiseRuntimeError, UserError, VideoError
 from .image import ImagePredictor
@@ -26,7 +27,7 @@ from .models.samwise.session import TextSession
 from .prompts import Box, Mask, Points, Text
 from .results import Prediction, Result, Segment
 from .tracking.live import LiveSession
-from .tracking.state import ObjectOutput, TrackingOptions
+from .tracking.state import ObjectOutput, TrackedObject, TrackingOptions
 from .tracking.video import VideoSession
 
 __all__ = [
@@ -47,9 +48,11 @@ __all__ = [
     "Result",
     "SamwiseRuntimeError",
     "Segment",
+    "Stage",
     "Text",
     "TextOptions",
     "TextSession",
+    "TrackedObject",
     "TrackingOptions",
     "UserError",
     "VideoError",

@@ -57,7 +57,8 @@ class SplitStage:
         self._tensors, self._subgraphs = split.tensors, list(subgraphs)
         self._kernels, self._device = resources.kernels, resources.device
         self._constants = {name: resources.device.constant(array) for name, array in constants.items()}
-        self._bound: dict[Hashable, BoundLaunches] = {}
+        self.bound: dict[Hashable, BoundLaunches] = {}
+        """Packed launches by their arguments, at most `MAX_BOUND_LAUNCHES`."""
 
     def run(self, **arrays: Any) -> None:
         """Run on these arrays; see `backends.base.Stage`."""
@@ -69,11 +70,11 @@ class SplitStage:
 
     def _launch(self, key: Hashable, launches: Callable[[], list[Launch]]) -> None:
         """Enqueue `launches()`, which is called once per `key`."""
-        if key not in self._bound:
-            if len(self._bound) >= MAX_BOUND_LAUNCHES:
-                self._bound.clear()
-            self._bound[key] = self._kernels.bind(launches())
-        self._bound[key].run(self._device.stream)
+        if key not in self.bound:
+            if len(self.bound) >= MAX_BOUND_LAUNCHES:
+                self.bound.clear()
+            self.bound[key] = self._kernels.bind(launches())
+        self.bound[key].run(self._device.stream)
 
     def _require_constants(self, names: Iterable[str]) -> None:
         if missing := sorted(set(names) - set(self._constants)):
@@ -207,7 +208,7 @@ class WindowAttention(SplitStage):
             for n in range(1, frames + 1)
         }
         for n in range(1, frames + 1):  # load the kernels of clips of every length, or fail now
-            self._bound[n] = self._kernels.bind(self._launches(n))
+            self.bound[n] = self._kernels.bind(self._launches(n))
 
     def _launches(self, frames: int) -> list[Launch]:
         inputs = {**self._constants, "x": self._narrow, "time": self._times[frames]}
@@ -228,7 +229,7 @@ class WindowAttention(SplitStage):
         narrow = {self._name("narrow"): self._narrow[:frames]}
         selected = {self._name("selected"): self._selected[:frames]}
         self._down.run(**{vision: arrays[vision]}, **narrow)
-        self._bound[frames].run(self._device.stream)
+        self.bound[frames].run(self._device.stream)
         outputs = {tensor.name: arrays[tensor.name] for tensor in self.spec.outputs}
         self._up.run(**{vision: arrays[vision], text: arrays[text]}, **narrow, **selected, **outputs)
 

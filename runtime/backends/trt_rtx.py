@@ -26,7 +26,7 @@ class TrtRtxBackend(TensorRtBackend):
         self._caches: dict[Path, RuntimeCache | None] = {}
         # kernels are compiled at the first run of a shape, so the cache is complete at the end: of the backend, or of
         # the process
-        self._finalizer = weakref.finalize(self, save, self._caches)
+        self.finalizer = weakref.finalize(self, save, self._caches)
 
     def save_cache(self) -> None:
         """Save the kernels compiled so far; they are saved at the end in any case."""

@@ -75,7 +75,7 @@ def test_every_block_size_computes_the_same(config):
     check(plan.WindowSizes(3, 8, 8, 8), config, "float16")
 
 
-def test_windows_and_back():
+def test_windows_round_trip():
     x = np.random.default_rng(0).standard_normal((3, 8, 12, 5))
     windows = reference.to_windows(x, 4)
     assert windows.shape == (6, 48, 5)

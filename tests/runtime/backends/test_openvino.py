@@ -1,4 +1,4 @@
-"""OpenVINO gives what ONNX Runtime gives, on the toy bundle."""
+"""Tests of the OpenVINO backends against ONNX Runtime on the toy bundle."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_same_results_as_the_plain_loop(engine):
         np.testing.assert_allclose(got, reference(clip, prompt)[0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_graph_that_is_none(engine, tmp_path):
+def test_file_that_is_no_graph_is_refused(engine, tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"no graph")
     with pytest.raises(runtime.BundleError, match="OpenVINO cannot load") as error:
         engine.backend.load(tmp_path / "x.onnx", engine.bundle.manifest.stages["neck"])
@@ -69,7 +69,7 @@ def test_split_graph_computes_the_same(nano, stage):
         assert distance(arrays[name], expected) < 1e-3, name  # nano's tensors are halves
 
 
-def test_bfloat16_stays_away_from_the_fine_maps_and_the_decoder(nano):
+def test_fine_maps_and_decoder_stay_float32(nano):
     """They are float32 to the last bits; the trunk and memory attention are rounded."""
     try:
         rounded = ov.OpenVinoBf16Backend(threads=1)

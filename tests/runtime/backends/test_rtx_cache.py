@@ -1,4 +1,4 @@
-"""What TensorRT-RTX compiles at load is kept and used again; a file that does not fit is ignored."""
+"""Tests of `runtime.backends.rtx_cache`."""
 
 import gc
 import json
@@ -52,7 +52,7 @@ def files(folder):
     return sorted(folder.rglob("*" + rtx_cache.SUFFIX))
 
 
-def test_the_second_start_compiles_nothing(bundle, monkeypatch):
+def test_second_start_compiles_nothing(bundle, monkeypatch):
     assert run(bundle, monkeypatch) > 10
     (path,) = files(bundle.folder)
     assert path.parent == bundle.folder / "engines" / f"tensorrt_rtx-{VERSION}" and path.name.startswith("sm_89-")
@@ -86,7 +86,7 @@ def test_a_damaged_file_is_ignored_and_replaced(bundle, monkeypatch, caplog, dam
     assert path.read_bytes() == good
 
 
-def test_another_machine_another_gpu_and_other_engines_have_their_own(bundle, monkeypatch, caplog):
+def test_cache_is_specific_to_machine_gpu_and_engines(bundle, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "runtime")
     compiled = run(bundle, monkeypatch)
     with monkeypatch.context() as other:
@@ -101,7 +101,7 @@ def test_another_machine_another_gpu_and_other_engines_have_their_own(bundle, mo
     assert len(keys) == 4
 
 
-def test_a_bundle_that_cannot_be_written_uses_the_users_folder(bundle, monkeypatch, tmp_path, caplog):
+def test_read_only_bundle_uses_the_cache_folder(bundle, monkeypatch, tmp_path, caplog):
     caplog.set_level(logging.INFO, "runtime")
     original = rtx_cache.replace_file
 
@@ -121,12 +121,12 @@ def test_a_bundle_that_cannot_be_written_uses_the_users_folder(bundle, monkeypat
     assert run(bundle, monkeypatch) == 0
 
 
-def test_it_is_kept_at_the_end_of_a_process_and_on_demand(bundle, monkeypatch):
+def test_cache_is_saved_at_exit_and_on_demand(bundle, monkeypatch):
     """The same finalizer serves both: a backend that goes away, and a process that ends with one alive."""
     driver = FakeDriver()
     monkeypatch.setattr(fake_tensorrt.Runtime, "driver", driver)
     backend = TrtRtxBackend(device=Cuda(driver))
-    assert backend._finalizer.atexit
+    assert backend.finalizer.atexit
     with Engine(bundle, backend) as engine:
         list(engine.session([runtime.Text(tokens=A)]).stream(frames(2)))
     assert not files(bundle.folder)
@@ -136,7 +136,7 @@ def test_it_is_kept_at_the_end_of_a_process_and_on_demand(bundle, monkeypatch):
     assert head["key"] == rtx_cache.key(bundle.folder, "tensorrt_rtx", VERSION, 89)
 
 
-def test_writing_is_one_step(tmp_path, monkeypatch):
+def test_file_is_replaced_in_one_step(tmp_path, monkeypatch):
     path = tmp_path / "a" / "cache"
     rtx_cache.replace_file(path, b"old")
 
@@ -149,7 +149,7 @@ def test_writing_is_one_step(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["cache"]
 
 
-def test_the_real_library_has_what_is_called():
+def test_tensorrt_rtx_has_every_name_that_is_used():
     """Without a GPU no engine is loaded, but the names are there."""
     trt = pytest.importorskip("tensorrt_rtx")
     assert all(hasattr(trt.IRuntimeConfig, name) for name in ("create_runtime_cache", "set_runtime_cache"))

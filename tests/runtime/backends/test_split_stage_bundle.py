@@ -82,7 +82,7 @@ def results(engine, clip, sentences=1):
 
 
 @pytest.mark.slow
-def test_the_manifest_names_parts_and_constants(exported):
+def test_manifest_lists_subgraphs_and_constants(exported):
     bundle = choose(exported)
     bundle.verify()
     split = bundle.manifest.split_stages
@@ -99,7 +99,7 @@ def test_the_manifest_names_parts_and_constants(exported):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sentences", [1, 3])
-def test_a_video_with_kernels_equals_one_without(exported, sentences):
+def test_video_with_kernels_equals_one_without(exported, sentences):
     clip = frames(19)
     with Engine(choose(exported), fake(exported), kernels="off", max_objects=4) as engine:
         want = results(engine, clip, sentences)
@@ -157,7 +157,7 @@ def test_parity_holds_kernels_to_the_same_threshold(exported, monkeypatch):
 
 
 @pytest.mark.slow
-def test_gpu_check_measures_both_ways(exported):
+def test_gpu_check_measures_whole_and_split_stages(exported):
     bundle, backend = choose(exported), fake(exported)
     found = gpu_pipeline.split_stages(bundle, backend, 4, 1, lambda: 0)
     assert set(found["stages"]) == CUT
@@ -172,7 +172,7 @@ def test_gpu_check_measures_both_ways(exported):
 
 
 @pytest.mark.slow
-def test_auto_keeps_the_whole_stages_and_says_so(exported, caplog):
+def test_auto_keeps_whole_stages_and_logs_it(exported, caplog):
     caplog.set_level(logging.INFO, "runtime")
     with Engine(choose(exported), fake(exported), max_objects=2) as engine:
         assert engine.kernels is not None and not engine.bundle.subgraphs & set(engine.stages)
@@ -182,7 +182,7 @@ def test_auto_keeps_the_whole_stages_and_says_so(exported, caplog):
 
 
 @pytest.mark.slow
-def test_on_a_cpu_the_bundle_runs_as_any_other(exported):
+def test_split_bundle_runs_on_a_cpu(exported):
     with runtime.load(exported, backend="ort", threads=1) as engine:
         assert not engine.bundle.subgraphs & set(engine.stages)
         assert results(engine, frames(2))[0].masks.shape == (1, 40, 56)
@@ -204,7 +204,7 @@ def test_on_a_cpu_the_bundle_runs_as_any_other(exported):
         ({"constants": "split_stages/memory_attention.npz"}, "stage adapter_0 lack"),
     ],
 )
-def test_settings_that_are_not_what_they_should_be_are_one_line(exported, monkeypatch, change, message):
+def test_invalid_split_stages_are_refused_in_one_line(exported, monkeypatch, change, message):
     bundle = choose(exported)
     split = bundle.manifest.split_stages
     split = {**split, "adapter_0": replace(split["adapter_0"], **change)}
@@ -228,7 +228,7 @@ def test_kernels_for_other_sizes_or_types_are_refused(exported, tmp_path):
         path.write_text(good)
 
 
-def test_the_command_adds_the_parts(tmp_path, monkeypatch):
+def test_command_adds_the_subgraphs(tmp_path, monkeypatch):
     model = network()
     path = tmp_path / "toy.pth"
     torch.save({"model": model.state_dict(), "config": dataclasses.asdict(model.config)}, path)
@@ -253,7 +253,7 @@ def test_the_command_adds_the_parts(tmp_path, monkeypatch):
     assert seen["names"][-len(subgraphs) :] == subgraphs
 
 
-def test_networks_without_such_stages_refuse(tmp_path):
+def test_networks_without_split_stages_are_refused(tmp_path):
     from export.models import sam2
 
     with pytest.raises(UserError, match="sam2 has no stage that can be split for kernels"):

@@ -1,4 +1,4 @@
-"""The TensorRT backends on fake libraries: which engine is loaded, what is bound, what is refused."""
+"""Tests of the TensorRT backends on fake libraries."""
 
 import sys
 
@@ -39,7 +39,7 @@ def bundle(tmp_path, backend):
 
 
 @pytest.mark.parametrize("prompts", [[A], [A, B, C]])
-def test_a_whole_video_equals_the_plain_loop(bundle, backend, prompts):
+def test_video_equals_the_plain_loop(bundle, backend, prompts):
     bundle.verify()
     with Engine(bundle, backend) as engine:
         clip = frames(25)
@@ -49,7 +49,7 @@ def test_a_whole_video_equals_the_plain_loop(bundle, backend, prompts):
     assert backend.device.driver.calls["launch"] > 10, "steady frames are replayed"
 
 
-def test_nothing_is_allocated_once_shapes_have_been_seen(bundle, backend):
+def test_nothing_is_allocated_for_known_shapes(bundle, backend):
     driver = backend.device.driver
     with Engine(bundle, backend) as engine:
         session = engine.session([runtime.Text(tokens=A)])
@@ -127,7 +127,7 @@ def test_library_or_gpu_missing_is_one_line(name, monkeypatch):
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_parity_marks_engines_that_agree_and_none_where_one_does_not(bundle, backend, monkeypatch, exact):
+def test_verification_marks_engines_only_if_all_agree(bundle, backend, monkeypatch, exact):
     """`python -m export.verify --backend tensorrt`, at the clip length and memory of the toy."""
     pytest.importorskip("onnx")
     from export.verify import backend_check

@@ -1,4 +1,4 @@
-"""Kernels compiled ahead of time, found and packed by the runtime, on a driver that records instead of launching."""
+"""Tests of `runtime.device.cubin` with kernels compiled ahead of time and a driver that records launches."""
 
 import ctypes
 import json
@@ -177,7 +177,7 @@ def test_arguments_are_packed_in_order(tmp_path):
     assert pointers == [*launch.arguments[:7], None, None] and numbers == [256, 30, 50, 188] and len(params) == 13
 
 
-def test_pointer_takes_what_callers_have():
+def test_pointer_of_every_kind_of_array():
     class Interface:
         __cuda_array_interface__ = {"data": (48, False)}
 
@@ -204,11 +204,11 @@ def test_pointer_takes_what_callers_have():
         (120, 121, False),
     ],
 )
-def test_which_code_runs_where(compiled, device, runs):
+def test_code_runs_on_matching_capabilities(compiled, device, runs):
     assert cubin.runs_on(compiled, device) is runs
 
 
-def test_what_is_missing_is_said(tmp_path):
+def test_missing_kernels_are_reported(tmp_path):
     with pytest.raises(BundleError, match="no compiled kernels"):
         cubin.Kernels(tmp_path, 80, RecordingDriver())
     toy_index(tmp_path)

@@ -30,6 +30,7 @@ def test_growable_buffers_share_memory_by_name():
     first, second = buffers.take("a", (4, 8), "float32"), buffers.take("a", (2, 8), "float16")
     assert np.shares_memory(first, second) and second.shape == (2, 8) and second.dtype == np.float16
     assert not np.shares_memory(buffers.take("b", (1,), "float32"), first)
+    assert not np.shares_memory(buffers.take("a", (5, 8), "float32"), first), "a larger array needs another block"
 
 
 def test_fake_driver_forgets_freed_memory():

@@ -1,4 +1,4 @@
-"""Frames in and masks out on the device, with kernels that compute on the host; arrays of other libraries."""
+"""Tests of `runtime.imaging.gpu` with kernels that compute on the host, and of arrays of other libraries."""
 
 import ctypes
 import json
@@ -121,7 +121,7 @@ def ours(host):
 
 
 @pytest.mark.parametrize("wrap", [Interface, Dlpack, ours])
-def test_frames_on_the_device_are_read_there(engine, toy, wrap):
+def test_frames_on_the_device_are_not_copied(engine, toy, wrap):
     clip = [np.ascontiguousarray(f) for f in frames(9, 24, 32)]
     expected = results(engine, clip, A)
     # the fake device knows its own memory only; a frame that another library owns is registered as device memory
@@ -137,7 +137,7 @@ def test_frames_on_the_device_are_read_there(engine, toy, wrap):
         np.testing.assert_array_equal(got.masks, want.masks)
 
 
-def test_the_streams_of_other_libraries_are_waited_for(engine):
+def test_streams_of_other_libraries_are_waited_for(engine):
     device, host = engine.backend.device, np.zeros((4, 4, 3), np.uint8)
     interop.as_device_array(Interface(host), device)
     assert device.driver.calls["wait_for"] == 0
@@ -194,7 +194,7 @@ def test_kernels_on_off_auto(bundle, toy, caplog):
         choose_kernels("yes", toy, None)
 
 
-def test_dlpack_memory_is_given_back():
+def test_dlpack_memory_is_released():
     host = np.zeros((4, 4, 3), np.uint8)
     array = interop.as_device_array(Dlpack(host), type("D", (), {"stream": 0}))
     assert array.ptr == host.ctypes.data and array.dtype == np.uint8 and array.shape == (4, 4, 3)

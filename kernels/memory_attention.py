@@ -38,30 +38,10 @@ def _rotate_store(even, odd, cosine, sine, target, width: tl.constexpr, mask):
 
 @triton.jit
 def memory_attention_prepare(
-    queries_ptr,
-    memory_ptr,
-    ages_ptr,
-    pointers_ptr,
-    counts_ptr,
-    key_weight_ptr,
-    key_bias_ptr,
-    position_ptr,
-    temporal_ptr,
-    cosine_ptr,
-    sine_ptr,
-    rotated_ptr,
-    keys_ptr,
-    values_ptr,
-    tokens,
-    slots,
-    pointers,
-    capacity,
-    scale,
-    D: tl.constexpr,
-    M: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    SLOTS_PADDED: tl.constexpr,
-):
+    queries_ptr, memory_ptr, ages_ptr, pointers_ptr, counts_ptr, key_weight_ptr, key_bias_ptr, position_ptr,
+    temporal_ptr, cosine_ptr, sine_ptr, rotated_ptr, keys_ptr, values_ptr, tokens, slots, pointers, capacity, scale,
+    D: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, SLOTS_PADDED: tl.constexpr,
+):  # fmt: skip
     """Grid (blocks of BLOCK_T tokens, slots + 2, objects); axis 1: a slot, then the pointers, then the queries.
 
     queries (b, tokens, D) -> rotated (b, tokens, D); memory (b, slots, tokens, M), pointers (b, pointers, M)
@@ -109,28 +89,20 @@ def memory_attention_prepare(
 
 
 @triton.jit
+def _store_partial(partial_ptr, lse_ptr, place, acc, highest, total, inside, M: tl.constexpr):
+    """Store the result of one split at rows `place`, with the logarithm of its softmax sum."""
+    m = tl.arange(0, M)
+    tl.store(partial_ptr + place[:, None] * M + m[None, :], acc, mask=inside[:, None])
+    tl.store(lse_ptr + place, highest + tl.log2(total), mask=inside)
+
+
+@triton.jit
 def memory_attention_flash(
-    rotated_ptr,
-    keys_ptr,
-    values_ptr,
-    ages_ptr,
-    counts_ptr,
-    out_ptr,
-    partial_ptr,
-    lse_ptr,
-    tokens,
-    slots,
-    capacity,
+    rotated_ptr, keys_ptr, values_ptr, ages_ptr, counts_ptr, out_ptr, partial_ptr, lse_ptr, tokens, slots, capacity,
     splits,
-    D: tl.constexpr,
-    M: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    STAGES: tl.constexpr,
-    TMA: tl.constexpr,
-    SPECIALIZE: tl.constexpr,
-    SLOTS_PADDED: tl.constexpr,
-):
+    D: tl.constexpr, M: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, TMA:
+    tl.constexpr, SPECIALIZE: tl.constexpr, SLOTS_PADDED: tl.constexpr,
+):  # fmt: skip
     """Grid (blocks of BLOCK_M queries, splits, objects). rotated (b, tokens, D), keys (b, capacity, D), values
     (b, capacity, M) -> out (b, tokens, M) when splits is 1, else partial (b, splits, tokens, M) and lse (b, splits,
     tokens) float32, in powers of two.
@@ -171,14 +143,12 @@ def memory_attention_flash(
         highest, total, acc = attend_block(q, k, v, highest, total, acc, valid[None, :], True)
 
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
-    inside = row < tokens
     if splits == 1:
         out = out_ptr + (b * tokens + row[:, None]) * M + m[None, :]
-        tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=inside[:, None])
+        tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=(row < tokens)[:, None])
     else:
         place = (b * splits + split) * tokens + row
-        tl.store(partial_ptr + place[:, None] * M + m[None, :], acc, mask=inside[:, None])
-        tl.store(lse_ptr + place, highest + tl.log2(total), mask=inside)
+        _store_partial(partial_ptr, lse_ptr, place, acc, highest, total, row < tokens, M)
 
 
 @triton.jit

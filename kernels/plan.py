@@ -1,7 +1,7 @@
-"""What to launch for an op: kernel, grid, arguments and constants. No Triton here: the runtime, which launches compiled
-kernels without it, and the Triton launcher share these functions.
+"""Launch plans of all ops: kernel, grid, arguments and constants. Needs no Triton: the runtime, which launches compiled
+kernels, and the Triton launcher share these functions.
 
-A pointer argument is whatever the launcher takes (a torch tensor, a device array): it is passed through untouched.
+Pointer arguments (torch tensors, device arrays) are passed through as they are.
 """
 
 from __future__ import annotations
@@ -133,6 +133,11 @@ class MemorySizes:
         """Rows of keys of an object, in full."""
         return self.slots * self.tokens + self.pointers
 
+    @property
+    def slots_padded(self) -> int:
+        """Slots that the kernels are compiled for, as a power of two."""
+        return power_of_two(max(self.slots, self.most_slots))
+
     def scratch(self, splits: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """Scratch arrays by name: shape and dtype; "same" is the dtype of the memory."""
         b, n, d, m = self.objects, self.tokens, self.width, self.memory_width
@@ -160,79 +165,44 @@ def memory_attention(
     inputs: Mapping[str, Any], scratch: Mapping[str, Any], out: Any, sizes: MemorySizes, config: FlashConfig
 ) -> list[Launch]:
     """`kernels/memory_attention.py`. `inputs` are named as in `reference.memory_attention`, without shape suffixes."""
-    i, b = inputs, sizes.objects
-    d, m = sizes.width, sizes.memory_width
-    padded = power_of_two(max(sizes.slots, sizes.most_slots))
-    block_t = 64
-    prepare = Launch(
-        "memory_attention_prepare",
-        (cdiv(max(sizes.tokens, sizes.pointers), block_t), sizes.slots + 2, b),
-        (
-            i["queries"],
-            i["memory"],
-            i["ages"],
-            i["pointers"],
-            i["pointer_counts"],
-            i["key_weight"],
-            i["key_bias"],
-            i["position"],
-            i["temporal"],
-            i["cosine"],
-            i["sine"],
-            scratch["rotated"],
-            scratch["keys"],
-            scratch["values"],
-            sizes.tokens,
-            sizes.slots,
-            sizes.pointers,
-            sizes.capacity,
-            LOG2_E / math.sqrt(d),
-        ),
-        {"D": d, "M": m, "BLOCK_T": block_t, "SLOTS_PADDED": padded},
-        8,
-        1,
-    )
-    flash = Launch(
-        "memory_attention_flash",
-        (cdiv(sizes.tokens, config.block_m), config.splits, b),
-        (
-            scratch["rotated"],
-            scratch["keys"],
-            scratch["values"],
-            i["ages"],
-            i["pointer_counts"],
-            out,
-            scratch["partial"],
-            scratch["lse"],
-            sizes.tokens,
-            sizes.slots,
-            sizes.capacity,
-            config.splits,
-        ),
-        {
-            "D": d,
-            "M": m,
-            "BLOCK_M": config.block_m,
-            "BLOCK_N": config.block_n,
-            "STAGES": config.stages,
-            "TMA": config.tma,
-            "SPECIALIZE": config.specialize,
-            "SLOTS_PADDED": padded,
-        },
-        config.warps,
-        config.stages,
-    )
+    launches = [_prepare(inputs, scratch, sizes), _flash(inputs, scratch, out, sizes, config)]
     if config.splits == 1:
-        return [prepare, flash]
-    combine = Launch(
-        "memory_attention_combine",
-        (cdiv(sizes.tokens, 32), b, 1),
-        (scratch["partial"], scratch["lse"], out, sizes.tokens, config.splits),
-        {"M": m, "BLOCK_T": 32},
-        4,
-        1,
-    )
-    return [prepare, flash, combine]
+        return launches
+    arguments = (scratch["partial"], scratch["lse"], out, sizes.tokens, config.splits)
+    grid = (cdiv(sizes.tokens, 32), sizes.objects, 1)
+    constants = {"M": sizes.memory_width, "BLOCK_T": 32}
+    return [*launches, Launch("memory_attention_combine", grid, arguments, constants, 4, 1)]
+
+
+def _prepare(inputs: Mapping[str, Any], scratch: Mapping[str, Any], sizes: MemorySizes) -> Launch:
+    names = ("queries", "memory", "ages", "pointers", "pointer_counts", "key_weight", "key_bias")
+    tables = ("position", "temporal", "cosine", "sine")
+    arrays = [*(inputs[name] for name in (*names, *tables)), scratch["rotated"], scratch["keys"], scratch["values"]]
+    numbers = (sizes.tokens, sizes.slots, sizes.pointers, sizes.capacity, LOG2_E / math.sqrt(sizes.width))
+    block_t = 64
+    grid = (cdiv(max(sizes.tokens, sizes.pointers), block_t), sizes.slots + 2, sizes.objects)
+    constants = {"D": sizes.width, "M": sizes.memory_width, "BLOCK_T": block_t, "SLOTS_PADDED": sizes.slots_padded}
+    return Launch("memory_attention_prepare", grid, (*arrays, *numbers), constants, 8, 1)
+
+
+def _flash(
+    inputs: Mapping[str, Any], scratch: Mapping[str, Any], out: Any, sizes: MemorySizes, config: FlashConfig
+) -> Launch:
+    arrays = [scratch[name] for name in ("rotated", "keys", "values")]
+    arrays += [inputs["ages"], inputs["pointer_counts"], out, scratch["partial"], scratch["lse"]]
+    numbers = (sizes.tokens, sizes.slots, sizes.capacity, config.splits)
+    constants = {
+        "D": sizes.width,
+        "M": sizes.memory_width,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "STAGES": config.stages,
+        "TMA": config.tma,
+        "SPECIALIZE": config.specialize,
+        "SLOTS_PADDED": sizes.slots_padded,
+    }
+    grid = (cdiv(sizes.tokens, config.block_m), config.splits, sizes.objects)
+    return Launch("memory_attention_flash", grid, (*arrays, *numbers), constants, config.warps, config.stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,51 +243,28 @@ def window_attention(
     epsilon: float = 1e-5,
 ) -> list[Launch]:
     """`kernels/window_attention.py`. `inputs` are named as in `reference.window_attention`, without shape suffixes."""
-    i, c = inputs, sizes.channels
+    names = ("x", "time", "position", "norm_weight", "norm_bias", "qkv_weight", "qkv_bias")
+    norm = tuple(inputs[name] for name in names)
+    projection = (inputs["out_weight"], inputs["out_bias"], out)
     common = (sizes.frames, sizes.height, sizes.width, sizes.windows)
-    norm = (i["x"], i["time"], i["position"], i["norm_weight"], i["norm_bias"], i["qkv_weight"], i["qkv_bias"])
-    scale = LOG2_E / math.sqrt(HEAD)
+    scale, constants = LOG2_E / math.sqrt(HEAD), {"C": sizes.channels, "HEAD": HEAD, "PATCH": sizes.patch}
     if sizes.fused:
         least, warps, stages = config.fused
         rows = power_of_two(sizes.length, least)
         group = rows // sizes.length
-        return [
-            Launch(
-                "window_attention_fused",
-                (cdiv(sizes.windows, group), 1, 1),
-                (*norm, i["out_weight"], i["out_bias"], out, *common, scale, epsilon, group),
-                {"C": c, "HEAD": HEAD, "PATCH": sizes.patch, "ROWS": rows},
-                max(4, warps * rows // 64),
-                stages,
-            )
-        ]
-    rows, columns, warps, stages = config.project
-    project = Launch(
-        "window_attention_project",
-        (cdiv(sizes.windows * sizes.length, rows), 1, 1),
-        (*norm, scratch["qkv"], *common, scale, epsilon),
-        {"C": c, "HEAD": HEAD, "PATCH": sizes.patch, "BLOCK_T": rows, "BLOCK_C": columns},
-        warps,
-        stages,
-    )
+        arguments = (*norm, *projection, *common, scale, epsilon, group)
+        grid, warps = (cdiv(sizes.windows, group), 1, 1), max(4, warps * rows // 64)
+        return [Launch("window_attention_fused", grid, arguments, constants | {"ROWS": rows}, warps, stages)]
+    rows, columns, *project = config.project
+    blocks: dict[str, Any] = {"BLOCK_T": rows, "BLOCK_C": columns}
+    grid = (cdiv(sizes.windows * sizes.length, rows), 1, 1)
+    arguments = (*norm, scratch["qkv"], *common, scale, epsilon)
+    first = Launch("window_attention_project", grid, arguments, constants | blocks, *project)
     rows, columns, warps, stages = config.attend
-    attend = Launch(
-        "window_attention_attend",
-        (cdiv(sizes.length, rows), sizes.windows, 1),
-        (i["x"], scratch["qkv"], i["out_weight"], i["out_bias"], out, *common),
-        {
-            "C": c,
-            "HEAD": HEAD,
-            "PATCH": sizes.patch,
-            "BLOCK_M": rows,
-            "BLOCK_N": columns,
-            "EVEN": sizes.length % columns == 0,
-            "STAGES": stages,
-        },
-        warps,
-        stages,
-    )
-    return [project, attend]
+    even = sizes.length % columns == 0
+    blocks = {"BLOCK_M": rows, "BLOCK_N": columns, "EVEN": even, "STAGES": stages}
+    grid, arguments = (cdiv(sizes.length, rows), sizes.windows, 1), (inputs["x"], scratch["qkv"], *projection, *common)
+    return [first, Launch("window_attention_attend", grid, arguments, constants | blocks, warps, stages)]
 
 
 def preprocess(

@@ -13,20 +13,10 @@ import triton.language as tl
 
 @triton.jit
 def postprocess(
-    low_ptr,
-    row_first_ptr,
-    row_weight_ptr,
-    column_first_ptr,
-    column_weight_ptr,
-    packed_ptr,
-    stats_ptr,
-    side,
-    height,
-    width,
-    packed_bytes,
-    TAPS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    low_ptr, row_first_ptr, row_weight_ptr, column_first_ptr, column_weight_ptr, packed_ptr, stats_ptr, side,
+    height, width, packed_bytes,
+    TAPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Grid (blocks of BLOCK bytes, objects). low (n, side, side) -> packed (n, packed_bytes) uint8 as `np.packbits` has
     it, stats (n, 5) int32: area, width - x0, height - y0, x1, y1 as maxima, so zeros (from the caller) are neutral."""
     byte = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

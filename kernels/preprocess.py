@@ -13,24 +13,10 @@ import triton.language as tl
 
 @triton.jit
 def preprocess(
-    frame_ptr,
-    row_first_ptr,
-    row_weight_ptr,
-    column_first_ptr,
-    column_weight_ptr,
-    table_ptr,
-    out_ptr,
-    height,
-    width,
-    resized_height,
-    resized_width,
-    image_size,
-    row_taps,
-    column_taps,
-    BITS: tl.constexpr,
-    BLOCK_Y: tl.constexpr,
-    BLOCK_X: tl.constexpr,
-):
+    frame_ptr, row_first_ptr, row_weight_ptr, column_first_ptr, column_weight_ptr, table_ptr, out_ptr, height,
+    width, resized_height, resized_width, image_size, row_taps, column_taps,
+    BITS: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
+):  # fmt: skip
     """Grid (blocks of columns, blocks of rows, 3 channels). frame (height, width, 3) uint8, taps from
     `reference.pillow_taps`, table (3, 256) -> out (3, image_size, image_size), zero outside the resized frame."""
     x = tl.program_id(0) * BLOCK_X + tl.arange(0, BLOCK_X)

@@ -42,18 +42,9 @@ def _pixel(window, token, frames, height, width, PATCH: tl.constexpr):
 
 @triton.jit
 def _normalised(
-    x_ptr,
-    time_ptr,
-    position_ptr,
-    norm_weight_ptr,
-    norm_bias_ptr,
-    pixel,
-    token,
-    inside,
-    epsilon,
-    C: tl.constexpr,
-    PATCH: tl.constexpr,
-):
+    x_ptr, time_ptr, position_ptr, norm_weight_ptr, norm_bias_ptr, pixel, token, inside, epsilon,
+    C: tl.constexpr, PATCH: tl.constexpr,
+):  # fmt: skip
     """layer_norm(x + time + position) of some tokens (rows, C), in float32."""
     c = tl.arange(0, C)
     mask = inside[:, None]
@@ -67,26 +58,10 @@ def _normalised(
 
 @triton.jit
 def window_attention_project(
-    x_ptr,
-    time_ptr,
-    position_ptr,
-    norm_weight_ptr,
-    norm_bias_ptr,
-    qkv_weight_ptr,
-    qkv_bias_ptr,
-    qkv_ptr,
-    frames,
-    height,
-    width,
-    windows,
-    scale,
-    epsilon,
-    C: tl.constexpr,
-    HEAD: tl.constexpr,
-    PATCH: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+    x_ptr, time_ptr, position_ptr, norm_weight_ptr, norm_bias_ptr, qkv_weight_ptr, qkv_bias_ptr, qkv_ptr, frames,
+    height, width, windows, scale, epsilon,
+    C: tl.constexpr, HEAD: tl.constexpr, PATCH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """Grid (blocks of BLOCK_T tokens of all windows in a row). x (frames, height, width, C) -> qkv (3, windows, heads,
     n, HEAD). Queries are scaled by `scale` = log2(e) / sqrt(HEAD)."""
     length = frames * PATCH * PATCH
@@ -113,23 +88,10 @@ def window_attention_project(
 
 @triton.jit
 def window_attention_attend(
-    x_ptr,
-    qkv_ptr,
-    out_weight_ptr,
-    out_bias_ptr,
-    y_ptr,
-    frames,
-    height,
-    width,
-    windows,
-    C: tl.constexpr,
-    HEAD: tl.constexpr,
-    PATCH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    EVEN: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    x_ptr, qkv_ptr, out_weight_ptr, out_bias_ptr, y_ptr, frames, height, width, windows,
+    C: tl.constexpr, HEAD: tl.constexpr, PATCH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EVEN:
+    tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """Grid (blocks of BLOCK_M queries, windows). y = x + attention of every head, projected by out_weight (C, C).
 
     EVEN: n is a multiple of BLOCK_N, no key needs a mask.
@@ -167,28 +129,10 @@ def window_attention_attend(
 
 @triton.jit
 def window_attention_fused(
-    x_ptr,
-    time_ptr,
-    position_ptr,
-    norm_weight_ptr,
-    norm_bias_ptr,
-    qkv_weight_ptr,
-    qkv_bias_ptr,
-    out_weight_ptr,
-    out_bias_ptr,
-    y_ptr,
-    frames,
-    height,
-    width,
-    windows,
-    scale,
-    epsilon,
-    group,
-    C: tl.constexpr,
-    HEAD: tl.constexpr,
-    PATCH: tl.constexpr,
-    ROWS: tl.constexpr,
-):
+    x_ptr, time_ptr, position_ptr, norm_weight_ptr, norm_bias_ptr, qkv_weight_ptr, qkv_bias_ptr, out_weight_ptr,
+    out_bias_ptr, y_ptr, frames, height, width, windows, scale, epsilon, group,
+    C: tl.constexpr, HEAD: tl.constexpr, PATCH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
     """Grid (groups of `group` windows). A program holds ROWS >= group * n tokens; a token sees its own window only."""
     length = frames * PATCH * PATCH
     row = tl.arange(0, ROWS)

@@ -166,7 +166,7 @@ class Cuda:
 
     def constant(self, host: np.ndarray) -> DeviceArray:
         array = self.empty(host.shape, host.dtype.name)
-        pinned, _owner = self._pinned(array)
+        pinned, _owner = pinned_like(array, self.driver)
         pinned[...] = host
         self.upload(pinned, array)
         self.driver.synchronize()  # the pinned memory is freed with `_owner`
@@ -175,7 +175,7 @@ class Cuda:
     def staging(self, array: DeviceArray) -> np.ndarray:
         key = (array.ptr, array.nbytes)
         if key not in self._staging_buffers:
-            self._staging_buffers[key] = self._pinned(array)
+            self._staging_buffers[key] = pinned_like(array, self.driver)
         return self._staging_buffers[key][0]
 
     def upload(self, host: np.ndarray, to: DeviceArray) -> None:
@@ -192,16 +192,20 @@ class Cuda:
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
         """See `Device.capture`. A failure (a library that waits or allocates) is logged."""
-        builder = self.driver.begin_capture()
+        builder, graph = self.driver.begin_capture(), None
+        failure: Exception | None = None
         try:
             work()
         except Exception as error:  # each library has its own types
-            self._abandon(builder, error)
-            return None
+            failure = error
         try:
-            graph = self.driver.end_capture(builder, keep=True)
-        except Exception as error:
-            self._disable_capture(error)
+            graph = self.driver.end_capture(builder, keep=failure is None)
+        except Exception as error:  # an invalidated capture ends with an error of its own
+            if failure is not None:
+                log.info("the capture ended with: %s", summarize(error))
+            failure = failure or error
+        if failure is not None:
+            log.warning("no CUDA graph: %s; frames are launched stage by stage", summarize(failure))
             return None
         self.captures += 1
         return lambda: self.driver.launch(graph)
@@ -214,15 +218,9 @@ class Cuda:
         log.warning("no CUDA graph: %s; frames are launched stage by stage", summarize(error))
         self.supports_graph_capture = False
 
-    def _abandon(self, builder: Opaque, error: Exception) -> None:
-        self._disable_capture(error)
-        try:
-            self.driver.end_capture(builder, keep=False)
-        except Exception as second:  # an invalidated capture ends with an error of its own
-            log.info("the capture ended with: %s", summarize(second))
 
-    def _pinned(self, array: DeviceArray) -> tuple[np.ndarray, Opaque]:
-        """Allocate pinned host memory of the same shape and type; returns it and its owner."""
-        ptr, owner = self.driver.pinned(array.nbytes)
-        memory = (ctypes.c_uint8 * max(array.nbytes, 1)).from_address(ptr)
-        return np.frombuffer(memoryview(memory), np.uint8, array.nbytes).view(array.dtype).reshape(array.shape), owner
+def pinned_like(array: DeviceArray, driver: Driver) -> tuple[np.ndarray, Opaque]:
+    """Allocate pinned host memory of the same shape and type; returns it and its owner."""
+    ptr, owner = driver.pinned(array.nbytes)
+    memory = (ctypes.c_uint8 * max(array.nbytes, 1)).from_address(ptr)
+    return np.frombuffer(memoryview(memory), np.uint8, array.nbytes).view(array.dtype).reshape(array.shape), owner

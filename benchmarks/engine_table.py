@@ -75,19 +75,19 @@ def half_graphs(
     for stage in stages:
         signature = bundle.half_signature(stage.spec)
         half = {t.name for t in (*signature.inputs, *signature.outputs) if t.dtype == "float16"}
-        level = precision.LEVELS[0]
+        policy = precision.POLICIES[0]
         wanted = {form: form for form in forms if form in stage.forms} or {
             "default": next(f for f in build.FORMS if f in stage.forms)
         }
-        models = {name: precision.to_half(onnx.trace(stage, form), level, half) for name, form in wanted.items()}
+        models = {name: precision.to_half(onnx.trace(stage, form), policy, half) for name, form in wanted.items()}
         files = {form: f"graphs/{file}" for form, file in onnx.save(models, folder / "graphs", stage.name).items()}
-        specs[stage.name] = replace(signature, precision=level.name, files=files)
+        specs[stage.name] = replace(signature, precision=policy.name, files=files)
         bounds |= stage.bounds
     for path, source in (attachments or {}).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / path)
     size = next(iter(networks.values()))["resize"]["max"]
-    bundle._write(Manifest(networks, variant, "fp16", size, specs, bounds, split_stages or {}), folder)
+    bundle.write_manifest(Manifest(networks, variant, "fp16", size, specs, bounds, split_stages or {}), folder)
     return folder
 
 

@@ -48,55 +48,36 @@ def export_bundle(
     """Export `network` as `out/name` and return that folder; a bundle of that name is replaced in one step.
 
     forms    forms to write besides "default"; None for all that the stages have
-    check    compare every stage with torch, and (with `clip`) a whole clip; without it nothing vouches for the graphs
-    backend  what the graphs are compared on
+    check    compare every stage with torch, and (with `clip`) a whole clip; without it the graphs are not verified
+    backend  the graphs are compared on this backend
     Raises ParityError or ExportError (nothing published), UserError for a bad name, precision or tokenizer.
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     with replacing(Path(out), name) as folder:
-        job = _Job(
-            folder, folder.with_name(".rounded"), precision, forms, check, create(backend, threads), threads, report
-        )
-        job.prepare()
+        runner, rounded = create(backend, threads), folder.with_name(".rounded")
+        for graphs in (folder / GRAPHS, rounded / GRAPHS):
+            graphs.mkdir(parents=True, exist_ok=True)
+        job = _Job(network, folder, rounded, precision, forms, check, runner, threads, report)
         file = tokenizer_source and tokenizer.write(tokenizer_source, folder, network.vocabulary)
         for path, source in network.attachments.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / path)
-        for limit in parity.STAGE_ERROR[precision]:
-            specs, rows, bounds = job.stages(network, limit)
-            manifest = Manifest(
-                networks=network.networks,
-                variant=network.variant,
-                precision=precision,
-                image_size=network.image_size,
-                stages=specs,
-                bounds=bounds,
-                split_stages=network.split_stages,
-                tokenizer=file or None,
-                demo=network.demo,
-                provenance={**network.provenance, "exported_with": versions(), "opset": onnx.OPSET},
-            )
-            frames: list[parity.FrameComparison] = []
-            if check and clip and network.clip is not None:
-                report("whole clip with memory: torch against the runtime")
-                frames = job.clip(network, manifest)
-            if all(frame.passed for frame in frames):
-                break
-            report(f"the clip misses its threshold with stages within {limit:g}")
+        manifest, rows, frames = job.graphs(file or None, check and clip and network.clip is not None)
         if check:
             report(parity.format_table(rows, frames))
             parity.require_passed(rows, frames)
             (folder / parity.FILE).write_text(json.dumps(parity.as_json(rows, frames), indent=1) + "\n")
             manifest = replace(manifest, provenance={**manifest.provenance, "parity": parity.summary(rows, frames)})
-        _write(manifest, folder)
+        write_manifest(manifest, folder)
     return Path(out) / name
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One export: where graphs go, and where their doubles with all half results rounded (see `precision.emulated`)."""
+    """One export. `rounded`: folder of the graphs whose half results are all rounded (see `precision.emulated`)."""
 
+    network: ExportSource
     folder: Path
     rounded: Path
     precision: str
@@ -106,18 +87,45 @@ class _Job:
     threads: int | None
     report: Report
 
-    def prepare(self) -> None:
-        for folder in (self.folder, self.rounded):
-            (folder / GRAPHS).mkdir(parents=True, exist_ok=True)
+    def graphs(
+        self, tokenizer: str | None, clip: bool
+    ) -> tuple[Manifest, list[parity.StageComparison], list[parity.FrameComparison]]:
+        """Write all graphs, with stricter limits where the clip misses its threshold.
+
+        Returns the manifest without digests, the comparisons of stages and those of the clip, if `clip` asks for them.
+        """
+        network = self.network
+        for limit in parity.STAGE_ERROR[self.precision]:
+            specs, rows, bounds = self.stages(limit)
+            manifest = Manifest(
+                networks=network.networks,
+                variant=network.variant,
+                precision=self.precision,
+                image_size=network.image_size,
+                stages=specs,
+                bounds=bounds,
+                split_stages=network.split_stages,
+                tokenizer=tokenizer,
+                demo=network.demo,
+                provenance={**network.provenance, "exported_with": versions(), "opset": onnx.OPSET},
+            )
+            frames: list[parity.FrameComparison] = []
+            if clip:
+                self.report("whole clip with memory: torch against the runtime")
+                frames = self.clip(manifest)
+            if all(frame.passed for frame in frames):
+                break
+            self.report(f"the clip misses its threshold with stages within {limit:g}")
+        return manifest, rows, frames
 
     def stages(
-        self, network: ExportSource, limit: float
+        self, limit: float
     ) -> tuple[dict[str, StageSpec], list[parity.StageComparison], dict[str, tuple[int, int]]]:
-        """Export every stage, none further from torch than `limit`; signatures by name, comparisons, symbols' bounds."""
+        """Export every stage within `limit` of torch. Returns signatures by name, comparisons, bounds of symbols."""
         specs: dict[str, StageSpec] = {}
         rows: list[parity.StageComparison] = []
         bounds: dict[str, tuple[int, int]] = {}
-        stages = list(network.stages())
+        stages = list(self.network.stages())
         for number, stage in enumerate(stages, 1):
             start = time.perf_counter()
             for symbol, pair in stage.bounds.items():
@@ -139,7 +147,7 @@ class _Job:
         return specs, rows, bounds
 
     def stage(self, stage: Stage, limit: float) -> tuple[StageSpec, list[parity.StageComparison]]:
-        """Write every form of one stage. Returns its signature and, if wanted, how it compares with torch."""
+        """Write every form of one stage. Returns its signature and, with `check`, its comparisons with torch."""
         wanted = set(stage.forms if self.forms is None else {"default", *self.forms} & stage.forms.keys())
         if self.precision == quantization.NAME:
             wanted &= quantization.FORMS
@@ -147,34 +155,34 @@ class _Job:
         if self.precision == quantization.NAME and (done := self.integer(stage, models, limit)):
             return done
         if self.precision == "fp16":
-            spec, rows = self.climb(stage, models, limit)
+            spec, rows = self.choose_mixed_precision(stage, models, limit)
         else:
             spec, rows = _write_stage(stage, stage.spec, models, self.folder), []
         if not self.check:
             return spec, []
         return spec, [*rows, *parity.compare_stage(stage, spec, self.folder, self.runner, limit)]
 
-    def climb(
+    def choose_mixed_precision(
         self, stage: Stage, models: Mapping[str, ir.Model], limit: float
     ) -> tuple[StageSpec, list[parity.StageComparison]]:
-        """Half precision with the narrowest islands whose error is within `limit`; float32 inside if none is."""
+        """Write the stage with the fastest policy whose error is within `limit`; float32 inside if none is."""
         signature = half_signature(stage.spec)
         half = {t.name for t in (*signature.inputs, *signature.outputs) if t.dtype == "float16"}
-        for level in (*precision.LEVELS, None):
-            spec = replace(signature, precision=level.name if level else precision.FP32)
-            model = precision.emulated(precision.to_half(models["default"], level, half))
+        for policy in (*precision.POLICIES, None):
+            spec = replace(signature, precision=policy.name if policy else precision.FP32)
+            model = precision.emulated(precision.to_half(models["default"], policy, half))
             rounded = _write_stage(stage, spec, {"default": model}, self.rounded)
             rows = parity.compare_stage(stage, rounded, self.rounded, self.runner, limit)
             if all(row.passed for row in rows):
                 break
         rows = [replace(row, what=f"{stage.name} [rounded]") for row in rows]
-        converted = {form: precision.to_half(model, level, half) for form, model in models.items()}
+        converted = {form: precision.to_half(model, policy, half) for form, model in models.items()}
         return _write_stage(stage, spec, converted, self.folder), rows
 
     def integer(
         self, stage: Stage, models: Mapping[str, ir.Model], limit: float
     ) -> tuple[StageSpec, list[parity.StageComparison]] | None:
-        """INT8 products, written, and how they compare with torch; None if the stage has to stay float32."""
+        """Write the stage with INT8 products and compare it with torch; None if it has to stay float32."""
         products = {form: quantization.products(model) for form, model in models.items()}
         if not stage.spec.int8_ok or not all(products.values()):
             return None
@@ -190,25 +198,24 @@ class _Job:
         self.report(f"{stage.name} stays float32: INT8 costs {worst:.1e}, allowed {limit:g}")
         return None
 
-    def clip(self, network: ExportSource, manifest: Manifest) -> list[parity.FrameComparison]:
-        """A clip through torch and through the runtime, which gets the rounded graphs of a half bundle."""
+    def clip(self, manifest: Manifest) -> list[parity.FrameComparison]:
+        """Compare a clip in torch with the runtime, which gets the rounded graphs of a half bundle."""
         text = manifest.text
         tokens = parity_clip.clip_tokens(text["vocabulary"], text["max_tokens"]) if text else []
         verbs = [1] if text and text.get("motion") and len(tokens) > 2 else []
-        want = list(network.clip(parity_clip.clip_frames(parity_clip.clip_length(manifest)), tokens, verbs))
+        want = list(self.network.clip(parity_clip.clip_frames(parity_clip.clip_length(manifest)), tokens, verbs))
         folder = self.folder
         if self.precision == "fp16":
             folder = self.rounded
-            manifest = replace(
-                manifest,
-                tokenizer=None,
-                demo=None,
-                stages={  # neither lies beside the rounded graphs
-                    name: replace(spec, files={"default": spec.files["default"]})
-                    for name, spec in manifest.stages.items()
-                },
-            )
-        _write(manifest, folder)
+            subgraphs = {name for split in manifest.split_stages.values() for name in split.subgraphs}
+            stages = {
+                name: replace(spec, files={"default": spec.files["default"]})
+                for name, spec in manifest.stages.items()
+                if name not in subgraphs
+            }
+            # neither tokenizer nor demonstration nor constants of kernels lie beside the rounded graphs
+            manifest = replace(manifest, tokenizer=None, demo=None, stages=stages, split_stages={})
+        write_manifest(manifest, folder)
         results = parity_clip.clip_in_child(folder, self.runner.name, self.threads)
         return parity.compare_clip(want, results, self.precision)
 
@@ -239,7 +246,7 @@ def _files_of(folder: Path, stage: str) -> Iterator[Path]:
     return (path for path in (folder / GRAPHS).iterdir() if path.name.split(".")[0] == stage)
 
 
-def _write(manifest: Manifest, folder: Path) -> None:
+def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write the manifest with the sha256 of every other file."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"):
@@ -248,7 +255,7 @@ def _write(manifest: Manifest, folder: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that shape the graphs."""
+    """Return the versions of the libraries that shape the graphs."""
     found = {}
     for name in (*LIBRARIES, "samwise-runtime"):
         try:

@@ -1,7 +1,7 @@
-"""Compile the kernels into a bundle, for machines without Triton: `python -m export.kernels engines/NAME [--target 90]`.
+"""Ahead-of-time compilation of the kernels into a bundle: `python -m export.kernels engines/NAME [--target 90]`.
 
 Needs Triton and no GPU. Writes `kernels/*.cubin` and `kernels/index.json` (see `runtime/device/cubin.py`) and renews the
-manifest's list of files. A kernel is compiled once per capability and set of constants that the bundle's sizes can ask for.
+manifest's list of files. A kernel is compiled once per compute capability and set of constants that the bundle needs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NAMES = _Names()
 
 
 def launches(manifest: Manifest, capability: int) -> Iterator[plan.Launch]:
-    """Yield every launch that the bundle can ask for on a device, with names in place of arrays. Grids mean nothing here."""
+    """Yield every launch that the bundle can need on a device, with names in place of arrays and without real grids."""
     for name, split in manifest.split_stages.items():
         yield from SPLIT_LAUNCHES[split.kernel](manifest, manifest.stages[name], split, capability)
     taps = ("first", "weight")
@@ -91,7 +91,7 @@ def signature(function: Any, launch: plan.Launch) -> dict[str, str]:
 
 
 def compile_launch(launch: plan.Launch, capability: int) -> tuple[Entry, bytes]:
-    """Machine code of one kernel. Raises UserError when it does not fit the device."""
+    """Compile one kernel. Raises UserError when it does not fit the device."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -131,7 +131,7 @@ def compile_launch(launch: plan.Launch, capability: int) -> tuple[Entry, bytes]:
 def compile_kernels(
     folder: Path, targets: Sequence[int], plans: Callable[[int], Iterable[plan.Launch]], report: Report = print
 ) -> list[Entry]:
-    """Compile what `plans` yields for each compute capability, each kernel once, and write code and index to `folder`."""
+    """Compile the launches of `plans` for each compute capability, each kernel once; write code and index to `folder`."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise UserError("TRITON_INTERPRET=1 is set: the interpreter compiles nothing; unset it")
     unknown = [target for target in targets if target not in TARGETS]
@@ -158,7 +158,7 @@ def compile_kernels(
 
 
 def compile_bundle(bundle: Path, targets: Sequence[int], report: Report = print) -> list[Entry]:
-    """Compile everything that `bundle` can ask for into its `kernels/` folder and renew its manifest."""
+    """Compile every kernel that `bundle` can need into its `kernels/` folder and renew its manifest."""
     manifest, folder = Manifest.load(bundle), bundle / FOLDER
     entries = compile_kernels(folder, targets, partial(launches, manifest), report)
     kept = {name: digest for name, digest in manifest.files.items() if not name.startswith(f"{FOLDER}/")}

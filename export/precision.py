@@ -1,9 +1,8 @@
-"""Half precision, written into the graph.
+"""Mixed precision, written into the graph.
 
-Engines without a precision switch (TensorRT 11) and ONNX Runtime alike compute what the types in the graph say, so a
-half bundle is a graph whose tensors are float16 with islands of float32 where range or rounding needs them. `LEVELS`
-is a ladder of such graphs from narrow to wide islands; `export.bundle` climbs it stage by stage until the stage agrees
-with torch.
+Engines without a precision switch (TensorRT 11) and ONNX Runtime alike compute with the types in the graph, so a half
+bundle is a graph whose tensors are float16 except where range or rounding need float32. `POLICIES` lists the choices
+from fastest to most exact; `export.bundle` takes, for each stage, the first one that agrees with torch.
 """
 
 from __future__ import annotations
@@ -14,141 +13,67 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+
+def _operators(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
 FLOAT, HALF, BFLOAT = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
-LARGEST = 65504.0
+MAX_FLOAT16 = 65504.0
 """Largest finite float16; larger constants (attention masks of -1e9) are set to it."""
 
-REDUCTIONS = frozenset(
-    {
-        "LayerNormalization",
-        "RMSNormalization",
-        "GroupNormalization",
-        "InstanceNormalization",
-        "BatchNormalization",
-        "LpNormalization",
-        "MeanVarianceNormalization",
-        "ReduceMean",
-        "ReduceSum",
-        "ReduceSumSquare",
-        "ReduceL2",
-        "ReduceProd",
-        "ReduceLogSumExp",
-        "CumSum",
-        "GlobalAveragePool",
-        "LogSoftmax",
-    }
+REDUCTIONS = _operators(
+    "LayerNormalization RMSNormalization GroupNormalization InstanceNormalization BatchNormalization "
+    "LpNormalization MeanVarianceNormalization ReduceMean ReduceSum ReduceSumSquare ReduceL2 ReduceProd "
+    "ReduceLogSumExp CumSum GlobalAveragePool LogSoftmax"
 )
 """Sums over many terms: they overflow (squares in a norm) or lose the small terms."""
 
-FUNCTIONS = frozenset(
-    {
-        "Exp",
-        "Log",
-        "Pow",
-        "Sqrt",
-        "Reciprocal",
-        "Sin",
-        "Cos",
-        "Tan",
-        "Sigmoid",
-        "Softplus",
-        "Softsign",
-        "Div",
-        "Mod",
-        "GridSample",
-    }
-)
-"""Functions that are steep, or divide by small numbers: an epsilon of 1e-6 is next to nothing in half, and so is a place
-in a map, of which half knows 2000."""
+FUNCTIONS = _operators("Exp Log Pow Sqrt Reciprocal Sin Cos Tan Sigmoid Softplus Softsign Div Mod GridSample")
+"""Functions that are steep or divide by small numbers: half resolves neither an epsilon of 1e-6 nor more than 2000
+positions in a map."""
 
-SOURCES = frozenset(
-    {
-        "Cast",
-        "Range",
-        "ConstantOfShape",
-        "EyeLike",
-        "Constant",
-        "OneHot",
-        "CastLike",
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-    }
+SOURCES = _operators(
+    "Cast Range ConstantOfShape EyeLike Constant OneHot CastLike QuantizeLinear DequantizeLinear DynamicQuantizeLinear"
 )
-"""They make a float32 from something else; whoever reads it casts it."""
+"""They make a float32 from another type; their readers cast it."""
 
-FOLLOWERS = frozenset(
-    {
-        "Reshape",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-        "Slice",
-        "Split",
-        "Expand",
-        "Identity",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Concat",
-        "Pad",
-        "Tile",
-        "Where",
-        "Add",
-        "Sub",
-        "Mul",
-        "Neg",
-        "Abs",
-        "Relu",
-        "Clip",
-        "Min",
-        "Max",
-        "MaxPool",
-        "AveragePool",
-        "Resize",
-        "DepthToSpace",
-        "SpaceToDepth",
-    }
+FOLLOWERS = _operators(
+    "Reshape Transpose Squeeze Unsqueeze Slice Split Expand Identity Flatten Gather GatherElements GatherND "
+    "Concat Pad Tile Where Add Sub Mul Neg Abs Relu Clip Min Max MaxPool AveragePool Resize DepthToSpace "
+    "SpaceToDepth"
 )
-"""They keep the type of what they are given: float32 if all of it is, so an island is not cut by a reshape."""
+"""They keep the type of their inputs: float32 if all are, so that a reshape adds no cast to a float32 region."""
 
-COSTLY = frozenset(
-    {
-        "MatMul",
-        "Gemm",
-        "Conv",
-        "ConvTranspose",
-        "Attention",
-        "MultiHeadAttention",
-        "Einsum",
-        "FusedMatMul",
-        "GroupQueryAttention",
-    }
+COSTLY = _operators(
+    "MatMul Gemm Conv ConvTranspose Attention MultiHeadAttention Einsum FusedMatMul GroupQueryAttention"
 )
-"""Where half precision pays. With the widest islands only these are half."""
+"""Where half precision saves time. With `only_costly` only these are half."""
 
 HALF_SLOTS = {"Resize": (0,), "OneHot": (), "Pad": (0, 2)}
 """Inputs that take the type of the data; of the other operators all float inputs do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
-    """One rung. The softmax of an attention is half where its products are, or fused attention is lost (its kernels
-    keep float32 inside); with `only_costly` nothing is half but the operators of `COSTLY`."""
+class PrecisionPolicy:
+    """Which operators are half.
+
+    The softmax of an attention is half where its products are, or fused attention is lost (its kernels keep float32
+    inside). With `only_costly` nothing is half but the operators of `COSTLY`.
+    """
 
     name: str
     only_costly: bool = False
 
 
-LEVELS = (Level("fp16"), Level("fp16-matmul", only_costly=True))
-"""From fastest to most exact; the last resort, whole float32 inside half inputs and outputs, is `FP32`."""
+POLICIES = (PrecisionPolicy("fp16"), PrecisionPolicy("fp16-matmul", only_costly=True))
+"""From fastest to most exact; after them comes `FP32`: half inputs and outputs, float32 inside."""
 
 FP32 = "fp32"
 
 
-def to_half(model: ir.Model, level: Level | None, half: Collection[str]) -> ir.Model:
-    """A copy of `model` at `level` (None: float32 inside) whose inputs and outputs named in `half` are float16.
+def to_half(model: ir.Model, policy: PrecisionPolicy | None, half: Collection[str]) -> ir.Model:
+    """Return a copy of `model` under `policy` (None: float32 inside) with the inputs and outputs in `half` as float16.
 
     Weights are converted lazily, when the graph is saved. The model must have no subgraphs.
     """
@@ -161,7 +86,7 @@ def to_half(model: ir.Model, level: Level | None, half: Collection[str]) -> ir.M
             value.type = ir.TensorType(HALF)
     for node in list(graph):
         if any(v is not None and v.dtype in (FLOAT, HALF) for v in (*node.inputs, *node.outputs)):
-            _convert(graph, node, _wanted(node, level), casts)
+            _convert(graph, node, _wanted(node, policy), casts)
     for index, value in enumerate(graph.outputs):
         _convert_output(graph, index, value, HALF if value.name in half else FLOAT)
     _drop_unused(graph)
@@ -169,11 +94,10 @@ def to_half(model: ir.Model, level: Level | None, half: Collection[str]) -> ir.M
 
 
 def emulated(model: ir.Model) -> ir.Model:
-    """A copy of a half graph that computes in float32 and rounds every half result, as half hardware would.
+    """Return a copy of a half graph that computes in float32 and rounds every half result, as half hardware does.
 
-    On a CPU, ONNX Runtime runs half operators in float32 and drops the rounding between them: what overflows or loses its
-    digits on a GPU passes unseen there. Casts that stand in the graph are kept, so here each result gets a pair of them.
-    Signature as before.
+    On a CPU, ONNX Runtime runs half operators in float32 and drops the rounding between them, which hides an
+    overflow or a loss of digits. It keeps casts of the graph, so each result gets a pair of them here. Signature as before.
     """
     model = model.clone()
     graph = model.graph
@@ -200,7 +124,7 @@ def emulated(model: ir.Model) -> ir.Model:
 
 
 def _read_as_float(graph: ir.Graph, value: ir.Value, readers: list) -> None:
-    """Readers of a half value get a float32 copy of it."""
+    """Give the readers of a half value a float32 copy of it."""
     node = ir.node("Cast", [value], {"to": FLOAT.value}, name=f"{value.name}_widened")
     result = node.outputs[0]
     result.name, result.type, result.shape = f"{value.name}_widened", ir.TensorType(FLOAT), value.shape
@@ -211,7 +135,7 @@ def _read_as_float(graph: ir.Graph, value: ir.Value, readers: list) -> None:
 
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, is_output: bool) -> None:
-    """`value`, now float32, is rounded to half and back before anybody reads it."""
+    """Round `value`, now float32, to half and back for all its readers."""
     readers, shape = list(value.uses()), value.shape
     narrow = ir.node("Cast", [value], {"to": HALF.value}, name=f"{value.name}_narrowed")
     half = narrow.outputs[0]
@@ -226,8 +150,8 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, is_output: bool) -> 
 
 
 def _skip_bfloat(graph: ir.Graph) -> None:
-    """Rounding to bfloat16 and back, as SAM 2 keeps its memory, is left out: half has three more bits, and engines for GPUs
-    before Ampere cannot be built with the type in them."""
+    """Remove rounding to bfloat16 and back, as SAM 2 keeps its memory: half has three more bits, and engines for GPUs
+    before Ampere cannot be built with that type."""
     for node in list(graph):
         if node.op_type != "Cast" or node.attributes["to"].as_int() != BFLOAT.value:
             continue
@@ -239,26 +163,26 @@ def _skip_bfloat(graph: ir.Graph) -> None:
         graph.remove(node)
 
 
-def _wanted(node: ir.Node, level: Level | None) -> ir.DataType:
+def _wanted(node: ir.Node, policy: PrecisionPolicy | None) -> ir.DataType:
     op = node.op_type
-    if level is None or op in REDUCTIONS or op in FUNCTIONS or op in SOURCES:
+    if policy is None or op in REDUCTIONS or op in FUNCTIONS or op in SOURCES:
         return FLOAT
     if op == "Softmax":
-        return HALF if not level.only_costly and _between_products(node) else FLOAT
+        return HALF if not policy.only_costly and _between_products(node) else FLOAT
     if op in COSTLY:
         return HALF
     if op in FOLLOWERS:
         data = [v for v in node.inputs if v is not None and v.dtype in (FLOAT, HALF) and v.const_value is None]
         if op in HALF_SLOTS:
             data = data[:1]
-        if level.only_costly and op in ("Add", "Sub", "Mul"):
+        if policy.only_costly and op in ("Add", "Sub", "Mul"):
             return FLOAT
         return FLOAT if data and all(v.dtype == FLOAT for v in data) else HALF
-    return FLOAT if level.only_costly else HALF
+    return FLOAT if policy.only_costly else HALF
 
 
 def _between_products(node: ir.Node) -> bool:
-    """Is this the softmax of an attention: scores from a matrix product, weights into another?"""
+    """Return whether this is the softmax of an attention: scores from a matrix product, weights into another."""
     value = node.inputs[0]
     for _ in range(4):  # a scale and a mask may stand between
         producer = value.producer() if value is not None else None
@@ -289,7 +213,7 @@ def _convert(graph: ir.Graph, node: ir.Node, wanted: ir.DataType, casts: dict) -
 
 
 def _cast(graph: ir.Graph, before: ir.Node, value: ir.Value, to: ir.DataType, casts: dict) -> ir.Value:
-    """The same value in the other type: a converted weight, or one cast for all readers."""
+    """Return the value in the other type: a converted weight, or one cast for all readers."""
     key = (id(value), to)
     if key not in casts:
         suffix = "half" if to == HALF else "float"
@@ -313,7 +237,7 @@ def _lazy(tensor: ir.TensorProtocol, to: ir.DataType, name: str) -> ir.TensorPro
         array = tensor.numpy()
         if to == HALF:
             finite = np.isfinite(array)
-            array = np.where(finite, np.clip(array, -LARGEST, LARGEST), array).astype(np.float16)
+            array = np.where(finite, np.clip(array, -MAX_FLOAT16, MAX_FLOAT16), array).astype(np.float16)
         return ir.Tensor(array.astype(to.numpy()), name=name)
 
     return ir.LazyTensor(evaluate, dtype=to, shape=tensor.shape, name=name)

@@ -1,4 +1,4 @@
-"""INT8: the large matrix products of a stage, by ONNX Runtime's own quantizer.
+"""INT8 quantization of the large matrix products of a stage, by ONNX Runtime's quantizer.
 
 Weights are 8-bit with one scale per output channel, activations 8-bit with one scale per tensor that the graph measures
 as it runs: no calibration data can miss a user's video, and on nano it is both more exact and faster than scales
@@ -24,14 +24,14 @@ import onnx_ir as ir
 NAME = "int8"
 
 FORMS = frozenset({"default", "ort"})
-"""Forms of a stage that an INT8 bundle has: those for a CPU. TensorRT measures no scales while it runs."""
+"""Forms of a stage in an INT8 bundle: those for a CPU. TensorRT does not measure scales at run time."""
 
 SMALLEST = 32
-"""A product with fewer rows or columns of weights than this stays float32: it takes no time worth saving."""
+"""Products with fewer rows or columns of weights than this stay float32: they take too little time."""
 
 
 def products(model: ir.Model) -> list[str]:
-    """Names of the matrix products that INT8 takes: activations times a matrix of weights, large enough to pay."""
+    """Return the names of the products to quantize: activations times a large enough matrix of weights."""
     found = []
     for node in model.graph:
         weight = node.inputs[1] if node.op_type == "MatMul" else None
@@ -43,9 +43,9 @@ def products(model: ir.Model) -> list[str]:
 
 
 def quantize(model: ir.Model, names: Collection[str]) -> ir.Model:
-    """A copy of `model` (float32, no subgraphs) whose products `names` are INT8. Signature as before.
+    """Return a copy of `model` (float32, no subgraphs) with the products `names` in INT8. Signature as before.
 
-    `names` must not be empty, for then the quantizer would take every product.
+    `names` must not be empty: the quantizer would then take every product.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -55,7 +55,7 @@ def quantize(model: ir.Model, names: Collection[str]) -> ir.Model:
         source, file = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         ir.save(model.clone(), source, external_data="float.data")
         proto = onnx.load(source, load_external_data=False)
-        # the quantizer transposes weights of other products in place, and shapes noted here would contradict it
+        # the quantizer transposes weights of other products in place, which would contradict these shapes
         del proto.graph.value_info[:]
         source.write_bytes(proto.SerializeToString())
         quantize_dynamic(
@@ -76,7 +76,7 @@ def quantize(model: ir.Model, names: Collection[str]) -> ir.Model:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantizer logs advice on preprocessing, which the exporter's graphs have had, through the root logger."""
+    """Silence the root logger: the quantizer recommends preprocessing that the exporter's graphs already have had."""
     logger = logging.getLogger()
     level = logger.level
     try:

@@ -1,7 +1,7 @@
 """A stage on the torch side: signature, module, sample inputs, forms.
 
-A network file in `export/models/` yields a list of these; `export.onnx` turns each of them into graphs and
-`export.verify.parity` compares those graphs with the module. Nothing here knows about ONNX or any backend.
+A network file in `export/networks/` makes a list of stages; `export.onnx` turns each into graphs and
+`export.verify.parity` compares the graphs with the module. Nothing here depends on ONNX or a backend.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One graph of a stage: the module to trace and the way its attention is written (`layers.attention.attention_impl`)."""
+    """One graph of a stage: the module to trace and its attention implementation (`layers.attention.attention_impl`)."""
 
     module: nn.Module
     attention: str = "chunked"
@@ -64,7 +64,7 @@ class Stage:
         return self.spec.name
 
     def sample(self, sizes: Mapping[str, int] | None = None, seed: int = 0) -> dict[str, Tensor]:
-        """Seeded inputs by name, in spec order. `sizes` overrides the tracing sizes symbol by symbol."""
+        """Return seeded inputs by name, in spec order. `sizes` overrides the tracing sizes symbol by symbol."""
         sizes = {**self.sizes, **(sizes or {})}
         tensors = self.sampler(sizes, torch.Generator().manual_seed(seed))
         for spec in self.spec.inputs:
@@ -74,7 +74,7 @@ class Stage:
         return {spec.name: tensors[spec.name] for spec in self.spec.inputs}
 
     def dynamic_shapes(self) -> tuple[dict[int, torch.export.Dim], ...]:
-        """`dynamic_shapes` of torch.export for the positional inputs: one Dim per symbol, shared between inputs."""
+        """Return the `dynamic_shapes` of torch.export for the positional inputs: one Dim per symbol, shared between inputs."""
         dims = {s: torch.export.Dim(s, min=low, max=high) for s, (low, high) in self.bounds.items()}
         return tuple(
             {axis: dims[d] for axis, d in enumerate(spec.shape) if isinstance(d, str)} for spec in self.spec.inputs
@@ -82,13 +82,13 @@ class Stage:
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The reference result by name."""
+        """Return the reference outputs by name."""
         outputs = self.module(*(inputs[spec.name] for spec in self.spec.inputs))
         return dict(zip((spec.name for spec in self.spec.outputs), outputs, strict=True))
 
 
 def tensor(name: str, *shape: int | str, dtype: str = "float32", **attributes: bool) -> TensorSpec:
-    """Shorthand for `TensorSpec`."""
+    """Build a `TensorSpec`."""
     return TensorSpec(name, dtype, tuple(shape), **attributes)
 
 

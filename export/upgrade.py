@@ -252,7 +252,7 @@ def run(bundle: Path) -> int:
         print(f"{bundle}: converted to format {FORMAT}; {len(changed)} stages have renamed tensors")
         if stale := stale_engines(bundle, changed):
             print(
-                f"engines of {', '.join(stale)} are stale; run `python -m export.tensorrt.build {bundle} --backend B` again"
+                f"engines of {', '.join(stale)} are stale; run `python -m export.tensorrt.build {bundle} --backend B`"
             )
         return 0
     except SamwiseRuntimeError as error:

@@ -1,8 +1,8 @@
-"""Graphs -> engines: `python -m export.tensorrt.build engines/NAME --backend tensorrt|tensorrt_rtx [--target sm_89,sm_120]`.
+"""TensorRT engine files of a bundle: `python -m export.tensorrt.build engines/NAME --backend tensorrt|tensorrt_rtx`.
 
-`tensorrt` builds for the GPU of this machine. `tensorrt_rtx` compiles ahead of time, with no GPU at hand, for every target
-named. Networks are strongly typed: precision stands in the graph, so a half bundle gives half engines. An engine that is
-up to date (`runtime/bundle/engine_index.py` says what it depends on) is kept. Needs neither torch nor onnx.
+`tensorrt` builds for the GPU of this machine. `tensorrt_rtx` compiles ahead of time, without a GPU, for every `--target`.
+Networks are strongly typed: precision is part of the graph, so a half bundle gives half engines. An engine file that is
+up to date (see `runtime/bundle/engine_index.py`) is kept. Needs neither torch nor onnx.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from runtime.bundle.manifest import Manifest, StageSpec
 from runtime.errors import BackendError, InternalError, SamwiseRuntimeError, UserError, fail
 
 FORMS = ("trt", "default")
-"""Forms of a stage that TensorRT takes, the preferred one first."""
+"""Forms of a stage that TensorRT accepts, the preferred one first."""
 
 TARGETS = (75, 80, 86, 89, 120)
-"""What TensorRT-RTX compiles for: RTX 20 and T4, A100, RTX 30, RTX 40 and L4, RTX 50. It has no Hopper (sm_90)."""
+"""Targets of TensorRT-RTX: RTX 20 and T4, A100, RTX 30, RTX 40 and L4, RTX 50. It has no Hopper (sm_90)."""
 
 TIMING = "timing.cache"
 
@@ -35,8 +35,8 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """What a builder returns. `scratch`: bytes of activations and scratch at the largest sizes, as the builder says."""
+class BuildResult:
+    """Serialized engine. `scratch`: bytes of activations and scratch at the largest sizes, according to the builder."""
 
     data: bytes
     scratch: int
@@ -61,11 +61,11 @@ class Library:
         self.version = str(self.trt.__version__)
 
     def capabilities(self, targets: Collection[int] | None) -> tuple[int, ...]:
-        """What to build for: the targets, all of them if None; the GPU of this machine for TensorRT."""
+        """Return the capabilities to build for: `targets`, all if None; for TensorRT the GPU of this machine."""
         if not self.ahead:
             here = gpu_capability()
             if targets and set(targets) != {here}:
-                raise UserError(f"tensorrt builds for the GPU at hand (sm_{here}) alone; leave --target away")
+                raise UserError(f"tensorrt builds only for the GPU of this machine (sm_{here}); remove --target")
             return (here,)
         unknown = sorted(
             set(targets or ()) - {t for t in (*TARGETS, 121) if hasattr(self.trt.ComputeCapability, f"SM{t}")}
@@ -84,8 +84,8 @@ class Library:
         profile: Mapping[str, tuple[int, int, int]],
         capabilities: Sequence[int],
         timing: Path | None = None,
-    ) -> Engine:
-        """Build one graph for all `capabilities` in one engine. Raises InternalError with the library's own reason."""
+    ) -> BuildResult:
+        """Build one engine of a graph for all `capabilities`. Raises InternalError with the library's reason."""
         trt, begin = self.trt, time.perf_counter()
         log = _logger(trt)
         builder = trt.Builder(log)
@@ -95,9 +95,8 @@ class Library:
             reason = parser.get_error(0).desc() if parser.num_errors else "no reason given"
             raise InternalError(f"{graph.name}: {self.name} cannot read it ({_line(reason)}); export the bundle again")
         config = builder.create_builder_config()
-        config.profiling_verbosity = (
-            trt.ProfilingVerbosity.DETAILED
-        )  # what `export.tensorrt.inspect` reads; no cost in size or time
+        # for `export.tensorrt.inspect`; costs neither size nor time
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         config.add_optimization_profile(_optimization_profile(builder, spec, profile))
         if self.ahead:
             config.num_compute_capabilities = len(capabilities)
@@ -113,10 +112,10 @@ class Library:
             )
         if cache is not None:
             timing.write_bytes(bytes(config.get_timing_cache().serialize()))
-        return Engine(bytes(data), log.scratch, time.perf_counter() - begin)
+        return BuildResult(bytes(data), log.scratch, time.perf_counter() - begin)
 
     def _timing(self, config: Any, path: Path | None) -> Any:
-        """Measured tactics of earlier builds; ahead of time nothing is measured."""
+        """Set the cache of measured tactics; ahead of time nothing is measured."""
         if path is None or self.ahead:
             return None
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +125,7 @@ class Library:
 
 
 def _strongly_typed(trt: Any) -> int:
-    """Creation flags of a network whose types are the graph's. TensorRT 11 knows no other and may drop the flag."""
+    """Return the creation flags of a strongly typed network. TensorRT 11 has no other kind and may drop the flag."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
@@ -140,7 +139,7 @@ def _optimization_profile(builder: Any, spec: StageSpec, profile: Mapping[str, t
 
 
 def _logger(trt: Any) -> Any:
-    """Keeps errors and the largest scratch size that the builder mentions; prints nothing."""
+    """Return a logger that keeps errors and the largest reported scratch size, and prints nothing."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -158,13 +157,13 @@ def _logger(trt: Any) -> Any:
 
 
 def profile(spec: StageSpec, manifest: Manifest) -> dict[str, tuple[int, int, int]]:
-    """Symbol -> (lowest, the size to tune for, highest), from the manifest's bounds and the stage's typical sizes."""
+    """Return symbol -> (lowest, typical, highest) size, from the manifest's bounds and the stage's typical sizes."""
     bounds = {s: manifest.bounds[s] for s in sorted(spec.symbols)}
     return {s: (low, min(max(low, spec.typical.get(s, high)), high), high) for s, (low, high) in bounds.items()}
 
 
 def gpu_capability() -> int:
-    """Compute capability of the first GPU, without the dot. Raises BackendError where there is none."""
+    """Return the compute capability of the first GPU without the dot. Raises BackendError without a GPU."""
     from runtime.device.cuda import CudaCore
 
     return CudaCore().capability
@@ -177,63 +176,68 @@ def build_bundle(
     stages: Collection[str] | None = None,
     report: Report = print,
 ) -> list[EngineFile]:
-    """Build every stage (or those named) that has no fresh engine, one file per stage for all targets. Returns the bundle's
-    engines, old and new."""
+    """Build every stage (or those named) that has no fresh engine file, one file per stage for all targets.
+
+    Returns the bundle's entries, old and new.
+    """
     manifest, folder = bundle.manifest, bundle.folder
     unknown = sorted(set(stages or ()) - set(manifest.stages))
     if unknown:
         raise UserError(f"{folder}: no stage {unknown[0]!r}; it has {', '.join(manifest.stages)}")
     if manifest.precision == "fp32":
-        report(
-            "note: this is a float32 bundle, so the engines will be; export it with --precision fp16 for half engines"
-        )
+        report("note: a float32 bundle gives float32 engines; export it with --precision fp16 for half engines")
     capabilities = library.capabilities(targets)
     entries = _fresh(bundle)
-    place = f"{library.name}-{library.version}"
-    (folder / FOLDER / place).mkdir(parents=True, exist_ok=True)
+    (folder / FOLDER / f"{library.name}-{library.version}").mkdir(parents=True, exist_ok=True)
     wanted = [spec for name, spec in manifest.stages.items() if stages is None or name in stages]
     for number, spec in enumerate(wanted, 1):
-        form = next(f for f in FORMS if f in spec.files)
-        graph = engine_index.fingerprint(manifest, spec, form)
-        same = [
-            e
-            for e in entries
-            if (e.stage, e.form, e.library, e.version, e.graph)
-            == (spec.name, form, library.name, library.version, graph)
-        ]
-        missing = tuple(c for c in capabilities if not any(c in e.capabilities for e in same))
-        if missing:
-            timing = folder / FOLDER / place / f"{missing[0]}-{TIMING}"
-            engine = library.build(folder / spec.files[form], spec, profile(spec, manifest), missing, timing)
-            name = f"{place}/{spec.name}.{graph[:12]}.{'-'.join(map(str, missing))}.engine"
-            (folder / FOLDER / name).write_bytes(engine.data)
-            entries.append(
-                EngineFile(
-                    spec.name,
-                    form,
-                    library.name,
-                    library.version,
-                    missing,
-                    spec.precision,
-                    graph,
-                    name,
-                    engine.scratch,
-                    round(engine.seconds, 2),
-                )
-            )
+        built = _build_stage(bundle, library, spec, capabilities, entries)
+        if built is not None:
+            entries.append(built)
             engine_index.write(folder, entries)
-            what = f"{len(engine.data) / 1e6:8.1f} MB {engine.seconds:6.1f} s  scratch {engine.scratch / 1e6:7.1f} MB"
+            size = (folder / FOLDER / built.file).stat().st_size
+            what = f"{size / 1e6:8.1f} MB {built.seconds:6.1f} s  scratch {built.scratch / 1e6:7.1f} MB"
         else:
             what = "up to date"
-        report(
-            f"[{number:2}/{len(wanted)}] {spec.name:22} {', '.join(f'sm_{c}' for c in missing or capabilities)}  {what}"
-        )
+        targets_ = ", ".join(f"sm_{c}" for c in (built.capabilities if built else capabilities))
+        report(f"[{number:2}/{len(wanted)}] {spec.name:22} {targets_}  {what}")
     engine_index.write(folder, entries)
     return entries
 
 
+def _build_stage(
+    bundle: Bundle, library: Library, spec: StageSpec, capabilities: Sequence[int], entries: Sequence[EngineFile]
+) -> EngineFile | None:
+    """Build one stage for the capabilities that `entries` lack; None if there are none."""
+    manifest, folder = bundle.manifest, bundle.folder / FOLDER
+    form = next(f for f in FORMS if f in spec.files)
+    graph = engine_index.fingerprint(manifest, spec, form)
+    source = (spec.name, form, library.name, library.version, graph)
+    same = [e for e in entries if (e.stage, e.form, e.library, e.version, e.graph) == source]
+    missing = tuple(c for c in capabilities if not any(c in e.capabilities for e in same))
+    if not missing:
+        return None
+    place = f"{library.name}-{library.version}"
+    timing = folder / place / f"{missing[0]}-{TIMING}"
+    engine = library.build(bundle.folder / spec.files[form], spec, profile(spec, manifest), missing, timing)
+    file = f"{place}/{spec.name}.{graph[:12]}.{'-'.join(map(str, missing))}.engine"
+    (folder / file).write_bytes(engine.data)
+    return EngineFile(
+        stage=spec.name,
+        form=form,
+        library=library.name,
+        version=library.version,
+        capabilities=missing,
+        precision=spec.precision,
+        graph=graph,
+        file=file,
+        scratch=engine.scratch,
+        seconds=round(engine.seconds, 2),
+    )
+
+
 def _fresh(bundle: Bundle) -> list[EngineFile]:
-    """Entries whose graph is still that of the bundle; files of the others are removed."""
+    """Return the entries whose graph has not changed; remove the files of the others."""
     kept = []
     for entry in engine_index.read(bundle.folder):
         spec = bundle.manifest.stages.get(entry.stage)
@@ -251,7 +255,7 @@ def _fresh(bundle: Bundle) -> list[EngineFile]:
 
 
 def parse_targets(text: str | None) -> list[int] | None:
-    """`sm_89,120` -> [89, 120]. Raises UserError."""
+    """Parse `sm_89,120` to [89, 120]. Raises UserError."""
     if text is None:
         return None
     names = [name.strip().removeprefix("sm_") for name in text.split(",")]

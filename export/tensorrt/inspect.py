@@ -1,8 +1,8 @@
-"""What is inside built engines: `python -m export.tensorrt.inspect engines/NAME --backend tensorrt|tensorrt_rtx [--out FOLDER]`.
+"""Layers of built engines: `python -m export.tensorrt.inspect engines/NAME --backend tensorrt|tensorrt_rtx`.
 
-Prints, per stage, how many layers the library made of the graph, of which kinds and in which types, and writes the
-library's full account (`STAGE.layers.json`: layers, tactics, tensors). Needs the GPU that the engines are for: both
-libraries read an engine only there. `export.tensorrt.build` asks for the detail.
+Prints the number, kinds and types of the layers per stage and writes the library's full report (`STAGE.layers.json`:
+layers, tactics, tensors) to `--out`. Needs the GPU that the engines are for: both libraries read an engine only there.
+`export.tensorrt.build` requests the detail.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TYPES = {
     "int64": "int64",
     "bool": "bool",
 }
-"""How the libraries spell types, in words of "Format/Datatype"; releases differ in it."""
+"""Spellings of types in "Format/Datatype", which differ between releases."""
 
 UNKNOWN = "unknown"
 
@@ -50,7 +50,7 @@ class Layer:
 
     @property
     def precision(self) -> str:
-        """Types that it reads and writes, the widest float alone where there is one."""
+        """Widest floating type that it reads or writes, else the first type."""
         kinds = {*self.inputs, *self.outputs}
         return next(
             (kind for kind in ("float32", "bfloat16", "float16", "float8", "int8") if kind in kinds),
@@ -59,14 +59,14 @@ class Layer:
 
 
 def datatype(tensor: Any) -> str:
-    """Type of a tensor in the inspector's account, in a manifest's words; UNKNOWN where nothing is said."""
+    """Return the type of a tensor in the inspector's report as a manifest spells it; UNKNOWN without one."""
     text = str(tensor.get("Format/Datatype") or tensor.get("Datatype") or "") if isinstance(tensor, dict) else ""
     words = text.lower().replace(",", " ").split()
     return next((TYPES[word] for word in reversed(words) if word in TYPES), UNKNOWN)
 
 
 def layers(account: str) -> list[Layer]:
-    """Layers in the JSON that an engine inspector gives. Raises UserError for something else."""
+    """Parse the JSON of an engine inspector. Raises UserError for another format."""
     try:
         found = json.loads(account)["Layers"]
     except (ValueError, TypeError, KeyError) as error:
@@ -85,14 +85,14 @@ def _layer(item: Any) -> Layer:
 
 
 def account(stage: Any, trt: Any) -> str:
-    """The library's JSON about a loaded `EngineStage`."""
+    """Return the library's JSON report on a loaded `EngineStage`."""
     inspector = stage.engine.create_engine_inspector()
     inspector.execution_context = stage.context
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def summary(stage: str, found: Sequence[Layer]) -> str:
-    """One line: how many layers, by type and by precision."""
+    """Return one line: number of layers by type and by precision."""
     kinds = " ".join(f"{kind} {n}" for kind, n in Counter(layer.type for layer in found).most_common(4))
     types = " ".join(f"{kind} {n}" for kind, n in Counter(layer.precision for layer in found).most_common())
     if found and all(layer.type == UNKNOWN for layer in found):
@@ -101,7 +101,7 @@ def summary(stage: str, found: Sequence[Layer]) -> str:
 
 
 def table(found: Iterable[Layer]) -> str:
-    """Every layer in a line."""
+    """Return one line per layer."""
     return "\n".join(f"  {l.precision:9} {l.type:16} {l.tactic[:60]:60} {l.name[:100]}" for l in found)  # noqa: E741
 
 
@@ -113,7 +113,7 @@ def inspect_bundle(
     full: bool = False,
     report: Any = print,
 ) -> dict[str, list[Layer]]:
-    """Layers of every stage's engine (or of those named), by stage; the library's JSON goes to `out`."""
+    """Return the layers of every stage's engine (or of those named) by stage; write the library's JSON to `out`."""
     if not hasattr(backend, "library"):
         raise UserError(f"backend {backend.name!r} has no engines; choose tensorrt or tensorrt_rtx")
     unknown = sorted(set(stages or ()) - set(bundle.manifest.stages))
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", required=True, choices=("tensorrt", "tensorrt_rtx"))
     parser.add_argument("--stage", action="append", metavar="NAME", help="this stage only; may be repeated")
     parser.add_argument("--layers", action="store_true", help="one line per layer")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the library's full account as JSON")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the library's full report as JSON")
     parser.add_argument("--model", help="name of the bundle or of the network, where the folder holds several")
     options = parser.parse_args(arguments)
     try:

@@ -16,15 +16,16 @@ from runtime.bundle.manifest import Manifest
 from runtime.engine import Engine
 from runtime.errors import InternalError
 from runtime.media.synthetic_clip import Disc, synthetic_clip
+from runtime.models.base import Capability
 from runtime.prompts import Text
 
 CLICK = (0.45, 0.5)
-"""Where networks without sentences are shown the object, as parts of width and height."""
+"""Position of the click for networks without sentences, as fractions of width and height."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What is compared of a `Result`."""
+class ClipOutput:
+    """The compared fields of a `Result`."""
 
     frame_index: int
     masks: np.ndarray
@@ -32,40 +33,39 @@ class Seen:
     score_logits: np.ndarray
 
 
-SEEN = tuple(f.name for f in fields(Seen))
+CLIP_FIELDS = tuple(f.name for f in fields(ClipOutput))
 
 
 def clip_frames(window: int, height: int = 90, width: int = 160) -> list[np.ndarray]:
-    """A moving pattern: `window` frames of smooth colour with a bright disc that crosses it, uint8 RGB (H,W,3)."""
+    """Return a moving pattern: `window` frames of smooth colour with a bright disc that crosses it, uint8 RGB (H,W,3)."""
     disc = Disc(lambda t: width * (0.2 + 0.07 * t), height * 0.5, height / 5, (230, 180, 60))
     return synthetic_clip(window, height, width, disc, (7, 11))
 
 
 def clip_tokens(vocabulary: int, longest: int) -> list[int]:
-    """`<s>` seven seeded tokens `</s>`, inside the vocabulary."""
+    """Return `<s>`, seven seeded tokens, `</s>`, all inside the vocabulary."""
     inner = np.random.default_rng(0).integers(3, vocabulary, min(7, longest - 2)).tolist() if vocabulary > 3 else []
     return [0, *inner, 2 % vocabulary]
 
 
 def clip_results(engine: Engine) -> list[Any]:
-    """The parity clip through the runtime, with logits; one picture where the network knows no clips, one click where
-    it knows no sentences."""
-    manifest = engine.bundle.manifest
+    """Run the parity clip with logits: one sentence, or one click where the network takes no sentences."""
+    manifest, capabilities = engine.bundle.manifest, engine.capabilities
     text, frames = manifest.text, clip_frames(clip_length(manifest))
     if text is None:
         return _clicked(engine, frames)
     tokens = clip_tokens(text["vocabulary"], text["max_tokens"])
     prompt = Text(tokens=tokens, verbs=[1] if text.get("motion") and len(tokens) > 2 else None)
-    if not any("window" in settings for settings in manifest.networks.values()):
+    if Capability.TEXT_VIDEO not in capabilities:
         return [engine.image(frame).refer([prompt], logits=True) for frame in frames]
     with engine.session([prompt], logits=True) as session:
         return list(session.stream(frames))
 
 
 def clip_length(manifest: Manifest) -> int:
-    """Frames of the parity clip: a window, one picture, or enough for SAM 2 to look back at what it tracked."""
-    windows = [settings["window"] for settings in manifest.networks.values() if "window" in settings]
-    return windows[0] if windows else 4 if any("memory" in settings for settings in manifest.networks.values()) else 1
+    """Return the frames of the parity clip: a window, 4 for a memory without windows, 1 for a network without memory."""
+    lengths = [settings.get("window", 4 if "memory" in settings else 1) for settings in manifest.networks.values()]
+    return lengths[0]
 
 
 def _clicked(engine: Engine, frames: list[np.ndarray]) -> list[Any]:
@@ -74,8 +74,8 @@ def _clicked(engine: Engine, frames: list[np.ndarray]) -> list[Any]:
         return list(video.propagate())
 
 
-def clip_in_child(folder: Path, backend: str, threads: int | None) -> list[Seen]:
-    """`clip_results` of the bundle in `folder`, in a fresh process: without torch, and its memory goes when it ends."""
+def clip_in_child(folder: Path, backend: str, threads: int | None) -> list[ClipOutput]:
+    """Run `clip_results` of the bundle in `folder` in a fresh process, without torch; its memory is freed with it."""
     file = folder.with_name(".clip.npz")
     command = [
         sys.executable,
@@ -93,11 +93,11 @@ def clip_in_child(folder: Path, backend: str, threads: int | None) -> list[Seen]
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise InternalError(f"the runtime fails on the parity clip: {lines[-1].removeprefix('error: ')}")
     with np.load(file) as saved:
-        return [Seen(*arrays) for arrays in zip(*(saved[name] for name in SEEN), strict=True)]
+        return [ClipOutput(*arrays) for arrays in zip(*(saved[name] for name in CLIP_FIELDS), strict=True)]
 
 
 def save_clip(folder: Path, backend: str, threads: int | None, file: str) -> None:
-    """The child's part of `clip_in_child`: write what is compared to `file`."""
+    """Run the clip and write the compared fields to `file`: the child's part of `clip_in_child`."""
     engine = Engine(Bundle(folder, Manifest.load(folder)), create(backend, threads), max_objects=1)
     results = clip_results(engine)
-    np.savez(file, **{name: np.stack([getattr(r, name) for r in results]) for name in SEEN})
+    np.savez(file, **{name: np.stack([getattr(r, name) for r in results]) for name in CLIP_FIELDS})

@@ -1,4 +1,4 @@
-"""Bundles on disk: find, open, verify, load."""
+"""Bundles on disk: search, choice, verification."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors import BundleError
 from .manifest import MANIFEST, Manifest
 
 DEMONSTRATION = "nano"
-"""Name of the bundle that ships with the project; any bundle of the user's own is preferred to it."""
+"""Name of the bundle that ships with the project; a bundle of the user is preferred to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Bundle:
         for name, digest in self.manifest.files.items():
             path = self.folder / name
             try:
-                if not path.is_file():  # a pipe, or a device without an end, would never be read through
+                if not path.is_file():  # reading a pipe or an endless device would not terminate
                     raise FileNotFoundError
                 found = file_sha256(path)
             except OSError:
@@ -55,7 +55,7 @@ def file_sha256(path: Path) -> str:
 
 
 def find(folder: str | Path) -> list[Bundle]:
-    """Every bundle at `folder` itself or directly inside it, by name. Raises BundleError for a folder that is missing."""
+    """Return every bundle at `folder` or directly inside it, by name. Raises BundleError for a missing folder."""
     folder = Path(folder)
     if (folder / MANIFEST).is_file():
         return [Bundle(folder.resolve(), Manifest.load(folder))]
@@ -65,12 +65,12 @@ def find(folder: str | Path) -> list[Bundle]:
 
 
 def choose(folder: str | Path, model: str | None = None) -> Bundle:
-    """The one bundle that is meant: by name, else by network, else the only one that is the user's own.
+    """Return one bundle: by name, else by network, else the only one that is not the demonstration.
 
-    Raises BundleError that lists the bundles when there is none or the choice is open.
+    Raises BundleError that lists the bundles when none or several fit.
     """
     folder = Path(folder)
-    # one damaged neighbour must not keep the bundle that was named from being loaded
+    # a damaged bundle beside the named one must not prevent loading
     bundles = find(folder / model if model is not None and (folder / model / MANIFEST).is_file() else folder)
     if not bundles:
         raise BundleError(

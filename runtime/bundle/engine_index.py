@@ -1,8 +1,8 @@
-"""Built engines of a bundle: where they lie, what each was built from, and whether it may be loaded here.
+"""Index of a bundle's engine files: what each was built from, and whether it may be loaded on this machine.
 
-`python -m export.tensorrt.build` writes `engines/index.json` and one file per stage; the TensorRT backends read them. An engine
-fits one graph, one set of bounds, one library version and the GPUs it was built for: anything else is refused with the
-reason, never loaded.
+`python -m export.tensorrt.build` writes `engines/index.json` and one file per stage; the TensorRT backends read them. An
+engine file fits one graph, one set of bounds, one library version and the GPUs it was built for; another one is refused
+with the reason.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class EngineFile:
-    """One engine file. `file` lies in the bundle's `engines/` folder."""
+    """One entry of the index. `file` is a path inside the bundle's `engines/` folder."""
 
     stage: str
     form: str
@@ -34,17 +34,17 @@ class EngineFile:
     """Compute capabilities without the dot: 89 is sm_89."""
     precision: str
     graph: str
-    """`fingerprint` of the graph that it was built from."""
+    """`fingerprint` of its graph at the time of the build."""
     file: str
     scratch: int = 0
-    """Bytes of activations and scratch, as the builder says: tells whether attention was fused."""
+    """Bytes of activations and scratch according to the builder; large ones mean that attention was not fused."""
     seconds: float = 0.0
     verified: Mapping[str, Any] = field(default_factory=dict)
-    """Compute capability -> result of `python -m export.verify` on such a GPU; empty until then."""
+    """Compute capability -> result of `python -m export.verify` on such a GPU; empty before."""
 
 
 def fingerprint(manifest: Manifest, spec: StageSpec, form: str) -> str:
-    """sha256 of all that an engine depends on in the bundle: graph, weights, precision, bounds of its symbols."""
+    """Return the sha256 of everything an engine depends on: graph, weights, precision, bounds of its symbols."""
     graph = spec.files[form]
     weights = str(Path(graph).with_name(f"{Path(graph).name.split('.')[0]}.data").as_posix())
     parts = [
@@ -57,7 +57,7 @@ def fingerprint(manifest: Manifest, spec: StageSpec, form: str) -> str:
 
 
 def read(bundle: Path) -> list[EngineFile]:
-    """Entries of the bundle's index, none if there is none. Raises BundleError that names the file."""
+    """Return the entries of the bundle's index, none without an index. Raises BundleError that names the file."""
     path = Path(bundle) / FOLDER / INDEX
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -97,7 +97,7 @@ def write(bundle: Path, entries: Iterable[EngineFile]) -> None:
 def find(
     bundle: Path, manifest: Manifest, spec: StageSpec, form: str, library: str, version: str, capability: int
 ) -> EngineFile:
-    """The engine of a stage for this library and GPU. Raises BundleError with the reason why none fits."""
+    """Return the engine file of a stage for this library and GPU. Raises BundleError with the reason why none fits."""
     again = f"run `python -m export.tensorrt.build {bundle} --backend {library}`"
     entries = [e for e in read(bundle) if e.library == library and e.stage == spec.name and e.form == form]
     if not entries:
@@ -132,7 +132,7 @@ def mark_verified(
     capability: int,
     found: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Note in the index that the fresh engines of these stages agreed with ONNX Runtime on such a GPU.
+    """Record in the index that the fresh engines of these stages agreed with ONNX Runtime on such a GPU.
 
     `found`: stage -> {"relative_error", "largest_error", "cosine"}, the worst of each.
     """

@@ -241,9 +241,11 @@ def _stage(name: str, data: Any, bounds: Mapping[str, tuple[int, int]], files: M
     for file in data["files"].values():
         if file not in files:
             raise BundleError(f"{where} names {file!r}, which is not among the bundle's files")
-    tensors = {side: tuple(_tensor(t, f"{where}.{side}", bounds) for t in data[side]) for side in ("inputs", "outputs")}
+    inputs, outputs = (
+        tuple(_tensor(t, f"{where}.{side}", bounds) for t in data[side]) for side in ("inputs", "outputs")
+    )
     plain = ("files", "precision", "role", "attention", "bf16_ok", "int8_ok", "typical", "stride")
-    return StageSpec(name, **tensors, **{key: data[key] for key in plain})
+    return StageSpec(name, inputs, outputs, **{key: data[key] for key in plain})
 
 
 def _tensor(data: Any, where: str, bounds: Mapping[str, tuple[int, int]]) -> TensorSpec:

@@ -105,7 +105,7 @@ def test_stage_beyond_half_gets_wider_islands(tmp_path):
 
 
 def test_stage_that_half_cannot_hold_stays_float32_inside(tmp_path, monkeypatch):
-    monkeypatch.setattr(bundle.precision, "LEVELS", ())
+    monkeypatch.setattr(bundle.precision, "POLICIES", ())
     bundle.export_bundle(network(mixer(forms={"ort": "ort"})), tmp_path, "toy", precision="fp16")
     spec = choose(tmp_path).manifest.stages["mixer"]
     assert spec.precision == "fp32" and spec.input("x").dtype == "float16", "the cut keeps its type"

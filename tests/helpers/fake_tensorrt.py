@@ -214,4 +214,4 @@ class FakeLibrary(build.Library):
 
     def build(self, graph, spec, profile, capabilities, timing=None):
         self.built.append((spec.name, capabilities))
-        return build.Engine(graph.read_bytes(), 1000, 0.5)
+        return build.BuildResult(graph.read_bytes(), 1000, 0.5)

@@ -1,7 +1,7 @@
 """Ahead-of-time compilation of the kernels into a bundle: `python -m export.kernels engines/NAME [--target 90]`.
 
-Needs Triton and no GPU. Writes `kernels/*.cubin` and `kernels/index.json` (see `runtime/device/cubin.py`) and renews the
-manifest's list of files. A kernel is compiled once per compute capability and set of constants that the bundle needs.
+Needs Triton and no GPU. Writes `kernels/*.cubin` and `kernels/index.json` (see `runtime/device/cubin.py`) and renews
+the manifest's list of files. A kernel is compiled once per target and set of constants that the bundle needs.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def compile_launch(launch: plan.Launch, capability: int) -> tuple[Entry, bytes]:
 def compile_kernels(
     folder: Path, targets: Sequence[int], plans: Callable[[int], Iterable[plan.Launch]], report: Report = print
 ) -> list[Entry]:
-    """Compile the launches of `plans` for each compute capability, each kernel once; write code and index to `folder`."""
+    """Compile the launches of `plans` for each target, each kernel once; write code and index to `folder`."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise UserError("TRITON_INTERPRET=1 is set: the interpreter compiles nothing; unset it")
     unknown = [target for target in targets if target not in TARGETS]

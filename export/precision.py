@@ -97,7 +97,8 @@ def emulated(model: ir.Model) -> ir.Model:
     """Return a copy of a half graph that computes in float32 and rounds every half result, as half hardware does.
 
     On a CPU, ONNX Runtime runs half operators in float32 and drops the rounding between them, which hides an
-    overflow or a loss of digits. It keeps casts of the graph, so each result gets a pair of them here. Signature as before.
+    overflow or a loss of digits. It keeps casts of the graph, so each result gets a pair of them here. The signature is
+    unchanged.
     """
     model = model.clone()
     graph = model.graph

@@ -30,7 +30,7 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One graph of a stage: the module to trace and its attention implementation (`layers.attention.attention_impl`)."""
+    """One graph of a stage: the module to trace and its implementation of attention (see `layers.attention`)."""
 
     module: nn.Module
     attention: str = "chunked"
@@ -74,7 +74,7 @@ class Stage:
         return {spec.name: tensors[spec.name] for spec in self.spec.inputs}
 
     def dynamic_shapes(self) -> tuple[dict[int, torch.export.Dim], ...]:
-        """Return the `dynamic_shapes` of torch.export for the positional inputs: one Dim per symbol, shared between inputs."""
+        """Return the `dynamic_shapes` of torch.export for the positional inputs, with one Dim per symbol."""
         dims = {s: torch.export.Dim(s, min=low, max=high) for s, (low, high) in self.bounds.items()}
         return tuple(
             {axis: dims[d] for axis, d in enumerate(spec.shape) if isinstance(d, str)} for spec in self.spec.inputs

@@ -1,8 +1,8 @@
 """TensorRT engine files of a bundle: `python -m export.tensorrt.build engines/NAME --backend tensorrt|tensorrt_rtx`.
 
-`tensorrt` builds for the GPU of this machine. `tensorrt_rtx` compiles ahead of time, without a GPU, for every `--target`.
-Networks are strongly typed: precision is part of the graph, so a half bundle gives half engines. An engine file that is
-up to date (see `runtime/bundle/engine_index.py`) is kept. Needs neither torch nor onnx.
+`tensorrt` builds for the GPU of this machine. `tensorrt_rtx` compiles ahead of time, without a GPU, for every
+`--target`. Networks are strongly typed: precision is part of the graph, so a half bundle gives half engines. An engine file
+that is up to date (see `runtime/bundle/engine_index.py`) is kept. Needs neither torch nor onnx.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ CLIP_FIELDS = tuple(f.name for f in fields(ClipOutput))
 
 
 def clip_frames(window: int, height: int = 90, width: int = 160) -> list[np.ndarray]:
-    """Return a moving pattern: `window` frames of smooth colour with a bright disc that crosses it, uint8 RGB (H,W,3)."""
+    """Return a moving pattern: `window` frames of smooth color that a bright disc crosses, uint8 RGB (H,W,3)."""
     disc = Disc(lambda t: width * (0.2 + 0.07 * t), height * 0.5, height / 5, (230, 180, 60))
     return synthetic_clip(window, height, width, disc, (7, 11))
 
@@ -63,7 +63,7 @@ def clip_results(engine: Engine) -> list[Any]:
 
 
 def clip_length(manifest: Manifest) -> int:
-    """Return the frames of the parity clip: a window, 4 for a memory without windows, 1 for a network without memory."""
+    """Return the length of the clip: a window, 4 frames for a memory without windows, 1 without a memory."""
     lengths = [settings.get("window", 4 if "memory" in settings else 1) for settings in manifest.networks.values()]
     return lengths[0]
 

@@ -1,8 +1,8 @@
 """Index of a bundle's engine files: what each was built from, and whether it may be loaded on this machine.
 
-`python -m export.tensorrt.build` writes `engines/index.json` and one file per stage; the TensorRT backends read them. An
-engine file fits one graph, one set of bounds, one library version and the GPUs it was built for; another one is refused
-with the reason.
+`python -m export.tensorrt.build` writes `engines/index.json` and one file per stage; the TensorRT backends read them.
+An engine file fits one graph, one set of bounds, one library version and the GPUs it was built for; another one is
+refused with the reason.
 """
 
 from __future__ import annotations

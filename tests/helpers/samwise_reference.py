@@ -142,7 +142,7 @@ def play(case: str, count: int | None = None) -> Iterator[tuple[int, dict[str, T
     window, total = meta["eval_clip_window"], meta["num_frames"]
     for first in range(0, count or total, window):
         numbers = list(range(first, min(first + window, total)))
-        for number, out in zip(numbers, player.clip(first, pixels(meta, numbers))):
+        for number, out in zip(numbers, player.clip(first, pixels(meta, numbers)), strict=True):
             if count is not None and number >= count:
                 return
             yield number, out

@@ -1,8 +1,8 @@
 """A SAM-2-shaped bundle of toy graphs: 32 px, a few adds and means per stage, the real signatures.
 
-It answers in milliseconds and needs no weights. A mask is where the red channel is bright; prompts, memory, ages, pointers
-and distances all shift the logits a little, so that a wrong schedule changes the numbers. The object is absent where the
-picture is dark. `Arithmetic` is the same in numpy.
+It runs in milliseconds and needs no weights. A mask is where the red channel is bright; prompts, memory, ages,
+pointers and distances all shift the logits a little, so that a wrong schedule changes the numbers. The object is absent
+where the image is dark. `Arithmetic` is the same in numpy.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ SIZE, SLOTS, POINTERS = 32, 4, 5
 MEAN, STD = [0.5] * 3, [0.25] * 3
 
 GRAPHS = {
-    "image_encoder": """image_encoder (float[T,3,32,32] pixels) => (float[T,4,3] embedding, float[T,4,3] embedding_no_memory,
-  float[T,3,8,8] high_res_0, float[T,3,4,4] high_res_1) {
+    "image_encoder": """image_encoder (float[T,3,32,32] pixels) => (float[T,4,3] embedding,
+  float[T,4,3] embedding_no_memory, float[T,3,8,8] high_res_0, float[T,3,4,4] high_res_1) {
   tenth = Constant<value = float {0.1}>()
   shape = Constant<value = int64[3] {0, 3, 4}>()
   high_res_0 = AveragePool<kernel_shape=[4,4], strides=[4,4]>(pixels)
@@ -147,8 +147,8 @@ GRAPHS = {
   small = Mul(column, tenth)
   conditioned = Add(x, small)
 }""",
-    "prompt_memory_encoder": """prompt_memory_encoder (float[E,4,3] embedding, int64[B] map_index, float[B,Q,Q] mask_logits,
-  bool[B] binarize, float[B] score) => (float[B,4,1] maskmem_features) {
+    "prompt_memory_encoder": """prompt_memory_encoder (float[E,4,3] embedding, int64[B] map_index,
+  float[B,Q,Q] mask_logits, bool[B] binarize, float[B] score) => (float[B,4,1] maskmem_features) {
   axes12 = Constant<value = int64[2] {1, 2}>()
   axis2 = Constant<value = int64[1] {2}>()
   none = Constant<value = float {0.0}>()

@@ -1,8 +1,8 @@
 """A SAMWISE-shaped bundle of toy graphs: 32 px, a few adds and means per stage, the real signatures.
 
-It answers in milliseconds and needs no weights, so everything that is schedule, memory, input or output is tested on it.
-A mask is where the red channel is bright; every other path (text, memory, pointers, ages) shifts the logits a little, so
-that a wrong schedule changes the numbers. `reference` in `test_schedule.py` repeats the arithmetic in plain numpy.
+It runs in milliseconds and needs no weights; schedule, memory, input and output are tested on it. A mask is where the
+red channel is bright; every other path (text, memory, pointers, ages) shifts the logits a little, so that a wrong
+schedule changes the numbers. `reference` in `test_schedule.py` repeats the arithmetic in plain numpy.
 """
 
 from __future__ import annotations
@@ -110,8 +110,9 @@ GRAPHS = {
   obj_ptr = ReduceMean<keepdims=0>(conditioned, axis1)
   early_token = Mul(obj_ptr, tenth)
 }""",
-    "conditional_memory": """conditional_memory (float[B,3] obj_ptr, float[B,3] early_token, float[B,8,8] low_res_logits,
-  float[B,8,8] memoryless_logits) => (float[B,32,32] remembered_logits, float[B,2] decision, bool[B] switched) {
+    "conditional_memory": """conditional_memory (float[B,3] obj_ptr, float[B,3] early_token,
+  float[B,8,8] low_res_logits, float[B,8,8] memoryless_logits)
+=> (float[B,32,32] remembered_logits, float[B,2] decision, bool[B] switched) {
   zero = Constant<value = int64 {0}>()
   two = Constant<value = int64[1] {2}>()
   origin = Constant<value = int64[1] {0}>()

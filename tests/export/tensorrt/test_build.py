@@ -143,7 +143,7 @@ def test_library_that_is_not_installed(monkeypatch):
         build.Library("tensorrt")
 
 
-# -- TensorRT-RTX itself, on a CPU ----------------------------------------------------------------------------------------
+# -- TensorRT-RTX itself, on a CPU -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_a_graph_that_cannot_be_built_says_why(bundle, rtx, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["samwise", "sam2"])
 def test_every_stage_builds_in_half_for_every_target(name, rtx, tmp_path):
-    """1024 px, Hiera tiny, the real decoder, memory and adapters, split stages; a small text tower, whose shapes have no
+    """1024 px, Hiera tiny, the real decoder, memory and adapters, split stages; a small text tower: its shapes have no
     pixels."""
     pytest.importorskip("torch")
     module, model = network(name, "tiny", vocabulary=100, positions=66, layers=3)
@@ -192,8 +192,8 @@ def test_every_stage_builds_in_half_for_every_target(name, rtx, tmp_path):
 
 @pytest.mark.slow
 def test_scratch_tells_that_memory_attention_is_fused(rtx, tmp_path):
-    """One layer at full memory. The score matrix alone, 4096 x 24,636 in half, is 202 MB; a form with values narrower than
-    keys has it in its scratch, the form for TensorRT has not."""
+    """One layer at full memory. The score matrix alone, 4096 x 24,636 in half, is 202 MB; a form with values narrower
+    than keys has it in its scratch, the form for TensorRT has not."""
     pytest.importorskip("torch")
     from export.models import samwise
     from export.models.sam import SamConfig

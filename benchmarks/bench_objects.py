@@ -29,7 +29,7 @@ _one: dict[str, tuple[float, float]] = {}
 
 @pytest.mark.parametrize("count", OBJECTS)
 def test_objects(benchmark, info, loaded, bundle, pace, count):
-    if not loaded.can("live"):
+    if runtime.Capability.PROMPT_VIDEO not in loaded.capabilities:
         pytest.skip("this bundle has no live sessions")
     timed = TIMED * pace["rounds"]
     frames = clip(FILL + timed)

@@ -1,4 +1,4 @@
-"""Sentences on pictures: what the second one on a picture costs, what a batch saves, and plain PyTorch beside it.
+"""Sentences on pictures: cost of the second one on a picture, gain of a batch, and plain PyTorch for comparison.
 
 python -m pytest benchmarks/bench_refersam.py --benchmark-only --engine engines/refersam-vit_b-bert-448
 """
@@ -20,9 +20,9 @@ ROUNDS = 3
 
 @pytest.fixture
 def pictures(loaded):
-    """Skips bundles that answer on no single picture."""
-    if not loaded.can("refer"):
-        pytest.skip("this bundle answers no sentences on single pictures")
+    """Skip bundles without sentences on single pictures."""
+    if runtime.Capability.TEXT_IMAGE not in loaded.capabilities:
+        pytest.skip("this bundle takes no sentences on single pictures")
 
 
 def frame(height: int = 360, width: int = 480) -> np.ndarray:
@@ -37,7 +37,7 @@ _number = count()
 
 
 def sentences(engine, n: int) -> list[runtime.Text]:
-    """Sentences that the engine has not read before."""
+    """Sentences that the engine has not encoded before."""
     top = engine.bundle.manifest.text["vocabulary"]
     return [
         runtime.Text(tokens=[1 + (17 * k + 5 * j) % (top - 1) for j in range(TOKENS)])
@@ -68,7 +68,7 @@ def test_further_sentences(benchmark, info, loaded, pictures, n):
 
 @pytest.mark.parametrize("folded", [False, True], ids=["official", "folded"])
 def test_torch_eager(benchmark, info, bundle, loaded, pictures, folded):
-    """The same modules in PyTorch, random weights: as the official code computes them, and with the exact folds."""
+    """The same modules in PyTorch with random weights: as in the official code, and with the exact folds."""
     torch = pytest.importorskip("torch")
     from export.models.refersam import ReferSam
     from export.networks.refersam import stages

@@ -15,7 +15,7 @@ def summary(data: dict[str, Any]) -> str:
         if name.startswith("window") and "winner" in section:
             lines += _window_lines(name, section)
         elif name == "pipeline":
-            lines += _pipeline_lines(section)
+            lines += pipeline_lines(section)
         elif name in ("machine", "ceilings", "graph_gain", "flat_memory", "cubins") or name.startswith("p"):
             lines.append(f"  {name}: {json.dumps(section)[:300]}")
     for verdict in data["verdicts"]:
@@ -53,7 +53,7 @@ def _window_lines(name: str, section: dict[str, Any]) -> Iterator[str]:
     yield f"  {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in section.items() if k.startswith("speedup"))
 
 
-def _pipeline_lines(section: dict[str, Any]) -> Iterator[str]:
+def pipeline_lines(section: dict[str, Any]) -> Iterator[str]:
     """A line per bundle, backend and number of objects, and per split stage."""
     entries = {
         f"  {bundle} {backend}": entry

@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-from benchmarks import gpu_bundle, gpu_check, gpu_pipeline
+from benchmarks import gpu_bundle, gpu_pipeline, gpu_summary
 from export import split_attention
 from export.models import samwise
 from export.networks import samwise as samwise_network
@@ -49,9 +49,9 @@ def test_half_graphs_cut_stages_and_kernels_agree(tmp_path, monkeypatch):
     driver.kernel_driver = HostAttention(driver, np.float16, WIDTH, MEMORY)
     kernels = Kernels(folder, 89, driver.kernel_driver)
     split = load_split_stages(bundle, backend, kernels, "on", 2)["memory_attention"]
-    sizes = gpu_pipeline.typical(split.spec, bundle)
+    sizes = gpu_pipeline.tuned_sizes(split.spec, bundle)
     results = [
-        gpu_pipeline.timed(stage, sizes, backend.device)[1]["conditioned"]
+        gpu_pipeline.time_stage(stage, sizes, backend.device)[1]["conditioned"]
         for stage in (load_stage(bundle, backend, "memory_attention"), split)
     ]
     assert results[0].dtype == np.float16 and relative_error(results[1], results[0]) < 5e-3
@@ -77,7 +77,7 @@ def test_the_summary_has_a_line_per_cut_stage():
             "ort-cuda": {"stages": {}, "split_stages": {"skipped": "no split stages; export with --split-attention"}},
         }
     }
-    (line,) = gpu_check.pipeline_lines(section)
+    (line,) = gpu_summary.pipeline_lines(section)
     assert (
         line
         == "  big tensorrt memory_attention: kernel 1000.0 us, whole graph 2000.0 us, gain 2.00, relative error 1.0e-03"

@@ -68,7 +68,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     add(
         "--split-attention",
         action="store_true",
-        help="for GPUs: add stages split around their attention, for compiled kernels (samwise; see docs/guides/gpu.md)",
+        help="for GPUs: add stages split around their attention, for compiled kernels (samwise; docs/guides/gpu.md)",
     )
     add("--threads", type=int, help="CPU threads of the comparison (default: all)")
 

@@ -1,7 +1,4 @@
-"""Plays SAMWISE through its torch stages, in the plainest way: for golden tests of the network itself.
-
-Also builds the synthetic weights and clips of the goldens. The schedule here shares nothing with the runtime's.
-"""
+"""SAMWISE's torch stages with a minimal schedule, independent of the runtime's: for golden tests of the network."""
 
 from __future__ import annotations
 
@@ -59,13 +56,12 @@ def pixels(meta: Mapping, frames: list[int]) -> Tensor:
 
 
 class Player:
-    """One video and one sentence through the stages of a network. Stage inputs are picked by name from what is
-    known."""
+    """Runs one video and one sentence through the stages; inputs of a stage are selected by name."""
 
     def __init__(
-        self, cuts: list[Stage], tokens: list[int], conditional: bool, slots: int = 6, pointers: int = 15
+        self, stages: list[Stage], tokens: list[int], conditional: bool, slots: int = 6, pointers: int = 15
     ) -> None:
-        self.stages = {s.name: s for s in cuts}
+        self.stages = {s.name: s for s in stages}
         self.tokens, self.conditional, self.slots, self.pointers = torch.tensor(tokens), conditional, slots, pointers
         self.memory: dict[int, Tensor] = {}
         self.kept_pointers: dict[int, Tensor] = {}
@@ -113,15 +109,15 @@ class Player:
         mask = out["low_res_logits"]
         if self.conditional and number > 4 and number - self.last_switch >= 3:
             without = self.decode(known, i, known["embedding_no_memory"][i : i + 1])
-            asked = self.run(
+            cme = self.run(
                 "conditional_memory",
                 out,
                 early_token=without["early_token"],
                 memoryless_logits=without["low_res_logits"],
             )
-            out |= {"asked": without["early_token"], **asked}
-            if asked["switched"].item():
-                self.last_switch, mask = number, asked["remembered_logits"]
+            out |= {"memoryless_token": without["early_token"], **cme}
+            if cme["switched"].item():
+                self.last_switch, mask = number, cme["remembered_logits"]
         out |= self.run("memory_encoder", known, map_index=at, mask_logits=mask)
         self.memory[number], self.kept_pointers[number] = out["maskmem_features"], out["obj_ptr"]
         return out

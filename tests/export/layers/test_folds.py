@@ -152,7 +152,7 @@ def test_memory_attention_pointer_positions():
 def test_adapter_fold(patches):
     config = tiny_test_config()
     model = lively(dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, patches=patches)))
-    for adapter, width, side in zip(model.cmt_adapters, config.sam.hiera.widths[1:], (8, 4, 2)):
+    for adapter, width, side in zip(model.cmt_adapters, config.sam.hiera.widths[1:], (8, 4, 2), strict=True):
         vision, text = torch.randn(3, side, side, width), torch.randn(5, 24)
         added, text_added = adapter(vision[None], text[None])
         for form in attention.ATTENTION_IMPLS:

@@ -40,7 +40,7 @@ def by_stages(model, picture, tokens, count, folded):
     cut = {s.name: s for s in stages(model, folded)}
     seen = cut["image"].run({"pixels": picture})
     text = torch.full((*tokens.shape, model.config.text.width), 7.0)  # padding may hold anything
-    for row, ids, n in zip(text, tokens, count):
+    for row, ids, n in zip(text, tokens, count, strict=True):
         row[:n] = cut["text"].run({"tokens": ids[:n]})["text"]
     return cut["fuse"].run({**seen, "text": text, "text_count": count})
 
@@ -48,7 +48,8 @@ def by_stages(model, picture, tokens, count, folded):
 @pytest.mark.parametrize("folded", [False, True])
 def test_stages_equal_the_whole(model, picture, folded):
     whole = model(picture, TOKENS, COUNT)
-    for ours, want in zip(by_stages(model, picture, TOKENS, COUNT, folded).values(), whole):
+    staged = by_stages(model, picture, TOKENS, COUNT, folded).values()
+    for ours, want in zip(staged, whole, strict=True):
         assert reference.error(ours, want.numpy()) <= 2e-5
 
 
@@ -56,7 +57,7 @@ def test_padding_changes_nothing(model, picture):
     both = model(picture, TOKENS, COUNT)
     alone = model(picture, TOKENS[1:, :3], COUNT[1:])
     other = model(picture, torch.where(TOKENS == 0, 50, TOKENS), COUNT)
-    for x, y, z in zip(both, alone, other):
+    for x, y, z in zip(both, alone, other, strict=True):
         torch.testing.assert_close(x[1:], y, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(x, z, rtol=1e-4, atol=1e-5)
 
@@ -130,7 +131,7 @@ def test_graphs_equal_modules(kind, tmp_path):
             inputs = stage.sample({s: n for s, n in sizes.items() if s in stage.sizes}, seed)
             want = stage.run(inputs)
             found = session.run(list(want), {k: v.numpy() for k, v in inputs.items()})
-            for ours, theirs in zip(want.values(), found):
+            for ours, theirs in zip(want.values(), found, strict=True):
                 assert reference.error(theirs, ours.numpy()) <= 1e-4, (stage.name, sizes)
 
 

@@ -91,7 +91,7 @@ def test_vit_block_with_padded_windows_and_resized_tables(number, shape, name):
 def test_one_group_norm_is_group_norm():
     x = 3 * torch.randn(2, 6, 20, 20, generator=torch.Generator().manual_seed(0)) + 2
     ours, theirs = OneGroupNorm(6), torch.nn.GroupNorm(1, 6, eps=1e-6)
-    for p, q in zip(ours.parameters(), theirs.parameters()):
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         p += torch.linspace(-1, 1, 6)
         q.copy_(p)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)

@@ -61,7 +61,8 @@ def test_conditional_memory_decisions():
     pointers, early = (torch.from_numpy(a) for a in (golden["obj_ptr"][asked], golden["cme_early_obj_ptr"]))
     logits = module(pointers, early)
     close(logits, golden["cme_logits"])
-    assert [f for f, (stay, switch) in zip(asked, logits) if switch > stay] == meta["cme_fired_frames"]
+    decisions = zip(asked, logits, strict=True)
+    assert [f for f, (stay, switch) in decisions if switch > stay] == meta["cme_fired_frames"]
 
 
 @pytest.mark.slow

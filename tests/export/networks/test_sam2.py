@@ -49,7 +49,8 @@ def test_the_command(tmp_path, capsys, new):
                     # different numbers of clicks, and memories that fill at different times
                     video.add_points(2 * (obj - 1), obj, [(10 * obj + i, 12) for i in range(obj)], [1] * obj)
                 for result in video.propagate(0):
-                    out |= {(result.frame_index, o): x for o, x in zip(result.object_ids, result.low_res_logits)}
+                    logits = zip(result.object_ids, result.low_res_logits, strict=True)
+                    out |= {(result.frame_index, obj): x for obj, x in logits}
         for key, logits in alone.items():
             np.testing.assert_allclose(together[key], logits, atol=1e-3 * logits.std())
 

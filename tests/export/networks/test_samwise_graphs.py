@@ -55,7 +55,7 @@ def test_graph_equals_module(cuts, name, tmp_path):
             inputs = stage.sample({s: n for s, n in sizes.items() if s in stage.sizes}, seed)
             expected = stage.run(inputs)
             results = session.run(list(expected), {k: v.numpy() for k, v in inputs.items()})
-            for (output, ours), theirs in zip(expected.items(), results):
+            for (output, ours), theirs in zip(expected.items(), results, strict=True):
                 near = 2e-5 * max(1, ours.float().abs().max().item())
                 np.testing.assert_allclose(
                     theirs, ours.numpy(), rtol=1e-4, atol=near, err_msg=f"{name} {form} {output} {sizes}"
@@ -81,7 +81,7 @@ def test_graphs_for_a_cpu_split_rows_into_tiles(monkeypatch, tmp_path):
     for form, file in graphs.save(models, tmp_path, stage.name).items():
         session = ort.InferenceSession(tmp_path / file, providers=["CPUExecutionProvider"])
         found = session.run(list(expected), {k: v.numpy() for k, v in inputs.items()})
-        for name, result in zip(expected, found):
+        for name, result in zip(expected, found, strict=True):
             np.testing.assert_allclose(result, expected[name].numpy(), rtol=1e-4, atol=2e-5, err_msg=f"{form} {name}")
 
 

@@ -48,7 +48,8 @@ def test_bundle_equals_the_official_code(checkpoint, tmp_path):
     engine = runtime.load(folder, verify=False)
     picture = reference.META["image"]
     frame = synth.make_image(picture["height"], picture["width"], picture["seed"])
-    sentences = [runtime.Text(tokens=ids[:n]) for ids, n in zip(reference.META["token_ids"], count.tolist())]
+    padded = zip(reference.META["token_ids"], count.tolist(), strict=True)
+    sentences = [runtime.Text(tokens=ids[:n]) for ids, n in padded]
     seen = engine.image(np.asarray(synth.resize_image(frame, SIDE, SIDE)))
     result = seen.refer(sentences, logits=True)
     compare(result.low_res_logits, result.coarse_logits, result.scores, result.masks)

@@ -206,6 +206,7 @@ class Cuda:
             failure = failure or error
         if failure is not None:
             log.warning("no CUDA graph: %s; frames are launched stage by stage", summarize(failure))
+            self.supports_graph_capture = False
             return None
         self.captures += 1
         return lambda: self.driver.launch(graph)
@@ -213,10 +214,6 @@ class Cuda:
     def wait_for(self, stream: int) -> None:
         """Run everything enqueued from now on after the work that another library's `stream` holds now."""
         self.driver.wait_for(stream)
-
-    def _disable_capture(self, error: Exception) -> None:
-        log.warning("no CUDA graph: %s; frames are launched stage by stage", summarize(error))
-        self.supports_graph_capture = False
 
 
 def pinned_like(array: DeviceArray, driver: Driver) -> tuple[np.ndarray, Opaque]:

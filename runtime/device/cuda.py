@@ -191,7 +191,7 @@ class Cuda:
         self.driver.copy(to.ptr, source.ptr, to.nbytes)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
-        """See `Device.capture`. A failure (a library that waits or allocates) is logged."""
+        """See `Device.capture`. A failure (a library that waits or allocates) is logged and ends all attempts."""
         builder, graph = self.driver.begin_capture(), None
         failure: Exception | None = None
         try:

@@ -27,7 +27,7 @@ class Bench(Protocol):
         """Bytes of device memory that arrays hold now."""
 
     def used(self) -> int:
-        """Bytes of device memory in use, whoever holds them."""
+        """Bytes of device memory in use by all processes."""
 
 
 class Cuda:

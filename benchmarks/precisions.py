@@ -6,7 +6,7 @@
 With `--checkpoint`, fp32 and INT8 bundles of these weights are exported into `--engines` if they are missing. Each
 sentence is compared with the fp32 bundle on ONNX Runtime: difference of J&F with a 95 % bootstrap interval over clips,
 IoU with its masks, CPU seconds of the whole pipeline at one thread each, alternating clip by clip. A stopped run
-continues. The table is written to docs/notes/cpu.md, between its marks, if the results are written to the committed file.
+continues. The table is written to docs/notes/cpu.md, between its marks, if the results go to the committed file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The committed tables of built engines: every stage of the network as it is cut today, for every target."""
+"""The committed tables of built engines: every stage of the network, for every target."""
 
 import json
 import re

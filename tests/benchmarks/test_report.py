@@ -1,4 +1,4 @@
-"""The published tables: made from measurements, never by hand, and up to date."""
+"""Published tables: generated from measurements, and up to date."""
 
 import copy
 import json
@@ -78,7 +78,7 @@ def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_condensed_figures_reach_the_tables(measured):
+def test_summarized_figures_reach_the_tables(measured):
     kept = report.summarize(measured)["cpu-toy-ort.json"]
     assert len(kept["cases"]) == 7 and "machine" not in kept["cases"][0]
     assert tables.second_over_first(kept) == pytest.approx(0.6)
@@ -127,7 +127,7 @@ def test_new_cases_replace_old_ones_of_the_same_bundle(measured, tmp_path):
     assert report.merge(target, new | {"bundle_sha256": "other"})["cases"] == new["cases"]
 
 
-def test_ways_of_pytorch_are_kept_apart(measured, tmp_path):
+def test_pytorch_variants_are_kept_apart(measured, tmp_path):
     """One may be measured later than the other."""
     old = report.summarize(measured)["cpu-toy-ort.json"]
     target = tmp_path / "cpu-toy-ort.json"
@@ -179,7 +179,7 @@ def test_texts_are_not_stale():
     assert report.stale_files(report.load(), report.load_accuracy()) == []
 
 
-def test_staleness_is_noticed():
+def test_staleness_is_detected():
     results, accuracy = report.load(), report.load_accuracy()
     assert results and accuracy, "no measurement is committed"
     elsewhere = copy.deepcopy(results)

@@ -194,7 +194,7 @@ class HostAttention(HostKernels):
             self._array(cosine, tokens, d // 2, dtype=np.float32),
             self._array(sine, tokens, d // 2, dtype=np.float32),
         )
-        # a real kernel writes keys and values: whoever holds less memory than that must notice
+        # a real kernel writes keys and values, so the scratch memory must be large enough for them
         for address, width in ((keys, d), (values, m)):
             self._array(address, b, capacity, width)[...] = np.nan
         self._array(rotated, b, tokens, d)[...] = np.nan

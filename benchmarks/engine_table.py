@@ -61,12 +61,12 @@ def half_graphs(
     stages: Iterable[Any],
     folder: Path,
     networks: Mapping[str, Any],
-    forms: Sequence[str] = (),
+    variants: Sequence[str] = (),
     attachments: Mapping[str, Path] | None = None,
     split_stages: Mapping[str, Any] | None = None,
     variant: str = "half",
 ) -> Path:
-    """Write a bundle of half graphs, of those `forms` that a stage has or of the one that TensorRT prefers, without
+    """Write a bundle of half graphs, of those `variants` that a stage has or of the one that TensorRT prefers, without
     parity checks. `attachments`: path inside the bundle -> file."""
     from export import bundle, onnx, precision
 
@@ -76,11 +76,13 @@ def half_graphs(
         signature = bundle.half_signature(stage.spec)
         half = {t.name for t in (*signature.inputs, *signature.outputs) if t.dtype == "float16"}
         policy = precision.POLICIES[0]
-        wanted = {form: form for form in forms if form in stage.forms} or {
-            "default": next(f for f in build.FORMS if f in stage.forms)
+        wanted = {variant: variant for variant in variants if variant in stage.variants} or {
+            "default": next(f for f in build.VARIANTS if f in stage.variants)
         }
-        models = {name: precision.to_half(onnx.trace(stage, form), policy, half) for name, form in wanted.items()}
-        files = {form: f"graphs/{file}" for form, file in onnx.save(models, folder / "graphs", stage.name).items()}
+        models = {name: precision.to_half(onnx.trace(stage, variant), policy, half) for name, variant in wanted.items()}
+        files = {
+            variant: f"graphs/{file}" for variant, file in onnx.save(models, folder / "graphs", stage.name).items()
+        }
         specs[stage.name] = replace(signature, precision=policy.name, files=files)
         bounds |= stage.bounds
     for path, source in (attachments or {}).items():

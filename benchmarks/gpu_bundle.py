@@ -31,7 +31,7 @@ def write(model: Any, folder: Path) -> Path:
             source.stages(),
             folder,
             source.networks,
-            forms=("default", "trt"),
+            variants=("default", "trt"),
             attachments=source.attachments,
             split_stages=source.split_stages,
             variant="random",

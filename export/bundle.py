@@ -38,7 +38,7 @@ def export_bundle(
     *,
     precision: str = "fp32",
     tokenizer_source: str | Path | None = None,
-    forms: Collection[str] | None = None,
+    variants: Collection[str] | None = None,
     check: bool = True,
     clip: bool = True,
     backend: str = "ort",
@@ -47,7 +47,7 @@ def export_bundle(
 ) -> Path:
     """Export `network` as `out/name` and return that folder; a bundle of that name is replaced in one step.
 
-    forms    forms to write besides "default"; None for all that the stages have
+    variants    variants to write besides "default"; None for all that the stages have
     check    compare every stage with torch, and (with `clip`) a whole clip; without it the graphs are not verified
     backend  the graphs are compared on this backend
     Raises ParityError or ExportError (nothing published), UserError for a bad name, precision or tokenizer.
@@ -58,7 +58,7 @@ def export_bundle(
         runner, rounded = create(backend, threads), folder.with_name(".rounded")
         for graphs in (folder / GRAPHS, rounded / GRAPHS):
             graphs.mkdir(parents=True, exist_ok=True)
-        job = _Job(network, folder, rounded, precision, forms, check, runner, threads, report)
+        job = _Job(network, folder, rounded, precision, variants, check, runner, threads, report)
         file = tokenizer_source and tokenizer.write(tokenizer_source, folder, network.vocabulary)
         for path, source in network.attachments.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ class _Job:
     folder: Path
     rounded: Path
     precision: str
-    forms: Collection[str] | None
+    variants: Collection[str] | None
     check: bool
     runner: Backend
     threads: int | None
@@ -147,11 +147,14 @@ class _Job:
         return specs, rows, bounds
 
     def stage(self, stage: Stage, limit: float) -> tuple[StageSpec, list[parity.StageComparison]]:
-        """Write every form of one stage. Returns its signature and, with `check`, its comparisons with torch."""
-        wanted = set(stage.forms if self.forms is None else {"default", *self.forms} & stage.forms.keys())
+        """Write every variant of one stage. Returns its signature and, with `check`, its comparisons with torch."""
+        wanted = set(stage.variants if self.variants is None else {"default", *self.variants} & stage.variants.keys())
         if self.precision == quantization.NAME:
-            wanted &= quantization.FORMS
-        models = {form: onnx.trace(stage, form) for form in sorted(wanted, key=lambda form: (form != "default", form))}
+            wanted &= quantization.VARIANTS
+        models = {
+            variant: onnx.trace(stage, variant)
+            for variant in sorted(wanted, key=lambda variant: (variant != "default", variant))
+        }
         if self.precision == quantization.NAME and (done := self.integer(stage, models, limit)):
             return done
         if self.precision == "fp16":
@@ -176,20 +179,20 @@ class _Job:
             if all(row.passed for row in rows):
                 break
         rows = [replace(row, what=f"{stage.name} [rounded]") for row in rows]
-        converted = {form: precision.to_half(model, policy, half) for form, model in models.items()}
+        converted = {variant: precision.to_half(model, policy, half) for variant, model in models.items()}
         return _write_stage(stage, spec, converted, self.folder), rows
 
     def integer(
         self, stage: Stage, models: Mapping[str, ir.Model], limit: float
     ) -> tuple[StageSpec, list[parity.StageComparison]] | None:
         """Write the stage with INT8 products and compare it with torch; None if it has to stay float32."""
-        products = {form: quantization.products(model) for form, model in models.items()}
+        products = {variant: quantization.products(model) for variant, model in models.items()}
         if not stage.spec.int8_ok or not all(products.values()):
             return None
         spec = replace(stage.spec, precision=quantization.NAME)
-        converted = {form: quantization.quantize(model, products[form]) for form, model in models.items()}
-        for form, model in converted.items():
-            onnx.tidy(model, spec, form)
+        converted = {variant: quantization.quantize(model, products[variant]) for variant, model in models.items()}
+        for variant, model in converted.items():
+            onnx.tidy(model, spec, variant)
         spec = _write_stage(stage, spec, converted, self.folder)
         rows = parity.compare_stage(stage, spec, self.folder, self.runner, limit)
         if all(row.passed for row in rows):
@@ -236,10 +239,10 @@ def half_signature(spec: StageSpec) -> StageSpec:
 
 def _write_stage(stage: Stage, spec: StageSpec, models: Mapping[str, ir.Model], folder: Path) -> StageSpec:
     files = onnx.save(models, folder / GRAPHS, stage.name)
-    for form, file in files.items():
-        if form == "default" or file != files["default"]:
-            onnx.check(folder / GRAPHS / file, spec, form)
-    return replace(spec, files={form: f"{GRAPHS}/{file}" for form, file in files.items()})
+    for variant, file in files.items():
+        if variant == "default" or file != files["default"]:
+            onnx.check(folder / GRAPHS / file, spec, variant)
+    return replace(spec, files={variant: f"{GRAPHS}/{file}" for variant, file in files.items()})
 
 
 def _files_of(folder: Path, stage: str) -> Iterator[Path]:

@@ -1,8 +1,8 @@
 """ONNX graphs of stages.
 
 `trace` runs torch's exporter, `tidy` gives the graph the names and symbols of the signature and removes paths of the
-exporting machine, `save` writes the forms of one stage with one shared file of weights, and `check` compares a written
-graph with the signature.
+exporting machine, `save` writes the variants of one stage with one shared file of weights, and `check` compares a
+written graph with the signature.
 """
 
 from __future__ import annotations
@@ -61,22 +61,22 @@ FORBIDDEN = frozenset(
 
 DOMAINS = frozenset({"", "ai.onnx"})
 FUSED_DOMAIN = "com.microsoft"
-"""Allowed besides the standard operators in every form except 'default'."""
+"""Allowed besides the standard operators in every variant except 'default'."""
 
 
 class ExportError(InternalError):
     """A stage could not be exported as a graph with its signature."""
 
 
-def trace(stage: Stage, form: str = "default", opset: int = OPSET) -> ir.Model:
-    """Trace one form of a stage. Weights are shared with the torch module, not copied.
+def trace(stage: Stage, variant: str = "default", opset: int = OPSET) -> ir.Model:
+    """Trace one variant of a stage. Weights are shared with the torch module, not copied.
 
     Raises ExportError, for instance if tracing fixed a dimension that must stay symbolic.
     """
-    recipe = stage.forms[form]
+    recipe = stage.variants[variant]
     args = tuple(stage.sample().values())
     try:
-        with torch.no_grad(), attention_impl(recipe.attention), _quiet():
+        with torch.no_grad(), attention_impl(recipe.attention_impl), _quiet():
             program = torch.onnx.export(
                 recipe.module,
                 args,
@@ -88,13 +88,13 @@ def trace(stage: Stage, form: str = "default", opset: int = OPSET) -> ir.Model:
                 verbose=False,
             )
     except Exception as error:  # the exporter raises many unrelated types, with long texts
-        raise ExportError(f"stage {stage.name}, form {form}: tracing failed ({_first_line(error)})") from error
+        raise ExportError(f"stage {stage.name}, variant {variant}: tracing failed ({_first_line(error)})") from error
     model = program.model
-    tidy(model, stage.spec, form)
+    tidy(model, stage.spec, variant)
     return model
 
 
-def tidy(model: ir.Model, spec: StageSpec, form: str = "default") -> None:
+def tidy(model: ir.Model, spec: StageSpec, variant: str = "default") -> None:
     """Name the dimensions as in the signature, remove duplicate and unused parts and names of files, in place."""
     model.functions.clear() if not _calls_functions(model) else passes.InlinePass()(model)
     for step in (
@@ -113,46 +113,46 @@ def tidy(model: ir.Model, spec: StageSpec, form: str = "default") -> None:
     for values, specs in ((model.graph.inputs, spec.inputs), (model.graph.outputs, spec.outputs)):
         if [v.name for v in values] != [t.name for t in specs]:
             raise ExportError(
-                f"stage {spec.name}, form {form}: the graph has {[v.name for v in values]}, "
+                f"stage {spec.name}, variant {variant}: the graph has {[v.name for v in values]}, "
                 f"the signature has {[t.name for t in specs]}"
             )
         for value, tensor in zip(values, specs, strict=True):
-            _name_dimensions(value, tensor, f"stage {spec.name}, form {form}")
+            _name_dimensions(value, tensor, f"stage {spec.name}, variant {variant}")
 
 
 def save(models: Mapping[str, ir.Model], folder: Path, name: str) -> dict[str, str]:
-    """Write the forms of one stage as `folder/name[.form].onnx` and their weights, each once, as `folder/name.data`.
+    """Write the variants of one stage as `folder/name[.variant].onnx` and their weights as `folder/name.data`.
 
-    Returns form -> file name; equal forms share a file. Without large weights there is no data file. The models are not
-    changed.
+    Returns variant -> file name. Equal variants share a file, equal weights a place in the data file; without large
+    weights there is none. The models are not changed.
     """
     data = folder / f"{name}.data"
     stored: dict[str, tuple[int, int]] = {}
     written: dict[bytes, str] = {}
     files = {}
     with data.open("wb") as file:
-        for form, model in models.items():
+        for variant, model in models.items():
             model = model.clone()
             for value in model.graph.initializers.values():
                 value.const_value = _externalize(value, file, data, stored)
             content = ir.to_proto(model).SerializeToString(deterministic=True)
-            file_name = f"{name}.onnx" if form == "default" else f"{name}.{form}.onnx"
-            files[form] = written.setdefault(content, file_name)
-            if files[form] == file_name:
+            file_name = f"{name}.onnx" if variant == "default" else f"{name}.{variant}.onnx"
+            files[variant] = written.setdefault(content, file_name)
+            if files[variant] == file_name:
                 (folder / file_name).write_bytes(content)
     if data.stat().st_size == 0:
         data.unlink()
     return files
 
 
-def check(path: Path, spec: StageSpec, form: str = "default") -> None:
+def check(path: Path, spec: StageSpec, variant: str = "default") -> None:
     """Check a written graph: valid ONNX, names, types and symbols of the signature, no forbidden operator.
 
     Raises ExportError.
     """
-    where = f"{path.name} (stage {spec.name}, form {form})"
+    where = f"{path.name} (stage {spec.name}, variant {variant})"
     model = onnx.load(path, load_external_data=False)
-    domains = DOMAINS if form == "default" else DOMAINS | {FUSED_DOMAIN}
+    domains = DOMAINS if variant == "default" else DOMAINS | {FUSED_DOMAIN}
     for node in model.graph.node:
         if node.op_type in FORBIDDEN or node.domain not in domains:
             raise ExportError(f"{where}: operator {node.domain or 'ai.onnx'}::{node.op_type} is not allowed")

@@ -2,8 +2,8 @@
 
 Weights are 8-bit with one scale per output channel, activations 8-bit with one scale per tensor that the graph measures
 as it runs: no calibration data can miss a user's video, and on nano it is both more exact and faster than scales
-calibrated beforehand (docs/notes/cpu.md). The graph holds standard operators only (`DynamicQuantizeLinear`, `MatMulInteger`);
-on a CPU ONNX Runtime fuses them into one kernel.
+calibrated beforehand (docs/notes/cpu.md). The graph holds standard operators only (`DynamicQuantizeLinear`,
+`MatMulInteger`); on a CPU ONNX Runtime fuses them into one kernel.
 
 Every tensor between stages stays float32, and so do stages without `int8_ok` and all other operators: convolutions see
 pixels and masks and gain nothing at these sizes, transposed convolutions make the logits themselves, `Gemm` stands in
@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 NAME = "int8"
 
-FORMS = frozenset({"default", "ort"})
+VARIANTS = frozenset({"default", "ort"})
 """Forms of a stage in an INT8 bundle: those for a CPU. TensorRT does not measure scales at run time."""
 
 SMALLEST = 32

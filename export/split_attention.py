@@ -25,7 +25,7 @@ from runtime.kernels import plan
 from .models.samwise import Samwise
 from .networks.base import ExportSource
 from .networks.samwise import stage_factory
-from .stage import Form, Stage, tensor
+from .stage import Stage, Variant, tensor
 from .stages.attention_subgraphs import (
     AdapterDown,
     AdapterUp,
@@ -105,8 +105,8 @@ def split_stages(model: Samwise) -> Iterator[SplitAttention]:
 def _subgraph(
     model: Samwise, name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], module: nn.Module
 ) -> Stage:
-    forms = {"trt": Form(module, "plain")}
-    return stage_factory(model.config)(name, inputs, outputs, module, forms, role="attention_subgraph")
+    variants = {"trt": Variant(module, "plain")}
+    return stage_factory(model.config)(name, inputs, outputs, module, variants, role="attention_subgraph")
 
 
 def _memory_attention(model: Samwise) -> SplitAttention:

@@ -1,4 +1,4 @@
-"""A stage on the torch side: signature, module, sample inputs, forms.
+"""A stage on the torch side: signature, module, sample inputs, variants.
 
 A network file in `export/networks/` makes a list of stages; `export.onnx` turns each into graphs and
 `export.verify.parity` compares the graphs with the module. Nothing here depends on ONNX or a backend.
@@ -29,11 +29,11 @@ DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class Variant:
     """One graph of a stage: the module to trace and its implementation of attention (see `layers.attention`)."""
 
     module: nn.Module
-    attention: str = "chunked"
+    attention_impl: str = "chunked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Stage:
     `bounds`  lowest and highest value of each symbol of `spec`.
     `sizes`   the symbol values to trace with: none of them 0 or 1, no two alike, none a constant of the network by
               accident, so that no symbol is specialised or merged with another.
-    `forms`   graphs to export by name; always has "default". Every form has the signature of `spec` and must agree
+    `variants` graphs to export by name; always has "default". Every variant has the signature of `spec` and must agree
               with `module`.
     """
 
@@ -57,7 +57,7 @@ class Stage:
     sampler: Sampler
     bounds: Mapping[str, tuple[int, int]]
     sizes: Mapping[str, int]
-    forms: Mapping[str, Form] = field(default_factory=dict)
+    variants: Mapping[str, Variant] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -100,23 +100,23 @@ def stage(
     sampler: Sampler,
     bounds: Mapping[str, tuple[int, int]],
     sizes: Mapping[str, int],
-    forms: Mapping[str, Form] | None = None,
+    variants: Mapping[str, Variant] | None = None,
     **attributes: Any,
 ) -> Stage:
     """Build a `Stage`. `attributes` are those of `StageSpec`.
 
-    Bounds and sizes of symbols that it does not use are dropped, "default" is added to the forms.
+    Bounds and sizes of symbols that it does not use are dropped, "default" is added to the variants.
     """
     module = module.eval().requires_grad_(False)
     spec = StageSpec(name, inputs, outputs, **attributes)
     spec = replace(spec, typical={s: size for s, size in spec.typical.items() if s in spec.symbols})
-    for form in (forms or {}).values():
-        form.module.eval().requires_grad_(False)
+    for variant in (variants or {}).values():
+        variant.module.eval().requires_grad_(False)
     return Stage(
         spec,
         module,
         sampler,
         {s: bounds[s] for s in sorted(spec.symbols)},
         {s: sizes[s] for s in sorted(spec.symbols)},
-        {"default": Form(module), **(forms or {})},
+        {"default": Variant(module), **(variants or {})},
     )

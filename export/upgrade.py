@@ -31,6 +31,8 @@ RENAMED: Mapping[str, str] = {
 }
 """Tensors: name in format 1 -> name in SAM 2's code."""
 
+ENGINE_INDEX = f"{engine_index.FOLDER}/{engine_index.INDEX}"
+
 KEPT_FLOAT = frozenset({"pixels", "score", "iou", "ious", "decision", "points", "obj_ptr_tpos", "mask"})
 FINE_MAPS = frozenset({"high_res_0", "high_res_1"})
 TYPICAL = {"objects": 1, "maps": 1, "pictures": 1, "tokens": 16, "prompt_tokens": 4}
@@ -86,6 +88,9 @@ def upgrade(folder: Path) -> list[str]:
                 target.write_bytes(renamed)
                 manifest["files"][name] = file_sha256(target)
                 changed.update(graphs[name])
+            elif name == ENGINE_INDEX:
+                target.write_bytes(engine_index_of(path))
+                manifest["files"][name] = file_sha256(target)
             elif name != MANIFEST:
                 _link(path, target)
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -235,6 +240,16 @@ def rename_tensors(path: Path) -> bytes | None:
         node.input[:] = [table.get(name, name) for name in node.input]
         node.output[:] = [table.get(name, name) for name in node.output]
     return model.SerializeToString(deterministic=True)
+
+
+def engine_index_of(path: Path) -> bytes:
+    """Return the index of built engines in its present format: `form` of a graph is now its `variant`."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["engines"]
+        entries = [{"variant" if key == "form" else key: value for key, value in e.items()} for e in entries]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path}: not readable ({error}); remove the folder engines and build again") from None
+    return (json.dumps({"format": engine_index.FORMAT, "engines": entries}, indent=1) + "\n").encode()
 
 
 # -- command -----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ class NetworkExport(Protocol):
         """Split the network into stages, in the order of execution."""
 
     def settings(self, model: nn.Module) -> dict[str, dict[str, Any]]:
-        """Return the settings in the manifest, by network; see `docs/architecture.md`, "Manifest, format 2"."""
+        """Return the settings in the manifest, by network; see `docs/architecture.md`, "Settings of a manifest"."""
 
     def clip(
         self,

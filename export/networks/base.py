@@ -1,4 +1,4 @@
-"""Input of `export_bundle`, and what the stages of SAMWISE and SAM 2 share: bounds, sample inputs, forms."""
+"""Input of `export_bundle`, and what the stages of SAMWISE and SAM 2 share: bounds, sample inputs, variants."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from runtime.bundle.manifest import SplitStageSpec, TensorSpec
 
 from ..layers.hiera import PUBLISHED_TRUNKS, HieraConfig
-from ..stage import Form, Sampler, Stage, stage
+from ..stage import Sampler, Stage, Variant, stage
 from ..verify.references import ReferenceFrame
 from . import network
 
@@ -132,15 +132,15 @@ class StageFactory:
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         module: nn.Module,
-        forms: Mapping[str, Form] | None = None,
+        variants: Mapping[str, Variant] | None = None,
         **attributes: Any,
     ) -> Stage:
         """Build one stage; `attributes` are those of `StageSpec`."""
         batch, size = (1, MAX_BATCH), self.image_size
         bounds = {"objects": batch, "maps": batch, "pictures": batch, "mask_side": (size // 4, size), **self.bounds}
         sizes = TRACE_SIZES | {"mask_side": 3 * size // 8}
-        attributes |= {"attention": bool(forms), "typical": {"objects": 1, "maps": 1, "pictures": 1, **self.typical}}
-        return stage(name, inputs, outputs, module, self._sampler(inputs), bounds, sizes, forms, **attributes)
+        attributes |= {"attention": bool(variants), "typical": {"objects": 1, "maps": 1, "pictures": 1, **self.typical}}
+        return stage(name, inputs, outputs, module, self._sampler(inputs), bounds, sizes, variants, **attributes)
 
     def _sampler(self, inputs: tuple[TensorSpec, ...]) -> Sampler:
         """Return a sampler of inputs of realistic scale: points inside the image, indices inside their arrays."""
@@ -163,6 +163,6 @@ class StageFactory:
         return sample
 
 
-def attention_forms(module: nn.Module, wide: nn.Module | None = None) -> dict[str, Form]:
-    """Return the forms of a stage with large attention; `wide` is its module for TensorRT where that differs."""
-    return {"ort": Form(module, "ort"), "trt": Form(wide or module, "plain")}
+def attention_variants(module: nn.Module, wide: nn.Module | None = None) -> dict[str, Variant]:
+    """Return the variants of a stage with large attention; `wide` is its module for TensorRT where that differs."""
+    return {"ort": Variant(module, "ort"), "trt": Variant(wide or module, "plain")}

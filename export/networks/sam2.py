@@ -20,7 +20,7 @@ from ..stages.memory_attention import MemoryAttentionStage
 from ..stages.memory_encoder import PromptMemoryStage
 from ..stages.prompt_decoder import MaskPromptStage, PromptDecoderStage, PromptEncoderStage
 from ..verify.references import sam2_clip as clip
-from .base import IMAGENET, StageFactory, attention_forms, trunk_name
+from .base import IMAGENET, StageFactory, attention_variants, trunk_name
 
 __all__ = ["clip", "load", "settings", "stages", "variant"]
 
@@ -113,7 +113,7 @@ def _image_encoder(sam: Sam, factory: StageFactory) -> Stage:
         tensor("high_res_1", "frames", c.width // 4, side * 2, side * 2, bf16_ok=False),
     )
     attributes = {"role": "image_encoder", "bf16_ok": True, "stride": c.stride}
-    return factory("image_encoder", inputs, outputs, module, attention_forms(module), **attributes)
+    return factory("image_encoder", inputs, outputs, module, attention_variants(module), **attributes)
 
 
 def _prompts(sam: Sam, factory: StageFactory) -> list[Stage]:
@@ -179,7 +179,7 @@ def _memory_attention(sam: Sam, factory: StageFactory) -> Stage:
     )
     outputs = (_objects("conditioned", c.side**2, c.width),)
     attributes = {"role": "memory_attention", "bf16_ok": True, "stride": c.stride}
-    return factory("memory_attention", inputs, outputs, narrow, attention_forms(narrow, wide), **attributes)
+    return factory("memory_attention", inputs, outputs, narrow, attention_variants(narrow, wide), **attributes)
 
 
 def _memory_encoder(sam: Sam, factory: StageFactory) -> Stage:

@@ -22,7 +22,7 @@ from ..stages.neck import NeckStage
 from ..stages.prompt_encoder import TextPromptStage
 from ..stages.text_encoder import FirstText, NextText
 from ..verify.references import samwise_clip as clip
-from .base import IMAGENET, StageFactory, attention_forms, trunk_name
+from .base import IMAGENET, StageFactory, attention_variants, trunk_name
 
 __all__ = ["clip", "load", "settings", "stages", "variant"]
 
@@ -100,7 +100,7 @@ def _clip_stages(model: Samwise, factory: StageFactory) -> list[Stage]:
     first = FirstHiera(sam.trunk, sam.neck.lateral(0), sam.sam_mask_decoder.conv_s0, size)
     tokens = tensor("tokens", "tokens", dtype="int64")
     out = [
-        trunk("hiera_0", (pixels,), (maps[0], fine), first, attention_forms(first), stride=c.sam.stride // 2),
+        trunk("hiera_0", (pixels,), (maps[0], fine), first, attention_variants(first), stride=c.sam.stride // 2),
         text("text_0", (tokens,), (texts[0],), FirstText(tower, c.text_stages[0])),
     ]
     for i, adapter in enumerate(map(AdapterStage, model.cmt_adapters)):
@@ -109,11 +109,13 @@ def _clip_stages(model: Samwise, factory: StageFactory) -> list[Stage]:
             blocks = NextHiera(sam.trunk, i + 1)
             layers = NextText(tower, *c.text_stages[i - 1 : i + 1])
             out += [
-                trunk(f"hiera_{i}", (fused[i - 1],), (maps[i],), blocks, attention_forms(blocks), stride=stride),
+                trunk(f"hiera_{i}", (fused[i - 1],), (maps[i],), blocks, attention_variants(blocks), stride=stride),
                 text(f"text_{i}", (fused[i + 2],), (texts[i],), layers),
             ]
-        inputs, outputs, forms = (maps[i], texts[i]), (fused[i], fused[i + 3]), attention_forms(adapter)
-        out.append(factory(f"adapter_{i}", inputs, outputs, adapter, forms, role="cross_modal_adapter", stride=stride))
+        inputs, outputs, variants = (maps[i], texts[i]), (fused[i], fused[i + 3]), attention_variants(adapter)
+        out.append(
+            factory(f"adapter_{i}", inputs, outputs, adapter, variants, role="cross_modal_adapter", stride=stride)
+        )
     return [*out, _neck(model, factory, tuple(fused[:3])), _text_prompt(model, factory, fused[5])]
 
 
@@ -159,7 +161,7 @@ def _frame_stages(model: Samwise, factory: StageFactory) -> list[Stage]:
         (embedding, _index("map_index"), *remembered),
         (tensor("conditioned", "objects", c.side**2, c.width),),
         narrow,
-        attention_forms(narrow, wide),
+        attention_variants(narrow, wide),
         role="memory_attention",
         bf16_ok=True,
         stride=c.stride,

@@ -1,8 +1,8 @@
 """TensorRT engine files of a bundle: `python -m export.tensorrt.build engines/NAME --backend tensorrt|tensorrt_rtx`.
 
 `tensorrt` builds for the GPU of this machine. `tensorrt_rtx` compiles ahead of time, without a GPU, for every
-`--target`. Networks are strongly typed: precision is part of the graph, so a half bundle gives half engines. An engine file
-that is up to date (see `runtime/bundle/engine_index.py`) is kept. Needs neither torch nor onnx.
+`--target`. Networks are strongly typed: precision is part of the graph, so a half bundle gives half engines. An engine
+file that is up to date (see `runtime/bundle/engine_index.py`) is kept. Needs neither torch nor onnx.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from runtime.bundle.engine_index import FOLDER, EngineFile
 from runtime.bundle.manifest import Manifest, StageSpec
 from runtime.errors import BackendError, InternalError, SamwiseRuntimeError, UserError, fail
 
-FORMS = ("trt", "default")
+VARIANTS = ("trt", "default")
 """Forms of a stage that TensorRT accepts, the preferred one first."""
 
 TARGETS = (75, 80, 86, 89, 120)
@@ -210,21 +210,21 @@ def _build_stage(
 ) -> EngineFile | None:
     """Build one stage for the capabilities that `entries` lack; None if there are none."""
     manifest, folder = bundle.manifest, bundle.folder / FOLDER
-    form = next(f for f in FORMS if f in spec.files)
-    graph = engine_index.fingerprint(manifest, spec, form)
-    source = (spec.name, form, library.name, library.version, graph)
-    same = [e for e in entries if (e.stage, e.form, e.library, e.version, e.graph) == source]
+    variant = next(f for f in VARIANTS if f in spec.files)
+    graph = engine_index.fingerprint(manifest, spec, variant)
+    source = (spec.name, variant, library.name, library.version, graph)
+    same = [e for e in entries if (e.stage, e.variant, e.library, e.version, e.graph) == source]
     missing = tuple(c for c in capabilities if not any(c in e.capabilities for e in same))
     if not missing:
         return None
     place = f"{library.name}-{library.version}"
     timing = folder / place / f"{missing[0]}-{TIMING}"
-    engine = library.build(bundle.folder / spec.files[form], spec, profile(spec, manifest), missing, timing)
+    engine = library.build(bundle.folder / spec.files[variant], spec, profile(spec, manifest), missing, timing)
     file = f"{place}/{spec.name}.{graph[:12]}.{'-'.join(map(str, missing))}.engine"
     (folder / file).write_bytes(engine.data)
     return EngineFile(
         stage=spec.name,
-        form=form,
+        variant=variant,
         library=library.name,
         version=library.version,
         capabilities=missing,
@@ -244,9 +244,9 @@ def _fresh(bundle: Bundle) -> list[EngineFile]:
         path = bundle.folder / FOLDER / entry.file
         if (
             spec
-            and entry.form in spec.files
+            and entry.variant in spec.files
             and path.is_file()
-            and entry.graph == engine_index.fingerprint(bundle.manifest, spec, entry.form)
+            and entry.graph == engine_index.fingerprint(bundle.manifest, spec, entry.variant)
         ):
             kept.append(entry)
         else:

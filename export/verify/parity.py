@@ -46,7 +46,7 @@ class ParityError(InternalError):
 
 @dataclass(frozen=True, slots=True)
 class StageComparison:
-    """Worst output of a stage at one size; `what` is the stage, or `stage [form]`."""
+    """Worst output of a stage at one size; `what` is the stage, or `stage [variant]`."""
 
     what: str
     sizes: str
@@ -80,7 +80,7 @@ class FrameComparison:
 
 def compare_stage(stage: Any, spec: StageSpec, folder: Path, backend: Backend, limit: float) -> list[StageComparison]:
     """Compare every graph of `spec.files` with torch (`stage`, an `export.stage.Stage`) on the same rounded inputs."""
-    loaded = {form: backend.load(folder / file, spec) for file, form in distinct_graphs(spec).items()}
+    loaded = {variant: backend.load(folder / file, spec) for file, variant in distinct_graphs(spec).items()}
     rows = []
     for values in parity_sizes(stage):
         # round first, so that both sides see the same numbers
@@ -89,8 +89,8 @@ def compare_stage(stage: Any, spec: StageSpec, folder: Path, backend: Backend, l
             for t, x in zip(spec.inputs, stage.sample(values, seed=1).values(), strict=True)
         }
         want = {name: x.numpy() for name, x in stage.run(_tensors(stage, inputs)).items()}
-        for form, graph in loaded.items():
-            name = stage.name if form == "default" else f"{stage.name} [{form}]"
+        for variant, graph in loaded.items():
+            name = stage.name if variant == "default" else f"{stage.name} [{variant}]"
             rows.append(
                 compare_outputs(name, values, spec, run_stage(graph, spec, backend, inputs, values), want, limit)
             )
@@ -98,10 +98,10 @@ def compare_stage(stage: Any, spec: StageSpec, folder: Path, backend: Backend, l
 
 
 def distinct_graphs(spec: StageSpec) -> dict[str, str]:
-    """Map every file to the first form that has it."""
+    """Map every file to the first variant that has it."""
     files: dict[str, str] = {}
-    for form in sorted(spec.files, key=lambda form: (form != "default", form)):
-        files.setdefault(spec.files[form], form)
+    for variant in sorted(spec.files, key=lambda variant: (variant != "default", variant)):
+        files.setdefault(spec.files[variant], variant)
     return files
 
 

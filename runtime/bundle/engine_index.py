@@ -19,7 +19,7 @@ from .bundle import file_sha256
 from .manifest import Manifest, StageSpec
 
 FOLDER, INDEX = "engines", "index.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class EngineFile:
     """One entry of the index. `file` is a path inside the bundle's `engines/` folder."""
 
     stage: str
-    form: str
+    variant: str
     library: str
     version: str
     capabilities: tuple[int, ...]
@@ -43,9 +43,9 @@ class EngineFile:
     """Compute capability -> result of `python -m export.verify` on such a GPU; empty before."""
 
 
-def fingerprint(manifest: Manifest, spec: StageSpec, form: str) -> str:
+def fingerprint(manifest: Manifest, spec: StageSpec, variant: str) -> str:
     """Return the sha256 of everything an engine depends on: graph, weights, precision, bounds of its symbols."""
-    graph = spec.files[form]
+    graph = spec.files[variant]
     weights = str(Path(graph).with_name(f"{Path(graph).name.split('.')[0]}.data").as_posix())
     parts = [
         manifest.files[graph],
@@ -83,7 +83,7 @@ def write(bundle: Path, entries: Iterable[EngineFile]) -> None:
     bundle = Path(bundle)
     folder = bundle / FOLDER
     folder.mkdir(exist_ok=True)
-    entries = sorted(entries, key=lambda e: (e.library, e.version, e.stage, e.form, e.capabilities))
+    entries = sorted(entries, key=lambda e: (e.library, e.version, e.stage, e.variant, e.capabilities))
     index = {"format": FORMAT, "engines": [asdict(e) for e in entries]}
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     manifest = Manifest.load(bundle)
@@ -95,14 +95,14 @@ def write(bundle: Path, entries: Iterable[EngineFile]) -> None:
 
 
 def find(
-    bundle: Path, manifest: Manifest, spec: StageSpec, form: str, library: str, version: str, capability: int
+    bundle: Path, manifest: Manifest, spec: StageSpec, variant: str, library: str, version: str, capability: int
 ) -> EngineFile:
     """Return the engine file of a stage for this library and GPU. Raises BundleError with the reason why none fits."""
     again = f"run `python -m export.tensorrt.build {bundle} --backend {library}`"
-    entries = [e for e in read(bundle) if e.library == library and e.stage == spec.name and e.form == form]
+    entries = [e for e in read(bundle) if e.library == library and e.stage == spec.name and e.variant == variant]
     if not entries:
         raise BundleError(f"{bundle}: stage {spec.name} has no {library} engine; {again}")
-    current = fingerprint(manifest, spec, form)
+    current = fingerprint(manifest, spec, variant)
     fresh = [e for e in entries if e.graph == current]
     if not fresh:
         raise BundleError(
@@ -140,7 +140,7 @@ def mark_verified(
     for entry in read(bundle):
         spec = manifest.stages.get(entry.stage)
         fits = (entry.library, entry.version) == (library, version) and capability in entry.capabilities
-        if fits and entry.stage in found and spec and entry.graph == fingerprint(manifest, spec, entry.form):
+        if fits and entry.stage in found and spec and entry.graph == fingerprint(manifest, spec, entry.variant):
             entry = replace(entry, verified={**entry.verified, str(capability): dict(found[entry.stage])})
         entries.append(entry)
     write(bundle, entries)

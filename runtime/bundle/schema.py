@@ -2,7 +2,7 @@
 
 A check takes a value and its place in the file and raises BundleError that names the place. `NETWORKS` holds the
 settings of each network; keys that no schema names are accepted, so that a bundle may carry more.
-`docs/architecture.md`, "Manifest, format 2", says what the settings mean.
+`docs/architecture.md`, "Settings of a manifest", says what the settings mean.
 """
 
 from __future__ import annotations

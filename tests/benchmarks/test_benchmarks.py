@@ -66,7 +66,7 @@ def test_pytorch_beside_a_bundle_of_the_same_weights(tmp_path):
     torch.manual_seed(0)
     model = Samwise(tiny_test_config()).eval()
     torch.save({"model": model.state_dict(), "config": to_dict(model.config)}, tmp_path / "tiny.pth")
-    bundle.export_bundle(base.describe("samwise", model), tmp_path / "bundles", "tiny", check=False, forms=("ort",))
+    bundle.export_bundle(base.describe("samwise", model), tmp_path / "bundles", "tiny", check=False, variants=("ort",))
     measured = measure(
         tmp_path / "out.json",
         "benchmarks/bench_pytorch.py",

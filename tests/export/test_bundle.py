@@ -15,7 +15,7 @@ from torch import nn
 
 from export import bundle, publish
 from export.onnx import ExportError
-from export.stage import Form
+from export.stage import Variant
 from export.verify import parity
 from runtime.bundle.bundle import choose, find
 from runtime.bundle.manifest import Manifest
@@ -27,7 +27,7 @@ from runtime.metrics import tensor_error
 def published(tmp_path_factory):
     out = tmp_path_factory.mktemp("engines")
     lines = []
-    bundle.export_bundle(network(mixer(forms={"ort": "ort"})), out, "toy", report=lines.append)
+    bundle.export_bundle(network(mixer(variants={"ort": "ort"})), out, "toy", report=lines.append)
     return out, lines
 
 
@@ -41,7 +41,7 @@ def test_published_bundle_is_complete(published):
     assert manifest.bounds == BOUNDS and manifest.precision == "fp32"
     assert manifest.provenance["checkpoint"] == "none" and "torch" in manifest.provenance["exported_with"]
     report = json.loads((out / "toy" / "parity.json").read_text())
-    assert len(report["stages"]) == 4 and all(r["passed"] for r in report["stages"])  # two forms, two sizes
+    assert len(report["stages"]) == 4 and all(r["passed"] for r in report["stages"])  # two variants, two sizes
     assert any("mixer" in line for line in lines)
     assert os.listdir(out) == ["toy"]
 
@@ -58,15 +58,15 @@ def test_graph_is_what_the_manifest_says(published):
     assert "MultiHeadAttention" in {n.op_type for n in fused.node}
 
 
-def test_forms_share_their_weights(published):
+def test_variants_share_their_weights(published):
     out, _ = published
     weights = sum(p.numel() for p in Mixer().parameters()) * 4
     size = sum(p.stat().st_size for p in (out / "toy" / "graphs").glob("*.data"))
     assert weights * 0.8 < size < weights * 1.3
 
 
-def test_forms_that_come_out_alike_share_a_file(tmp_path):
-    bundle.export_bundle(network(mixer(forms={"ort": "ort", "trt": "plain"})), tmp_path, "toy", check=False)
+def test_equal_variants_share_a_file(tmp_path):
+    bundle.export_bundle(network(mixer(variants={"ort": "ort", "trt": "plain"})), tmp_path, "toy", check=False)
     files = choose(tmp_path).manifest.stages["mixer"].files
     assert files["trt"] == files["default"] != files["ort"]
     assert len(list((tmp_path / "toy" / "graphs").glob("*.onnx"))) == 2
@@ -106,13 +106,13 @@ def test_stage_beyond_half_gets_wider_islands(tmp_path):
 
 def test_stage_that_half_cannot_hold_stays_float32_inside(tmp_path, monkeypatch):
     monkeypatch.setattr(bundle.precision, "POLICIES", ())
-    bundle.export_bundle(network(mixer(forms={"ort": "ort"})), tmp_path, "toy", precision="fp16")
+    bundle.export_bundle(network(mixer(variants={"ort": "ort"})), tmp_path, "toy", precision="fp16")
     spec = choose(tmp_path).manifest.stages["mixer"]
     assert spec.precision == "fp32" and spec.input("x").dtype == "float16", "the cut keeps its type"
 
 
 class Drifted(nn.Module):
-    """A graph that is not the network: the form has other weights than the module it is compared with."""
+    """A graph that is not the network: the variant has other weights than the module it is compared with."""
 
     def __init__(self, inner):
         super().__init__()
@@ -125,8 +125,8 @@ class Drifted(nn.Module):
 
 def drifted():
     good = mixer()
-    forms = {"default": Form(Drifted(good.module))}
-    return type(good)(good.spec, good.module, good.sampler, good.bounds, good.sizes, forms)
+    variants = {"default": Variant(Drifted(good.module))}
+    return type(good)(good.spec, good.module, good.sampler, good.bounds, good.sizes, variants)
 
 
 def test_failing_parity_leaves_nothing(tmp_path):
@@ -223,8 +223,8 @@ class Fixed(nn.Module):
 
 def test_a_dimension_fixed_while_tracing_is_an_error(tmp_path):
     good = mixer()
-    bad = type(good)(good.spec, Fixed(), good.sampler, good.bounds, good.sizes, {"default": Form(Fixed())})
-    with pytest.raises(ExportError, match="stage mixer, form default"):
+    bad = type(good)(good.spec, Fixed(), good.sampler, good.bounds, good.sizes, {"default": Variant(Fixed())})
+    with pytest.raises(ExportError, match="stage mixer, variant default"):
         bundle.export_bundle(network(bad), tmp_path, "toy")
     assert os.listdir(tmp_path) == []
 
@@ -232,7 +232,7 @@ def test_a_dimension_fixed_while_tracing_is_an_error(tmp_path):
 def test_bounds_must_agree_between_stages(tmp_path):
     first, second = mixer(), mixer(name="second")
     second = type(second)(
-        second.spec, second.module, second.sampler, {"objects": (1, 8), "slots": (1, 7)}, second.sizes, second.forms
+        second.spec, second.module, second.sampler, {"objects": (1, 8), "slots": (1, 7)}, second.sizes, second.variants
     )
     with pytest.raises(ExportError, match="stage second: bounds"):
         bundle.export_bundle(network(first, second), tmp_path, "toy", check=False)

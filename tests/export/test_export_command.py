@@ -134,7 +134,7 @@ def test_backend_check_detects_other_weights(exported, tmp_path, capsys):
     shutil.copytree(exported / "toy", tmp_path / "toy")
     data = tmp_path / "toy" / "graphs" / "adapter_0.data"
     changed = np.fromfile(data, np.float32) * np.float32(1.5)
-    # only the form that the backend runs gets other weights; a damaged file would be found by its sha256 already
+    # only the variant that the backend runs gets other weights; a damaged file would be found by its sha256 already
     changed.tofile(data.with_name("other.data"))
     graph = data.with_name("adapter_0.ort.onnx")
     content = graph.read_bytes()
@@ -152,7 +152,7 @@ def test_backend_check_detects_other_weights(exported, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_half_bundle_follows_the_clip(model, tmp_path):
-    bundle.export_bundle(base.describe("samwise", model), tmp_path, "toy", precision="fp16", forms=())
+    bundle.export_bundle(base.describe("samwise", model), tmp_path, "toy", precision="fp16", variants=())
     found = runtime.bundle.choose(tmp_path)
     manifest = found.manifest
     assert manifest.precision == "fp16" and manifest.stages["memory_attention"].input("memory").dtype == "float16"

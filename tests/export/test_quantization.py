@@ -22,7 +22,7 @@ from runtime.bundle.bundle import choose
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     out = tmp_path_factory.mktemp("engines")
-    return bundle.export_bundle(network(mixer(forms={"ort": "ort", "trt": "wide"})), out, "toy", precision="int8")
+    return bundle.export_bundle(network(mixer(variants={"ort": "ort", "trt": "wide"})), out, "toy", precision="int8")
 
 
 def test_manifest(published):
@@ -130,7 +130,7 @@ def test_a_whole_network_follows_torch_on_the_clip(tmp_path):
     with torch.no_grad():  # an object that is seen, and a memory that matters
         model.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias += 5
         model.sam.maskmem_tpos_enc *= 20
-    bundle.export_bundle(networks.describe("samwise", model), tmp_path, "toy", precision="int8", forms=())
+    bundle.export_bundle(networks.describe("samwise", model), tmp_path, "toy", precision="int8", variants=())
     manifest = choose(tmp_path).manifest
     found = {name: spec.precision for name, spec in manifest.stages.items()}
     assert set(found.values()) == {"int8", "fp32"} and list(found.values()).count("int8") >= 3, found

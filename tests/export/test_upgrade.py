@@ -164,10 +164,13 @@ def test_engines_of_changed_stages_are_named(old, capsys):
     for name in ("neck", "mask_decoder"):
         (old / "engines" / f"{name}.engine").write_bytes(b"engine")
     entries = [asdict(replace(entry, stage=name, file=f"{name}.engine")) for name in ("neck", "mask_decoder")]
+    for entry in entries:
+        entry["form"] = entry.pop("variant")
     (old / "engines" / "index.json").write_text(json.dumps({"format": 1, "engines": entries}))
     assert command.main(["upgrade", str(old)]) == 0
     out = capsys.readouterr().out
     assert "engines of mask_decoder are stale" in out and "export.tensorrt.build" in out
+    assert [entry.variant for entry in engine_index.read(old)] == ["default", "default"]
 
 
 def test_the_command_needs_no_torch(old):

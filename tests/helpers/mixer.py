@@ -5,7 +5,7 @@ from torch import nn
 
 from export.layers.attention import attend
 from export.networks.base import ExportSource
-from export.stage import Form, stage, tensor
+from export.stage import Variant, stage, tensor
 
 WIDTH = 64
 
@@ -32,7 +32,7 @@ class Mixer(nn.Module):
         return y.view_as(x_bsnc), self.head(y.mean(1)) + (squares / self.gain**2).mean((1, 2))[:, None]
 
 
-def mixer(gain=1.0, forms=None, name="mixer", **attributes):
+def mixer(gain=1.0, variants=None, name="mixer", **attributes):
     torch.manual_seed(0)
     module = Mixer(gain)
     return stage(
@@ -46,7 +46,7 @@ def mixer(gain=1.0, forms=None, name="mixer", **attributes):
         },
         BOUNDS,
         {"objects": 3, "slots": 5},
-        forms and {k: Form(module, v) for k, v in forms.items()},
+        variants and {k: Variant(module, v) for k, v in variants.items()},
         **attributes,
     )
 

@@ -130,7 +130,7 @@ def test_one_click_equals_transformers(tmp_path):
     model, frames, point = seeded(), clip(6), [70.5, 41.0]
     model.save_pretrained(tmp_path / "hf")
     bundle.export_bundle(
-        base.describe("sam2", sam2_network.load(tmp_path / "hf")), tmp_path, "small", forms={"ort"}, check=False
+        base.describe("sam2", sam2_network.load(tmp_path / "hf")), tmp_path, "small", variants={"ort"}, check=False
     )
     want = theirs(model, frames, point)
     with runtime.load(tmp_path / "small") as engine, engine.video(frames, logits=True, fill_hole_area=0) as video:

@@ -117,16 +117,16 @@ def test_reweight():
 
 
 @pytest.mark.parametrize("wide", [False, True])
-@pytest.mark.parametrize("form", attention.ATTENTION_IMPLS)
+@pytest.mark.parametrize("impl", attention.ATTENTION_IMPLS)
 @torch.no_grad()
-def test_memory_attention_forms(network, wide, form):
+def test_memory_attention_implementations(network, wide, impl):
     generator = torch.Generator().manual_seed(3)
     shapes = ((3, 16, 32), (2, 4, 16, 16), (2, 5, 32))
     embedding, memory, pointers = (torch.randn(s, generator=generator) for s in shapes)
     ages, index = torch.tensor([[3, 1, 0, 5], [0, 1, 2, 3]]), torch.tensor([2, 0])
     expected = network.attend_memory(embedding[index], memory, ages, pointers)
     stage = MemoryAttentionStage(network.sam.memory_attention, network.sam.maskmem_tpos_enc, wide).eval()
-    with attention.attention_impl(form):
+    with attention.attention_impl(impl):
         close(stage(embedding, index, memory, ages, pointers)[0], expected)
     order = torch.tensor([2, 0, 3, 1])
     shuffled = stage(embedding, index, memory[:, order], ages[:, order], pointers.flip(1))[0]
@@ -155,8 +155,8 @@ def test_adapter_fold(patches):
     for adapter, width, side in zip(model.cmt_adapters, config.sam.hiera.widths[1:], (8, 4, 2), strict=True):
         vision, text = torch.randn(3, side, side, width), torch.randn(5, 24)
         added, text_added = adapter(vision[None], text[None])
-        for form in attention.ATTENTION_IMPLS:
-            with attention.attention_impl(form):
+        for impl in attention.ATTENTION_IMPLS:
+            with attention.attention_impl(impl):
                 fused, text_fused = AdapterStage(adapter).eval()(vision, text)
             close(fused, vision + added[0])
             close(text_fused, text + text_added[0])
@@ -197,8 +197,8 @@ def test_trunk_blocks(network, block):
     """Windowed, padded, pooled and global blocks."""
     blocks = network.sam.trunk.blocks
     x = torch.randn(2, *[(16, 16), (16, 16), (8, 8), (8, 8), (4, 4), (4, 4)][block], blocks[block].norm1.weight.numel())
-    for form in attention.ATTENTION_IMPLS:
-        with attention.attention_impl(form):
+    for impl in attention.ATTENTION_IMPLS:
+        with attention.attention_impl(impl):
             close(FoldedBlock(blocks[block]).eval()(x), blocks[block](x))
 
 
@@ -230,9 +230,9 @@ def test_patches_go_there_and_back():
     assert torch.equal(from_patches(patches.flatten(1, 2), 2, 4, 6), x)
 
 
-@pytest.mark.parametrize("form", attention.ATTENTION_IMPLS)
+@pytest.mark.parametrize("impl", attention.ATTENTION_IMPLS)
 @pytest.mark.parametrize("heads, value", [(1, 8), (1, 3), (4, 8)])
-def test_attend_is_attention(form, heads, value):
+def test_attend_is_attention(impl, heads, value):
     torch.manual_seed(7)
     q, k, v = torch.randn(4, 6, 8), torch.randn(4, 5, 8), torch.randn(4, 5, value)
     mask = torch.rand(4, 5) > 0.4
@@ -247,10 +247,10 @@ def test_attend_is_attention(form, heads, value):
             scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
         expected = (scores.softmax(-1) @ split(v)).transpose(1, 2).flatten(2).float()
         for cut in (None, (1, 3), *([(0, 2)] if visible is None else [])):
-            with attention.attention_impl(form):
+            with attention.attention_impl(impl):
                 close(attention.attend(q, k, v, heads, visible, cut), expected)
 
 
-def test_unknown_form():
+def test_unknown_implementation():
     with pytest.raises(ValueError, match="not one of plain, chunked, ort"):
         attention.attention_impl("fast").__enter__()

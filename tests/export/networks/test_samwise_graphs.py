@@ -47,9 +47,9 @@ def test_names(cuts):
 @pytest.mark.parametrize("name", NAMES)
 def test_graph_equals_module(cuts, name, tmp_path):
     stage = cuts[name]
-    files = graphs.save({form: graphs.trace(stage, form) for form in stage.forms}, tmp_path, name)
-    for form, file in files.items():
-        graphs.check(tmp_path / file, stage.spec, form)
+    files = graphs.save({variant: graphs.trace(stage, variant) for variant in stage.variants}, tmp_path, name)
+    for variant, file in files.items():
+        graphs.check(tmp_path / file, stage.spec, variant)
         session = ort.InferenceSession(tmp_path / file, providers=["CPUExecutionProvider"])
         for seed, sizes in enumerate(SIZES):
             inputs = stage.sample({s: n for s, n in sizes.items() if s in stage.sizes}, seed)
@@ -58,7 +58,7 @@ def test_graph_equals_module(cuts, name, tmp_path):
             for (output, ours), theirs in zip(expected.items(), results, strict=True):
                 near = 2e-5 * max(1, ours.float().abs().max().item())
                 np.testing.assert_allclose(
-                    theirs, ours.numpy(), rtol=1e-4, atol=near, err_msg=f"{name} {form} {output} {sizes}"
+                    theirs, ours.numpy(), rtol=1e-4, atol=near, err_msg=f"{name} {variant} {output} {sizes}"
                 )
 
 
@@ -72,17 +72,17 @@ def test_graphs_for_a_cpu_split_rows_into_tiles(monkeypatch, tmp_path):
     with attention.attention_impl("ort"):
         for name, found in stage.run(inputs).items():
             assert torch.allclose(found, expected[name], rtol=1e-5, atol=1e-6), name
-    models = {form: graphs.trace(stage, form) for form in ("default", "ort")}
+    models = {variant: graphs.trace(stage, variant) for variant in ("default", "ort")}
     joins = {
-        form: sum(node.op_type == "Concat" and len(node.inputs) == 4 for node in model.graph)
-        for form, model in models.items()
+        variant: sum(node.op_type == "Concat" and len(node.inputs) == 4 for node in model.graph)
+        for variant, model in models.items()
     }
     assert joins == {"default": 0, "ort": 2}
-    for form, file in graphs.save(models, tmp_path, stage.name).items():
+    for variant, file in graphs.save(models, tmp_path, stage.name).items():
         session = ort.InferenceSession(tmp_path / file, providers=["CPUExecutionProvider"])
         found = session.run(list(expected), {k: v.numpy() for k, v in inputs.items()})
         for name, result in zip(expected, found, strict=True):
-            np.testing.assert_allclose(result, expected[name].numpy(), rtol=1e-4, atol=2e-5, err_msg=f"{form} {name}")
+            np.testing.assert_allclose(result, expected[name].numpy(), rtol=1e-4, atol=2e-5, err_msg=f"{variant} {name}")
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_an_engine_of_another_graph_is_stale_and_is_built_again(bundle, change):
     )
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1, "engines": [{}]}', '{"format": 2, "engines": []}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1, "engines": [{}]}', '{"format": 3, "engines": []}'])
 def test_damaged_index_is_one_line(bundle, text):
     (bundle.folder / "engines").mkdir()
     (bundle.folder / "engines" / "index.json").write_text(text)
@@ -192,22 +192,22 @@ def test_every_stage_builds_in_half_for_every_target(name, rtx, tmp_path):
 
 @pytest.mark.slow
 def test_scratch_tells_that_memory_attention_is_fused(rtx, tmp_path):
-    """One layer at full memory. The score matrix alone, 4096 x 24,636 in half, is 202 MB; a form with values narrower
-    than keys has it in its scratch, the form for TensorRT has not."""
+    """One layer at full memory. The score matrix alone, 4096 x 24,636 in half, is 202 MB; a variant with values narrower
+    than keys has it in its scratch, the variant for TensorRT has not."""
     pytest.importorskip("torch")
     from export.models import samwise
     from export.models.sam import SamConfig
     from export.networks import samwise as samwise_network
-    from export.stage import Form
+    from export.stage import Variant
     from export.stages.memory_attention import MemoryAttentionStage
 
     model = samwise.Samwise(samwise.SamwiseConfig(sam=SamConfig(memory_layers=1)))
     stage = next(s for s in samwise_network.stages(model) if s.name == "memory_attention")
     narrow = MemoryAttentionStage(model.sam.memory_attention, model.sam.maskmem_tpos_enc, False).eval()
     found = {}
-    for name, form in (("wide", stage.forms["trt"]), ("narrow", Form(narrow, "plain"))):
+    for name, variant in (("wide", stage.variants["trt"]), ("narrow", Variant(narrow, "plain"))):
         folder = half_graphs(
-            [replace(stage, forms={"default": form})], tmp_path / name, samwise_network.settings(model)
+            [replace(stage, variants={"default": variant})], tmp_path / name, samwise_network.settings(model)
         )
         manifest = Manifest.load(folder)
         spec = manifest.stages["memory_attention"]

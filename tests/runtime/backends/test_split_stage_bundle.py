@@ -53,7 +53,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("split")
     model = network()
     subject = with_split_stages(describe("samwise", model), model, "fp32", folder)
-    export_bundle(subject, folder, "toy", forms=(), check=False)
+    export_bundle(subject, folder, "toy", variants=(), check=False)
     compiled(folder / "toy", SLOTS, WIDTH, MEMORY, extra=IMAGE_SIGNATURES)
     return folder / "toy"
 

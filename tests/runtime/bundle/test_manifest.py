@@ -44,7 +44,7 @@ CHANGES = {
     "outside": (lambda d: d["stages"]["neck"]["files"].update(default="../neck.onnx"), "inside the bundle"),
     "absolute": (lambda d: d.update(tokenizer="/etc/passwd"), "inside the bundle"),
     "unlisted file": (lambda d: d["files"].pop("neck.onnx"), "neck.onnx"),
-    "no form": (lambda d: d["stages"]["neck"].update(files={}), "default"),
+    "no variant": (lambda d: d["stages"]["neck"].update(files={}), "default"),
     "older format": (lambda d: d.update(format=1), "python -m export upgrade"),
     "no format": (lambda d: d.pop("format"), "manifest.format"),
     "no network": (lambda d: d.update(networks={}), "at least one network"),

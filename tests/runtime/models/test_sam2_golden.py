@@ -42,7 +42,7 @@ def tiny(tmp_path_factory):
     """SAM 2.1 tiny at 1024 px, exported from a checkpoint file."""
     folder = tmp_path_factory.mktemp("golden")
     model = sam2_network.load(checkpoint("public_p1", folder / "sam2.1_hiera_tiny.pt"))
-    return bundle.export_bundle(base.describe("sam2", model), folder, "tiny", forms={"ort"}, check=False)
+    return bundle.export_bundle(base.describe("sam2", model), folder, "tiny", variants={"ort"}, check=False)
 
 
 @pytest.fixture(scope="module")

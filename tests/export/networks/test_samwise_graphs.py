@@ -82,7 +82,9 @@ def test_graphs_for_a_cpu_split_rows_into_tiles(monkeypatch, tmp_path):
         session = ort.InferenceSession(tmp_path / file, providers=["CPUExecutionProvider"])
         found = session.run(list(expected), {k: v.numpy() for k, v in inputs.items()})
         for name, result in zip(expected, found, strict=True):
-            np.testing.assert_allclose(result, expected[name].numpy(), rtol=1e-4, atol=2e-5, err_msg=f"{variant} {name}")
+            np.testing.assert_allclose(
+                result, expected[name].numpy(), rtol=1e-4, atol=2e-5, err_msg=f"{variant} {name}"
+            )
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ class Engine:
         self.networks = Networks(bundle, self.stages, backend.device, max_objects, self.kernels)
         if kernels == "on" and not any(network.uses_kernels for network in self.networks.values()):
             raise UserError(
-                f"the bundle {bundle.name} ({bundle.manifest.network_names}) does not use compiled kernels; remove --kernels on"
+                f"the bundle {bundle.name} ({bundle.manifest.network_names}) does not use compiled kernels; "
+                "remove --kernels on"
             )
         self._sessions: list[TextSession | LiveSession | VideoSession] = []
 
@@ -80,10 +81,10 @@ class Engine:
 
         prompts             sentences, one object each
         logits              whether results carry `low_res_logits`
-        conditional_memory  False switches the conditional memory encoder off; None and True leave it as the bundle has it
+        conditional_memory  False switches the conditional memory encoder off; None and True leave it as exported
         memory              False decodes every frame alone (an approximation)
-        window              frames that are fused with text at a time, fewer than trained so that results come sooner (an
-                            approximation); None: as trained
+        window              frames that are fused with text at a time, fewer than trained so that results come sooner
+                            (an approximation); None: as trained
         Raises PromptError for a prompt the bundle cannot take, UserError when there is no room for another object.
         """
         reject_unknown("session", unknown, ["logits", *TextOptions.__slots__])

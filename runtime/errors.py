@@ -63,7 +63,7 @@ def summarize(error: BaseException | str, limit: int = 160) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` on one line of at most `MAX_MESSAGE_CHARS` characters: white space is one blank, what cannot be shown is escaped."""
+    """Return `text` on one line of at most `MAX_MESSAGE_CHARS` characters, unprintable ones escaped."""
     text = " ".join(_shortened(text).split())
     if not text.isprintable():
         text = _shortened("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))

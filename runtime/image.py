@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ImagePredictor:
-    """One image and the networks of a bundle; made by `Engine.image`. Each network encodes it on first use, and once."""
+    """One image and the networks of a bundle; made by `Engine.image`. Each network encodes it once, on first use."""
 
     def __init__(self, networks: Networks, image: np.ndarray | str | Path) -> None:
         """`image`: uint8 RGB (H,W,3), or a path. Raises VideoError."""

@@ -58,8 +58,8 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Points on or beside one object: `points` (K,2) x, y in source pixels (0..1 if `normalized`), `labels` (K,) 1 on it,
-    0 beside it."""
+    """Points on or beside one object: `points` (K,2) x, y in source pixels (0..1 if `normalized`); `labels` (K,) 1 on
+    the object, 0 beside it."""
 
     points: npt.ArrayLike
     labels: npt.ArrayLike

@@ -46,7 +46,7 @@ class Tokenizer:
         return None if manifest.tokenizer is None else cls(Path(folder) / manifest.tokenizer)
 
     def __call__(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return token ids with special tokens, and for each its first and last+1 character ((0, 0) for special ones)."""
+        """Return token ids with special tokens, and the character span of each, (0, 0) for special ones."""
         try:
             encoding = self._backend.encode(text)
         except BaseException as error:
@@ -133,7 +133,7 @@ def _tokenize(text: str, manifest: Manifest, tokenizer: Tokenizer | None) -> tup
 
 
 def _positions(word: str, text: str, spans: list[tuple[int, int]]) -> list[int]:
-    """Return the tokens that lie within the first occurrence of `word` as a whole word (a leading blank belongs to the token)."""
+    """Return the tokens within the first occurrence of `word` as a whole word; a leading blank belongs to a token."""
     word, start = word.strip().lower(), 0
     for piece in text.split(" "):
         if piece.strip(".,;:!?\"'").lower() == word:

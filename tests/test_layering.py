@@ -27,8 +27,8 @@ LIBRARIES = {
         "openvino",
     },
 }
-# Which parts of `runtime` each part may import. A part is a folder, or a module in the root; the plain values and errors
-# in `LEAVES` may be imported by all. The engine and what it gives out are the root.
+# Which parts of `runtime` each part may import. A part is a folder, or a module in the root; all may import the plain
+# values and errors in `LEAVES`. The engine and what it gives out are the root.
 LEAVES = {"errors", "prompts", "results", "metrics"}
 PARTS = {
     "errors": set(),

@@ -1,7 +1,8 @@
 """Preprocessing on the host: frames to network input.
 
-The Triton kernel `kernels/preprocess.py` is compared with it. Source of the semantics: Pillow's `Image.resize` (what torchvision's `Resize` does to a PIL image), torchvision's
-antialiased `Resize` of a float tensor, and PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
+The Triton kernel `kernels/preprocess.py` is compared with it. Source of the semantics: Pillow's `Image.resize` (what
+torchvision's `Resize` does to a PIL image), torchvision's antialiased `Resize` of a float tensor, and PyTorch's
+`interpolate(mode="bilinear", align_corners=False)`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def resized_size(
     """Return (height, width) of a frame inside the square network input; the rest of the square is padding.
 
     `samwise_video`: the short side becomes `short`; if the long side would pass `max`, it becomes `max` and the short
-    side follows. Both divisions truncate, as torchvision's `Resize(short, max_size=max)` does, so 480x854 gives 575x1024
-    and not 576x1024. `square`: `max` x `max`, the aspect ratio is given up (SAM 2). The parameter names are those of a
+    side follows. Both divisions truncate, as torchvision's `Resize(short, max_size=max)` does: 480x854 gives 575x1024,
+    not 576x1024. `square`: `max` x `max`, the aspect ratio is given up (SAM 2). The parameter names are those of a
     manifest's setting `resize`. Raises UserError for an unknown rule or an empty frame.
     """
     if height < 1 or width < 1:
@@ -44,7 +45,7 @@ def resized_size(
 
 @dataclass(frozen=True, slots=True)
 class Normalization:
-    """`(x / 255 - mean) / std` of every byte value: table_cv (3, 256) float32, rounded as the float32 formula rounds."""
+    """`(x / 255 - mean) / std` of every byte: table_cv (3, 256) float32, rounded as the float32 formula rounds."""
 
     table_cv: np.ndarray
 
@@ -67,8 +68,8 @@ def preprocess(
 
     frame_hwc: uint8 (H, W, 3). Resized to `resized_hw` as Pillow does (antialiased; columns, then rows, in fixed point,
     rounded to bytes after each), scaled to [0, 1], normalised, padded with zeros on the right and at the bottom.
-    `resample` is `bilinear` (SAMWISE), `bicubic` (SAM 2 video) or `float` (SAM 2 images: torchvision's antialiased resize
-    of the float tensor, nothing rounded to bytes). `out` is reused when given: it must be float32, of that shape.
+    `resample` is `bilinear` (SAMWISE), `bicubic` (SAM 2 video) or `float` (SAM 2 images: torchvision's antialiased
+    resize of the float tensor, nothing rounded to bytes). `out` is reused when given: it must be float32, of that shape.
     Raises UserError when the frame is not uint8 RGB or `resample` is unknown.
     """
     if frame_hwc.dtype != np.uint8 or frame_hwc.ndim != 3 or frame_hwc.shape[2] != 3:
@@ -101,7 +102,7 @@ def preprocess(
 def _resize_float(
     frame_hwc: np.ndarray, resized_hw: tuple[int, int], mean: Sequence[float], std: Sequence[float], out: np.ndarray
 ) -> None:
-    """Resize each channel as float: torchvision's antialiased tensor resize has Pillow's weights and no rounding: Pillow's own 32-bit float mode."""
+    """Resize each channel in Pillow's 32-bit float mode: the weights of torchvision's antialiased tensor resize."""
     from PIL import Image
 
     height, width = resized_hw

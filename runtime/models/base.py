@@ -214,7 +214,7 @@ def _fits(stage: str, tensor: TensorSpec, wanted: str, sizes: dict[str, Any]) ->
         raise BundleError(f"{where} must be {dtype or 'of a floating type'}; export the bundle again")
     if len(words) != len(tensor.shape):
         raise BundleError(f"{where} must have {len(words)} dimensions ({shape}); export the bundle again")
-    for word, size in zip(words, tensor.shape):
+    for word, size in zip(words, tensor.shape, strict=True):
         if word.islower():
             continue
         expected = int(word) if word.isdigit() else sizes.setdefault(word, size)

@@ -14,7 +14,7 @@ from ..errors import UserError
 class TextOptions:
     """How sentences are followed.
 
-    conditional_memory  False switches the conditional memory encoder off; None and True leave it as the bundle has it
+    conditional_memory  False switches the conditional memory encoder off; None and True leave it as exported
     memory              False decodes every frame alone (an approximation)
     window              frames that are fused with text at a time, fewer than trained so that results come sooner (an
                         approximation); None: as trained

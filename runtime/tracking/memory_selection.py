@@ -78,7 +78,7 @@ def select_memory(
 
 
 def strided_frames(frame: int, reverse: bool, num_maskmem: int, stride: int) -> Iterator[tuple[int, int]]:
-    """Yield (row of the temporal embedding, frame) of the remembered frames besides conditioning ones, furthest first."""
+    """Yield (row of the temporal embedding, frame) of remembered frames besides conditioning ones, furthest first."""
     sign = -1 if reverse else 1
     # multiples of the stride, counted from two frames back; the frame just before is always one of them
     nearest = -(-(frame + 2) // stride) * stride if reverse else (frame - 2) // stride * stride
@@ -90,7 +90,7 @@ def strided_frames(frame: int, reverse: bool, num_maskmem: int, stride: int) -> 
 def _select_cond_frames(
     frame: int, cond_outputs: Mapping[int, ObjectOutput], limit: int | None
 ) -> tuple[Mapping[int, ObjectOutput], Mapping[int, ObjectOutput]]:
-    """Split conditioning frames into those attended to and the rest: the nearest on each side, then the nearest of all."""
+    """Split conditioning frames into those attended to (nearest on each side, then nearest of all) and the rest."""
     if limit is None or len(cond_outputs) <= limit:
         return cond_outputs, {}
     before = max((t for t in cond_outputs if t < frame), default=None)

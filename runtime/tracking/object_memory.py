@@ -33,8 +33,8 @@ class Block:
 class BlockPool:
     """Chunks of `blocks` blocks each, for at most `capacity` objects at a time.
 
-    `array` (capacity, blocks, *shape) holds all chunks of a contiguous pool; another pool allocates chunks on demand, and
-    has None.
+    `array` (capacity, blocks, *shape) holds all chunks of a contiguous pool; another pool allocates chunks on demand,
+    and has None.
     """
 
     def __init__(

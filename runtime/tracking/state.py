@@ -89,8 +89,8 @@ class ObjectOutput:
 
 @dataclass(slots=True)
 class TrackedObject:
-    """One object: its prompts and outputs by frame. `pending_*` are not committed yet; `frames_tracked`: frame -> whether
-    it was tracked in reverse."""
+    """One object: its prompts and outputs by frame. `pending_*` are not committed yet; `frames_tracked`: frame ->
+    whether it was tracked in reverse."""
 
     memory: ObjectMemory
     point_inputs: dict[int, PointInputs] = field(default_factory=dict)

@@ -30,9 +30,9 @@ CACHED_FRAMES = 4
 class VideoSession(TrackingSession):
     """Made by `Engine.video`. Frames are decoded and encoded when they are needed.
 
-    Memory: every frame that an object was tracked on can be attended to again, so it is kept: one remembered map (1 MB at
-    1024 pixels in float32, half that in half precision) and one low-resolution mask per object and frame. For videos
-    without end use `Engine.live`.
+    Memory: every frame that an object was tracked on can be attended to again, so it is kept: one remembered map (1 MB
+    at 1024 pixels in float32, half that in half precision) and one low-resolution mask per object and frame. For
+    videos without end use `Engine.live`.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ class FeatureCache:
 
 
 def _frame_sequence(frames: Any) -> Sequence[Any] | np.ndarray:
-    """Return frames by number: of an array (T,H,W,3), a list of frames or image paths, or a path that opens as a video."""
+    """Return frames by number, of an array (T,H,W,3), a list of frames or image paths, or the path of a video."""
     if isinstance(frames, (str, Path)):
         with open_video(frames) as video:
             return list(video)

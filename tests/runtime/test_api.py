@@ -25,7 +25,7 @@ KEYWORDS = re.compile(r"Unpack\[(\w+)Keywords\]")
 
 
 def public_methods(cls):
-    """(name, function) of public methods and properties, inherited ones included; constructors are not called by users."""
+    """(name, function) of public methods and properties, inherited ones included, without constructors."""
     for name, member in inspect.getmembers(cls):
         function = member.fget if isinstance(member, property) else member
         if inspect.isfunction(function) and not name.startswith("_"):

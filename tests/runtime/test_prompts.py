@@ -114,7 +114,7 @@ def test_a_bundle_without_text():
 
 
 @pytest.mark.parametrize(
-    "content, error", [(None, "not there"), ("{}", "not a working tokenizer"), ("", "not a tokenizer")]
+    "content, error", [(None, "not there"), ("{}", "not a working tokenizer"), ("", "not a working tokenizer")]
 )
 def test_a_damaged_tokenizer(tmp_path, content, error):
     if content is not None:

@@ -55,7 +55,7 @@ class _Candidate:
 
 
 def segment_all(frame: np.ndarray, predictor: CropPredictor, options: AutomaticMaskOptions) -> list[Segment]:
-    """Segment everything in an image (H,W,3); `predictor` has it encoded, and serves the crop that is the whole image."""
+    """Segment everything in an image (H,W,3); `predictor` has it encoded, for the crop that is the whole image."""
     size: tuple[int, int] = frame.shape[:2]
     found: list[_Candidate] = []
     crops = crop_boxes(size, options.crop_n_layers, options.crop_overlap_ratio)

@@ -132,7 +132,7 @@ def test_grid_and_crops():
 def flooded(mask):
     """Labels by flood fill, 8-connected."""
     labels = np.zeros(mask.shape, int)
-    for start in zip(*np.nonzero(mask)):
+    for start in zip(*np.nonzero(mask), strict=True):
         if labels[start]:
             continue
         label, stack = labels.max() + 1, [start]
@@ -151,7 +151,7 @@ def test_regions_equal_flood_fill(seed):
     labels, areas = components(mask)
     want = flooded(mask)
     assert (labels > 0).tolist() == mask.tolist()
-    pairs = set(zip(labels[mask].tolist(), want[mask].tolist()))
+    pairs = set(zip(labels[mask].tolist(), want[mask].tolist(), strict=True))
     assert len(pairs) == want.max() == len(areas) - 1
     assert np.bincount(labels.ravel(), minlength=len(areas)).tolist() == areas.tolist()
 

@@ -26,7 +26,7 @@ def known(engine, frames, prompts, **options):
     out = []
     with engine.video(frames, logits=True, **options) as video:
         marks = sorted(prompts)
-        for start, end in zip(marks, [*marks[1:], len(frames)]):
+        for start, end in zip(marks, [*marks[1:], len(frames)], strict=True):
             for obj, prompt in prompts[start].items():
                 if isinstance(prompt, Points):
                     video.add_points(start, obj, prompt.points, prompt.labels)
@@ -94,7 +94,7 @@ def test_correction_of_a_tracked_frame(engine):
             np.testing.assert_allclose(a.low_res_logits, b.low_res_logits, rtol=1e-5, atol=1e-5)
         assert np.abs(a.low_res_logits - results[5].low_res_logits).max() > 1e-3
         assert session.output(1).memory_tokens == video.output(5, 1).memory_tokens != (0, 0)
-        for frame, b in zip(frames[6:], video.propagate(6, 1)):
+        for frame, b in zip(frames[6:], video.propagate(6, 1), strict=False):
             np.testing.assert_allclose(session.push(frame)[0].low_res_logits, b.low_res_logits, rtol=1e-5, atol=1e-5)
 
 
@@ -107,7 +107,7 @@ def test_refinement_of_a_prompted_frame(engine):
         video.add_points(0, 1, [(2, 2)], [0], clear_old=False)
         b = video.add_points(0, 2, CLICK.points, CLICK.labels)
         np.testing.assert_allclose(a.low_res_logits, b.low_res_logits, rtol=1e-5, atol=1e-5)
-        for frame, b in zip(frames[1:], list(video.propagate())[1:]):
+        for frame, b in zip(frames[1:], list(video.propagate())[1:], strict=False):
             np.testing.assert_allclose(session.push(frame)[0].low_res_logits, b.low_res_logits, rtol=1e-5, atol=1e-5)
 
 

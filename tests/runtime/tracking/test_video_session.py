@@ -164,7 +164,7 @@ def compare(result, shown, alone=False):
     if alone:
         masks &= full.argmax(0) == np.arange(len(full))[:, None, None]
     assert (result.masks == masks).all()
-    for score, x in zip(result.score_logits, shown.values()):
+    for score, x in zip(result.score_logits, shown.values(), strict=True):
         assert x is None or score == pytest.approx(x["score"], abs=1e-4)
 
 
@@ -467,7 +467,7 @@ def test_frames_come_in_many_ways(engine, tmp_path):
 
     frames = clip(3)
     paths = [tmp_path / f"{i:03}.png" for i in range(3)]
-    for path, frame in zip(paths, frames):
+    for path, frame in zip(paths, frames, strict=True):
         Image.fromarray(frame).save(path)
     masks = []
     for source in (frames, list(frames), paths, str(tmp_path)):

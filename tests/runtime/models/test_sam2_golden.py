@@ -75,7 +75,7 @@ def same_outcome(outcome, arrays, key, at, where):
     error = np.abs(outcome.low_res_logits[::8, ::8] - want("low_res")).max() / want("low_res_std")
     assert error <= 1e-3, (where, error)
     assert outcome.score == pytest.approx(float(want("score")), abs=1e-3), where
-    np.testing.assert_allclose(outcome.pointer, want("obj_ptr"), atol=2e-3)
+    np.testing.assert_allclose(outcome.obj_ptr, want("obj_ptr"), atol=2e-3)
     if not np.isnan(want("ious4")).any():
         np.testing.assert_allclose(outcome.ious, want("ious4"), atol=1e-4)
 

@@ -15,7 +15,7 @@ from .bundle.bundle import Bundle, choose
 from .device.kernels import choose_kernels
 from .errors import UserError, reject_unknown
 from .image import ImagePredictor
-from .models import Networks
+from .models import Networks, check_networks
 from .models.base import Capability
 from .models.options import TextOptions
 from .models.samwise.session import TextSession
@@ -40,6 +40,7 @@ class Engine:
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, max_objects: int = MAX_OBJECTS, kernels: str = "auto") -> None:
+        check_networks(bundle)
         self.bundle, self.backend = bundle, backend
         self.kernels = choose_kernels(kernels, bundle.folder, backend.device)
         split = load_split_stages(bundle, backend, self.kernels, kernels, max_objects)

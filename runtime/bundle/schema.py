@@ -1,7 +1,8 @@
 """Schema of a manifest: checks of types and ranges, applied when a bundle is read.
 
-A check takes a value and its place in the file and raises BundleError that names the place. `NETWORKS` holds the
-settings of each network; keys that no schema names are accepted, so that a bundle may carry more.
+A check takes a value and its place in the file and raises BundleError that names the place. Keys that no schema names
+are accepted, so that a bundle may carry more. The settings of a network are checked by the schema that it carries
+(`settings_schema`), made of the parts here.
 `docs/architecture.md`, "Settings of a manifest", says what the settings mean.
 """
 
@@ -145,38 +146,9 @@ TEXT = Group(
 )
 RESAMPLE = one_of("bilinear", "bicubic", "float")
 
-NETWORKS: Mapping[str, Check] = {
-    "samwise": Group(
-        {
-            **NORMALIZATION,
-            "resize": RESIZE,
-            "window": whole(1, 1024),
-            # one memory is the frame's own, and a ring needs at least one block
-            "memory": Group({"num_maskmem": whole(2, 65_536), "max_obj_ptrs": COUNT}),
-            "conditional_memory": nullable(Group({"first": whole(0, 1 << 31), "every": whole(1, 1 << 31)})),
-            "text": TEXT,
-            "no_object_logit": number,
-        }
-    ),
-    "sam2": Group(
-        {
-            **NORMALIZATION,
-            "resize": RESIZE,
-            "memory": Group({"num_maskmem": COUNT, "max_obj_ptrs": COUNT}),
-            "resample": Group({"video": RESAMPLE, "image": RESAMPLE}),
-            "no_object_logit": number,
-        }
-    ),
-    "refersam": Group({**NORMALIZATION, "resize": RESIZE, "text": TEXT}),
-}
-"""Settings of each network. Those of a network that is not listed are not checked."""
-
 
 def networks(value: Any, where: str) -> None:
     """Accept network name -> settings, at least one network."""
     map_of(Group({}))(value, where)
     if not value:
         raise BundleError(f"{where} must name at least one network")
-    for name, settings in value.items():
-        if name in NETWORKS:
-            NETWORKS[name](settings, f"{where}.{name}")

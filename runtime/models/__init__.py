@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from ..bundle.bundle import Bundle
 from ..device.base import Device
@@ -27,6 +27,8 @@ from .base import (
 if TYPE_CHECKING:
     from ..backends.base import Stage
 
+T = TypeVar("T")
+
 NETWORKS = {
     "samwise": "runtime.models.samwise.network:Samwise",
     "sam2": "runtime.models.sam2.network:Sam2",
@@ -40,11 +42,13 @@ class Networks(Mapping[str, Network]):
     def __init__(
         self, bundle: Bundle, stages: Mapping[str, Stage], device: Device, max_objects: int, kernels: Kernels | None
     ) -> None:
-        """Check and create every network. Raises BundleError for one that is unknown or does not fit its signature."""
+        """Create every network of a bundle that `check_networks` has passed."""
         self._bundle = bundle
-        self._networks = {
-            name: _create(name, bundle, stages, device, max_objects, kernels) for name in bundle.manifest.networks
-        }
+        self._networks: dict[str, Network] = {}
+        for name, settings in bundle.manifest.networks.items():
+            network = _network_class(name, bundle)
+            context = NetworkContext(bundle, settings, _own(network, stages), device, max_objects, kernels)
+            self._networks[name] = network(context)
         self.capabilities = frozenset().union(*(network.capabilities for network in self._networks.values()))
 
     def __getitem__(self, name: str) -> Network:
@@ -83,21 +87,31 @@ class Networks(Mapping[str, Network]):
         )
 
 
-def _create(
-    name: str, bundle: Bundle, stages: Mapping[str, Stage], device: Device, max_objects: int, kernels: Kernels | None
-) -> Network:
+def check_networks(bundle: Bundle) -> None:
+    """Check settings, stages and tensors of every network before anything is loaded. Raises BundleError."""
+    manifest = bundle.manifest
+    for name, settings in manifest.networks.items():
+        network = _network_class(name, bundle)
+        network.settings_schema(settings, f"{bundle.folder}: networks.{name}")
+        missing = sorted(set(network.required_stages) - set(manifest.stages))
+        if missing:
+            raise BundleError(f"{bundle.folder}: stages {', '.join(missing)} are missing; export the bundle again")
+        try:
+            check_signature(name, network.signature, manifest, _own(network, manifest.stages))
+        except BundleError as error:
+            raise BundleError(f"{bundle.folder}: no whole {name} network: {error}") from None
+
+
+def _network_class(name: str, bundle: Bundle) -> type[Network]:
     if name not in NETWORKS:
         raise BundleError(
             f"{bundle.folder}: network {name!r} is not one of {', '.join(NETWORKS)}; upgrade samwise-runtime"
         )
     module, _, cls = NETWORKS[name].partition(":")
     network: type[Network] = getattr(importlib.import_module(module), cls)
-    missing = sorted(set(network.required_stages) - set(stages))
-    if missing:
-        raise BundleError(f"{bundle.folder}: stages {', '.join(missing)} are missing; export the bundle again")
-    own = {n: stages[n] for n in (*network.required_stages, *network.optional_stages) if n in stages}
-    try:
-        check_signature(name, network.signature, bundle.manifest, {n: stage.spec for n, stage in own.items()})
-    except BundleError as error:
-        raise BundleError(f"{bundle.folder}: no whole {name} network: {error}") from None
-    return network(NetworkContext(bundle, bundle.manifest.networks[name], own, device, max_objects, kernels))
+    return network
+
+
+def _own(network: type[Network], stages: Mapping[str, T]) -> dict[str, T]:
+    """Select the stages of a network."""
+    return {n: stages[n] for n in (*network.required_stages, *network.optional_stages) if n in stages}

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..bundle.bundle import Bundle
 from ..bundle.manifest import Manifest, StageSpec, TensorSpec
+from ..bundle.schema import Group
 from ..device.base import Device
 from ..device.cubin import Kernels
 from ..errors import BundleError
@@ -47,10 +48,9 @@ class Capability(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """`settings` and `bounds` that must be there, and `tensors`: shape by name, or by `stage.name` where it is needed.
-    `inputs` and `outputs` by stage, of those that the schedule asks for by name."""
+    """`bounds` that must be there, and `tensors`: shape by name, or by `stage.name` where it is needed. `inputs` and
+    `outputs` by stage, of those that the schedule asks for by name."""
 
-    settings: tuple[str, ...]
     bounds: tuple[str, ...]
     tensors: Mapping[str, str]
     inputs: Mapping[str, str] = field(default_factory=dict)
@@ -100,6 +100,7 @@ class Network(Protocol):
     """One network of a bundle, with its buffers allocated. A Protocol below adds what each capability takes."""
 
     capabilities: ClassVar[frozenset[Capability]]
+    settings_schema: ClassVar[Group]
     signature: ClassVar[Signature]
     required_stages: ClassVar[tuple[str, ...]]
     """Names of the stages that it needs."""
@@ -176,19 +177,15 @@ class TextImageNetwork(Network, Protocol):
 
 def check_signature(name: str, signature: Signature, manifest: Manifest, specs: Mapping[str, StageSpec]) -> None:
     """Raise BundleError for the first thing in a bundle that is missing or does not fit a network's signature."""
-    for kind, needed, have in (
-        ("settings", signature.settings, manifest.networks[name]),
-        ("bounds", signature.bounds, manifest.bounds),
-    ):
-        missing = [n for n in needed if n not in have]
-        if missing:
-            raise BundleError(f"{kind} {', '.join(missing)} are missing; export the bundle again")
+    missing = [symbol for symbol in signature.bounds if symbol not in manifest.bounds]
+    if missing:
+        raise BundleError(f"bounds {', '.join(missing)} are missing; export the bundle again")
     for symbol in signature.bounds:
         if manifest.bounds[symbol][1] < 1:
             raise BundleError(f"bounds.{symbol} leave room for nothing; export the bundle again")
     resize = manifest.networks[name].get("resize")
     if resize is not None and max(resize["max"], resize.get("short", 1)) > manifest.image_size:
-        raise BundleError(f"settings.resize makes pictures larger than image_size {manifest.image_size}")
+        raise BundleError(f"settings.resize makes images larger than image_size {manifest.image_size}")
     sizes: dict[str, Any] = {"I": manifest.image_size}
     for stage, spec in specs.items():
         _named(spec, "input", {t.name for t in spec.inputs}, signature.inputs.get(stage, ""))

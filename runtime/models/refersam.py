@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..bundle.schema import NORMALIZATION, RESIZE, TEXT, Group
 from ..device.base import Array
 from ..device.scratch import ScratchBuffers
 from ..imaging.masks import boxes_and_areas
@@ -57,8 +58,8 @@ class ReferSam:
     required_stages: ClassVar[tuple[str, ...]] = ("image", "text", "fuse")
     optional_stages: ClassVar[tuple[str, ...]] = ()
     uses_kernels: ClassVar[bool] = False
+    settings_schema: ClassVar[Group] = Group({**NORMALIZATION, "resize": RESIZE, "text": TEXT})
     signature: ClassVar[Signature] = Signature(
-        settings=("mean", "std", "resize", "text"),
         bounds=("objects",),
         tensors={
             "pixels": "1 3 I I",

@@ -77,6 +77,7 @@ def test_what_can_never_be_read_through_is_missing(toy, tmp_path, kind):
         ("resize", {"rule": "round", "max": 32}),
         ("resize", []),
         ("memory", {"num_maskmem": 3}),
+        ("memory", {"num_maskmem": 1, "max_obj_ptrs": 5}),
         ("memory", {"num_maskmem": -1, "max_obj_ptrs": 5}),
         ("conditional_memory", {"first": 1, "every": 0}),
         ("text", {"max_tokens": 16}),
@@ -84,21 +85,21 @@ def test_what_can_never_be_read_through_is_missing(toy, tmp_path, kind):
         ("no_object_logit", "low"),
     ],
 )
-def test_settings_are_checked_when_they_are_read(toy, tmp_path, path, value):
+def test_settings_are_checked_before_anything_is_loaded(toy, tmp_path, path, value):
     with pytest.raises(BundleError, match=f"networks.samwise.{path}") as caught:
-        Manifest.load(changed(toy, tmp_path / "b", lambda m: m["networks"]["samwise"].update({path: value})))
+        runtime.load(changed(toy, tmp_path / "b", lambda m: m["networks"]["samwise"].update({path: value})))
     one_line(caught)
 
 
 @pytest.mark.parametrize("value", [3, {}, {"mean": [0, 0, 0], "std": [1, 1, 1]}])
 def test_settings_of_every_network_are_checked(toy, tmp_path, value):
     with pytest.raises(BundleError, match="networks.sam2") as caught:
-        Manifest.load(changed(toy, tmp_path / "b", lambda m: m["networks"].update(sam2=value)))
+        runtime.load(changed(toy, tmp_path / "b", lambda m: m["networks"].update(sam2=value)))
     one_line(caught)
 
 
 def test_more_settings_are_no_mistake(toy, tmp_path):
-    Manifest.load(changed(toy, tmp_path / "b", lambda m: m["networks"]["samwise"].update(colour="red")))
+    runtime.load(changed(toy, tmp_path / "b", lambda m: m["networks"]["samwise"].update(colour="red"))).close()
 
 
 @pytest.mark.parametrize(

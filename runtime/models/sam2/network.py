@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ...bundle.schema import COUNT, NORMALIZATION, RESAMPLE, RESIZE, Group, number
 from ...device.base import Array
 from ...device.scratch import GrowableBuffers
 from ...errors import UserError
@@ -47,8 +48,16 @@ class Sam2:
     )
     optional_stages: ClassVar[tuple[str, ...]] = ()
     uses_kernels: ClassVar[bool] = False
+    settings_schema: ClassVar[Group] = Group(
+        {
+            **NORMALIZATION,
+            "resize": RESIZE,
+            "memory": Group({"num_maskmem": COUNT, "max_obj_ptrs": COUNT}),
+            "resample": Group({"video": RESAMPLE, "image": RESAMPLE}),
+            "no_object_logit": number,
+        }
+    )
     signature: ClassVar[Signature] = Signature(
-        settings=("mean", "std", "resize", "memory", "resample"),
         bounds=("objects", "maps", "prompt_tokens"),
         tensors={
             **MEMORY_ATTENTION,

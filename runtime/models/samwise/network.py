@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from typing import ClassVar
 
 from ...bundle.manifest import TensorSpec
+from ...bundle.schema import Group
 from ...device.scratch import ScratchBuffers
 from ...errors import BundleError, UserError
 from ...prompts import Text
@@ -23,7 +24,7 @@ from .clip_encoder import ClipEncoder
 from .frame_decoder import FrameDecoder
 from .frame_runner import FrameRunner
 from .session import TextSession
-from .signature import SIGNATURE
+from .signature import SETTINGS, SIGNATURE
 from .state import TextTrack
 from .transforms import ImageSettings
 
@@ -32,6 +33,7 @@ class Samwise:
     """Stages, buffers and memory of one SAMWISE bundle."""
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.TEXT_VIDEO})
+    settings_schema: ClassVar[Group] = SETTINGS
     signature: ClassVar[Signature] = SIGNATURE
     required_stages: ClassVar[tuple[str, ...]] = (*ClipEncoder.STAGES, *FrameDecoder.STAGES)
     optional_stages: ClassVar[tuple[str, ...]] = FrameDecoder.OPTIONAL_STAGES

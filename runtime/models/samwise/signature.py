@@ -1,11 +1,24 @@
-"""Settings, bounds and tensors that SAMWISE needs in a bundle."""
+"""Settings, bounds and tensors of a SAMWISE bundle."""
 
 from __future__ import annotations
 
+from ...bundle.schema import COUNT, NORMALIZATION, RESIZE, TEXT, Group, nullable, number, whole
 from ..base import MASK_DECODER, MEMORY_ATTENTION, Signature
 
+SETTINGS = Group(
+    {
+        **NORMALIZATION,
+        "resize": RESIZE,
+        "window": whole(1, 1024),
+        # one memory is the frame's own, and a ring needs at least one block
+        "memory": Group({"num_maskmem": whole(2, 65_536), "max_obj_ptrs": COUNT}),
+        "conditional_memory": nullable(Group({"first": whole(0, 1 << 31), "every": whole(1, 1 << 31)})),
+        "text": TEXT,
+        "no_object_logit": number,
+    }
+)
+
 SIGNATURE = Signature(
-    settings=("window", "mean", "std", "resize", "memory", "conditional_memory", "text"),
     bounds=("objects",),
     tensors={
         **MEMORY_ATTENTION,

@@ -49,7 +49,6 @@ CHANGES = {
     "no format": (lambda d: d.pop("format"), "manifest.format"),
     "no network": (lambda d: d.update(networks={}), "at least one network"),
     "networks a list": (lambda d: d.update(networks=["samwise"]), "manifest.networks"),
-    "ring without a block": (lambda d: d["networks"]["samwise"]["memory"].update(num_maskmem=1), "num_maskmem"),
     "attribute missing": (lambda d: d["stages"]["neck"].pop("bf16_ok"), "neck.bf16_ok"),
     "attribute as text": (lambda d: d["stages"]["neck"]["inputs"][0].update(keep_fp32="no"), "keep_fp32"),
     "typical a list": (lambda d: d["stages"]["neck"].update(typical=[1]), "neck.typical"),

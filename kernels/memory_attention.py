@@ -99,9 +99,8 @@ def _store_partial(partial_ptr, lse_ptr, place, acc, highest, total, inside, M: 
 @triton.jit
 def memory_attention_flash(
     rotated_ptr, keys_ptr, values_ptr, ages_ptr, counts_ptr, out_ptr, partial_ptr, lse_ptr, tokens, slots, capacity,
-    splits,
-    D: tl.constexpr, M: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, TMA:
-    tl.constexpr, SPECIALIZE: tl.constexpr, SLOTS_PADDED: tl.constexpr,
+    splits, D: tl.constexpr, M: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    TMA: tl.constexpr, SPECIALIZE: tl.constexpr, SLOTS_PADDED: tl.constexpr,
 ):  # fmt: skip
     """Grid (blocks of BLOCK_M queries, splits, objects). rotated (b, tokens, D), keys (b, capacity, D), values
     (b, capacity, M) -> out (b, tokens, M) when splits is 1, else partial (b, splits, tokens, M) and lse (b, splits,
@@ -111,8 +110,7 @@ def memory_attention_flash(
     """
     split, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    d, m, column = tl.arange(0, D), tl.arange(0, M), tl.arange(0, BLOCK_N)
-    slot = tl.arange(0, SLOTS_PADDED)
+    d, m, column, slot = tl.arange(0, D), tl.arange(0, M), tl.arange(0, BLOCK_N), tl.arange(0, SLOTS_PADDED)
     ages = tl.load(ages_ptr + b * slots + slot, mask=slot < slots, other=-1)
     length = tl.sum((ages >= 0).to(tl.int32), axis=0) * tokens + tl.load(counts_ptr + b)
     share = tl.cdiv(tl.cdiv(length, BLOCK_N), splits) * BLOCK_N
@@ -121,8 +119,7 @@ def memory_attention_flash(
     whole = begin + (end - begin) // BLOCK_N * BLOCK_N
 
     q = tl.load(rotated_ptr + (b * tokens + row[:, None]) * D + d[None, :], mask=(row < tokens)[:, None], other=0.0)
-    keys_ptr += b * capacity * D
-    values_ptr += b * capacity * M
+    keys_ptr, values_ptr = keys_ptr + b * capacity * D, values_ptr + b * capacity * M
     if TMA:
         keys = tl.make_tensor_descriptor(keys_ptr, [length, D], [D, 1], [BLOCK_N, D])
         values = tl.make_tensor_descriptor(values_ptr, [length, M], [M, 1], [BLOCK_N, M])

@@ -281,16 +281,10 @@ def preprocess(
 ) -> list[Launch]:
     """`kernels/preprocess.py`. rows, columns: (first, weight) of `reference.pillow_taps`; taps: weights per axis."""
     block_y, block_x = 4, 128
-    return [
-        Launch(
-            "preprocess",
-            (cdiv(image_size, block_x), cdiv(image_size, block_y), 3),
-            (frame, *rows, *columns, table, out, *source_hw, *resized_hw, image_size, *taps),
-            {"BITS": bits, "BLOCK_Y": block_y, "BLOCK_X": block_x},
-            4,
-            1,
-        )
-    ]
+    grid = (cdiv(image_size, block_x), cdiv(image_size, block_y), 3)
+    arguments = (frame, *rows, *columns, table, out, *source_hw, *resized_hw, image_size, *taps)
+    constants = {"BITS": bits, "BLOCK_Y": block_y, "BLOCK_X": block_x}
+    return [Launch("preprocess", grid, arguments, constants, 4, 1)]
 
 
 def postprocess(
@@ -305,18 +299,10 @@ def postprocess(
     taps: int,
 ) -> list[Launch]:
     """`kernels/postprocess.py`. rows, columns: (first, weight) of `reference.mask_taps`; stats must hold zeros."""
-    block = 128
-    size = cdiv(source_hw[0] * source_hw[1], 8)
-    return [
-        Launch(
-            "postprocess",
-            (cdiv(size, block), objects, 1),
-            (low, *rows, *columns, packed, stats, side, *source_hw, size),
-            {"TAPS": taps, "BLOCK": block},
-            4,
-            1,
-        )
-    ]
+    block, size = 128, cdiv(source_hw[0] * source_hw[1], 8)
+    arguments = (low, *rows, *columns, packed, stats, side, *source_hw, size)
+    constants = {"TAPS": taps, "BLOCK": block}
+    return [Launch("postprocess", (cdiv(size, block), objects, 1), arguments, constants, 4, 1)]
 
 
 def boxes(stats_n5: Any, source_hw: tuple[int, int]) -> Any:

@@ -17,30 +17,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from export.layers.hiera import PUBLISHED_TRUNKS
 from export.tensorrt import build
 from runtime.bundle.bundle import choose
 from runtime.bundle.manifest import Manifest
-
-TRUNKS: Mapping[str, dict[str, Any]] = {
-    "tiny": {},
-    "small": {"blocks": (1, 2, 11, 2), "global_blocks": (7, 10, 13)},
-    "base_plus": {"width": 112, "heads": 2, "blocks": (2, 3, 16, 3), "global_blocks": (12, 16, 20), "positions": 14},
-    "large": {
-        "width": 144,
-        "heads": 2,
-        "blocks": (2, 6, 36, 4),
-        "global_blocks": (23, 33, 43),
-        "windows": (8, 4, 16, 8),
-    },
-}
-"""What differs from Hiera tiny, from the configuration files of SAM 2 (sam2/configs/sam2.1/*.yaml)."""
 
 
 def network(name: str, variant: str, **text: int) -> tuple[Any, Any]:
     """(module of `export.networks`, model with random weights). `text` overrides sizes of SAMWISE's text tower."""
     import torch
 
-    from export.layers.hiera import HieraConfig
     from export.layers.roberta import TextConfig
     from export.models import sam2, samwise
     from export.models.sam import SamConfig
@@ -48,7 +34,7 @@ def network(name: str, variant: str, **text: int) -> tuple[Any, Any]:
     from export.networks import samwise as samwise_network
 
     torch.manual_seed(0)
-    trunk = HieraConfig(**TRUNKS[variant])
+    trunk = PUBLISHED_TRUNKS[variant]
     if name == "sam2":
         return sam2_network, sam2.Sam2(sam2.Sam2Config(SamConfig(hiera=trunk, pointer_positions=True)))
     tower = TextConfig(**text)
@@ -119,7 +105,7 @@ def main() -> int:
         prog="python -m benchmarks.engine_table", description="Build every stage on a CPU."
     )
     parser.add_argument("network", choices=("samwise", "sam2"))
-    parser.add_argument("variant", choices=tuple(TRUNKS))
+    parser.add_argument("variant", choices=tuple(PUBLISHED_TRUNKS))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     library = build.Library("tensorrt_rtx")

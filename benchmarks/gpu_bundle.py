@@ -16,7 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .engine_table import TRUNKS, half_graphs, network
+from export.layers.hiera import PUBLISHED_TRUNKS
+
+from .engine_table import half_graphs, network
 
 
 def write(model: Any, folder: Path) -> Path:
@@ -43,7 +45,7 @@ def main() -> int:
         prog="python -m benchmarks.gpu_bundle", description="A bundle with random weights."
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of bundles")
-    parser.add_argument("--variant", default="tiny", choices=tuple(TRUNKS))
+    parser.add_argument("--variant", default="tiny", choices=tuple(PUBLISHED_TRUNKS))
     options = parser.parse_args()
     folder = options.out / f"samwise-{options.variant}-random"
     if folder.exists():

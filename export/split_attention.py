@@ -23,6 +23,7 @@ from runtime.errors import UserError
 from runtime.kernels import plan
 
 from .models.samwise import Samwise
+from .networks import NETWORKS
 from .networks.base import ExportSource
 from .networks.samwise import stage_factory
 from .stage import Stage, Variant, tensor
@@ -67,10 +68,8 @@ def with_split_stages(source: ExportSource, model: Any, precision: str, work: Pa
     """
     if precision not in ("fp32", "fp16"):
         raise UserError(f"kernels compute in half; --split-attention does not go with --precision {precision}")
-    # with clicks besides, memory attention has SAM 2's sizes, and its own rules
-    if list(source.networks) != ["samwise"]:
-        names = "+".join(source.networks)
-        raise UserError(f"{names} has no stage that can be split for kernels; remove --split-attention")
+    if not NETWORKS[source.model].split_attention:
+        raise UserError(f"{source.model} has no stage that can be split for kernels; remove --split-attention")
     found = list(split_stages(model))
     attachments = {}
     for split in found:

@@ -45,14 +45,19 @@ class NetworkExport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A module of `export.networks`, and the options of its `load`."""
+    """A module of `export.networks`, the options of its `load`, and whether kernels can run its attention.
+
+    `split_attention`: the stages can be split for kernels by `export.split_attention`.
+    """
 
     module: str
     options: frozenset[str] = frozenset()
+    split_attention: bool = False
 
 
 NETWORKS: Mapping[str, Entry] = {
-    "samwise": Entry("samwise"),
+    # memory attention that serves SAM 2's clicks, too, has other sizes and rules than the kernel's
+    "samwise": Entry("samwise", split_attention=True),
     "sam2": Entry("sam2"),
     "refersam": Entry("refersam", frozenset({"image_size"})),
     "samwise+sam2": Entry("samwise_sam2"),

@@ -108,7 +108,20 @@ SCALES = {
 }
 """Standard deviation of sample inputs, about that of real ones; 1 where not listed."""
 
+Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
+"""Draws a sample tensor of a shape."""
+
 Ranges = Callable[[Mapping[str, int]], Mapping[str, tuple[int, int]]]
+
+
+def binary(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw zeros and ones, float32."""
+    return torch.randint(0, 2, shape, generator=generator).float()
+
+
+def uniform(largest: float) -> Draw:
+    """Return a draw from [0, largest)."""
+    return lambda shape, generator: largest * torch.rand(shape, generator=generator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +131,7 @@ class StageFactory:
     `bounds`      lowest and highest value of each symbol, besides those that all networks share
     `typical`     sizes for which engines are tuned, besides one object, map and picture
     `ranges`      sizes of the symbols -> range of each integer input
-    `image_size`  side of the input image; points lie inside it
+    `image_size`  side of the input image
     """
 
     bounds: Mapping[str, tuple[int, int]]
@@ -133,31 +146,34 @@ class StageFactory:
         outputs: tuple[TensorSpec, ...],
         module: nn.Module,
         variants: Mapping[str, Variant] | None = None,
+        draws: Mapping[str, Draw] | None = None,
         **attributes: Any,
     ) -> Stage:
-        """Build one stage; `attributes` are those of `StageSpec`."""
+        """Build one stage; `attributes` are those of `StageSpec`.
+
+        `draws` replaces the normal distribution from which a float input is sampled, by its name.
+        """
         batch, size = (1, MAX_BATCH), self.image_size
         bounds = {"objects": batch, "maps": batch, "pictures": batch, "mask_side": (size // 4, size), **self.bounds}
         sizes = TRACE_SIZES | {"mask_side": 3 * size // 8}
         attributes |= {"attention": bool(variants), "typical": {"objects": 1, "maps": 1, "pictures": 1, **self.typical}}
-        return stage(name, inputs, outputs, module, self._sampler(inputs), bounds, sizes, variants, **attributes)
+        sampler = self._sampler(inputs, draws or {})
+        return stage(name, inputs, outputs, module, sampler, bounds, sizes, variants, **attributes)
 
-    def _sampler(self, inputs: tuple[TensorSpec, ...]) -> Sampler:
-        """Return a sampler of inputs of realistic scale: points inside the image, indices inside their arrays."""
+    def _sampler(self, inputs: tuple[TensorSpec, ...], draws: Mapping[str, Draw]) -> Sampler:
+        """Return a sampler of inputs of realistic scale: indices inside their arrays, floats as `draws` states."""
 
         def sample(sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
             ranges = self.ranges(sizes)
             return {spec.name: one(spec, spec.resolve(sizes), ranges, generator) for spec in inputs}
 
         def one(spec: TensorSpec, shape: tuple[int, ...], ranges: Mapping, generator: torch.Generator) -> Tensor:
-            if spec.dtype == "bool" or spec.name == "mask":
-                bits = torch.randint(0, 2, shape, generator=generator)
-                return bits.bool() if spec.dtype == "bool" else bits.float()
+            if spec.name in draws:
+                return draws[spec.name](shape, generator)
+            if spec.dtype == "bool":
+                return binary(shape, generator).bool()
             if spec.dtype == "int64":
                 return torch.randint(*ranges[spec.name], shape, generator=generator)
-            if spec.name in ("points", "obj_ptr_tpos"):
-                largest = self.image_size if spec.name == "points" else 1.0
-                return largest * torch.rand(shape, generator=generator)
             return SCALES.get(spec.name, 1.0) * torch.randn(shape, generator=generator)
 
         return sample

@@ -20,7 +20,7 @@ from ..stages.memory_attention import MemoryAttentionStage
 from ..stages.memory_encoder import PromptMemoryStage
 from ..stages.prompt_decoder import MaskPromptStage, PromptDecoderStage, PromptEncoderStage
 from ..verify.references import sam2_clip as clip
-from .base import IMAGENET, StageFactory, attention_variants, trunk_name
+from .base import IMAGENET, StageFactory, attention_variants, binary, trunk_name, uniform
 
 __all__ = ["clip", "load", "settings", "stages", "variant"]
 
@@ -129,11 +129,12 @@ def _prompts(sam: Sam, factory: StageFactory) -> list[Stage]:
     logits = _exact("mask_logits", low, low), _exact("prompt_logits", low, low)
     encoder = PromptEncoderStage(sam.sam_prompt_encoder)
     mask_prompt = MaskPromptStage(sam.mask_downsample, size)
+    mask, points = (_exact("mask", size, size),), {"points": uniform(size)}
     return [
         # INT8 saves nothing on a few rows of coordinates
-        factory("prompt_encoder", inputs, tokens, encoder, role="prompt_encoder", int8_ok=False),
+        factory("prompt_encoder", inputs, tokens, encoder, draws=points, role="prompt_encoder", int8_ok=False),
         # its products are resampling and permutation matrices, not learned weights
-        factory("mask_prompt", (_exact("mask", size, size),), logits, mask_prompt, role="mask_prompt", int8_ok=False),
+        factory("mask_prompt", mask, logits, mask_prompt, draws={"mask": binary}, role="mask_prompt", int8_ok=False),
     ]
 
 
@@ -178,7 +179,8 @@ def _memory_attention(sam: Sam, factory: StageFactory) -> Stage:
         *((_exact("obj_ptr_tpos", "pointers"),) if c.pointer_positions else ()),
     )
     outputs = (_objects("conditioned", c.side**2, c.width),)
-    attributes = {"role": "memory_attention", "bf16_ok": True, "stride": c.stride}
+    draws = {"obj_ptr_tpos": uniform(1.0)}
+    attributes = {"draws": draws, "role": "memory_attention", "bf16_ok": True, "stride": c.stride}
     return factory("memory_attention", inputs, outputs, narrow, attention_variants(narrow, wide), **attributes)
 
 

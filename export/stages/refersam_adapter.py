@@ -43,7 +43,7 @@ class Grid(nn.Module):
 
     def __init__(self, adapter: Adapter, image_size: int) -> None:
         super().__init__()
-        self.image_size = image_size
+        self.image_size, self.patch = image_size, adapter.vis_model.config.patch
         constants = {
             "centres": cell_centres(self.side),
             "references": torch.cat([cell_centres(s) for s in self.sides]),
@@ -61,12 +61,12 @@ class Grid(nn.Module):
     @property
     def side(self) -> int:
         """Side of the ViT's map."""
-        return self.image_size // 16
+        return self.image_size // self.patch
 
     @property
     def sides(self) -> tuple[int, int, int]:
-        """Sides of the pyramid's maps, fine to coarse."""
-        return self.image_size // 8, self.image_size // 16, self.image_size // 32
+        """Sides of the pyramid's maps, fine to coarse: at half, once and twice the stride of the ViT."""
+        return self.image_size * 2 // self.patch, self.side, self.image_size // (2 * self.patch)
 
     @property
     def sizes(self) -> tuple[int, ...]:

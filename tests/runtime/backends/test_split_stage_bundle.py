@@ -256,11 +256,10 @@ def test_command_adds_the_subgraphs(tmp_path, monkeypatch):
 def test_networks_without_split_stages_are_refused(tmp_path):
     from export.models import sam2
 
+    model = sam2.Sam2(sam2.tiny_test_config())
     with pytest.raises(UserError, match="sam2 has no stage that can be split for kernels"):
-        with_split_stages(
-            type("N", (), {"networks": {"sam2": {}}}), sam2.Sam2(sam2.tiny_test_config()), "fp16", tmp_path
-        )
+        with_split_stages(describe("sam2", model), model, "fp16", tmp_path)
     with pytest.raises(UserError, match="samwise.sam2 has no stage that can be split for kernels"):
-        with_split_stages(type("N", (), {"networks": {"samwise": {}, "sam2": {}}}), network(), "fp16", tmp_path)
+        with_split_stages(describe("samwise+sam2", network()), network(), "fp16", tmp_path)
     with pytest.raises(UserError, match="does not go with --precision int8"):
-        with_split_stages(type("N", (), {"networks": {"samwise": {}}}), network(), "int8", tmp_path)
+        with_split_stages(describe("samwise", network()), network(), "int8", tmp_path)

@@ -36,11 +36,11 @@ def _dry_run(model: Samwise) -> None:
     pixels = torch.empty(1, 1, 3, c.sam.image_size, c.sam.image_size)
     clip = model.encode_clip(pixels, torch.zeros(1, 3, dtype=torch.int64))
     embedding, fine = clip.embedding[:, 0], (clip.high_res_0[:, 0], clip.high_res_1[:, 0])
-    out = model.decode(model.without_memory(embedding), model.prompt(clip.text), *fine)
-    memory = model.remember(embedding, out.low_res_logits)
+    out = model.decode(model.add_no_mem_embed(embedding), model.prompt(clip.text), *fine)
+    memory = model.encode_memory(embedding, out.low_res_logits)
     model.attend_memory(embedding, memory[:, None], torch.zeros(1, 1, dtype=torch.int64), out.pointer[:, None])
     if c.conditional_hidden:
-        model.decide(out.pointer, out.early_token)
+        model.cme_logits(out.pointer, out.early_token)
 
 
 def samwise_config(tensors: Mapping[str, Tensor]) -> SamwiseConfig:

@@ -90,7 +90,7 @@ class Sam(nn.Module):
         """Pointer of an absent object (1,D); zeros in a network without object scores, which never uses it."""
         return self.no_obj_ptr if self.config.object_score else self.no_mem_embed.new_zeros(1, self.config.width)
 
-    def without_memory(self, embedding_bnd: Tensor) -> Tensor:
+    def add_no_mem_embed(self, embedding_bnd: Tensor) -> Tensor:
         """Return the input of the mask decoder for a frame without memory."""
         return embedding_bnd + self.no_mem_embed
 

@@ -121,9 +121,9 @@ class Samwise(nn.Module):
         """Condition a map on the memory; see `Sam.attend_memory`."""
         return self.sam.attend_memory(embedding_bnd, memory_bsnm, maskmem_tpos_index_bs, pointers_bpd)
 
-    def without_memory(self, embedding_bnd: Tensor) -> Tensor:
+    def add_no_mem_embed(self, embedding_bnd: Tensor) -> Tensor:
         """Return the input of the mask decoder for frames without memory."""
-        return self.sam.without_memory(embedding_bnd)
+        return self.sam.add_no_mem_embed(embedding_bnd)
 
     def decode(
         self,
@@ -151,12 +151,12 @@ class Samwise(nn.Module):
             logits = logits if self.training else gated
         return FrameOutput(logits, out.iou[:, 0], out.score, pointer, out.early[:, 0], out)
 
-    def remember(self, embedding_bnd: Tensor, mask_logits_bhw: Tensor) -> Tensor:
+    def encode_memory(self, embedding_bnd: Tensor, mask_logits_bhw: Tensor) -> Tensor:
         """Encode a map before memory attention and mask logits of any size as a memory slot (B,N,M)."""
         mask = upsample(mask_logits_bhw, self.config.sam.image_size).sigmoid()
         return self.sam.memory_encoder(embedding_bnd, mask)
 
-    def decide(self, pointer_bd: Tensor, early_bd: Tensor) -> Tensor:
+    def cme_logits(self, pointer_bd: Tensor, early_bd: Tensor) -> Tensor:
         """Return the logits of the conditional memory encoder (B,2): (stay, switch)."""
         return self.conditional_memory_encoder(pointer_bd, early_bd)
 

@@ -160,7 +160,7 @@ def empty_prompt(model: Samwise, objects: int) -> Tensor:
 
 def decode_without_memory(model: Samwise, clip: EncodedClip) -> FrameOutput:
     """Decode all frames of all objects at once without memory: (O*T, ...)."""
-    x = model.without_memory(clip.embedding.flatten(0, 1))
+    x = model.add_no_mem_embed(clip.embedding.flatten(0, 1))
     inputs = (y.flatten(0, 1) for y in (clip.sparse, clip.high_res_0, clip.high_res_1))
     return model.decode(x, *inputs, masks=1)
 
@@ -188,7 +188,7 @@ class Tracker:
         for t in range(frames):
             out.append(self.decode(t))
             if t + 1 < frames and self.options.memory:
-                self.remember(t, out[-1])
+                self._encode_memory(t, out[-1])
         logits, iou, score = (torch.stack([getattr(f, n) for f in out], 1) for n in ("low_res_logits", "iou", "score"))
         result = TrackedClip(logits, iou, score, self.decisions)
         if self.options.mask_tokens:
@@ -206,7 +206,7 @@ class Tracker:
         frame = self.model.decode(conditioned, sparse, *high_res, mask, dense, masks=4 if tokens else 1)
         return _select_token(self.model, frame, tokens[t]) if tokens else frame
 
-    def remember(self, t: int, frame: FrameOutput) -> None:
+    def _encode_memory(self, t: int, frame: FrameOutput) -> None:
         """Encode the memory of a frame, with its predicted, prompted or teacher's mask."""
         logits = _gated_logits(frame)
         if self.options.conditional_memory and t >= self.options.cme_first:
@@ -217,17 +217,17 @@ class Tracker:
             logits = self._replace(logits, self.prompt.masks, self.prompt.is_mask)
         if self.teacher is not None:
             logits = self._replace(logits, self.teacher[:, t] > 0.5, self.teacher[:, t, 0, 0] >= 0)
-        self.memory.append(self.model.remember(self.clip.embedding[:, t], logits))
+        self.memory.append(self.model.encode_memory(self.clip.embedding[:, t], logits))
         self.pointers.append(frame.pointer)
 
     def _conditional_memory(self, t: int, frame: FrameOutput, logits: Tensor) -> Tensor:
-        """Decide, and return the logits to remember: those without memory for the objects that switch."""
+        """Return the mask logits to encode: those without memory for the objects that switch."""
         options = self.options
         if options.decide_only and (t - options.cme_first) % options.cme_interval:
             return logits
-        x = self.model.without_memory(self.clip.embedding[:, t])
+        x = self.model.add_no_mem_embed(self.clip.embedding[:, t])
         again = self.model.decode(x, *self.clip.decoder_inputs(t), masks=1)
-        decision = self.model.decide(frame.pointer.detach(), again.early_token.detach())
+        decision = self.model.cme_logits(frame.pointer.detach(), again.early_token.detach())
         memoryless = _gated_logits(again)
         self.decisions.append(Decision(t, decision, memoryless))
         if options.decide_only:
@@ -249,7 +249,7 @@ class Tracker:
         """Attend to the last frames, and to frame 0 if it is permanent."""
         embedding, config = self.clip.embedding[:, t], self.model.config
         if t == 0 or not self.options.memory:
-            return self.model.without_memory(embedding)
+            return self.model.add_no_mem_embed(embedding)
         if self.prompt is not None and self.prompt.permanent:
             recent = list(range(max(1, t - config.slots), t))
             frames, rows = [0, *recent], [CONDITIONING_ROW, *(t - i - 1 for i in recent)]

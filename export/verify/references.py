@@ -71,7 +71,7 @@ def samwise_clip(
             if rule and frame >= rule["first"] and frame - last_switch_frame >= rule["every"]:
                 remembered, switched = _conditional_memory(model, out, mask, embedding, without_verb, fine)
                 last_switch_frame = frame if switched else last_switch_frame
-            memory[frame] = model.remember(embedding, remembered)
+            memory[frame] = model.encode_memory(embedding, remembered)
             masks = _source_masks(mask, resized, frames[frame].shape[:2])
             yield masks, out.low_res_logits.float().numpy(), out.score.float().numpy()
 
@@ -97,7 +97,7 @@ def _samwise_memory(
 ) -> Tensor:
     """Condition the map on the last frames; the first frame has no memory."""
     if frame == 0:
-        return model.without_memory(embedding)
+        return model.add_no_mem_embed(embedding)
     distances = [d for d in range(limits["num_maskmem"] - 1, 0, -1) if frame - d in memory]  # oldest first
     newest = [p for p in range(frame - 1, frame - limits["max_obj_ptrs"], -1) if p in pointers]
     return model.attend_memory(
@@ -111,9 +111,9 @@ def _samwise_memory(
 def _conditional_memory(
     model: Any, out: Any, mask: Tensor, embedding: Tensor, sparse: Tensor, fine: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, bool]:
-    """Apply the conditional memory encoder: the mask to remember, and whether it differs from `mask`."""
-    memoryless = model.decode(model.without_memory(embedding), sparse, *fine, masks=1)
-    stay, switch = model.decide(out.pointer, memoryless.early_token)[0]
+    """Return the mask to encode, chosen by the conditional memory encoder, and whether it differs from `mask`."""
+    memoryless = model.decode(model.add_no_mem_embed(embedding), sparse, *fine, masks=1)
+    stay, switch = model.cme_logits(out.pointer, memoryless.early_token)[0]
     if not switch > stay:
         return mask, False
     logits = upsample(memoryless.low_res_logits, model.config.sam.image_size)
@@ -145,7 +145,7 @@ def sam2_clip(
     for t, frame in enumerate(frames):
         embedding, high_res_0, high_res_1 = _sam2_features(sam, frame, settings)
         if t == 0:
-            conditioned = sam.without_memory(embedding)
+            conditioned = sam.add_no_mem_embed(embedding)
             points, labels = torch.stack((click, torch.zeros(1, 2)), 1), torch.tensor([[1, -1]])
         else:
             conditioned = _sam2_memory(sam, embedding, memory, pointers, t, limits, longest)

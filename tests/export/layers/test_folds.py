@@ -57,7 +57,7 @@ def test_clip_stages_equal_the_whole_model(network, clip):
     close(known["high_res_0"], whole.high_res_0[0])
     close(known["high_res_1"], whole.high_res_1[0])
     close(known["text_2_fused"], whole.text[0])
-    close(known["embedding_no_memory"], network.without_memory(whole.embedding)[0])
+    close(known["embedding_no_memory"], network.add_no_mem_embed(whole.embedding)[0])
     close(known["sparse"], network.prompt(whole.text))
 
 
@@ -89,7 +89,7 @@ def test_frame_stages_equal_the_whole_model(network, clip):
     slot = cut["memory_encoder"].run(
         {"embedding": known["embedding"], "map_index": index, "mask_logits": out["low_res_logits"]}
     )["maskmem_features"]
-    close(slot, network.remember(known["embedding"][index], out["low_res_logits"]).detach())
+    close(slot, network.encode_memory(known["embedding"][index], out["low_res_logits"]).detach())
     high = upsample(out["low_res_logits"], 64)
     assert torch.equal(upsample(high, 64), high)
     answer = cut["conditional_memory"].run(
@@ -100,7 +100,7 @@ def test_frame_stages_equal_the_whole_model(network, clip):
             "memoryless_logits": out["low_res_logits"].flip(0),
         }
     )
-    close(answer["decision"], network.decide(out["obj_ptr"], out["early_token"]).detach())
+    close(answer["decision"], network.cme_logits(out["obj_ptr"], out["early_token"]).detach())
     other = upsample(out["low_res_logits"].flip(0), 64)
     for i in range(2):
         switch = answer["decision"][i].argmax().item() == 1

@@ -21,8 +21,8 @@ def run(network, pixels, tokens, mask=None, verb=None):
     clip = network.encode_clip(pixels, tokens, mask)
     sparse = network.prompt(clip.text, verb)
     at = [(clip.embedding[:, i], clip.high_res_0[:, i], clip.high_res_1[:, i]) for i in range(2)]
-    first = network.decode(network.without_memory(at[0][0]), sparse, *at[0][1:])
-    memory = network.remember(at[0][0], first.low_res_logits)
+    first = network.decode(network.add_no_mem_embed(at[0][0]), sparse, *at[0][1:])
+    memory = network.encode_memory(at[0][0], first.low_res_logits)
     age = torch.zeros(len(pixels), 1, dtype=torch.int64)
     x = network.attend_memory(at[1][0], memory[:, None], age, first.pointer[:, None])
     return network.decode(x, sparse, *at[1][1:]), first
@@ -50,7 +50,7 @@ def test_every_parameter_gets_a_gradient(network):
     parts = [f.decoded.logits.sum() + f.iou.sum() + f.score.sum() + f.pointer.sum() for f in (last, first, clicked)]
     (
         sum(parts)
-        + network.decide(last.pointer, last.early_token)[:, 0].sum()
+        + network.cme_logits(last.pointer, last.early_token)[:, 0].sum()
         + shrunk.sum()
         + network.sam.no_pointer.sum()
     ).backward()

@@ -35,7 +35,7 @@ def make_inputs(bench: Bench, sizes: plan.WindowSizes) -> dict[str, torch.Tensor
 
 class Module(nn.Module):
     """The branch with its residual as a PyTorch module writes it. `weights`: also compute the attention map, which
-    `nn.MultiheadAttention` does unless told otherwise (its default, and what the published module runs)."""
+    `nn.MultiheadAttention` does by default and the published module does."""
 
     def __init__(self, sizes: plan.WindowSizes, inputs: dict[str, torch.Tensor], weights: bool) -> None:
         super().__init__()

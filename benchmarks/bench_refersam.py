@@ -1,4 +1,4 @@
-"""Sentences on pictures: cost of the second one on a picture, gain of a batch, and plain PyTorch for comparison.
+"""Sentences on images: cost of the second one on an image, gain of a batch, and plain PyTorch for comparison.
 
 python -m pytest benchmarks/bench_refersam.py --benchmark-only --engine engines/refersam-vit_b-bert-448
 """
@@ -19,18 +19,18 @@ ROUNDS = 3
 
 
 @pytest.fixture
-def pictures(loaded):
-    """Skip bundles without sentences on single pictures."""
+def takes_images(loaded):
+    """Skip bundles without sentences on single images."""
     if runtime.Capability.TEXT_IMAGE not in loaded.capabilities:
-        pytest.skip("this bundle takes no sentences on single pictures")
+        pytest.skip("this bundle takes no sentences on single images")
 
 
 def frame(height: int = 360, width: int = 480) -> np.ndarray:
     """Colour gradients with a disc, uint8 (H,W,3)."""
     y, x = np.mgrid[:height, :width]
-    picture = np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], -1).astype(np.uint8)
-    picture[(x - width // 3) ** 2 + (y - height // 2) ** 2 < (height // 5) ** 2] = (220, 40, 60)
-    return picture
+    image = np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], -1).astype(np.uint8)
+    image[(x - width // 3) ** 2 + (y - height // 2) ** 2 < (height // 5) ** 2] = (220, 40, 60)
+    return image
 
 
 _number = count()
@@ -45,11 +45,11 @@ def sentences(engine, n: int) -> list[runtime.Text]:
     ]
 
 
-def test_first_sentence(benchmark, info, loaded, pictures):
-    """A new picture and a new sentence: all three stages."""
-    picture = frame()
+def test_first_sentence(benchmark, info, loaded, takes_images):
+    """A new image and a new sentence: all three stages."""
+    pixels = frame()
     benchmark.pedantic(
-        lambda prompts: loaded.image(picture).refer(prompts),
+        lambda prompts: loaded.image(pixels).refer(prompts),
         rounds=ROUNDS,
         warmup_rounds=1,
         setup=lambda: ((sentences(loaded, 1),), {}),
@@ -58,16 +58,16 @@ def test_first_sentence(benchmark, info, loaded, pictures):
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_further_sentences(benchmark, info, loaded, pictures, n):
-    """New sentences on a picture that is encoded already."""
-    picture = loaded.image(frame())
-    picture.refer(sentences(loaded, 1))
-    benchmark.pedantic(picture.refer, rounds=ROUNDS, warmup_rounds=1, setup=lambda: ((sentences(loaded, n),), {}))
+def test_further_sentences(benchmark, info, loaded, takes_images, n):
+    """New sentences on an image that is encoded already."""
+    image = loaded.image(frame())
+    image.refer(sentences(loaded, 1))
+    benchmark.pedantic(image.refer, rounds=ROUNDS, warmup_rounds=1, setup=lambda: ((sentences(loaded, n),), {}))
     info(sentences=n, new_picture=False, per_sentence=float(np.median(benchmark.stats.stats.data)) / n)
 
 
 @pytest.mark.parametrize("folded", [False, True], ids=["official", "folded"])
-def test_torch_eager(benchmark, info, bundle, loaded, pictures, folded):
+def test_torch_eager(benchmark, info, bundle, loaded, takes_images, folded):
     """The same modules in PyTorch with random weights: as in the official code, and with the exact folds."""
     torch = pytest.importorskip("torch")
     from export.models.refersam import ReferSam

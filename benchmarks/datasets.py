@@ -119,12 +119,12 @@ def expressions(root: Path) -> Iterator[Case]:
         owners, annotated = _indexed(
             annotations if annotations.is_dir() else _need(root / "Annotations" / video), frames
         )
-        said = list(entry["expressions"].values())
+        expressions = list(entry["expressions"].values())
         yield Case(
             video,
             partial(_read, frames),
-            [e["exp"] for e in said],
-            [owners == int(e["obj_id"]) for e in said],
+            [e["exp"] for e in expressions],
+            [owners == int(e["obj_id"]) for e in expressions],
             annotated=annotated,
         )
 

@@ -216,7 +216,7 @@ def run(
             clips[name][str(number)] = found
         rows = write(path, keys, clips)
         progress(f"{done}/{len(numbers)} clips  " + "  ".join(f"{n} {r['J&F']:.3f}" for n, r in rows.items()))
-    for name in keys:  # of the clips asked for, and no others
+    for name in keys:  # of the requested clips only
         clips[name] = {str(n): clips[name][str(n)] for n in numbers}
     return write(path, keys, clips)
 

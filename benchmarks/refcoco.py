@@ -9,7 +9,7 @@ makes nothing but plain values. Every sentence counts once:
     oIoU   sum of intersections / sum of unions       mIoU   mean of the sentences' IoU
     P@X    share of sentences with an IoU of at least X
 
-Masks are scored at the picture's own size. `--at-input` scores at the network's size against the target shrunk to it
+Masks are scored at the image's own size. `--at-input` scores at the network's size against the target shrunk to it
 (nearest neighbour), as CARIS does it, whose figures ReferSAM's paper continues. Sentences longer than the bundle takes
 are cut as in training: plainly for BERT, keeping the end token for CLIP.
 """
@@ -43,9 +43,9 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One object of one picture with its sentences; `mask` (H,W) bool."""
+    """One object of one image with its sentences; `mask` (H,W) bool."""
 
-    picture: str
+    image: str
     mask: np.ndarray
     sentences: tuple[str, ...]
 
@@ -58,17 +58,17 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def load_references(data: Path, split: str) -> Iterator[Reference]:
-    """References of a split, picture by picture. Raises UserError for files that are missing or not in that layout."""
+    """References of a split, image by image. Raises UserError for files that are missing or not in that layout."""
     references, instances = _references(data), _json(data / "instances.json")
     try:
-        pictures = {image["id"]: image for image in instances["images"]}
+        by_id = {image["id"]: image for image in instances["images"]}
         objects = {annotation["id"]: annotation for annotation in instances["annotations"]}
         chosen = [r for r in references if r["split"] == split]
         if not chosen:
             splits = ", ".join(sorted({r["split"] for r in references}))
             raise UserError(f"{data}: no reference of split {split!r}; there are {splits}")
         for r in sorted(chosen, key=lambda r: r["image_id"]):
-            image = pictures[r["image_id"]]
+            image = by_id[r["image_id"]]
             mask = decode(objects[r["ann_id"]]["segmentation"], image["height"], image["width"])
             yield Reference(image["file_name"], mask, tuple(s["sent"] for s in r["sentences"]))
     except (KeyError, TypeError) as error:
@@ -151,10 +151,10 @@ def evaluate(
     for number, reference in enumerate(references):
         if limit is not None and number >= limit:
             break
-        if last[0] != reference.picture:  # references of one picture follow each other: it is encoded once
-            last = reference.picture, engine.image(read_image(images / reference.picture))
+        if last[0] != reference.image:  # references of one image follow each other: it is encoded once
+            last = reference.image, engine.image(read_image(images / reference.image))
         if last[1].size != reference.mask.shape:
-            raise UserError(f"{images / reference.picture}: is {last[1].size}, its masks are {reference.mask.shape}")
+            raise UserError(f"{images / reference.image}: is {last[1].size}, its masks are {reference.mask.shape}")
         result = last[1].refer([prompt(engine, tokenizer, s) for s in reference.sentences], logits=at_input)
         masks, target = result.masks, reference.mask
         if at_input:
@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--data", required=True, type=Path, help="folder with instances.json and refs(...).p or .json")
-    parser.add_argument("--images", required=True, type=Path, help="folder of the pictures")
+    parser.add_argument("--images", required=True, type=Path, help="folder of the images")
     parser.add_argument("--split", default="val", help="val, testA, testB, test (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="only the first N objects")
     parser.add_argument("--at-input", action="store_true", help="score at the network's size")

@@ -53,7 +53,7 @@ def machine(measured: Measurement) -> str:
 
 
 def second_over_first(measured: Measurement) -> float | None:
-    """Seconds of the second sentence on a clip, or on a picture, over those of the first."""
+    """Seconds of the second sentence on a clip, or on an image, over those of the first."""
     one, two = (first(measured, "test_sentences", "median", sentences=n) for n in (1, 2))
     if one is not None and two is not None:
         return (two - one) / one
@@ -63,7 +63,7 @@ def second_over_first(measured: Measurement) -> float | None:
 
 
 def over_pytorch(measured: Measurement) -> str:
-    """PyTorch's time over ours: of a sentence and a click on a clip, and of a new picture with one sentence."""
+    """PyTorch's time over ours: of a sentence and a click on a clip, and of a new image with one sentence."""
     ratios = [first(measured, n, "pytorch_over_runtime", pytorch="eager") for n in ("test_sentence", "test_click")]
     ours = first(measured, "test_first_sentence", "median")
     theirs = first(measured, "test_torch_eager", "median", folded=False)
@@ -203,8 +203,8 @@ SECTIONS: tuple[Callable[[Measurement], str], ...] = (
     ),
     Section(
         ("test_first_sentence", "test_further_sentences", "test_torch_eager"),
-        "**Sentences on a picture.**",
-        {"picture": label, "s": "median", "s per sentence": "per_sentence"},
+        "**Sentences on an image.**",
+        {"image": label, "s": "median", "s per sentence": "per_sentence"},
     ),
     Section(
         ("test_objects",),

@@ -16,7 +16,7 @@ import pycuda.gpuarray as gpuarray
 import runtime
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("video", help="file, folder of pictures, address")
+parser.add_argument("video", help="file, folder of images, address")
 parser.add_argument("--text", required=True, help="a sentence")
 parser.add_argument("--engine", required=True, help="a bundle with compiled kernels")
 parser.add_argument("--backend", default="ort-cuda", help="ort-cuda, tensorrt or tensorrt_rtx")

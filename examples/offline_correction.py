@@ -19,7 +19,7 @@ def point(text: str) -> list[float]:
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("video", nargs="?", default=NANO / "demo" / "clip.mp4", help="file, or folder of pictures")
+parser.add_argument("video", nargs="?", default=NANO / "demo" / "clip.mp4", help="file, or folder of images")
 parser.add_argument("--frame", type=int, default=8, help="frame of the first click")
 parser.add_argument("--click", type=point, default="0.36,0.79", metavar="X,Y", help="on the object, in 0..1")
 parser.add_argument(

@@ -14,7 +14,7 @@ import runtime
 NANO = Path(__file__).resolve().parent.parent / "engines" / "nano"
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("video", nargs="?", default=NANO / "demo" / "clip.mp4", help="file, folder of pictures, address")
+parser.add_argument("video", nargs="?", default=NANO / "demo" / "clip.mp4", help="file, folder of images, address")
 parser.add_argument("--text", action="append", help="a sentence; may be repeated")
 parser.add_argument("--engine", default=NANO, help="a bundle")
 parser.add_argument("--out", type=Path, default=Path("out/text"), help="folder of the masks")

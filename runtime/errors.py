@@ -38,11 +38,11 @@ class PromptError(UserError):
 
 
 class VideoError(UserError):
-    """A video or picture cannot be read, holds no frame, or changes its size on the way."""
+    """A video or image cannot be read, has no frame, or changes its size between frames."""
 
 
 class BackendError(UserError):
-    """The backend that was asked for is not installed or cannot run this bundle on this machine."""
+    """The requested backend is not installed or cannot run this bundle on this machine."""
 
 
 def fail(error: SamwiseRuntimeError, debug: bool = False) -> int:

@@ -21,7 +21,7 @@ class Result:
     score_logits    (N,) float32, `scores` before the sigmoid; None where scores are no probabilities
     ious            (N,) float32 predicted IoU of the mask, NaN where it was given; None where the network predicts none
     boxes           (N, 4) float32 x0, y0, x1, y1 in source pixels, x1 and y1 exclusive; zeros where the mask is empty
-    low_res_logits  (N, s, s) float32 logits of the decoder, s = image size / 4; None unless logits were asked for
+    low_res_logits  (N, s, s) float32 logits of the decoder, s = image size / 4; None unless requested
     coarse_logits   (N, s, s) float32, ReferSAM's mask before SAM's decoder; None for other networks, or as above
     """
 

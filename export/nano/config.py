@@ -1,4 +1,4 @@
-"""Sizes of the nano network: the modules of SAMWISE, narrow and shallow, for small pictures."""
+"""Sizes of the nano network: the modules of SAMWISE, narrow and shallow, for small images."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SIZES = {"small": _SMALL, "large": _LARGE}
 """`small`: five million parameters for 128 px, which two CPU cores can train in two hours; the shipped size. `large`:
 six million for 256 px, with four times the arithmetic per frame, for a GPU.
 
-HSA patches are chosen so that at stride 32, and in the small network at stride 16 too, one patch is the whole picture:
+HSA patches are chosen so that at stride 32, and in the small network at stride 16 too, one patch is the whole image:
 one attention over all frames sees a motion of any extent. Most of the small trunk lies before the first adapter, where
 all sentences of a clip share it.
 """

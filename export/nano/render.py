@@ -13,13 +13,13 @@ from .grammar import NOUNS
 from .scene import SIDE, Actor, Scene
 
 MARGIN = 64
-"""Units of background beyond each edge of the picture, for the camera to pan into."""
+"""Units of background beyond each edge of the image, for the camera to pan into."""
 _OPAQUE = [0] * 128 + [255] * 128
 """Lookup table: alpha -> 255 from one half on."""
 
 
 class Renderer:
-    """Renders clips of one picture size. Caches tinted and down-scaled sprites."""
+    """Renders clips of one image size. Caches tinted and down-scaled sprites."""
 
     def __init__(self, atlas: np.ndarray, size: int = SIDE) -> None:
         self.size, self.scale, self.atlas = size, size / SIDE, atlas
@@ -36,10 +36,10 @@ class Renderer:
         areas = np.zeros((scene.frames, len(scene.actors)), np.int64)
         order = sorted(range(len(scene.actors)), key=lambda i: scene.actors[i].depth)
         for t in range(scene.frames):
-            picture, labels = self._crop(background, scene.camera[t]), Image.new("L", (self.size, self.size))
+            image, labels = self._crop(background, scene.camera[t]), Image.new("L", (self.size, self.size))
             for i in order:
-                areas[t, i] = self._draw_actor(picture, labels, scene.actors[i], t, i + 1, effects.motion_blur)
-            frames[t] = effects.apply(picture, self.grain, rng)
+                areas[t, i] = self._draw_actor(image, labels, scene.actors[i], t, i + 1, effects.motion_blur)
+            frames[t] = effects.apply(image, self.grain, rng)
             instance_map[t] = np.asarray(labels)
         return frames, instance_map, areas
 
@@ -51,9 +51,9 @@ class Renderer:
         return image.reduce(shrink) if shrink > 1 else image
 
     def _draw_actor(
-        self, picture: Image.Image, labels: Image.Image, actor: Actor, t: int, label: int, motion_blur: bool
+        self, image: Image.Image, labels: Image.Image, actor: Actor, t: int, label: int, motion_blur: bool
     ) -> int:
-        """Draw an actor into the picture and the instance map. Returns its area without occlusion, in pixels."""
+        """Draw an actor into the image and the instance map. Returns its area without occlusion, in pixels."""
         side = actor.size * actor.scale[t] * self.scale
         # reduce small sprites before sampling: bilinear sampling alone would skip pixels
         shrink = 4 if side < 0.28 * sprites.SIDE else 2 if side < 0.55 * sprites.SIDE else 1
@@ -69,7 +69,7 @@ class Renderer:
         labels.paste(label, (left, top), inside)
         if motion_blur and t > 0:
             patch = self._blur(patch, sprite, actor, t, cx - left, cy - top, zoom)
-        picture.paste(patch, (left, top), patch)
+        image.paste(patch, (left, top), patch)
         return inside.histogram()[255]
 
     def _blur(
@@ -97,7 +97,7 @@ class Renderer:
         return background.transform((self.size, self.size), Image.AFFINE, (grain, 0, x, 0, grain, y), Image.BILINEAR)
 
     def _background(self, rng: np.random.Generator) -> Image.Image:
-        """Draw a larger picture of smooth noise, stripes and clutter: sharp, or blurred and then of half the size."""
+        """Draw a larger image of smooth noise, stripes and clutter: sharp, or blurred and then of half the size."""
         blur = rng.uniform(0.6, 1.6) if rng.random() < 0.6 else 0.0
         side = int((SIDE + 2 * MARGIN) * self.scale) // (2 if blur else 1)
         base = rng.uniform(20, 235, 3)
@@ -148,15 +148,15 @@ class CameraEffects:
         gain, lift = (rng.uniform(0.75, 1.2), rng.uniform(-18, 18)) if rng.random() < 0.5 else (1.0, 0.0)
         self.curve = None if gain == 1 else np.clip(np.arange(256) * gain + lift, 0, 255).astype(np.uint8).tolist() * 3
 
-    def apply(self, picture: Image.Image, grain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def apply(self, image: Image.Image, grain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if self.curve is not None:
-            picture = picture.point(self.curve)
+            image = image.point(self.curve)
         if self.blur:
-            picture = picture.filter(ImageFilter.GaussianBlur(self.blur * picture.width / SIDE))
-        pixels = np.asarray(picture)
+            image = image.filter(ImageFilter.GaussianBlur(self.blur * image.width / SIDE))
+        pixels = np.asarray(image)
         if self.noise:
             y, x = rng.integers(0, 64, 2)
-            part = grain[y : y + picture.height, x : x + picture.width].astype(np.int16)
+            part = grain[y : y + image.height, x : x + image.width].astype(np.int16)
             pixels = np.clip(pixels + (part * int(self.noise * 8) >> 8), 0, 255).astype(np.uint8)
         if self.quality is not None:
             buffer = io.BytesIO()

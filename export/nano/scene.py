@@ -29,7 +29,7 @@ class Actor:
     """One object of a clip.
 
     `size` is the longer side in units at scale 1; `x`, `y` (T,) the centre on screen; `motion` names what it does and
-    `active` (T,) marks the frames on which it does it; `border` names how it crosses the edge of the picture, if it
+    `active` (T,) marks the frames on which it does it; `border` names how it crosses the edge of the image, if it
     does.
     """
 
@@ -107,7 +107,7 @@ def drift_path(rng: np.random.Generator, frames: int, speed: float = 1.2) -> Pat
 
 
 def border_path(rng: np.random.Generator, border: str, frames: int) -> Path:
-    """Draw a path across one edge of the picture: 0 inside, 1 outside; the caller scales it to the edge's distance."""
+    """Draw a path across one edge of the image: 0 inside, 1 outside; the caller scales it to the edge's distance."""
     side = rng.integers(4)
     clock = np.arange(frames, dtype=float)
     duration = 2.5 if frames <= 8 else 3.5
@@ -128,7 +128,7 @@ def border_path(rng: np.random.Generator, border: str, frames: int) -> Path:
 
 
 def camera_path(rng: np.random.Generator, frames: int) -> np.ndarray:
-    """Draw the (T,2) shift of the whole picture: none, a pan of at most 1.8 units per frame, or a pan with hand
+    """Draw the (T,2) shift of the whole image: none, a pan of at most 1.8 units per frame, or a pan with hand
     shake."""
     kind, clock = rng.random(), np.arange(frames)[:, None]
     if kind < 0.35:

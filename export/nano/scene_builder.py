@@ -71,7 +71,7 @@ class SceneBuilder:
         where: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
         **traits: Any,
     ) -> Actor:
-        """Add an actor whose whole path stays in the picture and clear of the other actors. Raises NoRoomError.
+        """Add an actor whose whole path stays in the image and clear of the other actors. Raises NoRoomError.
 
         `where(x, y)` (T,) must be true on all frames; `traits` are further fields of `Actor`.
         """

@@ -136,7 +136,7 @@ def motion_group(b: SceneBuilder) -> None:
 
 
 def border_group(b: SceneBuilder) -> None:
-    """Add two of a noun that cross the border of the picture in different ways, or one that does not."""
+    """Add two of a noun that cross the border of the image in different ways, or one that does not."""
     pairs = [("leave", "stay"), ("enter", "there")]
     if b.frames >= 12:
         pairs += [("return", "stay"), ("return", "gone")]

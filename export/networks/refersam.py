@@ -91,8 +91,8 @@ def _images(size: int) -> Sampler:
 
     def sample(sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
         coarse = torch.randn(1, 3, 8, 8, generator=generator)
-        picture = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)
-        return {"pixels": picture + 0.1 * torch.randn(1, 3, size, size, generator=generator)}
+        image = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)
+        return {"pixels": image + 0.1 * torch.randn(1, 3, size, size, generator=generator)}
 
     return sample
 

@@ -39,7 +39,7 @@ def read_sentences(path: Path) -> dict[str, list[Text]]:
     parse = _parse_json if path.suffix.lower() == ".json" else _parse_csv
     for where, image, sentence in parse(path, text):
         if not isinstance(image, str) or not image.strip():
-            raise UserError(f"{where}: the name of the picture is missing")
+            raise UserError(f"{where}: the name of the image is missing")
         if Path(image).is_absolute() or ".." in Path(image).parts:
             raise UserError(f"{where}: {image!r} is outside the folder of --image")
         try:
@@ -69,7 +69,7 @@ def _parse_json(path: Path, text: str) -> Iterator[tuple[str, Any, Any]]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({summarize(error)})") from None
     if isinstance(data, dict):
-        data = [{"picture": picture, "sentences": sentences} for picture, sentences in data.items()]
+        data = [{"picture": image, "sentences": sentences} for image, sentences in data.items()]
     if not isinstance(data, list):
         raise UserError(f"{path}: must be an object of lists, or a list of objects with picture and sentences")
     for number, entry in enumerate(data):
@@ -114,7 +114,7 @@ def _print_totals(args: argparse.Namespace, images: int, sentences: int, seconds
         totals = {"pictures": images, "sentences": sentences, "seconds": round(seconds, 3), "out": str(args.out)}
         print(json.dumps(totals))
     else:
-        print(f"{images} pictures, {sentences} sentences in {seconds:.1f} s; written: {args.out}")
+        print(f"{images} images, {sentences} sentences in {seconds:.1f} s; written: {args.out}")
 
 
 def _segment(args: argparse.Namespace, engine: Engine, path: Path, name: str, prompts: list[Text]) -> None:

@@ -152,7 +152,7 @@ class VideoSession(TrackingSession):
 
         At most `max_frames` frames after the first one. Prompts count from here on. Frames that prompts made are
         returned as they are. Objects may be added, refined and removed meanwhile: removed ones are left out at once,
-        added and refined ones count from the next call. Nothing is computed before the first result is asked for.
+        added and refined ones count from the next call. Nothing is computed before the first result is requested.
         Raises PromptError when there is nothing to track or a number is out of range.
         """
         self._check_open()
@@ -261,7 +261,7 @@ def _frame_sequence(frames: Any) -> Sequence[Any] | np.ndarray:
 
 
 class ImageFiles(Sequence[np.ndarray]):
-    """Images on disk as a sequence of frames, each read when it is asked for."""
+    """Images on disk as a sequence of frames, each read on access."""
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
         self._paths = paths

@@ -64,8 +64,8 @@ def test_offline_correction(run, short_clip):
     assert changed[0] == 0 and changed[3] > 0, "the correction is on frame 5"
 
 
-def test_one_picture(run, short_clip):
-    output = run("one_picture.py", short_clip, "--grid", 6)
+def test_one_image(run, short_clip):
+    output = run("one_image.py", short_clip, "--grid", 6)
     assert output.count("click") == 3 and output.count("sentence") == 1 and output.count("automatic") >= 1
     assert all(5000 < count < 9000 for count in pixels(output)[:3])
 

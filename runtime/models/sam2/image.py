@@ -109,7 +109,7 @@ class Sam2ImagePredictor:
     # -- prompts --------------------------------------------------------------------------------------------------
 
     def _point_inputs(self, points: Any, labels: Any, box: Any, normalized: bool) -> tuple[list[PointInputs], bool]:
-        """Return the points of each prompt, a box before them, and whether a batch was asked for."""
+        """Return the points of each prompt, a box before them, and whether they are a batch."""
         if (points is None) != (labels is None):
             raise PromptError("give points and labels together, or neither")
         sets: list[list[PointInputs]] = []
@@ -138,7 +138,7 @@ class Sam2ImagePredictor:
         return self._network.prompt_encoder.points(part, self.size)
 
     def _mask_inputs(self, mask_input: Any) -> tuple[list[np.ndarray], bool]:
-        """Return the mask logits of each prompt, and whether a batch was asked for."""
+        """Return the mask logits of each prompt, and whether they are a batch."""
         if mask_input is None:
             return [], False
         array, side = _array(mask_input).astype(np.float32), self._network.low_res_side

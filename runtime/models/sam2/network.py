@@ -1,7 +1,7 @@
 """SAM 2 and 2.1: prompts and memory to masks, for any number of objects at once.
 
 The arithmetic of one frame: an image is encoded once, then all requests run as one batch through memory attention,
-prompt encoder and mask decoder. Which frames are asked for what is decided in `tracking/video.py` (frames known),
+prompt encoder and mask decoder. The requests for each frame come from `tracking/video.py` (frames known),
 `tracking/live.py` (frames as they come) and `image.py` (no memory).
 """
 

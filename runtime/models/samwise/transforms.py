@@ -106,7 +106,7 @@ class HostTransforms:
 
 
 class DeviceTransforms:
-    """Masks are read back as bits; logits stay on the device unless they are asked for."""
+    """Masks are read back as bits; logits stay on the device unless they are requested."""
 
     def __init__(self, settings: ImageSettings, kernels: Kernels, size: Size, resized: Size, logits: bool) -> None:
         s = settings

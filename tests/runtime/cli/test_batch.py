@@ -97,7 +97,7 @@ def test_images_that_share_a_stem(bundle, pictures, tmp_path):
         ("l.csv", "picture,sentence\n", "no sentence in it"),
         ("l.csv", "picture,sentence\n../x.png,dog\n", "is outside the folder"),
         ("l.csv", "picture,sentence\nmissing.png,dog\n", "no such image"),
-        ("l.csv", "picture,sentence\n,dog\n", "name of the picture is missing"),
+        ("l.csv", "picture,sentence\n,dog\n", "name of the image is missing"),
         ("l.json", "{", "not JSON"),
         ("l.json", "3", "must be an object"),
         ("l.json", '[{"picture": "a.png"}]', "entry 0"),

@@ -201,6 +201,7 @@ def _flash(
         "SPECIALIZE": config.specialize,
         "SLOTS_PADDED": sizes.slots_padded,
     }
+    assert config.splits is not None, "settled by `flash_config`"
     grid = (cdiv(sizes.tokens, config.block_m), config.splits, sizes.objects)
     return Launch("memory_attention_flash", grid, (*arrays, *numbers), constants, config.warps, config.stages)
 

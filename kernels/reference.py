@@ -10,6 +10,9 @@ import math
 
 import numpy as np
 
+Taps = tuple[np.ndarray, np.ndarray]
+"""First source position (target,) and weights (target, taps) of one axis of a resize."""
+
 
 def rotate(x_bnd: np.ndarray, cosine_nk: np.ndarray, sine_nk: np.ndarray) -> np.ndarray:
     """Rotary position on adjacent channel pairs: (a, b) -> (a cos - b sin, a sin + b cos); tables hold d/2 pairs."""
@@ -29,17 +32,17 @@ def rotary_tables(side: int, width: int = 256, base: float = 10000.0) -> tuple[n
 
 
 def memory_attention(
-    queries_bnd,
-    memory_bsnm,
-    ages_bs,
-    pointers_bpm,
-    pointer_counts_b,
-    key_weight_dm,
-    key_bias_d,
-    position_nm,
-    temporal_am,
-    cosine_nk,
-    sine_nk,
+    queries_bnd: np.ndarray,
+    memory_bsnm: np.ndarray,
+    ages_bs: np.ndarray,
+    pointers_bpm: np.ndarray,
+    pointer_counts_b: np.ndarray,
+    key_weight_dm: np.ndarray,
+    key_bias_d: np.ndarray,
+    position_nm: np.ndarray,
+    temporal_am: np.ndarray,
+    cosine_nk: np.ndarray,
+    sine_nk: np.ndarray,
 ) -> np.ndarray:
     """Cross-attention to a ring of remembered maps, before the value projection: (b, n, m).
 
@@ -60,10 +63,10 @@ def memory_attention(
         pointers = pointers_bpm[b, : pointer_counts_b[b]]
         keys.append(pointers @ key_weight_dm.T + key_bias_d)
         values.append(pointers)
-        keys, values = np.concatenate(keys), np.concatenate(values)
-        if len(keys):
+        keys_nd, values_nm = np.concatenate(keys), np.concatenate(values)
+        if len(keys_nd):
             query_nd = rotate(queries_bnd[b], cosine_nk, sine_nk)
-            out[b] = softmax(query_nd @ keys.T / math.sqrt(keys.shape[1])) @ values
+            out[b] = softmax(query_nd @ keys_nd.T / math.sqrt(keys_nd.shape[1])) @ values_nm
     return out
 
 
@@ -101,16 +104,16 @@ def from_windows(z_wnc: np.ndarray, patch: int, shape_tyxc: tuple[int, int, int,
 
 
 def window_attention(
-    x_tyxc,
-    patch,
-    time_tc,
-    position_pc,
-    norm_weight_c,
-    norm_bias_c,
-    qkv_weight,
-    qkv_bias,
-    out_weight,
-    out_bias,
+    x_tyxc: np.ndarray,
+    patch: int,
+    time_tc: np.ndarray,
+    position_pc: np.ndarray,
+    norm_weight_c: np.ndarray,
+    norm_bias_c: np.ndarray,
+    qkv_weight: np.ndarray,
+    qkv_bias: np.ndarray,
+    out_weight: np.ndarray,
+    out_bias: np.ndarray,
     heads: int = 8,
 ) -> np.ndarray:
     """Hierarchical selective attention with its residual: y = x + HSA(x), all (t, y, x, c).
@@ -174,7 +177,9 @@ def _resample_rows(x: np.ndarray, taps: tuple[np.ndarray, np.ndarray]) -> np.nda
     return np.clip(total >> PRECISION_BITS, 0, 255).astype(np.uint8)
 
 
-def preprocess(frame_hwc, resized_hw, image_size, table_cv, filter: str = "bilinear") -> np.ndarray:
+def preprocess(
+    frame_hwc: np.ndarray, resized_hw: tuple[int, int], image_size: int, table_cv: np.ndarray, filter: str = "bilinear"
+) -> np.ndarray:
     """uint8 frame -> (3, image_size, image_size): Pillow resize (columns first, then rows), table lookup, zero padding.
 
     table_cv (3, 256) holds the normalised value of every byte.
@@ -184,7 +189,9 @@ def preprocess(frame_hwc, resized_hw, image_size, table_cv, filter: str = "bilin
     return preprocess_with_taps(frame_hwc, rows, columns, image_size, table_cv)
 
 
-def preprocess_with_taps(frame_hwc, rows, columns, image_size, table_cv) -> np.ndarray:
+def preprocess_with_taps(
+    frame_hwc: np.ndarray, rows: Taps, columns: Taps, image_size: int, table_cv: np.ndarray
+) -> np.ndarray:
     """`preprocess` with the taps that the kernel gets: (first, weight) per axis, as `pillow_taps` returns them."""
     wide = _resample_rows(frame_hwc.swapaxes(0, 1), columns).swapaxes(0, 1)
     small = _resample_rows(wide, rows)
@@ -221,7 +228,7 @@ def mask_matrix(taps: tuple[np.ndarray, np.ndarray], source: int) -> np.ndarray:
     return matrix
 
 
-def postprocess(low_nss, rows_hs, columns_ws) -> tuple[np.ndarray, np.ndarray]:
+def postprocess(low_nss: np.ndarray, rows_hs: np.ndarray, columns_ws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Low-resolution logits -> packed masks (n, ceil(H W / 8)) uint8 and stats (n, 5) int32.
 
         logits = rows @ low @ columns^T,  mask = logits > 0

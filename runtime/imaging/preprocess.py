@@ -69,7 +69,7 @@ def preprocess(
     frame_hwc: uint8 (H, W, 3). Resized to `resized_hw` as Pillow does (antialiased; columns, then rows, in fixed point,
     rounded to bytes after each), scaled to [0, 1], normalised, padded with zeros on the right and at the bottom.
     `resample` is `bilinear` (SAMWISE), `bicubic` (SAM 2 video) or `float` (SAM 2 images: torchvision's antialiased
-    resize of the float tensor, nothing rounded to bytes). `out` is reused when given: it must be float32, of that shape.
+    resize of the float tensor, nothing rounded to bytes). `out` is reused if given: float32, of that shape.
     Raises UserError when the frame is not uint8 RGB or `resample` is unknown.
     """
     if frame_hwc.dtype != np.uint8 or frame_hwc.ndim != 3 or frame_hwc.shape[2] != 3:

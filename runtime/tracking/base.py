@@ -48,7 +48,7 @@ class TrackingSession:
         return tuple(self._objects)
 
     def state(self, obj: int) -> TrackedObject:
-        """Return the prompts and outputs of an object by frame, for inspection. Raises PromptError when there is none."""
+        """Return the prompts and outputs of an object by frame, for inspection. Raises PromptError if there is none."""
         try:
             return self._objects[obj]
         except (KeyError, TypeError):

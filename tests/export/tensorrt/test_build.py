@@ -192,8 +192,8 @@ def test_every_stage_builds_in_half_for_every_target(name, rtx, tmp_path):
 
 @pytest.mark.slow
 def test_scratch_tells_that_memory_attention_is_fused(rtx, tmp_path):
-    """One layer at full memory. The score matrix alone, 4096 x 24,636 in half, is 202 MB; a variant with values narrower
-    than keys has it in its scratch, the variant for TensorRT has not."""
+    """One layer at full memory. The score matrix alone, 4096 x 24,636 in half, is 202 MB; a variant with
+    values narrower than keys has it in its scratch, the variant for TensorRT has not."""
     pytest.importorskip("torch")
     from export.models import samwise
     from export.models.sam import SamConfig

@@ -62,7 +62,7 @@ def test_click(benchmark, info, loaded, bundle, how, request):
 
 
 def pytorch(bundle, kind: str, how: str, request):
-    """(modules of the bundle's sizes or of `--checkpoint`, plain schedule); skips if the bundle has no `kind`."""
+    """Return (modules of the bundle's sizes or of `--checkpoint`, plain schedule); skip bundles without a `kind`."""
     if how not in request.config.option.pytorch:
         pytest.skip(f"needs --pytorch {how}")
     torch = pytest.importorskip("torch")
@@ -89,7 +89,7 @@ def compile_parts(torch, model, kind: str) -> None:
     """Apply `torch.compile` to the slow parts with dynamic sizes: a memory that fills must not recompile."""
     sam = model.sam
     if kind == "samwise":
-        parts = [(model, name) for name in ("encode_clip", "attend_memory", "decode", "remember")]
+        parts = [(model, name) for name in ("encode_clip", "attend_memory", "decode", "encode_memory")]
     else:
         parts = [
             (sam.trunk, "run"),

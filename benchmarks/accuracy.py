@@ -58,7 +58,7 @@ VARIANTS = {
 
 
 def sentences(engine: runtime.Engine, case: Case, texts: list[str], ablation: Ablation) -> np.ndarray:
-    """Masks (N,T,H,W) bool of some sentences in one clip."""
+    """Return masks (N,T,H,W) bool of some sentences in one clip."""
     prompts = [runtime.Text(text) for text in texts]
     options: dict = {} if ablation.conditional else {"conditional_memory": False}
     # a runtime without an option refuses it by name
@@ -69,7 +69,7 @@ def sentences(engine: runtime.Engine, case: Case, texts: list[str], ablation: Ab
 
 
 def visual(engine: runtime.Engine, case: Case, kind: str) -> np.ndarray:
-    """Masks (N,T,H,W) of prompts drawn from the truth of frame 0: its most inner point, its box, or itself."""
+    """Return masks (N,T,H,W) of prompts drawn from the truth of frame 0: its most inner point, its box, or itself."""
     with engine.live() as session:
         masks = []
         for t, frame in enumerate(case.frames()):
@@ -80,7 +80,7 @@ def visual(engine: runtime.Engine, case: Case, kind: str) -> np.ndarray:
 
 
 def prompt_of(mask: np.ndarray, kind: str) -> runtime.Points | runtime.Box | runtime.Mask:
-    """A click in the middle of the mask's thickest part, its tight box, or the mask, (H,W) bool."""
+    """Return a click in the middle of the mask's thickest part, its tight box, or the mask, (H,W) bool."""
     if kind == "mask":
         return runtime.Mask(mask)
     ys, xs = np.nonzero(mask)
@@ -101,7 +101,7 @@ def prompt_of(mask: np.ndarray, kind: str) -> runtime.Points | runtime.Box | run
 def measure(
     engine: runtime.Engine, cases: list[Case], ablation: Ablation, progress: Callable[[str], None]
 ) -> list[Record]:
-    """Records of all cases."""
+    """Return the records of all cases."""
     records: list[Record] = []
     for i, case in enumerate(cases):
         if ablation.prompt == "text":

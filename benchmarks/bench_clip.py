@@ -11,7 +11,7 @@ PROMPTS = (1, 2, 4, 8)
 
 
 def clip(frames: int, height: int = 360, width: int = 640) -> np.ndarray:
-    """A drifting gradient with a moving square: uint8 (T,H,W,3)."""
+    """Draw a drifting gradient with a moving square: uint8 (T,H,W,3)."""
     y, x = np.mgrid[:height, :width]
     out = np.empty((frames, height, width, 3), np.uint8)
     for t in range(frames):
@@ -61,7 +61,7 @@ def test_memory_fill(benchmark, info, loaded, pace):
 
 
 def first_frame(engine) -> None:
-    """One frame of whatever the bundle does."""
+    """Process one frame with the bundle's first task."""
     frame, box = clip(1)[0], runtime.Box([60, 40, 160, 120])
     if runtime.Capability.TEXT_VIDEO in engine.capabilities:
         play(engine, sentences(engine, 1), [frame])

@@ -93,7 +93,7 @@ def wide_inputs(case: Case, dtype: torch.dtype = torch.float16) -> tuple[torch.T
 
 
 def wide_module(case: Case) -> torch.Tensor:
-    """What a module does: project and rotate keys, project values to 256, attend."""
+    """Attend as a plain module: project and rotate keys, project values to 256, attend."""
     queries, keys, memory = wide_inputs(case)
     values = F.linear(memory, case.value_weight)
     return F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])
@@ -131,7 +131,7 @@ def sweep(case: Case, candidates: tuple[plan.FlashConfig, ...]) -> list[dict[str
 
 
 def pytorch_attention(case: Case) -> dict[str, Any]:
-    """PyTorch's attention alone on the 256-wide form (projected keys and values given), by backend."""
+    """Time PyTorch's attention alone on the 256-wide form (projected keys and values given), by backend."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     queries, keys, memory = wide_inputs(case)
@@ -160,7 +160,7 @@ def pytorch_attention(case: Case) -> dict[str, Any]:
 
 
 def modules(case: Case, config: plan.FlashConfig, compiled: bool) -> dict[str, Any]:
-    """The whole operation from memory to projected values: ours, the eager module, the compiled module."""
+    """Time the whole operation from memory to projected values: ours, the eager module, the compiled module."""
     launches = case.launches(config)
 
     def ours() -> torch.Tensor:

@@ -14,7 +14,7 @@ from .gpu_bench import Bench
 
 
 def bilinear(source: int, target: int) -> np.ndarray:
-    """(target, source) weights of one axis, align_corners false."""
+    """Return (target, source) weights of one axis, align_corners false."""
     position = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0)
     left = np.minimum(position.astype(int), source - 1)
     matrix = np.zeros((target, source))
@@ -26,7 +26,7 @@ def bilinear(source: int, target: int) -> np.ndarray:
 def measure(
     bench: Bench, objects: int, side: int, image_size: int, crop_hw: tuple[int, int], source_hw: tuple[int, int]
 ) -> dict[str, Any]:
-    """One size of video, as JSON values."""
+    """Measure one size of video, as JSON values."""
     low = np.random.default_rng(0).standard_normal((objects, side, side)).astype(np.float32)
     first = bilinear(side, image_size)
     matrices = [bilinear(crop, full) @ first[:crop] for crop, full in zip(crop_hw, source_hw, strict=True)]

@@ -13,7 +13,7 @@ from .gpu_bench import Bench
 
 
 def measure(bench: Bench, source_hw: tuple[int, int], resized_hw: tuple[int, int], image_size: int) -> dict[str, Any]:
-    """One frame size, as JSON values."""
+    """Measure one frame size, as JSON values."""
     frame = np.random.default_rng(0).integers(0, 256, (*source_hw, 3), dtype=np.uint8)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     table = (((np.arange(256) / 255) - mean[:, None]) / std[:, None]).astype(np.float32)

@@ -66,7 +66,7 @@ class Module(nn.Module):
 
 
 def flop(sizes: plan.WindowSizes) -> float:
-    """Projections (3 + 1 square matrices) and attention, two operations per product."""
+    """Count projections (3 + 1 square matrices) and attention, two operations per product."""
     tokens = sizes.windows * sizes.length
     return 2.0 * tokens * sizes.channels * (4 * sizes.channels + 2 * sizes.length)
 
@@ -102,7 +102,7 @@ def sweep(
 
 
 def combined(results: list[dict[str, Any]], default: plan.WindowConfig) -> plan.WindowConfig:
-    """The best first launch with the best second one: they were timed apart."""
+    """Combine the best first launch with the best second one, which were timed apart."""
     chosen = asdict(default)
     for column, kernel in (("project", "window_attention_project"), ("attend", "window_attention_attend")):
         timed = [r for r in results if kernel in r]
@@ -115,7 +115,7 @@ def combined(results: list[dict[str, Any]], default: plan.WindowConfig) -> plan.
 def measure(
     bench: Bench, sizes: plan.WindowSizes, candidates: tuple[plan.WindowConfig, ...], compiled: bool
 ) -> dict[str, Any]:
-    """One level of the pyramid, as JSON values."""
+    """Measure one level of the pyramid, as JSON values."""
     inputs = make_inputs(bench, sizes)
     exact = {name: x.float() for name, x in inputs.items()}
     plain = Module(sizes, inputs, False).to(bench.device).half().eval()

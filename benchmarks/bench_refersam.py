@@ -37,7 +37,7 @@ _number = count()
 
 
 def sentences(engine, n: int) -> list[runtime.Text]:
-    """Sentences that the engine has not encoded before."""
+    """Return sentences that the engine has not encoded before."""
     top = engine.bundle.manifest.text["vocabulary"]
     return [
         runtime.Text(tokens=[1 + (17 * k + 5 * j) % (top - 1) for j in range(TOKENS)])
@@ -90,7 +90,7 @@ def test_torch_eager(benchmark, info, bundle, loaded, takes_images, folded):
 
 
 def config(bundle):
-    """The published network that has the bundle's width and text tower."""
+    """Return the published network that has the bundle's width and text tower."""
     from dataclasses import replace
 
     from export.layers.text_towers import TowerConfig

@@ -29,7 +29,7 @@ def sizes(bundle, spec: StageSpec) -> dict[str, int]:
 
 
 def arrays(spec: StageSpec, symbols: dict[str, int]) -> dict[str, np.ndarray]:
-    """Inputs that every stage accepts: normal floats, zero indices; ones where a count is meant."""
+    """Return inputs that every stage accepts: normal floats, zero indices; ones where a count is meant."""
     rng = np.random.default_rng(0)
 
     def one(tensor):

@@ -1,4 +1,4 @@
-"""What a user waits for at first: the command line until its first mask, and how much memory it takes."""
+"""Start of the command line: time to the first mask, and memory."""
 
 from __future__ import annotations
 

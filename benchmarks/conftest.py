@@ -58,7 +58,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @cache
 def present() -> list[str]:
-    """Names of the backends that work on this machine."""
+    """Return the names of the backends that work on this machine."""
     found = []
     for name in BACKENDS:
         with suppress(BackendError):
@@ -83,7 +83,7 @@ def loaded(bundle, backend, machine, request):
 
 @pytest.fixture
 def pace(request) -> dict[str, int]:
-    """How often a clip is played: `--rounds`, after a warm-up."""
+    """Rounds that a clip is measured: `--rounds`, after a warm-up."""
     rounds = request.config.option.rounds
     return {"rounds": rounds, "warmup_rounds": int(rounds > 1)}
 

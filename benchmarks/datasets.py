@@ -30,7 +30,7 @@ class Case:
         object.__setattr__(self, "unseen", self.unseen or [False] * len(self.texts))
 
     def promptable(self) -> Case:
-        """One sentence per object, of those that show well on frame 0: for clicks, boxes and masks there."""
+        """Return one sentence per object, of those that show well on frame 0: for clicks, boxes and masks there."""
         chosen: list[int] = []
         for k, mask in enumerate(self.masks):
             shows = mask[0].sum() > max(60, 0.3 * mask.sum(axis=(1, 2)).max())
@@ -46,8 +46,8 @@ class Case:
 
 
 def nano(count: int, first: int = 0, split: str = "test", kinds: tuple[str, ...] | None = None) -> Iterator[Case]:
-    """Clips of the nano dataset, drawn on the fly. `kinds`: only contrast groups of these kinds, in the longest clips.
-    Needs the sprites (see `export.nano.sprites`)."""
+    """Yield clips of the nano dataset, drawn on the fly. `kinds`: only contrast groups of these kinds, in the longest
+    clips. Needs the sprites (see `export.nano.sprites`)."""
     from export.nano.dataset import TEST_LENGTHS, SyntheticDataset, test_clips
 
     dataset = SyntheticDataset()

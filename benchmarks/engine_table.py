@@ -24,7 +24,7 @@ from runtime.bundle.manifest import Manifest
 
 
 def network(name: str, variant: str, **text: int) -> tuple[Any, Any]:
-    """(module of `export.networks`, model with random weights). `text` overrides sizes of SAMWISE's text tower."""
+    """Return (module of `export.networks`, model with random weights). `text`: sizes of SAMWISE's text tower."""
     import torch
 
     from export.layers.roberta import TextConfig

@@ -65,7 +65,7 @@ def _operations(node: onnx.NodeProto, inputs: list[list[int]], outputs: list[lis
 
 
 def matmul_peak(seconds: float = 0.5, side: int = 1536) -> float:
-    """Operations per second of a large float32 product: the best run of numpy's BLAS or ONNX Runtime, `seconds` each.
+    """Measure operations per second of a large float32 product: best of numpy's BLAS and ONNX Runtime, `seconds` each.
 
     On the machine of the committed figures ONNX Runtime is nearly twice as fast as numpy's OpenBLAS.
     """

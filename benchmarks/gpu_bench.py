@@ -11,7 +11,7 @@ import torch
 
 
 class Bench(Protocol):
-    """What a benchmark needs of a device."""
+    """Device operations of the benchmarks."""
 
     device: str
     capability: int
@@ -21,13 +21,13 @@ class Bench(Protocol):
         """Time of one call of `work` on the device, compiled and warm, without launch gaps where that can be had."""
 
     def eager_seconds(self, work: Callable[[], Any]) -> float:
-        """The same with plain launches from Python."""
+        """Time the same with plain launches from Python."""
 
     def allocated(self) -> int:
-        """Bytes of device memory that arrays hold now."""
+        """Return bytes of device memory that arrays hold now."""
 
     def used(self) -> int:
-        """Bytes of device memory in use by all processes."""
+        """Return bytes of device memory in use by all processes."""
 
 
 class Cuda:
@@ -92,7 +92,7 @@ class Cuda:
 
 
 def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
-    """||result - expected|| / ||expected|| in float64; infinite when anything is not finite."""
+    """Return ||result - expected|| / ||expected|| in float64; infinite when anything is not finite."""
     result, expected = result.double(), expected.double()
     error = float((result - expected).norm() / expected.norm())
     return error if error == error else float("inf")
@@ -107,7 +107,7 @@ def normal(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype, seed: int, 
 def scratch(
     bench: Bench, shapes: dict[str, tuple[tuple[int, ...], str]], dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """Scratch arrays of a plan, poisoned: what a kernel forgets to write shows as not finite."""
+    """Scratch arrays of a plan, poisoned: an element that a kernel does not write shows as not finite."""
     return {
         name: torch.full(shape, float("nan"), device=bench.device, dtype=dtype if of == "same" else getattr(torch, of))
         for name, (shape, of) in shapes.items()
@@ -115,7 +115,7 @@ def scratch(
 
 
 def best(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The fastest entry of a sweep that is right. Raises RuntimeError with the first reason when none is."""
+    """Return the fastest entry of a sweep that is right. Raises RuntimeError with the first reason when none is."""
     good = [r for r in results if r.get("seconds") and not r.get("error")]
     if not good:
         raise RuntimeError(f"no configuration ran: {results[0].get('error') if results else 'none was given'}")

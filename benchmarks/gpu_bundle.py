@@ -22,7 +22,7 @@ from .engine_table import half_graphs, network
 
 
 def write(model: Any, folder: Path) -> Path:
-    """The bundle of a SAMWISE model with its split stages, nothing compared with torch. Returns `folder`."""
+    """Write the bundle of a SAMWISE model with its split stages, without parity checks; return `folder`."""
     from export import split_attention
     from export.networks import base
 

@@ -129,7 +129,7 @@ def graph_gain(bench: Bench, sizes: Workload, config: plan.FlashConfig) -> dict[
 
 
 def flat_memory(bench: Bench, sizes: Workload, config: plan.FlashConfig) -> dict[str, Any]:
-    """Bytes held before and after many steps, with ages and counts changing in place as a ring does."""
+    """Return bytes held before and after many steps, with ages and counts changing in place as a ring does."""
     case = memory_attention.make_case(bench, sizes.memory)
     launches = case.launches(config)
     launch.run(launches)

@@ -100,7 +100,7 @@ def prepared_copy(bundle: Bundle, name: str, work: Path, capability: int) -> Bun
 
 
 def stages(bundle: Bundle, backend: Any) -> dict[str, float]:
-    """Seconds of each stage with every symbol at the size that its engine is tuned for."""
+    """Time each stage with every symbol at the size that its engine is tuned for."""
     return {
         name: time_stage(stage, tuned_sizes(stage.spec, bundle), backend.device)[0]
         for name, stage in load_stages(bundle, backend).items()
@@ -108,14 +108,14 @@ def stages(bundle: Bundle, backend: Any) -> dict[str, float]:
 
 
 def tuned_sizes(spec: StageSpec, bundle: Bundle) -> dict[str, int]:
-    """Sizes that an engine is tuned for."""
+    """Return the sizes that an engine is tuned for."""
     from export.tensorrt.build import profile
 
     return {symbol: tuned for symbol, (_, tuned, _) in profile(spec, bundle.manifest).items()}
 
 
 def time_stage(stage: Any, sizes: dict[str, int], device: Any) -> tuple[float, dict[str, np.ndarray]]:
-    """Seconds of one call, and its outputs. Floats are seeded noise, integers zero."""
+    """Return seconds of one call, and its outputs. Floats are seeded noise, integers zero."""
     rng, inputs = np.random.default_rng(0), {}
     for t in stage.spec.inputs:
         shape, kind = t.resolve(sizes), np.dtype(t.dtype)
@@ -137,7 +137,7 @@ def time_stage(stage: Any, sizes: dict[str, int], device: Any) -> tuple[float, d
 
 
 def split_stages(bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable[[], int]) -> dict[str, Any]:
-    """Stages whose attention kernels can take, with kernels beside the whole graphs: seconds of each, relative error
+    """Compare split stages, run with kernels, with their whole graphs: seconds of each, relative error
     between them, and of a video. `auto` is decided from these numbers."""
     if not bundle.manifest.split_stages:
         return {"skipped": "no split stages; export with --split-attention"}
@@ -164,7 +164,7 @@ def split_stages(bundle: Bundle, backend: Any, frames: int, objects: int, used: 
 def time_video(
     bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable[[], int], kernels: str = "auto"
 ) -> dict[str, Any]:
-    """Milliseconds per frame of a video with `objects` sentences, with CUDA graphs and without; bytes held."""
+    """Return milliseconds per frame of a video with `objects` sentences, with CUDA graphs and without; bytes held."""
     text = bundle.manifest.text
     prompts = [Text(tokens=[0, 3 + i % (text["vocabulary"] - 3), 2]) for i in range(objects)]
     rng = np.random.default_rng(0)

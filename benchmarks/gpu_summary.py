@@ -8,7 +8,7 @@ from typing import Any
 
 
 def summary(data: dict[str, Any]) -> str:
-    """A line per configuration, section and target."""
+    """Return a line per configuration, section and target."""
     sections = data["sections"]
     lines = list(_memory_lines(sections.get("memory_attention", {})))
     for name, section in sections.items():
@@ -54,7 +54,7 @@ def _window_lines(name: str, section: dict[str, Any]) -> Iterator[str]:
 
 
 def pipeline_lines(section: dict[str, Any]) -> Iterator[str]:
-    """A line per bundle, backend and number of objects, and per split stage."""
+    """Return a line per bundle, backend and number of objects, and per split stage."""
     entries = {
         f"  {bundle} {backend}": entry
         for bundle, backends in section.items()

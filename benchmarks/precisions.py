@@ -62,7 +62,7 @@ CONFIGURATIONS: Mapping[str, Configuration] = {
 
 
 def bundles(options: argparse.Namespace) -> dict[str, Bundle]:
-    """The bundles by key; export those that are missing or have other weights. Raises BundleError, UserError."""
+    """Return the bundles by key; export those that are missing or have other weights. Raises BundleError, UserError."""
     found = {"shipped": choose(options.shipped)}
     for precision in ("fp32", "int8"):
         name = f"nano-{precision}"
@@ -163,7 +163,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def read(path: Path, keys: Mapping[str, dict]) -> dict[str, dict[str, dict]]:
-    """Clips measured before, by configuration, where the keys are the same."""
+    """Read the clips measured before, by configuration, where the keys are the same."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         found = data["configurations"] if "configurations" in data else data["ways"]  # files of version 0.1.0

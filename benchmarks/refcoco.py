@@ -58,7 +58,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def load_references(data: Path, split: str) -> Iterator[Reference]:
-    """References of a split, image by image. Raises UserError for files that are missing or not in that layout."""
+    """Read the references of a split, image by image. Raises UserError for missing or malformed files."""
     references, instances = _references(data), _json(data / "instances.json")
     try:
         by_id = {image["id"]: image for image in instances["images"]}
@@ -97,7 +97,7 @@ def _json(path: Path) -> Any:
 
 
 def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """COCO's three forms of a mask (polygons, run lengths, compressed run lengths) as bool (H,W)."""
+    """Decode COCO's three forms of a mask (polygons, run lengths, compressed run lengths) as bool (H,W)."""
     if isinstance(segmentation, list):
         lengths = coco.frPyObjects(segmentation, height, width)
     elif isinstance(segmentation["counts"], list):
@@ -128,7 +128,7 @@ class Score:
 
 
 def prompt(engine: runtime.Engine, tokenizer: Tokenizer | None, sentence: str) -> Text:
-    """The sentence, cut to what the bundle takes."""
+    """Return the sentence, truncated to the bundle's maximum length."""
     text = engine.bundle.manifest.text
     tokens = tokenizer(" ".join(sentence.lower().split()))[0] if tokenizer else []
     if len(tokens) <= text["max_tokens"]:
@@ -144,7 +144,7 @@ def evaluate(
     at_input: bool = False,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Figures over all sentences, with their number and the seconds it took."""
+    """Compute figures over all sentences, with their number and the seconds it took."""
     manifest = engine.bundle.manifest
     tokenizer = Tokenizer.of(engine.bundle.folder, manifest)
     score, start, last = Score(), time.perf_counter(), ("", None)

@@ -32,7 +32,7 @@ SHARED = ("machine", "bundle", "precision", "bundle_sha256")
 
 
 def summarize(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """pytest-benchmark's JSON -> name of a result file -> its content: figures of each case without single rounds.
+    """Convert pytest-benchmark's JSON to result files (name -> content): figures of each case without single rounds.
 
     Raises ValueError for a file without a case of this project.
     """
@@ -54,7 +54,7 @@ def summarize(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def load(folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """All measurements, by bundle; ONNX Runtime, which every installation has, before other backends."""
+    """Load all measurements, by bundle; ONNX Runtime, which every installation has, before other backends."""
     found = [json.loads(file.read_text()) for file in folder.glob(f"{PREFIX}*.json")]
     return sorted(found, key=lambda m: (m["bundle"], m["machine"]["backend"] != "ort", m["machine"]["backend"]))
 
@@ -64,7 +64,7 @@ def load_accuracy(folder: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def replace_section(text: str, section: str) -> str:
-    """`text` with the section between the marks replaced. Raises ValueError where the marks are missing."""
+    """Return `text` with the section between the marks replaced. Raises ValueError where the marks are missing."""
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end or BEGIN in rest:
@@ -82,7 +82,7 @@ def texts(results: list[dict[str, Any]], accuracy: list[dict[str, Any]]) -> dict
 
 
 def stale_files(results: list[dict[str, Any]], accuracy: list[dict[str, Any]]) -> list[str]:
-    """Names of the generated files that differ from the results."""
+    """Return the names of the generated files that differ from the results."""
     return [f.name for f, text in texts(results, accuracy).items() if not f.exists() or f.read_text() != text]
 
 

@@ -20,13 +20,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def cases(measured: Measurement, name: str, **wanted: Any) -> list[Case]:
-    """Cases of one benchmark, by number of sentences or objects, or by stage."""
+    """Return the cases of one benchmark, by number of sentences or objects, or by stage."""
     found = [c for c in measured["cases"] if c["name"] == name and all(c.get(k) == v for k, v in wanted.items())]
     return sorted(found, key=lambda c: (c.get("sentences", 0), c.get("objects", 0), c.get("stage", "")))
 
 
 def first(measured: Measurement, name: str, key: str, **wanted: Any) -> Any:
-    """A figure of the first case that has it, None if it was not measured."""
+    """Return a figure of the first case that has it, None if it was not measured."""
     return next((c[key] for c in cases(measured, name, **wanted) if key in c), None)
 
 
@@ -39,7 +39,7 @@ def number(value: float | None, digits: int = 3, unit: str = "") -> str:
 
 
 def machine(measured: Measurement) -> str:
-    """The machine and the versions of the libraries."""
+    """Describe the machine and the versions of the libraries."""
     m = measured["machine"]
     threads = f", {m['threads']} threads" if m.get("threads") else ""
     openvino = f"OpenVINO {m['openvino']}, " if m.get("openvino") else ""
@@ -53,7 +53,7 @@ def machine(measured: Measurement) -> str:
 
 
 def second_over_first(measured: Measurement) -> float | None:
-    """Seconds of the second sentence on a clip, or on an image, over those of the first."""
+    """Divide seconds of the second sentence on a clip, or on an image, over those of the first."""
     one, two = (first(measured, "test_sentences", "median", sentences=n) for n in (1, 2))
     if one is not None and two is not None:
         return (two - one) / one
@@ -63,7 +63,7 @@ def second_over_first(measured: Measurement) -> float | None:
 
 
 def over_pytorch(measured: Measurement) -> str:
-    """PyTorch's time over ours: of a sentence and a click on a clip, and of a new image with one sentence."""
+    """Divide PyTorch's time by ours: of a sentence and a click on a clip, and of a new image with one sentence."""
     ratios = [first(measured, n, "pytorch_over_runtime", pytorch="eager") for n in ("test_sentence", "test_click")]
     ours = first(measured, "test_first_sentence", "median")
     theirs = first(measured, "test_torch_eager", "median", folded=False)
@@ -93,12 +93,12 @@ SUMMARY = ("bundle", "text, frames/s", "click, frames/s", "times PyTorch's speed
 
 
 def overview(results: Sequence[Measurement], columns: Sequence[str] = tuple(OVERVIEW)) -> str:
-    """One row per bundle and backend."""
+    """Render one row per bundle and backend."""
     return table(columns, [[OVERVIEW[column](measured) for column in columns] for measured in results])
 
 
 def summary(results: Sequence[Measurement], nano_measured: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The README's section: the default backend only. At least one result."""
+    """Render the README's section: the default backend only. At least one result."""
     default = [measured for measured in results if measured["machine"]["backend"] == "ort"] or results
     notes = sorted({measured["note"] for measured in default if measured.get("note")})
     line = nano_line(nano_measured)
@@ -243,7 +243,7 @@ SECTIONS: tuple[Callable[[Measurement], str], ...] = (
 
 
 def page(results: Sequence[Measurement]) -> str:
-    """docs/notes/benchmarks.md, whole."""
+    """Render docs/notes/benchmarks.md."""
     parts = [
         "# Benchmarks",
         "Made by `python -m benchmarks.report` from `benchmarks/results/cpu-*.json`; do not edit. Measured by",
@@ -287,7 +287,7 @@ def difference(row: Mapping[str, Any]) -> str:
 
 
 def accuracy(measured: Mapping[str, Any]) -> str:
-    """Every variant, then the first one by kind of sentence."""
+    """Render every variant, then the first one by kind of sentence."""
     variants = measured["variants"]
     every = [(*score_row(name, v["table"]["all"]), difference(v)) for name, v in variants.items()]
     first_name, one = next(iter(variants.items()))
@@ -304,12 +304,12 @@ def accuracy(measured: Mapping[str, Any]) -> str:
 
 
 def nano(measured: Sequence[Mapping[str, Any]]) -> str:
-    """docs/notes/nano.md's section."""
+    """Render docs/notes/nano.md's section."""
     return "\n\n".join(accuracy(one) for one in measured)
 
 
 def nano_line(measured: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence for the README."""
+    """Render one sentence for the README."""
     if not measured:
         return ""
     variants = measured[0]["variants"]

@@ -68,7 +68,7 @@ def window_launches(frames: int, patch: int, channels: int, capability: int) -> 
 
 
 def _split_memory(manifest: Manifest, spec: StageSpec, split: SplitStageSpec, capability: int) -> Iterator[plan.Launch]:
-    """One object's memory attention with all slots."""
+    """Compute one object's memory attention with all slots."""
     _, tokens, width = spec.output(split.tensors["conditioned"]).shape
     narrow = spec.input(split.tensors["memory"]).shape[3]
     slots, pointers = (manifest.bounds[symbol][1] for symbol in ("slots", "pointers"))
@@ -168,7 +168,7 @@ def compile_bundle(bundle: Path, targets: Sequence[int], report: Report = print)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m export.kernels", description="Compile the kernels into a bundle.")
     parser.add_argument("bundle", type=Path, metavar="engines/NAME")
     parser.add_argument(

@@ -48,7 +48,7 @@ FOLLOWERS = _operators(
 COSTLY = _operators(
     "MatMul Gemm Conv ConvTranspose Attention MultiHeadAttention Einsum FusedMatMul GroupQueryAttention"
 )
-"""Where half precision saves time. With `only_costly` only these are half."""
+"""Operators in which half precision saves time. With `only_costly` only these are half."""
 
 HALF_SLOTS = {"Resize": (0,), "OneHot": (), "Pad": (0, 2)}
 """Inputs that take the type of the data; of the other operators all float inputs do."""
@@ -56,7 +56,7 @@ HALF_SLOTS = {"Resize": (0,), "OneHot": (), "Pad": (0, 2)}
 
 @dataclass(frozen=True, slots=True)
 class PrecisionPolicy:
-    """Which operators are half.
+    """Choice of the half operators.
 
     The softmax of an attention is half where its products are, or fused attention is lost (its kernels keep float32
     inside). With `only_costly` nothing is half but the operators of `COSTLY`.

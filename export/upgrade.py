@@ -194,7 +194,7 @@ def _tensor(tensor: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _split_stage(name: str, cut: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[str, Any]:
-    """Entry of a split stage; format 1 gave tensors their roles by position."""
+    """Convert the entry of a split stage; format 1 gave tensors their roles by position."""
     entry = {"kernel": cut["kernel"], "subgraphs": cut["parts"], "constants": cut["constants"]}
     if cut["kernel"] == "window_attention":
         first, last = (stages[part] for part in cut["parts"])
@@ -211,7 +211,7 @@ def _split_stage(name: str, cut: Mapping[str, Any], stages: Mapping[str, Any]) -
 
 
 def _graphs(data: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Graph file -> stages that have it."""
+    """Map each graph file to the stages that have it."""
     found: dict[str, list[str]] = {}
     for name, stage in data["stages"].items():
         for file in stage["files"].values():
@@ -256,7 +256,7 @@ def engine_index_of(path: Path) -> bytes:
 
 
 def stale_engines(folder: Path, changed: Iterable[str]) -> list[str]:
-    """Names of changed stages that have built engines."""
+    """Return the names of changed stages that have built engines."""
     return sorted(set(changed) & {entry.stage for entry in engine_index.read(folder)})
 
 

@@ -108,7 +108,7 @@ def power_of_two(n: int, least: int = 1) -> int:
 
 
 def choose_splits(blocks: int, multiprocessors: int, most: int = 16) -> int:
-    """Shares of the keys per block of queries: the fewest among those that need the least time in full waves.
+    """Choose the splits of the keys per block of queries: the fewest of those that take the least time in full waves.
 
     A wave of programs costs 1 / splits; 2 % per split stand for the merge.
     """
@@ -153,7 +153,7 @@ class MemorySizes:
 def flash_config(
     capability: int, sizes: MemorySizes, multiprocessors: int, config: FlashConfig | None = None, itemsize: int = 2
 ) -> FlashConfig:
-    """The configuration for a device, with the number of splits settled."""
+    """Return the configuration for a device, with the number of splits settled."""
     config = config or FLASH[capability]
     if itemsize == 4:  # float32 is for checks: blocks that fit everywhere
         config = replace(config, block_m=32, block_n=32, warps=4, stages=1, tma=False, specialize=False)
@@ -164,7 +164,7 @@ def flash_config(
 def memory_attention(
     inputs: Mapping[str, Any], scratch: Mapping[str, Any], out: Any, sizes: MemorySizes, config: FlashConfig
 ) -> list[Launch]:
-    """`kernels/memory_attention.py`. `inputs` are named as in `reference.memory_attention`, without shape suffixes."""
+    """Plan `kernels/memory_attention.py`; `inputs` named as in `reference.memory_attention`, without shape suffixes."""
     launches = [_prepare(inputs, scratch, sizes), _flash(inputs, scratch, out, sizes, config)]
     if config.splits == 1:
         return launches
@@ -243,7 +243,7 @@ def window_attention(
     config: WindowConfig,
     epsilon: float = 1e-5,
 ) -> list[Launch]:
-    """`kernels/window_attention.py`. `inputs` are named as in `reference.window_attention`, without shape suffixes."""
+    """Plan `kernels/window_attention.py`; `inputs` named as in `reference.window_attention`, without shape suffixes."""
     names = ("x", "time", "position", "norm_weight", "norm_bias", "qkv_weight", "qkv_bias")
     norm = tuple(inputs[name] for name in names)
     projection = (inputs["out_weight"], inputs["out_bias"], out)
@@ -280,7 +280,7 @@ def preprocess(
     taps: tuple[int, int],
     bits: int,
 ) -> list[Launch]:
-    """`kernels/preprocess.py`. rows, columns: (first, weight) of `reference.pillow_taps`; taps: weights per axis."""
+    """Plan `kernels/preprocess.py`. rows, columns: (first, weight) of `reference.pillow_taps`; taps: their numbers."""
     block_y, block_x = 4, 128
     grid = (cdiv(image_size, block_x), cdiv(image_size, block_y), 3)
     arguments = (frame, *rows, *columns, table, out, *source_hw, *resized_hw, image_size, *taps)
@@ -299,7 +299,7 @@ def postprocess(
     source_hw: tuple[int, int],
     taps: int,
 ) -> list[Launch]:
-    """`kernels/postprocess.py`. rows, columns: (first, weight) of `reference.mask_taps`; stats must hold zeros."""
+    """Plan `kernels/postprocess.py`. rows, columns: (first, weight) of `reference.mask_taps`; stats must hold zeros."""
     block, size = 128, cdiv(source_hw[0] * source_hw[1], 8)
     arguments = (low, *rows, *columns, packed, stats, side, *source_hw, size)
     constants = {"TAPS": taps, "BLOCK": block}

@@ -1,4 +1,4 @@
-"""What every kernel computes, in plain numpy and in the precision of its input: the formula, not the speed.
+"""Reference formulas of the kernels, in plain numpy and in the precision of the input.
 
 Shape letters: b object, s slot, n token of a map, p pointer token, d width of queries and keys (256), m width of the
 memory (64), t frame, c channel, w window, h head, y/x row and column.
@@ -24,7 +24,7 @@ def rotate(x_bnd: np.ndarray, cosine_nk: np.ndarray, sine_nk: np.ndarray) -> np.
 
 
 def rotary_tables(side: int, width: int = 256, base: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:
-    """cosine, sine (side * side, width / 2) float32: width/4 frequencies for x, then the same for y, row-major grid."""
+    """Return cosine, sine (side * side, width / 2) float32: width/4 frequencies for x, then for y, row-major grid."""
     frequency = base ** (-np.arange(0, width, 4) / width)
     y, x = np.divmod(np.arange(side * side), side)
     angle = np.concatenate([np.outer(x, frequency), np.outer(y, frequency)], axis=1)
@@ -83,21 +83,21 @@ def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, epsilon: flo
 
 
 def time_embedding(frames: int, channels: int = 256) -> np.ndarray:
-    """(frames, channels) float32: angle 2 pi i / (T + 1e-6) of frame i >= 1; sine on even, cosine on odd channels."""
+    """Return (frames, channels) float32: angle 2 pi i / (T + 1e-6) of frame i >= 1; even channels sine, odd cosine."""
     angle = 2 * math.pi * np.arange(1, frames + 1) / (frames + 1e-6)
     scaled = angle[:, None] / 10000.0 ** (2 * (np.arange(channels) // 2) / channels)
     return np.where(np.arange(channels) % 2 == 0, np.sin(scaled), np.cos(scaled)).astype(np.float32)
 
 
 def to_windows(x_tyxc: np.ndarray, patch: int) -> np.ndarray:
-    """(t, y, x, c) -> (windows, t * patch * patch, c): windows row-major, tokens frame-major, then row-major."""
+    """Partition (t, y, x, c) -> (windows, t * patch * patch, c): windows row-major, tokens frame- then row-major."""
     t, y, x, c = x_tyxc.shape
     split = x_tyxc.reshape(t, y // patch, patch, x // patch, patch, c)
     return split.transpose(1, 3, 0, 2, 4, 5).reshape(-1, t * patch * patch, c)
 
 
 def from_windows(z_wnc: np.ndarray, patch: int, shape_tyxc: tuple[int, int, int, int]) -> np.ndarray:
-    """The inverse of `to_windows`."""
+    """Invert `to_windows`."""
     t, y, x, c = shape_tyxc
     split = z_wnc.reshape(y // patch, x // patch, t, patch, patch, c)
     return split.transpose(2, 0, 3, 1, 4, 5).reshape(shape_tyxc)
@@ -138,7 +138,7 @@ PRECISION_BITS = 32 - 8 - 2
 
 
 def pillow_taps(source: int, target: int, filter: str = "bilinear") -> tuple[np.ndarray, np.ndarray]:
-    """Pillow's antialiased filter for one axis: first source pixel (target) int32 and weights (target, taps) int32.
+    """Return Pillow's antialiased filter for one axis: first source pixel (target) and weights (target, taps), int32.
 
     The filter is stretched by source/target when shrinking; weights are normalised, then rounded to 2^-22. Short rows
     (at the borders) are padded with zero weights; a padded tap may lie past the end and must be clamped by the reader.
@@ -170,7 +170,7 @@ def _cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
 
 
 def _resample_rows(x: np.ndarray, taps: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """One pass of Pillow's byte resize along axis 0, rounded and clipped to bytes."""
+    """Apply one pass of Pillow's byte resize along axis 0, rounded and clipped to bytes."""
     first, weight = taps
     index = np.minimum(first[:, None] + np.arange(weight.shape[1]), len(x) - 1)
     total = np.einsum("ik,ik...->i...", weight, x[index].astype(np.int64)) + (1 << (PRECISION_BITS - 1))
@@ -180,7 +180,7 @@ def _resample_rows(x: np.ndarray, taps: tuple[np.ndarray, np.ndarray]) -> np.nda
 def preprocess(
     frame_hwc: np.ndarray, resized_hw: tuple[int, int], image_size: int, table_cv: np.ndarray, filter: str = "bilinear"
 ) -> np.ndarray:
-    """uint8 frame -> (3, image_size, image_size): Pillow resize (columns first, then rows), table lookup, zero padding.
+    """Preprocess a uint8 frame -> (3, image_size, image_size): Pillow resize (columns first), lookup, zero padding.
 
     table_cv (3, 256) holds the normalised value of every byte.
     """
@@ -192,7 +192,7 @@ def preprocess(
 def preprocess_with_taps(
     frame_hwc: np.ndarray, rows: Taps, columns: Taps, image_size: int, table_cv: np.ndarray
 ) -> np.ndarray:
-    """`preprocess` with the taps that the kernel gets: (first, weight) per axis, as `pillow_taps` returns them."""
+    """Apply `preprocess` with the kernel's taps: (first, weight) per axis, as `pillow_taps` returns them."""
     wide = _resample_rows(frame_hwc.swapaxes(0, 1), columns).swapaxes(0, 1)
     small = _resample_rows(wide, rows)
     out = np.zeros((3, image_size, image_size), table_cv.dtype)
@@ -206,7 +206,7 @@ MASK_TAPS = 4
 
 
 def mask_taps(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A banded (target, source) matrix as first cell (target) int32 and weights (target, MASK_TAPS) float32.
+    """Return a banded (target, source) matrix as first cell (target) int32 and weights (target, MASK_TAPS) float32.
 
     Raises ValueError when a row has entries further apart than MASK_TAPS.
     """
@@ -220,7 +220,7 @@ def mask_taps(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mask_matrix(taps: tuple[np.ndarray, np.ndarray], source: int) -> np.ndarray:
-    """The (target, source) matrix that `mask_taps` was made from, float64."""
+    """Return the (target, source) matrix that `mask_taps` was made from, float64."""
     first, weight = taps
     matrix = np.zeros((len(first), source))
     index = np.minimum(first[:, None] + np.arange(weight.shape[1]), source - 1)

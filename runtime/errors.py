@@ -57,7 +57,7 @@ def fail(error: SamwiseRuntimeError, debug: bool = False) -> int:
 
 
 def summarize(error: BaseException | str, limit: int = 160) -> str:
-    """The message of `error` (its class name if it has none) on one line of at most `limit` characters."""
+    """Return the message of `error` (its class name if it has none) on one line of at most `limit` characters."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(text.split())[:limit].rstrip(".")
 

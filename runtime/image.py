@@ -73,7 +73,7 @@ class ImagePredictor:
         """Find one mask per sentence, at the size of the image; all sentences are one batch.
 
         `logits`: whether the result carries `low_res_logits`, and `coarse_logits` where the network has them. A network
-        for videos answers too: the image is a video of one frame.
+        for videos is accepted, too: the image is a video of one frame.
         Raises PromptError for a sentence the bundle cannot take, UserError for a bundle that takes none.
         """
         check_texts(prompts)

@@ -269,7 +269,7 @@ def _line(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m export.tensorrt.build", description="Build a bundle's engines.")
     parser.add_argument("bundle", metavar="engines/NAME")
     parser.add_argument("--backend", required=True, choices=("tensorrt", "tensorrt_rtx"))

@@ -71,7 +71,7 @@ def layers(account: str) -> list[Layer]:
         found = json.loads(account)["Layers"]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"the engine inspector's answer is not understood ({error}); this version of the library is not known"
+            f"the engine inspector's output is not understood ({error}); this version of the library is not known"
         ) from None
     return [_layer(item) for item in found]
 
@@ -136,7 +136,7 @@ def inspect_bundle(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m export.tensorrt.inspect", description="Show what is inside built engines."
     )

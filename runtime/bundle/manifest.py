@@ -123,7 +123,7 @@ class Manifest:
     files: Mapping[str, str] = field(default_factory=dict)
     """sha256 of every file of the bundle but the manifest itself, by path inside the bundle."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Where it comes from: checkpoint name and hash, versions of the exporting libraries, parity summary."""
+    """Origin of the bundle: checkpoint name and hash, versions of the exporting libraries, parity summary."""
 
     @property
     def network_names(self) -> str:

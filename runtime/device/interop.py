@@ -42,7 +42,7 @@ def as_device_array(frame: Any, device: Cuda) -> DeviceArray:
 
 
 def _from_interface(frame: Any, device: Cuda) -> DeviceArray:
-    """https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html, version 2 and 3."""
+    """Wrap https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html, version 2 and 3."""
     found = frame.__cuda_array_interface__
     shape, dtype = tuple(found["shape"]), np.dtype(found["typestr"])
     _check_strides(shape, found.get("strides"), dtype.itemsize)

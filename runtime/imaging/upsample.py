@@ -30,7 +30,7 @@ def corner_matrix(source: int, target: int) -> np.ndarray:
 
 
 def _interpolation_matrix(source: int, position: np.ndarray) -> np.ndarray:
-    """Weights of the two samples beside each position, in float64."""
+    """Return the weights of the two samples beside each position, in float64."""
     left = np.minimum(position.astype(np.int64), source - 1)
     right = np.minimum(left + 1, source - 1)
     weight = (position - left.astype(np.float32)).astype(np.float64)

@@ -49,7 +49,7 @@ class Capability(Enum):
 @dataclass(frozen=True, slots=True)
 class Signature:
     """`bounds` that must be there, and `tensors`: shape by name, or by `stage.name` where it is needed. `inputs` and
-    `outputs` by stage, of those that the schedule asks for by name."""
+    `outputs` by stage, of those that the schedule reads by name."""
 
     bounds: tuple[str, ...]
     tensors: Mapping[str, str]
@@ -82,7 +82,7 @@ MASK_DECODER = {
 
 @dataclass(frozen=True, slots=True)
 class NetworkContext:
-    """What a network is made of: its bundle, its settings and stages, the device and kernels to run on.
+    """Parts of a network: its bundle, its settings and stages, the device and kernels to run on.
 
     max_objects  objects that may be tracked at a time, over all sessions
     kernels      compiled kernels for frames in and masks out, None to do both on the host
@@ -146,7 +146,7 @@ class PromptVideoNetwork(Network, Protocol):
 
 
 class PromptImage(Protocol):
-    """An encoded image that answers prompts."""
+    """An encoded image, segmented by visual prompts."""
 
     def predict(
         self, points: Any, labels: Any, box: Any, mask_input: Any, multimask: bool, normalized: bool
@@ -163,7 +163,7 @@ class PromptImageNetwork(Network, Protocol):
 
 
 class TextImage(Protocol):
-    """An encoded image that answers sentences."""
+    """An encoded image, segmented by sentences."""
 
     def refer(self, prompts: Sequence[Text], logits: bool) -> Result: ...
 

@@ -12,7 +12,7 @@ from ..errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class TextOptions:
-    """How sentences are followed.
+    """Options of sessions with sentences.
 
     conditional_memory  False switches the conditional memory encoder off; None and True leave it as exported
     memory              False decodes every frame alone (an approximation)

@@ -27,7 +27,7 @@ MAX_CACHED_SENTENCES = 256
 
 
 class EncodedImage:
-    """An image that answers sentences: the outputs of the stage `image` by name, and the size of the source."""
+    """An encoded image, segmented by sentences: outputs of the stage `image` by name, and source size."""
 
     def __init__(self, network: ReferSam, features: Mapping[str, Array], source_hw: tuple[int, int]) -> None:
         self._network, self.features = network, features

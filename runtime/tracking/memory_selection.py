@@ -22,7 +22,7 @@ class MemoryConfig:
 
 @dataclass(frozen=True, slots=True)
 class MemorySelection:
-    """What one object attends to from one frame.
+    """Memory that one object attends to from one frame.
 
     blocks      remembered maps, with their rows of the temporal embedding in `tpos`
     obj_ptrs    object pointers (D,), with their distance in frames in `distances`

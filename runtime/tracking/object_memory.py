@@ -62,7 +62,7 @@ class BlockPool:
         return ObjectMemory(self, grows)
 
     def take_chunk(self) -> tuple[int, Any]:
-        """Number and array (blocks, *shape) of a chunk, one that was used before if there is one."""
+        """Return the number and array (blocks, *shape) of a chunk, one that was used before if there is one."""
         if self._free:
             return self._free.pop()
         self.num_chunks += 1

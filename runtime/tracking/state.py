@@ -19,7 +19,7 @@ from .prompt_inputs import PointInputs
 
 @dataclass(frozen=True, slots=True)
 class TrackingOptions:
-    """How objects are tracked; names and defaults are SAM 2's, in brackets where the name is shortened here.
+    """Options of tracking; names and defaults are SAM 2's, in brackets where the name is shortened here.
 
     fill_hole_area           background regions of at most this many low-res pixels are filled, stored and returned so
     non_overlap_masks        a pixel of several objects is kept only by the one with the largest logit

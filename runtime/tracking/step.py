@@ -26,7 +26,7 @@ MAX_PROMPT_LOGIT = 32.0
 
 
 class TrackerNetwork(Protocol):
-    """What the sessions ask of a SAM 2 network."""
+    """Methods of a SAM 2 network that the sessions call."""
 
     low_res_side: int
     no_object_logit: float

@@ -27,7 +27,7 @@ MAX_LOGIT = 32.0
 
 
 class Sam2ImagePredictor:
-    """An image, encoded once, that answers any number of prompts. Made by `Engine.image`."""
+    """An image, encoded once for any number of prompts. Made by `Engine.image`."""
 
     def __init__(self, network: TrackerNetwork, frame_hwc: np.ndarray) -> None:
         self._network, self._frame = network, check_frame(frame_hwc, 0, None)

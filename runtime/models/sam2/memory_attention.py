@@ -98,7 +98,7 @@ class MemoryAttention:
 
 
 def _relative_distances(memories: list[MemorySelection]) -> np.ndarray:
-    """Distance of each object pointer as a part of the largest, (objects, pointers) float32."""
+    """Return the distance of each object pointer as a part of the largest, (objects, pointers) float32."""
     largest = np.array([[max(memory.max_distance, 1)] for memory in memories], np.float32)
     distances = np.array([memory.distances for memory in memories], np.float32).reshape(len(memories), -1)
     return distances / largest

@@ -23,7 +23,7 @@ class GraphCache:
         self.graphs: dict[Hashable, Callable[[], None] | None] = {}
 
     def graph_ready(self, frame: int) -> bool:
-        """Whether the work of `frame` may be captured."""
+        """Tell whether the work of `frame` may be captured."""
         return self._device.supports_graph_capture and frame >= self._first_frame
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:

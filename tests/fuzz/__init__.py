@@ -1,11 +1,5 @@
 """Fuzzing of everything that reads untrusted input: targets, invariants, and the coverage-guided campaign."""
 
-TARGETS = {
-    "manifest": "bundles",
-    "prompt": "prompts",
-    "video": "videos",
-    "checkpoint": "checkpoints",
-    "tokenizer": "tokenizer_files",
-}
-"""Target -> module that defines it as `TARGET`; `checkpoint` and `tokenizer` need torch. Imports nothing: `run.py`
-instruments the readers before they are imported."""
+TARGETS = ("manifest", "prompt", "video", "checkpoint", "tokenizer")
+"""Modules that define a `TARGET`; `checkpoint` and `tokenizer` need torch. Not imported here: `run.py` instruments the
+readers before they are imported."""

@@ -17,8 +17,6 @@ import os
 import platform
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -32,8 +30,11 @@ if __name__ == "__main__":  # the packages of the clone and of its tests, from a
     sys.path[:1] = [str(ROOT), str(ROOT / "tests")]
 
 import runtime
+from helpers import resources
+from helpers.damaged_media import make_files
+from runtime.backends.cache_folder import replace_file
 from runtime.media import video_sources
-from soak.scenarios import CLIPS, RELOAD_EVERY, SoakRunner, make_files, reload_bundle, scenarios, sentence
+from soak.scenarios import CLIPS, RELOAD_EVERY, SoakRunner, reload_bundle, scenarios, sentence
 
 GROWTH_MB = 32
 """Allowed growth of resident memory (arenas, page cache of decoders) from the second tenth of a run to the last."""
@@ -53,18 +54,11 @@ class Sample:
     latency_p95_ms: float = 0.0
 
 
-def native_threads() -> int:
-    """Number of threads of the process, those of libraries included."""
-    return len(os.listdir("/proc/self/task"))
-
-
 def measure(runner: SoakRunner) -> Sample:
     """Take a sample, and clear the latencies of the runner."""
     p50, p95 = (1000 * np.percentile(runner.latencies or [0.0], (50, 95))).round(3).tolist()
     runner.latencies.clear()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    rss_mb = round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
-    return Sample(runner.frames, rss_mb, len(os.listdir("/proc/self/fd")), native_threads(), p50, p95)
+    return Sample(runner.frames, resources.resident_mb(), resources.files(), resources.threads(), p50, p95)
 
 
 def run(runner: SoakRunner, frames: int, every: int) -> Iterator[Sample]:
@@ -79,18 +73,9 @@ def run(runner: SoakRunner, frames: int, every: int) -> Iterator[Sample]:
         if runner.frames >= sample_at:
             if mask_digest(runner.engine) != first:
                 raise AssertionError(f"after {runner.frames} frames the same clip gives other masks than before")
-            wait_for_threads()
+            resources.wait_for_threads()
             yield measure(runner)
             sample_at = runner.frames - runner.frames % every + every
-
-
-def wait_for_threads() -> None:
-    """Wait until the decoder threads of the last video have ended; give up after half a second in which none ends."""
-    count, since = threading.active_count(), time.monotonic()
-    while count > 1 and time.monotonic() < since + 0.5:
-        time.sleep(0.01)
-        if threading.active_count() != count:
-            count, since = threading.active_count(), time.monotonic()
 
 
 def mask_digest(engine: runtime.Engine) -> str:
@@ -152,10 +137,7 @@ def report(runner: SoakRunner, samples: list[Sample], args: argparse.Namespace, 
 
 def write(path: Path, data: dict[str, Any]) -> None:
     """Replace the report in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(data, indent=1) + "\n")
-    part.replace(path)
+    replace_file(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def plot(samples: list[Sample], path: Path, machine: str) -> None:
@@ -167,15 +149,11 @@ def plot(samples: list[Sample], path: Path, machine: str) -> None:
 
     pyplot.rcParams["svg.hashsalt"] = "soak"  # the same data gives the same file
     figure, axes = pyplot.subplots(3, 1, sharex=True, figsize=(8, 6.5), layout="constrained")
-    panels = (
-        ("resident memory, MB", {"rss_mb": None}),
-        ("count", {"files": "open handles", "threads": "threads"}),
-        ("95th percentile of a push, ms", {"latency_p95_ms": None}),
-    )
-    for panel, (title, lines) in zip(axes, panels, strict=True):
-        for name, label in lines.items():
-            panel.plot([s.frame for s in samples], [getattr(s, name) for s in samples], label=label)
-        panel.set(ylabel=title, ylim=(0, None))
+    titles = {"rss_mb": "resident memory, MB", "latency_p95_ms": "95th percentile of a push, ms"}
+    for panel, names in zip(axes, (["rss_mb"], ["files", "threads"], ["latency_p95_ms"]), strict=True):
+        for name in names:
+            panel.plot([s.frame for s in samples], [getattr(s, name) for s in samples], label=name)
+        panel.set(ylabel=titles.get(names[0], "count"), ylim=(0, None))
     axes[1].legend(loc="center right")
     axes[2].set_xlabel("frames")
     axes[2].set_title(machine, fontsize=8)

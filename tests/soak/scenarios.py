@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 import runtime
 from helpers import media
+from helpers.errors import check_line, expect_error
 from runtime.media.video_reader import open_video
 
 SENTENCES = ("the red square", "a blue circle", "the green thing that moves left", "the largest triangle")
@@ -49,21 +49,6 @@ class SoakRunner:
         """Run an action that must fail with an error of this kind, and count it."""
         expect_error(kind, action)
         self.expected_errors[name] += 1
-
-
-def expect_error(kind: type[Exception], action: Callable[[], Any]) -> None:
-    """Run an action that must fail with a one-line error of this kind."""
-    try:
-        action()
-    except kind as error:
-        _check_line(error)
-    else:
-        raise AssertionError(f"no {kind.__name__} where one was expected")
-
-
-def _check_line(error: Exception) -> None:
-    if "\n" in str(error):
-        raise AssertionError(f"more than one line: {error}") from error
 
 
 def validate_result(result: runtime.Result, size: tuple[int, int]) -> None:
@@ -129,7 +114,7 @@ def damaged_file(runner: SoakRunner, number: int) -> None:
     try:
         read_source(runner, runner.files[name])
     except runtime.VideoError as error:
-        _check_line(error)
+        check_line(str(error))
     else:
         if name == "truncated packet":
             raise AssertionError("a truncated file was read to its end without an error")
@@ -221,30 +206,3 @@ def scenarios(engine: runtime.Engine) -> list[Callable[[SoakRunner, int], None]]
     if text and clicks:  # one with clicks after every second one with sentences
         return [s for i, t in enumerate(text) for s in ((t, clicks[i // 2 % len(clicks)]) if i % 2 else (t,))]
     return list(text or clicks)
-
-
-# -- files
-
-
-def make_files(folder: Path) -> dict[str, Path]:
-    """Write damaged videos and folders of pictures; path by the name of the damage."""
-    clip = media.clip(24, 96, 160)
-    whole = media.write(folder / "whole.mp4", clip, gop=8, movflags="faststart")
-    return {
-        "truncated packet": media.truncate(whole, 2 / 3),
-        "damaged packets": media.corrupt(whole, 0.5, whole.stat().st_size, step=97),
-        "missing frames": media.drop_packets(whole),
-        "camera": media.write(folder / "camera.ts", clip, gop=8),
-        "damaged picture": _pictures(folder / "damaged", clip, damaged=4),
-        "picture of another size": _pictures(folder / "sizes", clip, other=5),
-    }
-
-
-def _pictures(folder: Path, clip: np.ndarray, damaged: int | None = None, other: int | None = None) -> Path:
-    folder.mkdir()
-    for i in range(6):
-        path = folder / f"{i}.png"
-        Image.fromarray(clip[i] if i != other else np.rot90(clip[i])).save(path)
-        if i == damaged:
-            path.write_bytes(path.read_bytes()[:300])
-    return folder

@@ -8,9 +8,12 @@ from dataclasses import replace
 import pytest
 
 import runtime
+from helpers import resources
+from helpers.damaged_media import make_files
+from helpers.errors import expect_error
 from runtime.media import video_reader, video_sources
 from soak import run as soak
-from soak.scenarios import SoakRunner, expect_error, make_files
+from soak.scenarios import SoakRunner
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +110,14 @@ def test_an_unread_video_closes_its_file(files):
 def _without_collector(action):
     """Check that the action leaves neither handles nor threads behind, with the garbage collector off."""
     gc.collect()
-    soak.wait_for_threads()
-    files, threads = len(os.listdir("/proc/self/fd")), soak.native_threads()
+    resources.wait_for_threads()
+    files, threads = resources.files(), resources.threads()
     gc.disable()
     try:
         for _ in range(4):
             action()
-        soak.wait_for_threads()
-        assert len(os.listdir("/proc/self/fd")) <= files
-        assert soak.native_threads() <= threads + 1  # the reader of the last video may just be leaving
+        resources.wait_for_threads()
+        assert resources.files() <= files
+        assert resources.threads() <= threads + 1  # the reader of the last video may just be leaving
     finally:
         gc.enable()

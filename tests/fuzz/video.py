@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-import io
 import math
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from helpers import media
+from helpers import example_videos
 from runtime.media.video_reader import open_video
 
 from .invariants import InvariantViolation
@@ -59,36 +56,10 @@ def _read(path: Path) -> None:
             frames.frame_name(index)
 
 
-def _picture(kind: str, mode: str = "RGB") -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(media.clip(1)[0]).convert(mode).save(out, kind)
-    return out.getvalue()
-
-
-@functools.cache
 def _examples() -> list[bytes]:
-    found = [
-        (".png", _picture("PNG")),
-        (".png", _picture("PNG", "LA")),
-        (".jpg", _picture("JPEG")),
-        (".tif", _picture("TIFF", "I;16")),
-        (".webp", _picture("WEBP")),
-        (".y4m", b"YUV4MPEG2 W16 H16 F24:1 C420\n" + b"FRAME\n" + bytes(384)),
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        for suffix, codec, options in (
-            (".mp4", "libx264", {}),
-            (".mp4", "mpeg4", {"movflags": "faststart"}),
-            (".webm", "libvpx", {}),
-            (".ts", "libx264", {}),
-            (".avi", "mjpeg", {"pix_fmt": "yuvj420p"}),
-            (".gif", "gif", {"pix_fmt": "rgb8"}),
-            (".mkv", "ffv1", {}),
-        ):
-            path = media.write(Path(folder, f"a{suffix}"), media.clip(6), codec, fps=12, **options)
-            found.append((suffix, path.read_bytes()))
-    pictures = SEPARATOR.join([_picture("PNG")] * 3)
-    return [bytes([SUFFIXES.index(suffix)]) + data for suffix, data in found] + [bytes([FOLDER]) + pictures]
+    pictures = SEPARATOR.join([example_videos.picture("PNG")] * 3)
+    files = [bytes([SUFFIXES.index(suffix)]) + data for suffix, data in example_videos.examples()]
+    return [*files, bytes([FOLDER]) + pictures]
 
 
 TARGET = Target(_prepare, _examples, damaged_bytes(_examples, WORDS))

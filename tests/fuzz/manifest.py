@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 import runtime
-from helpers import toy_sam2, toy_samwise
+from helpers.damage import KINDS, damage_file
 from helpers.null_backend import NullBackend
+from helpers.toy_contents import bundles, manifest
 from runtime.bundle.bundle import choose
 from runtime.bundle.demo import Demo
 from runtime.cli import summary
@@ -26,7 +25,6 @@ from runtime.engine import Engine
 from .mutations import DELETE, damaged_bytes, damaged_json, replaced
 from .targets import Target
 
-DAMAGES = ("cut", "noise", "gone", "folder", "link", "loop", "pipe")
 WORDS = tuple(
     "networks samwise window stages bounds files default shape dtype inputs outputs tokenizer demo provenance memory "
     "slots resize rule mean std text x type vocab conditional_memory sam2 ../../x /etc/passwd a\0b \ud800".split(" ")
@@ -43,55 +41,20 @@ class BundleCase:
     ort: bool = False
 
 
-@functools.cache
-def bundles() -> dict[str, dict[str, bytes]]:
-    """Files of the toy bundles by bundle and name."""
-    with tempfile.TemporaryDirectory() as folder:
-        built = {m.__name__.split(".")[-1]: m.build(Path(folder, m.__name__)) for m in (toy_samwise, toy_sam2)}
-        return {name: {p.name: p.read_bytes() for p in sorted(path.iterdir())} for name, path in built.items()}
-
-
-def manifest(base: str) -> dict[str, Any]:
-    """Manifest of a toy bundle."""
-    return json.loads(bundles()[base]["manifest.json"])
-
-
 def _prepare(case: BundleCase, inside: Path) -> Callable[[], None]:
     """Hashes of damaged files are made to fit."""
     folder = inside / "bundle"
     folder.mkdir()
     for name, content in bundles()[case.base].items():
         (folder / name).write_bytes(content)
-    data = case.manifest
+    data, names = case.manifest, sorted(name for name in bundles()[case.base] if name != "manifest.json")
     for number, kind, amount in case.damage:
-        path = _damage_file(folder, number, kind, amount)
+        path = damage_file(folder / names[number % len(names)], kind, amount)
         if path.is_file() and not path.is_symlink():
             data = replaced(data, ["files", path.name], hashlib.sha256(path.read_bytes()).hexdigest())
     data = data if isinstance(data, bytes) else json.dumps(data).encode("utf-8", "surrogatepass")
     (folder / "manifest.json").write_bytes(data)
     return functools.partial(_open, folder, case.ort)
-
-
-def _damage_file(folder: Path, number: int, kind: str, amount: int) -> Path:
-    """Replace one file by a cut or changed one, nothing, a folder, a link to a device or to itself, or a pipe."""
-    names = sorted(p.name for p in folder.iterdir() if p.name != "manifest.json")
-    path = folder / names[number % len(names)]
-    if not path.is_file() or path.is_symlink():
-        return path
-    content = path.read_bytes()
-    path.unlink()
-    if kind == "cut":
-        path.write_bytes(content[: amount % (len(content) + 1)])
-    elif kind == "noise":
-        at = amount % len(content)
-        path.write_bytes(content[:at] + bytes([content[at] ^ (1 + amount % 255)]) + content[at + 1 :])
-    elif kind == "folder":
-        path.mkdir()
-    elif kind in ("link", "loop"):
-        path.symlink_to("/dev/zero" if kind == "link" else path)
-    elif kind == "pipe":
-        os.mkfifo(path)
-    return path
 
 
 def _open(folder: Path, ort: bool) -> None:
@@ -133,14 +96,14 @@ def _examples() -> list[BundleCase]:
     cases = [BundleCase(base, replaced(manifest(base), *edit)) for edit in edits for base in bundles()]
     cases += [
         BundleCase("toy_samwise", manifest("toy_samwise"), ((i, kind, 100),), kind in ("cut", "noise"))
-        for i, kind in enumerate(DAMAGES)
+        for i, kind in enumerate(KINDS)
     ]
     return cases + [BundleCase("toy_samwise", data) for data in (b"{", b"[]", b'{"format": 1}')]
 
 
 def _cases(base: str) -> st.SearchStrategy[BundleCase]:
     texts = damaged_bytes(lambda: [bundles()[base]["manifest.json"]], tuple(w.encode(errors="replace") for w in WORDS))
-    damage = st.tuples(st.integers(0, 15), st.sampled_from(DAMAGES), st.integers(0, 10**6))
+    damage = st.tuples(st.integers(0, 15), st.sampled_from(KINDS), st.integers(0, 10**6))
     return st.builds(
         BundleCase,
         st.just(base),

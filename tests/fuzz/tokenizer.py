@@ -8,17 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer as Library
-from tokenizers import models, normalizers, pre_tokenizers, processors
-
 import runtime
 from export import tokenizer as export_tokenizer
+from helpers import example_tokenizers
 from runtime.tokenizer import Tokenizer
 
 from .mutations import damaged_bytes, damaged_json
 from .targets import Target
 
-VOCABULARY = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "the": 4, "red": 5, "square": 6, "a": 7}
 TEXTS = ("the red square", "a", "\u00e9\u4e2d \U0001f600 x", "a" * 3000, "\u0130\u00df " * 20)
 WORDS = tuple(
     "type vocab merges unk_token Regex (a+)+$ Sequence BPE Unigram <s> ByteLevel Precompiled TemplateProcessing "
@@ -60,36 +57,10 @@ def _export(path: Path) -> None:
     export_tokenizer.load(path, 50_000).encode(TEXTS[0])
 
 
-@functools.cache
-def _examples() -> list[Any]:
-    examples = []
-    for model in (
-        models.WordLevel(VOCABULARY, unk_token="<unk>"),
-        models.BPE(VOCABULARY, [], unk_token="<unk>"),
-        models.WordPiece(VOCABULARY, unk_token="<unk>"),
-        models.Unigram([("<unk>", 0.0), ("a", -1.0), ("<s>", -2.0)]),
-    ):
-        library = Library(model)
-        library.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase()])
-        library.pre_tokenizer = pre_tokenizers.Whitespace()
-        library.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-        examples.append(json.loads(library.to_str()))
-    library = Library(models.WordLevel(VOCABULARY, unk_token="<unk>"))
-    library.pre_tokenizer = pre_tokenizers.Split(pattern="a", behavior="isolated")
-    library.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 2)])
-    library.add_special_tokens(["<s>", "</s>"])
-    pieces = {c: i + 5 for i, c in enumerate("therdsqua\u0120")} | {"<s>": 0, "</s>": 2, "th": 30, "the": 31}
-    return [
-        *examples,
-        json.loads(library.to_str()),
-        {"vocab": pieces, "merges": ["#version: 0.2", "t h", "th e"]},
-        {"words": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b", "red"]},
-    ]
-
-
+EXAMPLES = example_tokenizers.examples
 TARGET = Target(
     _prepare,
-    _examples,
-    damaged_json(_examples, WORDS)
-    | damaged_bytes(lambda: [json.dumps(e).encode() for e in _examples()], [f'"{w}"'.encode() for w in WORDS]),
+    EXAMPLES,
+    damaged_json(EXAMPLES, WORDS)
+    | damaged_bytes(lambda: [json.dumps(e).encode() for e in EXAMPLES()], [f'"{w}"'.encode() for w in WORDS]),
 )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from helpers import example_prompts
 from runtime.bundle.manifest import Manifest
 from runtime.cli.args import build_parser, parse_prompts
 from runtime.cli.prompt_args import PromptSet
@@ -76,29 +77,4 @@ def _split(text: str) -> tuple[list[int], list[tuple[int, int]]]:
     return list(range(len(spans))), spans
 
 
-def _examples() -> list[Any]:
-    entries = [
-        {"object": 1, "frame": 0, "points": [[1, 2], [3.5, 4]], "labels": [1, 0], "name": "a"},
-        {"object": 2, "box": [1, 2, 3, 4]},
-        {"mask": "a.png", "frame": 2},
-    ]
-    commands = (
-        "--text the_red_square --verbs red",
-        "--tokens 0,5,2 --verbs 1",
-        "--auto",
-        "--help",
-        "--point 20,30,-@12#2 --point 1.5,2",
-        "--box 1,2,30,40#3@7 --point 5,6",
-        "--mask FILES/a.png@3#9",
-        "--prompts FILES/p.json",
-        "--stride 3 --point 1,1@6",
-        "--max-frames 5 --window 2 --threads 2 --conditional-memory on",
-    )
-    return [
-        {"argv": [w.replace("_", " ") for w in line.split()], "files": {"p.json": content}}
-        for line in commands
-        for content in (entries, json.dumps(entries))
-    ]
-
-
-TARGET = Target(_prepare, _examples, damaged_json(_examples, WORDS))
+TARGET = Target(_prepare, example_prompts.examples, damaged_json(example_prompts.examples, WORDS))

@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory) -> Path:
-    """The toy bundle of `toy.py`, conditional memory on."""
+    """The toy bundle of `toy_samwise.py`, conditional memory on."""
     from helpers import toy_samwise as module
 
     return module.build(tmp_path_factory.mktemp("bundles") / "toy")

@@ -1,4 +1,4 @@
-"""Synthetic inputs of the golden tests have the checksums that were recorded with the official code's outputs."""
+"""Checksums of the synthetic inputs of the golden tests, as recorded with the official code's outputs."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The measuring stick: J, F and intervals against independent computations; data set layouts; the command."""
+"""Tests of `benchmarks.accuracy`: J, F and intervals against independent computations, layouts, the command."""
 
 import json
 
@@ -169,7 +169,7 @@ def test_measure(tmp_path):
         accuracy.measure(engine, [case], accuracy.VARIANTS["memory off"], quiet)
 
 
-def test_command_tells_what_is_wrong(tmp_path, toy, capsys):
+def test_command_reports_errors(tmp_path, toy, capsys):
     folder(tmp_path, "davis")
     assert accuracy.main(["--engine", str(toy), "--data", str(tmp_path)]) == 2
     assert "has no tokenizer" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`pytest benchmarks/` runs, on any bundle, and what it measures reaches the report."""
+"""Runs of `pytest benchmarks/` on toy bundles, and their entries in the report."""
 
 import json
 import shutil

@@ -29,7 +29,7 @@ def stages():
     return {name: stages_of(name) for name in ("samwise", "sam2")}
 
 
-def test_the_published_sizes_are_there():
+def test_published_sizes():
     assert {path.stem for path in TABLES} >= {
         "engines-samwise-tiny",
         "engines-samwise-base_plus",
@@ -53,7 +53,7 @@ def test_a_table_names_every_stage_and_every_target(path, stages):
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
-def test_the_document_has_the_sums(path):
+def test_document_has_the_sums(path):
     """A table that is measured again must be copied into docs/notes/gpu.md again."""
     rows = json.loads(path.read_text())["stages"]
     megabytes, seconds = (round(sum(row[key] for row in rows.values())) for key in ("megabytes", "seconds"))

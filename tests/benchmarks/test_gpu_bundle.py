@@ -28,7 +28,7 @@ WIDTH, MEMORY, SLOTS = 32, 16, 6
 
 
 @pytest.mark.slow
-def test_half_graphs_cut_stages_and_kernels_agree(tmp_path, monkeypatch):
+def test_half_graphs_split_stages_and_kernels_agree(tmp_path, monkeypatch):
     """Memory attention alone: it is the stage with the longest chain of parts."""
     torch.manual_seed(0)
     model = samwise.Samwise(samwise.tiny_test_config()).eval()
@@ -57,7 +57,7 @@ def test_half_graphs_cut_stages_and_kernels_agree(tmp_path, monkeypatch):
     assert results[0].dtype == np.float16 and relative_error(results[1], results[0]) < 5e-3
 
 
-def test_adapters_of_the_published_size_are_cut():
+def test_adapters_of_the_published_size_are_split():
     config = samwise.tiny_test_config()
     wide = replace(config, adapter=samwise.CrossModalAdapterConfig(width=256, heads=8, patches=(8, 4, 2)))
     assert [
@@ -69,7 +69,7 @@ def test_adapters_of_the_published_size_are_cut():
     assert [c.stage for c in split_attention.split_stages(samwise.Samwise(config))] == ["memory_attention"]
 
 
-def test_the_summary_has_a_line_per_cut_stage():
+def test_summary_has_a_line_per_split_stage():
     row = {"whole_seconds": 2e-3, "kernel_seconds": 1e-3, "gain": 2.0, "relative_error": 1e-3}
     section = {
         "big": {
@@ -84,7 +84,7 @@ def test_the_summary_has_a_line_per_cut_stage():
     )
 
 
-def test_the_command_leaves_what_is_there(tmp_path, monkeypatch, capsys):
+def test_command_keeps_existing_bundles(tmp_path, monkeypatch, capsys):
     (tmp_path / "samwise-tiny-random").mkdir()
     monkeypatch.setattr("sys.argv", ["gpu_bundle", "--out", str(tmp_path)])
     assert gpu_bundle.main() == 2 and "is there already" in capsys.readouterr().err

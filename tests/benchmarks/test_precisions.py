@@ -57,7 +57,7 @@ def test_pairs(asked, tmp_path):
     assert "| int8 |" in text and len(text.splitlines()) == 4
 
 
-def test_it_goes_on_where_it_was(asked, tmp_path):
+def test_comparison_resumes_from_saved_results(asked, tmp_path):
     path = tmp_path / "r.json"
     first = run(path, range(2))
     asked.clear()
@@ -66,7 +66,7 @@ def test_it_goes_on_where_it_was(asked, tmp_path):
     assert {name for _, name in asked} == {"clip2"}
 
 
-def test_other_files_are_measured_anew(asked, tmp_path):
+def test_changed_files_are_measured_again(asked, tmp_path):
     path = tmp_path / "r.json"
     run(path, range(2))
     asked.clear()
@@ -75,12 +75,12 @@ def test_other_files_are_measured_anew(asked, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"ways": 7}', '{"ways": {"fp32": {}}}'])
-def test_a_damaged_result_is_none(tmp_path, content):
+def test_damaged_result_is_ignored(tmp_path, content):
     (tmp_path / "r.json").write_text(content)
     assert precisions.read(tmp_path / "r.json", KEYS) == {"fp32": {}, "int8": {}}
 
 
-def test_missing_bundles_are_one_line(tmp_path, capsys):
+def test_missing_bundles_are_a_one_line_error(tmp_path, capsys):
     assert precisions.main(["--shipped", str(tmp_path), "--engines", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -142,7 +142,7 @@ def test_a_failing_export_stops(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "error: the export of nano-fp32 failed; nothing was measured\n"
 
 
-def test_the_table_goes_between_the_marks(tmp_path):
+def test_table_is_inserted_between_the_marks(tmp_path):
     first, last = precisions.MARKS
     file = tmp_path / "d.md"
     file.write_text(f"a\n{first}\nold\n{last}\nb\n")
@@ -155,7 +155,7 @@ def test_the_table_goes_between_the_marks(tmp_path):
     assert file.read_text() == "no marks"
 
 
-def test_the_committed_result_is_the_documents():
+def test_document_shows_the_committed_result():
     """docs/notes/cpu.md shows the table of benchmarks/results/nano_precisions.json, line by line."""
     found = json.loads((ROOT / "benchmarks" / "results" / "nano_precisions.json").read_text())
     assert set(found["table"]) == set(precisions.CONFIGURATIONS)

@@ -105,7 +105,7 @@ def test_a_note_is_shown_in_both_texts(measured):
     assert "**Beside other work.**" in tables.page([kept])
 
 
-def test_a_file_with_nothing_to_keep_is_refused(measured):
+def test_file_without_figures_is_refused(measured):
     with pytest.raises(ValueError, match="no case"):
         report.summarize(measured | {"benchmarks": measured["benchmarks"][-1:]})
 
@@ -158,7 +158,7 @@ def test_sentences_on_pictures():
     assert line.split("|")[6].strip() == "0.25"
 
 
-def test_numbers_are_short_and_never_in_powers():
+def test_numbers_are_short_and_without_exponents():
     assert [tables.number(x) for x in (None, 0.0123456, 1234.5, 2.0, 999.6, 12345678.0)] == [
         "",
         "0.0123",
@@ -175,7 +175,7 @@ def test_the_readme_has_a_small_table():
     assert len(rows) - 2 <= 5 and all(len(cells(row)) <= 5 for row in rows)
 
 
-def test_texts_are_not_stale():
+def test_published_texts_are_up_to_date():
     assert report.stale_files(report.load(), report.load_accuracy()) == []
 
 

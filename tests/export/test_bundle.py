@@ -1,4 +1,4 @@
-"""Publishing: a bundle appears whole or not at all, and its graphs are what its manifest says."""
+"""Publication of bundles: atomic replacement, and graphs with the signatures of the manifest."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_published_bundle_is_complete(published):
     assert os.listdir(out) == ["toy"]
 
 
-def test_graph_is_what_the_manifest_says(published):
+def test_graph_has_the_signature_of_the_manifest(published):
     out, _ = published
     spec = choose(out).manifest.stages["mixer"]
     graph = onnx.load(out / "toy" / spec.files["default"]).graph
@@ -129,13 +129,13 @@ def drifted():
     return type(good)(good.spec, good.module, good.sampler, good.bounds, good.sizes, variants)
 
 
-def test_failing_parity_leaves_nothing(tmp_path):
+def test_failing_parity_publishes_nothing(tmp_path):
     with pytest.raises(parity.ParityError, match="stage mixer misses its threshold.*of y is"):
         bundle.export_bundle(network(drifted()), tmp_path, "toy")
     assert os.listdir(tmp_path) == []
 
 
-def test_failing_clip_leaves_nothing(tmp_path, monkeypatch):
+def test_failing_clip_publishes_nothing(tmp_path, monkeypatch):
     bad = bundle.replace(network(mixer()), clip=lambda *_: ())
     monkeypatch.setattr(bundle._Job, "clip", lambda *_: [parity.FrameComparison(3, 0.5, 0.1, 0.1, 0.999, 0.05)])
     with pytest.raises(parity.ParityError, match="frame 3 .* 0.5000"):
@@ -177,12 +177,12 @@ def test_a_reader_always_finds_a_bundle(tmp_path):
     assert [b.manifest.variant for b in find(tmp_path)] == ["v2"] and os.listdir(tmp_path) == ["toy"]
 
 
-def test_without_exchange_two_renames_do(tmp_path, monkeypatch):
+def test_two_renames_where_exchange_is_not_supported(tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "_exchange", lambda a, b: False)
     test_a_reader_always_finds_a_bundle(tmp_path)
 
 
-def test_leftovers_of_a_killed_export_are_swept(tmp_path):
+def test_leftovers_of_a_killed_export_are_removed(tmp_path):
     dead, own = tmp_path / ".toy.partial-999999999", tmp_path / f".toy.partial-{os.getppid()}"
     dead.mkdir()
     own.mkdir()
@@ -197,7 +197,7 @@ def test_bad_names(tmp_path, name):
         bundle.export_bundle(network(), tmp_path, name)
 
 
-def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path):
+def test_folder_that_is_not_a_bundle_is_not_replaced(tmp_path):
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "thesis.txt").write_text("only copy")
     with pytest.raises(UserError, match="is no bundle"):

@@ -51,7 +51,7 @@ def exported(checkpoint, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_bundle_tells_where_it_comes_from_and_how_exact_it_is(exported, checkpoint):
+def test_bundle_records_provenance_and_parity(exported, checkpoint):
     manifest = json.loads((exported / "toy" / "manifest.json").read_text())
     assert manifest["provenance"]["checkpoint"] == "toy.pth" and len(manifest["provenance"]["checkpoint_sha256"]) == 64
     assert str(checkpoint.parent) not in json.dumps(manifest)
@@ -64,7 +64,7 @@ def test_bundle_tells_where_it_comes_from_and_how_exact_it_is(exported, checkpoi
 
 
 @pytest.mark.slow
-def test_every_stage_is_there_with_symbols(exported):
+def test_every_stage_is_present_with_symbols(exported):
     manifest = runtime.bundle.choose(exported).manifest
     assert set(manifest.stages) == {
         "hiera_0",
@@ -187,7 +187,7 @@ def test_a_bad_checkpoint_is_one_line_and_exit_code_2(tmp_path, content, message
     assert not (tmp_path / "engines").exists()
 
 
-def test_a_checkpoint_of_something_else(tmp_path, capsys):
+def test_checkpoint_of_another_network(tmp_path, capsys):
     torch.save({"model": {"conv.weight": torch.zeros(3)}}, tmp_path / "x.pth")
     assert command.main(["samwise", "--checkpoint", str(tmp_path / "x.pth"), "--out", str(tmp_path / "e")]) == 2
     assert "not a SAMWISE checkpoint" in capsys.readouterr().err
@@ -223,7 +223,7 @@ def test_unknown_network_and_missing_checkpoint_are_usage_errors():
         assert stop.value.code == 2
 
 
-def test_a_full_disk_is_told_in_one_line(checkpoint, tmp_path, monkeypatch, capsys):
+def test_full_disk_is_a_one_line_error(checkpoint, tmp_path, monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(28, "No space left on device", str(tmp_path / "graphs"))
 

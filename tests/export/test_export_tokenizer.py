@@ -1,4 +1,4 @@
-"""Tokenizers in every accepted form become one file that gives RoBERTa's ids."""
+"""Conversion of tokenizers of every accepted form to one file."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_all_forms_agree(pair, tmp_path):
     assert want[0] == 0 and want[-1] == 2
 
 
-def test_written_file_neither_pads_nor_cuts(pair, tmp_path):
+def test_written_file_neither_pads_nor_truncates(pair, tmp_path):
     t = tok.load(pair)
     t.enable_truncation(4)
     t.enable_padding(length=64)

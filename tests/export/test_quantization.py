@@ -1,4 +1,4 @@
-"""INT8 bundles: large products in 8 bits, the rest as it was, and nothing published that strays too far."""
+"""INT8 bundles: large products in 8 bits, the rest unchanged, and refusal above the error limit."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_manifest(published):
     choose(published).verify()
 
 
-def test_what_is_integer_and_what_is_not(published):
+def test_only_large_products_are_integer(published):
     spec = choose(published).manifest.stages["mixer"]
     graph = onnx.load(published / spec.files["default"]).graph
     kinds = [n.op_type for n in graph.node]
@@ -51,13 +51,13 @@ def test_what_is_integer_and_what_is_not(published):
     assert sum(int(np.prod(w.dims)) for w in large) <= 2 * 4 * WIDTH * WIDTH, "only the head's matrix is float32"
 
 
-def test_it_differs_and_not_too_much(published):
+def test_int8_results_differ_within_the_limit(published):
     report = json.loads((published / parity.FILE).read_text())
     errors = [row["error"] for row in report["stages"]]
     assert len(errors) == 4 and all(1e-5 < e < parity.STAGE_ERROR["int8"][0] for e in errors), errors
 
 
-def test_the_sessions_take_any_size(published):
+def test_graphs_take_any_size(published):
     spec = choose(published).manifest.stages["mixer"]
     for file in spec.files.values():
         session = ort.InferenceSession(str(published / file))
@@ -86,7 +86,7 @@ def test_stages_without_int8_ok_stay_float(tmp_path):
     assert choose(tmp_path).manifest.stages[stage.name].precision == "fp32"
 
 
-def test_a_graph_without_large_products_has_none():
+def test_graph_without_large_products_is_not_quantized():
     def graph(rows, constant):
         weight = ir.tensor(np.zeros((rows, 64), np.float32), name="w")
         value = ir.Value(
@@ -115,7 +115,7 @@ def test_a_graph_without_large_products_has_none():
         quantization.quantize(graph(64, False), [])
 
 
-def test_the_command_knows_it():
+def test_command_accepts_int8():
     assert parser().parse_args(["samwise", "--checkpoint", "x", "--precision", "int8"]).precision == "int8"
 
 

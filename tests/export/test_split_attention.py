@@ -1,4 +1,4 @@
-"""Stages cut around their attention: parts and the kernels' formulas together are the whole stage."""
+"""Stages split around their attention: subgraphs and the kernels' formulas against the whole stage."""
 
 import os
 from dataclasses import replace
@@ -45,7 +45,7 @@ def found(model):
     return {split.stage: split for split in split_attention.split_stages(model)}
 
 
-def test_what_is_cut(found, whole):
+def test_stages_that_are_split(found, whole):
     assert list(found) == ["adapter_0", "adapter_1", "adapter_2", "memory_attention"]
     assert [p.name for p in found["memory_attention"].subgraphs] == [f"memory_attention_subgraph_{i}" for i in range(3)]
     for name, cut in found.items():
@@ -73,7 +73,7 @@ def attend(constants, layer, queries, inputs):
 
 
 @pytest.mark.parametrize("sizes", [{}, {"objects": 1, "maps": 1, "slots": 1, "pointers": 1}])
-def test_memory_attention_is_its_parts_and_the_kernel(found, whole, sizes):
+def test_memory_attention_equals_its_parts_and_the_kernel(found, whole, sizes):
     cut, stage = found["memory_attention"], whole["memory_attention"]
     inputs = stage.sample(sizes)
     want = stage.run(inputs)["conditioned"]
@@ -93,7 +93,7 @@ def test_memory_attention_is_its_parts_and_the_kernel(found, whole, sizes):
 
 @pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize("i", [0, 1, 2])
-def test_an_adapter_is_its_parts_and_the_kernel(found, whole, i, frames):
+def test_adapter_equals_its_parts_and_the_kernel(found, whole, i, frames):
     cut, stage = found[f"adapter_{i}"], whole[f"adapter_{i}"]
     inputs = stage.sample({"frames": frames})
     want = stage.run(inputs)

@@ -1,4 +1,4 @@
-"""Conversion of bundles of format 1: same results, nothing else changed, and nothing damaged is converted."""
+"""Conversion of bundles of format 1: equal results, unchanged other files, refusal of damaged bundles."""
 
 import json
 import os
@@ -140,7 +140,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_bundle_stays_as_it_is(old, name):
+def test_damaged_bundle_is_not_changed(old, name):
     damage, kind, words = DAMAGE[name]
     damage(old)
     before = contents(old)
@@ -150,7 +150,7 @@ def test_a_damaged_bundle_stays_as_it_is(old, name):
     assert contents(old) == before and os.listdir(old.parent) == ["old"]
 
 
-def test_a_listed_graph_that_is_none_is_refused(old):
+def test_invalid_graph_is_refused(old):
     (old / "neck.onnx").write_bytes(b"\xff\xff")
     digest = upgrade.file_sha256(old / "neck.onnx")
     edited(old, lambda d: d["files"].update({"neck.onnx": digest}))

@@ -1,4 +1,4 @@
-"""Damaged manifests, bundles, command lines, videos, checkpoints and tokenizers: taken, or refused in one line.
+"""Invariants on damaged manifests, bundles, command lines, videos, checkpoints and tokenizers.
 
 The same strategies and invariants as in the coverage-guided campaign (`run.py`), with fixed inputs, within a minute.
 """

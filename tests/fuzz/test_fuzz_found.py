@@ -21,7 +21,7 @@ from runtime.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\r\u2028b", "\ud800 x", "\x1b[2J", "x" * 100_000, "\udcff" * 5000])
-def test_errors_are_one_printable_line_whatever_they_repeat(text):
+def test_errors_are_one_printable_line(text):
     with pytest.raises(UserError) as caught:
         raise UserError(f"{text}: no such file; give another one")
     assert one_line(caught).endswith("give another one")
@@ -42,7 +42,7 @@ def changed(toy, folder, change):
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\0b", "\ud800", "x/../../y", "..\\x", "C:\\x", "/etc/passwd", ""])
-def test_names_of_files_that_are_none(toy, tmp_path, name):
+def test_invalid_file_names(toy, tmp_path, name):
     with pytest.raises(BundleError, match="not a path inside the bundle") as caught:
         Manifest.load(changed(toy, tmp_path / "b", lambda m: m["files"].update({name: "0"})))
     one_line(caught)
@@ -50,7 +50,7 @@ def test_names_of_files_that_are_none(toy, tmp_path, name):
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", ["pipe", "link", "folder", "loop"])
-def test_what_can_never_be_read_through_is_missing(toy, tmp_path, kind):
+def test_files_that_cannot_be_read_are_missing(toy, tmp_path, kind):
     folder = changed(toy, tmp_path / "b", lambda m: None)
     damage_file(folder / "neck.onnx", kind)
     with pytest.raises(BundleError, match="neck.onnx: missing"):
@@ -91,7 +91,7 @@ def test_settings_of_every_network_are_checked(toy, tmp_path, value):
     one_line(caught)
 
 
-def test_more_settings_are_no_mistake(toy, tmp_path):
+def test_additional_settings_are_accepted(toy, tmp_path):
     runtime.load(changed(toy, tmp_path / "b", lambda m: m["networks"]["samwise"].update(colour="red"))).close()
 
 
@@ -111,13 +111,13 @@ def test_more_settings_are_no_mistake(toy, tmp_path):
         (lambda m: m.update(image_size=64), "does not fit"),
     ],
 )
-def test_a_manifest_that_is_no_whole_network(toy, tmp_path, change, words):
+def test_inconsistent_manifests(toy, tmp_path, change, words):
     with pytest.raises(BundleError, match=words) as caught:
         runtime.load(changed(toy, tmp_path / "b", change))
     one_line(caught)
 
 
-def test_shapes_that_no_machine_holds(toy, tmp_path):
+def test_excessive_shapes(toy, tmp_path):
     with pytest.raises(BundleError, match="more than"):
         Manifest.load(
             changed(
@@ -159,7 +159,7 @@ def test_numbers_beyond_single_precision(prompt):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\0" * 100, b"%PDF-1.7"])
-def test_what_is_no_picture_but_is_called_so(tmp_path, content):
+def test_image_files_with_other_content(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(VideoError, match="not an image"):
         read_image(tmp_path / "a.png")
@@ -169,7 +169,7 @@ def test_what_is_no_picture_but_is_called_so(tmp_path, content):
     "said, seconds",
     [("00:00:00.5000002.12", 0), ("9" * 5000 + ":00:00", 0), ("00:00:.", 0), ("00:01:02.5", 62.5), ("01:00:00", 3600)],
 )
-def test_lengths_that_are_none(said, seconds):
+def test_declared_durations(said, seconds):
     container = SimpleNamespace(duration=None, streams=[1, 2])
     assert video_sources._declared_seconds(container, SimpleNamespace(metadata={"DURATION": said}, frames=0)) == seconds
 
@@ -194,7 +194,7 @@ def test_a_file_name_that_looks_like_a_protocol(tmp_path, monkeypatch):
         assert sum(1 for _ in frames) == 12
 
 
-def test_pictures_of_cameras_with_several_in_one_file(tmp_path):
+def test_files_with_several_pictures(tmp_path):
     from PIL import Image
 
     picture = Image.fromarray(np.full((6, 8, 3), 90, np.uint8))
@@ -219,7 +219,7 @@ def test_a_tokenizer_that_fails_on_a_sentence(tmp_path):
         one_line(caught)
 
 
-def test_the_export_refuses_it_too(tmp_path):
+def test_export_refuses_a_tokenizer_that_fails_on_a_sentence(tmp_path):
     pytest.importorskip("torch")
     from tokenizers import Tokenizer as Library
     from tokenizers import models

@@ -32,7 +32,7 @@ def refused(path, data, *words):
     assert all(word in message for word in words), message
 
 
-def test_tensors_that_are_no_plain_numbers(tensors, tmp_path):
+def test_tensors_of_unsupported_kinds(tensors, tmp_path):
     import torch
 
     name = next(iter(tensors))
@@ -58,7 +58,7 @@ def test_names_of_tensors_with_line_breaks(tensors, tmp_path):
     refused(tmp_path / "x.pt", {**tensors, "a\nb\u2028c": torch.zeros(1)})
 
 
-def test_a_checkpoint_that_unpacks_to_more_than_it_is(tmp_path):
+def test_checkpoint_that_unpacks_to_more_than_its_size(tmp_path):
     pytest.importorskip("torch")
 
     with zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -80,7 +80,7 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_is(tmp_path):
         "vl_adapter.vis_model.blocks.\u00b2.x",
     ],
 )
-def test_a_name_that_promises_a_thousand_million_modules(tmp_path, name):
+def test_tensor_names_with_excessive_module_numbers(tmp_path, name):
     torch = pytest.importorskip("torch")
     from export.checkpoints.refersam import build
     from export.models import refersam

@@ -1,4 +1,4 @@
-"""The attention kernels' launches done on the host by `kernels/reference.py`: more of `fake_cuda.HostKernels`."""
+"""Launches of the attention kernels computed on the host by `kernels/reference.py`, for `fake_cuda.HostKernels`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CUDA on host memory, with every driver call counted."""
+"""Fake CUDA driver on host memory that counts every call."""
 
 from __future__ import annotations
 

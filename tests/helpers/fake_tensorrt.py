@@ -1,4 +1,4 @@
-"""A `tensorrt` module whose engines are ONNX graphs, run by ONNX Runtime on host memory at the given addresses."""
+"""Fake `tensorrt` module whose engines are ONNX graphs, run by ONNX Runtime on host memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles of manifest format 1, made from those of format 2 the way that format was written."""
+"""Bundles of manifest format 1, made from those of format 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small network with what stages are made of, to publish as a bundle."""
+"""A small network with the typical parts of stages, to publish as a bundle."""
 
 import torch
 from torch import nn

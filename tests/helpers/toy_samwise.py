@@ -2,7 +2,7 @@
 
 It runs in milliseconds and needs no weights; schedule, memory, input and output are tested on it. A mask is where the
 red channel is bright; every other path (text, memory, pointers, ages) shifts the logits a little, so that a wrong
-schedule changes the numbers. `reference` in `test_schedule.py` repeats the arithmetic in plain numpy.
+schedule changes the numbers. `helpers.samwise_schedule` repeats the arithmetic in plain numpy.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ SIZES = [
 
 @pytest.mark.parametrize("source, target", SIZES)
 @pytest.mark.parametrize("filter", ["bilinear", "bicubic"])
-def test_reference_is_pillow(source, target, filter):
+def test_reference_equals_pillow(source, target, filter):
     frame = np.random.default_rng(0).integers(0, 256, (*source, 3), dtype=np.uint8)
     identity = np.arange(256, dtype=np.float32)[None].repeat(3, axis=0)
     result = reference.preprocess(frame, target, 48, identity, filter)
@@ -40,7 +40,7 @@ def test_reference_is_pillow(source, target, filter):
 
 @pytest.mark.parametrize("source, target", SIZES)
 @pytest.mark.parametrize("filter", ["bilinear", "bicubic"])
-def test_kernel_is_the_cpu_path(source, target, filter):
+def test_kernel_equals_the_cpu_path(source, target, filter):
     frame = np.random.default_rng(1).integers(0, 256, (*source, 3), dtype=np.uint8)
     rows = [torch.tensor(a) for a in reference.pillow_taps(source[0], target[0], filter)]
     columns = [torch.tensor(a) for a in reference.pillow_taps(source[1], target[1], filter)]

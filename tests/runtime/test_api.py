@@ -56,7 +56,7 @@ def test_every_export_is_documented(name):
     assert len(lines[0].split("|")[-2].strip()) > 10
 
 
-def test_the_guide_lists_nothing_else():
+def test_guide_lists_only_exports():
     listed = re.findall(r"^\| `([A-Za-z_]+)[`(]", GUIDE.read_text(), re.MULTILINE)
     assert sorted(set(listed) - set(runtime.__all__)) == []
 
@@ -72,7 +72,7 @@ def test_every_class_of_a_public_method_is_exported(cls):
     assert not missing, f"{cls.__name__} takes or returns classes that `runtime` does not export: {missing}"
 
 
-def test_the_walk_sees_classes():
+def test_public_classes_are_found():
     found = set(classes(runtime.Engine.session)) | set(classes(runtime.Engine.video))
     assert {"Text", "TextSession", "VideoSession", "TrackingOptions"} <= found
 

@@ -1,4 +1,4 @@
-"""The engine's public verbs: what a bundle can do, options by keyword, stages that can be instrumented."""
+"""Methods of the engine: capabilities, options by keyword, instrumented stages."""
 
 import dataclasses
 
@@ -52,7 +52,7 @@ def test_unknown_options_are_refused_with_the_known_ones(text_engine, prompt_eng
         call(text_engine, prompt_engine)
 
 
-def test_a_bundle_names_what_it_cannot_do(text_engine, prompt_engine):
+def test_unsupported_tasks_are_named(text_engine, prompt_engine):
     for call in (text_engine.live, lambda: text_engine.video(np.zeros((1, 9, 9, 3), np.uint8))):
         with pytest.raises(runtime.UserError, match=r"\(samwise\) cannot follow points, boxes and masks; choose"):
             call()

@@ -1,4 +1,4 @@
-"""Prompts check themselves; sentences become the token ids that the network was trained with."""
+"""Checks of prompts, and token ids of sentences."""
 
 import dataclasses
 
@@ -55,7 +55,7 @@ def names(tokenizer, ids):
     return [tokenizer._backend.id_to_token(int(i)) for i in ids]
 
 
-def test_a_sentence_gets_its_frame_and_its_words(tokenizer):
+def test_sentence_becomes_special_tokens_and_words(tokenizer):
     ids = encode(Text("the dog running left"), manifest(vocabulary=100), tokenizer)
     assert ids.dtype == np.int64
     assert names(tokenizer, ids) == ["<s>", "the", "Ġdog", "Ġrun", "ning", "Ġleft", "</s>"]
@@ -67,12 +67,12 @@ def test_case_and_white_space_do_not_matter(tokenizer):
     assert (a == encode(Text("the dog running left"), m, tokenizer)).all()
 
 
-def test_case_matters_where_the_bundle_says_so(tokenizer):
+def test_case_matters_if_the_bundle_says_so(tokenizer):
     m = manifest(vocabulary=100, lowercase=False)
     assert len(encode(Text("THE"), m, tokenizer)) != len(encode(Text("the"), m, tokenizer))
 
 
-def test_a_file_without_post_processor_is_framed_too(tokenizer, tmp_path):
+def test_special_tokens_without_post_processor(tokenizer, tmp_path):
     import json
 
     data = json.loads(tokenizer._backend.to_str())
@@ -83,7 +83,7 @@ def test_a_file_without_post_processor_is_framed_too(tokenizer, tmp_path):
     assert verb_positions(Text("the dog", verbs=["dog"]), m, bare).tolist() == [2]
 
 
-def test_token_ids_pass_as_they_are():
+def test_token_ids_are_not_changed():
     assert encode(Text(tokens=np.array([0, 4, 5, 2])), manifest(), None).tolist() == [0, 4, 5, 2]
 
 
@@ -94,7 +94,7 @@ def test_the_limit_counts_the_special_tokens(tokenizer):
         encode(Text("the dog running left"), m, tokenizer)
 
 
-def test_without_tokenizer_the_way_out_is_told():
+def test_missing_tokenizer_error_suggests_token_ids():
     with pytest.raises(PromptError, match="--tokenizer .*token ids"):
         encode(Text("the dog"), manifest(), None)
 
@@ -136,7 +136,7 @@ def test_a_damaged_tokenizer(tmp_path, content, error):
         ("x" * 10_001, "10001 characters"),
     ],
 )
-def test_what_is_no_sentence(text, error):
+def test_invalid_sentences(text, error):
     with pytest.raises(PromptError, match=error):
         Text(text)
 
@@ -155,12 +155,12 @@ def test_what_is_no_sentence(text, error):
         ({"tokens": [1], "verbs": ["run"]}, "positions"),
     ],
 )
-def test_mistakes_in_text(kwargs, error):
+def test_invalid_texts(kwargs, error):
     with pytest.raises(PromptError, match=error):
         Text(**kwargs)
 
 
-def test_text_is_a_value():
+def test_text_is_immutable_and_hashable():
     assert Text(tokens=[0, 1], verbs=[1]) == Text(tokens=(0, 1), verbs=np.array([1]))
     assert len({Text("a"), Text("a"), Text("b")}) == 2
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -183,7 +183,7 @@ def test_verbs_by_position_and_by_word(tokenizer):
         (Text("the dog", verbs=["running"]), "not a word"),
     ],
 )
-def test_verbs_that_are_not_there(tokenizer, prompt, error):
+def test_verbs_missing_from_the_text(tokenizer, prompt, error):
     with pytest.raises(PromptError, match=error):
         verb_positions(prompt, manifest(vocabulary=100), tokenizer)
 
@@ -216,6 +216,6 @@ def test_points_and_boxes_scale():
         (lambda: Mask(np.ones((4, 4))).checked(8, 6), "4x4, the video 6x8"),
     ],
 )
-def test_mistakes_in_geometry(make, error):
+def test_invalid_geometry(make, error):
     with pytest.raises(PromptError, match=error.replace("(H,W)", r"\(H,W\)")):
         make()

@@ -1,1 +1,1 @@
-"""Endurance run: sessions of every kind and expected failures, with memory, files and threads watched."""
+"""Soak test: sessions of every kind and expected errors, with memory, files and threads watched."""

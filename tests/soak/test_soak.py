@@ -1,4 +1,4 @@
-"""A short soak run on toy bundles; growth is detected; decoders end without the garbage collector."""
+"""A short soak run on toy bundles, detection of growth, and decoders that end without the garbage collector."""
 
 import gc
 import json

@@ -103,7 +103,7 @@ def theirs(model, frames, point):
 
 
 @pytest.mark.parametrize("new", [True, False], ids=["2.1", "2.0"])
-def test_every_tensor_finds_its_place(tmp_path, new):
+def test_every_tensor_is_mapped(tmp_path, new):
     model = seeded(new)
     model.save_pretrained(tmp_path)
     loaded = sam2_network.load(tmp_path)

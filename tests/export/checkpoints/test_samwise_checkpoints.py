@@ -1,4 +1,4 @@
-"""Checkpoints: every tensor accounted for, sizes found from tensors, bad files refused in one line, no code run."""
+"""SAMWISE checkpoints: mapping of all tensors, sizes from tensors, one-line errors for bad files, no code run."""
 
 import argparse
 import dataclasses
@@ -164,7 +164,7 @@ def test_bad_configs_are_refused(tmp_path, network, change):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + b"\0" * 60, b"\x80\x02}q\x00.", b"\x80\x02]q\x00."])
-def test_files_that_are_no_checkpoint(tmp_path, content):
+def test_files_that_are_not_checkpoints(tmp_path, content):
     path = tmp_path / "x.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match="x.pth") as caught:

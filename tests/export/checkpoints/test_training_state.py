@@ -1,4 +1,4 @@
-"""Checkpoints as the official training writes them: with optimiser, schedule and arguments beside the weights."""
+"""Checkpoints of the official training, with optimiser, schedule and arguments beside the weights."""
 
 import argparse
 import dataclasses
@@ -43,13 +43,13 @@ def test_optimiser_and_schedule(tmp_path, network):
     assert load_samwise(path).config == network.config
 
 
-def test_counters_of_operations_are_passed_over(tmp_path, network):
+def test_operation_counters_are_ignored(tmp_path, network):
     tensors = {**network.state_dict(), "total_ops": torch.zeros(1), "sam.total_params": torch.zeros(1)}
     torch.save({"model": tensors, "config": dataclasses.asdict(network.config)}, tmp_path / "x.pth")
     assert load_samwise(tmp_path / "x.pth").config == network.config
 
 
-def test_untrained_conditional_memory_is_left_out(tmp_path, network):
+def test_untrained_conditional_memory_is_omitted(tmp_path, network):
     """The official code always builds it, and uses it only when told to."""
     bare = dataclasses.replace(network.config, conditional_hidden=0)
     path = saved(tmp_path, network, config=dataclasses.asdict(bare), args=argparse.Namespace(use_cme_head=False))

@@ -1,4 +1,4 @@
-"""Every fold is exact algebra: the exported module against the one that trains, in float64 where that shows more."""
+"""Folds of the export against the modules that train, in float64 where float32 hides a difference."""
 
 import dataclasses
 
@@ -223,7 +223,7 @@ def test_rotation_needs_distances_only():
     assert torch.allclose(grid[1, 2, 3, 5], grid[4, 0, 6, 3], atol=1e-4)
 
 
-def test_patches_go_there_and_back():
+def test_patches_round_trip():
     x = torch.arange(2 * 3 * 4 * 6).float().reshape(1, 2, 4, 6, 3)[..., :3]
     patches = to_patches(x, 2)
     assert torch.equal(patches[1, 1], x[0, 1, :2, 2:4].reshape(4, 3))  # second patch, second frame, row-major inside

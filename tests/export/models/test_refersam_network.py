@@ -62,7 +62,7 @@ def test_padding_changes_nothing(model, picture):
         torch.testing.assert_close(x, z, rtol=1e-4, atol=1e-5)
 
 
-def test_sentences_matter(model, picture):
+def test_sentences_change_the_result(model, picture):
     low_res, coarse, _ = model(picture, TOKENS, torch.tensor([5, 5]))
     assert (low_res[0] - low_res[1]).abs().max() > 1e-3 and (coarse[0] - coarse[1]).abs().max() > 1e-3
 

@@ -40,7 +40,7 @@ def test_sampling_with_points_outside_the_maps():
     assert error(found, arrays("units")["unit_core"]) <= TOLERANCE
 
 
-def test_deformable_attention_both_ways():
+def test_deformable_attention_in_both_directions():
     units, query = arrays("units"), "interactions.1."
     config = ReferSamAdapterConfig()
     extractor = filled(Extractor(768, config), f"vl_adapter.{query}extractor.")

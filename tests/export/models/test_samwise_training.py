@@ -1,4 +1,4 @@
-"""The same modules train: batches, padding, gradients, batch statistics."""
+"""Training of the SAMWISE modules: batches, padding, gradients, batch statistics."""
 
 import dataclasses
 

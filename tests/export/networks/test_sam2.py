@@ -1,4 +1,4 @@
-"""SAM 2 checkpoints to bundles: the command, what it refuses, and torch's own words about stages and rules."""
+"""SAM 2 checkpoints to bundles: the command, its errors, and stages and rules against torch."""
 
 import dataclasses
 
@@ -55,7 +55,7 @@ def test_the_command(tmp_path, capsys, new):
             np.testing.assert_allclose(together[key], logits, atol=1e-3 * logits.std())
 
 
-def test_what_is_no_sam2_checkpoint(tmp_path):
+def test_files_that_are_not_sam2_checkpoints(tmp_path):
     torch.save({"model": {"text_encoder.x": torch.zeros(1)}}, tmp_path / "samwise.pth")
     with pytest.raises(runtime.UserError, match="python -m export samwise"):
         sam2_network.load(tmp_path / "samwise.pth")

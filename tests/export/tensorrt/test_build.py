@@ -1,4 +1,4 @@
-"""Graphs -> engines, what an engine depends on, and that every stage builds for every target with no GPU."""
+"""Engines built from graphs: index, dependencies of an engine, builds for every target without a GPU."""
 
 import json
 from dataclasses import replace
@@ -51,7 +51,7 @@ def test_targets():
             build.parse_targets(bad)
 
 
-def test_second_build_keeps_what_is_fresh_and_adds_a_missing_target(bundle):
+def test_second_build_keeps_current_engines_and_adds_missing_targets(bundle):
     library = FakeLibrary()
     build.build_bundle(bundle, library, [86, 89], report=lambda line: None)
     assert len(library.built) == len(bundle.manifest.stages) and library.built[0][1] == (86, 89)
@@ -67,7 +67,7 @@ def test_second_build_keeps_what_is_fresh_and_adds_a_missing_target(bundle):
     choose(bundle.folder).verify()
 
 
-def test_what_does_not_fit_is_refused_with_the_reason(bundle):
+def test_unsuitable_engines_are_refused_with_the_reason(bundle):
     with pytest.raises(BundleError, match="has no tensorrt_rtx engine; run `python -m export.tensorrt.build"):
         find(bundle)
     build.build_bundle(bundle, FakeLibrary(), [89], report=lambda line: None)
@@ -110,7 +110,7 @@ def test_an_engine_of_another_graph_is_stale_and_is_built_again(bundle, change):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 1, "engines": [{}]}', '{"format": 3, "engines": []}'])
-def test_damaged_index_is_one_line(bundle, text):
+def test_damaged_index_is_a_one_line_error(bundle, text):
     (bundle.folder / "engines").mkdir()
     (bundle.folder / "engines" / "index.json").write_text(text)
     with pytest.raises(BundleError, match="index.json") as error:
@@ -118,7 +118,7 @@ def test_damaged_index_is_one_line(bundle, text):
     assert "\n" not in str(error.value)
 
 
-def test_index_never_points_outside(bundle):
+def test_index_with_files_outside_the_bundle_is_refused(bundle):
     build.build_bundle(bundle, FakeLibrary(), [89], report=lambda line: None)
     path = bundle.folder / "engines" / "index.json"
     data = json.loads(path.read_text())
@@ -160,7 +160,7 @@ def test_toy_bundle_builds_and_hopper_is_refused(bundle, rtx):
     assert all(e.capabilities == build.TARGETS and e.version == rtx.version for e in entries)
 
 
-def test_a_graph_that_cannot_be_built_says_why(bundle, rtx, tmp_path):
+def test_failed_build_reports_the_reason(bundle, rtx, tmp_path):
     spec = bundle.manifest.stages["neck"]
     (tmp_path / "neck.onnx").write_bytes(b"not a graph")
     with pytest.raises(InternalError, match="neck.onnx: tensorrt_rtx cannot read it"):
@@ -191,7 +191,7 @@ def test_every_stage_builds_in_half_for_every_target(name, rtx, tmp_path):
 
 
 @pytest.mark.slow
-def test_scratch_tells_that_memory_attention_is_fused(rtx, tmp_path):
+def test_scratch_size_shows_that_memory_attention_is_fused(rtx, tmp_path):
     """One layer at full memory. The score matrix alone, 4096 x 24,636 in half, is 202 MB; a variant with
     values narrower than keys has it in its scratch, the variant for TensorRT has not."""
     pytest.importorskip("torch")

@@ -1,4 +1,4 @@
-"""What an engine's inspector tells, read and counted; the command on fake libraries."""
+"""Output of an engine's inspector, and the command on fake libraries."""
 
 import json
 import sys
@@ -43,7 +43,7 @@ def test_layers_types_and_tactics_of_every_stage(bundle, backend, tmp_path):
     assert "embedding" in saved["Bindings"] and len(saved["Layers"]) == 2
 
 
-def test_an_engine_without_detail_says_so():
+def test_engine_without_details_is_reported():
     found = inspect.layers('{"Layers": ["a", "b"], "Bindings": []}')
     assert [layer.name for layer in found] == ["a", "b"] and found[0].precision == "unknown"
     assert "names only: build it again" in inspect.summary("neck", found)
@@ -59,18 +59,18 @@ def test_an_engine_without_detail_says_so():
         ("Row major Int8 input, computes in BF16", "bfloat16"),
     ],
 )
-def test_how_types_are_spelled(text, expected):
+def test_names_of_types(text, expected):
     assert inspect.datatype({"Format/Datatype": text}) == expected
     assert inspect.datatype("a name") == "unknown"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": 3'])
-def test_an_answer_that_is_not_understood_is_one_line(text):
+def test_unknown_inspector_output_is_a_one_line_error(text):
     with pytest.raises(UserError, match="not understood"):
         inspect.layers(text)
 
 
-def test_what_cannot_be_inspected(bundle, backend, capsys, monkeypatch):
+def test_files_that_cannot_be_inspected(bundle, backend, capsys, monkeypatch):
     with pytest.raises(UserError, match="'ort' has no engines"):
         inspect.inspect_bundle(bundle, OrtBackend())
     monkeypatch.setattr(inspect, "create", lambda name: backend)

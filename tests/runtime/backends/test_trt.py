@@ -104,7 +104,7 @@ def test_another_gpu_another_version_and_a_stale_graph_are_refused(bundle, backe
         backend.load(file, spec)
 
 
-def test_a_damaged_engine_is_one_line(bundle, backend):
+def test_damaged_engine_is_a_one_line_error(bundle, backend):
     for path in (bundle.folder / "engines").rglob("*.engine"):
         path.write_bytes(b"damaged")
     with pytest.raises(BundleError, match="refuses it .Serialization assertion failed. More of it.") as error:
@@ -120,7 +120,7 @@ def test_an_engine_with_another_signature_is_refused(bundle, backend):
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
-def test_library_or_gpu_missing_is_one_line(name, monkeypatch):
+def test_missing_library_or_gpu_is_a_one_line_error(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(BackendError, match=rf"pip install 'samwise-runtime\[{name.replace('_', '-')}\]'"):
         create(name)

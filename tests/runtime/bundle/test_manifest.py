@@ -1,4 +1,4 @@
-"""The manifest: what is written is read back, what is wrong is refused with one line."""
+"""The manifest: round trip, and one-line errors for invalid ones."""
 
 import json
 import shutil
@@ -79,7 +79,7 @@ def test_bad_manifest_is_refused(copy, name):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", "[" * 100_000])
-def test_what_is_no_manifest_is_refused(copy, text):
+def test_files_that_are_not_manifests_are_refused(copy, text):
     (copy / MANIFEST).write_text(text)
     with pytest.raises(BundleError):
         Manifest.load(copy)
@@ -127,7 +127,7 @@ def test_choosing_among_bundles(toy, tmp_path):
         bundle.choose(tmp_path, "samwise")
 
 
-def test_a_damaged_neighbour_does_not_matter_to_a_bundle_that_is_named(toy, tmp_path):
+def test_named_bundle_loads_beside_a_damaged_one(toy, tmp_path):
     shutil.copytree(toy, tmp_path / "good")
     shutil.copytree(toy, tmp_path / "bad")
     (tmp_path / "bad" / MANIFEST).write_text("{")

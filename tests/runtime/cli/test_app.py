@@ -320,7 +320,7 @@ def test_files_of_a_killed_run_are_readable(toy, long_clip, tmp_path):
         assert sum(1 for _ in video.decode(video=0)) >= 24
 
 
-def test_a_closed_pipe_is_no_error(toy):
+def test_closed_pipe_is_not_an_error(toy):
     piped = f"{' '.join(COMMAND)} --engine {toy} --list | true"
     done = subprocess.run(piped, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Jobs: results of a session become files and totals, with objects that appear and disappear during the run."""
+"""Jobs: files and totals of a session whose objects appear and disappear."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Output files: they can be read at any moment and hold the results of the engine."""
+"""Output files: readable at any moment, with the results of the engine."""
 
 import io
 import json

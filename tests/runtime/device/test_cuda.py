@@ -90,7 +90,7 @@ def test_a_stage_that_fails_during_capture_leaves_the_stream_usable(engine, monk
     assert driver.recording is None and "cudaMalloc while capturing" in caplog.text
 
 
-def test_views_of_a_device_array_are_those_of_numpy():
+def test_views_of_a_device_array_equal_those_of_numpy():
     host = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
     array = DeviceArray(host.ctypes.data, host.shape, host.dtype, host)
     for key in (
@@ -130,7 +130,7 @@ def test_constants_and_round_trips():
     assert (device.download(other) == 7).all() and (device.download(array) == host).all()
 
 
-def test_sessions_come_and_go_and_leave_nothing_pinned(engine):
+def test_closed_sessions_leave_nothing_pinned(engine):
     device, held = engine.backend.device, []
     for seed in range(4):
         run(engine, frames(5, seed=seed), A, B, C)
@@ -138,7 +138,7 @@ def test_sessions_come_and_go_and_leave_nothing_pinned(engine):
     assert held[1:] == held[:-1], "twins of a closed session's arrays are given back"
 
 
-def test_cuda_asked_for_where_there_is_none_is_an_error(toy):
+def test_cuda_without_a_gpu_is_an_error(toy):
     from runtime.backends.ort import OrtCudaBackend
 
     try:

@@ -202,7 +202,7 @@ def test_dlpack_memory_is_released():
     assert host[0, 0, 0] == 9
 
 
-def test_logits_can_be_read_where_they_are(engine):
+def test_logits_can_be_read_on_the_device(engine):
     with engine.session([runtime.Text(tokens=p) for p in (A, B, C)], logits=True) as session:
         session.push(frames(1)[0])
         (result,) = session.flush()

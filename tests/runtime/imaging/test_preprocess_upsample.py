@@ -70,7 +70,7 @@ def test_preprocess_float_is_torchvision_antialias(source):
     np.testing.assert_allclose(result, expected.numpy(), atol=3e-6)
 
 
-def test_preprocess_refuses_what_is_not_rgb_bytes():
+def test_preprocess_refuses_other_than_rgb_bytes():
     for frame in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)):
         with pytest.raises(UserError, match="uint8"):
             preprocess(frame, (4, 4), 8, MEAN, STD)

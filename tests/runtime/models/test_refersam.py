@@ -1,4 +1,4 @@
-"""Sentences on one picture: what runs how often, batches and padding, masks at source size, bad input."""
+"""Sentences on one picture: calls of stages, batches and padding, masks at source size, bad input."""
 
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ def test_results_are_not_overwritten(engine, frame):
     assert (first.low_res_logits == kept[0]).all() and (first.scores == kept[1]).all()
 
 
-def test_forgets_the_oldest_sentence(engine, frame, monkeypatch):
+def test_oldest_sentence_is_evicted(engine, frame, monkeypatch):
     monkeypatch.setattr("runtime.models.refersam.MAX_CACHED_SENTENCES", 2)
     picture, network = engine.image(frame), engine.networks["refersam"]
     for token in (21, 22, 21, 23):
@@ -91,7 +91,7 @@ def test_forgets_the_oldest_sentence(engine, frame, monkeypatch):
 
 
 @pytest.mark.parametrize("low, size", [(8, (37, 50)), (8, (8, 8)), (8, (5, 3)), (112, (448, 448)), (4, (1, 9))])
-def test_upsampling_goes_corner_to_corner(low, size):
+def test_upsampling_aligns_corners(low, size):
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(low).normal(size=(2, low, low)).astype(np.float32)
     want = torch.nn.functional.interpolate(torch.from_numpy(x)[:, None], size, mode="bilinear", align_corners=True)
@@ -140,14 +140,14 @@ def test_bad_pictures(engine, tmp_path):
         engine.image(tmp_path / "missing.png")
 
 
-def test_what_the_bundle_cannot_do(engine, frame):
+def test_unsupported_tasks_are_refused(engine, frame):
     with pytest.raises(UserError, match="cannot segment an image by points"):
         engine.image(frame).predict(points=[[1, 1]], labels=[1])
     with pytest.raises(UserError, match="cannot follow sentences"):
         engine.session([Text(tokens=[1])])
 
 
-def test_a_network_for_videos_answers_on_one_picture(tmp_path, frame):
+def test_video_network_segments_one_picture(tmp_path, frame):
     engine = runtime.load(toy.build(tmp_path / "toy"))
     prompts = [Text(tokens=[0, 5, 2]), Text(tokens=[0, 50, 2])]
     result = engine.image(frame).refer(prompts, logits=True)

@@ -1,4 +1,4 @@
-"""From official tensors to masks: equal to what the official code gave, in torch and through the bundle."""
+"""ReferSAM's masks in torch and through the bundle against outputs of the official code."""
 
 import numpy as np
 import pytest

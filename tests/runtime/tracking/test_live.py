@@ -1,4 +1,4 @@
-"""Live sessions: the same masks as a known video gives without looking ahead, and memory that stays flat for ever."""
+"""Live sessions: masks equal to those of a known video without look-ahead, and constant memory."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def live(engine, frames, prompts, **options):
 @pytest.mark.parametrize(
     "options", [{}, {"memory_temporal_stride": 3}, {"memory_temporal_stride": 2, "fill_hole_area": 0}]
 )
-def test_equals_a_known_video_that_is_not_looked_ahead_in(engine, prompts, options):
+def test_equals_a_known_video_without_look_ahead(engine, prompts, options):
     frames = clip(24)
     got, want = live(engine, frames, prompts, **options), known(engine, frames, prompts, **options)
     assert [r.frame_index for r in got] == list(range(24))
@@ -162,7 +162,7 @@ def test_frames_without_objects_cost_nothing(engine):
         assert session.correct({4: CLICK}).object_ids == (4,), "an object may be added after the frame was shown"
 
 
-def test_sessions_take_turns(engine):
+def test_interleaved_sessions(engine):
     one, two = engine.live(), engine.live()
     results = one.push(clip(1)[0], {1: CLICK}) + two.push(clip(1)[0], {7: CLICK})
     assert [r.object_ids for r in results] == [(1,), (7,)]
@@ -182,7 +182,7 @@ def test_sessions_take_turns(engine):
         ({1: Points([(1, 1)] * 9, [1] * 9)}, "9 points"),
     ],
 )
-def test_a_bad_prompt_takes_no_frame(engine, prompts, error):
+def test_refused_prompt_consumes_no_frame(engine, prompts, error):
     with engine.live() as session:
         with pytest.raises(runtime.PromptError, match=error):
             session.push(clip(1)[0], prompts)
@@ -190,7 +190,7 @@ def test_a_bad_prompt_takes_no_frame(engine, prompts, error):
         assert session.push(clip(1)[0])[0].frame_index == 0
 
 
-def test_prompts_that_come_too_late(engine):
+def test_late_prompts_are_refused(engine):
     with engine.live() as session:
         with pytest.raises(runtime.PromptError, match="push one first"):
             session.correct({1: CLICK})
@@ -202,7 +202,7 @@ def test_prompts_that_come_too_late(engine):
             session.remove(1)
 
 
-def test_no_room(toy_sam2_bundle):
+def test_too_many_objects(toy_sam2_bundle):
     with runtime.load(toy_sam2_bundle, max_objects=2) as engine, engine.live() as session:
         session.push(clip(1)[0], {1: CLICK})
         with pytest.raises(runtime.UserError, match="max_objects"):
@@ -217,7 +217,7 @@ def test_size_change(engine):
             session.push(np.zeros((20, 20, 3), np.uint8))
 
 
-def test_text_needs_another_bundle(engine):
+def test_text_is_refused_by_a_bundle_without_text(engine):
     with pytest.raises(runtime.UserError, match="cannot follow sentences"):
         engine.session([runtime.Text("a cat")])
 

@@ -1,4 +1,4 @@
-"""Object memory: a ring that is never moved and read as a prefix, and blocks that come and go."""
+"""Object memory: rings, and blocks that are allocated and freed."""
 
 import numpy as np
 import pytest

@@ -336,7 +336,7 @@ def random_script(draw, count):
     return script
 
 
-def test_added_removed_and_refined_on_the_way(engine):
+def test_objects_added_removed_and_refined_during_propagation(engine):
     frames = clip(6)
     with engine.video(frames) as video:
         video.add_points(0, 1, [(5, 5)], [1])
@@ -422,7 +422,7 @@ def test_blocks_are_reused(engine):
         (lambda v: v.propagate(max_frames=-1), "max_frames"),
     ],
 )
-def test_bad_prompts_leave_nothing_behind(engine, call, error):
+def test_refused_prompts_change_nothing(engine, call, error):
     with engine.video(clip(4)) as video:
         with pytest.raises(runtime.PromptError, match=error) as caught:
             call(video)
@@ -462,7 +462,7 @@ def test_too_many_conditioning_frames(engine):
         assert len(list(video.propagate(15))) == 5
 
 
-def test_frames_come_in_many_ways(engine, tmp_path):
+def test_sources_of_frames(engine, tmp_path):
     from PIL import Image
 
     frames = clip(3)

@@ -221,7 +221,7 @@ def run(
     return write(path, keys, clips)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precisions", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--checkpoint", type=Path, help="weights of nano, to export fp32 and INT8 bundles from")
@@ -236,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
+    options = build_parser().parse_args(argv)
     names = [n for n in CONFIGURATIONS if not options.configuration or n in (REFERENCE, *options.configuration)]
     chosen = {name: CONFIGURATIONS[name] for name in names}
     try:

@@ -87,7 +87,7 @@ def test_missing_bundles_are_a_one_line_error(tmp_path, capsys):
 
 def options(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"weights")
-    return precisions._parser().parse_args(
+    return precisions.build_parser().parse_args(
         [
             "--checkpoint",
             str(tmp_path / "w.pth"),

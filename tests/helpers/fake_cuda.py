@@ -40,6 +40,10 @@ class FakeDriver:
         weakref.finalize(memory, self._allocations.pop, ptr).atexit = False
         return ptr
 
+    def allocated(self, kind: str) -> int:
+        """Number of allocations of this kind that exist."""
+        return sum(of == kind for _, of in self._allocations.values())
+
     def allocate(self, size: int):
         return self._memory("device", size)
 

@@ -124,10 +124,10 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == Runtime.driver.stream and self.memory[1] >= self.update_device_memory_size_for_shapes()
         shapes, addresses, memory = dict(self.shapes), dict(self.addresses), self.memory
-        Runtime.driver.enqueue(lambda: self._run(shapes, addresses, memory))
+        Runtime.driver.enqueue(lambda: self.run_graph(shapes, addresses, memory))
         return True
 
-    def _run(self, shapes, addresses, memory) -> None:
+    def run_graph(self, shapes, addresses, memory) -> None:
         ctypes.memset(memory[0], 0xAB, memory[1])  # scratch is overwritten, recorded or not
         session = self.engine.session
         inputs = {t.name: at(addresses[t.name], shapes[t.name], NUMPY[ONNX[t.type]]) for t in session.get_inputs()}

@@ -7,6 +7,7 @@ import pytest
 
 import runtime
 from helpers import toy_samwise as toy
+from helpers.recorder import Recorder
 from runtime.models.options import AutomaticMaskKeywords
 from runtime.tracking.state import TrackingKeywords
 
@@ -61,21 +62,11 @@ def test_unsupported_tasks_are_named(text_engine, prompt_engine):
 
 
 def test_instrumented_stages_see_every_call(text_engine):
-    seen = []
-
-    def wrap(stage):
-        class Counted:
-            spec = stage.spec
-
-            def run(self, **arrays):
-                seen.append(stage.spec.name)
-                stage.run(**arrays)
-
-        return Counted()
-
-    text_engine.instrument(wrap)
+    recorder = Recorder()
+    text_engine.instrument(recorder)
     with text_engine.session([runtime.Text(tokens=[0, 5, 2])]) as session:
         list(session.stream(np.zeros((toy.WINDOW, 20, 30, 3), np.uint8)))
+    seen = [name for name, _ in recorder.calls]
     assert {name: seen.count(name) for name in seen} == {n: c for n, (c, _) in text_engine.timings.items() if c}
     assert seen.count("mask_decoder") >= toy.WINDOW
 

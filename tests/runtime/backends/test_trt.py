@@ -137,7 +137,7 @@ def test_verification_marks_engines_only_if_all_agree(bundle, backend, monkeypat
         backend_check, "create", lambda name, threads: create(name, threads) if name == "ort" else backend
     )
     if not exact:
-        original = fake_tensorrt.Context._run
+        original = fake_tensorrt.Context.run_graph
 
         def off(self, shapes, addresses, memory):
             original(self, shapes, addresses, memory)
@@ -147,7 +147,7 @@ def test_verification_marks_engines_only_if_all_agree(bundle, backend, monkeypat
                         0
                     ] += 1
 
-        monkeypatch.setattr(fake_tensorrt.Context, "_run", off)
+        monkeypatch.setattr(fake_tensorrt.Context, "run_graph", off)
     rows, _clip = backend_check.check_backend(bundle, backend.name)
     assert all(r.passed for r in rows) is exact
     marks = [e.verified for e in engine_index.read(bundle.folder)]

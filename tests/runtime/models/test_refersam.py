@@ -84,10 +84,13 @@ def test_results_are_not_overwritten(engine, frame):
 
 def test_oldest_sentence_is_evicted(engine, frame, monkeypatch):
     monkeypatch.setattr("runtime.models.refersam.MAX_CACHED_SENTENCES", 2)
-    picture, network = engine.image(frame), engine.networks["refersam"]
-    for token in (21, 22, 21, 23):
+    picture, encoded = engine.image(frame), []
+    tokens = (21, 22, 21, 23, 21, 23, 22, 23, 21)
+    for token in tokens:
+        before = calls(engine)["text"]
         picture.refer([Text(tokens=[token])])
-    assert list(network._sentences) == [(21,), (23,)]
+        encoded.append(calls(engine)["text"] - before)
+    assert encoded == [1, 1, 0, 1, 0, 0, 1, 0, 1], "22 makes room for 23, then 21 for 22"
 
 
 @pytest.mark.parametrize("low, size", [(8, (37, 50)), (8, (8, 8)), (8, (5, 3)), (112, (448, 448)), (4, (1, 9))])

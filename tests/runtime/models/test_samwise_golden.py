@@ -12,6 +12,7 @@ from export import bundle
 from export.networks import base
 from helpers import samwise_reference as reference
 from helpers import synth
+from helpers.recorder import Recorder
 
 pytestmark = pytest.mark.slow
 
@@ -30,27 +31,34 @@ def engine(tmp_path_factory):
         yield engine
 
 
-def play(engine, case, **options):
+@pytest.fixture(scope="module")
+def recorder(engine):
+    recorder = Recorder(("obj_ptr", "maskmem_features", "switched"))
+    engine.instrument(recorder)
+    return recorder
+
+
+def play(engine, recorder, case, **options):
+    """Run a case with one sentence; return its clip, results, and recorded outputs of each frame by name."""
     meta, _ = reference.golden(case)
     arguments = {k: v for k, v in meta["clip"].items() if k not in ("function", "crc32")}
     clip = synth.make_clip(**arguments)
-    switches = []
+    recorder.calls.clear()
     with engine.session([runtime.Text(tokens=meta["token_ids"])], logits=True, **options) as session:
-        (track,) = session._tracks
-        results = []
-        for result in session.stream(clip):
-            results.append(result)
-            if track.last_switch_frame == result.frame_index > 0:
-                switches.append(result.frame_index)
-        frames = len(clip)
-        pointers = np.stack([track.obj_ptrs.ring_block(f) for f in range(frames)])
-        memory = np.stack([track.maskmem.ring_block(f) for f in range(frames - 6, frames)])
-    return meta, clip, results, pointers, memory, switches
+        results = list(session.stream(clip))
+    frames, current = [], {}
+    for stage, outputs in recorder.calls:
+        for name, value in outputs.items():  # of two decodings of a frame, the second is the one without memory
+            current.setdefault(name, value[0])
+        if stage == "memory_encoder":  # the last stage of a frame
+            frames.append(current)
+            current = {}
+    return meta, clip, results, frames
 
 
 @pytest.mark.parametrize("case, options", [("public_tiny", {"conditional_memory": False}), ("public_tiny_cme", {})])
-def test_equals_the_official_code(engine, case, options):
-    meta, clip, results, pointers, memory, switches = play(engine, case, **options)
+def test_equals_the_official_code(engine, recorder, case, options):
+    meta, clip, results, recorded = play(engine, recorder, case, **options)
     golden = np.load(reference.GOLDENS / f"run_{case}.npz")
     frames, height, width = clip.shape[:3]
     packed = np.unpackbits(golden["pred_masks_packed"], axis=1)[:, : height * width]
@@ -63,10 +71,12 @@ def test_equals_the_official_code(engine, case, options):
         assert error <= 1e-3, (result.frame_index, error)
     scores = np.concatenate([r.score_logits for r in results])
     np.testing.assert_allclose(scores, golden["object_score_logits"].reshape(-1), atol=5e-3)
+    pointers = np.stack([frame["obj_ptr"] for frame in recorded])
     assert reference.rel_l2(pointers, golden["obj_ptr"].reshape(frames, -1)) <= 1e-3
+    memory = np.stack([frame["maskmem_features"] for frame in recorded[-6:]])
     kept = memory.reshape(6, 64, 64, 64).transpose(0, 3, 1, 2)[:, ::2, ::8, ::8]
     assert reference.rel_l2(kept, golden["maskmem_sub8"]) <= 1e-3
-    assert switches == meta["cme_fired_frames"]
+    assert [i for i, frame in enumerate(recorded) if frame.get("switched", False)] == meta["cme_fired_frames"]
     evaluated = engine.stages["conditional_memory"].calls
     assert evaluated == (len(meta["cme_evaluated_frames"]) if not options else 0)
 

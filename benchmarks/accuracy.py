@@ -149,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         "--kinds", nargs="+", metavar="KIND", help="only contrast groups of these kinds, in clips of 16 frames"
     )
     parser.add_argument(
-        "--variant", choices=VARIANTS, action="append", help="what to run; may be repeated (default: text)"
+        "--variant", choices=VARIANTS, action="append", help="variant to run; may be repeated (default: text)"
     )
     parser.add_argument("--all", action="store_true", help="all variants that the bundle can run")
     parser.add_argument("--json", type=Path, help="write tables and records here")

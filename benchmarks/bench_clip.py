@@ -73,7 +73,7 @@ def first_frame(engine) -> None:
 
 
 def test_load(benchmark, info, bundle, backend, pace, request):
-    """Open a bundle with every file verified, and decode a first frame: what a user waits for."""
+    """Open a bundle with every file verified, and decode a first frame."""
 
     def start():
         with runtime.load(bundle.folder, backend=backend, threads=request.config.option.threads) as engine:

@@ -180,7 +180,7 @@ class Report:
 
 
 def check(bench: Bench, sizes: Workload, path: Path | None = None) -> dict[str, Any]:
-    """Run every section; returns what is written to `path`."""
+    """Run every section; return the report, which is also written to `path`."""
     report = Report(path, bench)
     found = report.section("ceilings", lambda: ceilings(bench, sizes))
     ceiling = max(found["fp16_tflops"], found["bf16_tflops"]) if found else float("nan")

@@ -145,7 +145,7 @@ class Section(NamedTuple):
 def sentences_paragraph(measured: Measurement) -> str:
     note = second_over_first(measured)
     cost = f": the second costs {number(note, 2)} of the first" if note else ""
-    return f"**Sentences** on one window; what comes before the first adapter is shared{cost}."
+    return f"**Sentences** on one window; the trunk before the first adapter is shared{cost}."
 
 
 def label(case: Case, _: Measurement) -> str:

@@ -226,8 +226,9 @@ class _Job:
 def half_signature(spec: StageSpec) -> StageSpec:
     """Return the signature in a half bundle: every float32 tensor without `keep_fp32` is float16.
 
-    What the schedule reads on the host or compares with zero stays float32; so do pixels and points, which half would
-    round again. It does not depend on the precision inside the stages, so a tensor has one type on both sides of a cut.
+    Tensors that the schedule reads on the host or compares with zero stay float32; so do pixels and points, which
+    half would round again. It does not depend on the precision inside the stages, so a tensor has one type in all of
+    them.
     """
 
     def half(tensor: TensorSpec) -> TensorSpec:

@@ -261,7 +261,7 @@ def stale_engines(folder: Path, changed: Iterable[str]) -> list[str]:
 
 
 def run(bundle: Path) -> int:
-    """Convert one bundle and print what follows from it; returns the exit code."""
+    """Convert one bundle and print its stale engines; return the exit code."""
     try:
         changed = upgrade(bundle)
         print(f"{bundle}: converted to format {FORMAT}; {len(changed)} stages have renamed tensors")

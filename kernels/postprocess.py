@@ -1,7 +1,7 @@
 """Low-resolution logits as packed masks, boxes and areas, in one launch; `reference.postprocess` is the formula.
 
 Two bilinear steps and a crop are two banded matrices (`reference.mask_taps`): a pixel is a sum of 4 x 4 cells, read
-from a map of 256 KB that stays in the cache. What leaves the device is one bit per pixel instead of four bytes: 0.26 MB
+from a map of 256 KB that stays in the cache. The readback is one bit per pixel instead of four bytes: 0.26 MB
 for 1080p, so the copy to the host, not the kernel, sets the time.
 """
 

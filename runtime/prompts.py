@@ -1,7 +1,7 @@
 """Prompts: a sentence (`Text`), or points, a box or a mask of one object.
 
-Plain values that check themselves when they are made, so that a mistake is reported where it was made. What needs the
-size of the video is checked by `scaled` and `checked`, what needs the bundle by `tokenizer.encode`.
+Plain values that check themselves when they are made, so that a mistake is reported where it was made. Checks that
+need the size of the video are in `scaled` and `checked`, those that need the bundle in `tokenizer.encode`.
 """
 
 from __future__ import annotations

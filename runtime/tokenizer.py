@@ -1,6 +1,6 @@
 """Tokenization: sentences to token ids, and the positions of verbs among them.
 
-What only a bundle can know of a prompt (vocabulary, length limit, whether it has a tokenizer) is checked here.
+Checks of a prompt that depend on the bundle (vocabulary, length limit, presence of a tokenizer) are here.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from .scores import Record
 
 @dataclass(frozen=True, slots=True)
 class EvaluationOptions:
-    """Clips to evaluate, and what to switch off."""
+    """Clips to evaluate, and parts of the network to switch off."""
 
     split: str = "test"
     clips: int = 60

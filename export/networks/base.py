@@ -1,4 +1,4 @@
-"""Input of `export_bundle`, and what the stages of SAMWISE and SAM 2 share: bounds, sample inputs, variants."""
+"""Input of `export_bundle`, and common parts of the stages of SAMWISE and SAM 2: bounds, sample inputs, variants."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def inspect_bundle(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m export.tensorrt.inspect", description="Show what is inside built engines."
+        prog="python -m export.tensorrt.inspect", description="Show the contents of built engines."
     )
     parser.add_argument("bundle", metavar="engines/NAME")
     parser.add_argument("--backend", required=True, choices=("tensorrt", "tensorrt_rtx"))

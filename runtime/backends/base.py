@@ -14,7 +14,7 @@ from ..errors import BundleError
 
 
 class Stage(Protocol):
-    """One loaded graph, or what replaces it."""
+    """One loaded graph, or its replacement."""
 
     spec: StageSpec
 

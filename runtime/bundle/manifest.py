@@ -218,7 +218,7 @@ _SCHEMA = Group(
 
 
 def _manifest(data: Any) -> Manifest:
-    """Check the parsed JSON and what its parts say of each other."""
+    """Check the parsed JSON, and its parts against each other."""
     if data["format"] > FORMAT:
         raise BundleError(
             f"format {data['format']} is newer than this runtime knows ({FORMAT}); upgrade samwise-runtime"

@@ -3,7 +3,7 @@
 A check takes a value and its place in the file and raises BundleError that names the place. Keys that no schema names
 are accepted, so that a bundle may carry more. The settings of a network are checked by the schema that it carries
 (`settings_schema`), made of the parts here.
-`docs/architecture.md`, "Settings of a manifest", says what the settings mean.
+The settings are described in `docs/architecture.md`, "Settings of a manifest".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Check = Callable[[Any, str], None]
 
 
 def whole(low: int, high: int) -> Check:
-    """Accept a whole number in low..high. A bool is an int in Python and never what a size means."""
+    """Accept a whole number in low..high. A bool, which is an int in Python, is refused."""
 
     def check(value: Any, where: str) -> None:
         if type(value) is not int or not low <= value <= high:
@@ -84,7 +84,7 @@ def colors(low: float) -> Check:
 
 
 def nullable(inner: Check) -> Check:
-    """Accept null, or what `inner` accepts."""
+    """Accept null, or a value that `inner` accepts."""
 
     def check(value: Any, where: str) -> None:
         if value is not None:

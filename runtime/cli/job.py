@@ -20,7 +20,7 @@ from .writers import Outputs
 
 
 class Job:
-    """Runs a task on a video and counts what it did in `stats`."""
+    """Runs a task on a video and keeps its counts in `stats`."""
 
     def __init__(self, task: Task, video: VideoReader, outputs: Outputs, quality: Quality | None) -> None:
         self.stats = RunStats({obj: ObjectStats(prompt) for obj, prompt in task.objects.items()})
@@ -29,7 +29,7 @@ class Job:
         self._error: BaseException | None = None
 
     def run(self, guard: SignalGuard) -> BaseException | None:
-        """Process the video. Returns what ended it early: an error, a damaged video, a signal; None at its end."""
+        """Process the video. Returns the cause of an early end (error, damaged video, signal), else None."""
         start = time.perf_counter()
         writer = WriterThread(self._write)
         try:

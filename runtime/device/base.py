@@ -42,7 +42,7 @@ class Device(Protocol):
         """Enqueue a copy inside the device."""
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
-        """Capture what `work` enqueues, without running it, as a graph; returns the function that launches the graph.
+        """Capture the operations that `work` enqueues, as a graph, without running them; return its launcher.
 
         None where it cannot be captured.
         """

@@ -1,7 +1,7 @@
 """Interfaces of the networks: capabilities, one Protocol for each, and the signature that a bundle must fit.
 
 A word of a shape in a signature is a number, a capital letter for a size that is the same wherever the letter stands in
-this network, or a small letter for any size. `I` is the bundle's image size. What stands before a colon is the type,
+this network, or a small letter for any size. `I` is the bundle's image size. The word before a colon is the type,
 where it is not a floating one. A tensor that no table names is not checked.
 """
 

@@ -1,8 +1,8 @@
 """Online tracking: frames as they come, prompts at any time, bounded memory.
 
 The rules are those of SAM 2's video predictor with an empty future. A prompt on the frame that is pushed makes it a
-conditioning frame; a later prompt on the frame just shown refines that prompt, or corrects what was tracked. Of an
-object's past only what a later frame can still attend to is kept: the frames just before, and the latest conditioning
+conditioning frame; a later prompt on the frame just shown refines that prompt, or corrects its tracked mask. Only
+the past that a later frame can still attend to is kept: the frames just before, and the latest conditioning
 frames.
 """
 
@@ -53,7 +53,7 @@ class LiveSession(TrackingSession):
         """Take one frame, uint8 RGB (H,W,3), with prompts on it by object; return its result, in a list of one.
 
         A prompt is a `Points`, `Box` or `Mask`, or a list of a box and points; an id that is new adds an object. Raises
-        VideoError for what is no frame or changes size, PromptError for a bad prompt (the frame is not taken then),
+        VideoError for an invalid frame or another size, PromptError for a bad prompt (the frame is not taken then),
         UserError when there is no room for another object.
         """
         self._check_open()
@@ -138,7 +138,7 @@ class LiveSession(TrackingSession):
         prompts: Mapping[int, PromptInputs],
         previous: Mapping[int, ObjectOutput | None],
     ) -> None:
-        """Predict and remember one frame, in one batch: prompted objects, and tracked ones.
+        """Predict one frame and write its memory, in one batch: prompted objects, and tracked ones.
 
         `previous`: outputs of this frame that prompts refine or correct.
         """
@@ -175,7 +175,7 @@ class LiveSession(TrackingSession):
             tracked.point_inputs[frame] = prompt
 
     def _prune(self, tracked: TrackedObject, frame: int) -> None:
-        """Drop what neither `frame` nor a later one can attend to."""
+        """Drop the memory that neither `frame` nor a later one can attend to."""
         config, stride = self._network.memory_config, self._options.memory_temporal_stride
         limit = self._options.max_cond_frames_in_attn
         assert limit is not None

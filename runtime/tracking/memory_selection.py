@@ -49,7 +49,7 @@ def select_memory(
     config: MemoryConfig,
     options: TrackingOptions,
 ) -> MemorySelection:
-    """Select what `tracked` attends to from `frame` of a video of `num_frames` frames (None: without end)."""
+    """Select the memory that `tracked` attends to from `frame` of `num_frames` frames (None: without end)."""
     selected, unselected = _select_cond_frames(frame, tracked.cond_outputs, options.max_cond_frames_in_attn)
     sign = -1 if reverse else 1
     blocks = [(config.num_maskmem - 1, output.block) for output in selected.values() if output.block is not None]

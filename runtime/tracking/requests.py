@@ -28,7 +28,7 @@ class DecodeRequest:
     points             points with the padding point at their end; None: no point at all, not even padding
     multimask          whether to take the best of masks 1..3 rather than mask 0
     mask_logits        (s, s) float32 logits as dense prompt
-    memory             what memory attention attends to; None: nothing
+    memory             input of memory attention; None: no memory
     skip_no_mem_embed  without memory: leave the no-memory embedding out (object pointer of a mask prompt)
     output_logits      (s, s) logits of a mask prompt: the output is this mask, not the decoder's
     """

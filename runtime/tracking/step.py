@@ -1,7 +1,7 @@
 """One frame of tracking: requests to the network, its outputs, and the memory of them.
 
-`predict_frame` decodes and remembers nothing; `commit_memory` remembers. A network that associates detections with
-objects does so in between.
+`predict_frame` decodes and leaves the memory as it is; `commit_memory` writes it. A network that associates detections
+with objects does so in between.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _object_output(request: DecodeRequest, decoded: DecoderOutput, fill_hole_are
 def commit_memory(
     network: TrackerNetwork, features: ImageFeatures, outputs: Sequence[tuple[TrackedObject, ObjectOutput]]
 ) -> None:
-    """Remember outputs of objects on one frame, all at once."""
+    """Write the memory of objects on one frame, in one batch."""
     if not outputs:
         return
     blocks, logits = [], []

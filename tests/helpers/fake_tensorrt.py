@@ -146,7 +146,7 @@ DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
 
 
 class RuntimeCache:
-    """What was compiled, as text. `MACHINE` stands for the GPU model and driver that the real one checks."""
+    """Compiled kernels, as text. `MACHINE` stands for the GPU model and driver that the real one checks."""
 
     MACHINE = "one"
 
@@ -180,7 +180,7 @@ class RuntimeConfig:
 
 class RtxEngine(Engine):
     compiled = 0
-    """How often a context had to compile for a shape that its cache did not know."""
+    """Number of compilations of contexts for shapes that were not in their cache."""
 
     def create_runtime_config(self):
         return RuntimeConfig()

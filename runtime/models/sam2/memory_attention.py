@@ -1,4 +1,4 @@
-"""Memory attention of SAM 2: image features of a frame, conditioned on what each object remembers."""
+"""Memory attention of SAM 2: image features of a frame, conditioned on the memory of each object."""
 
 from __future__ import annotations
 

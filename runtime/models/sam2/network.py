@@ -113,7 +113,7 @@ class Sam2:
         self._allocate()
 
     def _allocate(self) -> None:
-        """Allocate what frames with the usual number of remembered frames and points need; others make it grow once."""
+        """Allocate scratch for the usual numbers of memory frames and points; it grows once for larger ones."""
         device, stages = self._device, self._stages
         self._zeros = np.zeros(self._batch, np.int64)
         self._pixels = np.zeros((1, 3, self._image_size, self._image_size), np.float32)

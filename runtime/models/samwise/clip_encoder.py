@@ -40,7 +40,7 @@ class ClipEncoder:
         self._sizes, self._motion = sizes, motion
 
     def new_clip(self) -> dict[str, Array]:
-        """Allocate what all tracks of a video share: `pixels` (window,3,I,I) and `high_res_0` (window,F,S,S)."""
+        """Allocate the arrays of all tracks of a video: `pixels` (window,3,I,I) and `high_res_0` (window,F,S,S)."""
         spec = self._stages["hiera_0"].spec
         return self._allocate([spec.input("pixels"), spec.output("high_res_0")], self._sizes)
 

@@ -45,7 +45,7 @@ class FrameRunner:
             self._results.append(specs["conditional_memory"].output("switched"))
 
     def new_batch(self, tracks: Sequence[TextTrack], cme: Mapping[str, int] | None, uses_memory: bool) -> TrackBatch:
-        """Allocate what the frames of these tracks share."""
+        """Allocate the arrays that the frames of these tracks share."""
         n, slots, constant = len(tracks), self._slots, self._device.constant
         return TrackBatch(
             tracks,

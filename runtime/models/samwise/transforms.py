@@ -60,8 +60,8 @@ class ImageSettings:
     def check_frame(self, frame: Any, index: int, size: Size | None) -> Array:
         """Return the frame as an array of the host, or of the device with kernels.
 
-        Raises VideoError for what is not uint8 RGB (H,W,3), for another size than `size`, and for a frame on a GPU that
-        no kernel reads there.
+        Raises VideoError for a frame that is not uint8 RGB (H,W,3), for another size than `size`, and for a frame on a
+        GPU that no kernel reads there.
         """
         if not interop.is_cuda_array(frame):
             return check_frame(frame, index, size)

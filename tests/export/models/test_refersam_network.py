@@ -36,7 +36,7 @@ COUNT = torch.tensor([5, 3])
 
 
 def by_stages(model, picture, tokens, count, folded):
-    """What a schedule does: one sentence at a time through `text`, then all of them through `fuse`."""
+    """Run the schedule: one sentence at a time through `text`, then all of them through `fuse`."""
     cut = {s.name: s for s in stages(model, folded)}
     seen = cut["image"].run({"pixels": picture})
     text = torch.full((*tokens.shape, model.config.text.width), 7.0)  # padding may hold anything

@@ -76,7 +76,7 @@ def test_stability():
 
 
 def test_rules_of_the_decoder():
-    """Which mask, and which token: one batch with every case."""
+    """Selection of mask and token: one batch with every case."""
     stages = {s.name: s for s in sam2_network.stages(toy())}
     decoder, inputs = (
         stages["prompt_decoder"],

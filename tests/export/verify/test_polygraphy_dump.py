@@ -26,7 +26,7 @@ from runtime.bundle.manifest import StageSpec, TensorSpec
 from runtime.errors import UserError
 
 POLYGRAPHY = "import sys; from polygraphy.tools import main; sys.exit(main())"
-"""What the command `polygraphy` runs."""
+"""Entry point of the command `polygraphy`."""
 
 
 class Perturbed(OrtBackend):

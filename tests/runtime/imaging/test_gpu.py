@@ -88,7 +88,7 @@ def test_one_upload_of_bytes_one_download_one_wait_per_frame(engine):
 
 
 class Interface:
-    """What PyCUDA, CuPy and Numba hand out."""
+    """An array as PyCUDA, CuPy and Numba export it."""
 
     def __init__(self, host, stream=None, strides=None):
         self.host = host
@@ -103,7 +103,7 @@ class Interface:
 
 
 class Dlpack:
-    """What torch hands out: a capsule of numpy's that calls itself a CUDA array."""
+    """An array as torch exports it: a capsule of numpy's with the device type CUDA."""
 
     def __init__(self, host):
         self.host, self.streams = host, []

@@ -12,15 +12,23 @@ import onnx.parser
 
 from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
 
+SYMBOLS = {
+    "T": "frames",
+    "L": "tokens",
+    "B": "objects",
+    "E": "maps",
+    "U": "pictures",
+    "S": "slots",
+    "P": "pointers",
+    "K": "prompt_tokens",
+    "Q": "mask_side",
+}
+"""Letter of a dimension in the graphs -> its name in the manifest."""
 TYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64", onnx.TensorProto.BOOL: "bool"}
 
 
-def write(folder: Path, graphs: Mapping[str, str], symbols: Mapping[str, str], **fields: Any) -> Path:
-    """Write a bundle of `graphs` into `folder` and return it.
-
-    symbols  letter of a dimension in the graphs -> its name in the manifest
-    fields   of the manifest
-    """
+def write(folder: Path, graphs: Mapping[str, str], **fields: Any) -> Path:
+    """Write a bundle of `graphs` into `folder` and return it. `fields` are those of the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     stages, files = {}, {}
     for name, text in graphs.items():
@@ -29,13 +37,13 @@ def write(folder: Path, graphs: Mapping[str, str], symbols: Mapping[str, str], *
         data = model.SerializeToString()
         (folder / f"{name}.onnx").write_bytes(data)
         files[f"{name}.onnx"] = hashlib.sha256(data).hexdigest()
-        sides = (tuple(_tensor(v, symbols) for v in values) for values in (model.graph.input, model.graph.output))
+        sides = (tuple(_tensor(v) for v in values) for values in (model.graph.input, model.graph.output))
         stages[name] = StageSpec(name, *sides, files={"default": f"{name}.onnx"})
     Manifest(**{"variant": "toy", "precision": "fp32", "stages": stages, "files": files} | fields).dump(folder)
     return folder
 
 
-def _tensor(value: onnx.ValueInfoProto, symbols: Mapping[str, str]) -> TensorSpec:
+def _tensor(value: onnx.ValueInfoProto) -> TensorSpec:
     kind = value.type.tensor_type
-    shape = tuple(symbols[d.dim_param] if d.dim_param else d.dim_value for d in kind.shape.dim)
+    shape = tuple(SYMBOLS[d.dim_param] if d.dim_param else d.dim_value for d in kind.shape.dim)
     return TensorSpec(value.name, TYPES[kind.elem_type], shape)

@@ -10,7 +10,6 @@ from pathlib import Path
 from helpers import toy_bundle
 
 SIZE, SENTENCES, TOKENS, VOCABULARY = 32, 3, 8, 100
-SYMBOLS = {"L": "tokens", "B": "objects"}
 
 GRAPHS = {
     "image": """image (float[1,3,32,32] pixels) => (float[1,2,2,3] vit, float[1,21,3] pyramid, float[1,3,8,8] stem) {
@@ -70,4 +69,4 @@ def build(folder: Path, **fields) -> Path:
     }
     bounds = {"objects": (1, SENTENCES), "tokens": (1, TOKENS)}
     manifest = {"networks": {"refersam": settings}, "image_size": SIZE, "bounds": bounds}
-    return toy_bundle.write(folder, GRAPHS, SYMBOLS, **(manifest | fields))
+    return toy_bundle.write(folder, GRAPHS, **(manifest | fields))

@@ -170,16 +170,6 @@ GRAPHS = {
 }""",
 }
 
-SYMBOLS = {
-    "T": "frames",
-    "B": "objects",
-    "E": "maps",
-    "U": "pictures",
-    "S": "slots",
-    "P": "pointers",
-    "K": "prompt_tokens",
-    "Q": "mask_side",
-}
 BOUNDS = {
     "frames": (1, 2),
     "objects": (1, 2),
@@ -202,7 +192,7 @@ def build(folder: Path) -> Path:
         "resample": {"video": "bicubic", "image": "float"},
         "no_object_logit": -1024.0,
     }
-    return toy_bundle.write(folder, GRAPHS, SYMBOLS, networks={"sam2": settings}, image_size=SIZE, bounds=BOUNDS)
+    return toy_bundle.write(folder, GRAPHS, networks={"sam2": settings}, image_size=SIZE, bounds=BOUNDS)
 
 
 class Arithmetic:

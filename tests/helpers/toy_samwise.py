@@ -143,16 +143,6 @@ GRAPHS = {
 }""",
 }
 
-SYMBOLS = {
-    "T": "frames",
-    "L": "tokens",
-    "B": "objects",
-    "E": "maps",
-    "U": "pictures",
-    "S": "slots",
-    "P": "pointers",
-    "Q": "mask_side",
-}
 BOUNDS = {
     "frames": (1, WINDOW),
     "tokens": (1, 16),
@@ -179,4 +169,4 @@ def build(folder: Path, conditional_memory: bool = True, **fields) -> Path:
         "no_object_logit": -1024.0,
     }
     manifest = {"networks": {"samwise": settings}, "image_size": SIZE, "bounds": BOUNDS}
-    return toy_bundle.write(folder, graphs, SYMBOLS, **(manifest | fields))
+    return toy_bundle.write(folder, graphs, **(manifest | fields))

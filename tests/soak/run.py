@@ -32,7 +32,6 @@ if __name__ == "__main__":  # the packages of the clone and of its tests, from a
 import runtime
 from helpers import resources
 from helpers.damaged_media import make_files
-from runtime.backends.cache_folder import replace_file
 from runtime.media import video_sources
 from soak.scenarios import CLIPS, RELOAD_EVERY, SoakRunner, reload_bundle, scenarios, sentence
 
@@ -137,7 +136,10 @@ def report(runner: SoakRunner, samples: list[Sample], args: argparse.Namespace, 
 
 def write(path: Path, data: dict[str, Any]) -> None:
     """Replace the report in one step."""
-    replace_file(path, (json.dumps(data, indent=1) + "\n").encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(data, indent=1) + "\n")
+    part.replace(path)
 
 
 def plot(samples: list[Sample], path: Path, machine: str) -> None:

@@ -104,7 +104,7 @@ def test_stage_beyond_half_gets_wider_islands(tmp_path):
     assert spec.precision == "fp16-matmul", "squares of 300 y overflow; only the products may be half"
 
 
-def test_stage_that_half_cannot_hold_stays_float32_inside(tmp_path, monkeypatch):
+def test_stage_outside_the_range_of_half_computes_in_float32(tmp_path, monkeypatch):
     monkeypatch.setattr(bundle.precision, "POLICIES", ())
     bundle.export_bundle(network(mixer(variants={"ort": "ort"})), tmp_path, "toy", precision="fp16")
     spec = choose(tmp_path).manifest.stages["mixer"]
@@ -167,7 +167,7 @@ def test_failing_export_keeps_the_old_bundle(tmp_path):
     choose(tmp_path).verify()
 
 
-def test_a_reader_always_finds_a_bundle(tmp_path):
+def test_replacement_of_a_bundle_is_one_step(tmp_path):
     """Swapping is one step: no moment without a complete bundle, and nothing else is ever visible to a search."""
     for version in range(3):
         with publish.replacing(tmp_path, "toy") as folder:
@@ -179,7 +179,7 @@ def test_a_reader_always_finds_a_bundle(tmp_path):
 
 def test_two_renames_where_exchange_is_not_supported(tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "_exchange", lambda a, b: False)
-    test_a_reader_always_finds_a_bundle(tmp_path)
+    test_replacement_of_a_bundle_is_one_step(tmp_path)
 
 
 def test_leftovers_of_a_killed_export_are_removed(tmp_path):

@@ -106,7 +106,7 @@ def test_two_clips_and_a_last_short_one_follow_torch(exported, model):
 
 
 def test_the_reference_depends_on_memory_and_sentence(model):
-    """Else agreement with it would say little."""
+    """Otherwise agreement with it would prove little."""
     numbers, frames = settings(model), parity_clip.clip_frames(4, 60, 100)
 
     def last_logits(tokens=TOKENS, verbs=(1,), **changes):
@@ -178,7 +178,7 @@ def run(*arguments, **options):
 @pytest.mark.parametrize(
     "content, message", [(None, "no such file"), (b"", "not readable"), (b"PK\x03\x04 truncated", "not readable")]
 )
-def test_a_bad_checkpoint_is_one_line_and_exit_code_2(tmp_path, content, message):
+def test_bad_checkpoint_is_a_one_line_error_with_exit_code_2(tmp_path, content, message):
     path = tmp_path / "x.pth"
     if content is not None:
         path.write_bytes(content)

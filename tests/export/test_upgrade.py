@@ -224,7 +224,7 @@ def test_a_converted_manifest_is_what_the_export_writes(name):
 
 @pytest.mark.parametrize("name", ["samwise", "sam2", "samwise+sam2", "refersam"])
 def test_a_tensor_has_the_same_attributes_in_every_stage(name):
-    """Else it would be half on one side of a boundary and float32 on the other."""
+    """Otherwise it would be half on one side of a boundary and float32 on the other."""
     seen = {}
     for stage, spec in exported(name)["stages"].items():
         for tensor in (*spec["inputs"], *spec["outputs"]):

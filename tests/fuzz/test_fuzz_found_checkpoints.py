@@ -46,7 +46,7 @@ def test_tensors_of_unsupported_kinds(tensors, tmp_path):
 
 
 def test_tensors_that_claim_more_than_the_file_holds(tensors, tmp_path):
-    """Sizes are read from the tensors, and memory is spent on them: one number, repeated a million million times."""
+    """Networks are sized from the tensors: one number repeated 2^40 times must not be allocated."""
     import torch
 
     refused(tmp_path / "x.pt", {**tensors, "no_mem_embed": torch.zeros(1).expand(1, 1, 1 << 40)}, "claim", "damaged")

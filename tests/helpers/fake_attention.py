@@ -83,7 +83,7 @@ def published_manifest():
 
 
 class Names(dict):
-    """Stands for every array of a plan."""
+    """Stand-in for every array of a plan."""
 
     def __missing__(self, key):
         return key

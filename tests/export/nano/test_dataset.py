@@ -47,7 +47,7 @@ def test_few_intended_sentences_fail_verification(monkeypatch):
     assert np.mean(verdicts) > 0.9
 
 
-def test_training_never_shows_held_out_pairs():
+def test_held_out_pairs_are_not_in_training_clips():
     for scene in scenes(250, 8):
         for actor in scene.actors:
             assert not grammar.held_out(actor.noun, actor.colour) and not grammar.held_out(actor.noun, actor.motion)

@@ -67,7 +67,7 @@ def test_a_backend_that_agrees(bundle, tmp_path):
     assert set(results["onnxruntime"][0].keys()) == {t.name for t in bundle.manifest.stages["neck"].outputs}
 
 
-def test_a_perturbed_stage_is_refused_by_both_and_never_marked(bundle, tmp_path, monkeypatch, capsys):
+def test_perturbed_stage_is_refused_by_both_and_not_marked(bundle, tmp_path, monkeypatch, capsys):
     create, marked = backend_check.create, []
     new = lambda name, threads: Perturbed(1) if name == "perturbed" else create(name, threads)  # noqa: E731
     monkeypatch.setattr(backend_check, "create", new)

@@ -27,7 +27,7 @@ def test_same_results_as_the_plain_loop(engine):
         np.testing.assert_allclose(got, reference(clip, prompt)[0], rtol=1e-4, atol=1e-4)
 
 
-def test_file_that_is_no_graph_is_refused(engine, tmp_path):
+def test_file_that_is_not_a_graph_is_refused(engine, tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"no graph")
     with pytest.raises(runtime.BundleError, match="OpenVINO cannot load") as error:
         engine.backend.load(tmp_path / "x.onnx", engine.bundle.manifest.stages["neck"])

@@ -122,7 +122,7 @@ def test_read_only_bundle_uses_the_cache_folder(bundle, monkeypatch, tmp_path, c
 
 
 def test_cache_is_saved_at_exit_and_on_demand(bundle, monkeypatch):
-    """The same finalizer serves both: a backend that goes away, and a process that ends with one alive."""
+    """The same finalizer runs when a backend is freed and when the process ends."""
     driver = FakeDriver()
     monkeypatch.setattr(fake_tensorrt.Runtime, "driver", driver)
     backend = TrtRtxBackend(device=Cuda(driver))

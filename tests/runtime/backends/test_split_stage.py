@@ -263,7 +263,7 @@ def bundle(split):
 
 
 def test_split_stages_load_only_with_kernels_on(device, kernels, caplog):
-    """Nothing to split, no kernels, `auto`, and an entry that is not what it should be."""
+    """Nothing to split, no kernels, `auto`, and an invalid entry."""
     caplog.set_level(logging.INFO, "runtime")
     backend = SimpleNamespace(device=device)
     split = {"memory_attention": MEMORY_SPLIT}

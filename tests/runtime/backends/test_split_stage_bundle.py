@@ -141,7 +141,7 @@ def test_nothing_is_allocated_and_one_wait_per_frame(exported):
 
 
 @pytest.mark.slow
-def test_parity_holds_kernels_to_the_same_threshold(exported, monkeypatch):
+def test_parity_uses_the_same_threshold_for_kernels(exported, monkeypatch):
     """Marks go to the engines that ran: parts where kernels are on, and not the whole stage."""
     backend, create, marked = fake(exported), backend_check.create, []
     backend.library, backend.version = "tensorrt", "10"

@@ -108,7 +108,7 @@ def test_interleaved_sessions_are_independent(engine):
 
 
 def test_each_session_returns_its_own_clips(engine):
-    """Frames pushed alternately: a session answers when its own clip is complete, whatever waits in the others."""
+    """Frames pushed alternately: a session returns results when its own clip is complete."""
     sessions = [engine.session([runtime.Text(tokens=A)]) for _ in range(3)]
     assert sessions[2].push(frames(1)[0]) == []
     counts = [[len(session.push(frame)) for session in sessions[:2]] for frame in frames(toy.WINDOW)]

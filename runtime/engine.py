@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 MAX_OBJECTS = 16
-"""Objects that may be tracked at a time unless `load` is told otherwise; one that is never used costs no memory."""
+"""Objects that may be tracked at a time by default; see `load`. One that is never used costs no memory."""
 
 Session = TypeVar("Session", TextSession, LiveSession, VideoSession)
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import engine_index
-from runtime.bundle.bundle import file_sha256
+from runtime.bundle.bundle import Bundle, file_sha256
 from runtime.bundle.manifest import FORMAT, MANIFEST, Manifest
 from runtime.errors import BundleError, SamwiseRuntimeError, UserError, fail
+from runtime.models import check_networks
 
 from .publish import replacing
 
@@ -94,7 +95,9 @@ def upgrade(folder: Path) -> list[str]:
             elif name != MANIFEST:
                 _link(path, target)
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        Manifest.load(work).dump(work)
+        upgraded = Manifest.load(work)
+        check_networks(Bundle(work, upgraded))
+        upgraded.dump(work)
     return sorted(changed)
 
 

@@ -1,6 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, whichever test does that first
 
 
 @pytest.fixture(scope="session")

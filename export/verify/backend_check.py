@@ -50,7 +50,7 @@ def check_backend(
     for name in list(recorders):  # a record is freed after its comparison
         stage = engine.stages[name].stage
         stages += _check_stage(other, stage, recorders.pop(name), max(STAGE_ERROR[precision]), dump)
-    expected = [(r.masks, r.low_res_logits, r.score_logits) for r in want]
+    expected = [(output.masks, output.low_res_logits, output.score) for output in want]
     frames = compare_clip(expected, clip_results(engine), precision)
     if hasattr(other, "library") and all(c.passed for c in (*stages, *frames)):
         engine_index.mark_verified(

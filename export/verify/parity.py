@@ -19,6 +19,8 @@ from runtime.bundle.manifest import StageSpec
 from runtime.errors import InternalError
 from runtime.metrics import tensor_error
 
+from .parity_clip import ClipOutput
+
 FILE = "parity.json"
 STAGE_ERROR = {"fp32": (1e-4,), "fp16": (3e-2, 5e-3), "int8": (5e-2, 1e-2)}
 """Maximum relative L2 error of one output of one stage.
@@ -138,15 +140,15 @@ def compare_outputs(
 
 
 def compare_clip(
-    want: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], results: Sequence[Any], precision: str
+    want: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], results: Sequence[ClipOutput], precision: str
 ) -> list[FrameComparison]:
-    """Compare the runtime's `Result`s with frames of a reference, at the thresholds of `precision`."""
+    """Compare what the runtime gave with frames of a reference, at the thresholds of `precision`."""
     rows = []
     for (masks, logits, scores), result in zip(want, results, strict=True):
         both = np.logical_and(masks, result.masks).sum((1, 2))
         either = np.logical_or(masks, result.masks).sum((1, 2))
         iou = np.where(either > 0, both / np.maximum(either, 1), 1.0)
-        difference = np.abs(scores.astype(np.float64) - result.score_logits).max()
+        difference = np.abs(scores.astype(np.float64) - result.score).max()
         rows.append(
             FrameComparison(
                 int(result.frame_index),

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from runtime.errors import InternalError
 from runtime.media.synthetic_clip import Disc, synthetic_clip
 from runtime.models.base import Capability
 from runtime.prompts import Text
+from runtime.results import Result
 
 CLICK = (0.45, 0.5)
 """Position of the click for networks without sentences, as fractions of width and height."""
@@ -25,12 +25,19 @@ CLICK = (0.45, 0.5)
 
 @dataclass(frozen=True, slots=True)
 class ClipOutput:
-    """The compared fields of a `Result`."""
+    """The compared fields of a `Result`; `score` is the logit, or the score itself where a network has no logit."""
 
     frame_index: int
     masks: np.ndarray
     low_res_logits: np.ndarray
-    score_logits: np.ndarray
+    score: np.ndarray
+
+    @classmethod
+    def of(cls, result: Result) -> ClipOutput:
+        """Take the compared fields of a result that carries logits."""
+        assert result.low_res_logits is not None
+        score = result.scores if result.score_logits is None else result.score_logits
+        return cls(result.frame_index, result.masks, result.low_res_logits, score)
 
 
 CLIP_FIELDS = tuple(f.name for f in fields(ClipOutput))
@@ -48,8 +55,12 @@ def clip_tokens(vocabulary: int, longest: int) -> list[int]:
     return [0, *inner, 2 % vocabulary]
 
 
-def clip_results(engine: Engine) -> list[Any]:
-    """Run the parity clip with logits: one sentence, or one click where the network takes no sentences."""
+def clip_results(engine: Engine) -> list[ClipOutput]:
+    """Run the parity clip: one sentence, or one click where the network takes no sentences."""
+    return [ClipOutput.of(result) for result in _run_clip(engine)]
+
+
+def _run_clip(engine: Engine) -> list[Result]:
     manifest, capabilities = engine.bundle.manifest, engine.capabilities
     text, frames = manifest.text, clip_frames(clip_length(manifest))
     if text is None:
@@ -68,7 +79,7 @@ def clip_length(manifest: Manifest) -> int:
     return lengths[0]
 
 
-def _clicked(engine: Engine, frames: list[np.ndarray]) -> list[Any]:
+def _clicked(engine: Engine, frames: list[np.ndarray]) -> list[Result]:
     with engine.video(frames, logits=True, fill_hole_area=0) as video:
         video.add_points(0, 1, [CLICK], [1], normalized=True)
         return list(video.propagate())

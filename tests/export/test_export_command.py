@@ -65,7 +65,7 @@ def test_bundle_records_provenance_and_parity(exported, checkpoint):
 
 @pytest.mark.slow
 def test_every_stage_is_present_with_symbols(exported):
-    manifest = runtime.bundle.choose(exported).manifest
+    manifest = runtime.bundle.bundle.choose(exported).manifest
     assert set(manifest.stages) == {
         "hiera_0",
         "hiera_1",
@@ -129,7 +129,7 @@ def test_backend_check_of_a_bundle_without_its_checkpoint(exported, capsys):
 def test_backend_check_detects_other_weights(exported, tmp_path, capsys):
     import shutil
 
-    from export.bundle import sha256
+    from runtime.bundle.bundle import file_sha256
 
     shutil.copytree(exported / "toy", tmp_path / "toy")
     data = tmp_path / "toy" / "graphs" / "adapter_0.data"
@@ -144,7 +144,7 @@ def test_backend_check_detects_other_weights(exported, tmp_path, capsys):
     assert verify.main([str(tmp_path / "toy"), "--backend", "ort"]) == 2
     assert "sha256" in capsys.readouterr().err
     manifest = json.loads((tmp_path / "toy" / "manifest.json").read_text())
-    manifest["files"]["graphs/adapter_0.ort.onnx"] = sha256(graph)
+    manifest["files"]["graphs/adapter_0.ort.onnx"] = file_sha256(graph)
     (tmp_path / "toy" / "manifest.json").write_text(json.dumps(manifest))
     assert verify.main([str(tmp_path / "toy"), "--backend", "ort"]) == 1
     assert "adapter_0 [ort] misses its threshold" in capsys.readouterr().err
@@ -153,7 +153,7 @@ def test_backend_check_detects_other_weights(exported, tmp_path, capsys):
 @pytest.mark.slow
 def test_half_bundle_follows_the_clip(model, tmp_path):
     bundle.export_bundle(base.describe("samwise", model), tmp_path, "toy", precision="fp16", variants=())
-    found = runtime.bundle.choose(tmp_path)
+    found = runtime.bundle.bundle.choose(tmp_path)
     manifest = found.manifest
     assert manifest.precision == "fp16" and manifest.stages["memory_attention"].input("memory").dtype == "float16"
     assert manifest.stages["mask_decoder"].output("low_res_logits").dtype == "float32"

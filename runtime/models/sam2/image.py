@@ -46,15 +46,7 @@ class Sam2ImagePredictor:
         multimask: bool = True,
         normalized: bool = False,
     ) -> Prediction:
-        """Predict masks for a prompt, or for a batch of B prompts of one kind.
-
-        points      (K,2) x, y in pixels, or (B,K,2); labels (K,) or (B,K), 1 on the object, 0 beside it
-        box         (4,) left, top, right, bottom, or (B,4)
-        mask_input  (s,s) or (1,s,s) logits of an earlier prediction, or (B,1,s,s)
-        multimask   three candidates; else one, mask 0 or the best candidate where mask 0 is unstable
-        normalized  points and boxes are given in 0..1
-        Raises PromptError.
-        """
+        """Predict masks for a prompt, or for a batch; see `runtime.ImagePredictor.predict`. Raises PromptError."""
         point_inputs, many_points = self._point_inputs(points, labels, box, normalized)
         mask_inputs, many_masks = self._mask_inputs(mask_input)
         if not point_inputs and not mask_inputs:

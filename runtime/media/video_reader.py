@@ -6,7 +6,7 @@
             ...
 
 The thread decodes into a short queue, so that decoding overlaps inference. It ends with the iteration, or when the
-reader is closed or garbage-collected. `video_sources.py` implements the kinds of sources.
+reader is closed or garbage-collected. `video_sources.py` opens the kinds of sources.
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ import itertools
 import queue
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import SamwiseRuntimeError, VideoError, summarize
-from .video_sources import Source, open_source
+from .source import Frame, Source
+from .video_sources import open_source
 
 QUEUE_FRAMES = 8
 QUEUE_BYTES = 256 << 20
 """Capacity of the queue: at most 8 frames, and fewer if they are so large that they exceed the bytes."""
+
+LIVE_TIMES = 1000
+"""Number of frames of a live source whose times are kept."""
 
 _POLL_SECONDS = 0.1
 
@@ -34,13 +39,17 @@ _POLL_SECONDS = 0.1
 class VideoReader:
     """An open video; iterate over it once.
 
-    name     name for messages
-    fps      frames per second after the stride
-    size     (height, width)
-    count    number of frames to come, an estimate for some files; None for a camera
-    live     a camera or network stream: frames that inference is too slow for are dropped, oldest first
-    dropped  number of dropped frames so far
-    notes    warnings to show at the end of the run
+    name      name for messages
+    fps       frames per second after the stride; an estimate for some files
+    size      (height, width)
+    count     number of frames to come; None for a camera
+    count_is_exact  False where `count` is what a header promises: more or fewer frames may come
+    live      a camera or network stream: frames that inference is too slow for are dropped, oldest first
+    dropped   number of dropped frames so far
+    notes     warnings to show at the end of the run
+    path      the video file, for what else is in it, such as sound; None for pictures, cameras and addresses
+    start     time of the first frame in that file, in seconds
+    sample_aspect_ratio  width of a pixel by its height, as shown
 
     Iteration raises VideoError when the source is damaged or changes its size, after the frames before that point.
     """
@@ -48,14 +57,19 @@ class VideoReader:
     def __init__(self, source: Source, stride: int, max_frames: int | None) -> None:
         self.name, self.fps, self.live, self.notes = source.name, source.fps, source.live, source.notes
         self.stride = stride
+        self.path, self.sample_aspect_ratio = source.path, source.sample_aspect_ratio
+        self.count_is_exact = source.count_is_exact
         self._names = source.names
+        self._delivered = 0
+        self._times: deque[float | None] = deque(maxlen=LIVE_TIMES if source.live else None)
         limits = [n for n in (source.count, max_frames) if n is not None]
         self.count = min(limits) if limits else None
         first = next(source.frames, None)
         if first is None:
             raise VideoError(f"{self.name}: no frame in it")
-        self.size: tuple[int, int] = first.shape[:2]
-        depth = max(1, min(QUEUE_FRAMES, QUEUE_BYTES // first.nbytes))
+        self.start = source.start  # known from the first frame on
+        self.size: tuple[int, int] = first.array.shape[:2]
+        depth = max(1, min(QUEUE_FRAMES, QUEUE_BYTES // first.array.nbytes))
         self._decoder = _Decoder(source, itertools.islice(_same_size(source, first), max_frames), depth)
         # The thread references the decoder and not this object, so that collecting this object ends the thread.
         weakref.finalize(self, self._decoder.stop)
@@ -68,13 +82,24 @@ class VideoReader:
         """Return the file stem for frame `index` (0-based, after the stride): its own, or its number in the source."""
         return self._names[index] if self._names else f"{index * self.stride:05d}"
 
+    def frame_time(self, index: int) -> float | None:
+        """Return when frame `index` is shown, in seconds from the first frame. It must have been delivered.
+
+        Times are the file's own, or follow from its frame rate where it has none; they never decrease. For a live
+        source they are the times of arrival, kept for the last `LIVE_TIMES` frames. Pictures have none (None).
+        """
+        position = index - self._delivered + len(self._times)
+        return self._times[position] if 0 <= position < len(self._times) else None
+
     def __iter__(self) -> Iterator[np.ndarray]:
         return self
 
     def __next__(self) -> np.ndarray:
         item = self._decoder.get()
-        if isinstance(item, np.ndarray):
-            return item
+        if isinstance(item, Frame):
+            self._times.append(item.time)
+            self._delivered += 1
+            return item.array
         self.close()
         if item is None:
             raise StopIteration
@@ -113,15 +138,15 @@ def open_video(source: str | Path | int, stride: int = 1, max_frames: int | None
 class _Decoder:
     """The thread that fills the queue, started by the first `get`."""
 
-    def __init__(self, source: Source, frames: Iterator[np.ndarray], depth: int) -> None:
+    def __init__(self, source: Source, frames: Iterator[Frame], depth: int) -> None:
         self._frames, self._source_frames, self._live = frames, source.frames, source.live
-        self._queue: queue.Queue[np.ndarray | Exception | None] = queue.Queue(depth)
+        self._queue: queue.Queue[Frame | Exception | None] = queue.Queue(depth)
         self._stopped = threading.Event()
         self._name = f"frames of {source.name}"
         self._thread: threading.Thread | None = None
         self.dropped = 0
 
-    def get(self) -> np.ndarray | Exception | None:
+    def get(self) -> Frame | Exception | None:
         """Return the next frame, the error that ended decoding, or None after the last frame."""
         if self._stopped.is_set():
             return None
@@ -155,7 +180,7 @@ class _Decoder:
         self._put(end)
         del end  # its traceback references this frame: without this, a cycle keeps the decoder's threads alive
 
-    def _put(self, item: np.ndarray | Exception | None) -> None:
+    def _put(self, item: Frame | Exception | None) -> None:
         """Queue an item: wait for room, or drop the oldest frame of a live source. Give up when stopped."""
         while not self._stopped.is_set():
             try:
@@ -170,17 +195,18 @@ class _Decoder:
             self.dropped += 1
 
 
-def _same_size(source: Source, first: np.ndarray) -> Iterator[np.ndarray]:
+def _same_size(source: Source, first: Frame) -> Iterator[Frame]:
+    height, width = first.array.shape[:2]
     for index, frame in enumerate(itertools.chain([first], source.frames)):
-        if frame.shape != first.shape:
+        if frame.array.shape != first.array.shape:
             raise VideoError(
-                f"{source.name}: the size changes from {first.shape[1]}x{first.shape[0]} to "
-                f"{frame.shape[1]}x{frame.shape[0]} at frame {index}; cut the video there or scale it"
+                f"{source.name}: the size changes from {width}x{height} to "
+                f"{frame.array.shape[1]}x{frame.array.shape[0]} at frame {index}; cut the video there or scale it"
             )
         yield frame
 
 
-def _close(frames: Iterator[np.ndarray]) -> None:
+def _close(frames: Iterator[Frame]) -> None:
     close = getattr(frames, "close", None)  # generators have it, other iterators do not
     if close is not None:
         close()

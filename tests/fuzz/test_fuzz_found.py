@@ -14,7 +14,7 @@ from helpers.errors import one_line
 from runtime.bundle.manifest import Manifest
 from runtime.cli import prompt_args
 from runtime.errors import BundleError, PromptError, UserError, VideoError
-from runtime.media import video_reader, video_sources
+from runtime.media import container, video_reader
 from runtime.media.image_files import read_image
 from runtime.tokenizer import Tokenizer
 
@@ -171,8 +171,8 @@ def test_image_files_with_other_content(tmp_path, content):
     [("00:00:00.5000002.12", 0), ("9" * 5000 + ":00:00", 0), ("00:00:.", 0), ("00:01:02.5", 62.5), ("01:00:00", 3600)],
 )
 def test_declared_durations(said, seconds):
-    container = SimpleNamespace(duration=None, streams=[1, 2])
-    assert video_sources._declared_seconds(container, SimpleNamespace(metadata={"DURATION": said}, frames=0)) == seconds
+    opened = SimpleNamespace(duration=None, streams=[1, 2])
+    assert container._declared_seconds(opened, SimpleNamespace(metadata={"DURATION": said}, frames=0)) == seconds
 
 
 @pytest.mark.parametrize("width", [1, 2, 5])

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -29,20 +30,27 @@ def write(
     rotate=None,
     audio=False,
     gop=12,
+    times=None,
+    encoder=None,
     **options,
 ):
-    """Write frames to a file; its suffix selects the container."""
+    """Write frames to a file; its suffix selects the container. `times`: seconds at which the frames are shown."""
     frames = clip() if frames is None else frames
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=fps)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pix_fmt
         if codec == "libx264":
-            stream.options = {"g": str(gop), "crf": "10"}
+            stream.options = {"g": str(gop), "crf": "10"} | (encoder or {})
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
         if rotate is not None:
             stream.set_display_rotation(rotate)
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format=source)))
+        for i, array in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(array, format=source)
+            if times is not None:
+                frame.pts, frame.time_base = round(times[i] * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
 

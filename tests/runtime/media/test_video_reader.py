@@ -14,10 +14,11 @@ from PIL import Image
 from helpers import media
 from helpers.media import Server
 from runtime import VideoError
-from runtime.media import video_reader, video_sources
+from runtime.media import container, video_reader
 from runtime.media.image_files import composite_over_black, read_image
+from runtime.media.source import Frame, Source
 from runtime.media.video_reader import VideoReader, open_video
-from runtime.media.video_sources import Source, natural_key
+from runtime.media.video_sources import natural_key
 
 
 def decoder_threads():
@@ -192,7 +193,7 @@ def test_the_queue_is_bounded():
     def endless():
         for i in itertools.count():
             made.append(i)
-            yield np.zeros((4, 4, 3), np.uint8)
+            yield Frame(np.zeros((4, 4, 3), np.uint8))
 
     with VideoReader(Source("x", 24, None, endless()), 1, None) as video:
         next(video)
@@ -203,7 +204,7 @@ def test_the_queue_is_bounded():
 def test_a_live_source_drops_the_oldest():
     def camera():
         for i in range(100):
-            yield np.full((2, 2, 3), i, np.uint8)
+            yield Frame(np.full((2, 2, 3), i, np.uint8))
 
     with VideoReader(Source("x", 24, None, camera(), live=True), 1, None) as video:
         assert next(video)[0, 0, 0] <= 100
@@ -216,7 +217,7 @@ def test_a_live_source_drops_the_oldest():
 
 def test_an_error_in_the_thread_reaches_the_caller():
     def broken():
-        yield np.zeros((2, 2, 3), np.uint8)
+        yield Frame(np.zeros((2, 2, 3), np.uint8))
         raise ZeroDivisionError("boom")
 
     video = VideoReader(Source("x", 24, None, broken()), 1, None)
@@ -243,7 +244,7 @@ def test_a_truncated_mkv_is_an_error(tmp_path):
 
 
 def test_a_stream_that_drops_is_reopened_a_limited_number_of_times(tmp_path, monkeypatch):
-    monkeypatch.setattr(video_sources, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(container, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(video_reader, "QUEUE_FRAMES", 1000)
     data = media.write(tmp_path / "a.ts", media.clip(20)).read_bytes()
     server = Server(data, times=2)

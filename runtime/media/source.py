@@ -1,0 +1,48 @@
+"""An opened source of frames, as `VideoReader` reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Frame(NamedTuple):
+    """A frame: uint8 RGB (H, W, 3), and seconds from the first frame; None where the source has no times."""
+
+    array: np.ndarray
+    time: float | None = None
+
+
+@dataclass(slots=True)
+class Source:
+    """An open source.
+
+    name    name for messages
+    fps     frames per second after the stride
+    count   number of frames after the stride; None if unknown
+    count_is_exact  whether `count` is known and not estimated from a header
+    frames  iterator of frames
+    live    a camera or network stream
+    names   file stems of the frames, if they are files
+    notes   warnings to show at the end of the run
+    start   time of the first frame in the file, where its sound counts from
+    path    the video file, for what else is in it, such as sound
+    sample_aspect_ratio  width of a pixel by its height, as shown
+    """
+
+    name: str
+    fps: float
+    count: int | None
+    frames: Iterator[Frame]
+    count_is_exact: bool = False
+    live: bool = False
+    names: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+    start: float = 0.0
+    path: Path | None = None
+    sample_aspect_ratio: Fraction = Fraction(1)

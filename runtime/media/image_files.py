@@ -6,13 +6,15 @@ Pillow is imported on first use.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import VideoError, summarize
+from ..errors import SamwiseRuntimeError, VideoError, summarize
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,17 +30,24 @@ MAX_PIXELS = 1 << 26
 
 def read_image(path: Path) -> np.ndarray:
     """Read one image as uint8 RGB (H, W, 3), rotated as its EXIF data says. Raises VideoError."""
+    with open_image(path) as image:
+        return _to_rgb(image, path)
+
+
+@contextlib.contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image, rotated as its EXIF data says. Raises VideoError, also for what Pillow raises inside."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with _open_image(path) as image:
             check_size(image.height, image.width, path)
-            return _to_rgb(ImageOps.exif_transpose(image), path)
+            yield ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
         raise VideoError(f"{path}: not an image, or its header is damaged") from None
     except Image.DecompressionBombError:
         raise VideoError(f"{path}: the image is larger than {MAX_PIXELS:,} pixels; scale it down") from None
-    except VideoError:
+    except SamwiseRuntimeError:
         raise
     except Exception as error:  # Pillow's readers raise a dozen types for a damaged file
         raise VideoError(f"{path}: the image is damaged or cut short ({summarize(error)})") from None

@@ -8,6 +8,7 @@ import pytest
 
 from runtime import Box, BundleError, Mask, Points, PromptError, Text
 from runtime.bundle.manifest import Manifest
+from runtime.prompts import masks_by_label
 from runtime.tokenizer import Tokenizer, encode, verb_positions
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "the", "Ġdog", "Ġrun", "ning", "Ġleft", "Ġ狗"]
@@ -215,6 +216,19 @@ def test_points_and_boxes_scale():
         (lambda: Points([[5, 50]], [1]).scaled(10, 10), r"\(5, 50\) lies outside"),
         (lambda: Box([3, 0, 1, 4]), "left must be less"),
         (lambda: Box([1, 2, 3]), "4 numbers"),
+        (lambda: Points([[1, 2]], [0.5]), r"labels must be .* not \[0.5\]"),
+        (lambda: Points([[1, 2]], ["yes"]), "labels must be numbers"),
+        (lambda: Points([[1, 2]], [float("nan")]), r"finite numbers, not \[nan\]"),
+        (lambda: Points([[float("inf"), 2]], [1]), r"finite numbers, not \[\[inf, 2.0\]\]"),
+        (lambda: Points([[-3, 2]], [1]).scaled(10, 10), r"\(-3, 2\) lies outside"),
+        (lambda: Points([[1j, 2]], [1]), "points must be numbers"),
+        (lambda: Points([[[1, 2]], [[3, 4]]], [1, 1]), r"\(K,2\)"),
+        (lambda: Points([[-0.5, 0]], [1], normalized=True), r"0..1, not \[\[-0.5, 0.0\]\]"),
+        (lambda: Box([350, 150, 60, 30]), r"\[350.0, 150.0, 60.0, 30.0\].*not a width and height"),
+        (lambda: Box([3, 4, 3, 9]), "left must be less"),
+        (lambda: Box([float("nan"), 0, 1, 1]), r"not \[nan, 0.0, 1.0, 1.0\]"),
+        (lambda: Box([-4, 0, 5, 5]).scaled(10, 10), r"\(-4, 0\) lies outside"),
+        (lambda: Box([[0, 0, 1, 1], [1, 1, 2, 2]]), r"4 numbers .* not \(2, 4\)"),
         (lambda: Box("abcd"), "numbers"),
         (lambda: Mask(np.zeros((4, 4))), "empty"),
         (lambda: Mask(np.ones((4, 4, 3))), "(H,W)"),
@@ -224,3 +238,167 @@ def test_points_and_boxes_scale():
 def test_invalid_geometry(make, error):
     with pytest.raises(PromptError, match=error.replace("(H,W)", r"\(H,W\)")):
         make()
+
+
+class Tensor:
+    """An array of another library, which converts itself, or says why it does not."""
+
+    def __init__(self, values, error=None):
+        self.values, self.error = np.asarray(values), error
+
+    def __array__(self, dtype=None, copy=None):
+        if self.error is not None:
+            raise self.error
+        return self.values.astype(dtype) if dtype is not None else self.values
+
+
+@pytest.mark.parametrize(
+    "points, labels",
+    [
+        ([[7, 5]], [1]),
+        ((7, 5), 1),
+        ([7.0, 5.0], [1]),
+        ([[7, 5]], 1.0),
+        ([[7, 5]], [True]),
+        (np.float32([[7, 5]]), np.float32([1])),
+        (np.array([[[7, 5]]]), np.array([[1]])),
+        (np.array([[7, 5]], np.uint8), np.array([[True]])),
+        ([np.array([7, 5])], np.int32(1)),
+        (Tensor([[7, 5]]), Tensor([1])),
+        ([(np.float64(7), 5)], (np.True_,)),
+    ],
+)
+def test_forms_of_a_point(points, labels):
+    assert Points(points, labels) == Points(((7.0, 5.0),), (1,))
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (1, 2, 3, 4),
+        [[1, 2, 3, 4]],
+        [[1, 2], [3, 4]],
+        np.float32([[1, 2, 3, 4]]),
+        np.array([[[1, 2, 3, 4]]]),
+        [np.int64(1), 2.0, 3, 4],
+        Tensor([1, 2, 3, 4]),
+    ],
+)
+def test_forms_of_a_box(box):
+    assert Box(box) == Box((1.0, 2.0, 3.0, 4.0))
+
+
+def test_array_of_another_library_that_is_not_on_the_host():
+    gpu = Tensor([0], TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first"))
+    for make in (lambda: Points(gpu, [1]), lambda: Points([[1, 1]], gpu), lambda: Box(gpu), lambda: Mask(gpu)):
+        with pytest.raises(PromptError, match="cpu"):
+            make()
+    grad = Tensor([0], RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy()"))
+    with pytest.raises(PromptError, match="detach"):
+        Mask(grad)
+
+
+INSIDE = np.hypot(*(np.mgrid[:40, :60] - np.array([20, 26]).reshape(2, 1, 1))) < 12.3
+"""A disc."""
+
+DISTANCE = 12.3 - np.hypot(*(np.mgrid[:40, :60] - np.array([20, 26]).reshape(2, 1, 1)))
+"""Positive inside it."""
+
+COVERAGE = (DISTANCE + 0.5).clip(0, 1)
+"""Share of each pixel inside it."""
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        INSIDE,
+        INSIDE.astype(np.uint8),
+        INSIDE.astype(np.int64),
+        INSIDE.astype(np.uint8) * 255,
+        INSIDE.astype(np.uint8) * 200,
+        INSIDE.astype(np.uint8) * 3,
+        INSIDE.astype(np.uint16) * 65535,
+        INSIDE.astype(np.int32) * 4095,
+        INSIDE.astype(np.float32),
+        INSIDE.astype(np.float64) * 255,
+        INSIDE[..., None],
+        INSIDE[None],
+        INSIDE[None, :, :, None],
+        INSIDE.tolist(),
+        Tensor(INSIDE),
+        1 / (1 + np.exp(-2 * DISTANCE)),
+        (1 / (1 + np.exp(-DISTANCE))).astype(np.float16),
+        DISTANCE.astype(np.float32),
+        np.where(INSIDE, 10.0, -10.0),
+        np.where(INSIDE, 0.7, 0.2),
+        np.where(INSIDE, 1.0000001, -1e-7),
+        np.round(COVERAGE * 255).astype(np.uint8),
+        np.round(COVERAGE * 3).astype(np.uint8) * 85,
+        np.round(COVERAGE * 65535).astype(np.uint16),
+        np.round(COVERAGE * 255),
+        np.round(255 / (1 + np.exp(-DISTANCE / 3))).astype(np.uint8),
+        np.round(255 / (1 + np.exp(-DISTANCE / 40))).astype(np.uint8),
+    ],
+)
+def test_kinds_of_masks(array):
+    mask = Mask(array).checked(40, 60)
+    assert mask.dtype == bool and (mask == INSIDE).mean() > 0.98 and mask[20, 26] and not mask[0, 0]
+
+
+def test_soft_edge_of_a_box_is_no_object():
+    box = np.zeros((20, 20), np.uint8)
+    box[4:12, 4:12], box[4:12, 12] = 255, 64
+    assert masks_by_label(box).keys() == {0} and masks_by_label(box)[0].sum() == 64
+
+
+NUMBERED = np.zeros((20, 30), np.uint8)
+NUMBERED[2:9, 2:9], NUMBERED[2:9, 9:16], NUMBERED[12:18, 20:26] = 1, 2, 5
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64, np.float32])
+@pytest.mark.parametrize("void", [False, True])
+def test_mask_of_numbered_objects(dtype, void):
+    array = NUMBERED.astype(dtype)
+    if void:
+        array[2:9, 16] = 255
+    masks = masks_by_label(array)
+    assert {label: int(mask.sum()) for label, mask in masks.items()} == {1: 49, 2: 49, 5: 36}
+    with pytest.raises(PromptError, match=r"several objects, \[1, 2, 5\]; .*Mask\(array == 1\)"):
+        Mask(array)
+    assert Mask(array == 2).array.sum() == 49
+
+
+def test_void_label_beside_one_object():
+    array = np.where(NUMBERED == 1, 1, 0)
+    array[2:9, 9] = 255
+    assert Mask(array).array.sum() == 49
+
+
+@pytest.mark.parametrize(
+    "array, error",
+    [
+        (np.where(INSIDE, np.nan, 0.0), "not finite"),
+        (np.where(INSIDE, np.inf, 0.0), "not finite: 0 to inf"),
+        (np.where(INSIDE, 1, -1), "integers from -1 to 1"),
+        (np.where(INSIDE, 0.4, 0.1), "empty: its probabilities are 0.4 at most"),
+        (np.where(INSIDE, -0.5, -3.0), "empty"),
+        (np.where(INSIDE, 1.1, -0.1), "-0.1 to 1.1: neither probabilities"),
+        (np.where(INSIDE, 7.5, 0.0), "neither probabilities"),
+        (np.where(INSIDE, 70000, 0), "integers from 0 to 70000"),
+        (NUMBERED * 51, r"areas of the grey values \[51, 102\]; number the objects 1, 2, 3"),
+        (np.where(INSIDE, 255, 128).astype(np.uint8) * (DISTANCE > -5), "areas of the grey values"),
+        (np.dstack([INSIDE] * 4), r"\(40, 60, 4\)"),
+        (INSIDE + 0j, "complex"),
+        (np.full((4, 4), "a"), "array of numbers"),
+        (None, "array of numbers"),
+        ([[1, 2], [3]], "one"),
+    ],
+)
+def test_masks_without_a_clear_meaning(array, error):
+    with pytest.raises(PromptError, match=error):
+        Mask(array)
+
+
+def test_mask_of_a_turned_video():
+    with pytest.raises(PromptError, match="60x40, the video 40x60 .turned by 90 degrees."):
+        Mask(INSIDE).checked(60, 40)

@@ -44,6 +44,7 @@ class VideoReader:
     size      (height, width)
     count     number of frames to come; None for a camera
     count_is_exact  False where `count` is what a header promises: more or fewer frames may come
+    max_count  number of frames that is not exceeded, for certain; None if unknown
     live      a camera or network stream: frames that inference is too slow for are dropped, oldest first
     dropped   number of dropped frames so far
     notes     warnings to show at the end of the run
@@ -64,6 +65,7 @@ class VideoReader:
         self._times: deque[float | None] = deque(maxlen=LIVE_TIMES if source.live else None)
         limits = [n for n in (source.count, max_frames) if n is not None]
         self.count = min(limits) if limits else None
+        self.max_count = self.count if source.count_is_exact else max_frames
         first = next(source.frames, None)
         if first is None:
             raise VideoError(f"{self.name}: no frame in it")

@@ -259,3 +259,20 @@ def test_passwords_in_addresses_stay_private():
     with pytest.raises(VideoError) as caught:
         open_video("rtsp://user:secret@127.0.0.1:9/x")
     assert "secret" not in str(caught.value) and "rtsp://127.0.0.1:9/x" in str(caught.value)
+
+
+def test_only_an_exact_count_limits_the_number_of_frames(tmp_path):
+    clip = media.write(tmp_path / "clip.mp4", media.clip(5))
+    for number, frame in enumerate(media.clip(4)):
+        Image.fromarray(frame).save(tmp_path / f"{number}.png")
+    for source, stride, max_frames, limit in (
+        (clip, 1, None, None),
+        (clip, 2, 7, 7),
+        (tmp_path, 1, None, 4),
+        (tmp_path, 3, None, 2),
+        (tmp_path, 1, 3, 3),
+        (tmp_path, 1, 9, 4),
+        (tmp_path / "0.png", 1, None, 1),
+    ):
+        with open_video(source, stride, max_frames) as video:
+            assert video.max_count == limit and (limit is None or len(list(video)) <= limit)

@@ -35,11 +35,13 @@ class PromptSet:
     prompts  frame number in the source -> object id -> prompts
     labels   object id -> label
     last     object id of the prompt added last; 0 before the first
+    files    the files that were read
     """
 
     prompts: dict[int, dict[int, list[VisualPrompt]]] = field(default_factory=dict)
     labels: dict[int, str] = field(default_factory=dict)
     last: int = 0
+    files: list[Path] = field(default_factory=list)
 
     def add(self, prompt: VisualPrompt, frame: int, obj: int | None, name: str | None = None) -> None:
         """Add one prompt. Points on the same object and frame are merged.
@@ -92,6 +94,8 @@ def parse_prompt_set(prompt_args: Sequence[tuple[str, str]]) -> PromptSet:
         assert match is not None  # every group may be empty
         frame = _parse_int(option, match["frame"] or match["late"] or "0")
         obj = _parse_int(option, match["object"]) if match["object"] else None
+        if option == "--mask":
+            prompts.files.append(Path(match["prompt"]))
         prompts.add(_PARSERS[option](match["prompt"]), frame, obj)
     return prompts
 
@@ -139,6 +143,7 @@ _PARSERS: dict[str, Callable[[str], VisualPrompt]] = {
 
 
 def _read_file(prompts: PromptSet, path: Path) -> None:
+    prompts.files.append(path)
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -164,6 +169,7 @@ def _add_entry(prompts: PromptSet, entry: Any, folder: Path) -> None:
     if "box" in entry:
         parts.append(Box(entry["box"]))
     if "mask" in entry:
+        prompts.files.append(folder / entry["mask"])
         parts.append(_read_mask(entry["mask"], folder))
     if "points" in entry:
         points = entry["points"]

@@ -48,7 +48,7 @@ def open_video_file(path: Path, stride: int) -> Source:
         return av.open(str(path.absolute()), options={"probesize": "20000000"})
 
     source = _pyav_source(str(path), open_container, stride, live=False)
-    source.path = path
+    source.path, source.files = path, [path]
     return source
 
 
@@ -64,7 +64,10 @@ def open_url(url: str, stride: int) -> Source:
     def open_container() -> InputContainer:
         return av.open(url, options=options, timeout=(TIMEOUT_SECONDS, TIMEOUT_SECONDS))
 
-    return _pyav_source(name, open_container, stride, live=None if scheme.startswith("http") else scheme != "file")
+    source = _pyav_source(name, open_container, stride, live=None if scheme.startswith("http") else scheme != "file")
+    if scheme == "file":
+        source.files = [Path(url[len("file:") :])]
+    return source
 
 
 def open_camera(number: int, stride: int) -> Source:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -32,6 +32,7 @@ class Source:
     notes   warnings to show at the end of the run
     start   time of the first frame in the file, where its sound counts from
     path    the video file, for what else is in it, such as sound
+    files   the files that it reads
     sample_aspect_ratio  width of a pixel by its height, as shown
     """
 
@@ -45,4 +46,5 @@ class Source:
     notes: list[str] = field(default_factory=list)
     start: float = 0.0
     path: Path | None = None
+    files: Sequence[Path] = ()
     sample_aspect_ratio: Fraction = Fraction(1)

@@ -50,6 +50,7 @@ class VideoReader:
     notes     warnings to show at the end of the run
     path      the video file, for what else is in it, such as sound; None for pictures, cameras and addresses
     start     time of the first frame in that file, in seconds
+    files     the files that it reads; none for cameras and addresses
     sample_aspect_ratio  width of a pixel by its height, as shown
 
     Iteration raises VideoError when the source is damaged or changes its size, after the frames before that point.
@@ -59,6 +60,7 @@ class VideoReader:
         self.name, self.fps, self.live, self.notes = source.name, source.fps, source.live, source.notes
         self.stride = stride
         self.path, self.sample_aspect_ratio = source.path, source.sample_aspect_ratio
+        self.files = source.files
         self.count_is_exact = source.count_is_exact
         self._names = source.names
         self._delivered = 0

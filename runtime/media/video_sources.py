@@ -41,19 +41,21 @@ def open_source(source: str | Path | int, stride: int = 1) -> Source:
 
 
 def _image(path: Path) -> Source:
-    return Source(str(path), FOLDER_FPS, 1, iter([Frame(read_image(path))]), count_is_exact=True, names=[path.stem])
+    return Source(
+        str(path), FOLDER_FPS, 1, iter([Frame(read_image(path))]), count_is_exact=True, names=[path.stem], files=[path]
+    )
 
 
 def _image_folder(path: Path, stride: int) -> Source:
     files = sorted(
         (f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")),
         key=lambda f: natural_key(f.name),
-    )[::stride]
+    )
     if not files:
         raise VideoError(f"{path}: no images in this folder (looked for {' '.join(IMAGE_SUFFIXES)})")
-    frames = map(Frame, map(read_image, files))
-    names = [file.stem for file in files]
-    return Source(str(path), FOLDER_FPS / stride, len(files), frames, count_is_exact=True, names=names)
+    frames = map(Frame, map(read_image, files[::stride]))
+    names = [file.stem for file in files[::stride]]
+    return Source(str(path), FOLDER_FPS / stride, len(names), frames, count_is_exact=True, names=names, files=files)
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:

@@ -27,8 +27,10 @@ from ..prompts import Text
 from . import batch
 from .args import build_parser, parse_prompts
 from .job import Job
+from .output_folder import OutputFolder, identities
 from .prompt_args import PromptSet
 from .signals import SignalGuard
+from .source_file import SourceFile
 from .summary import describe_engine, list_bundles, print_summary, summarize_run
 from .tasks import Task, automatic_task, prompt_task, reject_options, text_task
 from .writers import OutputOptions, Outputs
@@ -76,6 +78,7 @@ def _main(argv: list[str], load: Callable[..., Engine]) -> int:
         demo = None
         if args.video is not None:  # opened first: it may fail, and sooner than an engine loads
             video = stack.enter_context(open_video(args.video, args.stride, args.max_frames))
+            _check_folder(args, video, prompts)
             engine = stack.enter_context(open_engine())
         else:
             engine = stack.enter_context(open_engine())
@@ -105,10 +108,23 @@ def _task(args: argparse.Namespace, engine: Engine, video: VideoReader, prompts:
     return prompt_task(engine, prompts, video) if isinstance(prompts, PromptSet) else automatic_task(engine, video)
 
 
+def _check_folder(args: argparse.Namespace, video: VideoReader, prompts: list[Text] | PromptSet) -> None:
+    """Raise an error, before any work, if the output folder cannot be written, or an input would be replaced."""
+    inputs = [args.video, *video.files, *(prompts.files if isinstance(prompts, PromptSet) else ())]
+    OutputFolder(Path(args.out), args.overlay, args.masks, video.count == 1).check(identities(inputs))
+
+
 def _run(args: argparse.Namespace, engine: Engine, video: VideoReader, task: Task, quality: Quality | None) -> int:
     """Process the video and write the files. Returns the exit code; raises the error that ended the run early."""
     options = OutputOptions(
-        task.labels, task.objects, args.overlay, args.masks, is_image=video.count == 1, small_on_top=task.small_on_top
+        task.labels,
+        task.objects,
+        args.overlay,
+        args.masks,
+        is_image=video.count == 1,
+        small_on_top=task.small_on_top,
+        sample_aspect_ratio=video.sample_aspect_ratio,
+        source=SourceFile(video.path, video.start, args.sound) if video.path is not None else None,
     )
     with SignalGuard() as guard, Outputs(args.out, video.size, video.fps, _header(engine, video), options) as outputs:
         job = Job(task, video, outputs, quality)
@@ -116,6 +132,10 @@ def _run(args: argparse.Namespace, engine: Engine, video: VideoReader, task: Tas
         with guard.defer_signals():
             summary = summarize_run(job.stats, task.labels, engine.timings, complete=error is None)
             _add_details(summary, video, quality)
+            try:
+                summary["notes"] += outputs.close_overlay(job.read_to_end and job.stats.frames != args.max_frames)
+            except SamwiseRuntimeError as failure:
+                error = error or failure
             try:
                 summary["files"] = [str(path) for path in outputs.close(summary)]
             except SamwiseRuntimeError as failure:

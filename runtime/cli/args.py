@@ -110,6 +110,8 @@ def _add_output(parser: Parser) -> None:
     add = parser.add_argument_group("output").add_argument
     add("--out", default="out", metavar="FOLDER", help="output folder (default: %(default)s)")
     add("--overlay", action=argparse.BooleanOptionalAction, default=True, help="draw the results")
+    sound = "keep the sound of a video file in overlay.mp4"
+    add("--sound", action=argparse.BooleanOptionalAction, default=True, help=sound)
     add("--masks", action=argparse.BooleanOptionalAction, default=True, help="write masks/")
     add("--json", action="store_true", help="print the summary as JSON on standard output")
 

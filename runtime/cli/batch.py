@@ -21,6 +21,7 @@ from ..engine import Engine
 from ..errors import PromptError, UserError, VideoError, summarize
 from ..media.image_files import read_image
 from ..prompts import Text
+from .output_folder import OutputFolder, identities
 from .summary import describe_engine
 from .writers import OutputOptions, Outputs
 
@@ -93,12 +94,15 @@ def run(args: argparse.Namespace, open_engine: Callable[[], Engine]) -> int:
         if not (folder / image).is_file():
             raise VideoError(f"{folder / image}: no such image, but {args.sentences} names it")
     stems = Counter(map(_stem, sentences))
+    # an image's folder is named by its stem, unless another image has the same
+    names = {image: _stem(image) if stems[_stem(image)] == 1 else image for image in sentences}
+    inputs = identities([args.sentences, *(folder / image for image in sentences)])
+    for name in names.values():
+        OutputFolder(Path(args.out) / name, args.overlay, args.masks, is_image=True).check(inputs)
     start = time.perf_counter()
     with open_engine() as engine:
         for image, prompts in sentences.items():
-            # an image's folder is named by its stem, unless another image has the same
-            name = _stem(image) if stems[_stem(image)] == 1 else image
-            _segment(args, engine, folder / image, name, prompts)
+            _segment(args, engine, folder / image, names[image], prompts)
             if not args.json:
                 print(f"{image}: {len(prompts)} sentence{'s' * (len(prompts) > 1)}", file=sys.stderr)
     _print_totals(args, len(sentences), sum(map(len, sentences.values())), time.perf_counter() - start)

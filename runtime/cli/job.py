@@ -20,13 +20,14 @@ from .writers import Outputs
 
 
 class Job:
-    """Runs a task on a video and keeps its counts in `stats`."""
+    """Runs a task on a video and keeps its counts in `stats`. `read_to_end`: no frame is left in the reader."""
 
     def __init__(self, task: Task, video: VideoReader, outputs: Outputs, quality: Quality | None) -> None:
         self.stats = RunStats({obj: ObjectStats(prompt) for obj, prompt in task.objects.items()})
         self._task, self._video, self._outputs, self._quality = task, video, outputs, quality
         self._in_session: deque[np.ndarray] = deque()
         self._error: BaseException | None = None
+        self.read_to_end = False
 
     def run(self, guard: SignalGuard) -> BaseException | None:
         """Process the video. Returns the cause of an early end (error, damaged video, signal), else None."""
@@ -35,7 +36,8 @@ class Job:
         try:
             with ProgressBar(self._video.name, self._video.count) as progress:
                 for result in self._task.stream(self._frames()):
-                    writer.put(self._in_session.popleft(), result)
+                    time_shown = self._video.frame_time(result.frame_index)
+                    writer.put(self._in_session.popleft(), result, time_shown)
                     progress.step()
         except (Exception, KeyboardInterrupt) as error:  # drain the writer before reporting the error
             self._error = self._error or error
@@ -57,13 +59,14 @@ class Job:
                 self._error, frame = error, None
             self.stats.reading += time.perf_counter() - start
             if frame is None:
+                self.read_to_end = self._error is None
                 return
             self._in_session.append(frame)
             yield frame
 
-    def _write(self, frame: np.ndarray, result: Result) -> None:
+    def _write(self, frame: np.ndarray, result: Result, time_shown: float | None) -> None:
         """Write one frame and count it. Runs in the writer thread, where no signal interrupts it."""
-        self._outputs.add(self._video.frame_name(result.frame_index), frame, result)
+        self._outputs.add(self._video.frame_name(result.frame_index), frame, result, time_shown)
         self.stats.count(result)
         if self._quality is not None:
             self._quality.add(result)

@@ -192,8 +192,8 @@ class ContactSheet:
     Every `step`-th image is kept; at more than twice the number needed, every second one is dropped and `step` doubles.
     """
 
-    def __init__(self, count: int = 8, width: int = 480) -> None:
-        self._count, self._width = count, width
+    def __init__(self, count: int = 8, width: int = 480, sample_aspect_ratio: float = 1.0) -> None:
+        self._count, self._width, self._sample_aspect_ratio = count, width, sample_aspect_ratio
         self._step, self._seen = 1, 0
         self._kept: list[np.ndarray] = []
 
@@ -202,7 +202,7 @@ class ContactSheet:
         if self._seen % self._step == 0:
             from PIL import Image
 
-            height = max(1, round(image.shape[0] * self._width / image.shape[1]))
+            height = max(1, round(image.shape[0] * self._width / (image.shape[1] * self._sample_aspect_ratio)))
             small = Image.fromarray(image).resize((self._width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
             self._kept.append(np.asarray(small))
             if len(self._kept) > 2 * self._count:

@@ -1,0 +1,176 @@
+"""Overlay video: H.264 in MP4 with the times, the pixel aspect and the sound of its source."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import InternalError, summarize
+from .output_folder import TOOL
+from .source_file import SourceFile, seconds
+from .write_errors import is_disk_full, report_write_errors
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer, OutputContainer
+    from av.video.stream import VideoStream
+
+    from .source_file import Packet
+
+TICKS = 90_000
+"""Least number of ticks per second: times of a source are rounded to less than 6 microseconds."""
+
+MAX_GOP = 120
+"""Longest distance of key frames, in frames; a killed run loses the frames after the last one."""
+
+BT709, LIMITED_RANGE = 1, 1
+"""Numbers of ITU-T H.273 and FFmpeg: primaries, transfer and matrix of BT.709; luma of 16 to 235."""
+
+
+class VideoWriter:
+    """Writes a video in fragments that play even if the process is killed, then an ordinary MP4 with the sound.
+
+    Colours are those of BT.709 at every size, and tagged so. There are no B-frames: the first frame is shown at 0 even
+    by players that ignore edit lists. `notes` are warnings to show at the end of the run.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size: tuple[int, int],
+        fps: float,
+        sample_aspect_ratio: Fraction = Fraction(1),
+        source: SourceFile | None = None,
+    ) -> None:
+        """`size` (height, width), both even; `fps` for frames without a time, and for the length of the last one."""
+        import av
+
+        self.path, self.notes = path, list[str]()
+        self._source, self._step = source, 1 / fps
+        self._count, self._last = 0, -1
+        rate = Fraction(fps).limit_denominator(1001)
+        # a multiple of the rate, so that every frame of a constant rate lasts equally long
+        self._ticks = rate.numerator * max(1, -(-TICKS // rate.numerator))
+        with report_write_errors(path):
+            self._container: OutputContainer | None = _open(path, "frag_keyframe+empty_moov+default_base_moof")
+            try:
+                self._stream = self._container.add_stream("libx264", rate=rate)
+            except (av.FFmpegError, ValueError):
+                raise InternalError("this build of PyAV has no libx264; pip install av, or use --no-overlay") from None
+            self._configure(size, sample_aspect_ratio, gop=max(1, min(round(fps), MAX_GOP)))
+            self._container.start_encoding()
+
+    def _configure(self, size: tuple[int, int], sample_aspect_ratio: Fraction, gop: int) -> None:
+        stream, context = self._stream, self._stream.codec_context
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv420p"
+        speed = {"preset": "veryfast", "rc-lookahead": str(min(20, gop))}
+        stream.options = {"crf": "20", "g": str(gop), "bf": "0", **speed}
+        context.time_base = Fraction(1, self._ticks)
+        context.sample_aspect_ratio = sample_aspect_ratio
+        context.color_primaries = context.color_trc = context.colorspace = BT709
+        context.color_range = LIMITED_RANGE
+
+    def add(self, image: np.ndarray, time: float | None = None) -> None:
+        """Append one image, uint8 (*size, 3), shown at `time` in seconds; None: after the previous one at `fps`."""
+        import av
+
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED_RANGE)
+        seconds = self._count * self._step if time is None else time
+        self._last = frame.pts = max(self._last + 1, round(seconds * self._ticks))
+        frame.time_base = Fraction(1, self._ticks)
+        self._count += 1
+        self._write(frame)
+
+    def close(self, whole: bool = False) -> None:
+        """Finish the file. `whole`: its source was read to the end and ends it. Raises InternalError."""
+        container = self._container
+        if container is None:
+            return
+        try:
+            if self._count:
+                self._write(None)
+        finally:
+            self._container = None
+            with report_write_errors(self.path):
+                container.close()
+        if self._count:
+            with report_write_errors(self.path):
+                self._finish(whole)
+
+    def abandon(self) -> None:
+        """Close the file unfinished; its complete fragments play."""
+        container, self._container = self._container, None
+        if container is not None:
+            with contextlib.suppress(Exception):
+                container.close()
+
+    def _write(self, frame: av.VideoFrame | None) -> None:
+        assert self._container is not None, "closed"
+        with report_write_errors(self.path):
+            for packet in self._stream.encode(frame):
+                self._container.mux(packet)
+
+    def _finish(self, whole: bool) -> None:
+        """Turn the fragments into an ordinary MP4 with its index at the front, with the sound if that can be read."""
+        import av
+
+        part = self.path.with_suffix(".part")
+        try:
+            try:
+                self._copy_to(part, self._source, whole)
+            except (av.FFmpegError, OSError, ValueError) as error:
+                if self._source is None or is_disk_full(error):
+                    raise
+                self.notes.append(f"{self.path}: without sound: {self._source.path} fails ({summarize(error)})")
+                self._copy_to(part, None, whole)
+            os.replace(part, self.path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _copy_to(self, path: Path, source: SourceFile | None, whole: bool) -> None:
+        import av
+
+        with contextlib.ExitStack() as stack:
+            fragments = stack.enter_context(av.open(str(self.path.absolute())))
+            out = stack.enter_context(_open(path, "faststart"))
+            video = out.add_stream_from_template(fragments.streams.video[0])
+            end = self._last / self._ticks + self._step
+            sound: Iterator[Packet] = iter(())
+            if source is not None:
+                original = stack.enter_context(source.open())
+                end = max(end, source.video_end(original)) if whole else end
+                sound = source.add_sound(original, out, None if whole else end)
+            for packet in heapq.merge(_lasting(fragments, video, end), sound, key=seconds):
+                out.mux(packet)
+
+
+def _open(path: Path, flags: str) -> OutputContainer:
+    """Open an MP4 that carries the mark of this command."""
+    import av
+
+    options = {"movflags": flags, "flush_packets": "1"}
+    container = av.open(str(path.absolute()), "w", format="mp4", options=options)
+    container.metadata["comment"] = TOOL
+    return container
+
+
+def _lasting(fragments: InputContainer, video: VideoStream, end: float) -> Iterator[Packet]:
+    """Yield the packets of the fragments for the stream `video`; the last frame stays until `end`."""
+    previous = None
+    for packet in (p for p in fragments.demux(video=0) if p.dts is not None):
+        if previous is not None:
+            yield previous
+        previous = packet
+        packet.stream = video
+    if previous is not None:
+        previous.duration = max(1, round(end / (previous.time_base or 1)) - (previous.dts or 0))
+        yield previous

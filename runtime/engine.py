@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakSet
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from .models.options import TextOptions
 from .models.samwise.session import TextSession
 from .prompts import Text, check_texts
 from .tracking.live import LiveSession
+from .tracking.session import Session, SessionType, synchronized
 from .tracking.state import TrackingKeywords, TrackingOptions
 from .tracking.video import VideoSession
 
@@ -30,13 +32,13 @@ if TYPE_CHECKING:
 MAX_OBJECTS = 16
 """Objects that may be tracked at a time by default; see `load`. One that is never used costs no memory."""
 
-Session = TypeVar("Session", TextSession, LiveSession, VideoSession)
-
 
 class Engine:
     """A bundle on a backend. Sessions are independent of each other and share the weights and the object memory.
 
-    Not thread-safe: call it, and the sessions that it returns, from one thread.
+    The engine and what it opens may be used from any thread, also one session from several threads. One lock per engine
+    lets one call compute at a time, so threads save no time: they wait for each other. `stream` and `propagate` hold it
+    for a frame at a time, not while the caller has a result. A session that is garbage is closed.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, max_objects: int = MAX_OBJECTS, kernels: str = "auto") -> None:
@@ -52,7 +54,8 @@ class Engine:
                 f"the bundle {bundle.name} ({bundle.manifest.network_names}) does not use compiled kernels; "
                 "remove --kernels on"
             )
-        self._sessions: list[TextSession | LiveSession | VideoSession] = []
+        self._lock = backend.device.lock
+        self._sessions: WeakSet[Session] = WeakSet()
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -69,6 +72,7 @@ class Engine:
         for stage in self.stages.values():
             stage.stage = wrap(stage.stage)
 
+    @synchronized
     def session(
         self,
         prompts: Sequence[Text],
@@ -91,39 +95,39 @@ class Engine:
         reject_unknown("session", unknown, ["logits", *TextOptions.__slots__])
         check_texts(prompts)
         options = TextOptions(conditional_memory, memory, window)
-        return self._opened(self.networks.text_video.open_text_session(prompts, logits, options, self._forget))
+        return self._opened(self.networks.text_video.open_text_session(prompts, logits, options))
 
+    @synchronized
     def live(self, logits: bool = False, **options: Unpack[TrackingKeywords]) -> LiveSession:
         """Start tracking objects through a video whose frames come one by one, by prompts given with them.
 
         `logits`: whether results carry `low_res_logits`; `options`: see `TrackingOptions`. Raises UserError.
         """
         tracking = _tracking_options("live", options)
-        return self._opened(self.networks.prompt_video.open_live(logits, tracking, self._forget))
+        return self._opened(self.networks.prompt_video.open_live(logits, tracking))
 
+    @synchronized
     def video(self, frames: Any, logits: bool = False, **options: Unpack[TrackingKeywords]) -> VideoSession:
         """Start tracking objects through a video whose frames are known: prompts on any frame, propagation either way.
 
-        frames   uint8 RGB array (T,H,W,3), list of frames or of image files, or a path that opens as a video
+        frames   uint8 RGB array (T,H,W,3), list of frames or of image files, or a path that opens as a video; arrays
+                 are not copied and must not change while the session is open
         logits   whether results carry `low_res_logits`
         options  see `TrackingOptions`
         Raises VideoError, UserError.
         """
         tracking = _tracking_options("video", options)
-        return self._opened(self.networks.prompt_video.open_video(frames, logits, tracking, self._forget))
+        return self._opened(self.networks.prompt_video.open_video(frames, logits, tracking))
 
     def image(self, image: np.ndarray | str | Path) -> ImagePredictor:
         """Start predicting on one image, uint8 RGB array (H,W,3) or a path. Raises VideoError."""
         return ImagePredictor(self.networks, image)
 
-    def _opened(self, session: Session) -> Session:
-        self._sessions.append(session)
+    def _opened(self, session: SessionType) -> SessionType:
+        self._sessions.add(session)
         return session
 
-    def _forget(self, session: object) -> None:
-        """Drop a session that closes."""
-        self._sessions = [other for other in self._sessions if other is not session]
-
+    @synchronized
     def close(self) -> None:
         """Close every session."""
         for session in list(self._sessions):

@@ -16,20 +16,26 @@ from .models.base import Capability, PromptImage, TextImage
 from .models.options import AutomaticMaskKeywords, AutomaticMaskOptions, TextOptions
 from .prompts import Text, check_texts
 from .results import Prediction, Result, Segment
+from .tracking.session import synchronized
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 class ImagePredictor:
-    """One image and the networks of a bundle; made by `Engine.image`. Each network encodes it once, on first use."""
+    """One image and the networks of a bundle; made by `Engine.image`. Each network encodes it once, on first use.
+
+    It may be used from any thread; see `Engine`.
+    """
 
     def __init__(self, networks: Networks, image: np.ndarray | str | Path) -> None:
         """`image`: uint8 RGB (H,W,3), or a path. Raises VideoError."""
         if isinstance(image, (str, Path)):
             with open_video(image, max_frames=1) as opened:
                 image = next(opened)
-        self._networks, self.frame = networks, check_frame(image, 0, None)
+        # a copy: networks encode it later, when the caller may have used the buffer again
+        self._networks, self.frame = networks, check_frame(image, 0, None).copy()
+        self._lock = networks.lock
         self._prompt_image: PromptImage | None = None
         self._text_image: TextImage | None = None
 
@@ -39,6 +45,7 @@ class ImagePredictor:
         height, width = self.frame.shape[:2]
         return height, width
 
+    @synchronized
     def predict(
         self,
         points: Any = None,
@@ -59,6 +66,7 @@ class ImagePredictor:
         """
         return self._encoded().predict(points, labels, box, mask_input, multimask, normalized)
 
+    @synchronized
     def segment_all(self, **options: Unpack[AutomaticMaskKeywords]) -> list[Segment]:
         """Segment everything in the image, without prompts; see `AutomaticMaskOptions`. Raises UserError."""
         reject_unknown("segment_all", options, AutomaticMaskKeywords.__annotations__)
@@ -69,6 +77,7 @@ class ImagePredictor:
             self._prompt_image = self._networks.prompt_image.open_image(self.frame)
         return self._prompt_image
 
+    @synchronized
     def refer(self, prompts: Sequence[Text], logits: bool = False) -> Result:
         """Find one mask per sentence, at the size of the image; all sentences are one batch.
 

@@ -44,7 +44,7 @@ PARTS = {
     "tokenizer": LEAVES | {"bundle"},
     "tracking": LEAVES | {"bundle", "device", "imaging", "media"},
     "models": LEAVES | {"bundle", "device", "imaging", "media", "tokenizer", "tracking"},
-    "image": LEAVES | {"media", "models"},
+    "image": LEAVES | {"media", "models", "tracking"},
     "engine": LEAVES | {"bundle", "device", "backends", "models", "tracking", "image"},
     "__init__": LEAVES | {"engine", "backends", "media", "models", "tracking", "image"},
     "cli": LEAVES

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -22,6 +24,8 @@ class Device(Protocol):
     """Whether `capture` may succeed, so that arrays should stay at fixed addresses."""
     captures: int
     """Graphs captured so far; memory that one of them may use must stay allocated."""
+    lock: AbstractContextManager[Any]
+    """Held while a thread uses the device, its arrays, or stages on it. A thread may take it several times."""
 
     def empty(self, shape: Sequence[int], dtype: str) -> Array:
         """Allocate uninitialised memory."""
@@ -57,6 +61,9 @@ class Cpu:
     max_frames_per_call: int | None = 1
     supports_graph_capture = False
     captures = 0
+
+    def __init__(self) -> None:
+        self.lock: AbstractContextManager[Any] = threading.RLock()
 
     def empty(self, shape: Sequence[int], dtype: str) -> np.ndarray:
         return np.empty(tuple(shape), dtype)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from math import prod
 from typing import Any, Protocol, TypeAlias
 
@@ -35,6 +37,8 @@ class Driver(Protocol):
     multiprocessors: int
     kernel_driver: CubinDriver | None
     """None for the driver library of the machine."""
+
+    def make_current(self) -> None: ...
 
     def allocate(self, size: int) -> tuple[int, Opaque]: ...
 
@@ -76,6 +80,9 @@ class CudaCore:
         capability = self._device.compute_capability
         self.capability = 10 * capability.major + capability.minor
         self.multiprocessors = int(self._device.properties.multiprocessor_count)
+
+    def make_current(self) -> None:
+        self._device.set_current()
 
     def allocate(self, size: int) -> tuple[int, Opaque]:
         buffer = self._device.allocate(max(size, 1), stream=self._stream)
@@ -121,6 +128,20 @@ class Allocation:
         self.memory = memory
 
 
+class CudaLock:
+    """Lock that a thread may take several times, and that makes the device current in the thread that takes it."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver, self._lock = driver, threading.RLock()
+
+    def __enter__(self) -> None:
+        self._driver.make_current()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class Cuda:
     """Memory of one CUDA device. Uploads and downloads go through pinned staging buffers, made once per array."""
 
@@ -133,6 +154,7 @@ class Cuda:
         self._staging_buffers: dict[tuple[int, int], tuple[np.ndarray, Opaque]] = {}
         """(address, bytes) of device memory -> its pinned host array, and the owner of that."""
         self.captures = 0
+        self.lock: AbstractContextManager[Any] = CudaLock(self.driver)
 
     @property
     def stream(self) -> int:
@@ -160,9 +182,10 @@ class Cuda:
         return DeviceArray(ptr, tuple(shape), dtype, owner)
 
     def _free_staging(self, ptr: int, size: int) -> None:
-        """Free the staging buffers of device memory that has been freed."""
-        for key in [key for key in self._staging_buffers if ptr <= key[0] < ptr + size]:
-            del self._staging_buffers[key]
+        """Free the staging buffers of device memory that has been freed; the garbage collector calls this anywhere."""
+        for key in list(self._staging_buffers):
+            if ptr <= key[0] < ptr + size:
+                self._staging_buffers.pop(key, None)
 
     def constant(self, host: np.ndarray) -> DeviceArray:
         array = self.empty(host.shape, host.dtype.name)

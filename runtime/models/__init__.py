@@ -37,13 +37,13 @@ NETWORKS = {
 
 
 class Networks(Mapping[str, Network]):
-    """The networks of a bundle by name, and the one for each capability."""
+    """The networks of a bundle by name, and the one for each capability. `lock`: see `Device`."""
 
     def __init__(
         self, bundle: Bundle, stages: Mapping[str, Stage], device: Device, max_objects: int, kernels: Kernels | None
     ) -> None:
         """Create every network of a bundle that `check_networks` has passed."""
-        self._bundle = bundle
+        self._bundle, self.lock = bundle, device.lock
         self._networks: dict[str, Network] = {}
         for name, settings in bundle.manifest.networks.items():
             network = _network_class(name, bundle)

@@ -7,7 +7,7 @@ where it is not a floating one. A tensor that no table names is not checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -22,7 +22,6 @@ from ..device.cubin import Kernels
 from ..errors import BundleError
 from ..prompts import Text
 from ..results import Prediction, Result, Segment
-from ..tracking.base import TrackingSession
 from ..tracking.live import LiveSession
 from ..tracking.state import TrackingOptions
 from ..tracking.video import VideoSession
@@ -117,31 +116,17 @@ class TextVideoNetwork(Network, Protocol):
     window: int
     """Frames that are fused with text at a time, as trained."""
 
-    def open_text_session(
-        self,
-        prompts: Sequence[Text],
-        logits: bool,
-        options: TextOptions,
-        on_close: Callable[[TextSession], None] | None = None,
-    ) -> TextSession:
+    def open_text_session(self, prompts: Sequence[Text], logits: bool, options: TextOptions) -> TextSession:
         """Start following sentences through a new video."""
 
 
 class PromptVideoNetwork(Network, Protocol):
     """`Capability.PROMPT_VIDEO`"""
 
-    def open_live(
-        self, logits: bool, options: TrackingOptions, on_close: Callable[[TrackingSession], None] | None = None
-    ) -> LiveSession:
+    def open_live(self, logits: bool, options: TrackingOptions) -> LiveSession:
         """Start tracking objects through a video whose frames come one by one."""
 
-    def open_video(
-        self,
-        frames: Any,
-        logits: bool,
-        options: TrackingOptions,
-        on_close: Callable[[TrackingSession], None] | None = None,
-    ) -> VideoSession:
+    def open_video(self, frames: Any, logits: bool, options: TrackingOptions) -> VideoSession:
         """Start tracking objects through a video whose frames are known."""
 
 

@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from ..errors import PromptError, UserError
+from ..errors import PromptError
 from ..imaging.masks import boxes_and_areas, probability
 from ..imaging.upsample import MaskUpsampler
 from ..results import Result
 from .memory_selection import MemorySelection, select_memory
 from .object_memory import BlockPool
 from .prompt_inputs import PromptInputs
+from .session import Session
 from .state import ObjectOutput, TrackedObject, TrackingOptions
 from .step import TrackerNetwork
 
-Session = TypeVar("Session", bound="TrackingSession")
 
-
-class TrackingSession:
-    """Objects of one video; a context manager that returns their memory. Use `VideoSession` or `LiveSession`."""
+class TrackingSession(Session):
+    """Objects of one video. Use `VideoSession` or `LiveSession`."""
 
     def __init__(
-        self,
-        network: TrackerNetwork,
-        logits: bool,
-        options: TrackingOptions,
-        pool: BlockPool,
-        grows: bool,
-        on_close: Callable[[TrackingSession], None] | None,
+        self, network: TrackerNetwork, logits: bool, options: TrackingOptions, pool: BlockPool, grows: bool
     ) -> None:
+        super().__init__(network.device.lock)
         self._network, self._logits, self._options = network, logits, options
-        self._pool, self._grows, self._on_close = pool, grows, on_close
+        self._pool, self._grows = pool, grows
         self._objects: dict[int, TrackedObject] = {}
         self._length: int | None = None
         """Number of frames, None for a video without end."""
         self._size: tuple[int, int] | None = None
         self._upsampler: MaskUpsampler | None = None
-        self._open = True
 
     @property
     def object_ids(self) -> tuple[int, ...]:
@@ -55,25 +47,6 @@ class TrackingSession:
             have = ", ".join(map(str, self._objects)) or "none"
             raise PromptError(f"there is no object {obj!r}; objects: {have}") from None
 
-    def close(self) -> None:
-        """Return the memory to the engine. Closing twice is harmless."""
-        self._remove_all()
-        self._open = False
-        if self._on_close is not None:
-            self._on_close(self)
-
-    def __enter__(self: Session) -> Session:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _check_open(self) -> None:
-        if not self._open:
-            raise UserError("this session is closed; open another one")
-
     # -- objects --------------------------------------------------------------------------------------------------
 
     def _object(self, obj: int) -> TrackedObject:
@@ -85,7 +58,7 @@ class TrackingSession:
     def _remove(self, obj: int) -> None:
         self._objects.pop(obj).memory.close()
 
-    def _remove_all(self) -> None:
+    def _release(self) -> None:
         for obj in list(self._objects):
             self._remove(obj)
 

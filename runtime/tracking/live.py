@@ -8,18 +8,20 @@ frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ..errors import PromptError, UserError
+from ..errors import PromptError
 from ..media.image_files import check_frame
 from ..results import Result
 from .base import TrackingSession, check_object_id
 from .memory_selection import strided_frames
 from .prompt_inputs import PointInputs, PromptInputs
+from .requests import DecodeRequest
+from .session import synchronized
 from .state import ObjectOutput, TrackedObject, TrackingOptions
 from .step import TrackerNetwork, commit_memory, predict_frame, prompt_request, tracking_request
 
@@ -30,56 +32,62 @@ MAX_COND_FRAMES = 4
 class LiveSession(TrackingSession):
     """Made by `Engine.live`. Every push returns the result of its frame."""
 
-    def __init__(
-        self,
-        network: TrackerNetwork,
-        logits: bool,
-        options: TrackingOptions,
-        on_close: Callable[[TrackingSession], None] | None = None,
-    ) -> None:
+    def __init__(self, network: TrackerNetwork, logits: bool, options: TrackingOptions) -> None:
         options = replace(options, max_cond_frames_in_attn=options.max_cond_frames_in_attn or MAX_COND_FRAMES)
         assert options.max_cond_frames_in_attn is not None
         # what one frame attends to, the frame itself, and a last frame that is no multiple of the stride
         blocks = options.max_cond_frames_in_attn + network.memory_config.num_maskmem + 1
-        super().__init__(network, logits, options, network.memory_pool(blocks), False, on_close)
+        super().__init__(network, logits, options, network.memory_pool(blocks), False)
         self._features = network.new_features()
         self._frame: np.ndarray | None = None
-        self._encoded = False
+        """The latest frame while it is not encoded."""
+        self._last: int | None = None
+        """Number of the frame that takes corrections."""
         self._num_frames = 0
 
     # -- frames ---------------------------------------------------------------------------------------------------
 
+    @synchronized
     def push(self, frame: Any, prompts: Mapping[int, Any] | None = None) -> list[Result]:
         """Take one frame, uint8 RGB (H,W,3), with prompts on it by object; return its result, in a list of one.
 
         A prompt is a `Points`, `Box` or `Mask`, or a list of a box and points; an id that is new adds an object. Raises
-        VideoError for an invalid frame or another size, PromptError for a bad prompt (the frame is not taken then),
-        UserError when there is no room for another object.
+        VideoError for an invalid frame or another size, PromptError for a bad prompt, UserError when there is no room
+        for another object. A frame that raises an error is not taken.
         """
         self._check_open()
         frame = check_frame(frame, self._num_frames, self._size)
         if self._size is None:
             self._start(frame.shape[:2])
-        parsed = self._parse_all(prompts)
-        self._frame, self._encoded = frame, False
-        index, self._num_frames = self._num_frames, self._num_frames + 1
+        parsed, index = self._parse_all(prompts), self._num_frames
+        self._frame, self._last = frame, None
         for tracked in self._objects.values():
             self._prune(tracked, index)
-        for obj in parsed:
-            self._object(obj)
-        self._step(index, self._objects, parsed, {})
+        known = tuple(self._objects)
+        try:
+            self._step(index, dict.fromkeys((*known, *parsed)), parsed)
+        except BaseException:  # also an interrupt: the frame may be pushed again
+            self._undo(index, known)
+            raise
+        if self._frame is not None:  # `correct` may need it when the caller has used the buffer again
+            self._frame = self._frame.copy()
+        self._last, self._num_frames = index, index + 1
         return [self._committed_result(index)]
 
     def stream(self, frames: Iterable[Any], prompts: Mapping[int, Mapping[int, Any]] | None = None) -> Iterator[Result]:
         """Push every frame; `prompts` by frame number, counted from the session's first frame, then by object."""
         for frame in frames:
-            yield from self.push(frame, (prompts or {}).get(self._num_frames))
+            with self._lock:
+                results = self.push(frame, (prompts or {}).get(self._num_frames))
+            yield from results
 
+    @synchronized
     def flush(self) -> list[Result]:
         """Return an empty list: no frame waits for a clip here."""
         self._check_open()
         return []
 
+    @synchronized
     def correct(self, prompts: Mapping[int, Any], frame: int | None = None, clear_old: bool = False) -> Result:
         """Take prompts on the frame that was shown last; return its new result, which later frames build on.
 
@@ -88,9 +96,9 @@ class LiveSession(TrackingSession):
         frame. Raises PromptError when it is not the last one: earlier ones have left the live window.
         """
         self._check_open()
-        last = self._num_frames - 1
-        if last < 0:
-            raise PromptError("there is no frame to correct yet; push one first")
+        last = self._last
+        if last is None:
+            raise PromptError("there is no frame to correct; push one first")
         if frame is not None and frame != last:
             raise PromptError(f"frame {frame} has left the live window; only the last one, {last}, takes prompts")
         parsed = self._parse_all(prompts)
@@ -100,11 +108,11 @@ class LiveSession(TrackingSession):
             old = self._objects[obj].point_inputs.get(last) if obj in self._objects and not clear_old else None
             if old is not None and isinstance(new, PointInputs):
                 parsed[obj] = self._network.prompt_encoder.check(old + new)
-        # a correction attends to memory where the object has an output already
-        corrected = {obj: self._object(obj) for obj in parsed}
-        self._step(last, corrected, parsed, {obj: tracked.committed(last) for obj, tracked in corrected.items()})
+        with self._close_on_error():
+            self._step(last, parsed, parsed)
         return self._committed_result(last)
 
+    @synchronized
     def remove(self, obj: int) -> None:
         """Stop tracking an object. Raises PromptError when there is none of that id."""
         self._check_open()
@@ -123,45 +131,38 @@ class LiveSession(TrackingSession):
                 "prompts must be a dict from object id to prompt, like {1: runtime.Points([[x, y]], [1])}"
             )
         parsed = {check_object_id(obj): self._parse(prompt) for obj, prompt in (prompts or {}).items()}
-        new = len(set(parsed) - set(self._objects))
-        if new > self._pool.capacity - self._pool.in_use:
-            raise UserError(
-                f"no room for {new} more objects, {len(self._objects)} are tracked; remove some or load "
-                "the engine with a larger max_objects"
-            )
+        self._pool.check_room(len(set(parsed) - set(self._objects)))
         return parsed
 
-    def _step(
-        self,
-        frame: int,
-        objects: Mapping[int, TrackedObject],
-        prompts: Mapping[int, PromptInputs],
-        previous: Mapping[int, ObjectOutput | None],
-    ) -> None:
-        """Predict one frame and write its memory, in one batch: prompted objects, and tracked ones.
-
-        `previous`: outputs of this frame that prompts refine or correct.
-        """
+    def _step(self, frame: int, ids: Iterable[int], prompts: Mapping[int, PromptInputs]) -> None:
+        """Predict one frame and write its memory, in one batch: prompted objects, and tracked ones."""
+        objects = {obj: self._object(obj) for obj in ids}
         if not objects:
             return
-        requests = []
-        for obj, tracked in objects.items():
-            prompt, before = prompts.get(obj), previous.get(obj)
-            # a first prompt, and its refinements, attend to no memory
-            alone = frame in tracked.cond_outputs or (prompt is not None and before is None)
-            memory = None if alone else self._select_memory(tracked, frame)
-            if prompt is None:
-                requests.append(tracking_request(memory))
-            else:
-                requests.append(prompt_request(self._network, prompt, before, memory))
-        if not self._encoded:
-            assert self._frame is not None
+        requests = [self._request(frame, tracked, prompts.get(obj)) for obj, tracked in objects.items()]
+        if self._frame is not None:
             self._network.encode_image(self._frame, self._features, self._network.resample["video"])
-            self._encoded = True
+            self._frame = None
         outputs = predict_frame(self._network, self._features, requests, self._options.fill_hole_area)
         for (obj, tracked), output in zip(objects.items(), outputs, strict=True):
             self._store(frame, tracked, prompts.get(obj), output)
         commit_memory(self._network, self._features, list(zip(objects.values(), outputs, strict=True)))
+
+    def _undo(self, frame: int, known: Collection[int]) -> None:
+        """Forget a frame that was not finished, and the objects that it added to the `known` ones."""
+        for obj, tracked in list(self._objects.items()):
+            for outputs in (tracked.cond_outputs, tracked.non_cond_outputs):
+                tracked.drop(outputs, frame)
+            if obj not in known:
+                self._remove(obj)
+
+    def _request(self, frame: int, tracked: TrackedObject, prompt: PromptInputs | None) -> DecodeRequest:
+        # a prompt refines or corrects what the object has on this frame
+        previous = None if prompt is None else tracked.committed(frame)
+        # a first prompt, and its refinements, attend to no memory
+        alone = frame in tracked.cond_outputs or (prompt is not None and previous is None)
+        memory = None if alone else self._select_memory(tracked, frame)
+        return tracking_request(memory) if prompt is None else prompt_request(self._network, prompt, previous, memory)
 
     def _store(self, frame: int, tracked: TrackedObject, prompt: PromptInputs | None, output: ObjectOutput) -> None:
         corrects = frame in tracked.non_cond_outputs and not self._options.add_all_frames_to_correct_as_cond

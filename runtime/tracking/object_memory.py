@@ -13,7 +13,10 @@ goes. An `ObjectMemory` holds the blocks of one object and is used in one of two
 
 from __future__ import annotations
 
+import gc
 import heapq
+import weakref
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +37,8 @@ class BlockPool:
     """Chunks of `blocks` blocks each, for at most `capacity` objects at a time.
 
     `array` (capacity, blocks, *shape) holds all chunks of a contiguous pool; another pool allocates chunks on demand,
-    and has None.
+    and has None. An object that closes, or that is garbage, leaves its chunks in a queue without taking a lock: the
+    garbage collector may run at any point of any thread. The pool takes them from there when it is used next.
     """
 
     def __init__(
@@ -42,36 +46,52 @@ class BlockPool:
     ) -> None:
         self._device, self._shape, self._dtype = device, (blocks, *shape), dtype
         self.capacity, self.blocks = capacity, blocks
-        self.in_use = 0
+        self._num_open = 0
+        self._closed: deque[list[tuple[int, Any]]] = deque()
         self.array = device.empty((capacity, *self._shape), dtype) if contiguous else None
         # the lowest chunk is used first, so that objects that start together are neighbours
-        self._free = [] if self.array is None else [(i, self.array[i]) for i in reversed(range(capacity))]
+        self._free = [] if self.array is None else [(i, self.array[i]) for i in range(capacity)]
         self.num_chunks = len(self._free)
+
+    @property
+    def in_use(self) -> int:
+        """Number of objects that are open."""
+        while self._closed:
+            for chunk in self._closed.popleft():
+                heapq.heappush(self._free, chunk)
+            self._num_open -= 1
+        return self._num_open
+
+    def check_room(self, objects: int) -> None:
+        """Raise UserError unless `objects` more fit."""
+        if objects > self.capacity - self.in_use:
+            gc.collect()  # sessions in reference cycles
+        if objects > self.capacity - self.in_use:
+            raise UserError(
+                f"no room for {objects} more: of all {self.capacity} objects of the engine, {self.in_use} are in use; "
+                "remove an object, close a session, or load the engine with a larger max_objects"
+            )
 
     def open(self, grows: bool = False) -> ObjectMemory:
         """Start the memory of a new object; `grows`: it may take more than one chunk.
 
         Raises UserError when `capacity` objects are open.
         """
-        if self.in_use == self.capacity:
-            raise UserError(
-                f"all {self.capacity} objects of the engine are in use; remove an object, close a session, or load the "
-                "engine with a larger max_objects"
-            )
-        self.in_use += 1
-        return ObjectMemory(self, grows)
+        self.check_room(1)
+        memory = ObjectMemory(self, grows)
+        self._num_open += 1
+        return memory
 
     def take_chunk(self) -> tuple[int, Any]:
         """Return the number and array (blocks, *shape) of a chunk, one that was used before if there is one."""
         if self._free:
-            return self._free.pop()
+            return heapq.heappop(self._free)
         self.num_chunks += 1
         return self.num_chunks - 1, self._device.empty(self._shape, self._dtype)
 
-    def give_back(self, chunks: Sequence[tuple[int, Any]]) -> None:
+    def give_back(self, chunks: list[tuple[int, Any]]) -> None:
         """Take back the chunks of an object that closes."""
-        self.in_use -= 1
-        self._free.extend(chunks)
+        self._closed.append(chunks)
 
 
 class ObjectMemory:
@@ -81,7 +101,8 @@ class ObjectMemory:
         self._pool, self._grows = pool, grows
         self._chunks = [pool.take_chunk()] if pool.array is not None else []
         self._free = list(range(len(self._chunks) * pool.blocks))
-        self._open = True
+        self._finalizer = weakref.finalize(self, pool.give_back, self._chunks)
+        self._finalizer.atexit = False
         self.filled = 0
         """Blocks of the ring that hold a frame; always the first ones."""
 
@@ -115,7 +136,4 @@ class ObjectMemory:
 
     def close(self) -> None:
         """Return all chunks to the pool. Closing twice is harmless."""
-        if self._open:
-            self._open = False
-            self._pool.give_back(self._chunks)
-            self._chunks, self._free = [], []
+        self._finalizer()

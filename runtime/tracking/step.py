@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..device.base import Device
 from ..imaging.morphology import fill_holes
 from .memory_selection import MemoryConfig, MemorySelection
 from .object_memory import Block, BlockPool
@@ -28,6 +29,7 @@ MAX_PROMPT_LOGIT = 32.0
 class TrackerNetwork(Protocol):
     """Methods of a SAM 2 network that the sessions call."""
 
+    device: Device
     low_res_side: int
     no_object_logit: float
     resample: Mapping[str, str]
@@ -116,7 +118,12 @@ def commit_memory(
         output.block = output.block or tracked.memory.allocate()
         blocks.append(output.block)
         logits.append(output.low_res_logits if output.raw_logits is None else output.raw_logits)
+    prompted, scores = [output.prompted for _, output in outputs], [output.score for _, output in outputs]
+    try:
+        network.encode_memory(features, logits, prompted, scores, blocks)
+    except BaseException:  # also an interrupt: no later frame may attend to a block that is not written
+        for tracked, output in outputs:
+            tracked.free_block(output)
+        raise
+    for _, output in outputs:
         output.raw_logits = None
-    network.encode_memory(
-        features, logits, [output.prompted for _, output in outputs], [output.score for _, output in outputs], blocks
-    )

@@ -6,7 +6,7 @@ The state machine of SAM 2's video predictor, rule by rule; `state.py` explains 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,6 +20,7 @@ from ..results import Result
 from .base import TrackingSession, check_frame_number, check_object_id
 from .prompt_inputs import PointInputs, PromptInputs
 from .requests import ImageFeatures
+from .session import synchronized
 from .state import ObjectOutput, TrackedObject, TrackingOptions
 from .step import TrackerNetwork, commit_memory, predict_frame, prompt_request, tracking_request
 
@@ -35,15 +36,8 @@ class VideoSession(TrackingSession):
     videos without end use `Engine.live`.
     """
 
-    def __init__(
-        self,
-        network: TrackerNetwork,
-        frames: Any,
-        logits: bool,
-        options: TrackingOptions,
-        on_close: Callable[[TrackingSession], None] | None = None,
-    ) -> None:
-        super().__init__(network, logits, options, network.memory_pool(), True, on_close)
+    def __init__(self, network: TrackerNetwork, frames: Any, logits: bool, options: TrackingOptions) -> None:
+        super().__init__(network, logits, options, network.memory_pool(), True)
         self._features = FeatureCache(network, _frame_sequence(frames))
         self._length = self.num_frames = len(self._features.frames)
         self._start(self._features.size)
@@ -74,6 +68,7 @@ class VideoSession(TrackingSession):
         """Add an object's mask, (H,W) at source size; replaces points on that frame, and is the result there."""
         return self._add_prompt(frame, obj, Mask(mask), True)
 
+    @synchronized
     def _add_prompt(self, frame: int, obj: int, prompt: Any, clear_old: bool) -> Result:
         self._check_open()
         frame, obj = check_frame_number(frame, "frame", self.num_frames - 1), check_object_id(obj)
@@ -107,6 +102,7 @@ class VideoSession(TrackingSession):
             tracked.point_inputs.pop(frame, None)
         return conditioning
 
+    @synchronized
     def clear_prompts(self, frame: int, obj: int) -> Result:
         """Remove an object's prompts on a frame; a committed output there counts as tracked. Raises PromptError."""
         self._check_open()
@@ -122,6 +118,7 @@ class VideoSession(TrackingSession):
             tracked.frames_tracked.pop(frame, None)
         return self._prompted_result(frame)
 
+    @synchronized
     def remove_object(self, obj: int) -> list[Result]:
         """Remove an object. Returns the frames that it had prompts on, without it. Raises PromptError."""
         self._check_open()
@@ -132,10 +129,11 @@ class VideoSession(TrackingSession):
             return []
         return [self._prompted_result(f) for f in frames]
 
+    @synchronized
     def reset(self) -> None:
         """Remove all objects and prompts; the frames stay."""
         self._check_open()
-        self._remove_all()
+        self._release()
 
     def output(self, frame: int, obj: int) -> ObjectOutput | None:
         """Return the stored output of an object on a frame: of its latest prompt, else of tracking; None if neither."""
@@ -163,9 +161,7 @@ class VideoSession(TrackingSession):
         return self._propagate(start_frame, max_frames, reverse)
 
     def _propagate(self, start: int | None, limit: int | None, reverse: bool) -> Iterator[Result]:
-        for frame, pairs in commit_pending(self._objects).items():
-            commit_memory(self._network, self._features[frame], pairs)
-        followed = dict(self._objects)
+        followed = self._commit_pending()
         if start is None:
             start = min(frame for tracked in followed.values() for frame in tracked.cond_outputs)
         limit = self.num_frames if limit is None else limit
@@ -175,13 +171,26 @@ class VideoSession(TrackingSession):
         else:
             order = range(start, min(start + limit, self.num_frames - 1) + 1)
         for frame in order:
-            self._check_open()
-            followed = {obj: tracked for obj, tracked in followed.items() if self._objects.get(obj) is tracked}
-            if not followed:
+            result = self._step(frame, followed, reverse)
+            if result is None:
                 return
-            yield self._step(frame, followed, reverse)
+            yield result
 
-    def _step(self, frame: int, followed: dict[int, TrackedObject], reverse: bool) -> Result:
+    @synchronized
+    def _commit_pending(self) -> dict[int, TrackedObject]:
+        """Commit and remember the pending outputs; return all objects."""
+        self._check_open()
+        for frame, pairs in commit_pending(self._objects).items():
+            commit_memory(self._network, self._features[frame], pairs)
+        return dict(self._objects)
+
+    @synchronized
+    def _step(self, frame: int, followed: Mapping[int, TrackedObject], reverse: bool) -> Result | None:
+        """Track one frame; None when no object is left."""
+        self._check_open()
+        followed = {obj: tracked for obj, tracked in followed.items() if self._objects.get(obj) is tracked}
+        if not followed:
+            return None
         waiting = [tracked for tracked in followed.values() if frame not in tracked.cond_outputs]
         if waiting:
             requests = [tracking_request(self._select_memory(tracked, frame, reverse)) for tracked in waiting]
@@ -252,12 +261,12 @@ def _frame_sequence(frames: Any) -> Sequence[Any] | np.ndarray:
         with open_video(frames) as video:
             return list(video)
     if isinstance(frames, (list, tuple)) and frames and all(isinstance(f, (str, Path)) for f in frames):
-        return ImageFiles(frames)
+        return ImageFiles(tuple(frames))
     if not isinstance(frames, (list, tuple, np.ndarray, ImageFiles)):
         raise VideoError(f"frames must be an array (T,H,W,3), a list of frames, or a path, not {type(frames).__name__}")
     if not len(frames):
         raise VideoError("the video holds no frame")
-    return frames
+    return tuple(frames) if isinstance(frames, list) else frames  # the caller may change its list
 
 
 class ImageFiles(Sequence[np.ndarray]):

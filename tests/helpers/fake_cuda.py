@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +25,8 @@ class FakeDriver:
     def __init__(self) -> None:
         self.kernel_driver = HostKernels(self)
         self.calls: Counter[str] = Counter()
+        self.threads: set[int] = set()
+        """Threads that the device was made current in."""
         self.recording: list[Callable[[], None]] | None = None
         self._allocations: dict[int, tuple[int, str]] = {}
         """Address -> size and kind of memory that is still allocated: an address may be used again as another kind."""
@@ -43,6 +46,9 @@ class FakeDriver:
     def allocated(self, kind: str) -> int:
         """Number of allocations of this kind that exist."""
         return sum(of == kind for _, of in self._allocations.values())
+
+    def make_current(self) -> None:
+        self.threads.add(threading.get_ident())
 
     def allocate(self, size: int):
         return self._memory("device", size)

@@ -7,7 +7,7 @@ prompt encoder and mask decoder. The requests for each frame come from `tracking
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +17,6 @@ from ...device.base import Array
 from ...device.scratch import GrowableBuffers
 from ...errors import UserError
 from ...imaging.preprocess import preprocess
-from ...tracking.base import TrackingSession
 from ...tracking.live import LiveSession
 from ...tracking.memory_selection import MemoryConfig
 from ...tracking.object_memory import Block, BlockPool
@@ -94,7 +93,7 @@ class Sam2:
 
     def __init__(self, context: NetworkContext) -> None:
         manifest, settings, device = context.bundle.manifest, context.settings, context.device
-        self._stages, self._device = context.stages, device
+        self._stages, self.device = context.stages, device
         self._specs = {name: stage.spec for name, stage in self._stages.items()}
         self._bundle, self._bounds = context.bundle.name, manifest.bounds
         self._image_size = manifest.image_size
@@ -114,7 +113,7 @@ class Sam2:
 
     def _allocate(self) -> None:
         """Allocate scratch for the usual numbers of memory frames and points; it grows once for larger ones."""
-        device, stages = self._device, self._stages
+        device, stages = self.device, self._stages
         self._zeros = np.zeros(self._batch, np.int64)
         self._pixels = np.zeros((1, 3, self._image_size, self._image_size), np.float32)
         self._device_pixels = self._pixels if device.name == "cpu" else device.empty(self._pixels.shape, "float32")
@@ -135,21 +134,13 @@ class Sam2:
 
     # -- sessions -------------------------------------------------------------------------------------------------
 
-    def open_video(
-        self,
-        frames: Any,
-        logits: bool,
-        options: TrackingOptions,
-        on_close: Callable[[TrackingSession], None] | None = None,
-    ) -> VideoSession:
+    def open_video(self, frames: Any, logits: bool, options: TrackingOptions) -> VideoSession:
         """Open a video whose frames are known; see `Engine.video`."""
-        return VideoSession(self, frames, logits, options, on_close)
+        return VideoSession(self, frames, logits, options)
 
-    def open_live(
-        self, logits: bool, options: TrackingOptions, on_close: Callable[[TrackingSession], None] | None = None
-    ) -> LiveSession:
+    def open_live(self, logits: bool, options: TrackingOptions) -> LiveSession:
         """Open a video whose frames come one by one; see `Engine.live`."""
-        return LiveSession(self, logits, options, on_close)
+        return LiveSession(self, logits, options)
 
     def open_image(self, frame_hwc: np.ndarray) -> Sam2ImagePredictor:
         """Encode an image, uint8 RGB (H,W,3); see `Engine.image`."""
@@ -161,7 +152,7 @@ class Sam2:
         if blocks not in self._pools:
             tensor = self._specs["prompt_memory_encoder"].output("maskmem_features")
             shape = tensor.resolve({"objects": 1})[1:]
-            self._pools[blocks] = BlockPool(self._device, self._max_objects, blocks, shape, tensor.dtype)
+            self._pools[blocks] = BlockPool(self.device, self._max_objects, blocks, shape, tensor.dtype)
         return self._pools[blocks]
 
     # -- one frame ------------------------------------------------------------------------------------------------
@@ -169,14 +160,14 @@ class Sam2:
     def new_features(self) -> ImageFeatures:
         """Allocate the feature maps of one frame."""
         outputs = self._specs["image_encoder"].outputs
-        return ImageFeatures(**{t.name: self._device.empty(t.resolve({"frames": 1}), t.dtype) for t in outputs})
+        return ImageFeatures(**{t.name: self.device.empty(t.resolve({"frames": 1}), t.dtype) for t in outputs})
 
     def encode_image(self, frame_hwc: np.ndarray, features: ImageFeatures, resample: str) -> None:
         """Write the feature maps of a frame, uint8 RGB (H,W,3); `resample` as in `imaging.preprocess`."""
         side = self._image_size
         preprocess(frame_hwc, (side, side), side, self._mean, self._std, out=self._pixels[0], resample=resample)
         if self._device_pixels is not self._pixels:
-            self._device.upload(self._pixels, self._device_pixels)
+            self.device.upload(self._pixels, self._device_pixels)
         outputs = {t.name: getattr(features, t.name) for t in self._specs["image_encoder"].outputs}
         self._stages["image_encoder"].run(pixels=self._device_pixels, **outputs)
 
@@ -225,7 +216,7 @@ class Sam2:
         )
         if not all_logits:
             del outputs["all_logits"]
-        host = {name: self._device.download(array) for name, array in outputs.items()}
+        host = {name: self.device.download(array) for name, array in outputs.items()}
         _, tokens, channels = self._specs["prompt_memory_encoder"].output("maskmem_features").shape
         tokens_per_pointer = int(self._specs["prompt_decoder"].output("obj_ptr").shape[1]) // int(channels)
         for i, request in enumerate(requests):
@@ -268,4 +259,4 @@ class Sam2:
             )
             if n > 1:
                 for features_nm, block in zip(out, blocks[part], strict=True):
-                    self._device.copy(features_nm, block.array)
+                    self.device.copy(features_nm, block.array)

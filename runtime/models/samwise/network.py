@@ -7,8 +7,7 @@ are in `docs/architecture.md`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from ...bundle.manifest import TensorSpec
@@ -78,13 +77,7 @@ class Samwise:
         _, blocks, *shape = tensor.resolve(sizes)
         return BlockPool(context.device, context.max_objects, blocks, shape, tensor.dtype, contiguous=True)
 
-    def open_text_session(
-        self,
-        prompts: Sequence[Text],
-        logits: bool,
-        options: TextOptions,
-        on_close: Callable[[TextSession], None] | None = None,
-    ) -> TextSession:
+    def open_text_session(self, prompts: Sequence[Text], logits: bool, options: TextOptions) -> TextSession:
         """Start tracking the objects that `prompts` name through a new video. Raises PromptError, UserError."""
         window = self.window if options.window is None else options.window
         if options.conditional_memory and self._cme is None:
@@ -96,17 +89,14 @@ class Samwise:
         tracks, n = self._open_tracks(prompts), self._max_tracks
         cme = None if options.conditional_memory is False or not options.memory else self._cme
         batches = [self._runner.new_batch(tracks[i : i + n], cme, options.memory) for i in range(0, len(tracks), n)]
-        return TextSession(self._encoder, self._runner, self._images, batches, window, logits, on_close)
+        return TextSession(self._encoder, self._runner, self._images, batches, window, logits)
 
     def _open_tracks(self, prompts: Sequence[Text]) -> list[TextTrack]:
         manifest = self._bundle.manifest
         self._tokenizer = tokenizer = self._tokenizer or Tokenizer.of(self._bundle.folder, manifest)
         encoded = [(encode(p, manifest, tokenizer), verb_positions(p, manifest, tokenizer)) for p in prompts]
-        with ExitStack() as undo:
-            tracks = []
-            for tokens, verbs in encoded:
-                maskmem = undo.enter_context(closing(self.maskmem_pool.open()))
-                obj_ptrs = undo.enter_context(closing(self.obj_ptr_pool.open()))
-                tracks.append(self._encoder.new_track(tokens, verbs, maskmem, obj_ptrs))
-            undo.pop_all()
-        return tracks
+        self.maskmem_pool.check_room(len(encoded))
+        return [
+            self._encoder.new_track(tokens, verbs, self.maskmem_pool.open(), self.obj_ptr_pool.open())
+            for tokens, verbs in encoded
+        ]

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ...device.base import Array
-from ...errors import UserError
 from ...imaging.masks import probability
 from ...results import Result
+from ...tracking.session import Session, synchronized
 from .clip_encoder import ClipEncoder
 from .frame_runner import FrameRunner
 from .state import TrackBatch
 from .transforms import ImageSettings, Size, Transforms
 
 
-class TextSession:
+class TextSession(Session):
     """Tracks the objects that sentences name through one video. Made by `Engine.session`; a context manager.
 
     Text and vision are fused over a clip of `window` frames, so results come in bursts: `push` returns them when a clip
-    is complete, `flush` completes the rest. Pushing after a flush continues with the same memory.
+    is complete, `flush` completes the rest. Pushing after a flush continues with the same memory. A clip whose results
+    are not taken, because a loop over `stream` is left, is computed to its end before the next one.
     """
 
     def __init__(
@@ -32,18 +34,25 @@ class TextSession:
         batches: Sequence[TrackBatch],
         window: int,
         logits: bool,
-        on_close: Callable[[TextSession], None] | None = None,
     ) -> None:
+        super().__init__(images.device.lock)
         self._encoder, self._runner, self._images, self._batches = encoder, runner, images, batches
-        self._window, self._logits, self._on_close = window, logits, on_close
+        self._window, self._logits = window, logits
         self._clip = encoder.new_clip()
         self._tracks = [track for batch in batches for track in batch.tracks]
         self._size: Size | None = None
         self._transforms: Transforms | None = None
-        self._num_frames = self._num_waiting = 0
-        self._open = True
+        self._num_frames = 0
+        """Frames decoded so far."""
+        self._num_waiting = 0
+        """Frames in the clip that fills up."""
+        self._undecoded: deque[int] = deque()
+        """Offsets of the frames of the encoded clip that are not decoded yet."""
+        self._results: deque[Result] = deque()
+        """Results of the encoded clip that were computed before they were taken."""
         self.object_ids = tuple(range(1, len(self._tracks) + 1))
 
+    @synchronized
     def push(self, frame: Any) -> list[Result]:
         """Take one frame, uint8 RGB (H,W,3); return the results of its clip if it completes one, else an empty list.
 
@@ -51,19 +60,19 @@ class TextSession:
         in stream order; do not overwrite it before its result is there.
         Raises VideoError for anything that is not such a frame or changes size, UserError after `close`.
         """
-        return list(self._run_clip()) if self._add(frame) else []
+        return list(self._add(frame))
 
+    @synchronized
     def flush(self) -> list[Result]:
         """Return the results of the frames that wait for their clip to fill up. Raises UserError after `close`."""
         self._check_open()
-        return list(self._run_clip())
+        return list(self._encode_clip())
 
     def stream(self, frames: Iterable[Any]) -> Iterator[Result]:
         """Push every frame, then flush; yield each result when it is computed. Raises as `push` does."""
         for frame in frames:
-            if self._add(frame):
-                yield from self._run_clip()
-        yield from self._run_clip()
+            yield from self._add(frame)
+        yield from self._encode_clip()
 
     @property
     def device_logits(self) -> list[Array]:
@@ -74,29 +83,16 @@ class TextSession:
         self._check_open()
         return [batch.readback.arrays["low_res_logits"] for batch in self._batches]
 
-    def close(self) -> None:
-        """Release the memory of the objects. Closing twice is harmless."""
-        if self._open:
-            self._open = False
-            for track in self._tracks:
-                track.close()
-            if self._on_close is not None:
-                self._on_close(self)
+    def _release(self) -> None:
+        for track in self._tracks:
+            track.close()
 
-    def __enter__(self) -> TextSession:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _check_open(self) -> None:
-        if not self._open:
-            raise UserError("this session is closed; open another one with Engine.session()")
-
-    def _add(self, frame: Any) -> bool:
-        """Preprocess a frame into the clip; return whether the clip is complete."""
+    @synchronized
+    def _add(self, frame: Any) -> Iterator[Result]:
+        """Preprocess a frame into the clip. Return the results of the clip if it is complete, else none."""
         self._check_open()
-        frame = self._images.check_frame(frame, self._num_frames + self._num_waiting, self._size)
+        index = self._num_frames + len(self._undecoded) + self._num_waiting
+        frame = self._images.check_frame(frame, index, self._size)
         if self._transforms is None:
             self._size = frame.shape[:2]
             self._transforms = self._images.transforms(self._size, self._logits)
@@ -105,28 +101,55 @@ class TextSession:
                     batch.readback = self._runner.new_readback(len(batch.tracks), self._transforms.outputs)
         self._transforms.preprocess_frame(frame, self._clip["pixels"][self._num_waiting])
         self._num_waiting += 1
-        return self._num_waiting == self._window
+        return self._encode_clip() if self._num_waiting == self._window else iter(())
 
-    def _run_clip(self) -> Iterator[Result]:
-        """Encode the frames that wait, as one clip, complete or not, and decode them one by one."""
-        first, length = self._num_frames, self._num_waiting
-        if self._transforms is None or not length:
-            return
-        self._num_frames, self._num_waiting = first + length, 0
-        self._encoder.encode(self._clip, self._tracks, length)
-        for offset in range(length):
-            frame = first + offset
+    @synchronized
+    def _encode_clip(self) -> Iterator[Result]:
+        """Encode the frames that wait, as one clip, complete or not, and return its results.
+
+        What is left of the clip before it is decoded first.
+        """
+        if not self._num_waiting:
+            return iter(())
+        self._check_open()
+        while self._undecoded:
+            self._results.append(self._decode())
+        self._results = deque()  # an iteration over the clip before this one keeps its own
+        with self._close_on_error():
+            self._encoder.encode(self._clip, self._tracks, self._num_waiting)
+            self._undecoded.extend(range(self._num_waiting))
+            self._num_waiting = 0
+        return self._take(self._results)
+
+    def _take(self, results: deque[Result]) -> Iterator[Result]:
+        """Yield the results of a clip, which go to `results` when they are computed elsewhere."""
+        while True:
+            with self._lock:
+                if not results and results is self._results and self._undecoded:
+                    self._check_open()
+                    results.append(self._decode())
+                if not results:
+                    return
+                result = results.popleft()
+            yield result
+
+    def _decode(self) -> Result:
+        """Decode the next frame of the encoded clip."""
+        assert self._transforms is not None
+        with self._close_on_error():
+            frame, offset = self._num_frames, self._undecoded.popleft()
             parts = [self._runner.run(b, self._clip, frame, offset, self._transforms) for b in self._batches]
             read = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             masks, boxes = self._transforms.postprocess_masks(read)
-            yield Result(
-                frame_index=frame,
-                object_ids=self.object_ids,
-                prompt_ids=self.object_ids,
-                masks=masks,
-                scores=probability(read["score"]),
-                score_logits=read["score"],
-                ious=read["iou"],
-                boxes=boxes,
-                low_res_logits=read["low_res_logits"] if self._logits else None,
-            )
+            self._num_frames += 1
+        return Result(
+            frame_index=frame,
+            object_ids=self.object_ids,
+            prompt_ids=self.object_ids,
+            masks=masks,
+            scores=probability(read["score"]),
+            score_logits=read["score"],
+            ious=read["iou"],
+            boxes=boxes,
+            low_res_logits=read["low_res_logits"] if self._logits else None,
+        )

@@ -1,5 +1,6 @@
 """SAMWISE on a device with its own memory: a fake driver counts the calls."""
 
+import threading
 from collections import Counter
 
 import numpy as np
@@ -136,6 +137,25 @@ def test_closed_sessions_leave_nothing_pinned(engine):
         run(engine, frames(5, seed=seed), A, B, C)
         held.append(driver.allocated("pinned"))
     assert held[1:] == held[:-1], "the staging buffers of a closed session are freed"
+
+
+def test_threads_share_the_device(engine):
+    """The device is made current in each thread, and the results are those of one thread."""
+    clips, prompts, found = [frames(11, seed=s) for s in range(3)], [A, B, C], {}
+    threads = [
+        threading.Thread(
+            target=lambda i=i: found.setdefault(i, (run(engine, clips[i], prompts[i]), threading.get_ident()))
+        )
+        for i in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for i, ((logits, _), ident) in found.items():
+        assert ident in engine.backend.device.driver.threads
+        np.testing.assert_allclose(logits[0], reference(clips[i], prompts[i])[0], rtol=1e-5, atol=1e-5)
+    assert len(found) == 3
 
 
 def test_cuda_without_a_gpu_is_an_error(toy):

@@ -30,7 +30,8 @@ def test_ring_blocks_are_views_of_one_allocation():
 
 def test_objects_that_start_together_are_neighbours():
     rings = pool()
-    assert [rings.open().index for _ in range(3)] == [0, 1, 2]
+    memories = [rings.open() for _ in range(3)]
+    assert [memory.index for memory in memories] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("contiguous", [True, False])

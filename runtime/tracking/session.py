@@ -1,0 +1,70 @@
+"""Base class of all sessions: the lock of the engine, opening and closing."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+from ..errors import UserError
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+SessionType = TypeVar("SessionType", bound="Session")
+
+
+def synchronized(method: Method) -> Method:
+    """Decorate a method to hold `self._lock`, the `Device.lock` of the engine: calls from several threads take turns.
+
+    Not for generators: a lock that is held while the caller's code runs can deadlock. They take it for each step.
+    """
+
+    @wraps(method)
+    def locked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return cast(Method, locked)
+
+
+class Session:
+    """One video; a context manager that returns the memory of its objects, as does the garbage collector.
+
+    It may be used from any thread. Calls on the sessions of an engine run one at a time; others wait.
+    """
+
+    def __init__(self, lock: AbstractContextManager[Any]) -> None:
+        self._lock = lock
+        self._closed_by: str | None = None
+        """Reason why the session is closed; None: it is open."""
+
+    @synchronized
+    def close(self) -> None:
+        """Return the memory of the objects to the engine. Closing twice is harmless."""
+        self._closed_by = self._closed_by or ""
+        self._release()
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Release the memory of the objects. May be called twice."""
+
+    def __enter__(self: SessionType) -> SessionType:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed_by is not None:
+            raise UserError(f"this session is closed{self._closed_by}; open another one")
+
+    @contextmanager
+    def _close_on_error(self) -> Iterator[None]:
+        """Close the session if the computation inside fails or is interrupted: its memory lacks a frame then."""
+        try:
+            yield
+        except BaseException as error:
+            self._closed_by = f" because a frame was not finished ({type(error).__name__})"
+            self.close()
+            raise

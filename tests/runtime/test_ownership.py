@@ -1,0 +1,296 @@
+"""Memory that is shared with the caller: buffers that are used again, and sessions that are dropped."""
+
+import gc
+import sys
+
+import numpy as np
+import pytest
+
+import runtime
+from helpers import toy_refersam
+from helpers.samwise_schedule import A, B
+from runtime import Box, Mask, Points
+
+CLICK = Points([(10, 8)], [1])
+MAX_OBJECTS = 4
+
+
+def clip(count=6, seed=0):
+    return np.random.default_rng(seed).integers(40, 255, (count, 20, 30, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def text(toy):
+    return runtime.load(toy, max_objects=MAX_OBJECTS)
+
+
+@pytest.fixture(scope="module")
+def prompts(toy_sam2_bundle):
+    return runtime.load(toy_sam2_bundle, max_objects=MAX_OBJECTS)
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    return runtime.load(toy_refersam.build(tmp_path_factory.mktemp("bundles") / "refersam"))
+
+
+def arrays(results):
+    return [np.asarray(getattr(r, name)) for r in results for name in r.__slots__ if getattr(r, name) is not None]
+
+
+# -- buffers --------------------------------------------------------------------------------------------------------
+
+
+class Camera:
+    """Reads every frame into one buffer; `fresh`: into a new one. What was given out before is spoilt then."""
+
+    def __init__(self, fresh):
+        self._fresh, self._given = fresh, []
+
+    def give(self, array):
+        array = np.array(array)
+        self._given.append(array)
+        return array
+
+    def spoil(self):
+        if not self._fresh:
+            for array in self._given:
+                array[...] = array.flat[0] + 1 if array.dtype != bool else ~array
+        self._given = []
+
+
+def text_pushed(engines, camera):
+    with engines["text"].session([runtime.Text(tokens=camera.give(A)), runtime.Text(tokens=B)]) as session:
+        camera.spoil()
+        found = []
+        for frame in clip():
+            found += session.push(camera.give(frame))
+            camera.spoil()
+        return found + session.flush()
+
+
+def live_without_objects(engines, camera):
+    with engines["prompts"].live() as session:
+        found = session.push(camera.give(clip()[0]))
+        camera.spoil()
+        return [*found, session.correct({1: CLICK}), session.correct({1: Points([(3, 3)], [0])})]
+
+
+def live_with_objects(engines, camera):
+    with engines["prompts"].live() as session:
+        found = []
+        for number, frame in enumerate(clip()):
+            found += session.push(camera.give(frame), {1: CLICK} if number == 0 else None)
+            camera.spoil()
+            found.append(session.correct({1: Points([(number, 3)], [0]), 2: Box((3, 3, 12, 12))}))
+        return found
+
+
+def live_streamed(engines, camera):
+    def frames():
+        for frame in clip():
+            yield camera.give(frame)
+            camera.spoil()
+
+    with engines["prompts"].live() as session:
+        return list(session.stream(frames(), {0: {1: CLICK}, 3: {2: Box((3, 3, 12, 12))}}))
+
+
+def prompt_arrays(engines, camera):
+    given = {
+        1: Points(camera.give([[10.0, 8.0], [3.0, 3.0]]), camera.give([1, 0])),
+        2: Box(camera.give([3.0, 3.0, 12.0, 12.0])),
+        3: Mask(camera.give(np.arange(20)[:, None].repeat(30, 1) > 9)),
+        4: Mask(camera.give((np.arange(20)[:, None].repeat(30, 1) > 9).astype(np.uint8) * 255)),
+    }
+    camera.spoil()
+    with engines["prompts"].live() as session:
+        return list(session.stream(clip(), {0: given}))
+
+
+def video_prompts(engines, camera):
+    with engines["prompts"].video(clip()) as video:
+        found = [video.add_points(0, 1, camera.give([[10.0, 8.0]]), camera.give([1]))]
+        camera.spoil()
+        found.append(video.add_mask(1, 2, camera.give(np.arange(20)[:, None].repeat(30, 1) > 9)))
+        camera.spoil()
+        found.append(video.add_points(0, 1, camera.give([[3.0, 3.0]]), camera.give([0]), clear_old=False))
+        camera.spoil()
+        return found + list(video.propagate())
+
+
+def video_of_a_list(engines, camera):
+    """The frames of a known video are read when they are needed; the list is not."""
+    frames = list(clip())
+    with engines["prompts"].video(frames) as video:
+        video.add_points(0, 1, CLICK.points, CLICK.labels)
+        if not camera._fresh:
+            frames.clear()
+        return list(video.propagate())
+
+
+def image_predicted(engines, camera):
+    image = engines["prompts"].image(camera.give(clip()[0]))
+    camera.spoil()
+    first = image.predict(camera.give([[10.0, 8.0]]), camera.give([1]))
+    camera.spoil()
+    again = image.predict(mask_input=camera.give(first.low_res[0]))
+    camera.spoil()
+    return [first, again, *image.segment_all(points_per_side=2, pred_iou_thresh=-10.0, stability_score_thresh=0.0)]
+
+
+def image_referred(engines, camera):
+    image = engines["sentences"].image(camera.give(clip()[0]))
+    camera.spoil()
+    return [image.refer([runtime.Text(tokens=[0, 5, 2])])]
+
+
+USES = [
+    text_pushed,
+    live_without_objects,
+    live_with_objects,
+    live_streamed,
+    prompt_arrays,
+    video_prompts,
+    video_of_a_list,
+    image_predicted,
+    image_referred,
+]
+
+
+@pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
+def test_a_buffer_may_be_used_again(text, prompts, sentences, use):
+    engines = {"text": text, "prompts": prompts, "sentences": sentences}
+    for a, b in zip(arrays(use(engines, Camera(False))), arrays(use(engines, Camera(True))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+
+def test_results_are_the_callers_own(text, prompts):
+    """A result that is changed changes no later one."""
+
+    def run(change):
+        found = []
+        with (
+            text.session([runtime.Text(tokens=A)], logits=True) as session,
+            prompts.live(logits=True) as live,
+            prompts.video(clip(), logits=True) as video,
+        ):
+            video.add_points(0, 1, CLICK.points, CLICK.labels)
+            for results in (session.stream(clip()), live.stream(clip(), {0: {1: CLICK}}), video.propagate()):
+                for result in results:
+                    found.append([array.copy() for array in arrays([result])])
+                    for array in arrays([result]) if change else []:
+                        if array.flags.writeable:
+                            array[...] = 0
+        return [array for part in found for array in part]
+
+    for a, b in zip(run(True), run(False), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+
+# -- dropped sessions -----------------------------------------------------------------------------------------------
+
+
+def many_texts(engines):
+    return engines["text"].session([runtime.Text(tokens=A)] * MAX_OBJECTS)
+
+
+def text_midway(engines):
+    session = many_texts(engines)
+    next(results := session.stream(clip()))
+    return results
+
+
+def live(engines):
+    session = engines["prompts"].live()
+    session.push(clip()[0], dict.fromkeys(range(MAX_OBJECTS), CLICK))
+    return session
+
+
+def video(engines):
+    session = engines["prompts"].video(clip())
+    for obj in range(MAX_OBJECTS):
+        session.add_points(0, obj, CLICK.points, CLICK.labels)
+    return session
+
+
+def video_midway(engines):
+    results = video(engines).propagate()
+    next(results)
+    return results
+
+
+def after_an_error(engines):
+    session = many_texts(engines)
+    with pytest.raises(runtime.VideoError):
+        session.push("no frame")
+    return session
+
+
+def in_a_cycle(engines):
+    cycle = [many_texts(engines), live(engines)]
+    cycle.append(cycle)
+    return cycle
+
+
+def in_an_error(engines):
+    session = live(engines)
+    try:
+        session.push("no frame")
+    except runtime.VideoError as error:
+        kept = error
+    return kept, session
+
+
+DROPPED = [many_texts, text_midway, live, video, video_midway, after_an_error, in_a_cycle, in_an_error]
+
+
+@pytest.mark.parametrize("make", DROPPED, ids=lambda make: make.__name__)
+def test_dropped_sessions_return_their_objects(text, prompts, make):
+    """Without `close`, and without a garbage collection by the caller."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            make({"text": text, "prompts": prompts})
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("make", [many_texts, live, video], ids=lambda make: make.__name__)
+def test_sessions_that_are_referred_to_keep_their_objects(text, prompts, make):
+    engines = {"text": text, "prompts": prompts}
+    kept = make(engines)
+    with pytest.raises(runtime.UserError, match=rf"no room for \d more: of all {MAX_OBJECTS} .* max_objects"):
+        make(engines)
+    kept.close()
+    make(engines)
+
+
+def test_no_session_is_referred_to_by_the_engine(text, prompts):
+    for session in (many_texts({"text": text}), live({"prompts": prompts}), video({"prompts": prompts})):
+        assert sys.getrefcount(session) <= 3  # the tuple, the loop and the call
+        results = session.propagate() if hasattr(session, "propagate") else session.stream(clip())
+        next(results)
+        del results
+        assert sys.getrefcount(session) <= 3
+
+
+def test_the_collector_may_run_anywhere(text):
+    """A finalizer that runs while the lock is held, here whenever memory is allocated, neither blocks nor corrupts."""
+    with text.session([runtime.Text(tokens=A)], logits=True) as session:
+        want = arrays(session.stream(clip()))
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for _ in range(4):
+            cycle = [text.session([runtime.Text(tokens=B)])]
+            cycle.append(cycle)
+            with text.session([runtime.Text(tokens=A)], logits=True) as session:
+                del cycle
+                for a, b in zip(arrays(session.stream(clip())), want, strict=True):
+                    np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    finally:
+        gc.set_threshold(*threshold)
+    gc.collect()
+    assert text.networks["samwise"].maskmem_pool.in_use == 0

@@ -6,6 +6,7 @@ code 2 (the caller's mistake) and `InternalError` into exit code 1 (ours), witho
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Iterable
@@ -13,12 +14,29 @@ from collections.abc import Iterable
 MAX_MESSAGE_CHARS = 1000
 """Maximum message length; longer messages are truncated in the middle."""
 
+_ADDRESS = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]{1,20}:/+\S*[^\s'\":;,.)]")
+_HOST = re.compile(r"(?:\[[\w:.%-]*\]|[\w.-]*)(?::\d{1,5})?")
+_CERTAIN_HOST = re.compile(
+    r"(?:\d+\.\d+\.\d+\.\d+(?::\d+)?|\[[0-9A-Fa-f:.]+\](?::\d+)?|[\w-]+(?:\.[\w-]+)+|localhost)(?=[/?#]|$)"
+)
+_WORD = "live|stream|video|image|main|sub|media|camera|cam|channel|ch|index|playlist|master|feed|test|h26[45]|[a-z]"
+_PIECE = r"(?:[a-z]{2,12}\d{0,8}|\d{1,8})"
+_PUBLIC_NAME = re.compile(
+    rf"(?:{_WORD})?[-_]?\d{{0,3}}(?:\.\w{{2,5}})?"
+    rf"|{_PIECE}(?:(?:[-_. +]|%20){_PIECE}){{0,4}}\.(?:mp4|m4v|mov|mkv|webm|avi|gif|png|jpe?g|tiff?|webp)",
+    re.IGNORECASE,
+)
+"""Names in an address that are no keys: words of cameras, and media files named by words and numbers."""
+
 
 class SamwiseRuntimeError(Exception):
-    """Base of all exceptions of this package. The message is one printable line, whatever a file name in it holds."""
+    """Base of all exceptions of this package.
+
+    The message is one printable line, whatever a file name in it holds, and addresses in it hold no secret.
+    """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(one_line(str(message)))
+        super().__init__(one_line(_ADDRESS.sub(lambda address: hide_secrets(address[0]), str(message))))
 
 
 class InternalError(SamwiseRuntimeError):
@@ -76,6 +94,27 @@ def _shortened(text: str) -> str:
         if len(text) <= MAX_MESSAGE_CHARS
         else f"{text[: MAX_MESSAGE_CHARS * 2 // 3]} ... {text[-(MAX_MESSAGE_CHARS // 4) :]}"
     )
+
+
+def hide_secrets(address: str) -> str:
+    """Return scheme, host and port of an address, and the last part of its path unless that may be a key.
+
+    User info ends at the last `@`, because a password that is not percent-encoded may hold any character, unless the
+    address begins with what can only be a host.
+    """
+    match = re.match(r"([^:/]*)(:?/{0,2})(.*)", address, re.DOTALL)
+    assert match is not None  # every group may be empty
+    scheme, slashes, rest = match.groups()
+    if scheme.lower() == "file":
+        return address
+    if not _CERTAIN_HOST.match(rest):
+        rest = rest.rpartition("@")[2]
+    host = _HOST.match(rest)
+    assert host is not None
+    path = re.split(r"[?#]", rest[host.end() :], maxsplit=1)[0].rstrip("/")
+    name = path.rpartition("/")[2] if path.startswith("/") else path
+    shown = "/" * bool(path) + (name if path.startswith("/") and _PUBLIC_NAME.fullmatch(name) else "***" * bool(path))
+    return f"{scheme}{slashes}{host[0]}{shown}"
 
 
 def reject_unknown(what: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import VideoError, summarize
+from ..errors import VideoError, hide_secrets, summarize
 from .clock import Clock
 from .image_files import check_size, composite_over_black
 from .source import Frame, Source
@@ -55,7 +55,7 @@ def open_video_file(path: Path, stride: int) -> Source:
 def open_url(url: str, stride: int) -> Source:
     import av
 
-    name = re.sub(r"//[^/@]*@", "//", url)  # keep a password in the address out of logs and results
+    name = hide_secrets(url)
     scheme = url.split(":", 1)[0].lower()
     options = {"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {}
     if scheme.startswith("http"):

@@ -17,6 +17,7 @@ LIBRARIES = {
         "numpy",
         "av",
         "PIL",
+        "pillow_heif",
         "tokenizers",
         "pycocotools",
         "tqdm",

@@ -1,56 +1,145 @@
 """Image files of every kind that Pillow reads, as uint8 RGB in display orientation.
 
 Grayscale becomes three equal channels, 16-bit images keep their high byte, and transparency is composited over black.
-Pillow is imported on first use.
+Pages and the frames of an animation are decoded one by one. Pillow is imported on first use.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import SamwiseRuntimeError, VideoError, summarize
+from .source import Frame
 
 if TYPE_CHECKING:
     from PIL import Image
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".gif")
+IMAGE_SUFFIXES = (
+    *(
+        ".png",
+        ".apng",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".bmp",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+    ),
+    *(".gif", ".jp2", ".avif", ".heic", ".heif"),
+)
 
-PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
-"""Formats that Pillow may open; files of several JPEGs (MPO) come with JPEG."""
+PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF", "JPEG2000", "AVIF", "HEIF")
+"""Formats that Pillow may open; files of several JPEGs (MPO) come with JPEG, and HEIF with the package pillow-heif."""
+
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1")
+HEIF_ADVICE = "HEIC needs the package pillow-heif (pip install pillow-heif); install it, or convert to JPEG or PNG"
 
 MAX_PIXELS = 1 << 26
 """Largest frame: 67 megapixels (8192 x 8192), twice 8K and far above the input size of the networks."""
 
+MIN_GIF_MS = 20
+DEFAULT_MS = 100
+"""Duration of a frame without one, and of a GIF's frame with a shorter one: as in browsers and FFmpeg."""
 
-def read_image(path: Path) -> np.ndarray:
-    """Read one image as uint8 RGB (H, W, 3), rotated as its EXIF data says. Raises VideoError."""
-    with open_image(path) as image:
-        return _to_rgb(image, path)
+_SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _PLANES = 254, 258, 262, 284
+"""Numbers of TIFF tags."""
+
+
+def read_image(path: Path, notes: list[str] | None = None) -> np.ndarray:
+    """Read one image as uint8 RGB (H, W, 3), rotated as its EXIF data says: the first page, if it has several.
+
+    What is left out is told in `notes`. Raises VideoError.
+    """
+    with _opened(path) as image:
+        pages = _pages(image)
+        if notes is not None and len(pages) > 1:
+            notes.append(f"{path}: the first of its {len(pages)} pages is read; give the file itself to read all")
+        _seek(image, pages[0], path)
+        return _read_page(image, path)
+
+
+def read_pages(path: Path, stride: int, notes: list[str]) -> Iterator[Frame]:
+    """Read every `stride`-th page of an image, or frame of an animation with its time. Raises VideoError."""
+    with _opened(path) as image:
+        pages, shown = _pages(image), 0.0
+        for position, page in enumerate(pages):
+            name = f"{path}, page {position + 1} of {len(pages)}" if len(pages) > 1 else path
+            with _report_damage(name):
+                _seek(image, page, name)
+                image.load()  # some formats tell the duration only then
+                if position == 0:
+                    notes += _range_note(image, path)
+                array = _read_page(image, name) if position % stride == 0 else None
+            duration = _duration(image)
+            if array is not None:
+                yield Frame(array, shown if duration is not None else None)
+            shown += duration or 0.0
+
+
+def count_pages(path: Path) -> int:
+    """Return the number of pages or frames of an image file, 1 if it has an image's suffix only; 0 for a video."""
+    suffix = path.suffix.lower()
+    try:
+        with _open_image(path) as image:
+            several = suffix in (".mjpeg", ".mjpg") or (image.format == "PPM" and _is_ppm_sequence(image, path))
+            return 0 if several else len(_pages(image))
+    except Exception:  # the reader that opens the file next reports the error
+        return int(suffix in IMAGE_SUFFIXES or _is_heif(path))
+
+
+def first_duration(path: Path) -> float | None:
+    """Return for how many seconds an animation shows its first frame; None for other images."""
+    with _opened(path) as image:
+        _seek(image, _pages(image)[0], path)
+        image.load()
+        return _duration(image)
 
 
 @contextlib.contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
     """Open an image, rotated as its EXIF data says. Raises VideoError, also for what Pillow raises inside."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
+
+    with _opened(path) as image:
+        _seek(image, _pages(image)[0], path)
+        yield ImageOps.exif_transpose(image)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    with _report_damage(path), _open_image(path) as image:
+        yield image
+
+
+@contextlib.contextmanager
+def _report_damage(name: str | Path) -> Iterator[None]:
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with _open_image(path) as image:
-            check_size(image.height, image.width, path)
-            yield ImageOps.exif_transpose(image)
+        yield
     except UnidentifiedImageError:
-        raise VideoError(f"{path}: not an image, or its header is damaged") from None
+        reason = HEIF_ADVICE if _is_heif(Path(name)) else "not an image, or its header is damaged"
+        raise VideoError(f"{name}: {reason}") from None
     except Image.DecompressionBombError:
-        raise VideoError(f"{path}: the image is larger than {MAX_PIXELS:,} pixels; scale it down") from None
+        raise VideoError(f"{name}: the image is larger than {MAX_PIXELS:,} pixels; scale it down") from None
     except SamwiseRuntimeError:
         raise
     except Exception as error:  # Pillow's readers raise a dozen types for a damaged file
-        raise VideoError(f"{path}: the image is damaged or cut short ({summarize(error)})") from None
+        raise VideoError(f"{name}: the image is damaged or cut short ({summarize(error)})") from None
 
 
 def _open_image(path: Path) -> Image.Image:
@@ -58,10 +147,97 @@ def _open_image(path: Path) -> Image.Image:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower, and an error
-        return Image.open(path, formats=PILLOW_FORMATS)
+        return Image.open(path, formats=_installed_formats())
 
 
-def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
+@functools.cache
+def _installed_formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    return tuple(name for name in PILLOW_FORMATS if name in Image.OPEN)
+
+
+def can_read(suffix: str) -> bool:
+    """Tell whether images with this suffix can be read here."""
+    needs = {".heic": "HEIF", ".heif": "HEIF", ".avif": "AVIF"}
+    return suffix in IMAGE_SUFFIXES and needs.get(suffix, "PNG") in _installed_formats()
+
+
+def _is_heif(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        return False
+    return head[4:8] == b"ftyp" and head[8:] in HEIF_BRANDS
+
+
+def _is_ppm_sequence(image: Any, path: Path) -> bool:
+    """Tell whether another image follows the first one, which the format allows."""
+    tile, bytes_per_pixel = image.tile[0], {"1": 1 / 8, "L": 1, "I": 2}.get(image.mode, 3)
+    size = 2 * image.width * image.height * bytes_per_pixel + tile[2]
+    return bool(tile[0] == "raw" and path.stat().st_size >= size)
+
+
+def _pages(image: Any) -> Sequence[int]:
+    """Return the numbers of an image's pages, or of the frames of an animation."""
+    if image.format == "MPO":  # previews and depth maps follow the picture
+        return [0]
+    if image.format == "TIFF":
+        return _tiff_pages(image)
+    # the picture for viewers without animation is not among an APNG's frames
+    return range(bool(getattr(image, "default_image", False)), getattr(image, "n_frames", 1)) or [0]
+
+
+def _tiff_pages(image: Any) -> Sequence[int]:
+    """Return the pages that are neither a smaller copy of another one nor a mask."""
+    pages = []
+    with contextlib.suppress(EOFError):  # after the last page
+        for number in itertools.count():
+            image.seek(number)
+            if not image.tag_v2.get(_SUBFILE_TYPE, 0) & 5:
+                pages.append(number)
+    return pages or [0]
+
+
+def _duration(image: Image.Image) -> float | None:
+    """Return for how many seconds the current frame of an animation is shown; None for pages."""
+    if image.format == "TIFF" or getattr(image, "n_frames", 1) == 1:
+        return None
+    ms = float(image.info.get("duration") or 0)
+    return (ms if ms >= (MIN_GIF_MS if image.format == "GIF" else 0.001) else DEFAULT_MS) / 1000
+
+
+def _seek(image: Image.Image, page: int, name: str | Path) -> None:
+    image.seek(page)
+    check_size(image.height, image.width, name)
+
+
+def _read_page(image: Image.Image, name: str | Path) -> np.ndarray:
+    """Read the current page, in display orientation."""
+    from PIL import ImageOps
+
+    tags = getattr(image, "tag_v2", {})
+    inverted = tags.get(_PHOTOMETRIC) == 0 and image.mode.startswith("I;16")  # Pillow inverts those of 8 bits
+    if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (8,))) > 8:
+        raise VideoError(f"{name}: 16-bit colours in separate planes; save it with interleaved colours")
+    array = _to_rgb(ImageOps.exif_transpose(image), name)
+    return 255 - array if inverted else array
+
+
+def _range_note(image: Image.Image, path: Path) -> list[str]:
+    """Return a note about 16-bit values that end far below 16 bits, as those of many microscopes."""
+    top = int(np.asarray(image).max()) if image.mode.startswith("I") else 0
+    dark = f"{path}: its 16-bit values end at {top}, so that frames are dark; scale them to the range up to 65535"
+    return [dark] if 0 < top < 1 << 12 else []
+
+
+def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
     if image.mode == "F":
         raise VideoError(f"{path}: an image of floating point numbers; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit gray, also where Pillow stores it in 32 bits
@@ -85,15 +261,6 @@ def check_size(height: int, width: int, source: str | Path) -> None:
         raise VideoError(f"{source}: invalid frame size {width}x{height}")
     if height * width > MAX_PIXELS:
         raise VideoError(f"{source}: frames of {width}x{height} are larger than {MAX_PIXELS:,} pixels; scale them down")
-
-
-def is_image(path: Path) -> bool:
-    """Tell whether a file is an image and not a video, by its suffix if it cannot be opened."""
-    try:
-        with _open_image(path) as image:
-            return getattr(image, "n_frames", 1) == 1 or image.format == "MPO"
-    except Exception:  # the reader that opens the file next reports the error
-        return path.suffix.lower() in IMAGE_SUFFIXES and path.suffix.lower() != ".gif"
 
 
 def check_frame(frame: Any, index: int, size: tuple[int, int] | None) -> np.ndarray:

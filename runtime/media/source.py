@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .frame_names import PictureNames
+
 
 class Frame(NamedTuple):
     """A frame: uint8 RGB (H, W, 3), and seconds from the first frame; None where the source has no times."""
@@ -28,7 +30,7 @@ class Source:
     count_is_exact  whether `count` is known and not estimated from a header
     frames  iterator of frames
     live    a camera or network stream
-    names   file stems of the frames, if they are files
+    names   names of the frames, if they are files
     notes   warnings to show at the end of the run
     start   time of the first frame in the file, where its sound counts from
     path    the video file, for what else is in it, such as sound
@@ -42,7 +44,7 @@ class Source:
     frames: Iterator[Frame]
     count_is_exact: bool = False
     live: bool = False
-    names: list[str] | None = None
+    names: PictureNames | None = None
     notes: list[str] = field(default_factory=list)
     start: float = 0.0
     path: Path | None = None

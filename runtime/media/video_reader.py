@@ -18,13 +18,13 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import SamwiseRuntimeError, VideoError, summarize
+from .frame_names import number_name
 from .source import Frame, Source
-from .video_sources import open_source
+from .video_sources import VideoSource, open_source
 
 QUEUE_FRAMES = 8
 QUEUE_BYTES = 256 << 20
@@ -48,6 +48,7 @@ class VideoReader:
     live      a camera or network stream: frames that inference is too slow for are dropped, oldest first
     dropped   number of dropped frames so far
     notes     warnings to show at the end of the run
+    names     names of the pictures that are the frames, before the stride; None for other sources
     path      the video file, for what else is in it, such as sound; None for pictures, cameras and addresses
     start     time of the first frame in that file, in seconds
     files     the files that it reads; none for cameras and addresses
@@ -62,7 +63,7 @@ class VideoReader:
         self.path, self.sample_aspect_ratio = source.path, source.sample_aspect_ratio
         self.files = source.files
         self.count_is_exact = source.count_is_exact
-        self._names = source.names
+        self.names = source.names
         self._delivered = 0
         self._times: deque[float | None] = deque(maxlen=LIVE_TIMES if source.live else None)
         limits = [n for n in (source.count, max_frames) if n is not None]
@@ -83,8 +84,15 @@ class VideoReader:
         return self._decoder.dropped
 
     def frame_name(self, index: int) -> str:
-        """Return the file stem for frame `index` (0-based, after the stride): its own, or its number in the source."""
-        return self._names[index] if self._names else f"{index * self.stride:05d}"
+        """Return the file stem for frame `index` (0-based, after the stride): its own, or its number in the source.
+
+        Stems of pictures that differ only in their endings have them; numbers have digits enough to sort by name.
+        """
+        number = index * self.stride
+        if self.names is not None:
+            return self.names.unique[number]
+        bound = self.max_count or (self.count and 2 * self.count)  # twice an estimate
+        return number_name(number, bound and bound * self.stride)
 
     def frame_time(self, index: int) -> float | None:
         """Return when frame `index` is shown, in seconds from the first frame. It must have been delivered.
@@ -124,8 +132,11 @@ class VideoReader:
         self.close()
 
 
-def open_video(source: str | Path | int, stride: int = 1, max_frames: int | None = None) -> VideoReader:
-    """Open a video file, a folder of frames, an image, a camera number, or an RTSP or HTTP address.
+def open_video(source: VideoSource, stride: int = 1, max_frames: int | None = None) -> VideoReader:
+    """Open a video file, images, a camera number, or an RTSP or HTTP address.
+
+    Images are a folder (in natural order: frame2 before frame10), a list of files, a pattern such as `frames/*.jpg` or
+    `frames/%05d.png`, or one file: all its pages or the frames of its animation.
 
     stride      deliver every stride-th frame
     max_frames  deliver at most this many frames
@@ -136,7 +147,11 @@ def open_video(source: str | Path | int, stride: int = 1, max_frames: int | None
         raise VideoError(f"stride {stride}: must be 1 or more")
     if max_frames is not None and max_frames < 1:
         raise VideoError(f"max_frames {max_frames}: must be 1 or more")
-    return VideoReader(open_source(source, stride), stride, max_frames)
+    try:
+        return VideoReader(open_source(source, stride), stride, max_frames)
+    except VideoError as error:
+        error.__context__ = None  # FFmpeg's error, which may hold an address with a password
+        raise
 
 
 class _Decoder:
@@ -176,6 +191,7 @@ class _Decoder:
                 if self._stopped.is_set():
                     break
         except SamwiseRuntimeError as error:
+            error.__context__ = None  # as in `open_video`
             end = error
         except Exception as error:  # the consumer raises it
             end = VideoError(f"decoding failed: {type(error).__name__}: {summarize(error)}")

@@ -15,10 +15,10 @@ from helpers import media
 from helpers.media import Server
 from runtime import VideoError
 from runtime.media import container, video_reader
+from runtime.media.frame_names import natural_key
 from runtime.media.image_files import composite_over_black, read_image
 from runtime.media.source import Frame, Source
 from runtime.media.video_reader import VideoReader, open_video
-from runtime.media.video_sources import natural_key
 
 
 def decoder_threads():

@@ -1,0 +1,162 @@
+"""Sources of pictures: the pages of an image file, the images of a folder, of a pattern of names, or of a list."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from ..errors import VideoError
+from .frame_names import PictureNames, natural_key, unique_names
+from .image_files import HEIF_ADVICE, can_read, count_pages, first_duration, read_image, read_pages
+from .source import Frame, Source
+
+FOLDER_FPS = 24.0
+"""Frame rate assumed for a folder of images: that of DAVIS."""
+
+MAX_LISTED = 20
+"""File names that a message lists."""
+
+READABLE = ".png .jpg .webp .tif .bmp .gif ..."
+
+
+def open_image_file(path: Path, pages: int, stride: int) -> Source:
+    """Open an image file of `pages` pages."""
+    duration = first_duration(path) if pages > 1 else None
+    notes: list[str] = []
+    return Source(
+        str(path),
+        (1 / duration if duration else FOLDER_FPS) / stride,
+        -(-pages // stride),
+        read_pages(path, stride, notes),
+        count_is_exact=True,
+        names=PictureNames([path.name], unique_names([path.name])) if pages == 1 else None,
+        notes=notes,
+        files=[path],
+    )
+
+
+def open_folder(folder: Path, stride: int) -> Source:
+    """Open the images of a folder in natural order of their names: one frame each."""
+    entries = sorted(os.scandir(folder), key=lambda entry: natural_key(entry.name))
+    reasons = {entry.name + "/" * entry.is_dir(): _reason(entry) for entry in entries}
+    files = [folder / name for name, reason in reasons.items() if reason is None]
+    left_out = {name: reason for name, reason in reasons.items() if reason is not None}
+    if not files:
+        there = f"; there are {_listed(list(left_out))}" if left_out else ": it is empty"
+        raise VideoError(f"{folder}: no images in this folder (looked for {READABLE}){there}")
+    if len(files) == 1 and (pages := count_pages(files[0])) > 1:
+        source = open_image_file(files[0], pages, stride)
+    else:
+        source = _sequence(str(folder), files, [file.name for file in files], stride)
+    source.notes += _left_out_notes(left_out)
+    return source
+
+
+def open_files(files: Sequence[str | Path], stride: int, name: str | None = None) -> Source:
+    """Open a list of images in its order: one frame each. `name` for messages. Raises VideoError for other files."""
+    paths = [Path(file) for file in files]
+    if not paths:
+        raise VideoError("an empty list of images; give one file or more")
+    for path in paths:
+        if not path.is_file():
+            raise VideoError(missing(path))
+        if not can_read(path.suffix.lower()):
+            raise VideoError(f"{path}: not an image; a list holds images, and a video is given alone")
+    common = os.path.commonpath([path.absolute().parent for path in paths])
+    names = [os.path.relpath(path.absolute(), common).replace(os.sep, "_") for path in paths]
+    return _sequence(name or f"{paths[0]} ... {paths[-1].name}", paths, names, stride)
+
+
+def open_pattern(text: str, stride: int) -> Source | Path | None:
+    """Open what a pattern such as `frames/*.jpg` or `frames/%05d.png` names: images, or the path of a single file.
+
+    Returns None if `text` is no pattern. Raises VideoError if nothing fits it.
+    """
+    if re.search(r"%0?\d*d", text):
+        found, missing_numbers = _numbered(text)
+    elif glob.has_magic(text):
+        found, missing_numbers = sorted(glob.glob(text, recursive=True), key=natural_key), ""
+    else:
+        return None
+    if len(found) == 1:
+        return Path(found[0])
+    left_out = {file: reason for file in found if (reason := _reason(Path(file))) is not None}
+    files = [file for file in found if file not in left_out]
+    if not files:
+        there = f", only {_listed(list(left_out))}; give one of them" if left_out else ""
+        raise VideoError(f"{text}: no image has such a name{there}")
+    source = open_files(files, stride, text)
+    source.notes += _left_out_notes(left_out)
+    if missing_numbers:
+        source.notes.append(f"{text}: there is no file for {missing_numbers}")
+    return source
+
+
+def missing(path: Path) -> str:
+    """Return the message about a path that does not exist, with the name nearest to it that does."""
+    if not path.parent.is_dir():
+        advice = f"the folder {path.parent} does not exist"
+    else:
+        near = get_close_matches(path.name, os.listdir(path.parent), 1)
+        advice = f"did you mean {path.parent / near[0]}?" if near else f"it is not in {path.parent.absolute()}"
+    return f"{path}: no such file or folder; {advice}"
+
+
+def _numbered(text: str) -> tuple[list[str], str]:
+    """Return the files of a pattern such as `%05d.png` by number, and how many numbers between them have none."""
+    before, number, after = re.split(r"%(0?\d*)d", text, maxsplit=1)
+    before, after = before.replace("%%", "%"), after.replace("%%", "%")
+    digits = rf"\d{{{int(number)},}}" if number.startswith("0") and len(number) > 1 else r"\d+"
+    files = {}
+    for file in glob.glob(f"{glob.escape(before)}*{glob.escape(after)}"):
+        middle = file[len(before) : len(file) - len(after)]
+        if re.fullmatch(digits, middle):
+            files[int(middle)] = file
+    gaps = max(files) - min(files) + 1 - len(files) if files else 0
+    ends = f"{min(files)} to {max(files)}" if files else ""
+    return [files[n] for n in sorted(files)], f"{gaps} of the numbers {ends}" if gaps else ""
+
+
+def _sequence(name: str, files: Sequence[Path], names: Sequence[str], stride: int) -> Source:
+    notes: list[str] = []
+    pictures = PictureNames(names, unique_names(names))
+    frames = _read_files(files[::stride], notes)
+    source = Source(name, FOLDER_FPS / stride, -(-len(files) // stride), frames, count_is_exact=True, notes=notes)
+    source.names, source.files = pictures, files
+    return source
+
+
+def _read_files(files: Sequence[Path], notes: list[str]) -> Iterator[Frame]:
+    for file in files:
+        yield Frame(read_image(file, notes))
+
+
+def _reason(entry: os.DirEntry[str] | Path) -> str | None:
+    """Return why a file of a folder is not read; None for an image."""
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if entry.is_dir():
+        return "a folder, to be given by itself"
+    if entry.name.startswith("."):
+        return "hidden"
+    if not entry.is_file():
+        return "neither a file nor a folder"
+    if can_read(suffix):
+        return None
+    return HEIF_ADVICE if suffix in (".heic", ".heif") else f"not an image ({READABLE})"
+
+
+def _left_out_notes(reasons: Mapping[str, str]) -> list[str]:
+    """Return a note for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [f"{_listed(names)} {'is' if len(names) == 1 else 'are'} not read: {r}" for r, names in by_reason.items()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Packet = av.Packet[AudioStream] | av.Packet[VideoStream]
 
-COPIED = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus")
+COPIED = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "mp3float", "opus")
 """Codecs that are copied: those that MP4 holds and players know."""
 
 RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)

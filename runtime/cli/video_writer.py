@@ -147,7 +147,8 @@ class VideoWriter:
             sound: Iterator[Packet] = iter(())
             if source is not None:
                 original = stack.enter_context(source.open())
-                end = max(end, source.video_end(original)) if whole else end
+                source_end = source.video_end(original) if whole else 0.0
+                end = source_end if source_end > end + self._step else end  # less is the error of a header
                 sound = source.add_sound(original, out, None if whole else end)
             for packet in heapq.merge(_lasting(fragments, video, end), sound, key=seconds):
                 out.mux(packet)

@@ -31,7 +31,7 @@ class Clock:
         """Return the time of the next frame of the file."""
         base = float(frame.time_base or 0)
         stamp = frame.dts if self._decoding_order else frame.pts
-        following = 0.0 if self._last is None else self._last + (frame.duration * base or self._step)
+        following = 0.0 if self._last is None else self._last + ((frame.duration or 0) * base or self._step)
         time = following
         if self._last is None and stamp is not None and not self._decoding_order:
             self.start = stamp * base

@@ -2,7 +2,8 @@
 
 The list is CSV with a header line (`picture,sentence`, one line per sentence) or JSON, either
 `{"a.jpg": ["the dog", "the cat"]}` or `[{"picture": "a.jpg", "sentences": ["the dog", "the cat"]}]`. Every image has a
-folder of its own in --out, with the files of a run on one image; those written before a run is stopped stay.
+folder of its own in --out, named by its stem or by its whole name where stems are equal, with the files of a run on one
+image; those written before a run is stopped stay.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import csv
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..engine import Engine
 from ..errors import PromptError, UserError, VideoError, summarize
+from ..media.frame_names import unique_names
 from ..media.image_files import read_image
 from ..prompts import Text
 from .output_folder import OutputFolder, identities
@@ -93,9 +94,7 @@ def run(args: argparse.Namespace, open_engine: Callable[[], Engine]) -> int:
     for image in sentences:
         if not (folder / image).is_file():
             raise VideoError(f"{folder / image}: no such image, but {args.sentences} names it")
-    stems = Counter(map(_stem, sentences))
-    # an image's folder is named by its stem, unless another image has the same
-    names = {image: _stem(image) if stems[_stem(image)] == 1 else image for image in sentences}
+    names = dict(zip(sentences, unique_names([Path(image).as_posix() for image in sentences]), strict=True))
     inputs = identities([args.sentences, *(folder / image for image in sentences)])
     for name in names.values():
         OutputFolder(Path(args.out) / name, args.overlay, args.masks, is_image=True).check(inputs)
@@ -109,10 +108,6 @@ def run(args: argparse.Namespace, open_engine: Callable[[], Engine]) -> int:
     return 0
 
 
-def _stem(image: str) -> str:
-    return Path(image).with_suffix("").as_posix()
-
-
 def _print_totals(args: argparse.Namespace, images: int, sentences: int, seconds: float) -> None:
     if args.json:
         totals = {"pictures": images, "sentences": sentences, "seconds": round(seconds, 3), "out": str(args.out)}
@@ -123,7 +118,8 @@ def _print_totals(args: argparse.Namespace, images: int, sentences: int, seconds
 
 def _segment(args: argparse.Namespace, engine: Engine, path: Path, name: str, prompts: list[Text]) -> None:
     """Segment one image and write its files."""
-    frame, start = read_image(path), time.perf_counter()
+    notes: list[str] = []
+    frame, start = read_image(path, notes), time.perf_counter()
     result = engine.image(frame).refer(prompts)
     seconds = time.perf_counter() - start
     height, width = frame.shape[:2]
@@ -132,4 +128,4 @@ def _segment(args: argparse.Namespace, engine: Engine, path: Path, name: str, pr
     options = OutputOptions(labels, {i: i for i in labels}, args.overlay, args.masks, is_image=True)
     with Outputs(Path(args.out) / name, (height, width), 1.0, header, options) as outputs:
         outputs.add(Path(name).name, frame, result)
-        outputs.close({"complete": True, "seconds": round(seconds, 4)})
+        outputs.close({"complete": True, "seconds": round(seconds, 4), "notes": notes})

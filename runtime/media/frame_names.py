@@ -40,9 +40,10 @@ def unique_names(files: Sequence[str]) -> list[str]:
 
     Names differ also where case is ignored, and are valid on every system. `files` may be relative paths with `/`.
     """
-    stems = [_valid(str(PurePosixPath(file).with_suffix(""))) for file in files]
+    paths = list(map(PurePosixPath, files))
+    stems = [_valid(path.with_suffix("")) for path in paths]
     same_stem = Counter(map(_folded, stems))
-    names = [stem if same_stem[_folded(stem)] == 1 else _valid(f) for stem, f in zip(stems, files, strict=True)]
+    names = [stem if same_stem[_folded(stem)] == 1 else _valid(path) for stem, path in zip(stems, paths, strict=True)]
     planned, taken = set(map(_folded, names)), set[str]()
     for index, name in enumerate(names):
         if _folded(name) in taken:
@@ -56,10 +57,10 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _valid(path: str) -> str:
+def _valid(path: PurePosixPath) -> str:
     """Return a relative path of valid names."""
     parts = []
-    for part in path.split("/"):
+    for part in path.parts:
         name = "".join("_" if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in part)
         name = f"_{name}" if _RESERVED.fullmatch(name) else name
         data = os.fsencode(name)

@@ -89,6 +89,22 @@ def test_images_that_share_a_stem(bundle, pictures, tmp_path):
     assert (tmp_path / "out" / "a.jpg" / "results.json").is_file() and (tmp_path / "out" / "a.png").is_dir()
 
 
+def test_every_image_has_a_folder_of_its_own_inside_the_output(bundle, pictures, tmp_path):
+    image = Image.open(pictures / "a.png")
+    names = ["a.png", "A.jpg", "...png", "con.png", "b\n.png", "sub/c.png", "sub/c.jpg", "./b.png"]
+    for name in names[1:-1]:
+        image.save(pictures / name, "JPEG" if name.endswith("jpg") else "PNG")
+    image.save(pictures / "pages.tif", save_all=True, append_images=[image])
+    (tmp_path / "l.json").write_text(json.dumps({name: ["dog"] for name in [*names, "pages.tif"]}))
+    assert run_batch(bundle, pictures, tmp_path / "l.json", tmp_path / "out") == 0
+    found = sorted(p.parent.relative_to(tmp_path / "out").as_posix() for p in tmp_path.rglob("results.json"))
+    assert found == sorted(["a.png", "A.jpg", "_..", "_con", "b_", "sub/c.png", "sub/c.jpg", "b", "pages"])
+    for folder in found:
+        data = json.loads((tmp_path / "out" / folder / "results.json").read_text())
+        assert (tmp_path / "out" / folder / "masks" / f"{data['frames'][0]['name']}.png").is_file()
+        assert (len(data["notes"]) == 1 and "first of its 2 pages" in data["notes"][0]) == (folder == "pages")
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [

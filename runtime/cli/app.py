@@ -20,7 +20,7 @@ from typing import Any
 from ..bundle.demo import Demo, Quality
 from ..engine import Engine
 from ..engine import load as load_engine
-from ..errors import InternalError, SamwiseRuntimeError, UserError, fail, summarize
+from ..errors import InternalError, PromptError, SamwiseRuntimeError, UserError, VideoError, fail, summarize
 from ..media.video_reader import VideoReader, open_video
 from ..models.options import TextOptions
 from ..prompts import Text
@@ -111,7 +111,7 @@ def _task(args: argparse.Namespace, engine: Engine, video: VideoReader, prompts:
 def _check_folder(args: argparse.Namespace, video: VideoReader, prompts: list[Text] | PromptSet) -> None:
     """Raise an error, before any work, if the output folder cannot be written, or an input would be replaced."""
     inputs = [args.video, *video.files, *(prompts.files if isinstance(prompts, PromptSet) else ())]
-    OutputFolder(Path(args.out), args.overlay, args.masks, video.count == 1).check(identities(inputs))
+    OutputFolder(Path(args.out), args.overlay, args.masks, video.max_count == 1).check(identities(inputs))
 
 
 def _run(args: argparse.Namespace, engine: Engine, video: VideoReader, task: Task, quality: Quality | None) -> int:
@@ -121,7 +121,7 @@ def _run(args: argparse.Namespace, engine: Engine, video: VideoReader, task: Tas
         task.objects,
         args.overlay,
         args.masks,
-        is_image=video.count == 1,
+        is_image=video.max_count == 1,
         small_on_top=task.small_on_top,
         sample_aspect_ratio=video.sample_aspect_ratio,
         source=SourceFile(video.path, video.start, args.sound) if video.path is not None else None,
@@ -131,6 +131,9 @@ def _run(args: argparse.Namespace, engine: Engine, video: VideoReader, task: Tas
         error = job.run(guard)
         with guard.defer_signals():
             summary = summarize_run(job.stats, task.labels, engine.timings, complete=error is None)
+            if error is None or isinstance(error, VideoError):
+                unused = _unused_prompts(task, video, job.stats.frames)
+                error = error or unused
             _add_details(summary, video, quality)
             try:
                 summary["notes"] += outputs.close_overlay(job.read_to_end and job.stats.frames != args.max_frames)
@@ -149,6 +152,14 @@ def _run(args: argparse.Namespace, engine: Engine, video: VideoReader, task: Tas
         if error is not None:
             raise error
         return 0
+
+
+def _unused_prompts(task: Task, video: VideoReader, num_frames: int) -> PromptError | None:
+    """Note the prompts on frames that did not come."""
+    unused = task.unused(num_frames)
+    video.notes.extend(unused)
+    more = f"; prompts on {len(unused) - 1} more frames" if unused[1:] else ""
+    return PromptError(unused[0] + more) if unused else None
 
 
 def _header(engine: Engine, video: VideoReader) -> dict[str, Any]:

@@ -4,6 +4,9 @@ On the command line: `x,y` with `,+` (on the object, the default) or `,-` (on th
 and `#object`. A box or mask without `#` starts a new object; a point without `#` belongs to the object named last. A
 prompt file is a JSON list of objects like {"object": 1, "frame": 0, "points": [[x, y]], "labels": [1]}, {"object": 2,
 "box": [left, top, right, bottom]}, {"object": 3, "mask": "mask.png", "name": "label of the object"}.
+
+A mask file may hold several objects (`mask_files.py`). Their ids are its indices, or the next ones free for colours;
+later files of this kind prompt the same objects.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import PromptError, VideoError, summarize
-from ..media.image_files import read_image
-from ..prompts import Box, Mask, Points
+from ..errors import PromptError, UserError, summarize
+from ..prompts import NO_LABEL, Box, Mask, Points
+from .mask_files import Masks, read_masks
+from .text_files import read_text
 
 VisualPrompt = Points | Box | Mask
 
@@ -32,16 +36,20 @@ _SUFFIXES = re.compile(r"(?P<prompt>.*?)(?:@(?P<frame>\d+))?(?:#(?P<object>\d+))
 class PromptSet:
     """Visual prompts of a run.
 
-    prompts  frame number in the source -> object id -> prompts
-    labels   object id -> label
-    last     object id of the prompt added last; 0 before the first
-    files    the files that were read
+    prompts   frame number in the source -> object id -> prompts
+    labels    object id -> label
+    last      object id of the prompt added last; 0 before the first
+    numbered  label in mask files of several objects -> object id
+    files     files that were read
+    notes     remarks on mask files, to show at the end of the run
     """
 
     prompts: dict[int, dict[int, list[VisualPrompt]]] = field(default_factory=dict)
     labels: dict[int, str] = field(default_factory=dict)
     last: int = 0
     files: list[Path] = field(default_factory=list)
+    numbered: dict[Any, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, prompt: VisualPrompt, frame: int, obj: int | None, name: str | None = None) -> None:
         """Add one prompt. Points on the same object and frame are merged.
@@ -63,20 +71,62 @@ class PromptSet:
                 prompt = Points(points, np.concatenate([previous.labels, prompt.labels]))
         elif any(not isinstance(part, Points) for part in parts):
             where = f"object {obj} already has a box or mask on frame {frame}"
-            raise PromptError(f"{where}; give the second one its own #object")
+            raise PromptError(f"{where}; give one of them another #object")
         if parts and Mask in (type(prompt), type(parts[0])):
             raise PromptError(f"object {obj}, frame {frame}: a mask prompt cannot be combined with points or a box")
         parts.append(prompt)
 
-    def check(self, size: tuple[int, int], stride: int, count: int | None) -> None:
-        """Raise PromptError for a prompt outside the image (height, width) or on a frame that is not processed."""
+    def add_file(self, path: Path, frame: int, obj: int | None, name: str | None = None) -> None:
+        """Add the mask file `path`: each of its objects, or only `obj`. Raises PromptError."""
+        self.files.append(path)
+        masks, notes = read_masks(path)
+        self.notes += [note for note in notes if note not in self.notes]
+        if obj is not None and len(masks) > 1:
+            if obj not in masks:
+                listed = ", ".join(map(str, masks))
+                raise PromptError(f"{path}: holds the objects {listed}; omit the id {obj}, or give one of theirs")
+            masks = {obj: masks[obj]}
+        for label, mask in masks.items():
+            label_id = self._labelled(label, frame, masks) if obj is None else obj
+            self.add(Mask(mask), frame, label_id, f"{name} {label}" if name and len(masks) > 1 else name)
+            if len(masks) > 1:
+                self.numbered[label] = self.last
+        if any(isinstance(label, str) for label in masks) and len(masks) > 1:
+            self.notes.append(f"{path}: " + ", ".join(f"{c} is object {self.numbered[c]}" for c in masks))
+
+    def _labelled(self, label: Any, frame: int, masks: Masks) -> int | None:
+        """Return the object that a label of a mask file stands for; None: a new one."""
+        known = self.numbered.get(label)
+        if len(masks) > 1:
+            return known or (label if isinstance(label, int) else None)
+        if known is not None and known not in self.prompts.get(frame, {}):
+            return known
+        return label if isinstance(label, int) and label != NO_LABEL and label not in self.labels else None
+
+    def check(self, size: tuple[int, int], stride: int, max_count: int | None) -> None:
+        """Raise PromptError for a prompt outside the image (height, width) or on a frame that is not processed.
+
+        `max_count`: number of processed frames that is not exceeded; None if unknown.
+        """
+        last = None if max_count is None else (max_count - 1) * stride
         for frame, objects in self.prompts.items():
-            if frame % stride:
-                raise PromptError(f"frame {frame} is skipped by --stride {stride}; prompt a multiple of it")
-            if count is not None and frame // stride >= count:
-                raise PromptError(f"frame {frame} is not processed: the last one is {(count - 1) * stride}")
+            before = frame - frame % stride
+            if last is not None and before > last:
+                raise PromptError(f"frame {frame} is not processed: the last one is {last}")
+            if before < frame:
+                after = f" or {before + stride}" if last is None or before < last else ""
+                raise PromptError(f"frame {frame} is skipped by --stride {stride}; prompt frame {before}{after}")
             for part in (part for parts in objects.values() for part in parts):
                 part.checked(*size) if isinstance(part, Mask) else part.scaled(*size)
+
+    def unused(self, stride: int, num_frames: int) -> list[str]:
+        """Describe the prompts on frames after the `num_frames` that were processed."""
+        late = [(frame, objects) for frame, objects in sorted(self.prompts.items()) if frame >= num_frames * stride]
+        return [
+            f"frame {frame} did not come, the last one is {(num_frames - 1) * stride}: not used: "
+            + ", ".join(f"{' and '.join(p.label for p in parts)} of {self.labels[o]}" for o, parts in objects.items())
+            for frame, objects in late
+        ]
 
     def by_index(self, stride: int) -> dict[int, dict[int, list[VisualPrompt]]]:
         """Return `prompts` by the number of the frame among those processed."""
@@ -95,8 +145,9 @@ def parse_prompt_set(prompt_args: Sequence[tuple[str, str]]) -> PromptSet:
         frame = _parse_int(option, match["frame"] or match["late"] or "0")
         obj = _parse_int(option, match["object"]) if match["object"] else None
         if option == "--mask":
-            prompts.files.append(Path(match["prompt"]))
-        prompts.add(_PARSERS[option](match["prompt"]), frame, obj)
+            prompts.add_file(Path(match["prompt"]), frame, obj)
+        else:
+            prompts.add(_PARSERS[option](match["prompt"]), frame, obj)
     return prompts
 
 
@@ -128,25 +179,16 @@ def _parse_box(text: str) -> Box:
     return Box(corners)
 
 
-def _read_mask(text: str, folder: Path = Path()) -> Mask:
-    try:
-        return Mask(read_image(folder / text).max(axis=2))
-    except VideoError as error:
-        raise PromptError(f"--mask {error}") from None
-
-
-_PARSERS: dict[str, Callable[[str], VisualPrompt]] = {
-    "--point": _parse_point,
-    "--box": _parse_box,
-    "--mask": _read_mask,
-}
+_PARSERS: dict[str, Callable[[str], Points | Box]] = {"--point": _parse_point, "--box": _parse_box}
 
 
 def _read_file(prompts: PromptSet, path: Path) -> None:
     prompts.files.append(path)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        entries = json.loads(read_text(path))
+    except UserError as error:
+        raise PromptError(f"--prompts {error}") from None
+    except (ValueError, RecursionError) as error:
         raise PromptError(f"--prompts {path}: not readable as JSON ({summarize(error)})") from None
     if not isinstance(entries, list) or not entries:
         raise PromptError(f'--prompts {path}: must be a list of prompts, like [{{"box": [0, 0, 9, 9]}}]')
@@ -160,22 +202,27 @@ def _read_file(prompts: PromptSet, path: Path) -> None:
 def _add_entry(prompts: PromptSet, entry: Any, folder: Path) -> None:
     if not isinstance(entry, dict) or set(entry) - set(ENTRY_KEYS):
         raise PromptError(f"must be an object with some of {', '.join(ENTRY_KEYS)}")
-    frame, obj, name = entry.get("frame", 0), entry.get("object"), entry.get("name")
+    frame, obj, name = _whole(entry.get("frame", 0)), _whole(entry.get("object")), entry.get("name")
     if type(frame) is not int or frame < 0 or (obj is not None and type(obj) is not int):
         raise PromptError("frame and object must be integers")
     if (name is not None and not isinstance(name, str)) or not isinstance(entry.get("mask", ""), str):
         raise PromptError("name and mask must be strings")
-    parts: list[VisualPrompt] = []
+    parts: list[Points | Box] = []
     if "box" in entry:
         parts.append(Box(entry["box"]))
-    if "mask" in entry:
-        prompts.files.append(folder / entry["mask"])
-        parts.append(_read_mask(entry["mask"], folder))
     if "points" in entry:
         points = entry["points"]
-        parts.append(Points(points, entry.get("labels", [1] * len(points) if isinstance(points, list) else 1)))
-    if not parts:
+        parts.append(Points(points, entry.get("labels", [1] * max(np.size(points) // 2, 1))))
+    if "mask" in entry:
+        prompts.add_file(folder / entry["mask"], frame, obj, name)
+        obj = prompts.last
+    elif not parts:
         raise PromptError("needs at least one of points, box and mask")
     for part in parts:
         prompts.add(part, frame, obj, name)
         obj = prompts.last
+
+
+def _whole(value: Any) -> Any:
+    """Return a float without fraction as an integer, and other values as they are."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -28,6 +28,7 @@ class Task:
     stream        turns frames into results, one per frame, in order
     session       closed when the run ends
     small_on_top  whether smaller masks are drawn over larger ones, instead of by score
+    unused        describes the prompts on frames that did not come, by the number of frames
     """
 
     labels: Mapping[int, str]
@@ -35,6 +36,7 @@ class Task:
     stream: Callable[[Iterable[np.ndarray]], Iterator[Result]]
     session: AbstractContextManager[object] = field(default_factory=nullcontext)
     small_on_top: bool = False
+    unused: Callable[[int], list[str]] = lambda num_frames: []
 
 
 def text_task(engine: Engine, prompts: Sequence[Text], options: TextOptions) -> Task:
@@ -66,15 +68,17 @@ def reject_options(options: TextOptions, name: str) -> None:
 
 def prompt_task(engine: Engine, prompts: PromptSet, video: VideoReader) -> Task:
     """Track objects given by points, boxes or masks, each from its first prompt on. Raises PromptError, UserError."""
-    prompts.check(video.size, video.stride, video.count)
+    prompts.check(video.size, video.stride, video.max_count)
+    video.notes.extend(prompts.notes)
     session = engine.live()
     stream = partial(session.stream, prompts=prompts.by_index(video.stride))
-    return Task(prompts.labels, {obj: obj for obj in prompts.labels}, stream, session)
+    unused = partial(prompts.unused, video.stride)
+    return Task(prompts.labels, {obj: obj for obj in prompts.labels}, stream, session, unused=unused)
 
 
 def automatic_task(engine: Engine, video: VideoReader) -> Task:
     """Segment everything in an image, the largest segment first. Raises PromptError for a video."""
-    if video.count != 1:
+    if video.max_count != 1:
         raise PromptError(f"--auto takes one image, not {video.name}; add --max-frames 1 for its first frame")
     return Task({}, {}, partial(_segment_all, engine), small_on_top=True)
 

@@ -119,7 +119,7 @@ def test_an_empty_mask(tmp_path):
 )
 def test_prompts_outside_the_video(value, error):
     with pytest.raises(PromptError, match=error):
-        parse_prompt_set([("--point", value)]).check((48, 64), stride=2 if "@3" in value else 1, count=10)
+        parse_prompt_set([("--point", value)]).check((48, 64), stride=2 if "@3" in value else 1, max_count=10)
 
 
 def test_frame_numbers_are_those_of_the_source():

@@ -25,7 +25,7 @@ from ..media.video_reader import VideoReader, open_video
 from ..models.options import TextOptions
 from ..prompts import Text
 from . import batch
-from .args import build_parser, parse_prompts
+from .args import build_parser, choose_max_objects, parse_prompts
 from .job import Job
 from .output_folder import OutputFolder, identities
 from .prompt_args import PromptSet
@@ -33,7 +33,7 @@ from .signals import SignalGuard
 from .source_file import SourceFile
 from .summary import describe_engine, list_bundles, print_summary, summarize_run
 from .tasks import Task, automatic_task, prompt_task, reject_options, text_task
-from .writers import OutputOptions, Outputs
+from .writers import OutputOptions, Outputs, check_ids
 
 
 def main(argv: Sequence[str] | None = None, load: Callable[..., Engine] = load_engine) -> int:
@@ -66,24 +66,27 @@ def _main(argv: list[str], load: Callable[..., Engine]) -> int:
         return list_bundles(Path(args.engine), args.json)
     if args.auto and args.prompt_args:
         raise UserError("--auto segments everything; remove the prompts")
-    open_engine = functools.partial(
+    load = functools.partial(
         load, args.engine, model=args.model, backend=args.backend, threads=args.threads, kernels=args.kernels
     )
     if args.sentences is not None:
-        return batch.run(args, open_engine)
+        return batch.run(args, load)
     prompts = parse_prompts(args.prompt_args)
+    num_objects = len(prompts.labels if isinstance(prompts, PromptSet) else prompts)
+    open_engine = functools.partial(load, max_objects=choose_max_objects(args, num_objects))
     if args.video is not None and not args.prompt_args and not args.auto:
         raise UserError('no prompt; give one, like --text "the horse jumping" (--help shows all options)')
     with contextlib.ExitStack() as stack:
         demo = None
         if args.video is not None:  # opened first: it may fail, and sooner than an engine loads
             video = stack.enter_context(open_video(args.video, args.stride, args.max_frames))
-            _check_folder(args, video, prompts)
+            _check_inputs(args, video, prompts)
             engine = stack.enter_context(open_engine())
         else:
             engine = stack.enter_context(open_engine())
             demo = _load_demo(engine)
             video = stack.enter_context(open_video(demo.clip, args.stride, args.max_frames))
+            _check_inputs(args, video, prompts)
         quality = None
         if demo is not None and not args.prompt_args and not args.auto:
             prompts, quality = demo.prompts, Quality(demo, args.stride)
@@ -108,9 +111,14 @@ def _task(args: argparse.Namespace, engine: Engine, video: VideoReader, prompts:
     return prompt_task(engine, prompts, video) if isinstance(prompts, PromptSet) else automatic_task(engine, video)
 
 
-def _check_folder(args: argparse.Namespace, video: VideoReader, prompts: list[Text] | PromptSet) -> None:
-    """Raise an error, before any work, if the output folder cannot be written, or an input would be replaced."""
-    inputs = [args.video, *video.files, *(prompts.files if isinstance(prompts, PromptSet) else ())]
+def _check_inputs(args: argparse.Namespace, video: VideoReader, prompts: list[Text] | PromptSet) -> None:
+    """Raise an error, before any work, for prompts that do not fit the video, or outputs that would replace inputs."""
+    inputs = [*video.files, *([] if args.video is None else [args.video])]
+    if isinstance(prompts, PromptSet):
+        prompts.check(video.size, video.stride, video.max_count)
+        inputs += prompts.files
+        if args.masks:
+            check_ids(prompts.labels)
     OutputFolder(Path(args.out), args.overlay, args.masks, video.max_count == 1).check(identities(inputs))
 
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from ..engine import MAX_OBJECTS
 from ..errors import PromptError, UserError
 from ..prompts import Text
 from .prompt_args import PromptSet, parse_prompt_set
@@ -98,7 +99,7 @@ def _add_prompts(parser: Parser) -> None:
     point = "a click on the object, or with ,- on the background; without # it belongs to the object named last"
     add("--point", action=_AppendPrompt, metavar="X,Y[,-][@FRAME][#OBJECT]", help=point)
     add("--box", action=_AppendPrompt, metavar="L,T,R,B[@FRAME][#OBJECT]", help="a box around a new object")
-    mask = "the mask of a new object: an image that is not black inside the object"
+    mask = "the mask of a new object, or of several: a palette or grey image of their numbers, or a colour for each"
     add("--mask", action=_AppendPrompt, metavar="PNG[@FRAME][#OBJECT]", help=mask)
     entries = '[{"object": 1, "frame": 0, "points": [[X, Y]], "labels": [1]}, {"object": 2, "box": [L, T, R, B]}, '
     file = f'a file of prompts: {entries}{{"object": 3, "mask": "a.png"}}]'
@@ -128,6 +129,8 @@ def _add_execution(parser: Parser) -> None:
     add("--kernels", choices=("auto", "on", "off"), default="auto", help=kernels)
     memory = "correct the memory once the object becomes clear (default: set by the bundle)"
     add("--conditional-memory", choices=("on", "off"), help=memory)
+    objects = "most objects at a time, which take memory (default: as many as there are prompts, at least 16)"
+    add("--max-objects", type=_positive, metavar="N", help=objects)
     window = (
         "encode N frames at a time with the text, instead of the trained number: lower latency, approximate results"
     )
@@ -144,6 +147,13 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer of 1 or more")
     return value
+
+
+def choose_max_objects(args: argparse.Namespace, num_objects: int) -> int:
+    """Return the number of objects to load an engine for. Raises UserError if `--max-objects` is less than needed."""
+    if args.max_objects is not None and num_objects > args.max_objects:
+        raise UserError(f"the prompts name {num_objects} objects, more than --max-objects {args.max_objects}; raise it")
+    return args.max_objects or max(MAX_OBJECTS, num_objects)
 
 
 def parse_prompts(prompt_args: Sequence[PromptArg]) -> list[Text] | PromptSet:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import sys
 import time
@@ -22,21 +23,18 @@ from ..errors import PromptError, UserError, VideoError, summarize
 from ..media.frame_names import unique_names
 from ..media.image_files import read_image
 from ..prompts import Text
+from .args import choose_max_objects
 from .output_folder import OutputFolder, identities
 from .summary import describe_engine
-from .writers import OutputOptions, Outputs
+from .text_files import read_text
+from .writers import OutputOptions, Outputs, check_ids
 
 COLUMNS = ("picture", "sentence")
 
 
 def read_sentences(path: Path) -> dict[str, list[Text]]:
     """Read the sentences by image, in the order of the file. Raises UserError that names the line or the entry."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; --sentences takes a CSV or JSON file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({summarize(error)}); save it as UTF-8") from None
+    text = read_text(path)
     sentences: dict[str, list[Text]] = {}
     parse = _parse_json if path.suffix.lower() == ".json" else _parse_csv
     for where, image, sentence in parse(path, text):
@@ -54,7 +52,10 @@ def read_sentences(path: Path) -> dict[str, list[Text]]:
 
 
 def _parse_csv(path: Path, text: str) -> Iterator[tuple[str, Any, Any]]:
-    rows = csv.DictReader(text.splitlines())
+    delimiter = max(
+        ",;\t", key=text.partition("\n")[0].count
+    )  # spreadsheets write what the language of the system uses
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     missing = [c for c in COLUMNS if c not in (rows.fieldnames or ())]
     if missing:
         raise UserError(f"{path}: the first line must name the columns {','.join(COLUMNS)}")
@@ -84,7 +85,7 @@ def _parse_json(path: Path, text: str) -> Iterator[tuple[str, Any, Any]]:
             yield f"{path}, entry {number}", entry.get("picture"), sentence
 
 
-def run(args: argparse.Namespace, open_engine: Callable[[], Engine]) -> int:
+def run(args: argparse.Namespace, load: Callable[..., Engine]) -> int:
     """Run the batch and return the exit code. Raises UserError before the engine loads if an image is missing."""
     if args.video is None or not Path(args.video).is_dir():
         raise UserError("--sentences needs a folder of images: --image FOLDER")
@@ -98,8 +99,11 @@ def run(args: argparse.Namespace, open_engine: Callable[[], Engine]) -> int:
     inputs = identities([args.sentences, *(folder / image for image in sentences)])
     for name in names.values():
         OutputFolder(Path(args.out) / name, args.overlay, args.masks, is_image=True).check(inputs)
-    start = time.perf_counter()
-    with open_engine() as engine:
+    most = max(map(len, sentences.values()))
+    if args.masks:
+        check_ids([most])
+    max_objects, start = choose_max_objects(args, most), time.perf_counter()
+    with load(max_objects=max_objects) as engine:
         for image, prompts in sentences.items():
             _segment(args, engine, folder / image, names[image], prompts)
             if not args.json:

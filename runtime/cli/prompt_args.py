@@ -121,11 +121,12 @@ class PromptSet:
 
     def unused(self, stride: int, num_frames: int) -> list[str]:
         """Describe the prompts on frames after the `num_frames` that were processed."""
-        late = [(frame, objects) for frame, objects in sorted(self.prompts.items()) if frame >= num_frames * stride]
+        last = (num_frames - 1) * stride
         return [
-            f"frame {frame} did not come, the last one is {(num_frames - 1) * stride}: not used: "
+            f"frame {frame} did not come (the last one is {last}); not used: "
             + ", ".join(f"{' and '.join(p.label for p in parts)} of {self.labels[o]}" for o, parts in objects.items())
-            for frame, objects in late
+            for frame, objects in sorted(self.prompts.items())
+            if frame > last
         ]
 
     def by_index(self, stride: int) -> dict[int, dict[int, list[VisualPrompt]]]:

@@ -67,8 +67,7 @@ def reject_options(options: TextOptions, name: str) -> None:
 
 
 def prompt_task(engine: Engine, prompts: PromptSet, video: VideoReader) -> Task:
-    """Track objects given by points, boxes or masks, each from its first prompt on. Raises PromptError, UserError."""
-    prompts.check(video.size, video.stride, video.max_count)
+    """Track objects given by points, boxes or masks, each from its first prompt on. Raises UserError."""
     video.notes.extend(prompts.notes)
     session = engine.live()
     stream = partial(session.stream, prompts=prompts.by_index(video.stride))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,6 +26,15 @@ def suppress(boxes_n4: np.ndarray, scores_n: np.ndarray, overlap: float) -> np.n
         # two boxes without area share nothing; written as a product it needs no division by zero
         alive[i + 1 :] &= ~(shared > overlap * (areas[i + 1 :] + areas[i] - shared))
     return order[alive]
+
+
+def mask_iou(a_nhw: np.ndarray, b_mhw: np.ndarray) -> np.ndarray:
+    """Return the IoU (N,M) float32 of each bool mask of one set with each of another; 0 where both are empty."""
+    a, b = (x.reshape(len(x), math.prod(x.shape[1:])).astype(np.float32) for x in (a_nhw, b_mhw))
+    common = a @ b.T  # exact: counts below 2**24
+    union = a.sum(1)[:, None] + b.sum(1) - common
+    iou: np.ndarray = (common / np.maximum(union, 1)).astype(np.float32)
+    return iou
 
 
 def boxes_and_areas(masks_nhw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

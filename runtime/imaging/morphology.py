@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-HOLE_LOGIT = np.float32(0.1)
-"""Logit of a filled hole: just foreground, as in SAM 2."""
+HOLE_LOGIT, SPECK_LOGIT = np.float32(0.1), np.float32(-0.1)
+"""Logits of a filled hole (just foreground, as in SAM 2) and of a removed speck (SAM 3)."""
 
 
 def components(mask_hw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -77,6 +77,19 @@ def fill_holes(logits_hw: np.ndarray, area: int) -> np.ndarray:
     small = areas <= area
     small[0] = False
     return np.where(small[labels], HOLE_LOGIT, logits_hw) if small.any() else logits_hw
+
+
+def remove_specks(logits_hw: np.ndarray, area: int) -> np.ndarray:
+    """Return logits in which foreground regions of at most `area` pixels, and of at most half the foreground, are
+    `SPECK_LOGIT`. The same array when there is nothing to remove."""
+    foreground = logits_hw > 0
+    limit = min(area, int(np.count_nonzero(foreground)) // 2)
+    if limit < 1:
+        return logits_hw
+    labels, areas = components(foreground)
+    small = areas <= limit
+    small[0] = False
+    return np.where(small[labels], SPECK_LOGIT, logits_hw) if small.any() else logits_hw
 
 
 def without_small_regions(logits_hw: np.ndarray, area: int) -> np.ndarray:

@@ -7,6 +7,7 @@ export (for instance, a parity check that fails); an error is one line, and noth
 from __future__ import annotations
 
 import argparse
+import hashlib
 import signal
 import sys
 import tempfile
@@ -45,7 +46,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help="official checkpoint (.pth, .pt); for sam2 also a Hugging Face folder",
+        help="checkpoint: a file of torch or safetensors, or a folder with model.safetensors or its shards",
     )
     add("--out", default=Path("engines"), type=Path, metavar="DIR", help="folder of bundles (default: %(default)s)")
     add("--name", help="name of the bundle (default: from network, size and precision)")
@@ -103,7 +104,7 @@ def _export(options: dict[str, Any]) -> None:
     """Export one checkpoint. Raises UserError, InternalError."""
     started = time.perf_counter()
     name, checkpoint, precision, threads = (options[k] for k in ("network", "checkpoint", "precision", "threads"))
-    if not checkpoint.exists():
+    if not checkpoint.exists() and not checkpoint.is_symlink():  # before the libraries are imported
         raise UserError(f"{checkpoint}: no such file; give the path of a checkpoint (.pth or .pt)")
     if threads is not None and threads < 1:
         raise UserError(f"--threads must be 1 or more, not {threads}")
@@ -141,11 +142,12 @@ def _export(options: dict[str, Any]) -> None:
 
 
 def _provenance(checkpoint: Path) -> dict[str, str]:
-    """Return name and sha256 of the weights; in a Hugging Face folder they are its largest file."""
-    weights = checkpoint
-    if weights.is_dir():
-        weights = max((p for p in weights.iterdir() if p.is_file()), key=lambda p: p.stat().st_size)
-    return {"checkpoint": checkpoint.name, "checkpoint_sha256": file_sha256(weights)}
+    """Return name and sha256 of the weights; of several shards, that of their sha256 in order."""
+    from .checkpoints.files import weight_files
+
+    digests = [file_sha256(file) for file in weight_files(checkpoint)]
+    digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return {"checkpoint": checkpoint.name, "checkpoint_sha256": digest}
 
 
 def _demonstration(folder: Path | None) -> dict[str, Any]:

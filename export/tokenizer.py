@@ -12,6 +12,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
 
+from runtime.bundle.placeholder import describe_placeholder
 from runtime.errors import UserError, summarize
 
 FILE = "tokenizer.json"
@@ -57,7 +58,13 @@ def write(source: str | Path, folder: Path, vocabulary: int | None = None) -> st
     return FILE
 
 
+def _check_downloaded(path: Path) -> None:
+    if placeholder := describe_placeholder(path):
+        raise UserError(f"{path}: {placeholder}")
+
+
 def _from_file(path: Path) -> Tokenizer:
+    _check_downloaded(path)
     try:
         return Tokenizer.from_file(str(path))
     except BaseException as error:
@@ -66,6 +73,8 @@ def _from_file(path: Path) -> Tokenizer:
 
 def _read_bpe(vocabulary: Path, merges: Path) -> tuple[dict[str, int], list[tuple[str, ...]]]:
     """Read token ids and merges. Raises UserError."""
+    _check_downloaded(vocabulary)
+    _check_downloaded(merges)
     try:
         vocab = json.loads(vocabulary.read_text(encoding="utf-8"))
         if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
@@ -113,6 +122,7 @@ def _roberta(vocabulary: Path, merges: Path) -> Tokenizer:
 
 def _bert(vocabulary: Path) -> Tokenizer:
     """Build WordPiece as in `bert-base-uncased`: lower case, without accents, `[CLS]` sentence `[SEP]`."""
+    _check_downloaded(vocabulary)
     try:
         vocab = {token: i for i, token in enumerate(vocabulary.read_text(encoding="utf-8").splitlines())}
     except (OSError, ValueError) as error:

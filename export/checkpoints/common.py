@@ -1,9 +1,9 @@
-"""Reading of official checkpoints: no code of the file runs, sizes come from its tensors, every tensor is accounted
-for.
+"""Reading of checkpoints: sizes come from the tensors, and every tensor is accounted for.
 
-A checkpoint is a file of `torch.save`: `{"model": tensors, ...}` or the tensors themselves, names with or without
-`module.`. Sizes come from the tensors, except those that tensors do not show (heads, windows and global blocks of the
-trunk), which come from the published trunks; a `"config"` in the file, written by the training here, overrides both.
+Official files are `{"model": tensors, ...}`; `files.py` reads further formats and `names.py` finds the tensors under
+other keys and prefixes. Sizes come from the tensors, except those that tensors do not show (heads, windows and global
+blocks of the trunk), which come from the published trunks; a `"config"` in the file, written by the training here,
+overrides both.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fnmatch
-import warnings
-import zipfile
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,19 +24,17 @@ from runtime.errors import UserError, summarize
 
 from ..layers.hiera import PUBLISHED_TRUNKS, STRIDES, HieraConfig
 from ..models.sam import SamConfig
+from .files import read_file, some
+from .names import find_tensors, is_counter
 
 UNUSED = (
-    "*.num_batches_tracked",
     "text_encoder._float_tensor",
     "*.sentence_encoder.version",
     "*.lm_head.*",
     "*no_mem_pos_enc",
     "conditional_memory_encoder.transformerBlock.norm2.*",
-    "*total_ops",
-    "*total_params",
 )
-"""Patterns of tensors that no computation reads. The last two come from a counter of operations; the official code
-ignores them, too."""
+"""Patterns of tensors of SAMWISE that no computation reads."""
 
 NUMERIC_DTYPES = (
     torch.float32,
@@ -71,23 +68,24 @@ class Checkpoint(NamedTuple):
     arguments: Mapping[str, Any]
 
 
-def read(path: str | Path) -> Checkpoint:
-    """Read a checkpoint without running code of the file. Raises UserError."""
-    data = _load(Path(path))
-    tensors = data.get("model", data) if isinstance(data, Mapping) else None
-    if not isinstance(tensors, Mapping) or not tensors or not all(isinstance(k, str) for k in tensors):
-        raise UserError(f"{path}: contains no named tensors; expected a checkpoint saved as {{'model': state_dict}}")
-    tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    for name, value in tensors.items():
-        if not isinstance(value, Tensor):
+def read(path: str | Path, network: str) -> Checkpoint:
+    """Read the tensors of `network`, a command of the export, wherever they are in a checkpoint. Raises UserError."""
+    data = read_file(Path(path))
+    entries, keys = find_tensors(data, network, path)
+    for name, value in entries.items():
+        if not isinstance(value, Tensor) and "." in name:
             raise UserError(f"{path}: {name} is a {type(value).__name__}, not a tensor; is this a whole checkpoint?")
+    # what trainings save beside plain tensors: numbers, texts, the state of the optimizer
+    tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
     require_plain_tensors(tensors, path)
-    config, arguments = data.get("config"), data.get("args")
-    if isinstance(arguments, argparse.Namespace):
-        arguments = vars(arguments)
-    return Checkpoint(
-        tensors, config if isinstance(config, Mapping) else None, arguments if isinstance(arguments, Mapping) else {}
-    )
+    config, arguments = None, {}
+    for level in itertools.accumulate(keys, lambda level, key: level[key], initial=data):
+        written, options = level.get("config"), level.get("args")
+        if isinstance(written, Mapping) and "sam" in written:  # ours; others keep their training's options there
+            config = written
+        options = vars(options) if isinstance(options, argparse.Namespace) else options
+        arguments = options if isinstance(options, Mapping) else arguments
+    return Checkpoint(tensors, config, arguments)
 
 
 def require_plain_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
@@ -114,43 +112,6 @@ def require_plain_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> No
         )
 
 
-def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the path of a checkpoint (.pth or .pt)")
-    _check_archive(path)
-    # official files have torch's old format, which cannot be memory-mapped, and contain their training arguments
-    for mapped in (True, False):
-        try:
-            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        except Exception as error:  # torch raises many types for a broken file
-            failure = error
-    if "weights_only" in str(failure) or "Weights only" in str(failure):
-        raise UserError(
-            f"{path}: contains Python objects besides tensors and is not opened; save plain tensors with "
-            "torch.save({'model': model.state_dict()}, path)"
-        ) from None
-    raise UserError(
-        f"{path}: not readable as a torch checkpoint ({type(failure).__name__}); truncated or another kind "
-        "of file? download it again"
-    ) from None
-
-
-def _check_archive(path: Path) -> None:
-    """Raise UserError for a zip bomb: torch never compresses, so no valid file unpacks to more than its size."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-    except Exception:  # torch's old format, or damaged: torch.load decides
-        return
-    if unpacked > path.stat().st_size:
-        raise UserError(
-            f"{path}: unpacks to {unpacked:,} bytes, more than the size of the file; torch does not write such files, "
-            "download it again"
-        )
-
-
 def load_tensors(
     model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, unused: tuple[str, ...] = UNUSED
 ) -> None:
@@ -172,12 +133,13 @@ def check_tensors(
 ) -> None:
     """Check names, shapes and types as `load_tensors` does; the model may be on the meta device."""
     expected = model.state_dict()
-    missing = [k for k in expected if k not in tensors and not k.endswith("num_batches_tracked")]
+    missing = [k for k in expected if k not in tensors and not is_counter(k)]
     if missing:
-        raise UserError(f"{path}: lacks {_some(missing)}; is it a checkpoint of this network?")
-    unknown = [k for k in tensors if k not in expected and not any(fnmatch.fnmatchcase(k, u) for u in unused)]
+        raise UserError(f"{path}: lacks {some(missing)}; is it a checkpoint of this network?")
+    unneeded = [k for k in tensors if k not in expected and not is_counter(k)]
+    unknown = [k for k in unneeded if not any(fnmatch.fnmatchcase(k, pattern) for pattern in unused)]
     if unknown:
-        raise UserError(f"{path}: contains {_some(unknown)}, unknown to this network; is it of another version?")
+        raise UserError(f"{path}: contains {some(unknown)}, unknown to this network; is it of another version?")
     for name, value in expected.items():
         if name in tensors and tensors[name].shape != value.shape:
             raise UserError(
@@ -186,11 +148,6 @@ def check_tensors(
             )
         if name in tensors and tensors[name].is_floating_point() != value.is_floating_point():
             raise UserError(f"{path}: {name} has type {tensors[name].dtype}, expected {value.dtype}")
-
-
-def _some(names: list[str]) -> str:
-    """List up to three names and the number of the others."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def config_from(kind: type, data: Any) -> Any:

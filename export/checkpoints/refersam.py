@@ -21,7 +21,7 @@ UNUSED = ("text_encoder.pooler.*", "text_encoder.*position_ids", "text_encoder.*
 
 def load_refersam(path: str | Path, image_size: int, activation: str | None = None) -> ReferSam:
     """Load a checkpoint as a network in eval mode, for images of `image_size`. Raises UserError."""
-    return build(read(path).tensors, path, image_size, activation)
+    return build(read(path, "refersam").tensors, path, image_size, activation)
 
 
 def build(tensors: Mapping[str, Tensor], path: str | Path, image_size: int, activation: str | None = None) -> ReferSam:

@@ -1,7 +1,7 @@
 """SAM 2 checkpoints: official files and Hugging Face folders, of SAM 2 and 2.1, distinguished by their tensors.
 
-A Hugging Face folder (`facebook/sam2.1-hiera-*`) contains `config.json` and `model.safetensors`; its tensors are
-renamed to the official names, and its sizes come from the config.
+Hugging Face's tensors (`facebook/sam2.1-hiera-*`) are renamed to the official names; their sizes come from the
+`config.json` beside them.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime.bundle.placeholder import describe_placeholder
 from runtime.errors import UserError
 
 from ..layers.hiera import HieraConfig
 from ..models.sam import SamConfig
 from ..models.sam2 import Sam2, Sam2Config
-from .common import check_tensors, config_from, load_tensors, read, reported_as, require_plain_tensors, sam_config
+from .common import check_tensors, config_from, load_tensors, read, reported_as, sam_config
 
 UNUSED = ("no_mem_pos_enc",)
 """Tensors of every checkpoint that no computation reads."""
-
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 NAMES = (
     (r"^no_memory_embedding$", "no_mem_embed"),
@@ -77,13 +76,10 @@ def load_sam2(path: str | Path) -> Sam2:
     """Load a checkpoint as a network in eval mode. Raises UserError."""
     path = Path(path)
     with reported_as(path, "SAM 2"):
-        if path.is_dir():
-            tensors, config = _hugging_face(path)
-        else:
-            tensors, written, _ = read(path)
-            if any(name.startswith(("text_encoder.", "cmt_adapters.")) for name in tensors):
-                raise UserError(f"{path}: this is a SAMWISE checkpoint; export it with `python -m export samwise`")
-            config = config_from(Sam2Config, written) if written else Sam2Config(sam_config(tensors))
+        tensors, written, _ = read(path, "sam2")
+        if any(name.startswith("vision_encoder.") for name in tensors):
+            tensors = renamed(tensors)
+        config = config_from(Sam2Config, written) if written else _config(path, tensors)
         with torch.device("meta"), torch.no_grad():  # sizes are checked before memory is allocated for them
             check_tensors(Sam2(config).sam, tensors, path, UNUSED)
     model = Sam2(config)
@@ -91,34 +87,22 @@ def load_sam2(path: str | Path) -> Sam2:
     return model.eval()
 
 
-def _hugging_face(folder: Path) -> tuple[dict[str, Tensor], Sam2Config]:
-    """Read tensors, with official names, and sizes of a Hugging Face folder. Raises UserError, KeyError."""
+def _config(path: Path, tensors: Mapping[str, Tensor]) -> Sam2Config:
+    """Return the sizes in Hugging Face's config.json beside the tensors, else those of a published network.
+
+    Raises UserError, KeyError, ValueError.
+    """
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if not file.is_file():
+        return Sam2Config(sam_config(tensors))
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}: no readable config.json ({type(error).__name__}); give a folder with config.json "
-            f"and {WEIGHTS[0]}, or an official .pt file"
-        ) from None
-    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if file is None:
-        raise UserError(f"{folder}: no {' or '.join(WEIGHTS)}; download the whole repository")
-    tensors = _read_safetensors(file) if file.suffix == ".safetensors" else read(file).tensors
-    require_plain_tensors(tensors, file)
-    tensors = renamed(tensors)
-    sizes = _sam_config(config, tensors)
-    return tensors, Sam2Config(config_from(SamConfig, dataclasses.asdict(sizes)))  # checks every number
-
-
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise UserError("reading .safetensors needs the safetensors library: pip install safetensors") from None
-    try:
-        return load_file(file)
-    except Exception as error:  # the library has many exception types
-        raise UserError(f"{file}: not readable ({type(error).__name__}); truncated? download it again") from None
+        what = describe_placeholder(file) or f"not readable ({type(error).__name__}); download the whole repository"
+        raise UserError(f"{file}: {what}") from None
+    if "vision_config" not in config:
+        return Sam2Config(sam_config(tensors))
+    return Sam2Config(config_from(SamConfig, dataclasses.asdict(_sam_config(config, tensors))))  # checks every number
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from .common import check_tensors, config_from, count_modules, load_tensors, rea
 
 def load_samwise(path: str | Path) -> Samwise:
     """Load a checkpoint as a network in eval mode. Raises UserError."""
-    tensors, written, arguments = read(path)
+    tensors, written, arguments = read(path, "samwise")
     # official files always contain a conditional memory encoder, which is untrained if the training did not use it
     if arguments.get("use_cme_head") is False:
         tensors = {k: v for k, v in tensors.items() if not k.startswith("conditional_memory_encoder.")}

@@ -67,4 +67,8 @@ def load_stage(bundle: Bundle, backend: Backend, name: str) -> Stage:
             f"{bundle.folder}: stage {name} has no variant that {backend.name} accepts "
             f"({', '.join(backend.variants)}); export the bundle again"
         )
-    return backend.load(bundle.folder / spec.files[variant], spec)
+    try:
+        return backend.load(bundle.folder / spec.files[variant], spec)
+    except BundleError:
+        bundle.require_contents()  # a library's message about a Git LFS pointer does not say that it is one
+        raise

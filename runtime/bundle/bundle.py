@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import BundleError
 from .manifest import MANIFEST, Manifest
+from .placeholder import describe_placeholder
 
 DEMONSTRATION = "nano"
 """Name of the bundle that ships with the project; a bundle of the user is preferred to it."""
@@ -37,7 +38,14 @@ class Bundle:
                     f"{path}: missing from the bundle; copy it again or export the bundle again"
                 ) from None
             if found != digest:
-                raise BundleError(f"{path}: altered since the export (sha256 differs); copy it again or export again")
+                altered = "altered since the export (sha256 differs); copy it again or export again"
+                raise BundleError(f"{path}: {describe_placeholder(path) or altered}")
+
+    def require_contents(self) -> None:
+        """Raise BundleError for a file in whose place a download put another, for instance a Git LFS pointer."""
+        for path in (self.folder / name for name in self.manifest.files):
+            if placeholder := describe_placeholder(path):
+                raise BundleError(f"{path}: {placeholder}")
 
     @property
     def subgraphs(self) -> frozenset[str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import BundleError
 from . import schema
+from .placeholder import describe_placeholder
 from .schema import Group, array_of, flag, map_of, nullable, one_of, string, whole
 
 FORMAT = 2
@@ -148,7 +149,8 @@ class Manifest:
         except FileNotFoundError:
             raise BundleError(f"{folder}: no {MANIFEST} here; export a bundle with `python -m export`") from None
         except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-            raise BundleError(f"{path}: not readable as JSON ({error}); export the bundle again") from None
+            unreadable = f"not readable as JSON ({error}); export the bundle again"
+            raise BundleError(f"{path}: {describe_placeholder(path) or unreadable}") from None
         try:
             _VERSION(data, "manifest")
             if data["format"] < FORMAT:

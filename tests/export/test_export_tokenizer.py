@@ -82,6 +82,16 @@ def test_bad_sources_name_the_file(tmp_path, files, message):
         tok.load(tmp_path)
 
 
+@pytest.mark.parametrize("names", [["tokenizer.json"], ["vocab.json", "merges.txt"], ["merges.txt"], ["vocab.txt"]])
+def test_placeholders_are_named(pair, tmp_path, names):
+    for name in ("vocab.json", "merges.txt") if "merges.txt" in names else ():
+        (tmp_path / name).write_bytes((pair / name).read_bytes())
+    for name in names:
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1559\n")
+    with pytest.raises(UserError, match=f"{names[0]}: a Git LFS pointer"):
+        tok.load(tmp_path)
+
+
 def test_missing_source(tmp_path):
     with pytest.raises(UserError, match="no such tokenizer"):
         tok.load(tmp_path / "nowhere")

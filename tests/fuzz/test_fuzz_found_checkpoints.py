@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from export.checkpoints.common import read
+from export.checkpoints.files import read_file
 from helpers.errors import one_line
 from runtime.errors import UserError
 
@@ -66,7 +66,7 @@ def test_checkpoint_that_unpacks_to_more_than_its_size(tmp_path):
         archive.writestr("x/data/0", bytes(10_000_000))
         archive.writestr("x/version", "3\n")
     with pytest.raises(UserError, match="unpacks to") as caught:
-        read(tmp_path / "x.pth")
+        read_file(tmp_path / "x.pth")
     one_line(caught)
 
 

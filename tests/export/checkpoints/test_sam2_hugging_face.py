@@ -114,6 +114,19 @@ def test_every_tensor_is_mapped(tmp_path, new):
         assert (value == names[name]).all(), name
 
 
+def test_shards_and_wrapped_tensors(tmp_path):
+    """In shards, as one file beside its config.json, and as a training saves them."""
+    model = seeded()
+    model.save_pretrained(tmp_path, max_shard_size="500KB")
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 1
+    state = {f"model._orig_mod.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt")
+    names = renamed(model.state_dict())
+    for path in (tmp_path, tmp_path / "model.safetensors.index.json", tmp_path / "last.ckpt"):
+        for name, value in sam2_network.load(path).sam.state_dict().items():
+            assert (value == names[name]).all(), name
+
+
 def test_damaged_folders(tmp_path):
     with pytest.raises(runtime.UserError, match="config.json"):
         sam2_network.load(tmp_path)

@@ -94,6 +94,27 @@ def test_altered_and_missing_files_are_refused(copy):
         runtime.load(copy)
 
 
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("name", [MANIFEST, "neck.onnx", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1559\n", "a Git LFS pointer"),
+        ("\ufeff\r\n<!DOCTYPE html><html>Sign in</html>", "a web page"),
+        ('<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "a web page"),
+    ],
+)
+def test_placeholders_of_files_are_named(copy, name, content, words, verify):
+    if name == "tokenizer.json":  # any further file of the bundle
+        edit(copy, lambda d: d["files"].update({name: "0" * 64}))
+    (copy / name).write_text(content)
+    if name == "tokenizer.json" and not verify:  # the failure of one graph tells about all files
+        (copy / "neck.onnx").write_bytes(b"broken")
+    with pytest.raises(BundleError, match=f"{name}: {words}") as caught:
+        runtime.load(copy, verify=verify)
+    assert "\n" not in str(caught.value)
+
+
 def test_unknown_network_and_missing_stage(copy):
     edit(copy, lambda d: d["stages"].pop("neck"))
     with pytest.raises(BundleError, match="neck"):

@@ -1,0 +1,144 @@
+"""Search for the tensors of a network in the content of a checkpoint, under any keys and prefixes.
+
+Trainings and wrappers save the same weights under `state_dict`, `model.module.`, `ema` and so on. The modules of the
+network show where its names begin; what stands before them is the prefix.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from runtime.errors import UserError
+
+from .files import some
+
+WRAPPERS = {"module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts that DDP, torch.compile, DeepSpeed and FSDP insert anywhere in names; the networks' own names have none."""
+
+NETWORKS = {
+    "samwise": ("SAMWISE", ("text_encoder.", "cmt_adapters.", "sam.image_encoder.")),
+    "sam2": ("SAM 2", ("image_encoder.", "vision_encoder.", "memory_attention.", "memory_encoder.")),
+    "refersam": ("ReferSAM", ("text_encoder.", "vl_adapter.", "mask_scaling.")),
+}
+"""Command of the export -> name of the network and modules that show it (SAM 2's also by Hugging Face's name)."""
+
+AVERAGED = re.compile(r"(^|[._])(ema|swa|avg|averaged?|shadow|teacher)([._]|$)")
+"""Keys of averaged weights, which are taken only where there are no others."""
+
+COUNTERS = ("*.num_batches_tracked", "*total_ops", "*total_params", "n_averaged")
+"""Patterns of tensors that count batches, operations and averaged steps; no computation reads them."""
+
+MAX_NESTING = 8
+
+
+class Copy(NamedTuple):
+    """A copy of a network's tensors: in the mapping at `keys`, with `prefix`; `modules` counts those found there."""
+
+    network: str
+    keys: tuple[str, ...]
+    prefix: str
+    modules: int
+
+    def __str__(self) -> str:
+        return repr(".".join([*self.keys, self.prefix]).strip("."))
+
+    @property
+    def is_averaged(self) -> bool:
+        return any(AVERAGED.search(key) for key in (*self.keys, self.prefix))
+
+    def contains(self, other: Copy) -> bool:
+        """Whether the tensors of `other` are better explained as part of these."""
+        inside = self.keys == other.keys and other.prefix.startswith(self.prefix)
+        return inside and (self.modules, -len(self.prefix)) > (other.modules, -len(other.prefix))
+
+
+def is_counter(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in COUNTERS)
+
+
+def find_tensors(data: Any, network: str, path: str | Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the entries of `network`, named as it names them, and the keys of their mapping. Raises UserError."""
+    tables = {keys: _without_wrappers(table, path) for keys, table in _tables(data).items()}
+    found = [copy for keys, table in tables.items() for copy in _copies(table, keys)]
+    copies = [copy for copy in found if copy.network == network]
+    chosen = min(copies, key=lambda copy: (-copy.modules, copy.is_averaged), default=None)
+    larger = found if chosen is None else [copy for copy in found if copy.contains(chosen)]
+    if chosen is None or larger:
+        raise UserError(f"{path}: {_refusal(data, tables, larger, network)}")
+    table = tables[chosen.keys]
+    _report(chosen, copies, table, path)
+    return {n.removeprefix(chosen.prefix): v for n, v in table.items() if n.startswith(chosen.prefix)}, chosen.keys
+
+
+def _tables(data: Any) -> dict[tuple[str, ...], Mapping[str, Any]]:
+    """Return the mappings of names to tensors within `data`, by their keys."""
+    tables, seen, queue = {}, set(), [((), data)]
+    for keys, value in queue:
+        if not isinstance(value, Mapping) or id(value) in seen or len(keys) > MAX_NESTING:
+            continue
+        seen.add(id(value))  # a pickle may contain itself
+        named = {key: entry for key, entry in value.items() if isinstance(key, str)}
+        if any(isinstance(entry, Tensor) for entry in named.values()):
+            tables[keys] = named
+        queue += [((*keys, key), entry) for key, entry in named.items()]
+    return tables
+
+
+def _without_wrappers(table: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for name, value in table.items():
+        short = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if short in plain:
+            raise UserError(f"{path}: contains {short} twice, as {name} and without its prefix; save one of the two")
+        plain[short] = value
+    return plain
+
+
+def _copies(names: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Copy]:
+    """Yield a copy for every network and prefix with one of the network's modules."""
+    for network, (_, modules) in NETWORKS.items():
+        found: dict[str, set[str]] = {}
+        for module in modules:
+            for name in names:
+                start = 0 if name.startswith(module) else name.find("." + module) + 1
+                if start or name.startswith(module):
+                    found.setdefault(name[:start], set()).add(module)
+        yield from (Copy(network, keys, prefix, len(seen)) for prefix, seen in found.items())
+
+
+def _refusal(data: Any, tables: Mapping[tuple[str, ...], Any], found: list[Copy], network: str) -> str:
+    """Say what the file contains instead of `network`."""
+    name = NETWORKS[network][0]
+    if found:
+        other = max(found, key=lambda copy: (copy.modules, -len(copy.prefix))).network
+        return (
+            f"not a {name} checkpoint; this is a {NETWORKS[other][0]} checkpoint: export it with "
+            f"`python -m export {other}`"
+        )
+    if tables:
+        keys, table = max(tables.items(), key=lambda item: len(item[1]))
+        under = f" under {'.'.join(keys)!r}" if keys else ""
+        return f"not a {name} checkpoint: its tensors{under} are {some(list(table))}"
+    entries = f"; its entries are {some([repr(k) for k in data])}" if isinstance(data, Mapping) and data else ""
+    return f"contains no named tensors{entries}; expected a checkpoint saved as {{'model': state_dict}}"
+
+
+def _report(chosen: Copy, copies: list[Copy], table: Mapping[str, Any], path: str | Path) -> None:
+    """Log what of the file is left out: further copies, and tensors beside the network's."""
+    others = [str(copy) for copy in copies if copy != chosen and copy.modules == chosen.modules]
+    if others:
+        logging.getLogger(__name__).warning(
+            "%s: takes the weights under %s, not those under %s; to export the others, save them alone",
+            *(path, chosen, some(others)),
+        )
+    prefixes = tuple(copy.prefix for copy in copies if copy.keys == chosen.keys)
+    rest = [n for n, v in table.items() if isinstance(v, Tensor) and not n.startswith(prefixes) and not is_counter(n)]
+    if rest:
+        logging.getLogger(__name__).warning("%s: takes the weights under %s; left out: %s", path, chosen, some(rest))

@@ -44,6 +44,8 @@ def read_masks(path: Path) -> tuple[Masks, list[str]]:
     try:
         with open_image(path) as image:
             masks = _split(image, path.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif"), notes)
+        if not any(mask.any() for mask in masks.values()):
+            raise PromptError("the mask is empty: no pixel of it is inside an object")
     except VideoError as error:
         raise PromptError(str(error)) from None
     except PromptError as error:

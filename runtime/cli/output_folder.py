@@ -1,8 +1,9 @@
 """The output folder of a run: the files to write, and those of an earlier run, which are replaced.
 
 A file is replaced or removed only if this command wrote it, which is read from its content: `results.json` and
-`results.jsonl` name the tool in their first line, `overlay.mp4` in its comment, and a PNG in a chunk that also holds a
-checksum, so that a mask corrected by hand is kept. A run that was killed leaves files with the same marks.
+`results.jsonl` name the tool in their first line; a PNG has a chunk with the tool and a checksum, and `overlay.mp4` a
+box with the tool and its size, so that a mask corrected by hand or a video cut by another program is kept. What a
+killed run leaves is recognised as well.
 """
 
 from __future__ import annotations
@@ -29,9 +30,15 @@ OVERLAY_VIDEO, OVERLAY_IMAGE, CONTACT_SHEET = "overlay.mp4", "overlay.png", "con
 Identity = tuple[int, int]
 """Numbers of a device and of a file on it."""
 
-_PARTS = ("results.part", "overlay.part", "contact.part")
+UNFINISHED = f"{TOOL}: unfinished"
+"""Comment of a video that is being written."""
+
+PART = f".{TOOL}.part"
+"""Ending of files that are being written."""
+
 _JSON_HEAD = re.compile(rb'\{\s*"format":\s*\d+,\s*"tool":\s*"%b"' % TOOL.encode())
-_IEND_BYTES = 12
+_IEND = b"\0\0\0\0IEND\xaeB`\x82"
+"""Last chunk of every PNG."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,57 +91,74 @@ class OutputFolder:
         masks = self.path / MASKS
         names = (RESULTS, LINES, OVERLAY_VIDEO, OVERLAY_IMAGE, CONTACT_SHEET)
         yield from (path for name in names if os.path.lexists(path := self.path / name))
-        yield from (path for name in _PARTS if (path := self.path / name).is_file())
         if os.path.lexists(masks) and not masks.is_dir():
             yield masks
         yield from sorted(masks.glob("*.png"))
-        yield from (path for path in masks.glob("*.part") if path.is_file())
+        yield from (path for folder in (self.path, masks) for path in folder.glob(f"*{PART}") if path.is_file())
 
     def _writes(self, path: Path) -> bool:
         if path.parent != self.path or path.name == MASKS:
             return self.masks
-        images = {OVERLAY_IMAGE, "overlay.part"} if self.is_image else {OVERLAY_VIDEO, CONTACT_SHEET, *_PARTS}
-        return path.stem == "results" or (self.overlay and path.name in images)
+        images = (OVERLAY_IMAGE,) if self.is_image else (OVERLAY_VIDEO, CONTACT_SHEET)
+        return path.name in (RESULTS, LINES) or (self.overlay and path.name in images)
 
-    def _is_ours(self, path: Path) -> bool:
+    @staticmethod
+    def _is_ours(path: Path) -> bool:
         """Tell by its content whether this command wrote a file."""
+        if not path.is_file():
+            return False
         with contextlib.suppress(OSError):
-            if path.suffix == ".part" or (path.is_file() and not path.stat().st_size):
-                # what a killed run leaves unfinished has no mark, but lies beside the results of that run
-                return path.name == LINES or any(_names_tool(self.path / name) for name in (RESULTS, LINES))
             if path.suffix == ".png":
-                return path.is_file() and is_marked_png(path.read_bytes())
-            return _is_marked_video(path) if path.name == OVERLAY_VIDEO else _names_tool(path)
+                return is_marked_png(path.read_bytes())
+            if path.name == OVERLAY_VIDEO:
+                return _is_marked_video(path)
+            if path.name == LINES and not path.stat().st_size:  # a full disk leaves it so
+                return True
+            return path.name.endswith(PART) or _names_tool(path)
         return False
 
 
 def mark_png(data: bytes) -> bytes:
     """Insert, before the end of a PNG, a text chunk with the name of this command and a checksum of the file."""
-    body, end = data[:-_IEND_BYTES], data[-_IEND_BYTES:]
+    body = data.removesuffix(_IEND)
     chunk = b"tEXtSoftware\0%b %08x" % (TOOL.encode(), zlib.crc32(body))
-    return body + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + end
+    return body + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + _IEND
 
 
 def is_marked_png(data: bytes) -> bool:
     """Tell whether a PNG is as `mark_png` returned it."""
     start = data.rfind(b"tEXtSoftware\0" + TOOL.encode()) - 4
-    return start > 0 and data == mark_png(data[:start] + data[-_IEND_BYTES:])
+    return start > 0 and data == mark_png(data[:start])
+
+
+def mark_video(path: Path) -> None:
+    """Append a box that players skip, with the name of this command and the size of the MP4 before it."""
+    with open(path, "ab") as file:
+        file.write(_video_mark(file.tell()))
+
+
+def _video_mark(size: int) -> bytes:
+    content = TOOL.encode() + struct.pack(">Q", size)
+    return struct.pack(">I", 8 + len(content)) + b"free" + content
 
 
 def _is_marked_video(path: Path) -> bool:
+    """Tell whether a video is as `mark_video` left it, or unfinished."""
     import av
 
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END) - len(_video_mark(0))
+        if size > 0 and file.seek(size) and file.read() == _video_mark(size):
+            return True
     try:
         with av.open(str(path.absolute())) as video:
-            return bool(video.metadata.get("comment") == TOOL)
+            return bool(video.metadata.get("comment") == UNFINISHED)
     except (av.FFmpegError, ValueError):
         return False
 
 
 def _names_tool(path: Path) -> bool:
     """Tell whether a JSON file begins as this command begins its results."""
-    if not path.is_file():
-        return False
     with open(path, "rb") as file:
         return _JSON_HEAD.match(file.read(200)) is not None
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InternalError, summarize
-from .output_folder import TOOL
+from .output_folder import PART, TOOL, UNFINISHED, mark_video
 from .source_file import SourceFile, seconds
 from .write_errors import is_disk_full, report_write_errors
 
@@ -59,13 +59,20 @@ class VideoWriter:
         # a multiple of the rate, so that every frame of a constant rate lasts equally long
         self._ticks = rate.numerator * max(1, -(-TICKS // rate.numerator))
         with report_write_errors(path):
-            self._container: OutputContainer | None = _open(path, "frag_keyframe+empty_moov+default_base_moof")
+            self._container: OutputContainer | None = _open(
+                path, "frag_keyframe+empty_moov+default_base_moof", UNFINISHED
+            )
             try:
                 self._stream = self._container.add_stream("libx264", rate=rate)
             except (av.FFmpegError, ValueError):
                 raise InternalError("this build of PyAV has no libx264; pip install av, or use --no-overlay") from None
             self._configure(size, sample_aspect_ratio, gop=max(1, min(round(fps), MAX_GOP)))
-            self._container.start_encoding()
+            try:
+                self._container.start_encoding()
+            except BaseException:  # without its mark, the file would count as another's
+                self.abandon()
+                path.unlink(missing_ok=True)
+                raise
 
     def _configure(self, size: tuple[int, int], sample_aspect_ratio: Fraction, gop: int) -> None:
         stream, context = self._stream, self._stream.codec_context
@@ -123,7 +130,7 @@ class VideoWriter:
         """Turn the fragments into an ordinary MP4 with its index at the front, with the sound if that can be read."""
         import av
 
-        part = self.path.with_suffix(".part")
+        part = self.path.with_suffix(PART)
         try:
             try:
                 self._copy_to(part, self._source, whole)
@@ -132,6 +139,7 @@ class VideoWriter:
                     raise
                 self.notes.append(f"{self.path}: without sound: {self._source.path} fails ({summarize(error)})")
                 self._copy_to(part, None, whole)
+            mark_video(part)
             os.replace(part, self.path)
         finally:
             part.unlink(missing_ok=True)
@@ -141,7 +149,7 @@ class VideoWriter:
 
         with contextlib.ExitStack() as stack:
             fragments = stack.enter_context(av.open(str(self.path.absolute())))
-            out = stack.enter_context(_open(path, "faststart"))
+            out = stack.enter_context(_open(path, "faststart", TOOL))
             video = out.add_stream_from_template(fragments.streams.video[0])
             end = self._last / self._ticks + self._step
             sound: Iterator[Packet] = iter(())
@@ -154,13 +162,12 @@ class VideoWriter:
                 out.mux(packet)
 
 
-def _open(path: Path, flags: str) -> OutputContainer:
-    """Open an MP4 that carries the mark of this command."""
+def _open(path: Path, flags: str, comment: str) -> OutputContainer:
     import av
 
     options = {"movflags": flags, "flush_packets": "1"}
     container = av.open(str(path.absolute()), "w", format="mp4", options=options)
-    container.metadata["comment"] = TOOL
+    container.metadata["comment"] = comment
     return container
 
 

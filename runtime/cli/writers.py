@@ -27,6 +27,7 @@ from .output_folder import (
     MASKS,
     OVERLAY_IMAGE,
     OVERLAY_VIDEO,
+    PART,
     RESULTS,
     TOOL,
     OutputFolder,
@@ -83,7 +84,7 @@ class ResultsWriter:
     def close(self, footer: Mapping[str, Any]) -> None:
         """Write results.json from the lines, then delete the lines."""
         self._file.close()
-        part = self.path.with_suffix(".part")
+        part = self.path.with_suffix(PART)
         try:
             with report_write_errors(self.path), open(self._lines, "rb") as lines, open(part, "wb") as out:
                 next(lines)
@@ -148,7 +149,7 @@ def write_png(path: Path, image: Image.Image) -> None:
     """Write a PNG with the mark of this command, whole or not at all."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=4)
-    part = path.with_suffix(".part")
+    part = path.with_name(path.stem + PART)
     with report_write_errors(path):
         try:
             part.write_bytes(mark_png(buffer.getvalue()))

@@ -333,7 +333,7 @@ def test_file_names_that_are_not_utf_8(toy, tmp_path):
 
 def test_full_disk(toy, files, tmp_path):
     (tmp_path / "masks").mkdir()
-    (tmp_path / "masks" / "00006.part").symlink_to("/dev/full")
+    (tmp_path / "masks" / "00006.samwise-runtime.part").symlink_to("/dev/full")
     assert_fails(run(toy, files / "good.mp4", tmp_path), 1, "00006.png", "the disk is full")
     assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == [f"{i:05d}.png" for i in range(6)]
     data = json.loads((tmp_path / "results.json").read_text())

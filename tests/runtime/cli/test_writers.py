@@ -114,7 +114,7 @@ def test_foreign_files_are_kept(tmp_path):
 
 def test_a_full_disk_keeps_finished_files(tmp_path):
     (tmp_path / "masks").mkdir()
-    (tmp_path / "masks" / "00002.part").symlink_to("/dev/full")
+    (tmp_path / "masks" / "00002.samwise-runtime.part").symlink_to("/dev/full")
     with outputs(tmp_path) as out:
         out.add("00000", frame(), result(0))
         out.add("00001", frame(), result(1))

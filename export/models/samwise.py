@@ -94,14 +94,8 @@ class Samwise(nn.Module):
         """Encode clips (B,T,3,I,I) with one sentence each (B,L). `mask_bl` is true for tokens; None: no padding."""
         frames, trunk = pixels_bt3ii.shape[1], self.sam.trunk
         finest = trunk.run(0, trunk.start(pixels_bt3ii.flatten(0, 1)))
-        x, text, done = finest, self.tower.embed(tokens_bl, mask_bl), 0
-        maps = [finest]
-        for stage, (adapter, last) in enumerate(zip(self.cmt_adapters, self.config.text_stages, strict=True), 1):
-            x = trunk.run(stage, x)
-            text = self.tower.run(done, last, text, mask_bl)
-            vision_add, text_add = adapter(x.unflatten(0, (-1, frames)), text, mask_bl)
-            x, text, done = x + vision_add.flatten(0, 1), text + text_add, last
-            maps.append(x)
+        adapted, text = self.run_adapters(trunk.run(1, finest), tokens_bl, mask_bl, frames)
+        maps = [finest, *adapted]
         neck, decoder = self.sam.neck, self.sam.sam_mask_decoder
         fine = [
             conv(neck.lateral(level)(maps[level])).permute(0, 3, 1, 2)
@@ -109,6 +103,19 @@ class Samwise(nn.Module):
         ]
         embedding = neck.embedding(maps[2], maps[3]).flatten(1, 2)
         return ClipFeatures(*(y.unflatten(0, (-1, frames)) for y in (embedding, *fine)), text)
+
+    def run_adapters(
+        self, x_bhwc: Tensor, tokens_bl: Tensor, mask_bl: Tensor | None, frames: int
+    ) -> tuple[list[Tensor], Tensor]:
+        """Run the trunk from its map at stride 8, the text tower and the adapters. Returns three maps, and the text."""
+        maps, text, done = [], self.tower.embed(tokens_bl, mask_bl), 0
+        for stage, (adapter, last) in enumerate(zip(self.cmt_adapters, self.config.text_stages, strict=True), 1):
+            x_bhwc = self.sam.trunk.run(stage, x_bhwc) if stage > 1 else x_bhwc
+            text = self.tower.run(done, last, text, mask_bl)
+            vision_add, text_add = adapter(x_bhwc.unflatten(0, (-1, frames)), text, mask_bl)
+            x_bhwc, text, done = x_bhwc + vision_add.flatten(0, 1), text + text_add, last
+            maps.append(x_bhwc)
+        return maps, text
 
     def prompt(self, text_blw: Tensor, verb_b: Tensor | None = None) -> Tensor:
         """Encode fused text as decoder tokens (B,3 or 4,D). `verb_b` is the index of each sentence's verb token."""

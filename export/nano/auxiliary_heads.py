@@ -6,14 +6,16 @@ the gradient of the masks reaches only through the decoder. None of them is expo
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.attention import PackedAttention
 from ..models.samwise import Samwise, SamwiseConfig
-from ..stages.cross_modal_adapter import from_patches, to_patches
-from .labels import APPEARANCE_CLASSES, TYPICAL_MOTION
+from ..stages.cross_modal_adapter import Adapter, from_patches, to_patches
+from .loader import APPEARANCE_CLASSES, TYPICAL_MOTION
 
 BACKGROUND_WEIGHT = 0.2
 """Weight of a cell without an object."""
@@ -31,8 +33,7 @@ class AppearanceHead(nn.Module):
         self.classifier = nn.Linear(width, sum(self.sizes))
 
     def forward(self, map_bnd: Tensor, instances_bii: Tensor, labels_bo3: Tensor) -> dict[str, Tensor]:
-        """Compute losses and accuracies of maps (B,N,D), given instance maps (B,I,I) uint8 and
-        `labels.appearance_labels`."""
+        """Compute losses and accuracies of maps (B,N,D), given instance maps (B,I,I) uint8 and appearance labels."""
         cells = cell_instances(instances_bii, map_bnd.shape[1])
         labels = labels_bo3.gather(1, cells[..., None].expand(-1, -1, 3)).unbind(2)
         weight = torch.where(cells > 0, 1.0, BACKGROUND_WEIGHT).flatten()
@@ -57,8 +58,7 @@ class MotionHead(nn.Module):
         self.velocity = nn.Linear(width, len(TYPICAL_MOTION))
 
     def forward(self, map_bnd: Tensor, instances_bii: Tensor, motion_bom: Tensor) -> dict[str, Tensor]:
-        """Compute loss and accuracy of maps (B,N,D), given instance maps (B,I,I) uint8 and `labels.motion_labels`
-        (B,O,4)."""
+        """Compute loss and accuracy of maps (B,N,D), given instance maps (B,I,I) uint8 and motion labels (B,O,4)."""
         cells = cell_instances(instances_bii, map_bnd.shape[1])
         target = motion_bom.gather(1, cells[..., None].expand(-1, -1, motion_bom.shape[2]))
         predicted = self.velocity(map_bnd).float()
@@ -97,36 +97,32 @@ def build_heads(config: SamwiseConfig) -> nn.ModuleDict:
     """Build heads on the map that all sentences share, on the final map without a sentence, on the one fused with a
     sentence (`fused`, `text_match`), and on the attention over frames."""
     width = config.sam.width
-    return nn.ModuleDict(
-        {
-            "shared": AppearanceHead(config.sam.hiera.widths[1], ("noun", "colour")),
-            "no_text": AppearanceHead(width, ("noun", "colour")),
-            "fused": AppearanceHead(width, ("noun", "colour", "motion")),
-            "text_match": TextMatchHead(width),
-            "motion": MotionHead(config.adapter.width),
-        }
-    )
+    heads = nn.ModuleDict()
+    heads["shared"] = AppearanceHead(config.sam.hiera.widths[1], ("noun", "colour"))
+    heads["no_text"] = AppearanceHead(width, ("noun", "colour"))
+    heads["fused"] = AppearanceHead(width, ("noun", "colour", "motion"))
+    heads["text_match"] = TextMatchHead(width)
+    heads["motion"] = MotionHead(config.adapter.width)
+    return heads
 
 
 class FeatureHook:
     """Records inputs and outputs of the attention over frames at stride 16, window by window, until `pop`."""
 
     def __init__(self, model: Samwise) -> None:
-        self.inputs: list[Tensor] = []
-        self.outputs: list[Tensor] = []
-        self.side, adapter = model.config.sam.side, model.cmt_adapters[1]
-        self.patch, self.attention = adapter.patch, adapter.hsa.self_attn
+        self.calls: list[tuple[Tensor, Tensor]] = []
+        adapter = cast(Adapter, model.cmt_adapters[1])
+        self.side, self.patch, self.attention = model.config.sam.side, adapter.patch, adapter.hsa.self_attn
         adapter.hsa.register_forward_hook(self._record)
 
     def _record(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
         if module.training:
-            self.inputs.append(args[0])
-            self.outputs.append(output)
+            self.calls.append((args[0], output))
 
     def pop(self) -> tuple[list[Tensor], Tensor]:
         """Return inputs per window (O*patches,T*side*side,C) and output (O,T,N,C) of the clip that was encoded last."""
-        maps = [from_patches(x, self.patch, self.side, self.side).flatten(2, 3) for x in self.outputs]
-        inputs, self.inputs, self.outputs = self.inputs, [], []
+        maps = [from_patches(x, self.patch, self.side, self.side).flatten(2, 3) for _, x in self.calls]
+        inputs, self.calls = [x for x, _ in self.calls], []
         return inputs, torch.cat(maps, 1)
 
     def attention_loss(self, inputs: list[Tensor], instances_btii: Tensor, prompts: int) -> Tensor:
@@ -134,13 +130,12 @@ class FeatureHook:
         uses one in `prompts` of the O objects."""
         cells = cell_instances(instances_btii.flatten(0, 1), self.side**2)
         cells = cells.view(*instances_btii.shape[:2], self.side, self.side, 1)
-        frames = [x.shape[1] // self.patch**2 for x in inputs]
         losses = []
-        for x, part in zip(inputs, cells.split(frames, 1), strict=True):
+        for x, part in zip(inputs, cells.split([x.shape[1] // self.patch**2 for x in inputs], 1), strict=True):
             x = x.unflatten(0, (prompts * len(instances_btii), -1))[::prompts].flatten(0, 1)
             instances = to_patches(part, self.patch).flatten(1)
             losses.append(object_attention_loss(self.attention, x, instances, part.shape[1]))
-        return sum(losses) / len(losses)
+        return sum(losses, torch.zeros(())) / len(losses)
 
 
 def object_attention_loss(attention: PackedAttention, x_bnc: Tensor, instances_bn: Tensor, frames: int) -> Tensor:

@@ -6,7 +6,7 @@ clips, K prompts per clip, O = B*K objects (clip-major).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -22,8 +22,7 @@ CONDITIONING_ROW = 6
 """Row of `maskmem_tpos_enc` for the prompted frame of SAM 2, which is never forgotten; sentences never use it."""
 
 
-@dataclass(slots=True)
-class EncodedClip:
+class EncodedClip(NamedTuple):
     """Features of a clip: `embedding` (O,T,N,D), `high_res_0` (O,T,D/8,S4,S4), `high_res_1` (O,T,D/4,S8,S8), `sparse`
     prompt embeddings (O,T,K,D), and before any sentence `shared` (B,T,S8*S8,C)."""
 
@@ -45,23 +44,20 @@ class Decision(NamedTuple):
     memoryless_logits: Tensor
 
 
-@dataclass(slots=True)
-class TrackedClip:
-    """Outputs for a clip: `logits` (O,T,S4,S4), `iou`, `score` (O,T), `decisions`; with `TrackOptions.mask_tokens` also
-    `all_logits` (O,T,4,S4,S4) and `all_ious` (O,T,4) of all mask tokens."""
+class TrackedClip(NamedTuple):
+    """Outputs for a clip: `logits` (O,T,S4,S4), `iou`, `score` (O,T), decisions; `all_logits` (O,T,n,S4,S4) and
+    `all_ious` (O,T,4) of the mask tokens that were decoded: n is 4 with `TrackOptions.mask_tokens`, else 1."""
 
     logits: Tensor
     iou: Tensor
     score: Tensor
-    decisions: list[Decision] = field(default_factory=list)
-    all_logits: Tensor | None = None
-    all_ious: Tensor | None = None
+    decisions: list[Decision]
+    all_logits: Tensor
+    all_ious: Tensor
 
 
-@dataclass(slots=True)
-class VisualPrompt:
-    """Visual prompts on frame 0: `sparse` (O,K,D) with `sparse_mask` (O,K) bool, true for real tokens, and `dense`
-    (O,N,D).
+class VisualPrompt(NamedTuple):
+    """Visual prompts on frame 0: `sparse` (O,K,D), `sparse_mask` (O,K) bool, true for real tokens, `dense` (O,N,D).
 
     Where `is_mask` (O) bool, frame 0 is remembered with the given mask of `masks` (O,I,I) bool. `permanent`: frame 0 is
     never forgotten (SAM 2).
@@ -97,72 +93,46 @@ def normalize(frames_bthwc: Tensor) -> Tensor:
     return (x - x.new_tensor(MEAN)[:, None, None]) / x.new_tensor(STD)[:, None, None]
 
 
-def encode(
-    model: Samwise, pixels: Tensor, tokens: Tensor | None, token_mask: Tensor | None, prompts: int
-) -> EncodedClip:
+def encode(model: Samwise, pixels: Tensor, tokens: Tensor | None, mask: Tensor | None, prompts: int) -> EncodedClip:
     """Encode clips (B,T,3,I,I) in windows. `tokens` (O,L), or None for visual prompts, which bypass the adapters."""
-    windows = pixels.split(model.config.window, 1)
-    parts = [_encode_window(model, part, tokens, token_mask, prompts) for part in windows]
-    if len(parts) == 1:
-        return parts[0]
-    return EncodedClip(*(torch.cat([getattr(p, field.name) for p in parts], 1) for field in fields(EncodedClip)))
+    parts = [_encode_window(model, part, tokens, mask, prompts) for part in pixels.split(model.config.window, 1)]
+    return parts[0] if len(parts) == 1 else EncodedClip(*(torch.cat(x, 1) for x in zip(*parts, strict=True)))
 
 
 def _encode_window(
-    model: Samwise, pixels: Tensor, tokens: Tensor | None, token_mask: Tensor | None, prompts: int
+    model: Samwise, pixels: Tensor, tokens: Tensor | None, mask: Tensor | None, prompts: int
 ) -> EncodedClip:
-    frames, trunk, neck = pixels.shape[1], model.sam.trunk, model.sam.neck
-    decoder = model.sam.sam_mask_decoder
+    frames, trunk, neck, decoder = pixels.shape[1], model.sam.trunk, model.sam.neck, model.sam.sam_mask_decoder
 
     def per_prompt(x: Tensor) -> Tensor:
         """Repeat for each prompt: (B*T,...) -> (O*T,...)."""
-        if prompts == 1:
-            return x
-        return x.unflatten(0, (-1, frames)).repeat_interleave(prompts, 0).flatten(0, 1)
+        return x if prompts == 1 else x.unflatten(0, (-1, frames)).repeat_interleave(prompts, 0).flatten(0, 1)
+
+    def per_frame(x: Tensor) -> Tensor:
+        return x.unflatten(0, (-1, frames))
 
     stride_4 = trunk.run(0, trunk.start(pixels.flatten(0, 1)))
-    high_res_0 = per_prompt(decoder.conv_s0(neck.lateral(0)(stride_4)))
+    high_res_0 = per_prompt(decoder.conv_s0(neck.lateral(0)(stride_4))).permute(0, 3, 1, 2)
     stride_8 = trunk.run(1, stride_4)
-    shared = stride_8.flatten(1, 2).unflatten(0, (-1, frames))
+    shared = per_frame(stride_8.flatten(1, 2))
     if tokens is None:
         stride_16 = trunk.run(2, stride_8)
         maps = [per_prompt(x) for x in (stride_8, stride_16, trunk.run(3, stride_16))]
-        sparse = empty_prompt(model, len(maps[0]) // frames)
+        # a frame without a prompt: an empty click and its padding
+        sparse = model.sam.sam_prompt_encoder.not_a_point_embed.weight.expand(len(maps[0]) // frames, 2, -1)
     else:
-        maps, text = _run_adapters(model, per_prompt(stride_8), tokens, token_mask, frames)
+        maps, text = model.run_adapters(per_prompt(stride_8), tokens, mask, frames)
         sparse = model.prompt(text)
-    high_res_1 = decoder.conv_s1(neck.lateral(1)(maps[0]))
+    high_res_1 = decoder.conv_s1(neck.lateral(1)(maps[0])).permute(0, 3, 1, 2)
     embedding = neck.embedding(maps[1], maps[2]).flatten(1, 2)
-    per_frame = (embedding, high_res_0.permute(0, 3, 1, 2), high_res_1.permute(0, 3, 1, 2))
-    return EncodedClip(
-        *(x.unflatten(0, (-1, frames)) for x in per_frame), sparse.unsqueeze(1).expand(-1, frames, -1, -1), shared
-    )
-
-
-def _run_adapters(
-    model: Samwise, x: Tensor, tokens: Tensor, token_mask: Tensor | None, frames: int
-) -> tuple[list[Tensor], Tensor]:
-    """Run the trunk from stride 8, the text tower and the cross-modal adapters. Returns three maps, and the text."""
-    maps, text, done = [], model.tower.embed(tokens, token_mask), 0
-    for stage, (adapter, last) in enumerate(zip(model.cmt_adapters, model.config.text_stages, strict=True), 1):
-        x = model.sam.trunk.run(stage, x) if stage > 1 else x
-        text = model.tower.run(done, last, text, token_mask)
-        vision_add, text_add = adapter(x.unflatten(0, (-1, frames)), text, token_mask)
-        x, text, done = x + vision_add.flatten(0, 1), text + text_add, last
-        maps.append(x)
-    return maps, text
-
-
-def empty_prompt(model: Samwise, objects: int) -> Tensor:
-    """Return the tokens of a frame without a prompt: an empty click and its padding, (O,2,D)."""
-    return model.sam.sam_prompt_encoder.not_a_point_embed.weight.expand(objects, 2, -1)
+    sparse = sparse.unsqueeze(1).expand(-1, frames, -1, -1)
+    return EncodedClip(per_frame(embedding), per_frame(high_res_0), per_frame(high_res_1), sparse, shared)
 
 
 def decode_without_memory(model: Samwise, clip: EncodedClip) -> FrameOutput:
     """Decode all frames of all objects at once without memory: (O*T, ...)."""
-    x = model.add_no_mem_embed(clip.embedding.flatten(0, 1))
-    inputs = (y.flatten(0, 1) for y in (clip.sparse, clip.high_res_0, clip.high_res_1))
-    return model.decode(x, *inputs, masks=1)
+    embedding, high_res_0, high_res_1, sparse = (x.flatten(0, 1) for x in clip[:4])
+    return model.decode(model.add_no_mem_embed(embedding), sparse, high_res_0, high_res_1, masks=1)
 
 
 @dataclass(slots=True)
@@ -190,20 +160,17 @@ class Tracker:
             if t + 1 < frames and self.options.memory:
                 self._encode_memory(t, out[-1])
         logits, iou, score = (torch.stack([getattr(f, n) for f in out], 1) for n in ("low_res_logits", "iou", "score"))
-        result = TrackedClip(logits, iou, score, self.decisions)
-        if self.options.mask_tokens:
-            result.all_logits = torch.stack([f.decoded.logits for f in out], 1)
-            result.all_ious = torch.stack([f.decoded.iou for f in out], 1)
-        return result
+        all_logits, all_ious = (torch.stack([getattr(f.decoded, n) for f in out], 1) for n in ("logits", "iou"))
+        return TrackedClip(logits, iou, score, self.decisions, all_logits, all_ious)
 
     def decode(self, t: int) -> FrameOutput:
-        conditioned = self._condition(t)
-        sparse, *high_res = self.clip.decoder_inputs(t)
+        sparse, high_res_0, high_res_1 = self.clip.decoder_inputs(t)
         mask = dense = None
         if self.prompt is not None and t == 0:
-            sparse, mask, dense = self.prompt.sparse, self.prompt.sparse_mask, self.prompt.dense
-        tokens = self.options.mask_tokens
-        frame = self.model.decode(conditioned, sparse, *high_res, mask, dense, masks=4 if tokens else 1)
+            sparse, mask, dense = self.prompt[:3]
+        tokens, conditioned = self.options.mask_tokens, self._condition(t)
+        masks = 4 if tokens else 1
+        frame = self.model.decode(conditioned, sparse, high_res_0, high_res_1, mask, dense, masks)
         return _select_token(self.model, frame, tokens[t]) if tokens else frame
 
     def _encode_memory(self, t: int, frame: FrameOutput) -> None:
@@ -226,7 +193,7 @@ class Tracker:
         if options.decide_only and (t - options.cme_first) % options.cme_interval:
             return logits
         x = self.model.add_no_mem_embed(self.clip.embedding[:, t])
-        again = self.model.decode(x, *self.clip.decoder_inputs(t), masks=1)
+        again = self.model.decode(x, *self.clip.decoder_inputs(t), None, None, 1)
         decision = self.model.cme_logits(frame.pointer.detach(), again.early_token.detach())
         memoryless = _gated_logits(again)
         self.decisions.append(Decision(t, decision, memoryless))
@@ -250,19 +217,14 @@ class Tracker:
         embedding, config = self.clip.embedding[:, t], self.model.config
         if t == 0 or not self.options.memory:
             return self.model.add_no_mem_embed(embedding)
-        if self.prompt is not None and self.prompt.permanent:
-            recent = list(range(max(1, t - config.slots), t))
-            frames, rows = [0, *recent], [CONDITIONING_ROW, *(t - i - 1 for i in recent)]
-            pointer_frames = [0, *range(max(1, t - config.pointers), t)]
-        else:
-            frames = list(range(max(0, t - config.slots), t))
-            rows, pointer_frames = [t - i - 1 for i in frames], list(range(max(0, t - config.pointers), t))
-        return self.model.attend_memory(
-            embedding,
-            torch.stack([self.memory[i] for i in frames], 1),
-            torch.tensor(rows, device=embedding.device).expand(len(embedding), -1),
-            torch.stack([self.pointers[i] for i in pointer_frames], 1),
-        )
+        permanent = self.prompt is not None and self.prompt.permanent
+        kept, first = ([0], 1) if permanent else ([], 0)
+        recent = range(max(first, t - config.slots), t)
+        rows = [CONDITIONING_ROW] * permanent + [t - i - 1 for i in recent]
+        memory = torch.stack([self.memory[i] for i in (*kept, *recent)], 1)
+        pointers = [self.pointers[i] for i in (*kept, *range(max(first, t - config.pointers), t))]
+        index = torch.tensor(rows, device=embedding.device).expand(len(embedding), -1)
+        return self.model.attend_memory(embedding, memory, index, torch.stack(pointers, 1))
 
 
 def _gated_logits(frame: FrameOutput) -> Tensor:

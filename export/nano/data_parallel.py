@@ -7,11 +7,12 @@ synchronise; each averages the gradients of the tensors that it owns and updates
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import mmap
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 
 
 class ProcessGroup:
-    """A group of `size` processes, of which this is number `rank`. `floats`: total number of elements of all
-    parameters."""
+    """A group of `size` processes, of which this is number `rank`. `floats`: number of elements of all parameters."""
 
     def __init__(self, size: int = 1, floats: int = 0) -> None:
         self.size, self.rank = size, 0
@@ -31,12 +31,11 @@ class ProcessGroup:
         if size > 1:
             self.barrier = self.context.Barrier(size, timeout=BARRIER_TIMEOUT)
             self.results = self.context.SimpleQueue()
-            memory = mmap.mmap(-1, 4 * floats * (size + 2) + 8 * size)
-            rows = torch.frombuffer(memory, dtype=torch.float32)[: floats * (size + 2)].view(size + 2, floats)
+            rows = torch.zeros(size + 2, floats).share_memory_()
             self.gradients, self.weights, self.averages = rows[:size], rows[size], rows[size + 1]
-            self.clocks = torch.frombuffer(memory, dtype=torch.float64, offset=4 * floats * (size + 2))
+            self.clocks = torch.zeros(size, dtype=torch.float64).share_memory_()
 
-    def fork(self, work: Callable[[ProcessGroup], None]) -> list[multiprocessing.Process]:
+    def fork(self, work: Callable[[ProcessGroup], None]) -> list[BaseProcess]:
         """Start the other processes, each running `work`; this process continues as rank 0."""
 
         def run(rank: int) -> None:
@@ -46,7 +45,8 @@ class ProcessGroup:
             os.setsid()  # an own share of the machine where the scheduler groups processes by session
             work(self)
 
-        processes = [self.context.Process(target=run, args=(rank,), daemon=True) for rank in range(1, self.size)]
+        ranks = range(1, self.size)
+        processes: list[BaseProcess] = [self.context.Process(target=run, args=(i,), daemon=True) for i in ranks]
         for process in processes:
             process.start()
         return processes
@@ -87,14 +87,13 @@ class ProcessGroup:
         """
         if self.size == 1:
             return
-        used = [p for p in parameters if p.grad is not None]
-        torch._foreach_copy_([self._view(self.gradients[self.rank], p) for p in used], [p.grad for p in used])
+        for p in parameters:
+            if p.grad is not None:
+                self._view(self.gradients[self.rank], p).copy_(p.grad)
         self.barrier.wait()
         for p, is_owned in zip(parameters, owned, strict=True):
-            if is_owned and p.grad is not None:
-                p.grad = self.gradients[:, self.slices[id(p)]].mean(0).view_as(p)
-            else:
-                p.grad = None
+            is_used = is_owned and p.grad is not None
+            p.grad = self.gradients[:, self.slices[id(p)]].mean(0).view_as(p) if is_used else None
 
     def end_step(self, seconds: float) -> float:
         """Wait until all weights are updated. Returns the mean of the clocks of all processes."""
@@ -118,10 +117,7 @@ class ProcessGroup:
 def reuse_freed_memory() -> None:
     """Make glibc keep freed memory. By default each large tensor is mapped anew and its pages are cleared again, which
     takes much of a training step on a CPU. No effect without glibc."""
-    try:
+    with contextlib.suppress(OSError):
         libc = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return
-    libc.mallopt(_MMAP_THRESHOLD, 1 << 30)
-    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-    libc.mallopt(_TOP_PAD, 64 << 20)
+        for option, value in ((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 64 << 20)):
+            libc.mallopt(option, value)

@@ -6,7 +6,7 @@
 `clip.masks(expression)` is the ground truth: visible pixels only, and none on frames on which the object is absent. The
 splits draw from different random streams; only "test" shows pairs of noun and attribute that are held out of training.
 
-    python -m export.nano.dataset --split test --seed 0 --out sheet.png      # contact sheet of a few clips
+    python -m export.nano.dataset --split test --seed 0 --out sheet.png      # contact sheet of three clips
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from . import sprites
-from .grammar import absent_sentence
 from .render import Renderer
 from .scene import Expression, Scene
 from .scene_generator import generate_scene
@@ -51,28 +49,28 @@ class SyntheticClip:
         """Return the ground truth of an expression, bool (T,H,W)."""
         return self.instance_map == expression.target + 1
 
+    def prompt_targets(self) -> np.ndarray:
+        """Return the actors that show well enough on frame 0 for a prompt there."""
+        visible = np.bincount(self.instance_map[0].ravel(), minlength=len(self.scene.actors) + 1)[1:]
+        return np.flatnonzero((visible > 0.3 * np.maximum(self.areas[0], 1)) & (visible > 60))
+
 
 class SyntheticDataset:
-    """Draws clips of `size` pixels square. `atlas`: sprites (N,128,128,4), default that of `export.nano.sprites`."""
+    """Draws clips of `size` pixels square. Needs the sprites (see `export.nano.sprites`)."""
 
-    def __init__(self, size: int = PIXELS, atlas: np.ndarray | None = None) -> None:
-        self.size = size
-        self.renderer = Renderer(sprites.load() if atlas is None else atlas, size)
+    def __init__(self, size: int = PIXELS) -> None:
+        self.renderer = Renderer(size)
 
     def clip(self, split: str, seed: int, frames: int = 16, kinds: tuple[str, ...] | None = None) -> SyntheticClip:
         """Draw clip number `seed` of a split, with at least one expression; each refers to a visible object."""
         rng = np.random.default_rng([SPLITS[split], seed, frames])
         while True:
-            scene = generate_scene(rng, frames, allow_unseen=split == "test", kinds=kinds)
+            scene = generate_scene(rng, frames, split == "test", kinds)
             pixels, instance_map, areas = self.renderer.render(scene, rng)
             _remove_specks(instance_map, areas)
             scene.expressions = [e for e in scene.expressions if _is_visible(instance_map, areas, e)]
             if scene.expressions:
                 return SyntheticClip(pixels, instance_map, areas, scene)
-
-    def absent_sentence(self, clip: SyntheticClip, rng: np.random.Generator) -> str:
-        """Draw a sentence about an object that is not in the clip."""
-        return absent_sentence(rng, {actor.noun for actor in clip.scene.actors})
 
 
 def test_clips(dataset: SyntheticDataset, count: int, split: str = "test", first: int = 0) -> Iterator[SyntheticClip]:
@@ -97,32 +95,27 @@ def _is_visible(instance_map: np.ndarray, areas: np.ndarray, expression: Express
     return bool(present.mean() >= 0.25 and part.max() >= 0.5 and (part[present] > 0.33).mean() >= 0.6)
 
 
-def contact_sheet(clip: SyntheticClip, columns: int = 8) -> np.ndarray:
-    """Draw a contact sheet, uint8 (rows,width,3): the frames, and below them the instance maps in colours."""
-    steps = np.linspace(0, len(clip.frames) - 1, min(columns, len(clip.frames))).round().astype(int)
+def contact_sheet(clip: SyntheticClip) -> np.ndarray:
+    """Draw a contact sheet, uint8 (rows,width,3): eight frames, and below them the instance maps in colours."""
+    steps = np.linspace(0, len(clip.frames) - 1, 8).round().astype(int)
     palette = np.random.default_rng(5).integers(60, 255, (16, 3)).astype(np.uint8)
     palette[0] = 0
-    top = np.concatenate(list(clip.frames[steps]), axis=1)
-    return np.concatenate([top, palette[np.concatenate(list(clip.instance_map[steps]), axis=1)]], axis=0)
+    return np.concatenate([np.hstack(clip.frames[steps]), palette[np.hstack(clip.instance_map[steps])]])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m export.nano.dataset", description="draw a contact sheet of clips")
     parser.add_argument("--split", choices=SPLITS, default="val")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=3)
-    parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("out/nano_clips.png"))
     args = parser.parse_args()
-    dataset, sheets = SyntheticDataset(), []
-    for seed in range(args.seed, args.seed + args.count):
-        clip = dataset.clip(args.split, seed, args.frames)
-        sheets.append(contact_sheet(clip))
+    dataset = SyntheticDataset()
+    clips = [dataset.clip(args.split, seed) for seed in range(args.seed, args.seed + 3)]
+    for clip in clips:
         for e in clip.expressions:
-            noun = clip.scene.actors[e.target].noun
-            print(f"{seed}: {e.kind:9} {'unseen ' if e.unseen else ''}{e.text!r} -> {noun} {e.target + 1}")
+            print(f"{e.kind:9} {'unseen ' if e.unseen else ''}{e.text!r} -> {clip.scene.actors[e.target].noun}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(sheets)).save(args.out)
+    Image.fromarray(np.concatenate([contact_sheet(clip) for clip in clips])).save(args.out)
     print(args.out)
 
 

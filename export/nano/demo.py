@@ -16,6 +16,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from runtime.bundle.demo import CLIP, MASKS, SENTENCES
+
 from .dataset import SyntheticClip, SyntheticDataset
 from .scene import Expression
 
@@ -23,19 +25,11 @@ SIZE, FRAMES, RATE = 384, 16, 6
 SEED = 5
 
 
-def demo_clip(
-    seed: int, size: int = SIZE, frames: int = FRAMES, dataset: SyntheticDataset | None = None
-) -> SyntheticClip:
-    """Draw a clip of the validation split with sentences of several kinds."""
-    return (dataset or SyntheticDataset(size)).clip("val", seed, frames, ("colour", "motion", "position", "noun"))
-
-
-def choose_sentences(clip: SyntheticClip, count: int = 3) -> list[Expression]:
-    """Choose sentences about different objects, of as many kinds as possible."""
+def choose_sentences(clip: SyntheticClip) -> list[Expression]:
+    """Choose three sentences about different objects, of as many kinds as possible."""
     order = {"position": 0, "colour": 1, "size": 2}
-    left = sorted(clip.expressions, key=lambda e: order.get(e.kind, 9))
-    chosen: list[Expression] = []
-    while left and len(chosen) < count:
+    left, chosen = sorted(clip.expressions, key=lambda e: order.get(e.kind, 9)), list[Expression]()
+    while left and len(chosen) < 3:
         kinds = [c.kind for c in chosen]
         best = min(left, key=lambda e: (kinds.count(e.kind), order.get(e.kind, 9)))
         chosen.append(best)
@@ -43,10 +37,10 @@ def choose_sentences(clip: SyntheticClip, count: int = 3) -> list[Expression]:
     return chosen
 
 
-def encode_video(frames: np.ndarray, path: Path, rate: int = RATE) -> None:
+def encode_video(frames: np.ndarray, path: Path) -> None:
     """Write frames (T,H,W,3) uint8 to an H.264 file."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(rate))
+        stream = container.add_stream("libx264", rate=Fraction(RATE))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "18", "preset": "slow"}
         for frame in frames:
@@ -54,14 +48,15 @@ def encode_video(frames: np.ndarray, path: Path, rate: int = RATE) -> None:
         container.mux(stream.encode())
 
 
-def write_demo(clip: SyntheticClip, folder: Path) -> list[Expression]:
+def write_demo(folder: Path, seed: int = SEED) -> list[Expression]:
     """Write the files of the demonstration. Returns its sentences."""
-    folder.mkdir(parents=True, exist_ok=True)
+    clip = SyntheticDataset(SIZE).clip("val", seed, FRAMES, ("colour", "motion", "position", "noun"))
     chosen = choose_sentences(clip)
-    encode_video(clip.frames, folder / "clip.mp4")
-    np.savez_compressed(folder / "masks.npz", masks=clip.instance_map)
+    folder.mkdir(parents=True, exist_ok=True)
+    encode_video(clip.frames, folder / CLIP)
+    np.savez_compressed(folder / MASKS, masks=clip.instance_map)
     entries = [{"text": e.text, "object": e.target + 1, "kind": e.kind} for e in chosen]
-    (folder / "demo.json").write_text(json.dumps({"sentences": entries}, indent=1) + "\n")
+    (folder / SENTENCES).write_text(json.dumps({"sentences": entries}, indent=1) + "\n")
     return chosen
 
 
@@ -70,10 +65,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/nano/demo"))
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
-    for e in write_demo(demo_clip(args.seed), args.out):
+    for e in write_demo(args.out, args.seed):
         print(f"{e.kind:9} {e.text!r}")
-    for file in sorted(args.out.iterdir()):
-        print(f"{file}: {file.stat().st_size / 1000:.0f} kB")
+    print(args.out)
 
 
 if __name__ == "__main__":

@@ -11,109 +11,100 @@ checkpoint is replaced. Measured in docs/notes/nano.md; the shipped weights do n
 from __future__ import annotations
 
 import argparse
-import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from runtime.errors import UserError
+
+from ..checkpoints.samwise import load_samwise
 from ..models.samwise import Samwise
 from . import tokenizer
-from .checkpointing import load_model, write_atomic
+from .checkpointing import export_weights
 from .clip_forward import Tracker, TrackOptions, encode, normalize
 from .dataset import SyntheticDataset
 from .loader import BatchSpec, sample
-from .losses import clip_decision_labels
+from .objectives import clip_decision_labels
 
 SPEC = BatchSpec("late", 16, 1, 2, kinds=("later", "earlier"))
 FIRST_SEED = 10_000_000
 """Clips from this seed on are not used by the training of the whole network."""
-CLIPS, STEPS, BATCH, LEARNING_RATE = 500, 1500, 256, 1e-3
+STEPS, BATCH, LEARNING_RATE = 1500, 256, 1e-3
 SWITCH_WEIGHT = 0.3
 """Part of the loss that switches have, however rare they are."""
 
 
-@dataclass(slots=True)
-class Decisions:
+class Decisions(NamedTuple):
     """Inputs `pointers`, `early_tokens` (N,D) and `labels` (N): 1 switch, 0 stay."""
 
     pointers: Tensor
     early_tokens: Tensor
     labels: Tensor
 
-    def __getitem__(self, index: Tensor | slice) -> Decisions:
-        return Decisions(self.pointers[index], self.early_tokens[index], self.labels[index])
-
 
 @torch.inference_mode()
-def collect_decisions(model: Samwise, clips: int, dataset: SyntheticDataset, first: int = FIRST_SEED) -> Decisions:
+def collect_decisions(model: Samwise, clips: int, dataset: SyntheticDataset) -> Decisions:
     """Collect decisions on every frame from the sixth on, with labels from the ground truth."""
     bpe, inputs, labels = tokenizer.load(), [], []
     hook = model.conditional_memory_encoder.register_forward_hook(lambda _, args, __: inputs.append(args))
     options = TrackOptions(conditional_memory=True, cme_interval=1, decide_only=True)
-    try:
-        for seed in range(first, first + clips):
-            clip, targets = sample(dataset, SPEC, seed)
-            tokens, mask = (torch.from_numpy(x) for x in tokenizer.encode(bpe, [t.text for t in targets]))
-            truth = torch.stack([torch.from_numpy(clip.instance_map == t.instance_id) for t in targets])
-            encoded = encode(model, normalize(torch.from_numpy(clip.frames)[None]), tokens, mask, len(targets))
-            labels.append(clip_decision_labels(Tracker(model, encoded, options).run(), truth))
-    finally:
-        hook.remove()
-    pointers, early_tokens = (torch.cat(x) for x in zip(*inputs, strict=True))
-    known = torch.cat(labels)
-    return Decisions(pointers.clone(), early_tokens.clone(), known.clone())[known >= 0]
+    for seed in range(FIRST_SEED, FIRST_SEED + clips):
+        clip, targets = sample(dataset, SPEC, seed)
+        tokens, mask = (torch.from_numpy(x) for x in tokenizer.encode(bpe, [t.text for t in targets]))
+        truth = torch.stack([torch.from_numpy(clip.instance_map == t.instance_id) for t in targets])
+        encoded = encode(model, normalize(torch.from_numpy(clip.frames)[None]), tokens, mask, len(targets))
+        labels.append(clip_decision_labels(Tracker(model, encoded, options).run(), truth))
+    hook.remove()
+    columns = (*(torch.cat(x) for x in zip(*inputs, strict=True)), torch.cat(labels))
+    return Decisions(*(x[columns[2] >= 0] for x in columns))
 
 
-def finetune(model: Samwise, decisions: Decisions, steps: int = STEPS, seed: int = 0) -> dict[str, float]:
-    """Train the encoder. Returns the part of switches, and precision and recall on the last tenth, which is held
-    out."""
-    torch.manual_seed(seed)
-    encoder = model.conditional_memory_encoder
-    count = len(decisions.labels) * 9 // 10
-    training, held_out = decisions[:count], decisions[count:]
-    part = training.labels.float().mean().clamp(1e-4, 1 - 1e-4)
+def finetune(model: Samwise, decisions: Decisions, steps: int = STEPS) -> dict[str, float]:
+    """Train the encoder. Returns the part of switches, and precision and recall on the last tenth, which is held out.
+
+    Raises UserError if the decisions hold no switch to learn from.
+    """
+    torch.manual_seed(0)
+    encoder, count = model.conditional_memory_encoder, len(decisions.labels) * 9 // 10
+    *training, labels = (x[:count] for x in decisions)
+    *held_out, held_out_labels = (x[count:] for x in decisions)
+    part = labels.float().mean()
+    if not 0 < part < 1:
+        raise UserError(f"{count} decisions, {int(labels.sum())} of them switches: train the network first")
     weight = torch.stack(((1 - SWITCH_WEIGHT) / (1 - part), SWITCH_WEIGHT / part))
     optimizer = torch.optim.AdamW(encoder.parameters(), LEARNING_RATE, weight_decay=0.05)
-    for step in range(steps):
-        batch = training[torch.randint(0, count, (BATCH,))]
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * (1 - step / steps)
-        loss = F.cross_entropy(encoder(batch.pointers, batch.early_tokens), batch.labels, weight)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    for _ in range(steps):
+        batch = torch.randint(0, count, (BATCH,))
+        loss = F.cross_entropy(encoder(*(x[batch] for x in training)), labels[batch], weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        decay.step()
     with torch.no_grad():
-        switch = encoder(held_out.pointers, held_out.early_tokens).argmax(1) == 1
-    should_switch = held_out.labels == 1
-    right = (switch & should_switch).sum()
-    return {
-        "switches": float(part),
-        "precision": float(right / switch.sum().clamp(min=1)),
-        "recall": float(right / should_switch.sum().clamp(min=1)),
-    }
+        switch, should_switch = encoder(*held_out).argmax(1) == 1, held_out_labels == 1
+    right, found, wanted = (float(x.sum()) for x in (switch & should_switch, switch, should_switch))
+    return {"switches": float(part), "precision": right / max(found, 1), "recall": right / max(wanted, 1)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m export.nano.finetune_cme", description="fine-tune the conditional memory encoder"
-    )
-    parser.add_argument("--checkpoint", type=Path, default=Path("build/nano/run/nano.pth"))
-    parser.add_argument("--out", type=Path, help="default: replace the checkpoint")
-    parser.add_argument("--clips", type=int, default=CLIPS)
+    name, description = "python -m export.nano.finetune_cme", "fine-tune the conditional memory encoder"
+    parser = argparse.ArgumentParser(prog=name, description=description)
+    parser.add_argument("--checkpoint", type=Path, default=Path("build/nano/run/nano.pth"), help="read and replaced")
+    parser.add_argument("--clips", type=int, default=500)
     args = parser.parse_args()
     torch.set_num_threads(1)  # one sentence at a time is too little work to divide
-    began, model = time.monotonic(), load_model(args.checkpoint)
-    decisions = collect_decisions(model, args.clips, SyntheticDataset(model.config.sam.image_size))
-    seconds = time.monotonic() - began
-    print(f"{len(decisions.labels)} decisions, {int(decisions.labels.sum())} of them switches, {seconds:.0f} s")
-    print({name: round(value, 3) for name, value in finetune(model, decisions).items()})
-    data = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
-    trained = model.state_dict()
-    data["model"] = {name: trained[name].to(value.dtype) for name, value in data["model"].items()}
-    write_atomic(data, args.out or args.checkpoint)
+    try:
+        model = load_samwise(args.checkpoint)
+        decisions = collect_decisions(model, args.clips, SyntheticDataset(model.config.sam.image_size))
+        result = finetune(model, decisions)
+    except (UserError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"{len(decisions.labels)} decisions", {name: round(value, 3) for name, value in result.items()})
+    export_weights(model, args.checkpoint)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Sequence
 from typing import TypeVar
 
-import numpy as np
+from numpy.random import Generator
 
 T = TypeVar("T")
 
@@ -27,64 +27,43 @@ SYNONYMS = {
     "dog": "puppy", "cat": "kitty", "turtle": "tortoise", "car": "automobile", "airplane": "plane",
     "sailboat": "boat", "ball": "football",
 }
-# fmt: on
-
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (224, 36, 36),
-    "orange": (246, 138, 20),
-    "yellow": (246, 220, 40),
-    "green": (40, 170, 60),
-    "blue": (40, 90, 230),
-    "purple": (140, 60, 200),
-    "pink": (250, 130, 190),
-    "gray": (140, 140, 140),
+COLOURS = {
+    "red": (224, 36, 36), "orange": (246, 138, 20), "yellow": (246, 220, 40), "green": (40, 170, 60),
+    "blue": (40, 90, 230), "purple": (140, 60, 200), "pink": (250, 130, 190), "gray": (140, 140, 140),
 }
-
-
-def _conjugate(verb: str) -> tuple[str, str, str]:
-    """Expand "going/goes/go up" to ("going up", "goes up", "go up")."""
-    forms, _, rest = verb.partition(" ")
-    doing, does, do = (f"{form} {rest}".strip() for form in forms.split("/"))
-    return doing, does, do
-
-
+# present participle / third person / bare verb | rest of all three
 _VERBS = {
-    "left": ("moving/moves/move left", "going/goes/go to the left", "heading/heads/head left"),
-    "right": ("moving/moves/move right", "going/goes/go to the right", "heading/heads/head right"),
-    "up": ("moving/moves/move up", "rising/rises/rise", "going/goes/go up"),
-    "down": ("moving/moves/move down", "sinking/sinks/sink", "going/goes/go down"),
-    "spin": ("spinning/spins/spin", "rotating/rotates/rotate", "turning/turns/turn around"),
-    "grow": ("growing/grows/grow", "getting/gets/get bigger", "coming/comes/come closer"),
-    "shrink": ("shrinking/shrinks/shrink", "getting/gets/get smaller"),
-    "bounce": ("jumping/jumps/jump", "bouncing/bounces/bounce", "jumping/jumps/jump up and down"),
+    "left": ("moving/moves/move|left", "going/goes/go|to the left", "heading/heads/head|left"),
+    "right": ("moving/moves/move|right", "going/goes/go|to the right", "heading/heads/head|right"),
+    "up": ("moving/moves/move|up", "rising/rises/rise", "going/goes/go|up"),
+    "down": ("moving/moves/move|down", "sinking/sinks/sink", "going/goes/go|down"),
+    "spin": ("spinning/spins/spin", "rotating/rotates/rotate", "turning/turns/turn|around"),
+    "grow": ("growing/grows/grow", "getting/gets/get|bigger", "coming/comes/come|closer"),
+    "shrink": ("shrinking/shrinks/shrink", "getting/gets/get|smaller"),
+    "bounce": ("jumping/jumps/jump", "bouncing/bounces/bounce", "jumping/jumps/jump|up and down"),
+    "still": ("standing/stands/stand|still", "not moving/does not move/not move", "staying/stays/stay|in place"),
 }
-MOTIONS = {name: tuple(map(_conjugate, verbs)) for name, verbs in _VERBS.items()}
-"""Motion -> ways to say it: (present participle, "that ...", bare verb after "starts to")."""
-STILL = (
-    ("standing still", "stands still", "stand still"),
-    ("not moving", "does not move", "not move"),
-    ("staying in place", "stays in place", "stay in place"),
-)
-
-KINDS = ("noun", "colour", "size", "position", "relation", "motion", "border", "earlier", "later")
-
-POSITION = {
-    "left": ("the {n} on the left", "the left {n}", "the leftmost {n}", "the {n} on the left side"),
-    "right": ("the {n} on the right", "the right {n}", "the rightmost {n}", "the {n} on the right side"),
-    "top": ("the {n} at the top", "the upper {n}", "the top {n}", "the higher {n}"),
-    "bottom": ("the {n} at the bottom", "the lower {n}", "the bottom {n}", "the {n} further down"),
+MOTIONS = tuple(_VERBS)[:-1]
+_ACTION = {
+    "motion": ("the {n} {doing}", "the {n} that is {doing}", "the {n} that {does}"),
+    "later": (
+        "the {n} that starts {doing}", "the {n} that later {does}", "the {n} that starts to {do}",
+        "the {n} that {does} later", "the {n} that begins to {do}",
+    ),
+    "earlier": (
+        "the {n} that was {doing} at first", "the {n} that first {does}", "the {n} that {does} at the start",
+        "the {n} {doing} at the beginning",
+    ),
 }
-SIZE = {"big": ("big", "large", "bigger", "larger", "huge"), "small": ("small", "little", "smaller", "tiny")}
-RELATION = {
+_COLOUR = ("the {colour} {n}", "the {colour} {n}", "the {n} that is {colour}", "the {n} colored {colour}")
+_SIZE = {"big": ("big", "large", "bigger", "larger", "huge"), "small": ("small", "little", "smaller", "tiny")}
+_RELATION = {
     "next to": ("next to", "beside", "close to", "near"),
-    "above": ("above", "over"),
-    "below": ("below", "under"),
-    "left of": ("to the left of", "left of"),
-    "right of": ("to the right of", "right of"),
-    "behind": ("behind", "partly hidden by"),
-    "in front of": ("in front of", "covering"),
+    "above": ("above", "over"), "below": ("below", "under"),
+    "left of": ("to the left of", "left of"), "right of": ("to the right of", "right of"),
+    "behind": ("behind", "partly hidden by"), "in front of": ("in front of", "covering"),
 }
-BORDER = {
+_BORDER = {
     "leave": ("leaving", "that leaves", "that goes away", "that leaves the picture", "that disappears"),
     "return": ("that comes back", "that leaves and comes back", "that returns", "that goes away and comes back"),
     "gone": ("that leaves and does not come back", "that leaves for good", "that goes away and stays away"),
@@ -92,27 +71,29 @@ BORDER = {
     "stay": ("that stays", "that is always there", "that does not leave"),
     "there": ("that is there from the start", "that was already there"),
 }
-COLOUR = ("the {colour} {n}", "the {colour} {n}", "the {n} that is {colour}", "the {n} colored {colour}")
-ACTION = {
-    "motion": ("the {n} {doing}", "the {n} that is {doing}", "the {n} that {does}"),
-    "later": (
-        "the {n} that starts {doing}",
-        "the {n} that later {does}",
-        "the {n} that starts to {do}",
-        "the {n} that {does} later",
-        "the {n} that begins to {do}",
-    ),
-    "earlier": (
-        "the {n} that was {doing} at first",
-        "the {n} that first {does}",
-        "the {n} that {does} at the start",
-        "the {n} {doing} at the beginning",
-    ),
+_WORDING: dict[str, dict[str, tuple[str, ...]]] = {
+    "noun": {"": ("the {n}",)},
+    "colour": dict.fromkeys(COLOURS, _COLOUR),
+    "size": {size: tuple(f"the {word} {{n}}" for word in words) for size, words in _SIZE.items()},
+    "position": {
+        "left": ("the {n} on the left", "the left {n}", "the leftmost {n}", "the {n} on the left side"),
+        "right": ("the {n} on the right", "the right {n}", "the rightmost {n}", "the {n} on the right side"),
+        "top": ("the {n} at the top", "the upper {n}", "the top {n}", "the higher {n}"),
+        "bottom": ("the {n} at the bottom", "the lower {n}", "the bottom {n}", "the {n} further down"),
+    },
+    "relation": {name: tuple(f"the {{n}} {word} the {{other}}" for word in words) for name, words in _RELATION.items()},
+    "motion": dict.fromkeys((*MOTIONS, "still"), _ACTION["motion"]),
+    "border": {name: tuple(f"the {{n}} {word}" for word in words) for name, words in _BORDER.items()},
+    "earlier": dict.fromkeys(MOTIONS, _ACTION["earlier"]),
+    "later": dict.fromkeys(MOTIONS, _ACTION["later"])
+    | {"stop": ("the {n} that stops", "the {n} that stops moving", "the {n} that comes to a halt")},
 }
-STOP = ("the {n} that stops", "the {n} that stops moving", "the {n} that comes to a halt")
-TEMPLATES = ("{}", "{}", "{}", "{}", "{} in the video", "find {}", "segment {}", "track {}", "{} please")
-
+"""Kind -> attribute -> templates."""
+# fmt: on
+KINDS = {kind: tuple(attributes) for kind, attributes in _WORDING.items()}
+"""Kind of sentence -> what it can say."""
 ATTRIBUTES = (*COLOURS, *MOTIONS)
+_FRAMES = ("{}", "{}", "{}", "{}", "{} in the video", "find {}", "segment {}", "track {}", "{} please")
 
 
 def held_out(noun: str, attribute: str | None) -> bool:
@@ -120,50 +101,33 @@ def held_out(noun: str, attribute: str | None) -> bool:
     return attribute in ATTRIBUTES and zlib.crc32(f"{noun}/{attribute}".encode()) % 9 == 0
 
 
-def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+def pick(rng: Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
-def synonym(rng: np.random.Generator, noun: str) -> str:
+def _synonym(rng: Generator, noun: str) -> str:
     """Return the noun or, one time in four, another name for it."""
     return SYNONYMS[noun] if noun in SYNONYMS and rng.random() < 0.25 else noun
 
 
-def phrase(
-    rng: np.random.Generator,
-    kind: str,
-    noun: str,
-    attribute: str | None,
-    colour: str | None = None,
-    anchor: str | None = None,
-) -> str:
+def phrase(rng: Generator, kind: str, noun: str, attribute: str, colour: str | None = None, anchor: str = "") -> str:
     """Word one meaning. `colour` may be added if the object has one that does not distinguish it."""
-    bare = synonym(rng, noun)
-    n = f"{colour} {bare}" if colour and rng.random() < 0.3 else bare
-    if kind == "noun":
-        text = f"the {n}"
-    elif kind == "colour":
-        text = pick(rng, COLOUR).format(n=bare, colour=attribute)
-    elif kind == "size":
-        text = f"the {pick(rng, SIZE[attribute])} {n}"
-    elif kind == "position":
-        text = pick(rng, POSITION[attribute]).format(n=n)
-    elif kind == "relation":
-        text = f"the {n} {pick(rng, RELATION[attribute])} the {synonym(rng, anchor)}"
-    elif kind == "border":
-        text = f"the {n} {pick(rng, BORDER[attribute])}"
-    elif attribute == "stop":
-        text = pick(rng, STOP).format(n=n)
-    else:
-        doing, does, do = pick(rng, STILL if attribute == "still" else MOTIONS[attribute])
-        text = pick(rng, ACTION[kind]).format(n=n, doing=doing, does=does, do=do)
-    return pick(rng, TEMPLATES).format(text)
+    n, verbs = _synonym(rng, noun), {}
+    if colour and rng.random() < 0.3 and kind != "colour":
+        n = f"{colour} {n}"
+    if kind in _ACTION and attribute != "stop":
+        forms, _, rest = pick(rng, _VERBS[attribute]).partition("|")
+        named = zip(("doing", "does", "do"), forms.split("/"), strict=True)
+        verbs = {name: f"{form} {rest}".strip() for name, form in named}
+    text = pick(rng, _WORDING[kind][attribute])
+    other = _synonym(rng, anchor) if kind == "relation" else ""
+    return pick(rng, _FRAMES).format(text.format(n=n, colour=attribute, other=other, **verbs))
 
 
-def absent_sentence(rng: np.random.Generator, nouns: set[str]) -> str:
+def absent_sentence(rng: Generator, nouns: set[str]) -> str:
     """Draw a sentence about a noun that is not among `nouns`."""
     noun = pick(rng, [n for n in NOUNS if n not in nouns])
     kind = pick(rng, ("noun", "colour", "size", "position", "motion"))
-    tables = {"colour": COLOURS, "size": SIZE, "position": POSITION, "motion": MOTIONS}
-    attributes = {name: pick(rng, tuple(table)) for name, table in tables.items()}
-    return phrase(rng, kind, noun, attributes.get(kind))
+    attributes = {name: pick(rng, KINDS[name]) for name in ("colour", "size", "position")}
+    attributes["motion"] = pick(rng, MOTIONS)
+    return phrase(rng, kind, noun, attributes.get(kind, ""))

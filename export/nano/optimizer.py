@@ -25,17 +25,15 @@ class MuonAdamW:
     def __init__(self, named: list[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float) -> None:
         muon = [p for name, p in named if _uses_muon(name, p)]
         rest = [p for name, p in named if not _uses_muon(name, p)]
-        groups = [
-            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-        ]
+        matrices, vectors = [p for p in rest if p.ndim >= 2], [p for p in rest if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        groups = [group for group in groups if group["params"]]
+        rule = "match_rms_adamw"
         self.parts: list[torch.optim.Optimizer] = []
         if muon:
-            options = {"weight_decay": weight_decay, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
-            self.parts.append(torch.optim.Muon(muon, lr=learning_rate, **options))
+            self.parts.append(torch.optim.Muon(muon, learning_rate, weight_decay, momentum=0.95, adjust_lr_fn=rule))
         if rest:
-            groups = [g for g in groups if g["params"]]
-            self.parts.append(torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True))
+            self.parts.append(torch.optim.AdamW(groups, learning_rate, betas=(0.9, 0.98), fused=True))
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..models.samwise import Samwise
 from .clip_forward import VisualPrompt
@@ -14,7 +14,7 @@ TOKENS = 4
 MODES = ("click", "clicks", "box", "mask")
 
 
-def inner_points(masks: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+def inner_points(masks: Tensor, count: int, generator: Generator | None = None) -> Tensor:
     """Draw `count` points (O,count,2) x, y well inside the masks (O,I,I), bool; anywhere if a mask is empty."""
     soft = F.avg_pool2d(masks[:, None].float(), 9, 1, 4)[:, 0]
     weight = (masks * soft**4).flatten(1) + 1e-9
@@ -24,11 +24,9 @@ def inner_points(masks: Tensor, count: int, generator: torch.Generator | None = 
 
 def boxes(masks: Tensor) -> Tensor:
     """Return tight boxes (O,4) x0, y0, x1, y1 of masks (O,I,I), bool."""
-    side = masks.shape[-1]
+    side, sides = masks.shape[-1], (masks.any(1), masks.any(2))
     at = torch.arange(side, device=masks.device)
-    columns, rows = masks.any(1), masks.any(2)
-    low = [torch.where(x, at, side).amin(1) for x in (columns, rows)]
-    high = [torch.where(x, at + 1, 0).amax(1) for x in (columns, rows)]
+    low, high = [torch.where(x, at, side).amin(1) for x in sides], [torch.where(x, at + 1, 0).amax(1) for x in sides]
     return torch.stack((*low, *high), 1).float()
 
 
@@ -37,15 +35,14 @@ def encode_prompts(
     masks: Tensor,
     modes: Tensor,
     permanent: bool,
+    generator: Generator | None = None,
     jitter: float = 0.08,
-    generator: torch.Generator | None = None,
     scaled: bool = True,
 ) -> VisualPrompt:
     """Encode prompts for masks (O,I,I), bool. `modes` (O) indexes `MODES`; `jitter` moves box corners by a part of the
-    size of the box. A mask prompt enters as in SAM 2 (`scaled`: through `mask_downsample`) or as plain low-res
-    logits."""
+    size of the box. A mask prompt enters as in SAM 2 (`scaled`: through `mask_downsample`) or as low-res logits."""
     points, labels, is_real = _points(masks, modes, jitter, generator)
-    encoder, sam = model.sam.sam_prompt_encoder, model.sam
+    sam, encoder = model.sam, model.sam.sam_prompt_encoder
     whole, is_mask = masks[:, None].float(), modes == MODES.index("mask")
     low_res = sam.mask_downsample(whole)[:, 0] if scaled else F.avg_pool2d(whole, 4)[:, 0] * 20 - 10
     no_mask = encoder.no_mask_embed.weight[0].expand(len(masks), model.config.sam.side**2, -1)
@@ -53,27 +50,25 @@ def encode_prompts(
     return VisualPrompt(encoder.points(points, labels), is_real, dense, is_mask, masks, permanent)
 
 
-def _points(
-    masks: Tensor, modes: Tensor, jitter: float, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _points(masks: Tensor, modes: Tensor, jitter: float, rng: Generator | None) -> tuple[Tensor, Tensor, Tensor]:
     """Draw points (O,TOKENS,2), their SAM labels (O,TOKENS), and which of them are real tokens (O,TOKENS)."""
     objects, device = len(masks), masks.device
     points, labels = torch.zeros(objects, TOKENS, 2, device=device), torch.full((objects, TOKENS), -1, device=device)
     is_real = torch.zeros(objects, TOKENS, dtype=torch.bool, device=device)
     is_real[:, :2] = True
-    inside, outside = inner_points(masks, 3, generator), inner_points(~masks, 3, generator)
-    click, clicks, box = (modes == MODES.index(mode) for mode in ("click", "clicks", "box"))
+    inside, outside = inner_points(masks, 3, rng), inner_points(~masks, 3, rng)
+    click, clicks, box, _ = (modes == mode for mode in range(len(MODES)))
     first = click | clicks
     points[first, 0], labels[first, 0] = inside[first, 0], 1
     # the second and third click are inside or outside at random
     for i in (1, 2):
-        positive = torch.rand(objects, device=device, generator=generator) < 0.5
+        positive = torch.rand(objects, device=device, generator=rng) < 0.5
         position = torch.where(positive[:, None], inside[:, i], outside[:, i])
         points[clicks, i], labels[clicks, i] = position[clicks], positive.long()[clicks]
     is_real[clicks] = True
     edges = boxes(masks)
     size = (edges[:, 2:] - edges[:, :2]).repeat(1, 2)
-    edges = edges + jitter * size * (2 * torch.rand(edges.shape, device=device, generator=generator) - 1)
+    edges = edges + jitter * size * (2 * torch.rand(edges.shape, device=device, generator=rng) - 1)
     points[box, :2] = edges.clamp(0, masks.shape[-1]).unflatten(1, (2, 2))[box]
     labels[box, 0], labels[box, 1] = 2, 3
     is_real[box, 2] = True

@@ -6,7 +6,9 @@ import io
 from functools import lru_cache
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter
+from PIL.Image import Resampling, Transform
 
 from . import sprites
 from .grammar import NOUNS
@@ -21,13 +23,12 @@ _OPAQUE = [0] * 128 + [255] * 128
 class Renderer:
     """Renders clips of one image size. Caches tinted and down-scaled sprites."""
 
-    def __init__(self, atlas: np.ndarray, size: int = SIDE) -> None:
-        self.size, self.scale, self.atlas = size, size / SIDE, atlas
+    def __init__(self, size: int) -> None:
+        self.size, self.scale, self.atlas = size, size / SIDE, sprites.load()
         self.sprite = lru_cache(maxsize=4096)(self._sprite)
-        rng = np.random.default_rng(0)
-        self.grain = (rng.standard_normal((size + 64, size + 64, 3)) * 32).astype(np.int8)
+        self.grain = (np.random.default_rng(0).standard_normal((size + 64, size + 64, 3)) * 32).astype(np.int8)
 
-    def render(self, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def render(self, scene: Scene, rng: Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Render a scene to frames uint8 (T,s,s,3), the instance map uint8 (T,s,s) with 0 for background and i+1 for
         actor i, and areas int (T,N) of the actors without occlusion."""
         background, effects = self._background(rng), CameraEffects(rng)
@@ -45,8 +46,7 @@ class Renderer:
 
     def _sprite(self, noun: str, colour: str | None, flip: bool, shrink: int) -> Image.Image:
         pixels = self.atlas[NOUNS.index(noun)]
-        if colour is not None:
-            pixels = sprites.tint(pixels, colour)
+        pixels = pixels if colour is None else sprites.tint(pixels, colour)
         image = Image.fromarray(np.ascontiguousarray(pixels[:, ::-1] if flip else pixels))
         return image.reduce(shrink) if shrink > 1 else image
 
@@ -58,45 +58,35 @@ class Renderer:
         # reduce small sprites before sampling: bilinear sampling alone would skip pixels
         shrink = 4 if side < 0.28 * sprites.SIDE else 2 if side < 0.55 * sprites.SIDE else 1
         sprite = self.sprite(actor.noun, actor.colour, actor.flip, shrink)
-        zoom = sprite.width / side  # the sprite fills its square except for a thin margin
         reach = int(np.ceil(side * 0.72)) + 2
         cx, cy = actor.x[t] * self.scale, actor.y[t] * self.scale
         left, top = int(np.floor(cx)) - reach, int(np.floor(cy)) - reach
         if max(left, top) >= self.size or min(left, top) + 2 * reach <= 0:
             return 0
-        patch = _rotate(sprite, 2 * reach, cx - left, cy - top, zoom, actor.angle[t])
+
+        def patch_at(dx: float, dy: float) -> Image.Image:
+            zoom = sprite.width / side  # the sprite fills its square except for a thin margin
+            return _rotate(sprite, 2 * reach, cx - left + dx, cy - top + dy, zoom, actor.angle[t])
+
+        patch = patch_at(0, 0)
         inside = patch.getchannel("A").point(_OPAQUE)
         labels.paste(label, (left, top), inside)
-        if motion_blur and t > 0:
-            patch = self._blur(patch, sprite, actor, t, cx - left, cy - top, zoom)
+        dx, dy = ((p[t] - p[max(t - 1, 0)]) * self.scale * 0.2 for p in (actor.x, actor.y))
+        if motion_blur and 0.5 <= np.hypot(dx, dy) <= 6 * self.scale:
+            # copies a little before and after, premultiplied: otherwise the transparent parts would darken the rim
+            before, after = (patch_at(s * dx, s * dy).convert("RGBa") for s in (-1, 1))
+            patch = Image.blend(Image.blend(before, after, 0.5), patch.convert("RGBa"), 1 / 3).convert("RGBA")
         image.paste(patch, (left, top), patch)
         return inside.histogram()[255]
 
-    def _blur(
-        self, patch: Image.Image, sprite: Image.Image, actor: Actor, t: int, cx: float, cy: float, zoom: float
-    ) -> Image.Image:
-        """Blend the sprite with copies a little before and after on its path, if it moves fast enough to show."""
-        dx, dy = ((p[t] - p[t - 1]) * self.scale * 0.2 for p in (actor.x, actor.y))
-        if not 0.5 <= np.hypot(dx, dy) <= 6 * self.scale:
-            return patch
-        before, after = (
-            _rotate(sprite, patch.width, cx + s * dx, cy + s * dy, zoom, actor.angle[t]).convert("RGBa")
-            for s in (-1, 1)
-        )
-        # premultiplied colours: otherwise the transparent parts would darken the rim
-        return Image.blend(Image.blend(before, after, 0.5), patch.convert("RGBa"), 1 / 3).convert("RGBA")
-
     def _crop(self, background: Image.Image, shift: np.ndarray) -> Image.Image:
         """Crop the background to the part that the camera sees."""
-        offset = np.clip(MARGIN - shift, 0, 2 * MARGIN) * self.scale
         grain = background.width / ((SIDE + 2 * MARGIN) * self.scale)
-        if grain == 1 and not shift.any():
-            left, top = offset.astype(int).tolist()
-            return background.crop((left, top, left + self.size, top + self.size))
-        x, y = (offset * grain).tolist()
-        return background.transform((self.size, self.size), Image.AFFINE, (grain, 0, x, 0, grain, y), Image.BILINEAR)
+        x, y = (np.clip(MARGIN - shift, 0, 2 * MARGIN) * self.scale * grain).tolist()
+        matrix = (grain, 0, x, 0, grain, y)
+        return background.transform((self.size, self.size), Transform.AFFINE, matrix, Resampling.BILINEAR)
 
-    def _background(self, rng: np.random.Generator) -> Image.Image:
+    def _background(self, rng: Generator) -> Image.Image:
         """Draw a larger image of smooth noise, stripes and clutter: sharp, or blurred and then of half the size."""
         blur = rng.uniform(0.6, 1.6) if rng.random() < 0.6 else 0.0
         side = int((SIDE + 2 * MARGIN) * self.scale) // (2 if blur else 1)
@@ -106,9 +96,10 @@ class Renderer:
             coarse = rng.standard_normal((cells, cells, 3)).astype(np.float32)
             coarse = 0.5 * coarse + 0.5 * coarse.mean(axis=-1, keepdims=True)
             planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(coarse, 2, 0)]
-            planes = [np.asarray(plane.resize((48, 48), Image.BICUBIC)) for plane in planes]
-            noise += np.stack(planes, -1) * rng.uniform(4, 30)
-        canvas = Image.fromarray(np.clip(base + noise, 0, 255).astype(np.uint8)).resize((side, side), Image.BILINEAR)
+            smooth = [np.asarray(plane.resize((48, 48), Resampling.BICUBIC)) for plane in planes]
+            noise += np.stack(smooth, -1) * rng.uniform(4, 30)
+        canvas = Image.fromarray(np.clip(base + noise, 0, 255).astype(np.uint8))
+        canvas = canvas.resize((side, side), Resampling.BILINEAR)
         pen = ImageDraw.Draw(canvas)
         if rng.random() < 0.3:
             _draw_stripes(pen, side, base, rng)
@@ -117,55 +108,24 @@ class Renderer:
         return canvas.filter(ImageFilter.GaussianBlur(blur * self.scale)) if blur else canvas
 
 
-def _draw_stripes(pen: ImageDraw.ImageDraw, side: int, base: np.ndarray, rng: np.random.Generator) -> None:
+def _draw_stripes(pen: ImageDraw.ImageDraw, side: int, base: np.ndarray, rng: Generator) -> None:
     step, slant = int(rng.integers(side // 24, side // 7)), rng.uniform(-1, 1) * side
     colour = _similar_colour(base, rng, 28)
     for x in range(-side, 2 * side, step):
         pen.line((x, 0, x + slant, side), fill=colour, width=max(1, step // 3))
 
 
-def _draw_clutter(pen: ImageDraw.ImageDraw, side: int, base: np.ndarray, rng: np.random.Generator) -> None:
+def _draw_clutter(pen: ImageDraw.ImageDraw, side: int, base: np.ndarray, rng: Generator) -> None:
     x, y = rng.uniform(0, side, 2)
     w, h = rng.uniform(0.015, 0.12, 2) * side
-    colour = _similar_colour(base, rng, 70)
-    shape = rng.integers(3)
-    if shape == 0:
-        pen.ellipse((x - w, y - h, x + w, y + h), fill=colour)
-    elif shape == 1:
+    colour, shape = _similar_colour(base, rng, 70), rng.integers(3)
+    if shape == 1:
         pen.polygon([(x - w, y - h), (x + w, y - 0.4 * h), (x + 0.3 * w, y + h)], fill=colour)
     else:
-        pen.rectangle((x - w, y - h, x + w, y + h), fill=colour)
+        (pen.rectangle if shape else pen.ellipse)((x - w, y - h, x + w, y + h), fill=colour)
 
 
-class CameraEffects:
-    """Exposure, blur, noise and compression of one clip, drawn at random."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.motion_blur = bool(rng.random() < 0.35)
-        self.blur = float(rng.uniform(0.4, 1.1)) if rng.random() < 0.25 else 0.0
-        self.noise = float(rng.uniform(1, 9)) if rng.random() < 0.5 else 0.0
-        self.quality = int(rng.integers(35, 92)) if rng.random() < 0.5 else None
-        gain, lift = (rng.uniform(0.75, 1.2), rng.uniform(-18, 18)) if rng.random() < 0.5 else (1.0, 0.0)
-        self.curve = None if gain == 1 else np.clip(np.arange(256) * gain + lift, 0, 255).astype(np.uint8).tolist() * 3
-
-    def apply(self, image: Image.Image, grain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        if self.curve is not None:
-            image = image.point(self.curve)
-        if self.blur:
-            image = image.filter(ImageFilter.GaussianBlur(self.blur * image.width / SIDE))
-        pixels = np.asarray(image)
-        if self.noise:
-            y, x = rng.integers(0, 64, 2)
-            part = grain[y : y + image.height, x : x + image.width].astype(np.int16)
-            pixels = np.clip(pixels + (part * int(self.noise * 8) >> 8), 0, 255).astype(np.uint8)
-        if self.quality is not None:
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, "JPEG", quality=self.quality)
-            pixels = np.asarray(Image.open(buffer))
-        return pixels
-
-
-def _similar_colour(base: np.ndarray, rng: np.random.Generator, spread: float) -> tuple[int, ...]:
+def _similar_colour(base: np.ndarray, rng: Generator, spread: float) -> tuple[int, ...]:
     return tuple(np.clip(base + rng.normal(0, spread, 3), 0, 255).astype(int).tolist())
 
 
@@ -174,4 +134,31 @@ def _rotate(sprite: Image.Image, side: int, cx: float, cy: float, zoom: float, a
     c, s = np.cos(np.radians(angle)) * zoom, np.sin(np.radians(angle)) * zoom
     centre = sprite.width / 2
     matrix = (c, s, centre - c * cx - s * cy, -s, c, centre + s * cx - c * cy)
-    return sprite.transform((side, side), Image.AFFINE, matrix, Image.BILINEAR)
+    return sprite.transform((side, side), Transform.AFFINE, matrix, Resampling.BILINEAR)
+
+
+class CameraEffects:
+    """Exposure, blur, noise and compression of one clip, drawn at random."""
+
+    def __init__(self, rng: Generator) -> None:
+        self.motion_blur = bool(rng.random() < 0.35)
+        self.blur = float(rng.uniform(0.4, 1.1)) if rng.random() < 0.25 else 0.0
+        self.noise = float(rng.uniform(1, 9)) if rng.random() < 0.5 else 0.0
+        self.quality = int(rng.integers(35, 92)) if rng.random() < 0.5 else 0
+        gain, lift = (rng.uniform(0.75, 1.2), rng.uniform(-18, 18)) if rng.random() < 0.5 else (1.0, 0.0)
+        self.curve = np.clip(np.arange(256) * gain + lift, 0, 255).astype(np.uint8).tolist() * 3
+
+    def apply(self, image: Image.Image, grain: np.ndarray, rng: Generator) -> np.ndarray:
+        image = image.point(self.curve)
+        if self.blur:
+            image = image.filter(ImageFilter.GaussianBlur(self.blur * image.width / SIDE))
+        pixels = np.asarray(image)
+        if self.noise:
+            y, x = rng.integers(0, 64, 2)
+            part = grain[y : y + image.height, x : x + image.width].astype(np.int16)
+            pixels = np.clip(pixels + (part * int(self.noise * 8) >> 8), 0, 255).astype(np.uint8)
+        if self.quality:
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "JPEG", quality=self.quality)
+            pixels = np.asarray(Image.open(buffer))
+        return pixels

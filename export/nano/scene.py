@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.random import Generator
 
 SIDE = 256
 """Side of the square scene in units; a renderer may draw it at any size in pixels."""
@@ -29,8 +30,8 @@ class Actor:
     """One object of a clip.
 
     `size` is the longer side in units at scale 1; `x`, `y` (T,) the centre on screen; `motion` names what it does and
-    `active` (T,) marks the frames on which it does it; `border` names how it crosses the edge of the image, if it
-    does.
+    `active` (T,) marks the frames on which it does it; `border` names how it crosses the edge of the image, if it does;
+    one with a larger `depth` is nearer and drawn over the others.
     """
 
     noun: str
@@ -45,20 +46,24 @@ class Actor:
     border: str | None = None
     flip: bool = False
     depth: float = 0.0
-    """Larger is nearer: drawn later, over the others."""
+
+    @property
+    def extent(self) -> np.ndarray:
+        """Longer side on screen (T,), in units."""
+        return self.size * self.scale
 
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A sentence and its meaning: the index of its actor, and what distinguishes that actor."""
+    """A sentence and its meaning: the index of its actor, and what distinguishes that actor; of a relation also the
+    index of the other actor. `unseen`: the pair of noun and attribute never occurs in training."""
 
     text: str
     target: int
     kind: str
-    attribute: str | None = None
-    anchor: int | None = None
+    attribute: str = ""
+    anchor: int = -1
     unseen: bool = False
-    """The pair of noun and attribute never occurs in training."""
 
 
 @dataclass(slots=True)
@@ -71,8 +76,8 @@ class Scene:
     expressions: list[Expression] = field(default_factory=list)
 
 
-def motion_path(rng: np.random.Generator, motion: str, frames: int, start: int = 0, stop: int | None = None) -> Path:
-    """Draw a motion from frame `start` to `stop` (default: the end), at rest before and after. Raises ValueError."""
+def motion_path(rng: Generator, motion: str, frames: int, start: int = 0, stop: int | None = None) -> Path:
+    """Draw a motion from frame `start` to `stop` (default: the end), at rest before and after."""
     stop = frames if stop is None else stop
     path = Path.rest(frames)
     clock = np.clip(np.arange(frames) - start, 0, stop - start).astype(float)  # steps done since `start`
@@ -81,10 +86,7 @@ def motion_path(rng: np.random.Generator, motion: str, frames: int, start: int =
         # between 40 and 130 units in total, however long the motion runs
         speed = np.clip(rng.uniform(5, 9.5), 40 / steps, 130 / steps)
         along = clock * speed * (1 if motion in ("right", "down") else -1)
-        if motion in ("left", "right"):
-            path.x = along
-        else:
-            path.y = along
+        setattr(path, "x" if motion in ("left", "right") else "y", along)
     elif motion == "spin":
         path.angle = clock * rng.uniform(22, 40) * rng.choice((-1, 1))
     elif motion in ("grow", "shrink"):
@@ -93,43 +95,40 @@ def motion_path(rng: np.random.Generator, motion: str, frames: int, start: int =
     elif motion == "bounce":
         path.y = -rng.uniform(18, 32) * np.abs(np.sin(np.pi * clock / rng.uniform(3.2, 5.0)))
         path.y[np.arange(frames) >= stop] = 0.0  # end where the motion began, not in mid-air
-    elif motion != "still":
-        raise ValueError(f"unknown motion {motion!r}")
     return path
 
 
-def drift_path(rng: np.random.Generator, frames: int, speed: float = 1.2) -> Path:
-    """Draw a straight motion too slow to be described as moving."""
-    path, angle = Path.rest(frames), rng.uniform(0, 2 * np.pi)
-    pace = rng.uniform(0, speed) * np.arange(frames)
-    path.x, path.y = np.cos(angle) * pace, np.sin(angle) * pace
+def idle_path(rng: Generator, frames: int) -> Path:
+    """Draw rest, or a straight motion too slow to be described as moving."""
+    path = Path.rest(frames)
+    if rng.random() >= 0.5:
+        angle, pace = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1.2) * np.arange(frames)
+        path.x, path.y = np.cos(angle) * pace, np.sin(angle) * pace
     return path
 
 
-def border_path(rng: np.random.Generator, border: str, frames: int) -> Path:
+def border_path(rng: Generator, border: str, frames: int) -> Path:
     """Draw a path across one edge of the image: 0 inside, 1 outside; the caller scales it to the edge's distance."""
-    side = rng.integers(4)
-    clock = np.arange(frames, dtype=float)
+    dx, dy = [(-1, 0), (1, 0), (0, -1), (0, 1)][rng.integers(4)]
     duration = 2.5 if frames <= 8 else 3.5
+
+    def crossing(start: float) -> np.ndarray:
+        return np.clip((np.arange(frames, dtype=float) - start) / duration, 0, 1)
+
     if border in ("leave", "gone"):
-        start = rng.uniform(1.5, max(2.0, frames * 0.5 - duration))
-        outside = np.clip((clock - start) / duration, 0, 1)
+        outside = crossing(rng.uniform(1.5, max(2.0, frames * 0.5 - duration)))
     elif border == "enter":
-        start = rng.uniform(1.0, max(1.5, frames * 0.35))
-        outside = 1 - np.clip((clock - start) / duration, 0, 1)
+        outside = 1 - crossing(rng.uniform(1.0, max(1.5, frames * 0.35)))
     else:  # return
         start = rng.uniform(1.0, frames * 0.25)
-        back = start + duration + rng.uniform(0.5, max(1.0, frames * 0.2))
-        outside = np.clip((clock - start) / duration, 0, 1) - np.clip((clock - back) / duration, 0, 1)
+        outside = crossing(start) - crossing(start + duration + rng.uniform(0.5, max(1.0, frames * 0.2)))
     path = Path.rest(frames)
-    dx, dy = [(-1, 0), (1, 0), (0, -1), (0, 1)][side]
     path.x, path.y = dx * outside, dy * outside
     return path
 
 
-def camera_path(rng: np.random.Generator, frames: int) -> np.ndarray:
-    """Draw the (T,2) shift of the whole image: none, a pan of at most 1.8 units per frame, or a pan with hand
-    shake."""
+def camera_path(rng: Generator, frames: int) -> np.ndarray:
+    """Draw the (T,2) shift of the whole image: none, a pan of at most 1.8 units per frame, or one with hand shake."""
     kind, clock = rng.random(), np.arange(frames)[:, None]
     if kind < 0.35:
         return np.zeros((frames, 2))

@@ -8,20 +8,136 @@ then checks each sentence against the paths of all actors.
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from typing import Any
 
-from .grammar import COLOURS, MOTIONS, pick
-from .scene import SIDE, Actor, Path, Scene, border_path, motion_path
-from .scene_builder import NoRoomError, SceneBuilder
+import numpy as np
+from numpy.random import Generator
+
+from .grammar import COLOURS, MOTIONS, NOUNS, held_out, phrase, pick
+from .scene import SIDE, Actor, Expression, Path, Scene, border_path, camera_path, idle_path, motion_path
 from .semantics import unambiguous
 
 STATIC = ("colour", "size", "position", "relation", "relation")
 MOVING = ("motion", "border", "earlier", "later")
 
+Where = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-def generate_scene(
-    rng: np.random.Generator, frames: int, allow_unseen: bool, kinds: tuple[str, ...] | None = None
-) -> Scene:
+
+class NoRoomError(LookupError):
+    """A scene has no position for an actor, or no noun left."""
+
+
+class SceneBuilder:
+    """Places actors and words sentences in one scene. `allow_unseen`: held-out pairs may occur (test split only)."""
+
+    def __init__(self, rng: Generator, frames: int, allow_unseen: bool) -> None:
+        self.rng, self.frames, self.allow_unseen = rng, frames, allow_unseen
+        self.scene = Scene(frames, camera_path(rng, frames))
+        self.max_actors = int(rng.integers(3, 7))
+        self.crowded = rng.random() < 0.4
+        # in the test split, some scenes prefer pairs that training never shows
+        self.prefer_unseen = allow_unseen and rng.random() < 0.35
+        self.unused_nouns = [NOUNS[i] for i in rng.permutation(len(NOUNS))]
+
+    @property
+    def free(self) -> int:
+        """Number of actors that may still be added; negative if there are too many."""
+        return self.max_actors - len(self.scene.actors)
+
+    def noun(self, attribute: str = "") -> str:
+        """Take an unused noun that may be shown with the attribute. Raises NoRoomError."""
+        for i, noun in enumerate(self.unused_nouns):
+            if self.allow_unseen or not held_out(noun, attribute):
+                return self.unused_nouns.pop(i)
+        raise NoRoomError
+
+    def noun_and_attributes(self, options: tuple[str, ...], count: int = 1) -> tuple[str, list[str]]:
+        """Take an unused noun and different attributes for it; held-out ones come first if they are preferred."""
+        noun = self.noun()
+        allowed = [a for a in options if self.allow_unseen or not held_out(noun, a)]
+        order = [allowed[i] for i in self.rng.permutation(len(allowed))]
+        if self.prefer_unseen:
+            order.sort(key=lambda a: not held_out(noun, a))
+        return noun, order[:count]
+
+    def size(self, low: float = 58, high: float = 96) -> float:
+        return float(self.rng.uniform(low, high) * (0.9 if self.max_actors > 5 else 1.0))
+
+    def colour(self, noun: str, probability: float = 0.35) -> str | None:
+        if self.rng.random() > probability:
+            return None
+        colour = pick(self.rng, tuple(COLOURS))
+        return None if held_out(noun, colour) and not self.allow_unseen else colour
+
+    def idle(self) -> Path:
+        return idle_path(self.rng, self.frames)
+
+    def place(
+        self, noun: str, path: Path, size: float, clearance: float = 0.72, where: Where | None = None, **traits: Any
+    ) -> Actor:
+        """Add an actor whose whole path stays in the image and clear of the other actors. Raises NoRoomError.
+
+        `where(x, y)` (T,) must be true on all frames; `traits` are further fields of `Actor`.
+        """
+        x, y = path.x + self.scene.camera[:, 0], path.y + self.scene.camera[:, 1]
+        half = 0.42 * size * path.scale.max()
+        low = np.array([half - x.min(), half - y.min()])
+        high = np.array([SIDE - half - x.max(), SIDE - half - y.max()])
+        if (low > high).any():
+            raise NoRoomError
+        clearance *= 0.7 if self.crowded else 1.0
+        for left, top in self.rng.uniform(low, high, (40, 2)):
+            px, py = left + x, top + y
+            if (where is None or where(px, py).all()) and self._is_clear(px, py, size * path.scale, clearance):
+                return self._add(noun, px, py, path, size, **traits)
+        raise NoRoomError
+
+    def place_moving(
+        self, noun: str, motion: str, size: float, colour: str | None, start: int = 0, stop: int | None = None
+    ) -> Actor:
+        """Add an actor that performs `motion` from frame `start` to `stop` (default: the end). Raises NoRoomError."""
+        path = motion_path(self.rng, motion, self.frames, start, stop)
+        clock = np.arange(self.frames)
+        active = (clock >= start) & (clock < (self.frames if stop is None else stop))
+        return self.place(noun, path, size, 0.8, colour=colour, motion=motion, active=active)
+
+    def place_beside(
+        self, anchor: Actor, noun: str, path: Path, size: float, distance: float, angle: float, **traits: Any
+    ) -> Actor:
+        """Add an actor at `distance` and `angle` from the anchor, with the anchor's path. Raises NoRoomError."""
+        x, y = anchor.x + distance * np.cos(angle), anchor.y + distance * np.sin(angle)
+        half = 0.42 * size
+        inside = min(x.min(), y.min()) > half and max(x.max(), y.max()) < SIDE - half
+        if not inside or not self._is_clear(x, y, np.full(self.frames, size), 0.72, ignore=anchor):
+            raise NoRoomError
+        return self._add(noun, x, y, path, size, **traits)
+
+    def add_expression(self, actor: Actor, kind: str, attribute: str = "", anchor: Actor | None = None) -> None:
+        """Add a sentence of a kind about an actor."""
+        colour, actors = None if kind == "colour" else actor.colour, self.scene.actors
+        text = phrase(self.rng, kind, actor.noun, attribute, colour, anchor.noun if anchor else "")
+        unseen = held_out(actor.noun, attribute) or held_out(actor.noun, actor.colour)
+        anchor_index = actors.index(anchor) if anchor else -1
+        self.scene.expressions.append(Expression(text, actors.index(actor), kind, attribute, anchor_index, unseen))
+
+    def _add(self, noun: str, x: np.ndarray, y: np.ndarray, path: Path, size: float, **traits: Any) -> Actor:
+        traits.setdefault("flip", bool(self.rng.random() < 0.5))
+        traits.setdefault("depth", float(self.rng.random()))
+        angle = path.angle + self.rng.uniform(-14.0, 14.0)
+        actor = Actor(noun, size, x, y, path.scale, angle, **traits)
+        self.scene.actors.append(actor)
+        return actor
+
+    def _is_clear(
+        self, x: np.ndarray, y: np.ndarray, extent: np.ndarray, clearance: float, ignore: Actor | None = None
+    ) -> bool:
+        """Tell whether all other actors stay at least `clearance` away, in units of the sum of both half sizes."""
+        others = (a for a in self.scene.actors if a is not ignore)
+        return all((np.hypot(x - a.x, y - a.y) / (0.5 * (extent + a.extent))).min() >= clearance for a in others)
+
+
+def generate_scene(rng: Generator, frames: int, allow_unseen: bool, kinds: tuple[str, ...] | None = None) -> Scene:
     """Draw a scene of 3 to 6 actors. `kinds`: groups to draw from, default all that `frames` frames can show."""
     if kinds is None:
         kinds = STATIC if frames < 6 else (*STATIC, *MOVING, "motion", "motion", "earlier")
@@ -52,10 +168,10 @@ def _add_groups(builder: SceneBuilder, kinds: tuple[str, ...]) -> None:
 def noun_group(b: SceneBuilder) -> None:
     """Add one object, moving or not, that its noun alone identifies."""
     if b.frames > 1 and b.rng.random() < 0.35:
-        noun, (motion,) = b.noun_and_attributes(tuple(MOTIONS), 1)
+        noun, (motion,) = b.noun_and_attributes(MOTIONS)
         path = motion_path(b.rng, motion, b.frames)
     else:
-        noun, motion, path = b.noun(), "still", b.idle_path()
+        noun, motion, path = b.noun(), "still", b.idle()
     active = np.ones(b.frames, bool)
     b.add_expression(b.place(noun, path, b.size(), motion=motion, active=active, colour=b.colour(noun)), "noun")
 
@@ -63,28 +179,28 @@ def noun_group(b: SceneBuilder) -> None:
 def colour_group(b: SceneBuilder) -> None:
     """Add two or three of a noun in different colours, sometimes with another noun in the first colour."""
     noun, colours = b.noun_and_attributes(tuple(COLOURS), 3 if b.max_actors >= 5 and b.rng.random() < 0.3 else 2)
-    size, path = b.size(), b.idle_path()
+    size, path = b.size(), b.idle()
     actors = [b.place(noun, path, size * b.rng.uniform(0.9, 1.1), colour=c) for c in colours]
     # the colour alone must not identify the object
     if b.free > 0 and b.rng.random() < 0.6:
         other = b.noun(colours[0])
-        b.add_expression(b.place(other, b.idle_path(), b.size(), colour=colours[0]), "noun")
-    for actor in actors:
-        b.add_expression(actor, "colour", actor.colour)
+        b.add_expression(b.place(other, b.idle(), b.size(), colour=colours[0]), "noun")
+    for actor, colour in zip(actors, colours, strict=True):
+        b.add_expression(actor, "colour", colour)
 
 
 def size_group(b: SceneBuilder) -> None:
     """Add a big and a small one of a noun."""
     noun = b.noun()
     colour, big = b.colour(noun), b.rng.uniform(86, 110)
-    path = b.idle_path()
+    path = b.idle()
     for attribute, size in (("big", big), ("small", big * b.rng.uniform(0.45, 0.6))):
         b.add_expression(b.place(noun, path, size, colour=colour), "size", attribute)
 
 
 def position_group(b: SceneBuilder) -> None:
     """Add two of a noun, one always left of or above the other."""
-    noun, size, path = b.noun(), b.size(54, 84), b.idle_path()
+    noun, size, path = b.noun(), b.size(54, 84), b.idle()
     colour, distance = b.colour(noun), b.rng.uniform(70, 110)
     first = b.place(noun, path, size, colour=colour)
     horizontal = b.rng.random() < 0.5
@@ -102,7 +218,7 @@ def position_group(b: SceneBuilder) -> None:
 def relation_group(b: SceneBuilder) -> None:
     """Add two of a noun around or away from one anchor of another noun, all on the same path."""
     rng, size = b.rng, b.size(50, 66)
-    noun, anchor_noun, path = b.noun(), b.noun(), b.idle_path()
+    noun, anchor_noun, path = b.noun(), b.noun(), b.idle()
     anchor_size, colour = b.size(60, 84), b.colour(noun)
     kind = pick(rng, ("next to", "sides", "sides", "depth"))
     reach = 0.5 * (size + anchor_size)
@@ -127,7 +243,7 @@ def relation_group(b: SceneBuilder) -> None:
 
 def motion_group(b: SceneBuilder) -> None:
     """Add two of a noun with different motions, or one of them still."""
-    noun, motions = b.noun_and_attributes(tuple(MOTIONS), 2)
+    noun, motions = b.noun_and_attributes(MOTIONS, 2)
     if b.rng.random() < 0.35:
         motions[1] = "still"
     size, colour = b.size(), b.colour(noun, 0.2)
@@ -144,7 +260,7 @@ def border_group(b: SceneBuilder) -> None:
     colour = b.colour(noun, 0.2)
     for border in pick(b.rng, pairs):
         if border in ("stay", "there"):
-            actor = b.place(noun, b.idle_path(), size, clearance=0.85, colour=colour)
+            actor = b.place(noun, b.idle(), size, clearance=0.85, colour=colour)
         else:
             actor = _place_crossing(b, noun, border, size, colour)
         actor.border = border
@@ -176,7 +292,7 @@ def later_group(b: SceneBuilder) -> None:
         actor = _place_mover_and_still(b, middle, b.frames)
         b.add_expression(actor, "later", actor.motion)
         return
-    noun, (motion,) = b.noun_and_attributes(tuple(MOTIONS), 1)
+    noun, (motion,) = b.noun_and_attributes(MOTIONS)
     size, colour = b.size(), b.colour(noun, 0.2)
     for stop in (max(middle, 3), b.frames):
         actor = b.place_moving(noun, motion, size, colour, 0, stop)
@@ -186,21 +302,12 @@ def later_group(b: SceneBuilder) -> None:
 
 def _place_mover_and_still(b: SceneBuilder, start: int, stop: int) -> Actor:
     """Place an object that moves from `start` to `stop`, and a still one like it. Returns the moving one."""
-    noun, (motion,) = b.noun_and_attributes(tuple(MOTIONS), 1)
+    noun, (motion,) = b.noun_and_attributes(MOTIONS)
     size, colour = b.size(), b.colour(noun, 0.2)
     actor = b.place_moving(noun, motion, size, colour, start, stop)
     b.place_moving(noun, "still", size, colour, start, stop)
     return actor
 
 
-GROUPS = {
-    "noun": noun_group,
-    "colour": colour_group,
-    "size": size_group,
-    "position": position_group,
-    "relation": relation_group,
-    "motion": motion_group,
-    "border": border_group,
-    "earlier": earlier_group,
-    "later": later_group,
-}
+_FUNCTIONS = (noun_group, colour_group, size_group, position_group, relation_group, motion_group, border_group)
+GROUPS = {f.__name__.removesuffix("_group"): f for f in (*_FUNCTIONS, earlier_group, later_group)}

@@ -37,8 +37,8 @@ def bootstrap_interval(values: Sequence[float], groups: Sequence[str], draws: in
     correlated."""
     if len(values) == 0:
         return float("nan"), float("nan")
-    values, labels = np.asarray(values, float), np.unique(np.asarray(groups), return_inverse=True)[1]
-    sums, counts = np.bincount(labels, values), np.bincount(labels)
+    labels = np.unique(np.asarray(groups), return_inverse=True)[1]
+    sums, counts = np.bincount(labels, np.asarray(values, float)), np.bincount(labels)
     picks = np.random.default_rng(0).integers(0, len(sums), (draws, len(sums)))
     means = sums[picks].sum(1) / counts[picks].sum(1)
     low, high = np.quantile(means, [0.025, 0.975])

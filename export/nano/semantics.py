@@ -13,14 +13,12 @@ from .scene import SIDE, Actor, Expression, Scene
 
 def unambiguous(scene: Scene, expression: Expression) -> bool:
     """Tell whether the expression fits its target and no other actor."""
-    fitting = [i for i, actor in enumerate(scene.actors) if matches(scene, expression, actor)]
-    return fitting == [expression.target]
+    return [i for i, actor in enumerate(scene.actors) if matches(scene, expression, actor)] == [expression.target]
 
 
 def matches(scene: Scene, expression: Expression, actor: Actor) -> bool:
     """Tell whether the expression fits this actor; true in doubtful cases."""
-    target = scene.actors[expression.target]
-    if actor.noun != target.noun:
+    if actor.noun != scene.actors[expression.target].noun:
         return False
     rivals = [a for a in scene.actors if a.noun == actor.noun and a is not actor]
     kind, attribute = expression.kind, expression.attribute
@@ -29,9 +27,7 @@ def matches(scene: Scene, expression: Expression, actor: Actor) -> bool:
     if kind == "colour":
         return actor.colour == attribute
     if kind == "size":
-        sizes = [a.size * a.scale for a in rivals]
-        mine = actor.size * actor.scale
-        return all(np.all(mine > 1.15 * s) if attribute == "big" else np.all(mine * 1.15 < s) for s in sizes)
+        return all(_larger(actor, a) if attribute == "big" else _larger(a, actor) for a in rivals)
     if kind == "position":
         return all(_beyond(actor, a, attribute) for a in rivals)
     if kind == "relation":
@@ -41,6 +37,10 @@ def matches(scene: Scene, expression: Expression, actor: Actor) -> bool:
     return _performs(scene, actor, kind, attribute)
 
 
+def _larger(actor: Actor, other: Actor) -> bool:
+    return bool(np.all(actor.extent > 1.15 * other.extent))
+
+
 def _beyond(actor: Actor, other: Actor, side: str) -> bool:
     a, b = (actor.x, other.x) if side in ("left", "right") else (actor.y, other.y)
     return bool(np.all(a < b) if side in ("left", "top") else np.all(a > b))
@@ -48,50 +48,39 @@ def _beyond(actor: Actor, other: Actor, side: str) -> bool:
 
 def _related(actor: Actor, anchor: Actor, relation: str) -> bool:
     dx, dy = actor.x - anchor.x, actor.y - anchor.y
-    reach = 0.5 * (actor.size * actor.scale + anchor.size * anchor.scale)
-    near = np.hypot(dx, dy) / reach
+    near = (np.hypot(dx, dy) / (0.5 * (actor.extent + anchor.extent))).min()
     if relation == "next to":
-        return bool(near.min() < 1.4)
+        return bool(near < 1.4)
     if relation in ("behind", "in front of"):
-        over = near.min() < 0.8
-        return bool(over and (actor.depth < anchor.depth) == (relation == "behind"))
+        return bool(near < 0.8 and (actor.depth < anchor.depth) == (relation == "behind"))
     along, across = (dx, dy) if relation in ("left of", "right of") else (dy, dx)
     sign = -1 if relation in ("left of", "above") else 1
     return bool((sign * along > 0.5 * np.abs(across)).any())
 
 
 def _crosses(actor: Actor, border: str) -> bool:
-    half = 0.5 * actor.size * actor.scale
-    inside = (actor.x > -half) & (actor.x < SIDE + half) & (actor.y > -half) & (actor.y < SIDE + half)
+    x, y, half = actor.x, actor.y, 0.5 * actor.extent
+    inside = (x > -half) & (x < SIDE + half) & (y > -half) & (y < SIDE + half)
     first, last, always = inside[0], inside[-1], inside.all()
-    verdicts = {
-        "leave": first and not always,
-        "gone": first and not last,
-        "return": first and last and not always,
-        "enter": not first and last,
-        "stay": always,
-        "there": first,
-    }
+    verdicts = {"leave": first and not always, "gone": first and not last, "return": first and last and not always}
+    verdicts |= {"enter": not first and last, "stay": always, "there": first}
     return bool(verdicts[border])
 
 
 def _performs(scene: Scene, actor: Actor, kind: str, attribute: str) -> bool:
     """Tell whether the actor does so: in the clip (motion), only in its first part (earlier), or second (later)."""
-    does = visible_motions(scene, actor)
+    does, frames = visible_motions(scene, actor), scene.frames
     if kind == "motion":
         return attribute in does if attribute != "still" else not does
-    moving = np.flatnonzero(moving_steps(scene, actor))
-    if not len(moving):
+    moving = np.flatnonzero(_moving_steps(scene, actor))
+    if not len(moving) or attribute not in {*does, "stop"}:
         return False
-    frames = scene.frames
     if attribute == "stop":
         return bool(moving[-1] < 0.8 * frames)
-    if attribute not in does:
-        return False
     return bool(moving[0] >= 0.25 * frames) if kind == "later" else bool(moving[0] <= 1 and moving[-1] < 0.8 * frames)
 
 
-def moving_steps(scene: Scene, actor: Actor) -> np.ndarray:
+def _moving_steps(scene: Scene, actor: Actor) -> np.ndarray:
     """Return (T-1,) whether the actor changes, relative to the camera, from one frame to the next."""
     x, y = actor.x - scene.camera[:, 0], actor.y - scene.camera[:, 1]
     step = np.hypot(np.diff(x), np.diff(y)) > 1.6
@@ -101,10 +90,9 @@ def moving_steps(scene: Scene, actor: Actor) -> np.ndarray:
 def visible_motions(scene: Scene, actor: Actor) -> set[str]:
     """Return the motions that a viewer recognises in the path of the actor over the whole clip."""
     x, y = actor.x - scene.camera[:, 0], actor.y - scene.camera[:, 1]
-    dx, dy, turn = x[-1] - x[0], y[-1] - y[0], actor.angle
+    dx, dy, turn = x[-1] - x[0], y[-1] - y[0], np.abs(actor.angle[-1] - actor.angle[0])
     growth, seen = actor.scale[-1] / actor.scale[0], set()
-    roams = np.ptp(x) > 12 and np.ptp(y) > 12 and np.hypot(np.diff(x), np.diff(y)).sum() > 2 * np.hypot(dx, dy)
-    if roams:
+    if np.ptp(x) > 12 and np.ptp(y) > 12 and np.hypot(np.diff(x), np.diff(y)).sum() > 2 * np.hypot(dx, dy):
         seen.add("roam")
     elif np.abs(np.diff(y, 2)).max(initial=0) > 6:
         seen.add("bounce")
@@ -113,9 +101,9 @@ def visible_motions(scene: Scene, actor: Actor) -> set[str]:
             seen.add("right" if dx > 0 else "left")
         if abs(dy) > 20:
             seen.add("down" if dy > 0 else "up")
-    if np.abs(turn[-1] - turn[0]) > 60 and np.ptp(turn) < 1.05 * np.abs(turn[-1] - turn[0]) + 1:
+    if turn > 60 and np.ptp(actor.angle) < 1.05 * turn + 1:
         seen.add("spin")
-    elif np.ptp(turn) > 10:
+    elif np.ptp(actor.angle) > 10:
         seen.add("wobble")
     if growth > 1.2 or growth < 1 / 1.2:
         seen.add("grow" if growth > 1 else "shrink")

@@ -189,8 +189,9 @@ def test_paired_differences():
 
 def test_clips_of_chosen_kinds(monkeypatch):
     from export.nano import sprites
+    from helpers.placeholder_sprites import placeholder_sprites
 
-    monkeypatch.setattr(sprites, "load", sprites.placeholder)
+    monkeypatch.setattr(sprites, "load", placeholder_sprites)
     cases = list(datasets.nano(3, split="val", kinds=("later",)))
     assert {len(m) for case in cases for m in case.masks} == {16}
     assert {kind for case in cases for kind in case.kinds} <= {"later", "noun"}

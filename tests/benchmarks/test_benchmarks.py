@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -60,12 +61,11 @@ def test_pytorch_beside_a_bundle_of_the_same_weights(tmp_path):
     torch = pytest.importorskip("torch")
     from export import bundle
     from export.models.samwise import Samwise, tiny_test_config
-    from export.nano.config import to_dict
     from export.networks import base
 
     torch.manual_seed(0)
     model = Samwise(tiny_test_config()).eval()
-    torch.save({"model": model.state_dict(), "config": to_dict(model.config)}, tmp_path / "tiny.pth")
+    torch.save({"model": model.state_dict(), "config": asdict(model.config)}, tmp_path / "tiny.pth")
     bundle.export_bundle(base.describe("samwise", model), tmp_path / "bundles", "tiny", check=False, variants=("ort",))
     measured = measure(
         tmp_path / "out.json",

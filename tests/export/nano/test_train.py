@@ -1,26 +1,34 @@
 """Training the nano network: gradients, labels, losses, batches, data parallelism, resumed runs."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
+from export.checkpoints.common import config_from
+from export.checkpoints.samwise import load_samwise
 from export.layers.attention import PackedAttention
-from export.models.samwise import Samwise, tiny_test_config
-from export.nano import checkpointing, finetune_cme, losses, prompts, tokenizer, train, trainer
+from export.models.samwise import Samwise, SamwiseConfig, tiny_test_config
+from export.nano import checkpointing, finetune_cme, objectives, prompts, tokenizer, train
 from export.nano.auxiliary_heads import FeatureHook, MotionHead, TextMatchHead, object_attention_loss
 from export.nano.clip_forward import Tracker, TrackOptions, decode_without_memory, encode
-from export.nano.config import SIZES, from_dict, to_dict
+from export.nano.config import SIZES, SamplingSchedule
 from export.nano.data_parallel import ProcessGroup
 from export.nano.dataset import SyntheticDataset
-from export.nano.evaluate import EvaluationOptions, evaluate
-from export.nano.labels import APPEARANCE_CLASSES, TYPICAL_MOTION, appearance_labels, motion_labels
-from export.nano.loader import NO_TARGET, BatchSpec, Loader, sample
+from export.nano.evaluate import evaluate
+from export.nano.loader import (
+    APPEARANCE_CLASSES,
+    NO_TARGET,
+    TYPICAL_MOTION,
+    BatchSpec,
+    Loader,
+    appearance_labels,
+    motion_labels,
+    sample,
+)
 from export.nano.optimizer import MuonAdamW, update_cost
-from export.nano.sampling_schedule import SamplingSchedule
-from export.nano.sprites import placeholder
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +44,7 @@ def pictures(count, frames, side=64):
 @pytest.mark.parametrize("size", SIZES)
 def test_config_survives_a_checkpoint(size):
     config = SIZES[size]
-    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert config_from(SamwiseConfig, json.loads(json.dumps(asdict(config)))) == config
     parameters = sum(p.numel() for p in Samwise(config).parameters())
     assert parameters < 8e6  # half of the 25 MB that weights and graphs may take, in half precision
 
@@ -80,14 +88,16 @@ def test_every_parameter_learns(toy_network):
     tokens = torch.randint(4, 90, (2, 5))
     clip = encode(toy_network, pictures(1, 8), tokens, torch.ones_like(tokens, dtype=torch.bool), 2)
     tracked = Tracker(toy_network, clip, TrackOptions(conditional_memory=True, cme_first=2, decide_only=True)).run()
-    loss = losses.total(losses.frame_losses(tracked.logits, tracked.iou, tracked.score, truth))
+    loss = objectives.total(objectives.frame_losses(tracked.logits, tracked.iou, tracked.score, truth))
     loss = loss + sum(decision.sum() for _, decision, _ in tracked.decisions)
     begin = prompts.encode_prompts(toy_network, truth[:, 0].repeat(2, 1, 1), torch.arange(4), permanent=True)
     shown = encode(toy_network, pictures(1, 8), None, None, 4)
     seen = Tracker(toy_network, shown, TrackOptions(mask_tokens=(0, 1, 2, 3, 0, 1, 2, 3)), begin).run()
     loss = loss + sum(
-        losses.total(
-            losses.frame_losses(seen.all_logits[:, :, i], seen.all_ious[:, :, i], seen.score, truth.repeat(2, 1, 1, 1))
+        objectives.total(
+            objectives.frame_losses(
+                seen.all_logits[:, :, i], seen.all_ious[:, :, i], seen.score, truth.repeat(2, 1, 1, 1)
+            )
         )
         for i in range(4)
     )
@@ -110,18 +120,18 @@ def test_decision_labels():
         ((none, right, right), 1),
     ]
     for (memory, alone, truth), label in cases:
-        assert losses.decision_labels(memory[None], alone[None], truth[None]).item() == label
+        assert objectives.decision_labels(memory[None], alone[None], truth[None]).item() == label
 
 
 def test_losses_fall_with_better_masks():
     truth = torch.zeros(1, 2, 32, 32, dtype=torch.bool)
     truth[:, 0, 8:24, 8:24] = True
     small = truth[:, :, ::4, ::4].float()
-    worse = losses.mask_losses(small * 2 - 1, truth)
-    better = losses.mask_losses(small * 16 - 8, truth)
-    wrong = losses.mask_losses(8 - small * 16, truth)
+    worse = objectives.mask_losses(small * 2 - 1, truth)
+    better = objectives.mask_losses(small * 16 - 8, truth)
+    wrong = objectives.mask_losses(8 - small * 16, truth)
     assert better["bce"] < worse["bce"] < wrong["bce"] and better["dice"] < worse["dice"] < wrong["dice"]
-    empty = losses.mask_losses(torch.full((1, 2, 8, 8), -9.0), torch.zeros_like(truth))
+    empty = objectives.mask_losses(torch.full((1, 2, 8, 8), -9.0), torch.zeros_like(truth))
     assert empty["dice"] == 0 and empty["bce"] < 1e-3
 
 
@@ -139,7 +149,7 @@ def test_batches_are_the_same_for_any_number_of_workers():
     stream = BatchSpec("clip", 2, 3, 2, negatives=0.5)
     got = []
     for workers in (0, 1, 2):
-        loader = Loader(workers, ahead=2, size=64, atlas=placeholder())
+        loader = Loader(workers, ahead=2, size=64)
         try:
             loader.request(stream, 5)
             loader.request(stream, 6)
@@ -155,7 +165,7 @@ def test_batches_are_the_same_for_any_number_of_workers():
 
 
 def test_appearance_labels():
-    dataset = SyntheticDataset(64, placeholder())
+    dataset = SyntheticDataset(64)
     clip, _ = sample(dataset, BatchSpec("image", 1, 1, 2, visual=True), 3)
     table = appearance_labels(clip)
     assert table[0].tolist() == [0, 0, 0]
@@ -166,7 +176,7 @@ def test_appearance_labels():
 def test_motion_classes_depend_on_time():
     seen = set()
     for seed in range(60):
-        clip = SyntheticDataset(64, placeholder()).clip("train", seed, 8)
+        clip = SyntheticDataset(64).clip("train", seed, 8)
         table = appearance_labels(clip)[1 : len(clip.scene.actors) + 1, 2]
         for actor, label in zip(clip.scene.actors, table, strict=True):
             if actor.border is None:
@@ -178,7 +188,7 @@ def test_motion_classes_depend_on_time():
 def test_motion_labels_agree_with_the_paths():
     seen = set()
     for seed in range(40):
-        clip = SyntheticDataset(64, placeholder()).clip("train", seed, 8)
+        clip = SyntheticDataset(64).clip("train", seed, 8)
         table = motion_labels(clip)
         assert table.shape[0] == 8 and not table[:, 0].any() and not table[:, len(clip.scene.actors) + 1 :].any()
         for actor, (right, down, turn, growth) in zip(
@@ -218,7 +228,7 @@ def test_feature_hook_restores_positions(toy_network):
         del adapter.selective
     inputs, output = hook.pop()
     assert torch.equal(output, torch.cat(kept, 1).flatten(2, 3)) and hook.attention_loss(inputs, instance_map, 2) > 0
-    assert not hook.outputs and not hook.inputs
+    assert not hook.calls
 
 
 def test_object_attention_loss():
@@ -335,20 +345,20 @@ def test_a_run_trains_resumes_and_exports(tmp_path, monkeypatch):
         BatchSpec("recognition", 1, 2, 0, visual=True),
     )
     schedule = SamplingSchedule(batches, ((0.0, (0.25,) * 4), (1.0, (0.25,) * 4)))
-    monkeypatch.setitem(trainer.SCHEDULES, "small", schedule)
-    config = trainer.TrainConfig(
+    monkeypatch.setitem(train.SCHEDULES, "small", schedule)
+    config = train.TrainConfig(
         out=tmp_path, total_minutes=60, processes=2, device="cpu", report_steps=2, validation_clips=1, warmup=2
     )
-    train.launch(config, 4, placeholder())
-    train.launch(config, 8, placeholder())
+    train.launch(replace(config, steps=4))
+    train.launch(replace(config, steps=8))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "norm" in line][-1] == 8
     assert any(line.get("resumed") and line["step"] == 4 for line in lines)
     with pytest.raises(SystemExit, match="--processes"):
-        trainer.Trainer(replace(config, processes=1), placeholder())
-    model = checkpointing.load_model(tmp_path / "nano.pth")
-    dataset = SyntheticDataset(atlas=placeholder())
-    records = evaluate(model, EvaluationOptions(boundary=False, clips=1), [dataset.clip("test", 0, 8)])
+        train.Trainer(replace(config, processes=1))
+    model = load_samwise(tmp_path / "nano.pth")
+    dataset = SyntheticDataset()
+    records = evaluate(model, [dataset.clip("test", 0, 8)])
     assert records and all(0 <= r.j <= 1 for r in records)
 
 
@@ -356,7 +366,7 @@ def test_only_the_conditional_memory_encoder_is_finetuned():
     """Decisions of an untrained network, and a rule that the encoder can learn."""
     torch.manual_seed(0)
     model = Samwise(SIZES["small"]).eval()
-    decisions = finetune_cme.collect_decisions(model, 1, SyntheticDataset(atlas=placeholder()))
+    decisions = finetune_cme.collect_decisions(model, 1, SyntheticDataset())
     assert decisions.pointers.shape == decisions.early_tokens.shape and set(decisions.labels.tolist()) <= {0, 1}
     width = model.config.sam.width
     pointers, early = torch.randn(2, 4000, width)

@@ -60,22 +60,22 @@ class VideoReader:
     def __init__(self, source: Source, stride: int, max_frames: int | None) -> None:
         self.name, self.fps, self.live, self.notes = source.name, source.fps, source.live, source.notes
         self.stride = stride
-        self.path, self.sample_aspect_ratio = source.path, source.sample_aspect_ratio
         self.files = source.files
-        self.count_is_exact = source.count_is_exact
         self.names = source.names
         self._delivered = 0
         self._times: deque[float | None] = deque(maxlen=LIVE_TIMES if source.live else None)
-        limits = [n for n in (source.count, max_frames) if n is not None]
-        self.count = min(limits) if limits else None
-        self.max_count = self.count if source.count_is_exact else max_frames
         first = next(source.frames, None)
         if first is None:
             raise VideoError(f"{self.name}: no frame in it")
-        self.start = source.start  # known from the first frame on
+        frames = _and_rest(source, first)
+        limits = [n for n in (source.count, max_frames) if n is not None]
+        self.count = min(limits) if limits else None
+        self.count_is_exact = source.count_is_exact or max_frames == 1
+        self.max_count = self.count if source.count_is_exact else max_frames
+        self.path, self.start, self.sample_aspect_ratio = source.path, source.start, source.sample_aspect_ratio
         self.size: tuple[int, int] = first.array.shape[:2]
         depth = max(1, min(QUEUE_FRAMES, QUEUE_BYTES // first.array.nbytes))
-        self._decoder = _Decoder(source, itertools.islice(_same_size(source, first), max_frames), depth)
+        self._decoder = _Decoder(source, itertools.islice(_same_size(source.name, frames), max_frames), depth)
         # The thread references the decoder and not this object, so that collecting this object ends the thread.
         weakref.finalize(self, self._decoder.stop)
 
@@ -132,7 +132,9 @@ class VideoReader:
         self.close()
 
 
-def open_video(source: VideoSource, stride: int = 1, max_frames: int | None = None) -> VideoReader:
+def open_video(
+    source: VideoSource, stride: int = 1, max_frames: int | None = None, *, strict: bool = False
+) -> VideoReader:
     """Open a video file, images, a camera number, or an RTSP or HTTP address.
 
     Images are a folder (in natural order: frame2 before frame10), a list of files, a pattern such as `frames/*.jpg` or
@@ -140,6 +142,7 @@ def open_video(source: VideoSource, stride: int = 1, max_frames: int | None = No
 
     stride      deliver every stride-th frame
     max_frames  deliver at most this many frames
+    strict      end with an error at the first damaged packet of a file, instead of leaving it out with a note
 
     The first frame is decoded here, so that an unreadable source fails at once. Raises VideoError.
     """
@@ -148,7 +151,7 @@ def open_video(source: VideoSource, stride: int = 1, max_frames: int | None = No
     if max_frames is not None and max_frames < 1:
         raise VideoError(f"max_frames {max_frames}: must be 1 or more")
     try:
-        return VideoReader(open_source(source, stride), stride, max_frames)
+        return VideoReader(open_source(source, stride, strict), stride, max_frames)
     except VideoError as error:
         error.__context__ = None  # FFmpeg's error, which may hold an address with a password
         raise
@@ -215,12 +218,34 @@ class _Decoder:
             self.dropped += 1
 
 
-def _same_size(source: Source, first: Frame) -> Iterator[Frame]:
+def _and_rest(source: Source, first: Frame) -> Iterator[Frame]:
+    """Return all frames of a source. One that may have a single frame is read further, to learn its count."""
+    if source.live or source.count_is_exact or (source.count or 1) > 1:
+        return itertools.chain([first], source.frames)
+    try:
+        second = next(source.frames, None)
+    except Exception as error:
+        return _then_fail(first, error)
+    if second is None:
+        source.count, source.count_is_exact = 1, True
+        return iter([first])
+    source.count = None
+    return itertools.chain([first, second], source.frames)
+
+
+def _then_fail(first: Frame, error: Exception) -> Iterator[Frame]:
+    yield first
+    raise error
+
+
+def _same_size(name: str, frames: Iterator[Frame]) -> Iterator[Frame]:
+    first = next(frames)
+    yield first
     height, width = first.array.shape[:2]
-    for index, frame in enumerate(itertools.chain([first], source.frames)):
+    for index, frame in enumerate(frames, 1):
         if frame.array.shape != first.array.shape:
             raise VideoError(
-                f"{source.name}: the size changes from {width}x{height} to "
+                f"{name}: the size changes from {width}x{height} to "
                 f"{frame.array.shape[1]}x{frame.array.shape[0]} at frame {index}; cut the video there or scale it"
             )
         yield frame

@@ -20,22 +20,25 @@ VideoSource = str | Path | int | Sequence[str | Path]
 """A path, an address, a pattern of image names, a camera number, or a list of images."""
 
 
-def open_source(source: VideoSource, stride: int = 1) -> Source:
-    """Open a source of any kind and read every `stride`-th frame of it. Raises VideoError."""
+def open_source(source: VideoSource, stride: int = 1, strict: bool = False) -> Source:
+    """Open a source of any kind and read every `stride`-th frame of it. Raises VideoError.
+
+    strict  damage in a file is an error, and not left out and noted
+    """
     if isinstance(source, Sequence) and not isinstance(source, str):
         return open_files(source, stride)
     text = str(source)
     if isinstance(source, int) or (re.fullmatch(r"\d{1,3}", text) and not Path(text).exists()):
         return open_camera(int(text), stride)
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", text):
-        return open_url(text, stride)
+        return open_url(text, stride, strict)
     try:
-        return _open_path(Path(source), stride)
+        return _open_path(Path(source), stride, strict)
     except OSError as error:
         raise VideoError(f"{source}: not readable ({summarize(error)}); check the path and its permissions") from None
 
 
-def _open_path(path: Path, stride: int) -> Source:
+def _open_path(path: Path, stride: int, strict: bool) -> Source:
     if not path.exists():
         if re.search(r":.*@|\?.*=", str(path)):  # an address that is not written as one, and may hold a password
             shown = hide_secrets(f"rtsp://{path}")[7:]
@@ -53,4 +56,4 @@ def _open_path(path: Path, stride: int) -> Source:
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes); copy or record it again")
     pages = count_pages(path)
-    return open_image_file(path, pages, stride) if pages else open_video_file(path, stride)
+    return open_image_file(path, pages, stride) if pages else open_video_file(path, stride, strict)

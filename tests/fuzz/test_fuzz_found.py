@@ -14,7 +14,7 @@ from helpers.errors import one_line
 from runtime.bundle.manifest import Manifest
 from runtime.cli import prompt_args
 from runtime.errors import BundleError, PromptError, UserError, VideoError
-from runtime.media import container, video_reader
+from runtime.media import completeness, video_reader
 from runtime.media.image_files import read_image
 from runtime.tokenizer import Tokenizer
 
@@ -172,7 +172,9 @@ def test_image_files_with_other_content(tmp_path, content):
 )
 def test_declared_durations(said, seconds):
     opened = SimpleNamespace(duration=None, streams=[1, 2])
-    assert container._declared_seconds(opened, SimpleNamespace(metadata={"DURATION": said}, frames=0)) == seconds
+    assert (
+        completeness._declared_seconds(opened, SimpleNamespace(metadata={"DURATION": said}, frames=0), False) == seconds
+    )
 
 
 @pytest.mark.parametrize("width", [1, 2, 5])

@@ -1,0 +1,171 @@
+"""Choice of a container's video stream, and its decoding past damage."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from ..errors import VideoError, summarize
+from .source import Source
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+    from av.video.codeccontext import VideoCodecContext
+    from av.video.stream import VideoStream
+
+    OpenContainer = Callable[[], InputContainer]
+
+MAX_PLACES = 5
+"""Number of places with damage that a note names."""
+
+
+def choose_stream(container: InputContainer, name: str) -> tuple[VideoStream, list[str]]:
+    """Return the video stream to read and notes on the others: the default stream, the largest of several.
+
+    Cover pictures and thumbnails are no video. Raises VideoError if there is no stream that can be decoded.
+    """
+    from av.stream import Disposition
+
+    if container.format.name in ("tty", "ansi"):  # FFmpeg renders any text file as a video of its characters
+        raise VideoError(f"{name}: a text file, not a video")
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not streams:
+        raise VideoError(f"{name}: no video in it, {_contents(container)}")
+    decodable = [stream for stream in streams if stream.codec_context is not None]
+    if not decodable:
+        raise VideoError(f"{name}: the video is in a format that this build of PyAV cannot decode; convert it to H.264")
+    chosen = max(decodable, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
+    chosen.thread_type = "AUTO"
+    others = ", ".join(f"{s.index} ({_describe(s)})" for s in streams if s is not chosen)
+    note = f"{name}: only video stream {chosen.index} ({_describe(chosen)}) is read, not stream {others}"
+    return chosen, [note] if others else []
+
+
+def _contents(container: InputContainer) -> str:
+    words = {"video": "a cover picture", "subtitle": "subtitles"}
+    kinds = sorted({words.get(stream.type, stream.type) for stream in container.streams}, reverse=True)
+    return f"only {' and '.join(kinds)}" if kinds else "it is damaged or cut short"
+
+
+def _describe(stream: VideoStream) -> str:
+    codec = stream.codec_context.name if stream.codec_context is not None else "unknown codec"
+    return f"{codec} {stream.width}x{stream.height}"
+
+
+class Decoder:
+    """Decodes a stream's packets in order, and leaves damaged ones out unless `strict`.
+
+    FFmpeg's threads of decoding lose the frames behind damage at the very end; those are decoded again from a second
+    container, in one thread.
+    """
+
+    def __init__(self, stream: VideoStream, source: Source, open_container: OpenContainer, strict: bool) -> None:
+        self._name, self._open_container, self._strict = source.name, open_container, strict
+        self.stream, self._base = stream, float(stream.time_base or 0)
+        self._context = _context(stream, source)
+        self._has_times = stream.container.format.name != "avi"  # AVI numbers packets in the order of decoding
+        self._waiting: dict[int, None] = {}  # times of packets whose frames have not come
+        self._origin: int | None = None
+        self._packets = self.frames = self.errors = self._corrupt = self._missing = 0
+        self._places: list[str] = []
+        self.reason = ""
+        self.end_is_missing = False
+
+    def decode(self, packet: av.Packet[VideoStream]) -> Iterator[av.VideoFrame]:
+        """Yield the frames that this packet completes; an empty packet ends the stream."""
+        if packet.size and not packet.is_discard and not _is_hidden(packet):
+            self._packets += 1
+            if self._has_times and packet.pts is not None:
+                self._waiting[packet.pts] = None
+        yield from map(self._delivered, self._attempt(self._context, packet))
+        if not packet.size:
+            if self._waiting and not self._strict:
+                yield from map(self._delivered, self._end_again())
+            self._skip(list(self._waiting), silent=self._packets <= self.frames)
+
+    def _attempt(self, context: VideoCodecContext, packet: av.Packet[VideoStream]) -> list[av.VideoFrame]:
+        import av
+
+        try:
+            return context.decode(packet)
+        except av.FFmpegError as error:
+            if self._strict or isinstance(error, MemoryError):
+                raise
+            self.errors += 1
+            self.reason = self.reason or summarize(error)
+            self.end_is_missing = True
+            if not self._has_times:
+                self._places.append(f"near frame {self.frames}")
+            return []
+
+    def _delivered(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """Count a frame, and those missing before it."""
+        if frame.pts is not None:
+            self._origin = frame.pts if self._origin is None else self._origin
+            self._waiting.pop(frame.pts, None)
+            # without an error, a field of its own packet has no frame of its own
+            self._skip([time for time in self._waiting if time < frame.pts], frame.interlaced_frame and not self.errors)
+        self.frames += 1
+        self._corrupt += bool(frame.is_corrupt)
+        self.end_is_missing = False
+        return frame
+
+    def _skip(self, times: list[int], silent: bool) -> None:
+        """Note frames of these times as missing, at this place."""
+        for time in times:
+            del self._waiting[time]
+        if not times or silent:
+            return
+        self._missing += len(times)
+        self.end_is_missing = True
+        if self._origin is not None:
+            at = (min(times) - self._origin) * self._base
+            where = f"after frame {self.frames - 1} (at {at:.2f} s)" if self.frames else "before the first"
+            self._places.append(f"{len(times)} {where}")
+
+    def _end_again(self) -> list[av.VideoFrame]:
+        """Decode the last frames that have not come again, in one thread."""
+        import av
+
+        found = []
+        with contextlib.suppress(av.FFmpegError, OSError), self._open_container() as container:
+            stream = container.streams[self.stream.index]
+            stream.codec_context.thread_count = 1
+            container.seek(min(self._waiting), stream=stream)
+            for packet in container.demux(stream):
+                with contextlib.suppress(av.FFmpegError):
+                    found += [frame for frame in stream.codec_context.decode(packet) if frame.pts in self._waiting]
+        return found
+
+    def notes(self) -> list[str]:
+        """Return what is damaged or missing, for the user."""
+        name, notes = self._name, []
+        if self._missing or self.errors:
+            what = f"{self._missing} frame{'s' * (self._missing != 1)} missing" if self._missing else "frames missing"
+            more = len(self._places) - MAX_PLACES
+            places = self._places[:MAX_PLACES] + [f"and at {more} more places"] * (more > 0)
+            notes.append(f"{name}: damaged, {what}: {', '.join(places)}")
+        if self._corrupt:
+            notes.append(f"{name}: {self._corrupt} of {self.frames} frames are damaged; masks there may be wrong")
+        return notes
+
+
+def _context(stream: VideoStream, source: Source) -> VideoCodecContext:
+    """Return the decoder of a stream. VP8 and VP9 with transparency need libvpx: FFmpeg's own decoders ignore it."""
+    import av
+
+    library = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    if library is not None and stream.metadata.get("alpha_mode") == "1":
+        try:
+            return av.CodecContext.create(library, "r")  # type: ignore[return-value]
+        except ValueError:  # unknown to this build
+            source.notes.append(f"{source.name}: its transparency is ignored; this build of PyAV has no {library}")
+    return stream.codec_context
+
+
+def _is_hidden(packet: av.Packet[VideoStream]) -> bool:
+    """Tell whether a packet has no frame to show, only one to predict from: VP8 marks it in the first byte."""
+    return packet.stream.codec_context.name == "vp8" and not bytes(packet)[0] & 0x10

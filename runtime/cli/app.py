@@ -79,13 +79,13 @@ def _main(argv: list[str], load: Callable[..., Engine]) -> int:
     with contextlib.ExitStack() as stack:
         demo = None
         if args.video is not None:  # opened first: it may fail, and sooner than an engine loads
-            video = stack.enter_context(open_video(args.video, args.stride, args.max_frames))
+            video = stack.enter_context(open_video(args.video, args.stride, args.max_frames, strict=args.strict))
             _check_inputs(args, video, prompts)
             engine = stack.enter_context(open_engine())
         else:
             engine = stack.enter_context(open_engine())
             demo = _load_demo(engine)
-            video = stack.enter_context(open_video(demo.clip, args.stride, args.max_frames))
+            video = stack.enter_context(open_video(demo.clip, args.stride, args.max_frames, strict=args.strict))
             _check_inputs(args, video, prompts)
         quality = None
         if demo is not None and not args.prompt_args and not args.auto:

@@ -7,7 +7,6 @@ needs it.
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..errors import VideoError, hide_secrets, summarize
 from .clock import Clock
 from .completeness import missing_seconds
-from .conversion import aspect_ratio, to_rgb
+from .conversion import Converter
 from .decoding import Decoder, choose_stream
 from .image_files import check_size
 from .source import Frame, Source
@@ -135,7 +134,7 @@ def _decode_file(source: Source, container: InputContainer, decoder: Decoder, st
     import av
 
     name, stream = source.name, decoder.stream
-    clock, end = Clock(stream, source.fps * stride), 0.0
+    clock, converter, end = Clock(stream, source.fps * stride), Converter(name), 0.0
     with container:
         try:
             for packet in container.demux(stream):
@@ -143,10 +142,12 @@ def _decode_file(source: Source, container: InputContainer, decoder: Decoder, st
                     shown = clock.seconds(frame)
                     if frame.time is not None:
                         end = frame.time + frame.duration * float(frame.time_base or 0)
+                    if (decoder.frames - 1) % stride:
+                        continue
+                    rgb = converter.rgb(frame)
                     if decoder.frames == 1:
-                        source.start, source.sample_aspect_ratio = clock.start, aspect_ratio(stream, frame)
-                    if (decoder.frames - 1) % stride == 0:
-                        yield Frame(to_rgb(frame, name), shown)
+                        source.start, source.sample_aspect_ratio = clock.start, converter.aspect_ratio(stream)
+                    yield Frame(rgb, shown)
         except (av.FFmpegError, OSError) as error:
             raise VideoError(
                 f"{name}: damaged or cut short after {decoder.frames} frames ({summarize(error)})"
@@ -169,6 +170,7 @@ def _decode_live(
 
     decoded = failures = 0
     first: float | None = None
+    converter = Converter(source.name)
     while True:
         try:
             if container is None:
@@ -179,7 +181,7 @@ def _decode_live(
                     arrival = time.monotonic()
                     first = arrival if first is None else first
                     if decoded % stride == 0:
-                        yield Frame(to_rgb(frame, source.name), arrival - first)
+                        yield Frame(converter.rgb(frame), arrival - first)
                     decoded += 1
             reason = "it ended"
         except (av.FFmpegError, OSError) as error:

@@ -43,7 +43,7 @@ class VideoReader:
     fps       frames per second after the stride; an estimate for some files
     size      (height, width)
     count     number of frames to come; None for a camera
-    count_is_exact  False where `count` is what a header promises: more or fewer frames may come
+    count_is_exact  False where `count` is what a header promises: more or fewer frames may come; 1 is always exact
     max_count  number of frames that is not exceeded, for certain; None if unknown
     live      a camera or network stream: frames that inference is too slow for are dropped, oldest first
     dropped   number of dropped frames so far
@@ -225,6 +225,7 @@ def _and_rest(source: Source, first: Frame) -> Iterator[Frame]:
     try:
         second = next(source.frames, None)
     except Exception as error:
+        source.count = None
         return _then_fail(first, error)
     if second is None:
         source.count, source.count_is_exact = 1, True

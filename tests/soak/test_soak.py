@@ -91,7 +91,7 @@ def test_the_report_is_written_and_plotted(toy, files, tmp_path):
 @pytest.mark.parametrize("name", ["truncated packet", "damaged packets", "damaged picture"])
 def test_a_decoder_ends_with_its_error(files, name):
     def read():
-        with pytest.raises(runtime.VideoError), video_reader.open_video(files[name]) as frames:
+        with pytest.raises(runtime.VideoError), video_reader.open_video(files[name], strict=True) as frames:
             for _ in frames:
                 pass
 

@@ -52,9 +52,8 @@ def read_sentences(path: Path) -> dict[str, list[Text]]:
 
 
 def _parse_csv(path: Path, text: str) -> Iterator[tuple[str, Any, Any]]:
-    delimiter = max(
-        ",;\t", key=text.partition("\n")[0].count
-    )  # spreadsheets write what the language of the system uses
+    # spreadsheets separate by what the language of the system uses
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     missing = [c for c in COLUMNS if c not in (rows.fieldnames or ())]
     if missing:

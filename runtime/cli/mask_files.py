@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import PromptError, VideoError
-from ..media.image_files import open_image
+from ..media.image_files import count_pages, open_image
 from ..prompts import NO_LABEL, masks_by_label
 from .overlay import palette
 
@@ -42,6 +42,8 @@ def read_masks(path: Path) -> tuple[Masks, list[str]]:
     """Read the masks of an image by label, `NO_LABEL` for one object, and notes about it. Raises PromptError."""
     notes: list[str] = []
     try:
+        if (pages := count_pages(path)) > 1:
+            raise PromptError(f"{pages} pages or frames; give one image per frame, with the numbers of all its objects")
         with open_image(path) as image:
             masks = _split(image, path.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif"), notes)
         if not any(mask.any() for mask in masks.values()):

@@ -116,8 +116,11 @@ class PromptSet:
             if before < frame:
                 after = f" or {before + stride}" if last is None or before < last else ""
                 raise PromptError(f"frame {frame} is skipped by --stride {stride}; prompt frame {before}{after}")
-            for part in (part for parts in objects.values() for part in parts):
-                part.checked(*size) if isinstance(part, Mask) else part.scaled(*size)
+            for obj, part in ((obj, part) for obj, parts in objects.items() for part in parts):
+                try:
+                    part.checked(*size) if isinstance(part, Mask) else part.scaled(*size)
+                except PromptError as error:
+                    raise PromptError(f"object {obj}, frame {frame}: {error}") from None
 
     def unused(self, stride: int, num_frames: int) -> list[str]:
         """Describe the prompts on frames after the `num_frames` that were processed."""

@@ -82,6 +82,35 @@ def test_list_of_sentences(bundle, pictures, tmp_path, name, content, capsys):
     assert (np.stack(found) == want.masks).all()
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("list.csv", 'picture,sentence\r\na.png,"the dog, Bär 狗"\r\n'),
+        ("list.csv", "picture;sentence\na.png;the dog, Bär 狗\n"),
+        ("list.txt", "picture\tsentence\na.png\tthe dog, Bär 狗\n"),
+        ("list.json", '{"a.png": "the dog, Bär 狗"}'),
+    ],
+)
+def test_encodings_of_a_list(tmp_path, name, content, encoding):
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    assert read_sentences(tmp_path / name) == {"a.png": [runtime.Text("the dog, Bär 狗")]}
+
+
+def test_more_sentences_than_objects_by_default(bundle, pictures, tmp_path, capsys):
+    """A network for videos takes an image as a video of one frame, with a memory for each sentence."""
+    (tmp_path / "l.json").write_text(json.dumps({"a.png": ["dog"], "b.png": ["the dog"] * 18}))
+    loaded = []
+    arguments = ["--image", str(pictures), "--sentences", str(tmp_path / "l.json"), "--out", str(tmp_path / "out")]
+    assert main(arguments, lambda *a, **k: loaded.append(k) or runtime.load(bundle)) == 0
+    assert loaded[0]["max_objects"] == 18
+    assert main([*arguments, "--max-objects", "17"], lambda *a, **k: 1 / 0) == 2
+    assert "18 objects, more than --max-objects 17" in capsys.readouterr().err
+    (tmp_path / "l.json").write_text(json.dumps({"a.png": ["dog"], "b.png": ["the dog"] * 256}))
+    assert main(arguments, lambda *a, **k: 1 / 0) == 2
+    assert "--no-masks" in capsys.readouterr().err
+
+
 def test_images_that_share_a_stem(bundle, pictures, tmp_path):
     Image.open(pictures / "a.png").save(pictures / "a.jpg")
     (tmp_path / "l.json").write_text(json.dumps({"a.png": ["dog"], "a.jpg": ["dog"]}))

@@ -189,6 +189,12 @@ def test_images_that_are_no_masks(image, name, error, tmp_path):
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_mask_file_of_several_pages(tmp_path):
+    grey(DISC).save(tmp_path / "stack.tif", save_all=True, append_images=[grey(SQUARE)])
+    with pytest.raises(PromptError, match="stack.tif: 2 pages"):
+        read_masks(tmp_path / "stack.tif")
+
+
 def objects(prompts):
     """Frame -> object id -> sum of x over the pixels of its mask, which tells masks apart."""
     return {

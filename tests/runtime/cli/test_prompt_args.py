@@ -9,6 +9,7 @@ from PIL import Image
 
 from helpers import media
 from runtime import Box, Mask, Points, PromptError, Result
+from runtime.cli import app
 from runtime.cli.app import main
 from runtime.cli.prompt_args import PromptSet, parse_prompt_set
 
@@ -122,6 +123,30 @@ def test_prompts_outside_the_video(value, error):
         parse_prompt_set([("--point", value)]).check((48, 64), stride=2 if "@3" in value else 1, max_count=10)
 
 
+@pytest.mark.parametrize(
+    "frame, stride, max_count, error",
+    [
+        (3, 2, None, "frame 3 is skipped by --stride 2; prompt frame 2 or 4"),
+        (1, 5, 9, "prompt frame 0 or 5"),
+        (7, 3, 3, "prompt frame 6$"),
+        (6, 3, 2, "frame 6 is not processed: the last one is 3"),
+        (20, 1, 20, "frame 20 is not processed: the last one is 19"),
+        (1, 1, 1, "the last one is 0"),
+    ],
+)
+def test_frames_that_are_known_to_be_skipped(frame, stride, max_count, error):
+    prompts = parse_prompt_set([("--point", f"1,1@{frame}")])
+    with pytest.raises(PromptError, match=error):
+        prompts.check((9, 9), stride, max_count)
+
+
+def test_errors_name_the_object_and_the_frame(tmp_path):
+    Image.new("L", (48, 64), 255).save(tmp_path / "m.png")
+    prompts = parse_prompt_set([("--point", "1,1"), ("--mask", f"{tmp_path / 'm.png'}@7#4")])
+    with pytest.raises(PromptError, match="object 4, frame 7: .* 48x64, the video 64x48 .turned by 90 degrees"):
+        prompts.check((48, 64), 1, None)
+
+
 def test_frame_numbers_are_those_of_the_source():
     prompts = PromptSet()
     prompts.add(Points([[1, 1]], [1]), 6, None)
@@ -210,6 +235,119 @@ def test_objects_appear_with_their_first_prompt(clip, tmp_path, capsys):
     mask = np.asarray(Image.open(tmp_path / "masks" / "00005.png"))
     assert mask[8, 7] == 1 and mask[20, 40] == 2 and mask[0, 0] == 0
     assert "object 2 6/6" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "prompts, told",
+    [
+        (["--box", "1,1,9,9@20"], ["frame 20 did not come (the last one is 9); not used: box of object 1"]),
+        (["--point", "5,6", "--point", "7,7@10"], ["frame 10 did not come (the last one is 9); not used: 1 click of "]),
+        (["--point", "5,6", "--box", "1,1,9,9@99", "--point", "3,3@12"], ["frame 12 did", "frame 99 did"]),
+        (["--stride", "2", "--point", "5,6", "--point", "5,6@10"], ["frame 10 did not come (the last one is 8)"]),
+        (["--max-frames", "50", "--point", "5,6@49"], ["frame 49 did not come (the last one is 9)"]),
+    ],
+)
+def test_prompts_whose_frame_did_not_come_are_told(clip, tmp_path, prompts, told, capsys):
+    """The number of frames in a video file is an estimate, so it is known at the end only; the work is kept."""
+    assert command("--video", clip, *prompts, "--out", str(tmp_path / "out")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    data = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert told[0] in line and len(data["notes"]) == len(told)
+    assert all(text in note for text, note in zip(told, data["notes"], strict=True))
+    assert data["complete"] and data["done"] == len(data["frames"]) == (5 if "--stride" in prompts else 10)
+
+
+def test_prompts_that_cannot_come_are_refused_before_the_engine_loads(clip, tmp_path, capsys):
+    for number, frame in enumerate(media.clip(4)):
+        Image.fromarray(frame).save(tmp_path / f"{number}.png")
+    for source, *args in (
+        (tmp_path, "--point", "5,6@4"),
+        (tmp_path, "--point", "5,6@3", "--max-frames", "3"),
+        (clip, "--point", "5,6@3", "--max-frames", "3"),
+        (clip, "--point", "5,6@3", "--stride", "2"),
+        (clip, "--point", "99,6"),
+        (clip, "--box", "1,1,5,5#256"),
+    ):
+        assert main(["--video", str(source), *args, "--out", str(tmp_path / "out")], lambda *a, **k: 1 / 0) == 2
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_estimate_refuses_nothing(tmp_path, monkeypatch):
+    clip = str(media.write(tmp_path / "clip.mp4", media.clip(10)))
+    opened = app.open_video
+
+    def open_video(*args):
+        video = opened(*args)
+        video.count = 1  # as of a file whose header is wrong
+        return video
+
+    monkeypatch.setattr(app, "open_video", open_video)
+    assert command("--video", clip, "--point", "5,6@8", "--out", str(tmp_path / "out")) == 0
+    data = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [len(frame["objects"]) for frame in data["frames"]] == [0] * 8 + [1] * 2
+    assert (tmp_path / "out" / "overlay.mp4").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_encodings_of_a_prompt_file(tmp_path, encoding):
+    content = json.dumps([{"box": [0, 0, 5, 5], "name": "Bär 狗"}], ensure_ascii=False)
+    (tmp_path / "p.json").write_bytes(content.encode(encoding))
+    assert parse_prompt_set([("--prompts", str(tmp_path / "p.json"))]).labels == {1: "Bär 狗"}
+
+
+def test_prompt_file_in_another_encoding(tmp_path):
+    (tmp_path / "p.json").write_bytes('[{"box": [0, 0, 5, 5], "name": "Bär"}]'.encode("latin-1"))
+    with pytest.raises(PromptError, match="p.json: cannot be read as text.*UTF-8"):
+        parse_prompt_set([("--prompts", str(tmp_path / "p.json"))])
+
+
+@pytest.mark.parametrize(
+    "entry, want",
+    [
+        ({"points": [[1, 2]], "labels": [1.0]}, Points([[1, 2]], [1])),
+        ({"points": [[1, 2]], "labels": [True]}, Points([[1, 2]], [1])),
+        ({"points": [1, 2], "labels": 0}, Points([[1, 2]], [0])),
+        ({"points": [1, 2]}, Points([[1, 2]], [1])),
+        ({"points": [[[1, 2], [3, 4]]]}, Points([[1, 2], [3, 4]], [1, 1])),
+        ({"box": [[1, 2, 3, 4]]}, Box([1, 2, 3, 4])),
+        ({"box": [[1, 2], [3, 4]], "frame": 0.0, "object": 1.0}, Box([1, 2, 3, 4])),
+    ],
+)
+def test_forms_of_prompts_in_a_file(tmp_path, entry, want):
+    (tmp_path / "p.json").write_text(json.dumps([entry]))
+    assert parse_prompt_set([("--prompts", str(tmp_path / "p.json"))]).prompts == {0: {1: [want]}}
+
+
+@pytest.mark.parametrize(
+    "args, needed",
+    [
+        ([x for i in range(30) for x in ("--point", f"{i},{i}#{i + 1}")], 30),
+        ([x for i in range(20) for x in ("--box", f"{i},{i},{i + 5},{i + 5}@{i % 3}")], 20),
+        (["--point", "5,6"], 16),
+        (["--point", "5,6", "--max-objects", "3"], 3),
+    ],
+)
+def test_the_engine_is_loaded_for_as_many_objects_as_there_are_prompts(clip, tmp_path, args, needed):
+    loaded = []
+    assert main(["--video", clip, *args, "--out", str(tmp_path)], lambda *a, **k: loaded.append(k) or Engine()) == 0
+    assert [k["max_objects"] for k in loaded] == [needed]
+
+
+def test_too_many_objects_are_told_before_the_work(clip, tmp_path, capsys):
+    Image.fromarray(np.arange(48 * 64, dtype=np.uint8).reshape(48, 64) // 64).save(tmp_path / "labels.png")
+    (tmp_path / "p.json").write_text(json.dumps([{"box": [i, i, i + 5, i + 5], "frame": i} for i in range(9)]))
+    for option, name in (("--mask", "labels.png"), ("--prompts", "p.json")):
+        args = ["--video", clip, option, str(tmp_path / name), "--max-objects", "2", "--out", str(tmp_path / "out")]
+        assert main(args, lambda *a, **k: 1 / 0) == 2
+        assert "objects, more than --max-objects 2" in capsys.readouterr().err
+
+
+def test_many_objects_on_a_bundle_with_smaller_batches(toy_sam2_bundle, clip, tmp_path):
+    boxes = [x for i in range(20) for x in ("--box", f"{i},{i},{i + 9},{i + 9}")]
+    args = ["--engine", str(toy_sam2_bundle), "--video", clip, *boxes, "--max-frames", "2", "--out", str(tmp_path)]
+    assert main(args) == 0
+    data = json.loads((tmp_path / "results.json").read_text())
+    assert [len(frame["objects"]) for frame in data["frames"]] == [20, 20]
 
 
 def test_stride_counts_frames_of_the_source(clip, tmp_path):

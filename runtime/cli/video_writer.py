@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .source_file import Packet
 
 TICKS = 90_000
-"""Least number of ticks per second: times of a source are rounded to less than 6 microseconds."""
+"""Least number of ticks per second, 1000 for time lapses: times are rounded to less than 6 microseconds."""
 
 MAX_GOP = 120
 """Longest distance of key frames, in frames; a killed run loses the frames after the last one."""
@@ -55,9 +55,10 @@ class VideoWriter:
         self.path, self.notes = path, list[str]()
         self._source, self._step = source, 1 / fps
         self._count, self._last = 0, -1
-        rate = Fraction(fps).limit_denominator(1001)
-        # a multiple of the rate, so that every frame of a constant rate lasts equally long
-        self._ticks = rate.numerator * max(1, -(-TICKS // rate.numerator))
+        rate = Fraction(fps).limit_denominator(1001) or Fraction(1, round(1 / fps))
+        # a multiple of the rate, so that every frame of a constant rate lasts equally long; MP4 counts a frame's ticks
+        # in 32 bits, and a frame of a time lapse may stay for days
+        self._ticks = rate.numerator * -(-(TICKS if rate >= 1 else TICKS // 90) // rate.numerator)
         with report_write_errors(path):
             self._container: OutputContainer | None = _open(
                 path, "frag_keyframe+empty_moov+default_base_moof", UNFINISHED

@@ -5,19 +5,14 @@
 
 `clip.masks(expression)` is the ground truth: visible pixels only, and none on frames on which the object is absent. The
 splits draw from different random streams; only "test" shows pairs of noun and attribute that are held out of training.
-
-    python -m export.nano.dataset --split test --seed 0 --out sheet.png      # contact sheet of three clips
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from .render import Renderer
 from .scene import Expression, Scene
@@ -93,31 +88,3 @@ def _is_visible(instance_map: np.ndarray, areas: np.ndarray, expression: Express
     part = pixels / max(areas[:, expression.target].max(), 1)
     present = part > 0
     return bool(present.mean() >= 0.25 and part.max() >= 0.5 and (part[present] > 0.33).mean() >= 0.6)
-
-
-def contact_sheet(clip: SyntheticClip) -> np.ndarray:
-    """Draw a contact sheet, uint8 (rows,width,3): eight frames, and below them the instance maps in colours."""
-    steps = np.linspace(0, len(clip.frames) - 1, 8).round().astype(int)
-    palette = np.random.default_rng(5).integers(60, 255, (16, 3)).astype(np.uint8)
-    palette[0] = 0
-    return np.concatenate([np.hstack(clip.frames[steps]), palette[np.hstack(clip.instance_map[steps])]])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m export.nano.dataset", description="draw a contact sheet of clips")
-    parser.add_argument("--split", choices=SPLITS, default="val")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("out/nano_clips.png"))
-    args = parser.parse_args()
-    dataset = SyntheticDataset()
-    clips = [dataset.clip(args.split, seed) for seed in range(args.seed, args.seed + 3)]
-    for clip in clips:
-        for e in clip.expressions:
-            print(f"{e.kind:9} {'unseen ' if e.unseen else ''}{e.text!r} -> {clip.scene.actors[e.target].noun}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate([contact_sheet(clip) for clip in clips])).save(args.out)
-    print(args.out)
-
-
-if __name__ == "__main__":
-    main()

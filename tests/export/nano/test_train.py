@@ -29,6 +29,7 @@ from export.nano.loader import (
     sample,
 )
 from export.nano.optimizer import MuonAdamW, update_cost
+from runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -377,3 +378,19 @@ def test_only_the_conditional_memory_encoder_is_finetuned():
     assert 0.1 < scores["switches"] < 0.25 and scores["precision"] > 0.7 and scores["recall"] > 0.7
     changed = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {"conditional_memory_encoder"}
+
+
+def test_finetuning_without_a_switch_to_learn_from_is_refused():
+    """Decisions of a network that finds nothing, or that never loses its object."""
+    model = Samwise(tiny_test_config())
+    for count in (0, 40):
+        tokens = torch.zeros(count, model.config.sam.width)
+        decisions = finetune_cme.Decisions(tokens, tokens, torch.zeros(count, dtype=torch.int64))
+        with pytest.raises(UserError, match="train the network first"):
+            finetune_cme.finetune(model, decisions)
+
+
+def test_finetuning_a_missing_checkpoint_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["finetune_cme", "--checkpoint", str(tmp_path / "none.pth")])
+    with pytest.raises(SystemExit, match=r"error: .*none\.pth: no such file"):
+        finetune_cme.main()

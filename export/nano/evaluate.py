@@ -58,7 +58,7 @@ def _track_texts(model: Samwise, pixels: Tensor, texts: list[str]) -> Tensor:
 def _track_prompts(model: Samwise, pixels: Tensor, masks: Tensor, prompt: str) -> Tensor:
     generator = torch.Generator(device=pixels.device).manual_seed(0)
     modes = torch.full((len(masks),), prompts.MODES.index(prompt), device=pixels.device)
-    begin = prompts.encode_prompts(model, masks, modes, permanent=True, generator=generator, jitter=0.0)
+    begin = prompts.encode_prompts(model, masks, modes, True, generator, jitter=0.0)
     clip = encode(model, pixels, None, None, len(masks))
     return Tracker(model, clip, TrackOptions(), begin).run().logits
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..models.samwise import Samwise
 from . import prompts
 from .auxiliary_heads import FeatureHook
-from .clip_forward import TrackedClip, Tracker, TrackOptions, decode_without_memory, encode, normalize
+from .clip_forward import EncodedClip, TrackedClip, Tracker, TrackOptions, decode_without_memory, encode, normalize
 from .loader import Batch
 
 _MASKS = {"bce": 6.0, "dice": 2.0, "score": 1.0, "iou": 0.5, "cme": 0.5}
@@ -87,11 +87,11 @@ class Objectives:
     def _recognition_losses(self, batch: Batch, frames: Tensor, instances: Tensor) -> dict[str, Losses]:
         """Classify all objects without a prompt, on the frames and their mirror images."""
         frames, instances = (torch.cat((x, x.flip(3))) for x in (frames, instances))
-        clip = encode(self.model, normalize(frames), None, None, 1)
-        return {
-            "shared": self._appearance_losses(batch, clip.shared, instances, "shared"),
-            "no_text": self._appearance_losses(batch, clip.embedding, instances, "no_text"),
-        }
+        return self._unprompted_losses(batch, encode(self.model, normalize(frames), None, None, 1), instances)
+
+    def _unprompted_losses(self, batch: Batch, clip: EncodedClip, instances: Tensor) -> dict[str, Losses]:
+        maps = {"shared": clip.shared, "no_text": clip.embedding[:: max(1, batch.spec.sentences)]}
+        return {head: self._appearance_losses(batch, x, instances, head) for head, x in maps.items()}
 
     def _visual_losses(self, batch: Batch, frames: Tensor, instances: Tensor, truth: Tensor) -> dict[str, Losses]:
         spec = batch.spec
@@ -104,11 +104,8 @@ class Objectives:
         tracked = Tracker(self.model, clip, TrackOptions(mask_tokens=tokens), prompt, teacher).run()
         logits, ious, score = tracked.all_logits, tracked.all_ious, tracked.score
         by_token = [frame_losses(logits[:, :, i], ious[:, :, i], score, truth) for i in range(4)]
-        return {
-            "tracked": {name: sum((x[name] for x in by_token), torch.zeros(())) / 4 for name in by_token[0]},
-            "shared": self._appearance_losses(batch, clip.shared, instances, "shared"),
-            "no_text": self._appearance_losses(batch, clip.embedding[:: spec.sentences], instances, "no_text"),
-        }
+        mean = {name: sum((x[name] for x in by_token), torch.zeros(())) / 4 for name in by_token[0]}
+        return {"tracked": mean, **self._unprompted_losses(batch, clip, instances)}
 
     def _teacher_masks(self, truth: Tensor, extra: float = 0.0) -> Tensor:
         """Return the ground truth for a random part of the objects that shrinks with progress; -1 for the others."""

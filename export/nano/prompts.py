@@ -9,16 +9,17 @@ from torch import Generator, Tensor
 from ..models.samwise import Samwise
 from .clip_forward import VisualPrompt
 
+Rng = Generator | None
 TOKENS = 4
 """Three points (or a box and a point) and the padding that SAM adds where there is no box."""
 MODES = ("click", "clicks", "box", "mask")
 
 
-def inner_points(masks: Tensor, count: int, generator: Generator | None = None) -> Tensor:
+def inner_points(masks: Tensor, count: int, rng: Rng = None) -> Tensor:
     """Draw `count` points (O,count,2) x, y well inside the masks (O,I,I), bool; anywhere if a mask is empty."""
     soft = F.avg_pool2d(masks[:, None].float(), 9, 1, 4)[:, 0]
     weight = (masks * soft**4).flatten(1) + 1e-9
-    index = torch.multinomial(weight, count, replacement=True, generator=generator)
+    index = torch.multinomial(weight, count, replacement=True, generator=rng)
     return torch.stack((index % masks.shape[2], index // masks.shape[2]), -1).float()
 
 
@@ -35,13 +36,13 @@ def encode_prompts(
     masks: Tensor,
     modes: Tensor,
     permanent: bool,
-    generator: Generator | None = None,
+    rng: Rng = None,
     jitter: float = 0.08,
     scaled: bool = True,
 ) -> VisualPrompt:
     """Encode prompts for masks (O,I,I), bool. `modes` (O) indexes `MODES`; `jitter` moves box corners by a part of the
     size of the box. A mask prompt enters as in SAM 2 (`scaled`: through `mask_downsample`) or as low-res logits."""
-    points, labels, is_real = _points(masks, modes, jitter, generator)
+    points, labels, is_real = _points(masks, modes, jitter, rng)
     sam, encoder = model.sam, model.sam.sam_prompt_encoder
     whole, is_mask = masks[:, None].float(), modes == MODES.index("mask")
     low_res = sam.mask_downsample(whole)[:, 0] if scaled else F.avg_pool2d(whole, 4)[:, 0] * 20 - 10
@@ -50,7 +51,7 @@ def encode_prompts(
     return VisualPrompt(encoder.points(points, labels), is_real, dense, is_mask, masks, permanent)
 
 
-def _points(masks: Tensor, modes: Tensor, jitter: float, rng: Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+def _points(masks: Tensor, modes: Tensor, jitter: float, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
     """Draw points (O,TOKENS,2), their SAM labels (O,TOKENS), and which of them are real tokens (O,TOKENS)."""
     objects, device = len(masks), masks.device
     points, labels = torch.zeros(objects, TOKENS, 2, device=device), torch.full((objects, TOKENS), -1, device=device)

@@ -93,13 +93,10 @@ class SceneBuilder:
                 return self._add(noun, px, py, path, size, **traits)
         raise NoRoomError
 
-    def place_moving(
-        self, noun: str, motion: str, size: float, colour: str | None, start: int = 0, stop: int | None = None
-    ) -> Actor:
-        """Add an actor that performs `motion` from frame `start` to `stop` (default: the end). Raises NoRoomError."""
-        path = motion_path(self.rng, motion, self.frames, start, stop)
-        clock = np.arange(self.frames)
-        active = (clock >= start) & (clock < (self.frames if stop is None else stop))
+    def place_moving(self, noun: str, motion: str, size: float, colour: str | None, start: int, stop: int) -> Actor:
+        """Add an actor that performs `motion` from frame `start` to `stop`. Raises NoRoomError."""
+        path, clock = motion_path(self.rng, motion, self.frames, start, stop), np.arange(self.frames)
+        active = (clock >= start) & (clock < stop)
         return self.place(noun, path, size, 0.8, colour=colour, motion=motion, active=active)
 
     def place_beside(
@@ -248,7 +245,7 @@ def motion_group(b: SceneBuilder) -> None:
         motions[1] = "still"
     size, colour = b.size(), b.colour(noun, 0.2)
     for motion in motions:
-        b.add_expression(b.place_moving(noun, motion, size, colour), "motion", motion)
+        b.add_expression(b.place_moving(noun, motion, size, colour, 0, b.frames), "motion", motion)
 
 
 def border_group(b: SceneBuilder) -> None:
@@ -280,18 +277,14 @@ def _place_crossing(b: SceneBuilder, noun: str, border: str, size: float, colour
 
 def earlier_group(b: SceneBuilder) -> None:
     """Add two of a noun, one of which moves at first and then comes to rest; the other never moves."""
-    stop = max(round(b.rng.uniform(0.4, 0.6) * b.frames), 3)
-    actor = _place_mover_and_still(b, 0, stop)
-    b.add_expression(actor, "earlier", actor.motion)
+    _add_mover_and_still(b, "earlier", 0, max(round(b.rng.uniform(0.4, 0.6) * b.frames), 3))
 
 
 def later_group(b: SceneBuilder) -> None:
     """Add two of a noun that look alike until one of them starts to move, or until one of two moving ones stops."""
     middle = round(b.rng.uniform(0.35, 0.6) * b.frames)
     if b.rng.random() < 0.7:
-        actor = _place_mover_and_still(b, middle, b.frames)
-        b.add_expression(actor, "later", actor.motion)
-        return
+        return _add_mover_and_still(b, "later", middle, b.frames)
     noun, (motion,) = b.noun_and_attributes(MOTIONS)
     size, colour = b.size(), b.colour(noun, 0.2)
     for stop in (max(middle, 3), b.frames):
@@ -300,13 +293,12 @@ def later_group(b: SceneBuilder) -> None:
             b.add_expression(actor, "later", "stop")
 
 
-def _place_mover_and_still(b: SceneBuilder, start: int, stop: int) -> Actor:
-    """Place an object that moves from `start` to `stop`, and a still one like it. Returns the moving one."""
+def _add_mover_and_still(b: SceneBuilder, kind: str, start: int, stop: int) -> None:
+    """Add an object that moves from `start` to `stop`, with a sentence, and a still one like it."""
     noun, (motion,) = b.noun_and_attributes(MOTIONS)
     size, colour = b.size(), b.colour(noun, 0.2)
-    actor = b.place_moving(noun, motion, size, colour, start, stop)
-    b.place_moving(noun, "still", size, colour, start, stop)
-    return actor
+    actor, _ = (b.place_moving(noun, what, size, colour, start, stop) for what in (motion, "still"))
+    b.add_expression(actor, kind, motion)
 
 
 _FUNCTIONS = (noun_group, colour_group, size_group, position_group, relation_group, motion_group, border_group)

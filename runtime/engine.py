@@ -16,6 +16,7 @@ from .bundle.bundle import Bundle, choose
 from .device.kernels import choose_kernels
 from .errors import UserError, reject_unknown
 from .image import ImagePredictor
+from .media.random_access import CACHE_BYTES, open_sequence
 from .models import Networks, check_networks
 from .models.base import Capability
 from .models.options import TextOptions
@@ -106,18 +107,22 @@ class Engine:
         tracking = _tracking_options("live", options)
         return self._opened(self.networks.prompt_video.open_live(logits, tracking))
 
-    @synchronized
-    def video(self, frames: Any, logits: bool = False, **options: Unpack[TrackingKeywords]) -> VideoSession:
+    def video(
+        self, frames: Any, logits: bool = False, cache_bytes: int = CACHE_BYTES, **options: Unpack[TrackingKeywords]
+    ) -> VideoSession:
         """Start tracking objects through a video whose frames are known: prompts on any frame, propagation either way.
 
-        frames   uint8 RGB array (T,H,W,3), list of frames or of image files, or a path that opens as a video; arrays
-                 are not copied and must not change while the session is open
-        logits   whether results carry `low_res_logits`
-        options  see `TrackingOptions`
+        frames       uint8 RGB array (T,H,W,3), list of frames or of image files, or what `open_video` opens and has an
+                     end; arrays are not copied and must not change while the session is open
+        logits       whether results carry `low_res_logits`
+        cache_bytes  decoded frames of a video file that are kept in memory, in bytes
+        options      see `TrackingOptions`
         Raises VideoError, UserError.
         """
-        tracking = _tracking_options("video", options)
-        return self._opened(self.networks.prompt_video.open_video(frames, logits, tracking))
+        tracking, network = _tracking_options("video", options), self.networks.prompt_video
+        sequence = open_sequence(frames, cache_bytes)  # without the lock: it may take long
+        with self._lock:
+            return self._opened(network.open_video(sequence, logits, tracking))
 
     def image(self, image: np.ndarray | str | Path) -> ImagePredictor:
         """Start predicting on one image, uint8 RGB array (H,W,3) or a path. Raises VideoError."""
@@ -141,7 +146,8 @@ class Engine:
 
 
 def _tracking_options(what: str, options: TrackingKeywords) -> TrackingOptions:
-    reject_unknown(what, options, ["logits", *TrackingKeywords.__annotations__])
+    own = ["logits", "cache_bytes"] if what == "video" else ["logits"]
+    reject_unknown(what, options, [*own, *TrackingKeywords.__annotations__])
     return TrackingOptions(**options)
 
 

@@ -141,7 +141,7 @@ class Mask:
         (array,) = masks.values()
         if not array.any():
             raise PromptError("the mask prompt is empty: no pixel of it is inside the object")
-        object.__setattr__(self, "array", array)
+        object.__setattr__(self, "array", array.copy())  # the caller may use the buffer again
 
     @property
     def label(self) -> str:

@@ -23,6 +23,8 @@ class Result:
     boxes           (N, 4) float32 x0, y0, x1, y1 in source pixels, x1 and y1 exclusive; zeros where the mask is empty
     low_res_logits  (N, s, s) float32 logits of the decoder, s = image size / 4; None unless requested
     coarse_logits   (N, s, s) float32, ReferSAM's mask before SAM's decoder; None for other networks, or as above
+    time            seconds at which the frame is shown, from the first one: as given to `push`, or those of the video
+                    that was opened; None where there are none
     """
 
     frame_index: int
@@ -35,6 +37,7 @@ class Result:
     ious: np.ndarray | None = None
     low_res_logits: np.ndarray | None = None
     coarse_logits: np.ndarray | None = None
+    time: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

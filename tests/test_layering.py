@@ -46,7 +46,7 @@ PARTS = {
     "tracking": LEAVES | {"bundle", "device", "imaging", "media"},
     "models": LEAVES | {"bundle", "device", "imaging", "media", "tokenizer", "tracking"},
     "image": LEAVES | {"media", "models", "tracking"},
-    "engine": LEAVES | {"bundle", "device", "backends", "models", "tracking", "image"},
+    "engine": LEAVES | {"bundle", "device", "backends", "media", "models", "tracking", "image"},
     "__init__": LEAVES | {"engine", "backends", "media", "models", "tracking", "image"},
     "cli": LEAVES
     | {"__init__", "engine", "bundle", "device", "backends", "imaging", "media", "models", "tokenizer", "tracking"},

@@ -265,7 +265,18 @@ def check_size(height: int, width: int, source: str | Path) -> None:
 
 def check_frame(frame: Any, index: int, size: tuple[int, int] | None) -> np.ndarray:
     """Return a frame as uint8 RGB (H, W, 3). Raises VideoError for anything else, or for another size than `size`."""
-    array: np.ndarray = np.asarray(frame)
+    kind = type(frame).__name__
+    try:
+        array: np.ndarray = np.asarray(frame)
+    except Exception as error:  # a library's array that numpy cannot read, such as one on a GPU
+        reason = summarize(error)
+        raise VideoError(
+            f"frame {index}: not an array in host memory, but a {kind} ({reason}); copy it there"
+        ) from None
+    if array.dtype.kind not in "biuf":
+        raise VideoError(
+            f"frame {index}: must be uint8 RGB (height, width, 3), not {kind}; runtime.open_video(...) reads files"
+        )
     check_frame_array(array, index, size)
     return array
 

@@ -83,6 +83,11 @@ class VideoReader:
     def dropped(self) -> int:
         return self._decoder.dropped
 
+    @property
+    def time(self) -> float | None:
+        """Time of the frame that was delivered last; see `frame_time`."""
+        return self._times[-1] if self._times else None
+
     def frame_name(self, index: int) -> str:
         """Return the file stem for frame `index` (0-based, after the stride): its own, or its number in the source.
 

@@ -20,6 +20,7 @@ from ..bundle.schema import Group
 from ..device.base import Device
 from ..device.cubin import Kernels
 from ..errors import BundleError
+from ..media.random_access import FrameSequence
 from ..prompts import Text
 from ..results import Prediction, Result, Segment
 from ..tracking.live import LiveSession
@@ -126,7 +127,7 @@ class PromptVideoNetwork(Network, Protocol):
     def open_live(self, logits: bool, options: TrackingOptions) -> LiveSession:
         """Start tracking objects through a video whose frames come one by one."""
 
-    def open_video(self, frames: Any, logits: bool, options: TrackingOptions) -> VideoSession:
+    def open_video(self, frames: FrameSequence, logits: bool, options: TrackingOptions) -> VideoSession:
         """Start tracking objects through a video whose frames are known."""
 
 

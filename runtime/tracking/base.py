@@ -76,7 +76,7 @@ class TrackingSession(Session):
     def _select_memory(self, tracked: TrackedObject, frame: int, reverse: bool = False) -> MemorySelection:
         return select_memory(tracked, frame, self._length, reverse, self._network.memory_config, self._options)
 
-    def _result(self, frame: int, outputs: Mapping[int, ObjectOutput | None]) -> Result:
+    def _result(self, frame: int, outputs: Mapping[int, ObjectOutput | None], time: float | None) -> Result:
         """Build the result of a frame; an object without an output has an empty mask."""
         side, absent = self._network.low_res_side, self._network.no_object_logit
         low_res = np.empty((len(outputs), side, side), np.float32)
@@ -96,6 +96,7 @@ class TrackingSession(Session):
             ious=ious,
             boxes=boxes_and_areas(masks)[0].astype(np.float32),
             low_res_logits=low_res if self._logits else None,
+            time=time,
         )
 
     def _masks(self, low_res: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PromptError
+from ..media.frame_iterables import iterate_frames
 from ..media.image_files import check_frame
 from ..results import Result
 from .base import TrackingSession, check_object_id
@@ -44,13 +45,15 @@ class LiveSession(TrackingSession):
         self._last: int | None = None
         """Number of the frame that takes corrections."""
         self._num_frames = 0
+        self._time: float | None = None
 
     # -- frames ---------------------------------------------------------------------------------------------------
 
     @synchronized
-    def push(self, frame: Any, prompts: Mapping[int, Any] | None = None) -> list[Result]:
+    def push(self, frame: Any, prompts: Mapping[int, Any] | None = None, *, time: float | None = None) -> list[Result]:
         """Take one frame, uint8 RGB (H,W,3), with prompts on it by object; return its result, in a list of one.
 
+        `time`: seconds from the first frame, for `Result.time`.
         A prompt is a `Points`, `Box` or `Mask`, or a list of a box and points; an id that is new adds an object. Raises
         VideoError for an invalid frame or another size, PromptError for a bad prompt, UserError when there is no room
         for another object. A frame that raises an error is not taken.
@@ -71,14 +74,18 @@ class LiveSession(TrackingSession):
             raise
         if self._frame is not None:  # `correct` may need it when the caller has used the buffer again
             self._frame = self._frame.copy()
-        self._last, self._num_frames = index, index + 1
+        self._last, self._num_frames, self._time = index, index + 1, time
         return [self._committed_result(index)]
 
-    def stream(self, frames: Iterable[Any], prompts: Mapping[int, Mapping[int, Any]] | None = None) -> Iterator[Result]:
-        """Push every frame; `prompts` by frame number, counted from the session's first frame, then by object."""
-        for frame in frames:
+    def stream(self, frames: Any, prompts: Mapping[int, Mapping[int, Any]] | None = None) -> Iterator[Result]:
+        """Push every frame.
+
+        frames   a `VideoReader`, anything that `open_video` opens, or an iterable of arrays or image files
+        prompts  by frame number, counted from the session's first frame, then by object
+        """
+        for frame, time in iterate_frames(frames):
             with self._lock:
-                results = self.push(frame, (prompts or {}).get(self._num_frames))
+                results = self.push(frame, (prompts or {}).get(self._num_frames), time=time)
             yield from results
 
     @synchronized
@@ -192,4 +199,5 @@ class LiveSession(TrackingSession):
                 tracked.drop(tracked.non_cond_outputs, past)
 
     def _committed_result(self, frame: int) -> Result:
-        return self._result(frame, {obj: tracked.committed(frame) for obj, tracked in self._objects.items()})
+        outputs = {obj: tracked.committed(frame) for obj, tracked in self._objects.items()}
+        return self._result(frame, outputs, self._time)

@@ -6,15 +6,14 @@ The state machine of SAM 2's video predictor, rule by rule; `state.py` explains 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, overload
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
-from ..errors import PromptError, VideoError
+from ..errors import PromptError
 from ..media.image_files import check_frame
-from ..media.video_reader import open_video
+from ..media.random_access import FrameSequence
 from ..prompts import Box, Mask, Points
 from ..results import Result
 from .base import TrackingSession, check_frame_number, check_object_id
@@ -36,10 +35,10 @@ class VideoSession(TrackingSession):
     videos without end use `Engine.live`.
     """
 
-    def __init__(self, network: TrackerNetwork, frames: Any, logits: bool, options: TrackingOptions) -> None:
+    def __init__(self, network: TrackerNetwork, frames: FrameSequence, logits: bool, options: TrackingOptions) -> None:
         super().__init__(network, logits, options, network.memory_pool(), True)
-        self._features = FeatureCache(network, _frame_sequence(frames))
-        self._length = self.num_frames = len(self._features.frames)
+        self._frames, self._features = frames, FeatureCache(network, frames)
+        self._length = self.num_frames = len(frames)
         self._start(self._features.size)
 
     # -- prompts --------------------------------------------------------------------------------------------------
@@ -195,20 +194,21 @@ class VideoSession(TrackingSession):
         if waiting:
             requests = [tracking_request(self._select_memory(tracked, frame, reverse)) for tracked in waiting]
             features = self._features[frame]
-            outputs = predict_frame(self._network, features, requests, self._options.fill_hole_area)
-            for tracked, output in zip(waiting, outputs, strict=True):
+            predicted = predict_frame(self._network, features, requests, self._options.fill_hole_area)
+            for tracked, output in zip(waiting, predicted, strict=True):
                 tracked.store(tracked.non_cond_outputs, frame, output)
-            commit_memory(self._network, features, list(zip(waiting, outputs, strict=True)))
+            commit_memory(self._network, features, list(zip(waiting, predicted, strict=True)))
         for tracked in followed.values():
             tracked.frames_tracked[frame] = reverse
-        return self._result(frame, {obj: tracked.committed(frame) for obj, tracked in followed.items()})
+        outputs = {obj: tracked.committed(frame) for obj, tracked in followed.items()}
+        return self._result(frame, outputs, self._frames.time(frame))
 
     def _prompted_result(self, frame: int, conditioning: bool | None = None) -> Result:
         """Build the result of a frame whose prompts changed; `conditioning` None: whether a prompt is pending there."""
         if conditioning is None:
             conditioning = any(frame in tracked.pending_cond_outputs for tracked in self._objects.values())
         outputs = {obj: tracked.pending_or_committed(frame, conditioning) for obj, tracked in self._objects.items()}
-        return self._result(frame, outputs)
+        return self._result(frame, outputs, self._frames.time(frame))
 
 
 def commit_pending(objects: Mapping[int, TrackedObject]) -> dict[int, list[tuple[TrackedObject, ObjectOutput]]]:
@@ -238,8 +238,8 @@ def commit_pending(objects: Mapping[int, TrackedObject]) -> dict[int, list[tuple
 class FeatureCache:
     """Features of a video's frames by frame number; those of the latest few frames are kept."""
 
-    def __init__(self, network: TrackerNetwork, frames: Sequence[Any] | np.ndarray) -> None:
-        self._network, self.frames = network, frames
+    def __init__(self, network: TrackerNetwork, frames: FrameSequence) -> None:
+        self._network, self._frames = network, frames
         self.size: tuple[int, int] = check_frame(frames[0], 0, None).shape[:2]
         self._cache: OrderedDict[int, ImageFeatures] = OrderedDict()
 
@@ -249,43 +249,7 @@ class FeatureCache:
             cache.move_to_end(frame)
             return cache[frame]
         features = cache.popitem(last=False)[1] if len(cache) == CACHED_FRAMES else self._network.new_features()
-        image = check_frame(self.frames[frame], frame, self.size)
+        image = check_frame(self._frames[frame], frame, self.size)
         self._network.encode_image(image, features, self._network.resample["video"])
         cache[frame] = features
         return features
-
-
-def _frame_sequence(frames: Any) -> Sequence[Any] | np.ndarray:
-    """Return frames by number, of an array (T,H,W,3), a list of frames or image paths, or the path of a video."""
-    if isinstance(frames, (str, Path)):
-        with open_video(frames) as video:
-            return list(video)
-    if isinstance(frames, (list, tuple)) and frames and all(isinstance(f, (str, Path)) for f in frames):
-        return ImageFiles(tuple(frames))
-    if not isinstance(frames, (list, tuple, np.ndarray, ImageFiles)):
-        raise VideoError(f"frames must be an array (T,H,W,3), a list of frames, or a path, not {type(frames).__name__}")
-    if not len(frames):
-        raise VideoError("the video holds no frame")
-    return tuple(frames) if isinstance(frames, list) else frames  # the caller may change its list
-
-
-class ImageFiles(Sequence[np.ndarray]):
-    """Images on disk as a sequence of frames, each read on access."""
-
-    def __init__(self, paths: Sequence[str | Path]) -> None:
-        self._paths = paths
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> ImageFiles: ...
-
-    def __getitem__(self, index: int | slice) -> np.ndarray | ImageFiles:
-        if isinstance(index, slice):
-            return ImageFiles(self._paths[index])
-        with open_video(self._paths[index]) as image:
-            return next(image)

@@ -8,7 +8,7 @@ prompt encoder and mask decoder. The requests for each frame come from `tracking
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ...device.base import Array
 from ...device.scratch import GrowableBuffers
 from ...errors import UserError
 from ...imaging.preprocess import preprocess
+from ...media.random_access import FrameSequence
 from ...tracking.live import LiveSession
 from ...tracking.memory_selection import MemoryConfig
 from ...tracking.object_memory import Block, BlockPool
@@ -134,7 +135,7 @@ class Sam2:
 
     # -- sessions -------------------------------------------------------------------------------------------------
 
-    def open_video(self, frames: Any, logits: bool, options: TrackingOptions) -> VideoSession:
+    def open_video(self, frames: FrameSequence, logits: bool, options: TrackingOptions) -> VideoSession:
         """Open a video whose frames are known; see `Engine.video`."""
         return VideoSession(self, frames, logits, options)
 

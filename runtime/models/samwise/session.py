@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ...device.base import Array
 from ...imaging.masks import probability
+from ...media.frame_iterables import iterate_frames
 from ...results import Result
 from ...tracking.session import Session, synchronized
 from .clip_encoder import ClipEncoder
@@ -44,23 +45,24 @@ class TextSession(Session):
         self._transforms: Transforms | None = None
         self._num_frames = 0
         """Frames decoded so far."""
-        self._num_waiting = 0
-        """Frames in the clip that fills up."""
-        self._undecoded: deque[int] = deque()
-        """Offsets of the frames of the encoded clip that are not decoded yet."""
+        self._waiting: list[float | None] = []
+        """Times of the frames in the clip that fills up."""
+        self._undecoded: deque[tuple[int, float | None]] = deque()
+        """Offsets and times of the frames of the encoded clip that are not decoded yet."""
         self._results: deque[Result] = deque()
         """Results of the encoded clip that were computed before they were taken."""
         self.object_ids = tuple(range(1, len(self._tracks) + 1))
 
     @synchronized
-    def push(self, frame: Any) -> list[Result]:
+    def push(self, frame: Any, *, time: float | None = None) -> list[Result]:
         """Take one frame, uint8 RGB (H,W,3); return the results of its clip if it completes one, else an empty list.
 
+        `time`: seconds from the first frame, for `Result.time`.
         With kernels it may lie on the GPU (`__cuda_array_interface__` or DLPack: PyCUDA, CuPy, torch), where it is read
         in stream order; do not overwrite it before its result is there.
         Raises VideoError for anything that is not such a frame or changes size, UserError after `close`.
         """
-        return list(self._add(frame))
+        return list(self._add(frame, time))
 
     @synchronized
     def flush(self) -> list[Result]:
@@ -68,10 +70,13 @@ class TextSession(Session):
         self._check_open()
         return list(self._encode_clip())
 
-    def stream(self, frames: Iterable[Any]) -> Iterator[Result]:
-        """Push every frame, then flush; yield each result when it is computed. Raises as `push` does."""
-        for frame in frames:
-            yield from self._add(frame)
+    def stream(self, frames: Any) -> Iterator[Result]:
+        """Push every frame, then flush; yield each result when it is computed. Raises as `push` does.
+
+        frames  a `VideoReader`, anything that `open_video` opens, or an iterable of arrays or image files
+        """
+        for frame, time in iterate_frames(frames):
+            yield from self._add(frame, time)
         yield from self._encode_clip()
 
     @property
@@ -88,10 +93,10 @@ class TextSession(Session):
             track.close()
 
     @synchronized
-    def _add(self, frame: Any) -> Iterator[Result]:
+    def _add(self, frame: Any, time: float | None) -> Iterator[Result]:
         """Preprocess a frame into the clip. Return the results of the clip if it is complete, else none."""
         self._check_open()
-        index = self._num_frames + len(self._undecoded) + self._num_waiting
+        index = self._num_frames + len(self._undecoded) + len(self._waiting)
         frame = self._images.check_frame(frame, index, self._size)
         if self._transforms is None:
             self._size = frame.shape[:2]
@@ -99,9 +104,9 @@ class TextSession(Session):
             if self._transforms.outputs:
                 for batch in self._batches:
                     batch.readback = self._runner.new_readback(len(batch.tracks), self._transforms.outputs)
-        self._transforms.preprocess_frame(frame, self._clip["pixels"][self._num_waiting])
-        self._num_waiting += 1
-        return self._encode_clip() if self._num_waiting == self._window else iter(())
+        self._transforms.preprocess_frame(frame, self._clip["pixels"][len(self._waiting)])
+        self._waiting.append(time)
+        return self._encode_clip() if len(self._waiting) == self._window else iter(())
 
     @synchronized
     def _encode_clip(self) -> Iterator[Result]:
@@ -109,16 +114,16 @@ class TextSession(Session):
 
         What is left of the clip before it is decoded first.
         """
-        if not self._num_waiting:
+        if not self._waiting:
             return iter(())
         self._check_open()
         while self._undecoded:
             self._results.append(self._decode())
         self._results = deque()  # an iteration over the clip before this one keeps its own
         with self._close_on_error():
-            self._encoder.encode(self._clip, self._tracks, self._num_waiting)
-            self._undecoded.extend(range(self._num_waiting))
-            self._num_waiting = 0
+            self._encoder.encode(self._clip, self._tracks, len(self._waiting))
+            self._undecoded.extend(enumerate(self._waiting))
+            self._waiting = []
         return self._take(self._results)
 
     def _take(self, results: deque[Result]) -> Iterator[Result]:
@@ -137,7 +142,7 @@ class TextSession(Session):
         """Decode the next frame of the encoded clip."""
         assert self._transforms is not None
         with self._close_on_error():
-            frame, offset = self._num_frames, self._undecoded.popleft()
+            frame, (offset, time) = self._num_frames, self._undecoded.popleft()
             parts = [self._runner.run(b, self._clip, frame, offset, self._transforms) for b in self._batches]
             read = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             masks, boxes = self._transforms.postprocess_masks(read)
@@ -152,4 +157,5 @@ class TextSession(Session):
             ious=read["iou"],
             boxes=boxes,
             low_res_logits=read["low_res_logits"] if self._logits else None,
+            time=time,
         )

@@ -1,0 +1,64 @@
+"""Frames as sessions take them one by one: arrays, picture files, a `VideoReader`, or a source that it opens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import VideoError
+from .source import Frame
+from .video_reader import VideoReader, open_video
+
+EXPECTED = "a VideoReader of runtime.open_video(...), a path, or arrays (H,W,3)"
+
+
+def iterate_frames(frames: Any) -> Iterator[Frame]:
+    """Yield frames, with their times where they come from a `VideoReader` or from a source that `open_video` takes.
+
+    Raises VideoError.
+    """
+    if isinstance(frames, VideoReader):
+        for array in frames:
+            yield Frame(array, frames.time)
+    elif is_source(frames):
+        with open_frames(frames) as video:
+            yield from iterate_frames(video)
+    else:
+        check_frames(frames)
+        for frame in frames:
+            yield Frame(read_picture(frame) if isinstance(frame, (str, os.PathLike)) else frame)
+
+
+def is_source(frames: Any) -> bool:
+    """Tell whether `open_video` is to open these frames: a path, an address, the number of a camera."""
+    return isinstance(frames, (str, os.PathLike, int)) and not isinstance(frames, bool)
+
+
+def open_frames(source: Any) -> VideoReader:
+    """Open a source that is given where frames are taken. Raises VideoError, which tells what else is."""
+    try:
+        return open_video(source if isinstance(source, (str, int)) else Path(source))
+    except VideoError as error:
+        raise VideoError(f"{error} (frames must be {EXPECTED})") from None
+
+
+def check_frames(frames: Any) -> None:
+    """Raise VideoError for what is certainly not a series of frames."""
+    dimensions = getattr(frames, "ndim", 4)
+    if dimensions != 4:
+        hint = "; give one frame to push, or in a list" if dimensions == 3 else ""
+        raise VideoError(f"frames must be {EXPECTED}, not one array of shape {tuple(frames.shape)}{hint}")
+    if isinstance(frames, (bytes, bytearray, memoryview, Mapping)) or hasattr(frames, "read"):
+        raise VideoError(f"frames must be {EXPECTED}, not {type(frames).__name__}")
+    if not hasattr(frames, "__iter__") and not hasattr(frames, "__getitem__"):
+        raise VideoError(f"frames must be {EXPECTED}, not {type(frames).__name__}")
+
+
+def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a picture of a list of files. Raises VideoError."""
+    with open_video([Path(path)]) as picture:
+        return next(picture)

@@ -1,0 +1,182 @@
+"""Frames as users give them: paths, picture files, readers, arrays; errors that name others. Times of results."""
+
+import io
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import runtime
+from helpers import media
+from helpers.samwise_schedule import A
+
+CLICK = {0: {1: runtime.Points([(14, 20)], [1])}}
+TIMES = [0.0, 0.04, 0.08, 0.5, 0.54, 2.0]
+
+
+@pytest.fixture(scope="module")
+def text(toy):
+    return runtime.load(toy)
+
+
+@pytest.fixture(scope="module")
+def prompts(toy_sam2_bundle):
+    return runtime.load(toy_sam2_bundle)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    media.write(folder / "clip.mkv", media.clip(6), "ffv1", "bgr0", times=TIMES)
+    (folder / "pictures").mkdir()
+    for number, frame in enumerate(media.clip(6)):
+        Image.fromarray(frame).save(folder / "pictures" / f"{number}.png")
+    return folder
+
+
+def pictures(files):
+    return sorted((files / "pictures").iterdir())
+
+
+FRAMES = {
+    "path": (lambda files: files / "clip.mkv", TIMES),
+    "str": (lambda files: str(files / "clip.mkv"), TIMES),
+    "reader": (lambda files: runtime.open_video(files / "clip.mkv"), TIMES),
+    "folder": (lambda files: files / "pictures", None),
+    "pattern": (lambda files: str(files / "pictures" / "*.png"), None),
+    "list of paths": (pictures, None),
+    "list of str": (lambda files: list(map(str, pictures(files))), None),
+    "generator of paths": (lambda files: (path for path in pictures(files)), None),
+    "mixed": (lambda files: [*pictures(files)[:3], *media.clip(6)[3:]], None),
+    "array": (lambda files: media.clip(6), None),
+    "list of arrays": (lambda files: list(media.clip(6)), None),
+    "generator of arrays": (lambda files: iter(media.clip(6)), None),
+}
+IN_ANY_ORDER = [name for name in FRAMES if not name.startswith(("reader", "generator"))]
+
+
+def text_session(text, prompts, frames):
+    with text.session([runtime.Text(tokens=A)]) as session:
+        return list(session.stream(frames))
+
+
+def live(text, prompts, frames):
+    with prompts.live() as session:
+        return list(session.stream(frames, CLICK))
+
+
+def video(text, prompts, frames):
+    with prompts.video(frames) as session:
+        session.add_points(0, 1, CLICK[0][1].points, CLICK[0][1].labels)
+        return list(session.propagate())
+
+
+CASES = [*itertools.product([text_session, live], FRAMES), *((video, name) for name in IN_ANY_ORDER)]
+
+
+@pytest.mark.parametrize("follow, name", CASES, ids=[f"{follow.__name__}-{name}" for follow, name in CASES])
+def test_frames_are_taken_in_every_form(text, prompts, files, follow, name):
+    make, times = FRAMES[name]
+    want, have = (follow(text, prompts, frames) for frames in (media.clip(6), make(files)))
+    assert len(have) == 6
+    for a, b in zip(have, want, strict=True):
+        assert (a.masks == b.masks).all() and (a.scores == b.scores).all()
+    assert [r.time for r in have] == ([None] * 6 if times is None else pytest.approx(times))
+
+
+def test_a_reader_that_was_begun_keeps_its_times(text, files):
+    with runtime.open_video(files / "clip.mkv") as reader, text.session([runtime.Text(tokens=A)]) as session:
+        next(reader)
+        assert [r.time for r in session.stream(reader)] == pytest.approx(TIMES[1:])
+
+
+def test_times_that_are_pushed(text, prompts):
+    with text.session([runtime.Text(tokens=A)], window=2) as session, prompts.live() as live:
+        found = [r.time for i, f in enumerate(media.clip(3)) for r in session.push(f, time=i / 4)]
+        assert found + [r.time for r in session.flush()] == [0, 0.25, 0.5]
+        (result,) = live.push(media.clip(1)[0], CLICK[0], time=1.5)
+        assert (result.time, live.correct(CLICK[0]).time) == (1.5, 1.5)
+        assert live.push(media.clip(1)[0])[0].time is None
+
+
+def test_results_of_prompts_on_a_known_video_have_times(prompts, files):
+    with prompts.video(files / "clip.mkv") as session:
+        assert session.add_points(3, 1, [(14, 20)], [1]).time == pytest.approx(0.5)
+        assert session.add_box(5, 2, (10, 10, 30, 30)).time == pytest.approx(2.0)
+        assert session.clear_prompts(5, 2).time == pytest.approx(2.0)
+
+
+class NoFrames:
+    def read(self):
+        return True, media.clip(1)[0]
+
+
+REFUSED = {
+    "no file": "no such clip.mp4",
+    "sentence": "the horse jumping",
+    "no path": Path("missing/clip.mp4"),
+    "bytes": b"clip.mp4",
+    "one frame": media.clip(1)[0],
+    "one gray frame": media.clip(1)[0, ..., 0],
+    "five dimensions": media.clip(2)[None],
+    "dict": {0: media.clip(1)[0]},
+    "file object": io.BytesIO(b"..."),
+    "capture": NoFrames(),
+    "None": None,
+    "float": 1.5,
+    "bool": True,
+    "picture": Image.fromarray(media.clip(1)[0]),
+    "text in a list": ["no such picture.png"],
+    "number in a list": [3],
+    "None in a list": [None],
+    "gray in a list": [media.clip(1)[0, ..., 0]],
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("follow", [text_session, live, video])
+def test_what_is_no_series_of_frames_is_named(text, prompts, follow, name):
+    frames = REFUSED[name]
+    with pytest.raises(runtime.VideoError) as error:
+        follow(text, prompts, frames)
+    message = str(error.value)
+    assert "\n" not in message
+    if not name.endswith("list"):
+        assert "open_video(...)" in message
+        assert isinstance(frames, (str, Path, np.ndarray)) or type(frames).__name__ in message
+    if name.startswith("one"):
+        assert "in a list" in message or "(48, 64)" in message
+
+
+@pytest.mark.parametrize("kind", ["reader", "generator", "camera"])
+def test_a_known_video_must_be_known(prompts, files, kind):
+    frames = {"reader": runtime.open_video(files / "clip.mkv"), "generator": iter(media.clip(2)), "camera": 987}[kind]
+    with pytest.raises(runtime.VideoError, match="camera 987" if kind == "camera" else "all of them known"):
+        prompts.video(frames)
+
+
+class OnAGpu:
+    """An array that numpy cannot read, as those of torch and CuPy on a GPU."""
+
+    def __array__(self, *_, **__):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+NO_FRAMES = ["clip.mp4", Path("clip.mp4"), b"...", None, {}, OnAGpu()]
+
+
+@pytest.mark.parametrize(
+    "take, frame",
+    [*itertools.product(["text", "live"], NO_FRAMES), *(("image", frame) for frame in NO_FRAMES[2:])],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_what_is_no_frame_is_named(text, prompts, take, frame):
+    call = {
+        "text": lambda: text.session([runtime.Text(tokens=A)]).push(frame),
+        "live": lambda: prompts.live().push(frame),
+        "image": lambda: prompts.image(frame),
+    }[take]
+    with pytest.raises(runtime.VideoError, match=f"frame 0: .*{type(frame).__name__}"):
+        call()

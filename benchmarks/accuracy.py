@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ import runtime
 from export.nano import scores
 from export.nano.scores import Record
 
-from . import datasets
+from . import datasets, tables
 from .datasets import Case
 
 
@@ -113,12 +114,7 @@ def measure(
             if not case.texts:
                 continue
             predicted, skip = visual(engine, case, ablation.prompt), 1
-        for mask, truth, text, kind, unseen in zip(
-            predicted, case.masks, case.texts, case.kinds, case.unseen, strict=True
-        ):
-            counted = [t for t in range(skip, len(truth)) if case.annotated is None or t in case.annotated]
-            j, f = scores.score(mask[counted], truth[counted])
-            records.append(Record(case.name, text, kind, unseen, j, f))
+        records += case.records(predicted, skip)
         progress(f"{i + 1}/{len(cases)} clips, J&F {np.mean([r.jf for r in records]):.3f}")
     return records
 
@@ -136,23 +132,20 @@ def _cases(args: argparse.Namespace) -> Iterator[Case]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description="J&F of a bundle")
-    parser.add_argument("--engine", default="engines/nano", help="bundle, or folder of bundles (default: %(default)s)")
-    parser.add_argument("--model", help="which bundle of the folder")
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--data", type=Path, help="data set; without it fresh clips of the nano dataset are drawn")
-    parser.add_argument("--layout", choices=datasets.LAYOUTS, default="davis", help="layout of --data")
-    parser.add_argument("--clips", type=int, default=60, help="clips to measure (default: %(default)s)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first clip of the nano test set")
-    parser.add_argument("--split", choices=("val", "test"), default="test")
-    parser.add_argument(
-        "--kinds", nargs="+", metavar="KIND", help="only contrast groups of these kinds, in clips of 16 frames"
-    )
-    parser.add_argument(
-        "--variant", choices=VARIANTS, action="append", help="variant to run; may be repeated (default: text)"
-    )
-    parser.add_argument("--all", action="store_true", help="all variants that the bundle can run")
-    parser.add_argument("--json", type=Path, help="write tables and records here")
+    add = parser.add_argument
+    add("--engine", default="engines/nano", help="bundle, or folder of bundles (default: %(default)s)")
+    add("--model", help="which bundle of the folder")
+    add("--backend", default="auto")
+    add("--threads", type=int)
+    add("--data", type=Path, help="data set; without it fresh clips of the nano dataset are drawn")
+    add("--layout", choices=datasets.LAYOUTS, default="davis", help="layout of --data")
+    add("--clips", type=int, default=60, help="clips to measure (default: %(default)s)")
+    add("--first", type=int, default=0, help="number of the first clip of the nano test set")
+    add("--split", choices=("val", "test"), default="test")
+    add("--kinds", nargs="+", metavar="KIND", help="only contrast groups of these kinds, in clips of 16 frames")
+    add("--variant", choices=VARIANTS, action="append", help="variant to run; may be repeated (default: text)")
+    add("--all", action="store_true", help="all variants that the bundle can run")
+    add("--json", type=Path, help="write tables and records here")
     return parser
 
 
@@ -164,13 +157,9 @@ def main(argv: list[str] | None = None) -> int:
     except (runtime.SamwiseRuntimeError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    report = {
-        "engine": str(args.engine),
-        "data": str(args.data or f"nano {args.split}"),
-        "kinds": args.kinds,
-        "clips": len(cases),
-        "variants": {},
-    }
+    data = str(args.data or f"nano {args.split}")
+    variants: dict[str, dict[str, Any]] = {}
+    report = {"engine": str(args.engine), "data": data, "kinds": args.kinds, "clips": len(cases), "variants": variants}
     base: list[Record] | None = None
     for name in VARIANTS if args.all else args.variant or ["text"]:
         began = time.perf_counter()
@@ -184,15 +173,11 @@ def main(argv: list[str] | None = None) -> int:
             continue
         rows = scores.table(records)
         print(f"\n{name} ({time.perf_counter() - began:.0f} s)\n{scores.format_table(rows)}", flush=True)
-        report["variants"][name] = {"table": rows, "records": [asdict(r) for r in records]}
+        variants[name] = {"table": rows, "records": [asdict(r) for r in records]}
         base = records if base is None else base
         if records is not base and (change := scores.paired_difference(base, records)):
-            report["variants"][name]["against_first"] = change
-            print(
-                "against the first variant: {difference:+.3f} ({interval[0]:+.3f} .. {interval[1]:+.3f})".format(
-                    **change
-                )
-            )
+            variants[name]["against_first"] = change
+            print("against the first variant:", tables.difference(variants[name]))
         if args.json:  # after each variant, for all of them take long
             args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -6,18 +6,15 @@ import numpy as np
 import pytest
 
 import runtime
+from runtime.media.synthetic_clip import Disc, synthetic_clip
 
 PROMPTS = (1, 2, 4, 8)
+HEIGHT, WIDTH = 360, 640
 
 
-def clip(frames: int, height: int = 360, width: int = 640) -> np.ndarray:
-    """Draw a drifting gradient with a moving square: uint8 (T,H,W,3)."""
-    y, x = np.mgrid[:height, :width]
-    out = np.empty((frames, height, width, 3), np.uint8)
-    for t in range(frames):
-        out[t] = np.stack([(x + 3 * t) % 256, (y + 2 * t) % 256, (x + y) % 256], -1)
-        out[t, 40 + 4 * t : 120 + 4 * t, 60 + 8 * t : 160 + 8 * t] = (220, 40, 60)
-    return out
+def clip(frames: int) -> list[np.ndarray]:
+    """Return drifting waves that a disc crosses, uint8 (H,W,3) each."""
+    return synthetic_clip(frames, HEIGHT, WIDTH, Disc(lambda t: 110 + 8 * t, 100, 45, (220, 40, 60)), (30, 40))
 
 
 def sentences(engine, count: int) -> list[runtime.Text]:
@@ -45,7 +42,8 @@ def test_sentences(benchmark, info, loaded, pace, count):
 
 def test_memory_fill(benchmark, info, loaded, pace):
     """Seconds of memory attention on the frames 1 to 8 of a video: grows with the memory, then stays."""
-    prompts, frames, filled = sentences(loaded, 1), clip(9), {}
+    prompts, frames = sentences(loaded, 1), clip(9)
+    filled: dict[int, float] = {}
     window = loaded.networks.text_video.window
     stage = loaded.stages["memory_attention"]
 

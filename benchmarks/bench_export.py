@@ -18,18 +18,19 @@ def test_export(benchmark, info, bundle, backend, request, tmp_path):
     if checkpoint is None or backend != "ort":
         pytest.skip("needs --checkpoint; graphs are checked on ort")
     peaks = []
-    options = ["--checkpoint", checkpoint, "--precision", bundle.manifest.precision, "--name", "again"]
+    command = [
+        sys.executable,
+        "-m",
+        "export",
+        bundle.manifest.network_names,
+        "--checkpoint",
+        checkpoint,
+        "--name",
+        "again",
+    ]
+    command += ["--precision", bundle.manifest.precision, "--out", str(tmp_path / "bundles")]
 
     def export() -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "export",
-            bundle.manifest.network_names,
-            *options,
-            "--out",
-            str(tmp_path / "bundles"),
-        ]
         with open(tmp_path / "log", "w+") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
             while process.poll() is None:

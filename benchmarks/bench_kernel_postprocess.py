@@ -34,7 +34,7 @@ def measure(
     packed = torch.zeros((objects, plan.cdiv(source_hw[0] * source_hw[1], 8)), dtype=torch.uint8, device=bench.device)
     stats = torch.zeros((objects, 5), dtype=torch.int32, device=bench.device)
     logits = torch.tensor(low, device=bench.device)
-    launches = plan.postprocess(logits, *taps, packed, stats, objects, side, source_hw, reference.MASK_TAPS)
+    launches = plan.postprocess(logits, *taps, packed, stats, objects, side, source_hw)
     launch.run(launches)
     expected, expected_stats = reference.postprocess(low, *matrices)
     wrong = int(np.unpackbits(packed.cpu().numpy() ^ expected).sum())

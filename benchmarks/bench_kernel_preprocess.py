@@ -20,17 +20,9 @@ def measure(bench: Bench, source_hw: tuple[int, int], resized_hw: tuple[int, int
     rows, columns = (reference.pillow_taps(a, b) for a, b in zip(source_hw, resized_hw, strict=True))
     on_device = [[torch.tensor(a, device=bench.device) for a in taps] for taps in (rows, columns)]
     out = torch.full((3, image_size, image_size), float("nan"), device=bench.device, dtype=torch.float16)
-    launches = plan.preprocess(
-        torch.tensor(frame, device=bench.device),
-        *on_device,
-        torch.tensor(table, device=bench.device),
-        out,
-        source_hw,
-        resized_hw,
-        image_size,
-        (rows[1].shape[1], columns[1].shape[1]),
-        reference.PRECISION_BITS,
-    )
+    arrays = (torch.tensor(frame, device=bench.device), *on_device, torch.tensor(table, device=bench.device), out)
+    taps = rows[1].shape[1], columns[1].shape[1]
+    launches = plan.preprocess(*arrays, source_hw, resized_hw, image_size, taps)
     launch.run(launches)
     expected = reference.preprocess(frame, resized_hw, image_size, table).astype(np.float16)
     seconds = bench.seconds(lambda: launch.run(launches))

@@ -14,7 +14,7 @@ import pytest
 import runtime
 
 from . import flops
-from .bench_clip import clip
+from .bench_clip import HEIGHT, clip
 from .bench_stages import arrays, sizes
 
 OBJECTS = (1, 2, 4, 8)
@@ -33,8 +33,7 @@ def test_objects(benchmark, info, loaded, bundle, pace, count):
         pytest.skip("this bundle has no live sessions")
     timed = TIMED * pace["rounds"]
     frames = clip(FILL + timed)
-    height, _width = frames.shape[1:3]
-    boxes = {i: runtime.Box([20 + 60 * i, 30, 110 + 60 * i, height - 40]) for i in range(count)}
+    boxes = {i: runtime.Box([20 + 60 * i, 30, 110 + 60 * i, HEIGHT - 40]) for i in range(count)}
     with loaded.live() as session:
         for t, frame in enumerate(frames[:FILL]):
             session.push(frame, boxes if t == 0 else None)

@@ -25,15 +25,12 @@ def test_sentence(benchmark, info, loaded, bundle, how, request):
     prompts = sentences(loaded, 1)
     model, plain = pytorch(bundle, "samwise", how, request)
     frames = clip(request.config.option.windows * loaded.networks.text_video.window)
-    compare(
-        benchmark,
-        info,
-        lambda: play(loaded, prompts, frames),
-        lambda: plain(model, bundle.manifest.networks, frames, list(prompts[0].tokens)),
-        len(frames),
-        how,
-        request.config.option,
-    )
+    tokens = list(prompts[0].tokens or ())
+
+    def theirs():
+        return plain(model, bundle.manifest.networks, frames, tokens)
+
+    compare(benchmark, info, lambda: play(loaded, prompts, frames), theirs, len(frames), how, request.config.option)
 
 
 @pytest.mark.parametrize("how", PYTORCH)
@@ -50,15 +47,10 @@ def test_click(benchmark, info, loaded, bundle, how, request):
             video.add_points(0, 1, [CLICK], [1], normalized=True)
             return list(video.propagate())
 
-    compare(
-        benchmark,
-        info,
-        ours,
-        lambda: plain(model, bundle.manifest.networks, frames),
-        len(frames),
-        how,
-        request.config.option,
-    )
+    def theirs():
+        return plain(model, bundle.manifest.networks, frames)
+
+    compare(benchmark, info, ours, theirs, len(frames), how, request.config.option)
 
 
 def pytorch(bundle, kind: str, how: str, request):
@@ -91,12 +83,8 @@ def compile_parts(torch, model, kind: str) -> None:
     if kind == "samwise":
         parts = [(model, name) for name in ("encode_clip", "attend_memory", "decode", "encode_memory")]
     else:
-        parts = [
-            (sam.trunk, "run"),
-            (sam.sam_mask_decoder, "forward"),
-            (sam.memory_encoder, "forward"),
-            (sam.memory_attention, "forward"),
-        ]
+        modules = (sam.sam_mask_decoder, sam.memory_encoder, sam.memory_attention)
+        parts = [(sam.trunk, "run"), *((module, "forward") for module in modules)]
     for owner, name in parts:
         setattr(owner, name, torch.compile(getattr(owner, name), dynamic=True))
 

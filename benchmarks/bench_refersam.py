@@ -12,6 +12,8 @@ import pytest
 
 import runtime
 
+from .bench_clip import clip
+
 TOKENS = 11
 """Length of a sentence, special tokens included: "the man in the red shirt on the left"."""
 
@@ -25,42 +27,31 @@ def takes_images(loaded):
         pytest.skip("this bundle takes no sentences on single images")
 
 
-def frame(height: int = 360, width: int = 480) -> np.ndarray:
-    """Colour gradients with a disc, uint8 (H,W,3)."""
-    y, x = np.mgrid[:height, :width]
-    image = np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], -1).astype(np.uint8)
-    image[(x - width // 3) ** 2 + (y - height // 2) ** 2 < (height // 5) ** 2] = (220, 40, 60)
-    return image
-
-
 _number = count()
 
 
 def sentences(engine, n: int) -> list[runtime.Text]:
     """Return sentences that the engine has not encoded before."""
     top = engine.bundle.manifest.text["vocabulary"]
-    return [
-        runtime.Text(tokens=[1 + (17 * k + 5 * j) % (top - 1) for j in range(TOKENS)])
-        for k in (next(_number) for _ in range(n))
-    ]
+    numbers = [next(_number) for _ in range(n)]
+    return [runtime.Text(tokens=[1 + (17 * k + 5 * j) % (top - 1) for j in range(TOKENS)]) for k in numbers]
 
 
 def test_first_sentence(benchmark, info, loaded, takes_images):
     """A new image and a new sentence: all three stages."""
-    pixels = frame()
-    benchmark.pedantic(
-        lambda prompts: loaded.image(pixels).refer(prompts),
-        rounds=ROUNDS,
-        warmup_rounds=1,
-        setup=lambda: ((sentences(loaded, 1),), {}),
-    )
+    (pixels,) = clip(1)
+
+    def refer(prompts):
+        return loaded.image(pixels).refer(prompts)
+
+    benchmark.pedantic(refer, rounds=ROUNDS, warmup_rounds=1, setup=lambda: ((sentences(loaded, 1),), {}))
     info(sentences=1, new_picture=True)
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_further_sentences(benchmark, info, loaded, takes_images, n):
     """New sentences on an image that is encoded already."""
-    image = loaded.image(frame())
+    image = loaded.image(clip(1)[0])
     image.refer(sentences(loaded, 1))
     benchmark.pedantic(image.refer, rounds=ROUNDS, warmup_rounds=1, setup=lambda: ((sentences(loaded, n),), {}))
     info(sentences=n, new_picture=False, per_sentence=float(np.median(benchmark.stats.stats.data)) / n)
@@ -76,13 +67,11 @@ def test_torch_eager(benchmark, info, bundle, loaded, takes_images, folded):
     if threads := loaded.backend.threads:
         torch.set_num_threads(threads)
     cut = {s.name: s for s in stages(ReferSam(config(bundle)), folded)}
-    inputs = {
-        name: stage.sample({"objects": 1, "tokens": TOKENS} if stage.sizes else {})
-        for name, stage in (("image", cut["image"]), ("text", cut["text"]))
-    }
+    pixels = cut["image"].sample({})
+    tokens = cut["text"].sample({"objects": 1, "tokens": TOKENS})
 
     def run():
-        seen, text = cut["image"].run(inputs["image"]), cut["text"].run(inputs["text"])["text"]
+        seen, text = cut["image"].run(pixels), cut["text"].run(tokens)["text"]
         return cut["fuse"].run({**seen, "text": text[None], "text_count": torch.tensor([TOKENS])})
 
     benchmark.pedantic(run, rounds=ROUNDS, warmup_rounds=1)
@@ -106,9 +95,5 @@ def config(bundle):
     if width != 1024:
         pytest.skip(f"no published ReferSAM is {width} wide")
     windows = tuple(0 if i % 6 == 5 else 14 for i in range(24))
-    return replace(
-        plain,
-        text=text,
-        vit=VitConfig(1024, 16, windows, 4096),
-        adapter=replace(plain.adapter, heads=16, value_width=512),
-    )
+    adapter = replace(plain.adapter, heads=16, value_width=512)
+    return replace(plain, text=text, vit=VitConfig(1024, 16, windows, 4096), adapter=adapter)

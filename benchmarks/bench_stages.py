@@ -8,19 +8,8 @@ from runtime.bundle.manifest import StageSpec
 
 from . import flops
 
-FULL = {
-    "frames": 1,
-    "tokens": 12,
-    "objects": 1,
-    "maps": 1,
-    "pictures": 1,
-    "prompt_tokens": 2,
-    "points": 2,
-    "batch": 1,
-    "sentences": 1,
-    "slots": 7,
-    "pointers": 16,
-}
+ONE = dict.fromkeys(("frames", "objects", "maps", "pictures", "batch", "sentences"), 1)
+FULL = {**ONE, "tokens": 12, "prompt_tokens": 2, "points": 2, "slots": 7, "pointers": 16}
 """One frame, one object, one sentence, a full memory; symbols that are not here take their upper bound."""
 
 

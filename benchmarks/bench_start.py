@@ -36,19 +36,8 @@ def test_first_mask(benchmark, info, bundle, backend, tmp_path, request):
 
 
 def launch(bundle, backend: str, out: Path, threads: int | None) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "runtime.run",
-        "--engine",
-        str(bundle.folder),
-        "--backend",
-        backend,
-        "--out",
-        str(out),
-    ]
-    if threads:
-        command += ["--threads", str(threads)]
+    command = [sys.executable, "-m", "runtime.run", "--engine", str(bundle.folder), "--backend", backend]
+    command += ["--out", str(out), *(("--threads", str(threads)) if threads else ())]
     with open(out.with_suffix(".log"), "w") as log:
         return subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -60,8 +49,6 @@ def wait(results: Path, process: subprocess.Popen) -> None:
         if results.exists() and b"\n" in results.read_bytes():
             return
         if process.poll() is not None:
-            raise RuntimeError(
-                f"the command ended with {process.returncode} before its first result; see {results.parent}.log"
-            )
+            raise RuntimeError(f"ended with {process.returncode} before its first result; see {results.parent}.log")
         time.sleep(0.005)
     raise RuntimeError(f"no result after {PATIENCE} s")

@@ -6,6 +6,7 @@ import os
 import platform
 from contextlib import suppress
 from functools import cache
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 
@@ -21,25 +22,16 @@ from . import flops, rss, tables
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("samwise-runtime")
-    group.addoption("--engine", default="engines/", help="a bundle, or a folder of bundles (default: %(default)s)")
-    group.addoption("--model", default=None, help="only the bundle of this name")
-    group.addoption(
-        "--backend", nargs="+", default=None, metavar="NAME", help="backends (default: every one that is present)"
-    )
-    group.addoption(
-        "--pytorch",
-        nargs="+",
-        default=["eager"],
-        choices=tuple(tables.PYTORCH),
-        metavar="HOW",
-        help="PyTorch variants to compare with: eager, compiled (torch.compile, takes minutes), bfloat16 (autocast); "
-        "default: eager",
-    )
-    group.addoption("--checkpoint", default=None, help="source of the bundle: masks are compared too")
-    group.addoption("--rounds", type=int, default=3, help="clips per case; 1 skips the warm-up too (default: 3)")
-    group.addoption("--windows", type=int, default=2, help="windows of frames in a clip beside PyTorch (default: 2)")
-    group.addoption("--threads", type=int, default=None, help="CPU threads (default: the backend decides)")
+    add = parser.getgroup("samwise-runtime").addoption
+    add("--engine", default="engines/", help="a bundle, or a folder of bundles (default: %(default)s)")
+    add("--model", help="only the bundle of this name")
+    add("--backend", nargs="+", metavar="NAME", help="backends (default: every one that is present)")
+    how = "PyTorch variants to compare with: eager, compiled (takes minutes), bfloat16 (autocast); default: eager"
+    add("--pytorch", nargs="+", default=["eager"], choices=tuple(tables.PYTORCH), metavar="HOW", help=how)
+    add("--checkpoint", help="source of the bundle: masks are compared too")
+    add("--rounds", type=int, default=3, help="clips per case; 1 skips the warm-up too (default: 3)")
+    add("--windows", type=int, default=2, help="windows of frames in a clip beside PyTorch (default: 2)")
+    add("--threads", type=int, help="CPU threads (default: the backend decides)")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -98,10 +90,7 @@ def machine(request) -> dict:
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "numpy": np.__version__,
-        "onnxruntime": _version("onnxruntime"),
-        "openvino": _version("openvino"),
-        "torch": _version("torch"),
+        **{name: _version(name) for name in ("numpy", "onnxruntime", "openvino", "torch")},
         "threads": request.config.option.threads,
         "command": " ".join(("pytest", *map(str, request.config.invocation_params.args))),
         "matmul_gflops": round(flops.matmul_peak() / 1e9, 1),
@@ -115,7 +104,7 @@ def info(benchmark, machine, bundle, backend):
         machine=machine | {"backend": backend},
         bundle=bundle.name,
         precision=bundle.manifest.precision,
-        bundle_sha256=_digest(bundle),
+        bundle_sha256=sha256("".join(sorted(bundle.manifest.files.values())).encode()).hexdigest()[:16],
     )
     rss.reset_peak()
     yield benchmark.extra_info.update
@@ -127,12 +116,6 @@ def info(benchmark, machine, bundle, backend):
         if flop := benchmark.extra_info.get("gflop"):
             rate = flop / benchmark.extra_info["p50"]
             benchmark.extra_info.update(gflops=round(rate, 1), of_matmul_peak=round(rate / machine["matmul_gflops"], 3))
-
-
-def _digest(bundle) -> str:
-    import hashlib
-
-    return hashlib.sha256("".join(sorted(bundle.manifest.files.values())).encode()).hexdigest()[:16]
 
 
 def _version(name: str) -> str | None:

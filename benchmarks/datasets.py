@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from export.nano.scores import Record, score
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +39,20 @@ class Case:
             shows = mask[0].sum() > max(60, 0.3 * mask.sum(axis=(1, 2)).max())
             if shows and not any((self.masks[c] == mask).all() for c in chosen):
                 chosen.append(k)
-        return replace(
-            self,
-            texts=[self.texts[k] for k in chosen],
-            masks=[self.masks[k] for k in chosen],
-            kinds=[self.kinds[k] for k in chosen],
-            unseen=[self.unseen[k] for k in chosen],
-        )
+
+        def of(values: list[Any]) -> list[Any]:
+            return [values[k] for k in chosen]
+
+        return replace(self, texts=of(self.texts), masks=of(self.masks), kinds=of(self.kinds), unseen=of(self.unseen))
+
+    def records(self, predicted: np.ndarray, skip: int = 0) -> list[Record]:
+        """Return the scores of predicted masks (N,T,H,W), over the annotated frames from `skip` on."""
+        columns = zip(predicted, self.masks, self.texts, self.kinds, self.unseen, strict=True)
+        records = []
+        for mask, truth, text, kind, unseen in columns:
+            counted = [t for t in range(skip, len(truth)) if self.annotated is None or t in self.annotated]
+            records.append(Record(self.name, text, kind, unseen, *score(mask[counted], truth[counted])))
+        return records
 
 
 def nano(count: int, first: int = 0, split: str = "test", kinds: tuple[str, ...] | None = None) -> Iterator[Case]:
@@ -57,14 +67,14 @@ def nano(count: int, first: int = 0, split: str = "test", kinds: tuple[str, ...]
         else (dataset.clip(split, seed, TEST_LENGTHS[-1], kinds) for seed in range(first, first + count))
     )
     for i, clip in enumerate(clips):
-        yield Case(
-            f"{split}{first + i}",
-            partial(iter, clip.frames),
-            [e.text for e in clip.expressions],
-            [clip.masks(e) for e in clip.expressions],
-            [e.kind for e in clip.expressions],
-            [e.unseen for e in clip.expressions],
+        said = clip.expressions
+        columns = (
+            [e.text for e in said],
+            [clip.masks(e) for e in said],
+            [e.kind for e in said],
+            [e.unseen for e in said],
         )
+        yield Case(f"{split}{first + i}", partial(iter, clip.frames), *columns)
 
 
 def _read(paths: list[Path]) -> Iterator[np.ndarray]:
@@ -99,14 +109,8 @@ def _indexed(folder: Path, frames: list[Path]) -> tuple[np.ndarray, frozenset[in
 
 def _pictures(root: Path, video: str) -> Path:
     """JPEGImages/video, or under the resolution folder that DAVIS puts between."""
-    for folder in (
-        root / "JPEGImages" / "480p" / video,
-        root / "JPEGImages" / "Full-Resolution" / video,
-        root / "JPEGImages" / video,
-    ):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"{root / 'JPEGImages' / video}: missing; is --data the folder that holds JPEGImages?")
+    folders = [root / "JPEGImages" / size / video for size in ("480p", "Full-Resolution", "")]
+    return next((f for f in folders if f.is_dir()), None) or _need(folders[-1])
 
 
 def expressions(root: Path) -> Iterator[Case]:
@@ -116,17 +120,11 @@ def expressions(root: Path) -> Iterator[Case]:
         folder = _pictures(root, video)
         frames = _frames(folder, entry.get("frames"))
         annotations = root / "Annotations" / folder.relative_to(root / "JPEGImages")
-        owners, annotated = _indexed(
-            annotations if annotations.is_dir() else _need(root / "Annotations" / video), frames
-        )
-        expressions = list(entry["expressions"].values())
-        yield Case(
-            video,
-            partial(_read, frames),
-            [e["exp"] for e in expressions],
-            [owners == int(e["obj_id"]) for e in expressions],
-            annotated=annotated,
-        )
+        annotations = annotations if annotations.is_dir() else _need(root / "Annotations" / video)
+        owners, annotated = _indexed(annotations, frames)
+        said = list(entry["expressions"].values())
+        masks = [owners == int(e["obj_id"]) for e in said]
+        yield Case(video, partial(_read, frames), [e["exp"] for e in said], masks, annotated=annotated)
 
 
 def mevis(root: Path) -> Iterator[Case]:
@@ -139,16 +137,14 @@ def mevis(root: Path) -> Iterator[Case]:
         frames = _frames(_pictures(root, video), entry.get("frames"))
         texts, masks = [], []
         for e in entry["expressions"].values():
-            layers = [[None if c is None else coco.decode(c).astype(bool) for c in codes[str(a)]] for a in e["anno_id"]]
-            empty = np.zeros_like(next(m for layer in layers for m in layer if m is not None))
-            masks.append(
-                np.stack(
-                    [
-                        np.logical_or.reduce([empty if layer[t] is None else layer[t] for layer in layers])
-                        for t in range(len(frames))
-                    ]
-                )
-            )
+            coded = [codes[str(a)] for a in e["anno_id"]]
+            size = next(code["size"] for by_frame in coded for code in by_frame if code is not None)
+            union = np.zeros((len(frames), *size), bool)
+            for by_frame in coded:
+                for t, code in enumerate(by_frame[: len(frames)]):
+                    if code is not None:
+                        union[t] |= coco.decode(code).astype(bool)
+            masks.append(union)
             texts.append(e["exp"])
         yield Case(video, partial(_read, frames), texts, masks)
 

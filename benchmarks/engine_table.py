@@ -38,7 +38,7 @@ def network(name: str, variant: str, **text: int) -> tuple[Any, Any]:
     if name == "sam2":
         return sam2_network, sam2.Sam2(sam2.Sam2Config(SamConfig(hiera=trunk, pointer_positions=True)))
     tower = TextConfig(**text)
-    steps = tuple(tower.layers * k // 3 for k in (1, 2, 3))
+    steps = (tower.layers // 3, tower.layers * 2 // 3, tower.layers)
     sam = SamConfig(hiera=trunk, text_width=tower.width)
     return samwise_network, samwise.Samwise(samwise.SamwiseConfig(sam=sam, text=tower, text_stages=steps))
 
@@ -57,18 +57,15 @@ def half_graphs(
     from export import bundle, onnx, precision
 
     (folder / "graphs").mkdir(parents=True)
-    specs, bounds = {}, {}
+    policy, specs = precision.POLICIES[0], {}
+    bounds: dict[str, tuple[int, int]] = {}
     for stage in stages:
         signature = bundle.half_signature(stage.spec)
         half = {t.name for t in (*signature.inputs, *signature.outputs) if t.dtype == "float16"}
-        policy = precision.POLICIES[0]
-        wanted = {variant: variant for variant in variants if variant in stage.variants} or {
-            "default": next(f for f in build.VARIANTS if f in stage.variants)
-        }
-        models = {name: precision.to_half(onnx.trace(stage, variant), policy, half) for name, variant in wanted.items()}
-        files = {
-            variant: f"graphs/{file}" for variant, file in onnx.save(models, folder / "graphs", stage.name).items()
-        }
+        wanted = {name: name for name in variants if name in stage.variants}
+        wanted = wanted or {"default": next(name for name in build.VARIANTS if name in stage.variants)}
+        models = {name: precision.to_half(onnx.trace(stage, of), policy, half) for name, of in wanted.items()}
+        files = {name: f"graphs/{file}" for name, file in onnx.save(models, folder / "graphs", stage.name).items()}
         specs[stage.name] = replace(signature, precision=policy.name, files=files)
         bounds |= stage.bounds
     for path, source in (attachments or {}).items():
@@ -92,18 +89,13 @@ def table(folder: Path, library: build.Library) -> dict[str, Any]:
         }
         for e in entries
     }
-    return {
-        "library": f"{library.name} {library.version}",
-        "precision": manifest.precision,
-        "targets": [f"sm_{c}" for c in entries[0].capabilities],
-        "stages": rows,
-    }
+    targets = [f"sm_{c}" for c in entries[0].capabilities]
+    name = f"{library.name} {library.version}"
+    return {"library": name, "precision": manifest.precision, "targets": targets, "stages": rows}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.engine_table", description="Build every stage on a CPU."
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_table", description=__doc__.splitlines()[0])
     parser.add_argument("network", choices=("samwise", "sam2"))
     parser.add_argument("variant", choices=tuple(PUBLISHED_TRUNKS))
     parser.add_argument("--out", type=Path)

@@ -4,10 +4,14 @@ their logic runs in tests on a fake one."""
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
+
+TOLERANCE = 2e-3
+"""Largest relative error of a kernel that counts as right."""
 
 
 class Bench(Protocol):
@@ -98,19 +102,34 @@ def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
     return error if error == error else float("inf")
 
 
+def require_close(entry: dict[str, Any], result: torch.Tensor, expected: torch.Tensor) -> None:
+    """Store the relative error in `entry`. Raises ArithmeticError where it is above TOLERANCE."""
+    entry["relative_error"] = error = relative_error(result, expected)
+    if not error <= TOLERANCE:
+        raise ArithmeticError(f"relative error {error:.2e} is above {TOLERANCE:.0e}")
+
+
+@contextmanager
+def recorded(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Store an exception of the block in `entry`, so that one configuration does not end the others."""
+    try:
+        yield entry
+    except Exception as error:
+        entry["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+
+
 def normal(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype, seed: int, scale: float = 1.0) -> torch.Tensor:
     """Seeded normal numbers, made on the device."""
     generator = torch.Generator(device=bench.device).manual_seed(seed)
     return (torch.randn(shape, generator=generator, device=bench.device, dtype=torch.float32) * scale).to(dtype)
 
 
-def scratch(
-    bench: Bench, shapes: dict[str, tuple[tuple[int, ...], str]], dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """Scratch arrays of a plan, poisoned: an element that a kernel does not write shows as not finite."""
+def scratch(bench: Bench, shapes: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, torch.Tensor]:
+    """Scratch arrays of a plan in half precision, poisoned: an element that is not written shows as not finite."""
+    types = {name: torch.float16 if of == "same" else getattr(torch, of) for name, (_, of) in shapes.items()}
     return {
-        name: torch.full(shape, float("nan"), device=bench.device, dtype=dtype if of == "same" else getattr(torch, of))
-        for name, (shape, of) in shapes.items()
+        name: torch.full(shape, float("nan"), device=bench.device, dtype=types[name])
+        for name, (shape, _) in shapes.items()
     }
 
 

@@ -29,21 +29,12 @@ def write(model: Any, folder: Path) -> Path:
     with tempfile.TemporaryDirectory() as work:
         source = base.describe("samwise", model, variant="random")
         source = split_attention.with_split_stages(source, model, "fp16", Path(work))
-        return half_graphs(
-            source.stages(),
-            folder,
-            source.networks,
-            variants=("default", "trt"),
-            attachments=source.attachments,
-            split_stages=source.split_stages,
-            variant="random",
-        )
+        files, split, variants = source.attachments, source.split_stages, ("default", "trt")
+        return half_graphs(source.stages(), folder, source.networks, variants, files, split, "random")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_bundle", description="A bundle with random weights."
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_bundle", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of bundles")
     parser.add_argument("--variant", default="tiny", choices=tuple(PUBLISHED_TRUNKS))
     options = parser.parse_args()

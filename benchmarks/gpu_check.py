@@ -86,7 +86,7 @@ def machine(bench: Bench) -> dict[str, Any]:
     """Device and versions of the libraries."""
     import triton
 
-    found = {
+    found: dict[str, Any] = {
         "device": getattr(bench, "name", "fake"),
         "capability": bench.capability,
         "multiprocessors": bench.multiprocessors,
@@ -202,15 +202,14 @@ def check(bench: Bench, sizes: Workload, path: Path | None = None) -> dict[str, 
             f"postprocess_{name}",
             lambda: postprocess.measure(bench, 3, sizes.image_size // 4, sizes.image_size, resized, source),
         )
-    config = (
-        plan.FlashConfig(**memory["winner"]["config"]) if memory else plan.FLASH.get(bench.capability, plan.FLASH[80])
-    )
+    config = plan.FLASH.get(bench.capability, plan.FLASH[80])
+    if memory:
+        config = plan.FlashConfig(**memory["winner"]["config"])
     report.section("graph_gain", lambda: graph_gain(bench, sizes, config))
     report.section("flat_memory", lambda: flat_memory(bench, sizes, config))
     report.section("cubins", lambda: cubins(bench, sizes))
-    report.section(
-        "pipeline", lambda: gpu_pipeline.check(sizes.engines, sizes.video_frames, sizes.sentences, bench.used)
-    )
+    video = gpu_pipeline.Video(sizes.video_frames, bench.used)
+    report.section("pipeline", lambda: gpu_pipeline.check(sizes.engines, video, sizes.sentences))
     report.data["verdicts"] = verdicts(memory, windows)
     report.write()
     return report.data
@@ -218,34 +217,24 @@ def check(bench: Bench, sizes: Workload, path: Path | None = None) -> dict[str, 
 
 def verdicts(memory: dict[str, Any] | None, windows: list[dict[str, Any] | None]) -> list[dict[str, Any]]:
     """Compare measurements with the targets; a missing measurement does not meet its target."""
-    slowest = min((w["speedup_over_eager"] for w in windows if w and "speedup_over_eager" in w), default=None)
-    measured = {
-        "memory_attention_over_pytorch": memory and memory["speedup_over_fastest_pytorch"],
-        "memory_attention_share_of_ceiling": memory and memory["share_of_ceiling"],
-        "window_attention_over_eager": slowest,
-    }
+    measured: dict[str, float | None] = dict.fromkeys(TARGETS)
+    if memory:
+        measured["memory_attention_over_pytorch"] = memory["speedup_over_fastest_pytorch"]
+        measured["memory_attention_share_of_ceiling"] = memory["share_of_ceiling"]
+    gains = [w["speedup_over_eager"] for w in windows if w and "speedup_over_eager" in w]
+    measured["window_attention_over_eager"] = min(gains, default=None)
     return [
-        {
-            "what": name,
-            "target": target,
-            "measured": measured[name],
-            "met": measured[name] is not None and measured[name] >= target,
-        }
-        for name, target in TARGETS.items()
+        {"what": name, "target": TARGETS[name], "measured": value, "met": value is not None and value >= TARGETS[name]}
+        for name, value in measured.items()
     ]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Check and measure the kernels on this machine's GPU.")
-    parser.add_argument("--quick", action="store_true", help="fewer sizes, no torch.compile")
-    parser.add_argument("--out", type=Path, default=Path("gpu_check.json"), help="result file (default: %(default)s)")
-    parser.add_argument(
-        "--engines",
-        type=Path,
-        default=Path("engines"),
-        metavar="FOLDER",
-        help="bundles to run on every backend (default: %(default)s)",
-    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="fewer sizes, no torch.compile")
+    add("--out", type=Path, default=Path("gpu_check.json"), help="result file (default: %(default)s)")
+    add("--engines", type=Path, default=Path("engines"), help="bundles for every backend (default: %(default)s)")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("no CUDA device is visible to PyTorch; run this on a GPU machine")

@@ -39,9 +39,9 @@ def check(bench: Bench, sizes: plan.MemorySizes, windows: tuple[plan.WindowSizes
         for window in windows:
             inputs = window_attention.make_inputs(bench, window)
             out = torch.empty_like(inputs["x"])
-            arrays = scratch(bench, window.scratch(), torch.float16)
-            launches = plan.window_attention(inputs, arrays, out, window, plan.WINDOW[bench.capability])
-            results[f"window_attention_p{window.patch}"] = compare(bench, kernels, launches, out)
+            arrays = scratch(bench, window.scratch())
+            planned = plan.window_attention(inputs, arrays, out, window, plan.WINDOW[bench.capability])
+            results[f"window_attention_p{window.patch}"] = compare(bench, kernels, planned, out)
     return results
 
 

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -33,13 +33,15 @@ ROUNDS, REPEATS = 5, 10
 MakeBackend = Callable[[str], Any]
 
 
-def check(
-    folder: Path, frames: int, objects: Sequence[int], used: Callable[[], int], make: MakeBackend = create
-) -> dict[str, Any]:
-    """Measure every bundle in `folder` on every backend; a missing backend is recorded as skipped with the reason.
+class Video(NamedTuple):
+    """Number of frames to time, and a function that returns the bytes of device memory in use."""
 
-    `used` returns the bytes of device memory in use.
-    """
+    frames: int
+    used: Callable[[], int]
+
+
+def check(folder: Path, video: Video, objects: Sequence[int], make: MakeBackend = create) -> dict[str, Any]:
+    """Measure every bundle in `folder` on every backend; a missing backend is recorded as skipped with the reason."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as work:
         for source in sorted(p.parent for p in folder.glob("*/manifest.json")):
@@ -47,20 +49,12 @@ def check(
             if "samwise" not in bundle.manifest.networks:
                 found[bundle.name] = {"skipped": f"{bundle.manifest.network_names} takes no sentence"}
                 continue
-            found[bundle.name] = {
-                name: check_backend(bundle, name, Path(work), frames, objects, used, make) for name in BACKENDS
-            }
+            found[bundle.name] = {n: check_backend(bundle, n, Path(work), video, objects, make) for n in BACKENDS}
     return found or {"skipped": f"no bundle in {folder}"}
 
 
 def check_backend(
-    bundle: Bundle,
-    name: str,
-    work: Path,
-    frames: int,
-    objects: Sequence[int],
-    used: Callable[[], int],
-    make: MakeBackend,
+    bundle: Bundle, name: str, work: Path, video: Video, objects: Sequence[int], make: MakeBackend
 ) -> dict[str, Any]:
     """Measure one bundle on one backend: seconds per stage and per frame, gain of CUDA graphs, growth of memory."""
     try:
@@ -69,8 +63,8 @@ def check_backend(
             bundle = prepared_copy(bundle, name, work, backend.device.capability)
         result: dict[str, Any] = {"precision": bundle.manifest.precision, "stages": stages(bundle, backend)}
         for n in objects:
-            result[f"objects_{n}"] = time_video(bundle, backend, frames, n, used)
-        result["split_stages"] = split_stages(bundle, backend, frames, objects[0], used)
+            result[f"objects_{n}"] = time_video(bundle, backend, video, n)
+        result["split_stages"] = split_stages(bundle, backend, video, objects[0])
         return result
     except SamwiseRuntimeError as error:
         return {"skipped": str(error)}
@@ -136,7 +130,7 @@ def time_stage(stage: Any, sizes: dict[str, int], device: Any) -> tuple[float, d
     return seconds, {name: np.array(device.download(array)) for name, array in outputs.items()}
 
 
-def split_stages(bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable[[], int]) -> dict[str, Any]:
+def split_stages(bundle: Bundle, backend: Any, video: Video, objects: int) -> dict[str, Any]:
     """Compare split stages, run with kernels, with their whole graphs: seconds of each, relative error
     between them, and of a video. `auto` is decided from these numbers."""
     if not bundle.manifest.split_stages:
@@ -146,30 +140,28 @@ def split_stages(bundle: Bundle, backend: Any, frames: int, objects: int, used: 
         found: dict[str, Any] = {}
         for name, stage in split.items():
             sizes = tuned_sizes(stage.spec, bundle)
-            (whole_s, whole), (kernel_s, kernel) = (
-                time_stage(s, sizes, backend.device) for s in (load_stage(bundle, backend, name), stage)
-            )
+            whole_s, whole = time_stage(load_stage(bundle, backend, name), sizes, backend.device)
+            kernel_s, kernel = time_stage(stage, sizes, backend.device)
             found[name] = {
                 "whole_seconds": whole_s,
                 "kernel_seconds": kernel_s,
                 "gain": whole_s / kernel_s,
                 "relative_error": max(relative_error(kernel[n], whole[n]) for n in whole),
             }
-        video = time_video(bundle, backend, frames, objects, used, kernels="on")
-        return {"stages": found, f"objects_{objects}": video}
+        return {"stages": found, f"objects_{objects}": time_video(bundle, backend, video, objects, kernels="on")}
     except SamwiseRuntimeError as error:
         return {"skipped": str(error)}
 
 
 def time_video(
-    bundle: Bundle, backend: Any, frames: int, objects: int, used: Callable[[], int], kernels: str = "auto"
+    bundle: Bundle, backend: Any, video: Video, objects: int, kernels: Literal["auto", "on"] = "auto"
 ) -> dict[str, Any]:
     """Return milliseconds per frame of a video with `objects` sentences, with CUDA graphs and without; bytes held."""
-    text = bundle.manifest.text
-    prompts = [Text(tokens=[0, 3 + i % (text["vocabulary"] - 3), 2]) for i in range(objects)]
+    vocabulary = bundle.manifest.networks["samwise"]["text"]["vocabulary"]
+    prompts = [Text(tokens=[0, 3 + i % (vocabulary - 3), 2]) for i in range(objects)]
     rng = np.random.default_rng(0)
     clip = [rng.integers(0, 255, (360, 640, 3), dtype=np.uint8) for _ in range(16)]
-    result: dict[str, Any] = {"frames": frames}
+    result: dict[str, Any] = {"frames": video.frames}
     for name, captured in (("graphs", True), ("plain", False)):
         engine = Engine(bundle, backend, max_objects=objects, kernels=kernels)
         backend.device.supports_graph_capture = captured
@@ -177,11 +169,11 @@ def time_video(
             with engine.session(prompts) as session:
                 for _ in session.stream(clip[i % 16] for i in range(4 * engine.networks.text_video.window)):
                     pass  # the memory fills, every shape is compiled, the graph is captured
-                held, begin = used(), time.perf_counter()
-                for _ in session.stream(clip[i % 16] for i in range(frames)):
+                held, begin = video.used(), time.perf_counter()
+                for _ in session.stream(clip[i % 16] for i in range(video.frames)):
                     pass
-                seconds = time.perf_counter() - begin
-                result |= {f"{name}_ms_per_frame": 1e3 * seconds / frames, f"{name}_grown_bytes": used() - held}
+                result[f"{name}_ms_per_frame"] = 1e3 * (time.perf_counter() - begin) / video.frames
+                result[f"{name}_grown_bytes"] = video.used() - held
         finally:
             del backend.device.supports_graph_capture  # the class's own value
     result["graph_gain"] = result["plain_ms_per_frame"] / result["graphs_ms_per_frame"]

@@ -66,13 +66,8 @@ def pipeline_lines(section: dict[str, Any]) -> Iterator[str]:
             continue
         for key, video in entry.items():
             if key.startswith("objects_"):
-                yield (
-                    f"{name} {key}: {video['graphs_ms_per_frame']:.2f} ms per frame, graph gain "
-                    f"{video['graph_gain']:.2f}, grown {video['graphs_grown_bytes']} bytes"
-                )
+                times = f"{video['graphs_ms_per_frame']:.2f} ms per frame, graph gain {video['graph_gain']:.2f}"
+                yield f"{name} {key}: {times}, grown {video['graphs_grown_bytes']} bytes"
         for stage, row in entry.get("split_stages", {}).get("stages", {}).items():
-            yield (
-                f"{name} {stage}: kernel {row['kernel_seconds'] * 1e6:.1f} us, whole graph "
-                f"{row['whole_seconds'] * 1e6:.1f} us, gain {row['gain']:.2f}, "
-                f"relative error {row['relative_error']:.1e}"
-            )
+            times = f"kernel {row['kernel_seconds'] * 1e6:.1f} us, whole graph {row['whole_seconds'] * 1e6:.1f} us"
+            yield f"{name} {stage}: {times}, gain {row['gain']:.2f}, relative error {row['relative_error']:.1e}"

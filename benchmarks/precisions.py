@@ -36,10 +36,8 @@ from .datasets import Case, nano
 
 NETWORK = "samwise+sam2"
 RESULT = Path("benchmarks/results/nano_precisions.json")
-DOCUMENT, MARKS = (
-    Path("docs/notes/cpu.md"),
-    ("<!-- table: python -m benchmarks.precisions -->", "<!-- end of table -->"),
-)
+DOCUMENT = Path("docs/notes/cpu.md")
+MARKS = ("<!-- table: python -m benchmarks.precisions -->", "<!-- end of table -->")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +110,7 @@ def measure(engines: Mapping[str, Any], case: Case, wanted: Sequence[str]) -> di
         seconds = time.process_time() - began
         if name == REFERENCE:
             plain = masks
-        records = [
-            Record(case.name, text, kind, unseen, *scores.score(mask, truth))
-            for mask, truth, text, kind, unseen in zip(
-                masks, case.masks, case.texts, case.kinds, case.unseen, strict=True
-            )
-        ]
+        records = case.records(masks)
         found[name] = {
             "records": [asdict(r) for r in records],
             "cpu_seconds": seconds,
@@ -131,7 +124,8 @@ def summary(clips: Mapping[str, Mapping[str, dict]], name: str) -> dict[str, Any
     shared = [c for c in clips[name] if c in clips[REFERENCE]]
     mine = [Record(**r) for c in shared for r in clips[name][c]["records"]]
     plain = [Record(**r) for c in shared for r in clips[REFERENCE][c]["records"]]
-    change = scores.paired_difference(plain, mine)
+    change: Mapping[str, Any] | None = scores.paired_difference(plain, mine)
+    assert change, "both have the same clips"
     gap = [a.jf - b.jf for a, b in zip(mine, plain, strict=True)]
     overlaps = [x for c in shared for x in clips[name][c]["iou"]]
     ours, theirs = (sum(clips[n][c]["cpu_seconds"] for c in shared) for n in (name, REFERENCE))

@@ -22,8 +22,9 @@ import json
 import pickle
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ class Score:
 
 def prompt(engine: runtime.Engine, tokenizer: Tokenizer | None, sentence: str) -> Text:
     """Return the sentence, truncated to the bundle's maximum length."""
-    text = engine.bundle.manifest.text
+    text = engine.bundle.manifest.text or {}
     tokens = tokenizer(" ".join(sentence.lower().split()))[0] if tokenizer else []
     if len(tokens) <= text["max_tokens"]:
         return Text(sentence)
@@ -138,31 +139,26 @@ def prompt(engine: runtime.Engine, tokenizer: Tokenizer | None, sentence: str) -
 
 
 def evaluate(
-    engine: runtime.Engine,
-    references: Iterator[Reference],
-    images: Path,
-    at_input: bool = False,
-    limit: int | None = None,
+    engine: runtime.Engine, references: Iterable[Reference], images: Path, at_input: bool = False
 ) -> dict[str, Any]:
     """Compute figures over all sentences, with their number and the seconds it took."""
     manifest = engine.bundle.manifest
     tokenizer = Tokenizer.of(engine.bundle.folder, manifest)
-    score, start, last = Score(), time.perf_counter(), ("", None)
-    for number, reference in enumerate(references):
-        if limit is not None and number >= limit:
-            break
-        if last[0] != reference.image:  # references of one image follow each other: it is encoded once
-            last = reference.image, engine.image(read_image(images / reference.image))
-        if last[1].size != reference.mask.shape:
-            raise UserError(f"{images / reference.image}: is {last[1].size}, its masks are {reference.mask.shape}")
-        result = last[1].refer([prompt(engine, tokenizer, s) for s in reference.sentences], logits=at_input)
-        masks, target = result.masks, reference.mask
-        if at_input:
-            size = (manifest.image_size, manifest.image_size)
-            masks = CornerAlignedUpsampler(result.low_res_logits.shape[1], size).masks(result.low_res_logits)
-            target = np.asarray(Image.fromarray(target).resize(size, Image.Resampling.NEAREST))
-        for mask in masks:
-            score.add(mask, target)
+    size = (manifest.image_size, manifest.image_size)
+    score, start = Score(), time.perf_counter()
+    for name, of_image in groupby(references, lambda r: r.image):
+        image = engine.image(read_image(images / name))
+        for reference in of_image:
+            target = reference.mask
+            if image.size != target.shape:
+                raise UserError(f"{images / name}: is {image.size}, its masks are {target.shape}")
+            result = image.refer([prompt(engine, tokenizer, s) for s in reference.sentences], logits=at_input)
+            masks, low = result.masks, result.low_res_logits
+            if at_input and low is not None:
+                masks = CornerAlignedUpsampler(low.shape[1], size).masks(low)
+                target = np.asarray(Image.fromarray(target).resize(size, Image.Resampling.NEAREST))
+            for mask in masks:
+                score.add(mask, target)
     if not score.ious:
         raise UserError("no reference to score; raise --limit")
     return {**score.figures(), "sentences": len(score.ious), "seconds": time.perf_counter() - start}
@@ -170,21 +166,21 @@ def evaluate(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.refcoco", description=__doc__.splitlines()[0])
-    parser.add_argument("--engine", default="engines", help="a bundle, or a folder of bundles with --model")
-    parser.add_argument("--model", help="name of the bundle or of the network")
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--data", required=True, type=Path, help="folder with instances.json and refs(...).p or .json")
-    parser.add_argument("--images", required=True, type=Path, help="folder of the images")
-    parser.add_argument("--split", default="val", help="val, testA, testB, test (default: %(default)s)")
-    parser.add_argument("--limit", type=int, help="only the first N objects")
-    parser.add_argument("--at-input", action="store_true", help="score at the network's size")
+    add = parser.add_argument
+    add("--engine", default="engines", help="a bundle, or a folder of bundles with --model")
+    add("--model", help="name of the bundle or of the network")
+    add("--backend", default="auto")
+    add("--threads", type=int)
+    add("--data", required=True, type=Path, help="folder with instances.json and refs(...).p or .json")
+    add("--images", required=True, type=Path, help="folder of the images")
+    add("--split", default="val", help="val, testA, testB, test (default: %(default)s)")
+    add("--limit", type=int, help="only the first N objects")
+    add("--at-input", action="store_true", help="score at the network's size")
     options = parser.parse_args(arguments)
     try:
         with runtime.load(options.engine, options.model, options.backend, options.threads) as engine:
-            figures = evaluate(
-                engine, load_references(options.data, options.split), options.images, options.at_input, options.limit
-            )
+            references = islice(load_references(options.data, options.split), options.limit)
+            figures = evaluate(engine, references, options.images, options.at_input)
     except SamwiseRuntimeError as error:
         return fail(error)
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}))

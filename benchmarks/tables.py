@@ -73,8 +73,11 @@ def over_pytorch(measured: Measurement) -> str:
 
 def peak_of_one(measured: Measurement) -> float | None:
     """Resident MB of a process that followed one sentence or one object, and ran nothing larger before."""
-    benchmarks = (("test_sentences", {"sentences": 1}), ("test_objects", {"objects": 1}), ("test_first_sentence", {}))
-    peaks = (first(measured, name, "peak_rss_mb", **wanted) for name, wanted in benchmarks)
+    peaks = (
+        first(measured, "test_sentences", "peak_rss_mb", sentences=1),
+        first(measured, "test_objects", "peak_rss_mb", objects=1),
+        first(measured, "test_first_sentence", "peak_rss_mb"),
+    )
     return next((peak for peak in peaks if peak is not None), None)
 
 
@@ -118,6 +121,7 @@ def summary(results: Sequence[Measurement], nano_measured: Sequence[Mapping[str,
 
 
 Cell = Callable[[Case, Measurement], str]
+Columns = Mapping[str, str | Cell]
 
 
 class Section(NamedTuple):
@@ -125,7 +129,7 @@ class Section(NamedTuple):
 
     benchmarks: tuple[str, ...]
     paragraph: str | Callable[[Measurement], str]
-    columns: Mapping[str, str | Cell]
+    columns: Columns
 
     def __call__(self, measured: Measurement) -> str:
         """Render as Markdown; empty if none of the benchmarks was run."""
@@ -180,7 +184,7 @@ def memory(measured: Measurement) -> str:
     return title + table(list(seconds[0]), rows) if seconds else ""
 
 
-SECTIONS: tuple[Callable[[Measurement], str], ...] = (
+SECTIONS: tuple[Section | Callable[[Measurement], str], ...] = (
     Section(
         ("test_sentence", "test_click"),
         "**Beside PyTorch**, alternating in one process. "

@@ -22,7 +22,7 @@ from runtime.bundle.bundle import file_sha256
 from runtime.bundle.manifest import Manifest, SplitStageSpec, StageSpec
 from runtime.device.cubin import FOLDER, FORMAT, INDEX, Entry
 from runtime.errors import SamwiseRuntimeError, UserError, fail
-from runtime.kernels import plan, reference
+from runtime.kernels import plan
 from runtime.kernels.signatures import ARGUMENT_TYPES
 
 TARGETS = (80, 86, 89, 90, 120)
@@ -48,9 +48,8 @@ def launches(manifest: Manifest, capability: int) -> Iterator[plan.Launch]:
     for name, split in manifest.split_stages.items():
         yield from SPLIT_LAUNCHES[split.kernel](manifest, manifest.stages[name], split, capability)
     taps = ("first", "weight")
-    bits = reference.PRECISION_BITS
-    yield from plan.preprocess("frame", taps, taps, "table", "out", (1, 1), (1, 1), 1, (1, 1), bits)
-    yield from plan.postprocess("low", taps, taps, "packed", "stats", 1, 1, (1, 1), reference.MASK_TAPS)
+    yield from plan.preprocess("frame", taps, taps, "table", "out", (1, 1), (1, 1), 1, (1, 1))
+    yield from plan.postprocess("low", taps, taps, "packed", "stats", 1, 1, (1, 1))
 
 
 def memory_launches(sizes: plan.MemorySizes, capability: int) -> Iterator[plan.Launch]:

@@ -11,6 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from . import reference
+
+Size = tuple[int, int]
+"""Height and width, or another pair of rows and columns."""
+Taps = tuple[Any, Any]
+"""First source position and weights of one axis, as arrays on the device."""
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -270,43 +277,34 @@ def window_attention(
 
 def preprocess(
     frame: Any,
-    rows: tuple[Any, Any],
-    columns: tuple[Any, Any],
+    rows: Taps,
+    columns: Taps,
     table: Any,
     out: Any,
-    source_hw: tuple[int, int],
-    resized_hw: tuple[int, int],
+    source: Size,
+    resized: Size,
     image_size: int,
-    taps: tuple[int, int],
-    bits: int,
+    taps: Size,
 ) -> list[Launch]:
-    """Plan `kernels/preprocess.py`. rows, columns: (first, weight) of `reference.pillow_taps`; taps: their numbers."""
+    """Plan `kernels/preprocess.py`. rows, columns: of `reference.pillow_taps`; taps: their numbers."""
     block_y, block_x = 4, 128
     grid = (cdiv(image_size, block_x), cdiv(image_size, block_y), 3)
-    arguments = (frame, *rows, *columns, table, out, *source_hw, *resized_hw, image_size, *taps)
-    constants = {"BITS": bits, "BLOCK_Y": block_y, "BLOCK_X": block_x}
+    arguments = (frame, *rows, *columns, table, out, *source, *resized, image_size, *taps)
+    constants = {"BITS": reference.PRECISION_BITS, "BLOCK_Y": block_y, "BLOCK_X": block_x}
     return [Launch("preprocess", grid, arguments, constants, 4, 1)]
 
 
 def postprocess(
-    low: Any,
-    rows: tuple[Any, Any],
-    columns: tuple[Any, Any],
-    packed: Any,
-    stats: Any,
-    objects: int,
-    side: int,
-    source_hw: tuple[int, int],
-    taps: int,
+    low: Any, rows: Taps, columns: Taps, packed: Any, stats: Any, objects: int, side: int, source: Size
 ) -> list[Launch]:
-    """Plan `kernels/postprocess.py`. rows, columns: (first, weight) of `reference.mask_taps`; stats must hold zeros."""
-    block, size = 128, cdiv(source_hw[0] * source_hw[1], 8)
-    arguments = (low, *rows, *columns, packed, stats, side, *source_hw, size)
-    constants = {"TAPS": taps, "BLOCK": block}
+    """Plan `kernels/postprocess.py`. rows, columns: of `reference.mask_taps`; stats must hold zeros."""
+    block, size = 128, cdiv(source[0] * source[1], 8)
+    arguments = (low, *rows, *columns, packed, stats, side, *source, size)
+    constants = {"TAPS": reference.MASK_TAPS, "BLOCK": block}
     return [Launch("postprocess", (cdiv(size, block), objects, 1), arguments, constants, 4, 1)]
 
 
-def boxes(stats_n5: Any, source_hw: tuple[int, int]) -> Any:
+def boxes(stats_n5: Any, source_hw: Size) -> Any:
     """Raw stats of the kernel -> area, x0, y0, x1, y1 as in `reference.postprocess` (numpy or any array alike)."""
     height, width = source_hw
     result = stats_n5.copy()

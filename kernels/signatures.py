@@ -29,15 +29,8 @@ ARGUMENT_TYPES: Mapping[str, tuple[str, ...]] = {
         *("i32",) * 7,
     ),
     "postprocess": (
-        *(
-            "*fp32",
-            "*i32",
-            "*fp32",
-            "*i32",
-            "*fp32",
-            "*u8",
-            "*i32",
-        ),  # logits, taps of rows and columns, bits, statistics
+        *("*fp32", "*i32", "*fp32", "*i32", "*fp32"),  # logits, taps of rows and columns
+        *("*u8", "*i32"),  # bits, statistics
         *("i32",) * 4,
     ),
 }

@@ -82,7 +82,7 @@ class DeviceImages:
 
     def _bind_preprocess(self, frame: DeviceArray, out: DeviceArray) -> BoundLaunches:
         taps = (self._rows, self._columns, self._table, out)
-        sizes = (self.source_hw, self._resized_hw, self._image_size, self._num_taps, reference.PRECISION_BITS)
+        sizes = (self.source_hw, self._resized_hw, self._image_size, self._num_taps)
         return self._kernels.bind(plan.preprocess(frame, *taps, *sizes))
 
     def postprocess(self, low: DeviceArray, packed: DeviceArray, stats: DeviceArray) -> None:
@@ -90,7 +90,7 @@ class DeviceImages:
         n = low.shape[0]
         key = (low.ptr, packed.ptr, stats.ptr, n)
         if key not in self._bound:
-            outputs = (packed, stats, n, self._low_side, self.source_hw, reference.MASK_TAPS)
+            outputs = (packed, stats, n, self._low_side, self.source_hw)
             self._bound[key] = self._kernels.bind(plan.postprocess(low, self._mask_rows, self._mask_columns, *outputs))
         self._device.copy(self._zeros[:n], stats)
         self._bound[key].run(self._device.stream)

@@ -37,7 +37,7 @@ def test_every_bundle_on_every_backend(engines, monkeypatch):
     monkeypatch.setattr(build, "Library", lambda name: FakeLibrary(name, fake_tensorrt.__version__))
     monkeypatch.setattr(FakeLibrary, "capabilities", lambda self, targets: (89,))
     before = sorted(p.name for p in (engines / "toy").iterdir())
-    found = gpu_pipeline.check(engines, 9, (1, 2), lambda: 5, make)
+    found = gpu_pipeline.check(engines, gpu_pipeline.Video(9, lambda: 5), (1, 2), make)
     assert found["clicks"] == {"skipped": "sam2 takes no sentence"}
     assert found["toy"]["tensorrt_rtx"] == {"skipped": "backend 'tensorrt_rtx' needs tensorrt_rtx"}
     for backend in ("ort-cuda", "tensorrt"):
@@ -56,10 +56,10 @@ def test_failing_backend_does_not_stop_the_others(engines, monkeypatch):
             raise OSError("libnvinfer.so.10: cannot open shared object file")
         return make(name)
 
-    found = gpu_pipeline.check(engines, 4, (1,), lambda: 5, fails)["toy"]
+    found = gpu_pipeline.check(engines, gpu_pipeline.Video(4, lambda: 5), (1,), fails)["toy"]
     assert found["tensorrt"] == {"error": "OSError: libnvinfer.so.10: cannot open shared object file"}
     assert "stages" in found["ort-cuda"]
 
 
 def test_no_bundle(tmp_path):
-    assert "skipped" in gpu_pipeline.check(tmp_path, 4, (1,), lambda: 0)
+    assert "skipped" in gpu_pipeline.check(tmp_path, gpu_pipeline.Video(4, lambda: 0), (1,))

@@ -47,19 +47,7 @@ def test_kernel_equals_the_cpu_path(source, target, filter):
     table = torch.tensor(Normalization.of(MEAN, STD).table_cv)
     for dtype in (torch.float32, torch.float16):
         out = torch.full((3, 48, 48), float("nan"), dtype=dtype)
-        launch.run(
-            plan.preprocess(
-                torch.tensor(frame),
-                rows,
-                columns,
-                table,
-                out,
-                source,
-                target,
-                48,
-                (rows[1].shape[1], columns[1].shape[1]),
-                reference.PRECISION_BITS,
-            )
-        )
+        taps = (rows[1].shape[1], columns[1].shape[1])
+        launch.run(plan.preprocess(torch.tensor(frame), rows, columns, table, out, source, target, 48, taps))
         expected = preprocess(frame, target, 48, MEAN, STD, resample=filter)
         np.testing.assert_array_equal(out.numpy(), expected.astype(out.numpy().dtype))

@@ -159,14 +159,17 @@ def test_parity_uses_the_same_threshold_for_kernels(exported, monkeypatch):
 @pytest.mark.slow
 def test_gpu_check_measures_whole_and_split_stages(exported):
     bundle, backend = choose(exported), fake(exported)
-    found = gpu_pipeline.split_stages(bundle, backend, 4, 1, lambda: 0)
+    found = gpu_pipeline.split_stages(bundle, backend, gpu_pipeline.Video(4, lambda: 0), 1)
     assert set(found["stages"]) == CUT
     for row in found["stages"].values():
         assert row["gain"] > 0 and row["relative_error"] <= 1e-4
     assert found["objects_1"]["plain_ms_per_frame"] > 0 and found["objects_1"]["captures"] > 0
     (bundle.folder / FOLDER / INDEX).rename(bundle.folder / FOLDER / "away")
     try:
-        assert "no compiled kernels" in gpu_pipeline.split_stages(bundle, backend, 4, 1, lambda: 0)["skipped"]
+        assert (
+            "no compiled kernels"
+            in gpu_pipeline.split_stages(bundle, backend, gpu_pipeline.Video(4, lambda: 0), 1)["skipped"]
+        )
     finally:
         (bundle.folder / FOLDER / "away").rename(bundle.folder / FOLDER / INDEX)
 

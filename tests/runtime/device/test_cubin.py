@@ -14,7 +14,7 @@ from helpers.fake_attention import published_manifest
 from runtime.bundle.manifest import Manifest
 from runtime.device import cubin
 from runtime.errors import BackendError, BundleError
-from runtime.kernels import plan, reference
+from runtime.kernels import plan
 
 ROOT = Path(__file__).parents[2].parent
 
@@ -66,9 +66,7 @@ def bundle(tmp_path_factory):
 def postprocess_launches(objects=2):
     pointers = iter(range(1, 100))
     taps = [(next(pointers), next(pointers)) for _ in range(2)]
-    return plan.postprocess(
-        next(pointers), *taps, next(pointers), next(pointers), objects, 256, (30, 50), reference.MASK_TAPS
-    )
+    return plan.postprocess(next(pointers), *taps, next(pointers), next(pointers), objects, 256, (30, 50))
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import versions
 from .bundle.manifest import Manifest
 from .errors import BundleError, PromptError, summarize
 from .prompts import Text
@@ -63,7 +64,9 @@ def _damaged(path: Path, error: BaseException) -> BundleError:
     """Return the error to raise. The library raises bare Exception, and BaseException where it panics; others pass."""
     if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
         raise error
-    return BundleError(f"{path}: not a working tokenizer ({summarize(error)}); export the bundle again")
+    import tokenizers
+
+    return BundleError(f"{path}: not a working tokenizer ({summarize(error)}); {versions.remedy(tokenizers)}")
 
 
 def encode(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> np.ndarray:

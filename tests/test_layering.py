@@ -30,12 +30,13 @@ LIBRARIES = {
 }
 # Which parts of `runtime` each part may import. A part is a folder, or a module in the root; all may import the plain
 # values and errors in `LEAVES`. The engine and what it gives out are the root.
-LEAVES = {"errors", "prompts", "results", "metrics"}
+LEAVES = {"errors", "prompts", "results", "metrics", "versions"}
 PARTS = {
     "errors": set(),
     "prompts": {"errors"},
     "results": set(),
     "metrics": {"errors"},
+    "versions": set(),
     "kernels": set(),
     "bundle": LEAVES,
     "device": LEAVES | {"bundle", "kernels"},

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import versions
 from ..bundle.manifest import StageSpec
 from ..device.array import DeviceArray
 from ..device.base import Array, Cpu, Device
@@ -75,7 +76,8 @@ class OrtBackend:
         try:
             session = self._ort.InferenceSession(str(file), options, providers=self._providers())
         except Exception as error:  # onnxruntime raises a dozen unrelated types
-            raise BundleError(f"{file}: ONNX Runtime cannot load it ({summarize(error, 300)})") from None
+            advice = versions.remedy(self._ort)
+            raise BundleError(f"{file}: ONNX Runtime cannot load it ({summarize(error, 300)}); {advice}") from None
         self._check_provider(session, file)
         have = {i.name for i in session.get_inputs()} | {o.name for o in session.get_outputs()}
         want = {t.name for t in (*spec.inputs, *spec.outputs)}

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import versions
 from ..bundle.manifest import StageSpec
 from ..device.base import Cpu, Device
 from ..errors import BackendError, BundleError, InternalError, SamwiseRuntimeError, summarize
@@ -46,7 +47,8 @@ class OpenVinoBackend:
             keep_rounding(model)
             parts = [self._compile(part, precision, names) for part, precision in self.split(model, spec)]
         except Exception as error:  # openvino raises RuntimeError with a page of text
-            raise BundleError(f"{file}: OpenVINO cannot load it ({summarize(error, 300)})") from None
+            advice = versions.remedy(self._openvino, "use --backend ort")
+            raise BundleError(f"{file}: OpenVINO cannot load it ({summarize(error, 300)}); {advice}") from None
         want = {t.name for t in (*spec.inputs, *spec.outputs)}
         if names != want:
             raise BundleError(

@@ -4,7 +4,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv="${VENV:-.venv}"
 "${PYTHON:-python3}" -m venv "$venv"
-# torch first, pinned: where pip finds a build without CUDA (PIP_EXTRA_INDEX_URL), the extras must not replace it
-"$venv/bin/pip" install --quiet "torch==2.13.0"
+# torch first, pinned: the build without CUDA libraries (several gigabytes on Linux) from PyTorch's own index if that can
+# be reached, otherwise the one of the configured indexes; the extras do not replace it
+torch=("torch==2.13.0")
+cpu_index=https://download.pytorch.org/whl/cpu
+if "$venv/bin/python" -c "import urllib.request as r; r.urlopen('$cpu_index/torch/', timeout=10)" 2>/dev/null; then
+  torch+=(--extra-index-url "$cpu_index")
+fi
+"$venv/bin/pip" install --quiet "${torch[@]}"
 "$venv/bin/pip" install --quiet -e ".[cpu,export,test]"
-"$venv/bin/python" -m pytest tests "$@"
+"$venv/bin/python" -m pytest "$@"

@@ -73,12 +73,9 @@ def over_pytorch(measured: Measurement) -> str:
 
 def peak_of_one(measured: Measurement) -> float | None:
     """Resident MB of a process that followed one sentence or one object, and ran nothing larger before."""
-    peaks = (
-        first(measured, "test_sentences", "peak_rss_mb", sentences=1),
-        first(measured, "test_objects", "peak_rss_mb", objects=1),
-        first(measured, "test_first_sentence", "peak_rss_mb"),
-    )
-    return next((peak for peak in peaks if peak is not None), None)
+    key = "peak_rss_mb"
+    one = first(measured, "test_sentences", key, sentences=1), first(measured, "test_objects", key, objects=1)
+    return next((peak for peak in (*one, first(measured, "test_first_sentence", key)) if peak is not None), None)
 
 
 OVERVIEW: Mapping[str, Callable[[Measurement], str]] = {
@@ -121,7 +118,6 @@ def summary(results: Sequence[Measurement], nano_measured: Sequence[Mapping[str,
 
 
 Cell = Callable[[Case, Measurement], str]
-Columns = Mapping[str, str | Cell]
 
 
 class Section(NamedTuple):
@@ -129,7 +125,7 @@ class Section(NamedTuple):
 
     benchmarks: tuple[str, ...]
     paragraph: str | Callable[[Measurement], str]
-    columns: Columns
+    columns: Mapping[str, str | Cell]
 
     def __call__(self, measured: Measurement) -> str:
         """Render as Markdown; empty if none of the benchmarks was run."""

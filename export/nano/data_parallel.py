@@ -35,7 +35,7 @@ class ProcessGroup:
             self.gradients, self.weights, self.averages = rows[:size], rows[size], rows[size + 1]
             self.clocks = torch.zeros(size, dtype=torch.float64).share_memory_()
 
-    def fork(self, work: Callable[[ProcessGroup], None]) -> list[BaseProcess]:
+    def fork(self, work: Callable[[ProcessGroup], None]) -> Sequence[BaseProcess]:
         """Start the other processes, each running `work`; this process continues as rank 0."""
 
         def run(rank: int) -> None:
@@ -45,8 +45,7 @@ class ProcessGroup:
             os.setsid()  # an own share of the machine where the scheduler groups processes by session
             work(self)
 
-        ranks = range(1, self.size)
-        processes: list[BaseProcess] = [self.context.Process(target=run, args=(i,), daemon=True) for i in ranks]
+        processes = [self.context.Process(target=run, args=(rank,), daemon=True) for rank in range(1, self.size)]
         for process in processes:
             process.start()
         return processes

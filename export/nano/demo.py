@@ -65,9 +65,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/nano/demo"))
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
-    for e in write_demo(args.out, args.seed):
-        print(f"{e.kind:9} {e.text!r}")
-    print(args.out)
+    try:
+        chosen = write_demo(args.out, args.seed)
+    except FileNotFoundError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(args.out, *(f"{e.kind:9} {e.text!r}" for e in chosen), sep="\n")
 
 
 if __name__ == "__main__":

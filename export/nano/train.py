@@ -4,11 +4,10 @@
     python -m export.nano.train                                     # the shipped size: two CPU cores, two hours
     python -m export.nano.train --size large --out build/nano/large --total-minutes 17                        # one GPU
 
-On a CPU several processes train together (`--processes`) and average their gradients. Training time is the budget: the
-learning rate and the mix of batches follow the elapsed part of `--total-minutes`, over all calls that resume from
-`--out`. `--minutes` ends this call earlier. `last.pth` (weights, averages, optimizer, counters) is replaced every
-minute, `log.jsonl` gets one line per report, and at the end `nano.pth` holds the averaged weights in the layout of
-official checkpoints, {'model', 'config'}.
+Training time is the budget: the learning rate and the mix of batches follow the elapsed part of `--total-minutes`, over
+all calls that resume from `--out`. `last.pth` (weights, averages, optimizer, counters) is replaced every minute,
+`log.jsonl` gets one line per report, and at the end `nano.pth` holds the averaged weights in the layout of official
+checkpoints, {'model', 'config'}.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from ..layers.positions import sine_grid
 from ..models.samwise import Samwise
 from ..stages.cross_modal_adapter import Adapter
-from . import checkpointing, objectives, scores
+from . import checkpointing, objectives, scores, sprites
 from .auxiliary_heads import build_heads
 from .config import SCHEDULES, SIZES
 from .data_parallel import ProcessGroup, reuse_freed_memory
@@ -242,7 +241,8 @@ def initialize(model: Samwise) -> None:
 
 
 def launch(config: TrainConfig) -> None:
-    """Train with as many processes as configured."""
+    """Train with as many processes as configured. Raises FileNotFoundError without the sprites."""
+    sprites.load()  # once for all processes
     reuse_freed_memory()
     if config.processes == 1:
         return Trainer(config).run()
@@ -267,7 +267,10 @@ def main() -> None:
         option, hint, choices = "--" + f.name.replace("_", "-"), hints[f.name], SIZES if f.name == "size" else None
         text = f"{hint.__metadata__[0]} (default: %(default)s)"
         parser.add_argument(option, type=hint.__origin__, default=f.default, choices=choices, help=text)
-    launch(TrainConfig(**vars(parser.parse_args())))
+    try:
+        launch(TrainConfig(**vars(parser.parse_args())))
+    except FileNotFoundError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ def open_folder(folder: Path, stride: int) -> Source:
     files = [folder / name for name, reason in reasons.items() if reason is None]
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
     if not files:
-        there = f"; there are {_listed(list(left_out))}" if left_out else ": it is empty"
-        raise VideoError(f"{folder}: no images in this folder (looked for {READABLE}){there}")
+        there = "; ".join(_left_out_notes(left_out)) or "it is empty"
+        raise VideoError(f"{folder}: no images in this folder (looked for {READABLE}): {there}")
     if len(files) == 1 and (pages := count_pages(files[0])) > 1:
         source = open_image_file(files[0], pages, stride)
     else:

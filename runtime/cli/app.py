@@ -113,8 +113,9 @@ def _task(args: argparse.Namespace, engine: Engine, video: VideoReader, prompts:
 
 def _check_inputs(args: argparse.Namespace, video: VideoReader, prompts: list[Text] | PromptSet) -> None:
     """Raise an error, before any work, for prompts that do not fit the video, or outputs that would replace inputs."""
-    inputs = [*video.files, *([] if args.video is None else [args.video])]
+    inputs = [*video.files, *([args.video] if isinstance(args.video, str) else args.video or ())]
     if isinstance(prompts, PromptSet):
+        prompts.resolve_names(video.names)
         prompts.check(video.size, video.stride, video.max_count)
         inputs += prompts.files
         if args.masks:

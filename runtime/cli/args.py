@@ -58,6 +58,17 @@ class _AppendPrompt(argparse.Action):
         namespace.prompt_args = [*namespace.prompt_args, (option, values)]
 
 
+class _StoreSource(argparse.Action):
+    """Stores one source, or the list of several images. Raises UserError for an option that is repeated."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if namespace.video is not None:
+            raise UserError(f"{option} is given twice; a run has one source, a video or a list of images")
+        namespace.video = values if len(values) > 1 else values[0]
+
+
 def build_parser(prog: str) -> Parser:
     """Build the parser. Prompts are collected in `prompt_args`, in the form that `parse_prompts` takes."""
     parser = Parser(
@@ -78,8 +89,9 @@ def build_parser(prog: str) -> Parser:
 
 def _add_input(parser: Parser) -> None:
     add = parser.add_argument_group("input").add_argument
-    source = "video file, folder of frames, image, camera number, or rtsp:// or http:// address"
-    add("--video", "--image", metavar="SOURCE", help=f"{source} (default: the bundle's demonstration clip)")
+    source = "video, image, folder or list of images, 'frames/*.jpg', frames/%%05d.png, camera number, or address"
+    default = "(default: the bundle's demonstration clip)"
+    add("--video", "--image", action=_StoreSource, nargs="+", metavar="SOURCE", help=f"{source} {default}")
     add("--stride", type=_positive, default=1, metavar="N", help="process every N-th frame only")
     add("--max-frames", type=_positive, metavar="N", help="stop after N frames")
     strict = "end with an error at damage in a video file, instead of leaving the damaged frames out with a note"
@@ -99,6 +111,7 @@ def _add_prompts(parser: Parser) -> None:
     title = "visual prompts (for bundles that take them; X,Y in pixels; may be repeated and mixed)"
     add = parser.add_argument_group(title).add_argument
     point = "a click on the object, or with ,- on the background; without # it belongs to the object named last"
+    point += "; FRAME is a number from 0, or name:NAME of an image"
     add("--point", action=_AppendPrompt, metavar="X,Y[,-][@FRAME][#OBJECT]", help=point)
     add("--box", action=_AppendPrompt, metavar="L,T,R,B[@FRAME][#OBJECT]", help="a box around a new object")
     mask = "the mask of a new object, or of several: a palette or grey image of their numbers, or a colour for each"

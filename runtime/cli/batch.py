@@ -86,7 +86,7 @@ def _parse_json(path: Path, text: str) -> Iterator[tuple[str, Any, Any]]:
 
 def run(args: argparse.Namespace, load: Callable[..., Engine]) -> int:
     """Run the batch and return the exit code. Raises UserError before the engine loads if an image is missing."""
-    if args.video is None or not Path(args.video).is_dir():
+    if not isinstance(args.video, str) or not Path(args.video).is_dir():
         raise UserError("--sentences needs a folder of images: --image FOLDER")
     if args.prompt_args or args.auto:
         raise UserError("--sentences gives the prompts; remove --text, --auto and visual prompts")

@@ -1,9 +1,10 @@
 """Points, boxes and masks from the command line or from a prompt file.
 
 On the command line: `x,y` with `,+` (on the object, the default) or `,-` (on the background), then `@frame` (default 0)
-and `#object`. A box or mask without `#` starts a new object; a point without `#` belongs to the object named last. A
-prompt file is a JSON list of objects like {"object": 1, "frame": 0, "points": [[x, y]], "labels": [1]}, {"object": 2,
-"box": [left, top, right, bottom]}, {"object": 3, "mask": "mask.png", "name": "label of the object"}.
+or `@name:picture`, and `#object`. A box or mask without `#` starts a new object; a point without `#` belongs to the
+object named last. A prompt file is a JSON list of objects like {"object": 1, "frame": 0, "points": [[x, y]], "labels":
+[1]}, {"object": 2, "box": [left, top, right, bottom]}, {"object": 3, "mask": "mask.png", "name": "label of the
+object"}.
 
 A mask file may hold several objects (`mask_files.py`). Their ids are its indices, or the next ones free for colours;
 later files of this kind prompt the same objects.
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PromptError, UserError, summarize
+from ..media.frame_names import PictureNames
 from ..prompts import NO_LABEL, Box, Mask, Points
 from .mask_files import Masks, read_masks
 from .text_files import read_text
@@ -29,7 +31,12 @@ VisualPrompt = Points | Box | Mask
 
 ENTRY_KEYS = ("box", "frame", "labels", "mask", "name", "object", "points")
 
-_SUFFIXES = re.compile(r"(?P<prompt>.*?)(?:@(?P<frame>\d+))?(?:#(?P<object>\d+))?(?:@(?P<late>\d+))?$", re.DOTALL)
+_NAME = "name:"
+"""Prefix of a picture's name where a frame's number may be given."""
+
+_SUFFIXES = re.compile(
+    rf"(?P<prompt>.*?)(?:@(?P<frame>\d+|{_NAME}.+?))?(?:#(?P<object>\d+))?(?:@(?P<late>\d+|{_NAME}.+?))?$", re.DOTALL
+)
 
 
 @dataclass(slots=True)
@@ -37,6 +44,7 @@ class PromptSet:
     """Visual prompts of a run.
 
     prompts   frame number in the source -> object id -> prompts
+    named     name of a picture -> object id -> prompts, until `resolve_names`
     labels    object id -> label
     last      object id of the prompt added last; 0 before the first
     numbered  label in mask files of several objects -> object id
@@ -45,14 +53,15 @@ class PromptSet:
     """
 
     prompts: dict[int, dict[int, list[VisualPrompt]]] = field(default_factory=dict)
+    named: dict[str, dict[int, list[VisualPrompt]]] = field(default_factory=dict)
     labels: dict[int, str] = field(default_factory=dict)
     last: int = 0
     files: list[Path] = field(default_factory=list)
     numbered: dict[Any, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, prompt: VisualPrompt, frame: int, obj: int | None, name: str | None = None) -> None:
-        """Add one prompt. Points on the same object and frame are merged.
+    def add(self, prompt: VisualPrompt, frame: int | str, obj: int | None, name: str | None = None) -> None:
+        """Add one prompt, on the frame of a number or name. Points on the same object and frame are merged.
 
         Without `obj` it belongs to a new object, or, if it is a point, to the object named last.
         """
@@ -63,7 +72,7 @@ class PromptSet:
             raise PromptError(f"object {obj}: ids start at 1")
         self.last = obj
         self.labels[obj] = name or self.labels.get(obj) or f"object {obj}"
-        parts = self.prompts.setdefault(frame, {}).setdefault(obj, [])
+        parts = self._objects(frame).setdefault(obj, [])
         if isinstance(prompt, Points):
             if parts and isinstance(previous := parts[-1], Points):
                 parts.pop()
@@ -76,7 +85,31 @@ class PromptSet:
             raise PromptError(f"object {obj}, frame {frame}: a mask prompt cannot be combined with points or a box")
         parts.append(prompt)
 
-    def add_file(self, path: Path, frame: int, obj: int | None, name: str | None = None) -> None:
+    def _objects(self, frame: int | str) -> dict[int, list[VisualPrompt]]:
+        """Return the prompts on a frame by object, to be changed."""
+        return self.named.setdefault(frame, {}) if isinstance(frame, str) else self.prompts.setdefault(frame, {})
+
+    def resolve_names(self, names: PictureNames | None) -> None:
+        """Find the frames of prompts on pictures by name, and note numbers that may be meant as names.
+
+        `names`: those of the source; None if its frames have numbers only. Raises PromptError.
+        """
+        if names is None:
+            for name in self.named:
+                raise PromptError(f"@{_NAME}{name}: only images have names; give the number of a frame, like @5")
+            return
+        for number in sorted(self.prompts):
+            if (other := names.other_numbered(number)) is not None:
+                advice = f"for the picture named {other} write @{_NAME}{other}"
+                if number >= len(names.files):
+                    raise PromptError(f"there is no frame {number}, the last one is {len(names.files) - 1}; {advice}")
+                self.notes.append(f"frame {number} is {names.files[number]}; {advice}")
+        for name, objects in self.named.items():
+            for obj, part in [(obj, part) for obj, parts in objects.items() for part in parts]:
+                self.add(part, names.find(name), obj)
+        self.named.clear()
+
+    def add_file(self, path: Path, frame: int | str, obj: int | None, name: str | None = None) -> None:
         """Add the mask file `path`: each of its objects, or only `obj`. Raises PromptError."""
         self.files.append(path)
         masks, notes = read_masks(path)
@@ -94,12 +127,12 @@ class PromptSet:
         if any(isinstance(label, str) for label in masks) and len(masks) > 1:
             self.notes.append(f"{path}: " + ", ".join(f"{c} is object {self.numbered[c]}" for c in masks))
 
-    def _labelled(self, label: Any, frame: int, masks: Masks) -> int | None:
+    def _labelled(self, label: Any, frame: int | str, masks: Masks) -> int | None:
         """Return the object that a label of a mask file stands for; None: a new one."""
         known = self.numbered.get(label)
         if len(masks) > 1:
             return known or (label if isinstance(label, int) else None)
-        if known is not None and known not in self.prompts.get(frame, {}):
+        if known is not None and known not in self._objects(frame):
             return known
         return label if isinstance(label, int) and label != NO_LABEL and label not in self.labels else None
 
@@ -146,13 +179,17 @@ def parse_prompt_set(prompt_args: Sequence[tuple[str, str]]) -> PromptSet:
             continue
         match = _SUFFIXES.match(value)
         assert match is not None  # every group may be empty
-        frame = _parse_int(option, match["frame"] or match["late"] or "0")
+        frame = _parse_frame(option, match["frame"] or match["late"] or "0")
         obj = _parse_int(option, match["object"]) if match["object"] else None
         if option == "--mask":
             prompts.add_file(Path(match["prompt"]), frame, obj)
         else:
             prompts.add(_PARSERS[option](match["prompt"]), frame, obj)
     return prompts
+
+
+def _parse_frame(option: str, text: str) -> int | str:
+    return text.removeprefix(_NAME) if text.startswith(_NAME) else _parse_int(option, text)
 
 
 def _parse_int(option: str, digits: str) -> int:
@@ -207,8 +244,11 @@ def _add_entry(prompts: PromptSet, entry: Any, folder: Path) -> None:
     if not isinstance(entry, dict) or set(entry) - set(ENTRY_KEYS):
         raise PromptError(f"must be an object with some of {', '.join(ENTRY_KEYS)}")
     frame, obj, name = _whole(entry.get("frame", 0)), _whole(entry.get("object")), entry.get("name")
-    if type(frame) is not int or frame < 0 or (obj is not None and type(obj) is not int):
-        raise PromptError("frame and object must be integers")
+    is_name = isinstance(frame, str) and len(frame) > len(_NAME) and frame.startswith(_NAME)
+    is_number = type(frame) is int and frame >= 0
+    if not (is_name or is_number) or (obj is not None and type(obj) is not int):
+        raise PromptError('frame and object must be integers, or frame a name like "name:00005"')
+    frame = frame.removeprefix(_NAME) if is_name else frame
     if (name is not None and not isinstance(name, str)) or not isinstance(entry.get("mask", ""), str):
         raise PromptError("name and mask must be strings")
     parts: list[Points | Box] = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import itertools
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +65,8 @@ def open_files(files: Sequence[str | Path], stride: int, name: str | None = None
         raise VideoError("an empty list of images; give one file or more")
     for path in paths:
         if not path.is_file():
-            raise VideoError(missing(path))
+            whole = " ".join(map(str, files))
+            raise VideoError(f'put the path in quotes: "{whole}"' if Path(whole).exists() else missing(path))
         if not can_read(path.suffix.lower()):
             raise VideoError(f"{path}: not an image; a list holds images, and a video is given alone")
     common = os.path.commonpath([path.absolute().parent for path in paths])
@@ -116,9 +119,10 @@ def _numbered(text: str) -> tuple[list[str], str]:
         middle = file[len(before) : len(file) - len(after)]
         if re.fullmatch(digits, middle):
             files[int(middle)] = file
-    gaps = max(files) - min(files) + 1 - len(files) if files else 0
-    ends = f"{min(files)} to {max(files)}" if files else ""
-    return [files[n] for n in sorted(files)], f"{gaps} of the numbers {ends}" if gaps else ""
+    numbers = sorted(files)
+    step = math.gcd(*(after - before for before, after in itertools.pairwise(numbers)))
+    gaps = (numbers[-1] - numbers[0]) // step + 1 - len(files) if step else 0
+    return [files[n] for n in numbers], f"{gaps} of the numbers {numbers[0]} to {numbers[-1]}" if gaps else ""
 
 
 def _sequence(name: str, files: Sequence[Path], names: Sequence[str], stride: int) -> Source:

@@ -12,6 +12,7 @@ from runtime import Box, Mask, Points, PromptError, Result
 from runtime.cli import app
 from runtime.cli.app import main
 from runtime.cli.prompt_args import PromptSet, parse_prompt_set
+from runtime.media.frame_names import PictureNames, unique_names
 
 
 def test_points_without_id_belong_to_one_object():
@@ -387,3 +388,137 @@ def test_options_that_exclude_each_other(clip, tmp_path, args, error, capsys):
 def test_visual_prompts_need_a_bundle_that_takes_them(toy, clip, tmp_path, capsys):
     assert main(["--engine", str(toy), "--video", clip, "--point", "5,6", "--out", str(tmp_path)]) == 2
     assert "cannot follow points" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------ frames by name
+
+
+def picture_names(*files):
+    return PictureNames(files, unique_names(files))
+
+
+NAMES = picture_names("00000.png", "00005.png", "00010.png", "00010.jpg", "a#1@2.png")
+
+
+@pytest.mark.parametrize(
+    "value, frame, obj",
+    [
+        ("1,2@name:00005", 1, 1),
+        ("1,2@name:00005#3", 1, 3),
+        ("1,2#3@name:00005", 1, 3),
+        ("1,2,-@name:00005.png", 1, 1),
+        ("1,2@name:00010.jpg", 3, 1),
+        ("1,2@name:a#1@2#3", 4, 3),
+        ("1,2@1", 1, 1),
+        ("1,2", 0, 1),
+    ],
+)
+def test_a_frame_by_name(value, frame, obj):
+    prompts = parse_prompt_set([("--point", value)])
+    prompts.resolve_names(NAMES)
+    assert list(prompts.prompts) == [frame] and list(prompts.prompts[frame]) == [obj]
+    assert prompts.named == {} and prompts.notes == []
+
+
+def test_a_frame_by_name_in_a_file(tmp_path):
+    path = tmp_path / "p.json"
+    entries = [{"frame": "name:00005", "box": [0, 0, 9, 9], "object": 2, "name": "dog"}, {"points": [[1, 2]]}]
+    path.write_text(json.dumps(entries))
+    prompts = parse_prompt_set([("--prompts", str(path)), ("--point", "3,4@name:00005#2")])
+    prompts.resolve_names(NAMES)
+    assert [type(part) for part in prompts.prompts[1][2]] == [Box, Points]
+    assert list(prompts.prompts) == [0, 1] and prompts.labels[2] == "dog"
+
+
+@pytest.mark.parametrize("frame", ["00005", "name:", "", [1], {"name": "00005"}, -1, 1.5, True])
+def test_invalid_frames_in_a_file(tmp_path, frame):
+    (tmp_path / "p.json").write_text(json.dumps([{"frame": frame, "box": [0, 0, 9, 9]}]))
+    with pytest.raises(PromptError, match="or frame a name like"):
+        parse_prompt_set([("--prompts", str(tmp_path / "p.json"))])
+
+
+@pytest.mark.parametrize(
+    "files, number, words",
+    [
+        (
+            ["00000.png", "00005.png", "00010.png", "00015.png", "00020.png", "00025.png"],
+            5,
+            ["00025.png", "@name:00005"],
+        ),
+        (["00001.jpg", "00002.jpg"], 1, ["00002.jpg", "@name:00001"]),
+        (["f_10.jpg", "f_3.jpg", "f_2.jpg", "f_0.jpg"], 2, ["f_2.jpg"]),
+        (["f_10.jpg", "f_3.jpg", "f_2.jpg", "f_0.jpg"], 3, ["f_0.jpg", "@name:f_3"]),
+        (["00000.png", "00001.png"], 1, []),
+        (["a.png", "b.png"], 1, []),
+        (["00000.png", "00005.png"], 1, []),
+    ],
+)
+def test_a_number_that_may_be_meant_as_a_name_is_noted(files, number, words):
+    prompts = parse_prompt_set([("--point", f"1,2@{number}")])
+    prompts.resolve_names(picture_names(*files))
+    assert len(prompts.notes) == bool(words[1:]) and all(word in prompts.notes[0] for word in words[1:])
+    assert list(prompts.prompts) == [number]
+
+
+@pytest.mark.parametrize(
+    "value, names, words",
+    [
+        ("1,2@10", NAMES, ["no frame 10", "the last one is 4", "@name:00010"]),
+        ("1,2@name:00007", NAMES, ["00007", "one that exists is 000"]),
+        ("1,2@name:00010", NAMES, ["2 pictures are named 00010", "00010.png"]),
+        ("1,2@name:00005", None, ["@name:00005", "number"]),
+    ],
+)
+def test_names_that_are_refused(value, names, words):
+    with pytest.raises(PromptError) as caught:
+        parse_prompt_set([("--point", value)]).resolve_names(names)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_prompt_by_name_and_one_by_number_meet():
+    prompts = parse_prompt_set([("--point", "1,2@1#1"), ("--point", "3,4,-@name:00005#1")])
+    prompts.resolve_names(NAMES)
+    (points,) = prompts.prompts[1][1]
+    assert np.array_equal(points.points, [[1, 2], [3, 4]]) and np.array_equal(points.labels, [1, 0])
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """A folder as those of YouTube-VOS: every fifth frame of a video."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number, frame in enumerate(media.clip(7)):
+        Image.fromarray(frame).save(folder / f"{5 * number:05d}.png")
+    return folder
+
+
+@pytest.mark.parametrize("frame, first, note", [("5", "00025", "@name:00005"), ("name:00005", "00005", None)])
+@pytest.mark.parametrize("source", ["{}", "{}/*.png", "{}/%05d.png"])
+def test_the_command_by_name_and_by_number(frames, tmp_path, capsys, source, frame, first, note):
+    out = tmp_path / "out"
+    assert command("--video", source.format(frames), "--point", f"5,6@{frame}", "--out", str(out)) == 0
+    data = json.loads((out / "results.json").read_text())
+    assert next(f["name"] for f in data["frames"] if f["objects"]) == first
+    assert len(data["notes"]) == bool(note) and all(note in n and "00025.png" in n for n in data["notes"])
+    assert [p.stem for p in sorted((out / "masks").iterdir())] == [f["name"] for f in data["frames"]]
+    assert (note or "note:") in capsys.readouterr().out or not note
+
+
+def test_the_command_on_a_list_of_images(frames, tmp_path, capsys):
+    images = [str(path) for path in sorted(frames.iterdir())][:3]
+    assert command("--video", *images, "--point", "5,6", "--out", str(tmp_path / "out")) == 0
+    data = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [f["name"] for f in data["frames"]] == ["00000", "00005", "00010"] and "00000.png" in data["video"]["name"]
+
+
+def test_sources_that_the_command_refuses(frames, clip, tmp_path, capsys):
+    (tmp_path / "my clip.mp4").touch()
+    for args, words in [
+        (["--video", clip, "--image", clip], ["--image is given twice"]),
+        (["--video", clip, clip], ["not an image", "given alone"]),
+        (["--video", *str(tmp_path / "my clip.mp4").split(" ")], ["in quotes", "my clip.mp4"]),
+        (["--video", str(frames), "--stride", "2"], ["frame 1 is skipped by --stride 2"]),
+    ]:
+        assert command(*args, "--point", "5,6@name:00005", "--out", str(tmp_path / "out")) == 2
+        error = capsys.readouterr().err
+        assert all(word in error for word in words), error

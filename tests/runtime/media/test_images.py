@@ -327,7 +327,7 @@ def test_patterns(tmp_path):
     (note,) = levels_of(folder / "f_*")[1].notes
     assert note.startswith(f"{folder / 'f_00007.txt'} is not read: not an image")
     (gaps,) = levels_of(folder / "f_%05d.png")[1].notes
-    assert "93 of the numbers 5 to 100" in gaps
+    assert "17 of the numbers 5 to 100" in gaps
     assert levels_of(folder / "x*")[0] == [6] and levels_of(folder / "g_%02d.png")[0] == [4]
     with open_video(folder / "x*") as video:
         assert video.frame_name(0) == "x"

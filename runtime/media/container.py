@@ -10,6 +10,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,15 +42,37 @@ TIMEOUT_SECONDS = 10.0
 
 def open_video_file(path: Path, stride: int, strict: bool = False) -> Source:
     """Open a video file. `strict`: damage is an error, and not left out and noted."""
-    import av
-
-    def open_container() -> InputContainer:
-        # absolute: FFmpeg takes what precedes a colon for a protocol, and would open another file or a pipe
-        return av.open(str(path.absolute()), options={"probesize": "20000000"})
-
-    source = _pyav_source(str(path), open_container, stride, False, strict, path)
+    source = _pyav_source(str(path), partial(_open_file, path), stride, False, strict, path)
     source.files = [path]
     return source
+
+
+def _open_file(path: Path) -> InputContainer:
+    import av
+
+    # absolute: FFmpeg takes what precedes a colon for a protocol, and would open another file or a pipe
+    return av.open(str(path.absolute()), options={"probesize": "20000000"})
+
+
+def decode_from(path: Path, seconds: float, start: float) -> Iterator[Frame]:
+    """Decode a video file from the key frame before a time on, as far as that is possible without an error.
+
+    Times count from `start`, the time of the first frame in the file. Frames right after the key frame may be wrong,
+    because they need others before it.
+    """
+    import av
+
+    source = Source(str(path), DEFAULT_FPS, None, iter(()))
+    converter = Converter(source.name)
+    with contextlib.suppress(av.FFmpegError, OSError), _open_file(path) as container:
+        stream, _ = choose_stream(container, source.name)
+        base = float(stream.time_base or 0)
+        decoder = Decoder(stream, source, partial(_open_file, path), strict=True)
+        container.seek(round((start + seconds) / base), stream=stream)
+        for packet in container.demux(stream):
+            for frame in decoder.decode(packet):
+                if frame.pts is not None:
+                    yield Frame(converter.rgb(frame), frame.pts * base - start)
 
 
 def open_url(url: str, stride: int, strict: bool = False) -> Source:

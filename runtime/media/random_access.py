@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
-from typing import Any, Protocol
+import zlib
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from ..errors import UserError, VideoError
+from .container import decode_from
 from .frame_iterables import EXPECTED, check_frames, is_source, open_frames, read_picture
+from .source import Frame
 from .video_reader import VideoReader
+from .video_sources import open_source
 
 CACHE_BYTES = 256 << 20
 """Decoded frames of a video that are kept, by default: 13 seconds of 360p, 40 frames of 1080p."""
+
+SEEK_SECONDS = (0.0, 0.5, 5.0)
+"""Seconds before a frame at which decoding begins, tried in turn; the beginning of the file is tried last."""
+
+SKIPPED_FRAMES = 16
+"""Most frames that are skipped to go forward, before a seek is tried."""
+
+TOLERANCE = 1e-6
+"""Seconds by which two computations of one time may differ."""
 
 
 class FrameSequence(Protocol):
@@ -39,7 +55,7 @@ def open_sequence(frames: Any, cache_bytes: int) -> FrameSequence:
         raise UserError(f"cache_bytes must be a whole number of 0 or more, not {cache_bytes!r}")
     if is_source(frames):
         with open_frames(frames) as video:
-            return _open_source(video, int(cache_bytes))
+            return _open_source(frames, video, int(cache_bytes))
     check_frames(frames)
     if not hasattr(frames, "__len__") or not hasattr(frames, "__getitem__"):
         raise VideoError(f"frames must be {EXPECTED}, all of them known; not {type(frames).__name__}")
@@ -48,11 +64,13 @@ def open_sequence(frames: Any, cache_bytes: int) -> FrameSequence:
     return GivenFrames(tuple(frames) if isinstance(frames, list) else frames)  # the caller may change its list
 
 
-def _open_source(video: VideoReader, cache_bytes: int) -> FrameSequence:
+def _open_source(path: Any, video: VideoReader, cache_bytes: int) -> FrameSequence:
     if video.live:
         raise VideoError(f"{video.name}: a camera or stream has no end; follow it with Engine.live")
     if video.names is not None:
         return GivenFrames(video.files)
+    if video.files and all(file.is_file() for file in video.files):
+        return VideoFile(path, video, cache_bytes)
     return SpooledVideo(video, cache_bytes)
 
 
@@ -74,7 +92,10 @@ class GivenFrames:
 
 
 class SpooledVideo:
-    """Frames that are decoded once, and kept in memory up to `cache_bytes`, else all of them in a temporary file."""
+    """Frames of an address or pipe, which can be read only once: they are decoded when it is opened.
+
+    They are kept in memory up to `cache_bytes`, else all of them in a temporary file, without compression.
+    """
 
     def __init__(self, video: VideoReader, cache_bytes: int) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=cache_bytes)  # noqa: SIM115 - it goes with this object
@@ -94,3 +115,101 @@ class SpooledVideo:
 
     def time(self, index: int) -> float | None:
         return self._times[index]
+
+
+class FrameIndex:
+    """Times and checksums of the frames of a file. Frames are recognized by them, to the bit."""
+
+    def __init__(self) -> None:
+        self.times: list[float | None] = []
+        self._checksums: list[int] = []
+
+    def add(self, array: np.ndarray, time: float | None) -> None:
+        """Add the next frame."""
+        self.times.append(time)
+        self._checksums.append(zlib.crc32(array.data))
+
+    def _fits(self, number: int, array: np.ndarray) -> bool:
+        return number < len(self.times) and self._checksums[number] == zlib.crc32(array.data)
+
+    def from_beginning(self, frames: Iterator[Frame]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (number, array) of the frames of the whole file that are as they were."""
+        with closing(cast(Generator[Frame], frames)):  # it is in a cycle with its source
+            for number, (array, _) in enumerate(frames):
+                if self._fits(number, array):
+                    yield number, array
+
+    def from_time(self, frames: Iterator[Frame], wanted: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (number, array) of the frames that are right; end where `wanted` passes before any."""
+        times, found = cast(list[float], self.times), False
+        for array, time in frames:
+            assert time is not None
+            if not found and time > times[wanted] + TOLERANCE:
+                return
+            for number in range(bisect_left(times, time - TOLERANCE), bisect_right(times, time + TOLERANCE)):
+                if self._fits(number, array):
+                    found = True
+                    yield number, array
+
+
+class VideoFile:
+    """Frames of a file, decoded when they are needed; those used last are kept, up to `cache_bytes`.
+
+    The file is decoded once when it is opened, for the number of its frames, their times and checksums. A frame is
+    decoded again from the key frame before it on, and taken if its time and checksum are right. So frames are those of
+    sequential decoding, to the bit, however exact seeking is; in the worst case the file is decoded from its beginning.
+    """
+
+    def __init__(self, path: Any, video: VideoReader, cache_bytes: int) -> None:
+        self._path, self._name, self._cache_bytes = path, video.name, cache_bytes
+        self._video_path, self._start = video.path, video.start
+        self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._held = 0
+        self._index = FrameIndex()
+        for number, array in enumerate(video):
+            self._index.add(array, video.time)
+            if self._held + array.nbytes <= cache_bytes:
+                self._keep(number, array)
+        # iterators refer to the index and not to this object, so that its frames go with it
+        self._cursor: Iterator[tuple[int, np.ndarray]] = iter(())
+        self._next = 0
+        """The cursor delivers no frame before this one."""
+
+    def __len__(self) -> int:
+        return len(self._index.times)
+
+    def time(self, index: int) -> float | None:
+        return self._index.times[index]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        for cursor in self._cursors(index):
+            self._cursor = cursor
+            for number, array in cursor:
+                self._next = number + 1
+                self._keep(number, array)
+                if number == index:
+                    return array
+                if number > index:
+                    break
+        raise VideoError(f"{self._name}: frame {index} cannot be read again; the file has changed")
+
+    def _cursors(self, index: int) -> Iterator[Iterator[tuple[int, np.ndarray]]]:
+        """Yield iterators that may deliver a frame, the fastest first."""
+        if self._next <= index <= self._next + SKIPPED_FRAMES:
+            yield self._cursor
+        time = self._index.times[index]
+        if self._video_path is not None and time is not None:
+            for seconds in (time - before for before in SEEK_SECONDS if before < time):
+                yield self._index.from_time(decode_from(self._video_path, seconds, self._start), index)
+        yield self._index.from_beginning(open_source(self._path).frames)
+
+    def _keep(self, number: int, array: np.ndarray) -> None:
+        """Keep a frame, and drop those that were used least recently."""
+        self._held += array.nbytes if number not in self._cache else 0
+        self._cache[number] = array
+        while self._held > self._cache_bytes:
+            _, dropped = self._cache.popitem(last=False)
+            self._held -= dropped.nbytes

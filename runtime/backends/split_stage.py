@@ -59,6 +59,11 @@ class SplitStage:
         self._constants = {name: resources.device.constant(array) for name, array in constants.items()}
         self.bound: dict[Hashable, BoundLaunches] = {}
         """Packed launches by their arguments, at most `MAX_BOUND_LAUNCHES`."""
+        self._allocate(split, resources)
+
+    def _allocate(self, split: SplitStageSpec, resources: SplitResources) -> None:
+        """Check the constants, allocate all arrays, and load all kernels. Raises BundleError, BackendError."""
+        raise NotImplementedError
 
     def run(self, **arrays: Any) -> None:
         """Run on these arrays; see `backends.base.Stage`."""
@@ -86,18 +91,11 @@ class SplitStage:
 class MemoryAttention(SplitStage):
     """Memory attention: a kernel per layer, between two subgraphs."""
 
-    def __init__(
-        self,
-        spec: StageSpec,
-        split: SplitStageSpec,
-        subgraphs: Sequence[Stage],
-        constants: Mapping[str, np.ndarray],
-        resources: SplitResources,
-    ) -> None:
-        super().__init__(spec, split, subgraphs, constants, resources)
-        per_layer = [f"{kind}_{i}" for kind in ("key_weight", "key_bias") for i in range(len(subgraphs) - 1)]
+    def _allocate(self, split: SplitStageSpec, resources: SplitResources) -> None:
+        per_layer = [f"{kind}_{i}" for kind in ("key_weight", "key_bias") for i in range(len(self._subgraphs) - 1)]
         self._require_constants(["position", "temporal", "cosine", "sine", *per_layer])
-        memory, limits, take = spec.input(self._name("memory")), resources.limits, resources.buffers.take
+        spec, limits, take = self.spec, resources.limits, resources.buffers.take
+        memory = spec.input(self._name("memory"))
         objects, self._slots, self._tokens, self._memory_width = memory.resolve(limits)
         conditioned = spec.output(self._name("conditioned")).resolve(limits)
         _, pointers, pointer_width = spec.input(self._name("obj_ptrs")).resolve(limits)
@@ -184,18 +182,10 @@ class MemoryAttention(SplitStage):
 class WindowAttention(SplitStage):
     """Cross-modal adapter: projection to the narrow width, hierarchical selective attention by the kernel, the rest."""
 
-    def __init__(
-        self,
-        spec: StageSpec,
-        split: SplitStageSpec,
-        subgraphs: Sequence[Stage],
-        constants: Mapping[str, np.ndarray],
-        resources: SplitResources,
-    ) -> None:
-        super().__init__(spec, split, subgraphs, constants, resources)
+    def _allocate(self, split: SplitStageSpec, resources: SplitResources) -> None:
         parameters = ("norm_weight", "norm_bias", "qkv_weight", "qkv_bias", "out_weight", "out_bias")
         self._require_constants(["position", *parameters])
-        self._down, self._up = subgraphs
+        self._down, self._up = self._subgraphs
         narrow, take = self._down.spec.output(self._name("narrow")), resources.buffers.take
         shape, self._patch = narrow.resolve(resources.limits), split.sizes["patch"]
         frames, *self._map_shape = shape

@@ -21,7 +21,7 @@ class Device(Protocol):
     max_frames_per_call: int | None
     """Most frames per call of a stage that never mixes them; None: as many as there are."""
     supports_graph_capture: bool
-    """Whether `capture` may succeed, so that arrays should stay at fixed addresses."""
+    """Ability to `capture`, for which arrays should stay at fixed addresses."""
     captures: int
     """Graphs captured so far; memory that one of them may use must stay allocated."""
     lock: AbstractContextManager[Any]

@@ -1,4 +1,4 @@
-"""Whether a video file is cut short: the sizes that it declares for itself against its size."""
+"""Completeness of a video file: the sizes that it declares for itself against its size."""
 
 from __future__ import annotations
 

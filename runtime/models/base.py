@@ -106,7 +106,7 @@ class Network(Protocol):
     """Names of the stages that it needs."""
     optional_stages: ClassVar[tuple[str, ...]]
     uses_kernels: ClassVar[bool]
-    """Whether compiled kernels replace the host's preprocessing and mask upsampling."""
+    """Use of compiled kernels in place of the host's preprocessing and mask upsampling."""
 
     def __init__(self, context: NetworkContext) -> None: ...
 

@@ -47,7 +47,7 @@ class DecodeRequest:
 
     @property
     def is_tracking_only(self) -> bool:
-        """Whether the object is tracked without any prompt on this frame."""
+        """Absence of any prompt on this frame."""
         return self.points is NO_POINTS and self.mask_logits is None
 
 

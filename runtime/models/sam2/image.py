@@ -13,7 +13,6 @@ import numpy as np
 
 from ...errors import PromptError
 from ...imaging.upsample import MaskUpsampler
-from ...media.image_files import check_frame
 from ...prompts import Box, Points
 from ...results import Prediction, Segment
 from ...tracking.prompt_inputs import PADDING_POINT, PointInputs
@@ -30,8 +29,8 @@ class Sam2ImagePredictor:
     """An image, encoded once for any number of prompts. Made by `Engine.image`."""
 
     def __init__(self, network: TrackerNetwork, frame_hwc: np.ndarray) -> None:
-        self._network, self._frame = network, check_frame(frame_hwc, 0, None)
-        self.size: tuple[int, int] = self._frame.shape[:2]
+        self._network, self._frame = network, frame_hwc
+        self.size: tuple[int, int] = frame_hwc.shape[:2]
         self._features = network.new_features()
         network.encode_image(self._frame, self._features, network.resample["image"])
         side = network.low_res_side

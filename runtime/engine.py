@@ -112,8 +112,8 @@ class Engine:
     ) -> VideoSession:
         """Start tracking objects through a video whose frames are known: prompts on any frame, propagation either way.
 
-        frames       uint8 RGB array (T,H,W,3), list of frames or of image files, or what `open_video` opens and has an
-                     end; arrays are not copied and must not change while the session is open
+        frames       uint8 RGB array (T,H,W,3), list of frames or of image files, or what `open_video` opens or has
+                     opened, with an end; arrays are not copied and must not change while the session is open
         logits       whether results carry `low_res_logits`
         cache_bytes  decoded frames of a video file that are kept in memory, in bytes
         options      see `TrackingOptions`

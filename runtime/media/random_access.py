@@ -46,7 +46,7 @@ class FrameSequence(Protocol):
 
 
 def open_sequence(frames: Any, cache_bytes: int) -> FrameSequence:
-    """Open frames by number: what `open_video` opens, or an array (T,H,W,3) or list of arrays or image files.
+    """Open frames by number: what `open_video` opens or has opened, an array (T,H,W,3), a list of arrays or files.
 
     cache_bytes  size of the decoded frames that may be kept in memory
     Raises VideoError, UserError.
@@ -56,9 +56,11 @@ def open_sequence(frames: Any, cache_bytes: int) -> FrameSequence:
     if is_source(frames):
         with open_frames(frames) as video:
             return _open_source(frames, video, int(cache_bytes))
+    if isinstance(frames, VideoReader):
+        return _open_source(None, frames, int(cache_bytes))
     check_frames(frames)
     if not hasattr(frames, "__len__") or not hasattr(frames, "__getitem__"):
-        raise VideoError(f"frames must be {EXPECTED}, all of them known; not {type(frames).__name__}")
+        raise VideoError(f"frames must be {EXPECTED}, in an array or list; not {type(frames).__name__}")
     if not len(frames):
         raise VideoError("the video holds no frame")
     return GivenFrames(tuple(frames) if isinstance(frames, list) else frames)  # the caller may change its list
@@ -67,6 +69,8 @@ def open_sequence(frames: Any, cache_bytes: int) -> FrameSequence:
 def _open_source(path: Any, video: VideoReader, cache_bytes: int) -> FrameSequence:
     if video.live:
         raise VideoError(f"{video.name}: a camera or stream has no end; follow it with Engine.live")
+    if path is None:
+        return SpooledVideo(video, cache_bytes)
     if video.names is not None:
         return GivenFrames(video.files)
     if video.files and all(file.is_file() for file in video.files):
@@ -92,7 +96,7 @@ class GivenFrames:
 
 
 class SpooledVideo:
-    """Frames of an address or pipe, which can be read only once: they are decoded when it is opened.
+    """Frames of an address or a `VideoReader`, which can be read only once: they are decoded when it is opened.
 
     They are kept in memory up to `cache_bytes`, else all of them in a temporary file, without compression.
     """

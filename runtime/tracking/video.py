@@ -28,7 +28,8 @@ CACHED_FRAMES = 4
 
 
 class VideoSession(TrackingSession):
-    """Made by `Engine.video`. Frames are decoded and encoded when they are needed.
+    """Made by `Engine.video`. Frames are decoded and encoded when they are needed. It may be used from any thread; see
+    `Engine`.
 
     Memory: every frame that an object was tracked on can be attended to again, so it is kept: one remembered map (1 MB
     at 1024 pixels in float32, half that in half precision) and one low-resolution mask per object and frame. For

@@ -54,7 +54,7 @@ FRAMES = {
     "list of arrays": (lambda files: list(media.clip(6)), None),
     "generator of arrays": (lambda files: iter(media.clip(6)), None),
 }
-IN_ANY_ORDER = [name for name in FRAMES if not name.startswith(("reader", "generator"))]
+IN_ANY_ORDER = [name for name in FRAMES if not name.startswith("generator")]
 
 
 def text_session(text, prompts, frames):
@@ -150,11 +150,16 @@ def test_what_is_no_series_of_frames_is_named(text, prompts, follow, name):
         assert "in a list" in message or "(48, 64)" in message
 
 
-@pytest.mark.parametrize("kind", ["reader", "generator", "camera"])
-def test_a_known_video_must_be_known(prompts, files, kind):
-    frames = {"reader": runtime.open_video(files / "clip.mkv"), "generator": iter(media.clip(2)), "camera": 987}[kind]
-    with pytest.raises(runtime.VideoError, match="camera 987" if kind == "camera" else "all of them known"):
+@pytest.mark.parametrize("frames, message", [(iter(media.clip(2)), "in an array or list"), (987, "camera 987")])
+def test_a_known_video_must_be_known(prompts, frames, message):
+    with pytest.raises(runtime.VideoError, match=message):
         prompts.video(frames)
+
+
+def test_a_known_video_of_every_second_frame(prompts, files):
+    with prompts.video(runtime.open_video(files / "clip.mkv", stride=2)) as session:
+        session.add_points(0, 1, [(14, 20)], [1])
+        assert [r.time for r in session.propagate()] == pytest.approx(TIMES[::2])
 
 
 class OnAGpu:

@@ -24,7 +24,8 @@ class TextSession(Session):
 
     Text and vision are fused over a clip of `window` frames, so results come in bursts: `push` returns them when a clip
     is complete, `flush` completes the rest. Pushing after a flush continues with the same memory. A clip whose results
-    are not taken, because a loop over `stream` is left, is computed to its end before the next one.
+    are not taken, because a loop over `stream` is left, is computed to its end before the next one. It may be used from
+    any thread; see `Engine`.
     """
 
     def __init__(

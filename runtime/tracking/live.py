@@ -31,7 +31,7 @@ MAX_COND_FRAMES = 4
 
 
 class LiveSession(TrackingSession):
-    """Made by `Engine.live`. Every push returns the result of its frame. It may be used from any thread; see `Engine`."""
+    """Made by `Engine.live`. Every push returns its frame's result. It may be used from any thread; see `Engine`."""
 
     def __init__(self, network: TrackerNetwork, logits: bool, options: TrackingOptions) -> None:
         options = replace(options, max_cond_frames_in_attn=options.max_cond_frames_in_attn or MAX_COND_FRAMES)

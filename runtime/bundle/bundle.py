@@ -73,7 +73,7 @@ def find(folder: str | Path) -> list[Bundle]:
 
 
 def choose(folder: str | Path, model: str | None = None) -> Bundle:
-    """Return one bundle: by name, else by network, else the only one that is not the demonstration.
+    """Return one bundle: by name, else by network, else the only one; the demonstration where no other fits.
 
     Raises BundleError that lists the bundles when none or several fit.
     """
@@ -84,13 +84,14 @@ def choose(folder: str | Path, model: str | None = None) -> Bundle:
         raise BundleError(
             f"{folder}: no bundle here; export one with `python -m export samwise --checkpoint X.pth --out {folder}`"
         )
-    names = ", ".join(f"{b.name} ({b.manifest.network_names})" for b in bundles)
-    if model is not None:
-        chosen = [b for b in bundles if b.name == model] or [b for b in bundles if model in b.manifest.networks]
-        if not chosen:
-            raise BundleError(f"{folder}: no bundle or network {model!r}; found {names}")
-    else:
-        chosen = [b for b in bundles if b.name != DEMONSTRATION] or bundles
+    named = [b for b in bundles if b.name == model]
+    fitting = named or [b for b in bundles if model is None or model in b.manifest.networks]
+    if not fitting:
+        names = ", ".join(f"{b.name} ({b.manifest.network_names})" for b in bundles)
+        raise BundleError(f"{folder}: no bundle or network {model!r}; found {names}")
+    chosen = named or [b for b in fitting if b.name != DEMONSTRATION] or fitting
     if len(chosen) > 1:
-        raise BundleError(f"{folder}: several bundles fit; choose one with model= or --model: {names}")
+        wanted = "several bundles fit" if model is None else f"several bundles have the network {model}"
+        names = ", ".join(b.name for b in fitting)
+        raise BundleError(f"{folder}: {wanted}; write one of these names for --model or model=: {names}")
     return chosen[0]

@@ -144,8 +144,15 @@ def test_choosing_among_bundles(toy, tmp_path):
     shutil.copytree(toy, tmp_path / "other")
     with pytest.raises(BundleError, match="several"):
         bundle.choose(tmp_path)
-    with pytest.raises(BundleError, match="several"):
+    with pytest.raises(BundleError, match="several bundles have the network samwise; write .* mine, nano, other$"):
         bundle.choose(tmp_path, "samwise")
+    shutil.copytree(toy, tmp_path / "samwise")
+    assert bundle.choose(tmp_path, "samwise").name == "samwise", "a bundle's name before a network's"
+    for name in ("samwise", "other"):
+        shutil.rmtree(tmp_path / name)
+    assert bundle.choose(tmp_path, "samwise").name == "mine", "the user's own before the demonstration"
+    shutil.rmtree(tmp_path / "mine")
+    assert bundle.choose(tmp_path, "samwise").name == "nano"
 
 
 def test_named_bundle_loads_beside_a_damaged_one(toy, tmp_path):

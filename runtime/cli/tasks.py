@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from ..models.base import Capability
 from ..models.options import TextOptions
 from ..prompts import Text
 from ..results import Result
+from ..tracking.live import LiveSession
 from .prompt_args import PromptSet
 
 
@@ -70,9 +72,16 @@ def prompt_task(engine: Engine, prompts: PromptSet, video: VideoReader) -> Task:
     """Track objects given by points, boxes or masks, each from its first prompt on. Raises UserError."""
     video.notes.extend(prompts.notes)
     session = engine.live()
-    stream = partial(session.stream, prompts=prompts.by_index(video.stride))
+    stream = partial(_track, session, prompts.by_index(video.stride))
     unused = partial(prompts.unused, video.stride)
     return Task(prompts.labels, {obj: obj for obj in prompts.labels}, stream, session, unused=unused)
+
+
+def _track(
+    session: LiveSession, prompts: Mapping[int, Mapping[int, Any]], frames: Iterable[np.ndarray]
+) -> Iterator[Result]:
+    for index, frame in enumerate(frames):
+        yield from session.push(frame, prompts.get(index))
 
 
 def automatic_task(engine: Engine, video: VideoReader) -> Task:

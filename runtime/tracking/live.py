@@ -8,6 +8,7 @@ frames.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -46,6 +47,7 @@ class LiveSession(TrackingSession):
         """Number of the frame that takes corrections."""
         self._num_frames = 0
         self._time: float | None = None
+        self._prompted_frames: set[int] = set()
 
     # -- frames ---------------------------------------------------------------------------------------------------
 
@@ -75,10 +77,12 @@ class LiveSession(TrackingSession):
         if self._frame is not None:  # `correct` may need it when the caller has used the buffer again
             self._frame = self._frame.copy()
         self._last, self._num_frames, self._time = index, index + 1, time
+        if parsed:
+            self._prompted_frames.add(index)
         return [self._committed_result(index)]
 
     def stream(self, frames: Any, prompts: Mapping[int, Mapping[int, Any]] | None = None) -> Iterator[Result]:
-        """Push every frame.
+        """Push every frame; warn at the end of prompts on frames that the session has not had.
 
         frames   a `VideoReader`, anything that `open_video` opens, or an iterable of arrays or image files
         prompts  by frame number, counted from the session's first frame, then by object
@@ -87,6 +91,9 @@ class LiveSession(TrackingSession):
             with self._lock:
                 results = self.push(frame, (prompts or {}).get(self._num_frames), time=time)
             yield from results
+        if missed := [frame for frame in prompts or () if frame not in self._prompted_frames]:
+            had = f"the session has had {self._num_frames} frames, from 0 on"
+            warnings.warn(f"prompts on frames {', '.join(map(repr, missed))} were not used: {had}", stacklevel=2)
 
     @synchronized
     def flush(self) -> list[Result]:

@@ -161,25 +161,25 @@ class Live:
     def __init__(self):
         self.places, self.frames = {}, 0
 
-    def stream(self, frames, prompts):
-        for index, frame in enumerate(frames):
-            for obj, parts in prompts.get(index, {}).items():
-                first = parts[0]
-                box = first.xyxy if isinstance(first, Box) else (*first.points[0], *np.add(first.points[0], 10))
-                self.places[obj] = [int(v) for v in box]
-            masks = np.zeros((len(self.places), *frame.shape[:2]), bool)
-            for mask, (x0, y0, x1, y1) in zip(masks, self.places.values(), strict=True):
-                mask[y0:y1, x0:x1] = True
-            n = len(masks)
-            yield Result(
-                index,
-                tuple(self.places),
-                tuple(self.places),
-                masks,
-                np.full(n, 0.75, np.float32),
-                np.array(list(self.places.values()), np.float32).reshape(n, 4),
-                np.ones(n, np.float32),
-            )
+    def push(self, frame, prompts):
+        index, self.frames = self.frames, self.frames + 1
+        for obj, parts in (prompts or {}).items():
+            first = parts[0]
+            box = first.xyxy if isinstance(first, Box) else (*first.points[0], *np.add(first.points[0], 10))
+            self.places[obj] = [int(v) for v in box]
+        masks = np.zeros((len(self.places), *frame.shape[:2]), bool)
+        for mask, (x0, y0, x1, y1) in zip(masks, self.places.values(), strict=True):
+            mask[y0:y1, x0:x1] = True
+        n = len(masks)
+        yield Result(
+            index,
+            tuple(self.places),
+            tuple(self.places),
+            masks,
+            np.full(n, 0.75, np.float32),
+            np.array(list(self.places.values()), np.float32).reshape(n, 4),
+            np.ones(n, np.float32),
+        )
 
     def __enter__(self):
         return self
@@ -277,8 +277,8 @@ def test_a_wrong_estimate_refuses_nothing(tmp_path, monkeypatch):
     clip = str(media.write(tmp_path / "clip.mp4", media.clip(10)))
     opened = app.open_video
 
-    def open_video(*args):
-        video = opened(*args)
+    def open_video(*args, **options):
+        video = opened(*args, **options)
         video.count = 1  # as of a file whose header is wrong
         return video
 

@@ -190,6 +190,25 @@ def test_refused_prompt_consumes_no_frame(engine, prompts, error):
         assert session.push(clip(1)[0])[0].frame_index == 0
 
 
+def test_prompts_on_frames_that_do_not_come_are_told(engine):
+    prompts = {0: {1: CLICK}, 2: {1: CLICK}, 3: {2: CLICK}, 9: {3: CLICK}}
+    with engine.live() as session, pytest.warns(UserWarning, match="prompts on frames 3, 9 were not used: .* 3 frames"):
+        assert len(list(session.stream(clip(3), prompts))) == 3
+    with engine.live() as session:
+        session.push(clip(1)[0])
+        with pytest.warns(UserWarning, match="frames 0 were not used"):
+            list(session.stream(clip(2), {0: {1: CLICK}, 1: {2: CLICK}}))
+
+
+def test_frames_in_portions_with_the_same_prompts(engine, recwarn):
+    prompts = {0: {1: CLICK}, 3: {2: CLICK}}
+    with engine.live() as session:
+        for frame in clip(2):
+            session.push(frame, prompts.get(0))
+        assert [r.frame_index for r in session.stream(clip(2), prompts)] == [2, 3]
+        assert session.object_ids == (1, 2) and not recwarn.list
+
+
 def test_late_prompts_are_refused(engine):
     with engine.live() as session:
         with pytest.raises(runtime.PromptError, match="push one first"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -80,6 +81,9 @@ def build_parser(prog: str) -> Parser:
         allow_abbrev=False,
     )
     parser.set_defaults(prompt_args=[])
+    parser._negative_number_matcher = re.compile(
+        r"-[\d.]"
+    )  # -5,3 is the value of an option, like -5, and not an option
     _add_input(parser)
     _add_prompts(parser)
     _add_output(parser)

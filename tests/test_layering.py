@@ -42,7 +42,7 @@ PARTS = {
     "device": LEAVES | {"bundle", "kernels"},
     "backends": LEAVES | {"bundle", "device"},
     "imaging": LEAVES | {"bundle", "device"},
-    "media": LEAVES,
+    "media": LEAVES | {"bundle"},
     "tokenizer": LEAVES | {"bundle"},
     "tracking": LEAVES | {"bundle", "device", "imaging", "media"},
     "models": LEAVES | {"bundle", "device", "imaging", "media", "tokenizer", "tracking"},

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..bundle.placeholder import describe_placeholder
 from ..errors import SamwiseRuntimeError, VideoError, summarize
 from .source import Frame
 
@@ -132,8 +133,8 @@ def _report_damage(name: str | Path) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
-        reason = HEIF_ADVICE if _is_heif(Path(name)) else "not an image, or its header is damaged"
-        raise VideoError(f"{name}: {reason}") from None
+        reason = HEIF_ADVICE if _is_heif(Path(name)) else describe_placeholder(Path(name))
+        raise VideoError(f"{name}: {reason or 'not an image, or its header is damaged'}") from None
     except Image.DecompressionBombError:
         raise VideoError(f"{name}: the image is larger than {MAX_PIXELS:,} pixels; scale it down") from None
     except SamwiseRuntimeError:

@@ -67,7 +67,7 @@ def open_files(files: Sequence[str | Path], stride: int, name: str | None = None
         if not path.is_file():
             whole = " ".join(map(str, files))
             raise VideoError(f'put the path in quotes: "{whole}"' if Path(whole).exists() else missing(path))
-        if not can_read(path.suffix.lower()):
+        if not can_read(path.suffix.lower()) and not count_pages(path):
             raise VideoError(f"{path}: not an image; a list holds images, and a video is given alone")
     common = os.path.commonpath([path.absolute().parent for path in paths])
     names = [os.path.relpath(path.absolute(), common).replace(os.sep, "_") for path in paths]

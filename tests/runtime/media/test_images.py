@@ -362,6 +362,8 @@ def test_a_list_of_images_in_its_order(tmp_path):
     got, video = levels_of([folder / "b" / "0.png", str(folder / "a" / "1.png"), folder / "a" / "0.png"])
     assert got == [0, 2, 1]
     assert [video.frame_name(i) for i in range(3)] == ["b_0", "a_1", "a_0"]
+    (folder / "a" / "1.png").rename(folder / "a" / "no_ending")
+    assert levels_of([folder / "a" / "no_ending", folder / "a" / "0.png"])[0] == [2, 1]
     got, video = levels_of((folder / "b" / "0.png",))
     assert got == [0] and video.frame_name(0) == "0"
 
@@ -391,3 +393,19 @@ def test_a_path_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     folder_of(tmp_path, "1.png")
     assert levels_of("~/frames")[0] == [0]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "clip.mp4", "clip", "frames/a.jpg"])
+@pytest.mark.parametrize(
+    "content, word",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "a web page"),
+    ],
+)
+def test_files_in_whose_place_a_download_put_another(tmp_path, name, content, word):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match=word):
+        open_video(path.parent if "/" in name else path)

@@ -26,19 +26,19 @@ def missing_seconds(
     cut = None if path is None else is_cut(path)
     if cut is False:
         return 0.0, 0.0
-    declared, frame = _declared_seconds(container, stream, cut is True), 1 / float(stream.average_rate or 24)
+    declared, frame = _declared_seconds(container, stream, cut or end_is_missing), 1 / float(stream.average_rate or 24)
     tolerated = max(0.5, 5 * frame) if cut is None else 0.0 if end_is_missing else 1.5 * frame
     return declared, declared - end if declared - end > tolerated else 0.0
 
 
-def _declared_seconds(container: InputContainer, stream: VideoStream, is_cut: bool) -> float:
-    """Return the video's length by its header; 0 where the header does not give that of the video alone."""
+def _declared_seconds(container: InputContainer, stream: VideoStream, estimate: bool) -> float:
+    """Return the video's length by its header; 0 where that is only an estimate and `estimate` is false."""
     tag = re.fullmatch(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d*)?)", stream.metadata.get("DURATION", ""))
     if tag:
         return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
-    if is_cut and stream.duration and stream.time_base:
+    if estimate and stream.duration and stream.time_base:
         return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-    return (container.duration or 0) / 1e6 if is_cut or (len(container.streams) == 1 and stream.frames) else 0.0
+    return (container.duration or 0) / 1e6 if estimate or (len(container.streams) == 1 and stream.frames) else 0.0
 
 
 def is_cut(path: Path) -> bool | None:
@@ -77,8 +77,10 @@ def _segment_end(file: BinaryIO) -> int | None:
     for identifier in (EBML, SEGMENT):
         if file.read(4) != identifier:
             return None
-        first = file.read(1)[0]
+        first = int.from_bytes(file.read(1), "big")
         extra = 8 - first.bit_length()
+        if extra == 8:
+            return None
         length = int.from_bytes(bytes([first & (0x7F >> extra)]) + file.read(extra), "big")
         if identifier == SEGMENT:
             return None if length == (1 << 7 * (extra + 1)) - 1 else file.tell() + length

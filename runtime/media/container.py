@@ -131,7 +131,8 @@ def _pyav_source(
         raise VideoError(f"{name}: {_open_error(error, bool(live))}") from None
     try:
         stream, notes = choose_stream(container, name)
-        check_size(stream.codec_context.height, stream.codec_context.width, name)
+        if stream.width and stream.height:  # otherwise the first frame tells them
+            check_size(stream.height, stream.width, name)
     except BaseException:
         container.close()
         raise

@@ -48,8 +48,11 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
     A matrix counts as the nearest of the eight orientations: scaling, shear and odd angles are ignored.
     """
-    # The side data of a frame keep it until the garbage collector comes, so they are read from a small copy.
-    data: Any = frame.reformat(width=2, height=2, format="gray").side_data.get("DISPLAYMATRIX")
+    try:  # the side data of a frame keep it until the garbage collector comes: read them from a small copy
+        data: Any = frame.reformat(width=2, height=2, format="gray").side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV has no name for other side data of this frame
+        turns = round(frame.rotation / 90) % 4
+        return turns % 2 == 1, turns in (2, 3), turns in (1, 2)
     if data is None:
         return False, False, False
     matrix = np.frombuffer(bytes(data), "=i4", 9)  # a b u, c d v, x y w: shows (x, y) at (a x + c y, b x + d y)

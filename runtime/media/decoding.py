@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import TYPE_CHECKING
 
-from ..errors import VideoError, summarize
+from ..errors import VideoError
 from .source import Source
 
 if TYPE_CHECKING:
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
     OpenContainer = Callable[[], InputContainer]
+
+KEY_FRAME_SECONDS = 10.0
+"""Time before the end in which there is a key frame to begin from."""
+
+AVI_DISORDER = 32
+"""Number of packets within which the frame of a packet comes, more than any codec keeps back."""
 
 MAX_PLACES = 5
 """Number of places with damage that a note names."""
@@ -40,7 +47,7 @@ def choose_stream(container: InputContainer, name: str) -> tuple[VideoStream, li
     chosen = max(decodable, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
     chosen.thread_type = "AUTO"
     others = ", ".join(f"{s.index} ({_describe(s)})" for s in streams if s is not chosen)
-    note = f"{name}: only video stream {chosen.index} ({_describe(chosen)}) is read, not stream {others}"
+    note = f"{name}: only video stream {chosen.index} ({_describe(chosen)}) is read; left out: {others}"
     return chosen, [note] if others else []
 
 
@@ -66,65 +73,62 @@ class Decoder:
         self._name, self._open_container, self._strict = source.name, open_container, strict
         self.stream, self._base = stream, float(stream.time_base or 0)
         self._context = _context(stream, source)
-        self._has_times = stream.container.format.name != "avi"  # AVI numbers packets in the order of decoding
+        # AVI numbers packets in the order of decoding, which is not that of the frames
+        self._disorder = AVI_DISORDER if stream.container.format.name == "avi" else 0
         self._waiting: dict[int, None] = {}  # times of packets whose frames have not come
+        self._missing: dict[int, int] = {}  # those given up, with the number of frames before them
+        self._first: int | None = None
         self._origin: int | None = None
-        self._packets = self.frames = self.errors = self._corrupt = self._missing = 0
-        self._places: list[str] = []
-        self.reason = ""
-        self.end_is_missing = False
+        self._packets = self.frames = self._errors = self._corrupt = 0
+        self._interlaced = self.end_is_missing = False
 
     def decode(self, packet: av.Packet[VideoStream]) -> Iterator[av.VideoFrame]:
         """Yield the frames that this packet completes; an empty packet ends the stream."""
         if packet.size and not packet.is_discard and not _is_hidden(packet):
             self._packets += 1
-            if self._has_times and packet.pts is not None:
+            if packet.pts is not None:
                 self._waiting[packet.pts] = None
-        yield from map(self._delivered, self._attempt(self._context, packet))
+                self._first = packet.pts if self._first is None else self._first
+        yield from map(self._delivered, self._attempt(packet))
         if not packet.size:
             if self._waiting and not self._strict:
                 yield from map(self._delivered, self._end_again())
-            self._skip(list(self._waiting), silent=self._packets <= self.frames)
+            self._give_up(list(self._waiting), silent=self._packets <= self.frames)
 
-    def _attempt(self, context: VideoCodecContext, packet: av.Packet[VideoStream]) -> list[av.VideoFrame]:
+    def _attempt(self, packet: av.Packet[VideoStream]) -> list[av.VideoFrame]:
         import av
 
         try:
-            return context.decode(packet)
+            return self._context.decode(packet)
         except av.FFmpegError as error:
             if self._strict or isinstance(error, MemoryError):
                 raise
-            self.errors += 1
-            self.reason = self.reason or summarize(error)
+            self._errors += 1
             self.end_is_missing = True
-            if not self._has_times:
-                self._places.append(f"near frame {self.frames}")
             return []
 
     def _delivered(self, frame: av.VideoFrame) -> av.VideoFrame:
         """Count a frame, and those missing before it."""
         if frame.pts is not None:
             self._origin = frame.pts if self._origin is None else self._origin
-            self._waiting.pop(frame.pts, None)
-            # without an error, a field of its own packet has no frame of its own
-            self._skip([time for time in self._waiting if time < frame.pts], frame.interlaced_frame and not self.errors)
+            for times in (self._waiting, self._missing):
+                times.pop(frame.pts, None)
+            # no damage: a second field has no frame of its own; a clip may begin with frames that refer to none in it
+            usual = frame.interlaced_frame or (self.frames == 0 and frame.pts == self._first)
+            late = [time for time in self._waiting if time < frame.pts - self._disorder]
+            self._give_up(late, silent=usual and not self._errors)
         self.frames += 1
+        self._interlaced |= frame.interlaced_frame
         self._corrupt += bool(frame.is_corrupt)
         self.end_is_missing = False
         return frame
 
-    def _skip(self, times: list[int], silent: bool) -> None:
-        """Note frames of these times as missing, at this place."""
+    def _give_up(self, times: list[int], silent: bool) -> None:
         for time in times:
             del self._waiting[time]
-        if not times or silent:
-            return
-        self._missing += len(times)
-        self.end_is_missing = True
-        if self._origin is not None:
-            at = (min(times) - self._origin) * self._base
-            where = f"after frame {self.frames - 1} (at {at:.2f} s)" if self.frames else "before the first"
-            self._places.append(f"{len(times)} {where}")
+            if not silent:
+                self._missing[time] = self.frames
+                self.end_is_missing = True
 
     def _end_again(self) -> list[av.VideoFrame]:
         """Decode the last frames that have not come again, in one thread."""
@@ -134,7 +138,9 @@ class Decoder:
         with contextlib.suppress(av.FFmpegError, OSError), self._open_container() as container:
             stream = container.streams[self.stream.index]
             stream.codec_context.thread_count = 1
-            container.seek(min(self._waiting), stream=stream)
+            # some containers do not tell where key frames are
+            start = min(self._waiting) - round(KEY_FRAME_SECONDS / (self._base or 1))
+            container.seek(max(start, self._origin or 0), stream=stream)
             for packet in container.demux(stream):
                 with contextlib.suppress(av.FFmpegError):
                     found += [frame for frame in stream.codec_context.decode(packet) if frame.pts in self._waiting]
@@ -142,15 +148,27 @@ class Decoder:
 
     def notes(self) -> list[str]:
         """Return what is damaged or missing, for the user."""
-        name, notes = self._name, []
-        if self._missing or self.errors:
-            what = f"{self._missing} frame{'s' * (self._missing != 1)} missing" if self._missing else "frames missing"
-            more = len(self._places) - MAX_PLACES
-            places = self._places[:MAX_PLACES] + [f"and at {more} more places"] * (more > 0)
-            notes.append(f"{name}: damaged, {what}: {', '.join(places)}")
+        name, notes, count = self._name, [], len(self._missing)
+        if self._origin is None and not self._interlaced:  # without times, only the number is known
+            count = max(0, self._packets - self.frames)
+        if count or self._errors:
+            groups = [list(group) for _, group in groupby(sorted(self._missing.items()), key=lambda item: item[1])]
+            more = len(groups) - MAX_PLACES
+            places = [*map(self._place, groups[:MAX_PLACES]), *[f"and at {more} more places"] * (more > 0)]
+            frames = "1 frame" if count == 1 else f"{count or 'some'} frames"
+            notes.append(f"{name}: damaged, {frames} missing{': ' * bool(places)}{', '.join(places)}")
         if self._corrupt:
             notes.append(f"{name}: {self._corrupt} of {self.frames} frames are damaged; masks there may be wrong")
         return notes
+
+    def _place(self, group: list[tuple[int, int]]) -> str:
+        """Say where frames are missing, given as (time, number of frames before)."""
+        time, before = group[0]
+        distance = time - (self._origin or 0)
+        if before == 0 or distance < 0:
+            return f"{len(group)} before the first"
+        frame = f"near frame {distance}" if self._disorder else f"after frame {before - 1}"
+        return f"{len(group)} {frame} (at {distance * self._base:.2f} s)"
 
 
 def _context(stream: VideoStream, source: Source) -> VideoCodecContext:

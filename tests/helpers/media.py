@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import struct
 import threading
 from fractions import Fraction
 from pathlib import Path
@@ -40,8 +41,7 @@ def write(
         stream = container.add_stream(codec, rate=fps)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pix_fmt
-        if codec == "libx264":
-            stream.options = {"g": str(gop), "crf": "10"} | (encoder or {})
+        stream.options = ({"g": str(gop), "crf": "10"} if codec == "libx264" else {}) | (encoder or {})
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         if rotate is not None:
@@ -55,11 +55,30 @@ def write(
     return path
 
 
-def write_audio(path: Path):
+def write_streams(path: Path, *parts: Path, dispositions=(), options=None):
+    """Copy the streams of several files into one."""
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(av.open(str(path), "w", options=options or {}))
+        sources = [stack.enter_context(av.open(str(part))) for part in parts]
+        streams = [(source, s, out.add_stream_from_template(s)) for source in sources for s in source.streams]
+        for (_, _, stream), disposition in zip(streams, dispositions, strict=False):
+            stream.disposition = disposition
+        for source, original, stream in streams:
+            for packet in source.demux(original):
+                if packet.size:
+                    packet.stream = stream
+                    out.mux(packet)
+            source.seek(0)
+    return path
+
+
+def write_audio(path: Path, seconds=0.1):
     """Write a file with an audio stream only."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=48000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, round(48000 * seconds)), np.float32), format="fltp", layout="mono"
+        )
         frame.rate = 48000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -83,6 +102,31 @@ def corrupt(path: Path, start: float, count: int, step: int = 1) -> Path:
     out = path.with_name("corrupted_" + path.name)
     out.write_bytes(data)
     return out
+
+
+def damage_packets(path: Path, numbers) -> Path:
+    """Copy a video with the contents of some packets, by their order in the file, overwritten."""
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as source:
+        packets = [bytes(packet) for packet in source.demux(video=0) if packet.size]
+    at = 0
+    for number, packet in enumerate(packets):
+        at = data.index(packet, at)
+        if number in numbers or number - len(packets) in numbers:
+            data[at : at + len(packet)] = b"\xff" * len(packet)
+        at += len(packet)
+    out = path.with_name("damaged_" + path.name)
+    out.write_bytes(data)
+    return out
+
+
+def set_matrix(path: Path, a, b, c, d) -> Path:
+    """Write a display matrix into an MP4 file: the picture's (x, y) is shown at (a x + c y, b x + d y)."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 4 + 20 + 16
+    data[at : at + 36] = struct.pack(">9i", *(round(v * 65536) for v in (a, b, 0, c, d, 0, 0, 0, 16384)))
+    path.write_bytes(data)
+    return path
 
 
 def drop_packets(path: Path) -> Path:

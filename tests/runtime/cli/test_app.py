@@ -327,3 +327,25 @@ def test_closed_pipe_is_not_an_error(toy):
     piped = f"{' '.join(COMMAND)} --engine {toy} --list | true"
     done = subprocess.run(piped, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "Traceback" not in done.stderr
+
+
+def test_damage_is_noted_or_an_error_with_strict(toy, tmp_path, capsys):
+    path = media.damage_packets(media.write(tmp_path / "clip.mkv", media.clip(10), encoder={"bf": "0"}, gop=4), [5])
+    run = ["--engine", str(toy), "--video", str(path), *PROMPT, "--no-overlay"]
+    assert main([*run, "--out", str(tmp_path / "a")]) == 0
+    results, note = load_results(tmp_path / "a"), f"{path}: damaged, 1 frame missing: 1 after frame 4 (at 0.21 s)"
+    assert len(results["frames"]) == 9 and results["notes"] == [note] and results["complete"]
+    shown = capsys.readouterr()
+    assert note in shown.out + shown.err
+    assert main([*run, "--out", str(tmp_path / "b"), "--strict"]) == 2
+    assert "damaged or cut short after" in capsys.readouterr().err
+    assert not load_results(tmp_path / "b")["complete"]
+
+
+def test_a_cut_file_is_an_error_with_its_frames_kept(toy, tmp_path, capsys):
+    path = media.truncate(media.write(tmp_path / "clip.mp4", media.clip(40), movflags="faststart"), 0.6)
+    out = tmp_path / "out"
+    assert main(["--engine", str(toy), "--video", str(path), *PROMPT, "--no-overlay", "--out", str(out)]) == 2
+    assert "cut short: it ends at" in capsys.readouterr().err
+    results = load_results(out)
+    assert 5 < len(results["frames"]) < 40 and not results["complete"]

@@ -1,0 +1,203 @@
+"""Damaged and long files: all that decodes is delivered, what is missing is told, and a cut file is an error."""
+
+import av
+import numpy as np
+import pytest
+
+from helpers import media
+from runtime import VideoError
+from runtime.media.completeness import is_cut
+from runtime.media.video_reader import open_video
+
+COUNT = 24
+CODECS = {
+    "h264": ("a.mkv", "libx264", {"bf": "0", "g": "6"}),
+    "h264 with B-frames": ("a.mp4", "libx264", {"bf": "2", "g": "12"}),
+    "hevc": ("a.mkv", "libx265", {"x265-params": "keyint=12:log-level=none"}),
+    "vp8": ("a.webm", "libvpx", {"g": "6"}),
+    "vp9": ("a.webm", "libvpx-vp9", {"g": "6"}),
+    "mpeg4": ("a.mp4", "mpeg4", {"g": "6"}),
+    "mpeg2": ("a.mkv", "mpeg2video", {"g": "6"}),
+    "prores": ("a.mov", "prores_ks", {}),
+    "ffv1": ("a.mkv", "ffv1", {}),
+    "avi": ("a.avi", "libx264", {"bf": "2", "g": "12"}),
+    "flv": ("a.flv", "libx264", {"bf": "2", "g": "6"}),
+}
+PLACES = {"first": [0], "key": [12], "middle": [9], "last": [-1], "tail": [-5, -3, -1], "many": range(3, 20, 3)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    made = {}
+
+    def make(kind):
+        if kind not in made:
+            name, codec, encoder = CODECS[kind]
+            pix_fmt = "yuv422p10le" if codec == "prores_ks" else "yuv420p"
+            folder = tmp_path_factory.mktemp("whole")
+            made[kind] = media.write(folder / name, media.clip(COUNT), codec=codec, pix_fmt=pix_fmt, encoder=encoder)
+        return made[kind]
+
+    return make
+
+
+def decodable(path):
+    """Return the times of the frames that FFmpeg gives: one thread, on past errors."""
+    times = []
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        for packet in container.demux(stream):
+            try:
+                times += [frame.time for frame in packet.decode()]
+            except av.FFmpegError:
+                continue
+    return times
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", CODECS)
+def test_damaged_packets_are_left_out_and_told(whole, kind, place):
+    path = media.damage_packets(whole(kind), PLACES[place])
+    if (kind, place) == ("avi", "first"):  # it held the only description of the stream
+        with pytest.raises(VideoError, match="not a video, or damaged"):
+            open_video(path)
+        return
+    want = decodable(path)
+    assert len(want) > 0
+    with open_video(path) as video:
+        times = [video.frame_time(index) for index, _ in enumerate(video)]
+    assert len(times) == len(want)
+    if kind != "avi":
+        shown = np.maximum.accumulate(np.array(want) - want[0])  # damage may disturb the order of B-frames
+        assert times == pytest.approx(shown, abs=2e-3)
+    notes = " ".join(video.notes)
+    if missing := COUNT - len(want):
+        assert f"damaged, {missing} frame{'s' * (missing != 1)} missing: " in notes
+    else:
+        assert "frames are damaged" in notes or not notes
+    if place == "first" and missing:
+        assert "before the first" in notes
+
+
+@pytest.mark.parametrize("kind", CODECS)
+def test_strict_ends_at_the_first_damage(whole, kind):
+    path = media.damage_packets(whole(kind), [9])
+    if len(decodable(path)) < COUNT and kind != "mpeg2":  # FFmpeg's decoder of MPEG-2 tells no errors
+        with pytest.raises(VideoError, match=r"damaged or cut short after \d+ frames"):
+            list(open_video(path, strict=True))
+    assert len(list(open_video(whole(kind), strict=True))) == COUNT
+
+
+@pytest.mark.parametrize("kind", CODECS)
+def test_whole_files_have_no_notes(whole, kind):
+    with open_video(whole(kind)) as video:
+        assert sum(1 for _ in video) == COUNT
+    assert video.notes == []
+
+
+@pytest.mark.parametrize("kind", ["h264", "vp9", "mpeg4"])
+def test_nothing_decodes(whole, kind):
+    with pytest.raises(VideoError, match="no frame can be decoded"):
+        open_video(media.damage_packets(whole(kind), range(COUNT)))
+
+
+def test_places_beyond_the_first_are_counted(whole):
+    with open_video(media.damage_packets(whole("ffv1"), range(1, 16, 2))) as video:
+        list(video)
+    assert "(at 0.04 s)" in video.notes[0] or "after frame 0" in video.notes[0]
+    with open_video(media.damage_packets(whole("h264 with B-frames"), range(13, 24))) as video:
+        assert sum(1 for _ in video) == 13
+    assert "11 frames missing" in video.notes[0]
+
+
+@pytest.mark.parametrize("limits, count", [({"stride": 2}, 12), ({"max_frames": 5}, 5)])
+def test_limits_count_delivered_frames(whole, limits, count):
+    path = media.damage_packets(whole("h264"), [9])
+    assert len(list(open_video(path, **limits))) == count
+
+
+LONG_LAST = [i / 24 for i in range(12)] + [0.6]
+
+
+@pytest.mark.parametrize("options", [{}, {"movflags": "faststart"}, {"movflags": "frag_keyframe+empty_moov"}])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov"])
+def test_a_long_last_frame_is_no_damage(tmp_path, name, options):
+    path = long_last(tmp_path / name, **options)
+    with open_video(path) as video:
+        assert sum(1 for _ in video) == 12
+    assert video.notes == []
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm", "a.ts", "a.flv"])
+def test_a_long_last_frame_in_other_containers(tmp_path, name):
+    with open_video(long_last(tmp_path / name)) as video:
+        assert sum(1 for _ in video) == 12
+    assert video.notes == []
+
+
+def long_last(path, **options):
+    """Write 12 frames, of which the last is shown for 5 seconds."""
+    codec = "libvpx" if path.suffix == ".webm" else "libx264"
+    with av.open(str(path), "w", options=options) as out:
+        stream = out.add_stream(codec, rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.options = {"bf": "0"} if codec == "libx264" else {}
+        arrays = (av.VideoFrame.from_ndarray(array, format="rgb24") for array in media.clip(12))
+        packets = [packet for frame in [*arrays, None] for packet in stream.encode(frame)]
+        packets[-1].duration = round(5 / packets[-1].time_base)
+        out.mux(packets)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.avi", "a.ts"])
+def test_sound_longer_than_the_picture_is_no_damage(tmp_path, name):
+    codec = "mpeg4" if name == "a.avi" else "libx264"
+    video = media.write(tmp_path / "v.mp4", media.clip(12), codec=codec)
+    sound = media.write_audio(tmp_path / "s.mp4", seconds=4)
+    path = media.write_streams(tmp_path / name, video, sound)
+    with open_video(path) as video:
+        assert sum(1 for _ in video) == 12
+    assert video.notes == []
+
+
+def test_what_follows_the_video_in_the_file_is_no_damage(tmp_path):
+    path = media.write(tmp_path / "a.mp4", media.clip(12))
+    path.write_bytes(path.read_bytes() + bytes(4000))
+    assert len(list(open_video(path))) == 12
+
+
+def test_a_stale_duration_is_no_damage(tmp_path):
+    path = media.write(tmp_path / "a.mkv", media.clip(12))
+    data = path.read_bytes()
+    assert data.count(b"00:00:00.500") == 1
+    path.write_bytes(data.replace(b"00:00:00.500", b"00:00:09.500"))
+    assert len(list(open_video(path))) == 12
+
+
+@pytest.mark.parametrize("sound", [False, True], ids=["silent", "with sound"])
+@pytest.mark.parametrize("part", [0.5, 0.9])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.webm", "fragments.mp4"])
+def test_a_file_that_is_cut_is_an_error_after_its_frames(tmp_path, name, part, sound):
+    codec = "libvpx" if name.endswith("webm") else "libx264"
+    options = {"movflags": "frag_keyframe+empty_moov" if "frag" in name else "faststart"} if name[-1] in "4v" else {}
+    path = media.write(tmp_path / name, media.clip(72), codec=codec, **({} if sound else options))
+    if sound and codec == "libx264":
+        tone = media.write_audio(tmp_path / "s.mp4", seconds=3)
+        path = media.write_streams(tmp_path / f"with_{name}", path, tone, options=options)
+    cut = media.truncate(path, part)
+    want, got = decodable(cut), []
+    with pytest.raises(VideoError, match="cut short"):
+        got.extend(open_video(cut))
+    assert len(got) == len(want) < 72
+
+
+def test_sizes_that_files_declare(tmp_path):
+    for name in ("a.mp4", "a.mkv", "a.avi", "a.mov"):
+        path = media.write(tmp_path / name)
+        assert is_cut(path) is False
+        assert is_cut(media.truncate(path, 0.6)) is True
+    assert is_cut(media.write(tmp_path / "a.ts")) is None
+    for data in (b"", b"RIFF", b"\x1a\x45\xdf\xa3", b"\x1a\x45\xdf\xa3\x01", b"\0\0\0\0mdat" + bytes(40)):
+        (tmp_path / "b").write_bytes(data)
+        assert is_cut(tmp_path / "b") is None

@@ -51,7 +51,8 @@ def _open_file(path: Path) -> InputContainer:
     import av
 
     # absolute: FFmpeg takes what precedes a colon for a protocol, and would open another file or a pipe
-    return av.open(str(path.absolute()), options={"probesize": "20000000"})
+    # container_options: PyAV before 18 crashes at damaged files that are opened with `options`
+    return av.open(str(path.absolute()), container_options={"probesize": "20000000"})
 
 
 def decode_from(path: Path, seconds: float, start: float) -> Iterator[Frame]:
@@ -86,7 +87,7 @@ def open_url(url: str, stride: int, strict: bool = False) -> Source:
         options = {"reconnect": "1", "reconnect_delay_max": "4"}
 
     def open_container() -> InputContainer:
-        return av.open(url, options=options, timeout=(TIMEOUT_SECONDS, TIMEOUT_SECONDS))
+        return av.open(url, container_options=options, timeout=(TIMEOUT_SECONDS, TIMEOUT_SECONDS))
 
     live = None if scheme.startswith("http") else scheme != "file"
     source = _pyav_source(name, open_container, stride, live, strict)
@@ -165,7 +166,7 @@ def _decode_file(source: Source, container: InputContainer, decoder: Decoder, st
                 for frame in decoder.decode(packet):
                     shown = clock.seconds(frame)
                     if frame.time is not None:
-                        end = frame.time + frame.duration * float(frame.time_base or 0)
+                        end = frame.time + (frame.duration or 0) * float(frame.time_base or 0)
                     if (decoder.frames - 1) % stride:
                         continue
                     rgb = converter.rgb(frame)

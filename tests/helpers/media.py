@@ -62,7 +62,7 @@ def write_streams(path: Path, *parts: Path, dispositions=(), options=None):
         sources = [stack.enter_context(av.open(str(part))) for part in parts]
         streams = [(source, s, out.add_stream_from_template(s)) for source in sources for s in source.streams]
         for (_, _, stream), disposition in zip(streams, dispositions, strict=False):
-            stream.disposition = disposition
+            stream.disposition = disposition.value
         for source, original, stream in streams:
             for packet in source.demux(original):
                 if packet.size:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 TICKS = 90_000
 """Least number of ticks per second, 1000 for time lapses: times are rounded to less than 6 microseconds."""
 
-MAX_GOP = 120
-"""Longest distance of key frames, in frames; a killed run loses the frames after the last one."""
+MIN_GOP, MAX_GOP = 10, 120
+"""Bounds of the distance of key frames, one second; a killed run loses the frames after the last one."""
 
 BT709, LIMITED_RANGE = 1, 1
 """Numbers of ITU-T H.273 and FFmpeg: primaries, transfer and matrix of BT.709; luma of 16 to 235."""
@@ -67,7 +67,7 @@ class VideoWriter:
                 self._stream = self._container.add_stream("libx264", rate=rate)
             except (av.FFmpegError, ValueError):
                 raise InternalError("this build of PyAV has no libx264; pip install av, or use --no-overlay") from None
-            self._configure(size, sample_aspect_ratio, gop=max(1, min(round(fps), MAX_GOP)))
+            self._configure(size, sample_aspect_ratio, gop=min(max(MIN_GOP, round(fps)), MAX_GOP))
             try:
                 self._container.start_encoding()
             except BaseException:  # without its mark, the file would count as another's
@@ -138,7 +138,8 @@ class VideoWriter:
             except (av.FFmpegError, OSError, ValueError) as error:
                 if self._source is None or is_disk_full(error):
                     raise
-                self.notes.append(f"{self.path}: without sound: {self._source.path} fails ({summarize(error)})")
+                if self._source.sound:
+                    self.notes.append(f"{self.path}: without sound: {self._source.path} fails ({summarize(error)})")
                 self._copy_to(part, None, whole)
             mark_video(part)
             os.replace(part, self.path)
@@ -152,6 +153,7 @@ class VideoWriter:
             fragments = stack.enter_context(av.open(str(self.path.absolute())))
             out = stack.enter_context(_open(path, "faststart", TOOL))
             video = out.add_stream_from_template(fragments.streams.video[0])
+            video.time_base = Fraction(1, self._ticks)
             end = self._last / self._ticks + self._step
             sound: Iterator[Packet] = iter(())
             if source is not None:

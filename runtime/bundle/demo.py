@@ -52,12 +52,14 @@ class Quality:
     scores: list[np.ndarray] = field(default_factory=list)
 
     def add(self, result: Result) -> None:
-        """Compare one frame."""
+        """Compare one frame. The objects that a sentence has found count together."""
         frame = result.frame_index * self.stride
         if frame >= len(self.demo.masks) or self.demo.masks.shape[1:] != result.masks.shape[1:]:
             raise BundleError(f"{self.demo.clip}: its masks do not fit the clip; copy the bundle again")
         truth = np.stack([self.demo.masks[frame] == obj for obj in self.demo.objects])
-        self.scores.append(np.stack([jaccard(result.masks, truth), boundary_f(result.masks, truth)]))
+        prompt_ids = np.asarray(result.prompt_ids, int)
+        found = np.stack([result.masks[prompt_ids == k].any(axis=0) for k in range(1, len(truth) + 1)])
+        self.scores.append(np.stack([jaccard(found, truth), boundary_f(found, truth)]))
 
     def table(self) -> list[dict[str, float]]:
         """Return J, F and their mean per sentence, over the frames so far."""

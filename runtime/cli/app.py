@@ -31,7 +31,7 @@ from .output_folder import OutputFolder, identities
 from .prompt_args import PromptSet
 from .signals import SignalGuard
 from .source_file import SourceFile
-from .summary import describe_engine, list_bundles, print_summary, summarize_run
+from .summary import RunStats, describe_engine, list_bundles, print_summary, summarize_run
 from .tasks import Task, automatic_task, prompt_task, reject_options, text_task
 from .writers import OutputOptions, Outputs, check_ids
 
@@ -143,7 +143,7 @@ def _run(args: argparse.Namespace, engine: Engine, video: VideoReader, task: Tas
             if error is None or isinstance(error, VideoError):
                 unused = _unused_prompts(task, video, job.stats.frames)
                 error = error or unused
-            _add_details(summary, video, quality)
+            _add_details(summary, job.stats, video, quality)
             try:
                 summary["notes"] += outputs.close_overlay(job.read_to_end and job.stats.frames != args.max_frames)
             except SamwiseRuntimeError as failure:
@@ -173,14 +173,14 @@ def _unused_prompts(task: Task, video: VideoReader, num_frames: int) -> PromptEr
 
 def _header(engine: Engine, video: VideoReader) -> dict[str, Any]:
     size = {"width": video.size[1], "height": video.size[0]}
-    about = {"name": video.name, **size, "fps": round(video.fps, 3), "stride": video.stride}
+    about = {"name": video.name, **size, "fps": float(f"{video.fps:.6g}"), "stride": video.stride}
     return {"video": about, "model": describe_engine(engine)}
 
 
-def _add_details(summary: dict[str, Any], video: VideoReader, quality: Quality | None) -> None:
-    if quality is not None:  # no rows before the first frame
-        for entry, row in zip(summary["objects"], quality.table(), strict=False):
-            entry.update({key: round(value, 4) for key, value in row.items()})
+def _add_details(summary: dict[str, Any], stats: RunStats, video: VideoReader, quality: Quality | None) -> None:
+    if quality is not None and (rows := quality.table()):  # no rows before the first frame
+        for entry, counts in zip(summary["objects"], stats.objects.values(), strict=True):
+            entry.update({key: round(value, 4) for key, value in rows[counts.prompt_id - 1].items()})
     summary["notes"] = list(video.notes)
     if video.dropped:
         summary["dropped"] = video.dropped

@@ -28,10 +28,11 @@ examples:
       list the bundles in engines/
 
 files written to --out:
-  overlay.mp4   the video with every object outlined and labelled (overlay.png for an image)
+  overlay.mp4   the video with every object outlined and labelled, and its sound (overlay.png for an image)
   contact.png   eight frames of it on one sheet
   masks/        one indexed PNG per frame, DAVIS palette: 0 background, 1 the first object, 2 the second ...
-  results.json  masks as COCO run lengths, boxes, scores, seconds per stage; results.jsonl during the run
+  results.json  masks as COCO run lengths, boxes, scores, times, seconds per stage; results.jsonl during the run
+files of an earlier run are replaced, others never
 
 exit codes: 0 success, 1 an internal error or one of the machine (disk full, backend failed), 2 an error in the input
 (file, prompt, bundle), 130 interrupted by Ctrl-C. However a run ends, the frames finished before are in --out.

@@ -9,7 +9,6 @@ killed run leaves is recognised as well.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import struct
@@ -68,7 +67,7 @@ class OutputFolder:
                 raise UserError(f"{folder}: output written here would become frames of the input; choose another --out")
         earlier = []
         for path in self._existing():
-            is_ours, is_written = self._is_ours(path), self._writes(path)
+            is_ours, is_written = self._is_ours(path), self.writes(path)
             if (is_ours or is_written) and identities([path]) & inputs:
                 raise UserError(f"{path}: an input that this run would replace or delete; choose another --out")
             if is_written and not is_ours:
@@ -96,7 +95,8 @@ class OutputFolder:
         yield from sorted(masks.glob("*.png"))
         yield from (path for folder in (self.path, masks) for path in folder.glob(f"*{PART}") if path.is_file())
 
-    def _writes(self, path: Path) -> bool:
+    def writes(self, path: Path) -> bool:
+        """Tell whether the run writes a file of this name."""
         if path.parent != self.path or path.name == MASKS:
             return self.masks
         images = (OVERLAY_IMAGE,) if self.is_image else (OVERLAY_VIDEO, CONTACT_SHEET)
@@ -175,18 +175,22 @@ def identities(paths: Iterable[str | Path]) -> frozenset[Identity]:
 
 def _is_locked(path: Path) -> bool:
     try:
+        import fcntl
+
         with open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # a file system without locks
+    except (ImportError, OSError):  # a system or file system without locks
         pass
     return False
 
 
 def lock(file: IO[bytes]) -> None:
     """Show other runs, as long as the file is open, that this one is writing to its folder."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 

@@ -56,8 +56,10 @@ class SourceFile:
         It is copied if MP4 holds it, else encoded as AAC. `end` is the time at which it stops, None: its own end.
         """
         stream = cast("AudioStream | None", source.streams.best("audio") if self.sound else None)
-        if stream is None or stream.codec_context is None:
+        if stream is None:
             return iter(())
+        if stream.codec_context is None:
+            raise ValueError("PyAV cannot decode its codec")
         if stream.codec_context.name in COPIED:
             return _limit(self._copy(source, stream, out.add_stream_from_template(stream)), end)
         rate = stream.rate if stream.rate in RATES else 48_000

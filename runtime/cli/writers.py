@@ -197,7 +197,8 @@ class Outputs:
         if options.masks:
             check_ids(options.objects)
         with report_write_errors(self.folder):
-            OutputFolder(self.folder, options.overlay, options.masks, options.is_image).prepare()
+            self._plan = OutputFolder(self.folder, options.overlay, options.masks, options.is_image)
+            self._plan.prepare()
         labels, top = options.labels, options.small_on_top
         objects = [{"id": obj, "prompt": object_label(labels, p, obj)} for obj, p in options.objects.items()]
         self._results = ResultsWriter(self.folder, {**header, "objects": objects})
@@ -251,8 +252,8 @@ class Outputs:
         """Finish every file; `footer` goes into results.json. Returns the files written. Raises InternalError."""
         self._results.close(footer)
         self.close_overlay()
-        names = (OVERLAY_VIDEO, OVERLAY_IMAGE, CONTACT_SHEET, MASKS, RESULTS)
-        return [self.folder / name for name in names if (self.folder / name).exists()]
+        paths = (self.folder / name for name in (OVERLAY_VIDEO, OVERLAY_IMAGE, CONTACT_SHEET, MASKS, RESULTS))
+        return [path for path in paths if self._plan.writes(path) and path.exists()]
 
     def __enter__(self) -> Outputs:
         return self

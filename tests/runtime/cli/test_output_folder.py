@@ -39,6 +39,12 @@ def write_run(folder, frames=2, close=True, **options):
     return folder
 
 
+def written(folder, **options):
+    """Return the names that a run without frames lists as written."""
+    with Outputs(folder, (48, 64), 10.0, {}, OutputOptions({}, {}, **options)) as outputs:
+        return [path.name for path in outputs.close({})]
+
+
 def contents(folder):
     """Return what is in a folder: bytes of files, targets of links."""
     return {
@@ -121,6 +127,24 @@ def own_masks_as_frames(folder):
     return ["--video", write_run(folder / "out") / "masks"]
 
 
+def pattern_of_own_masks(folder):
+    return ["--video", write_run(folder / "out") / "masks" / "*.png"]
+
+
+def numbered_own_masks(folder):
+    return ["--video", write_run(folder / "out") / "masks" / "%05d.png"]
+
+
+def pattern_in_out(folder):
+    picture(write_run(folder / "out") / "a.png")
+    return ["--video", folder / "out" / "*.png"]
+
+
+def list_with_an_own_mask(folder):
+    write_run(folder / "out")
+    return ["--video", picture(folder / "a.png"), folder / "out" / "masks" / "00001.png"]
+
+
 def frames_in_out(folder):
     picture(folder / "out" / "1.jpg"), picture(folder / "out" / "2.jpg")
     return ["--video", folder / "out"]
@@ -197,6 +221,10 @@ INPUTS = [
     frames_in_masks,
     jpeg_frames_in_masks,
     own_masks_as_frames,
+    pattern_of_own_masks,
+    numbered_own_masks,
+    pattern_in_out,
+    list_with_an_own_mask,
     frames_in_out,
     frames_linked_to_own_masks,
     masks_linked_to_the_frames,
@@ -303,7 +331,7 @@ def test_files_of_others_that_are_not_written_are_kept(tmp_path, name, earlier):
     if earlier:
         write_run(tmp_path, overlay=False, masks=False)
     text(name, "precious")(tmp_path)
-    write_run(tmp_path, overlay=False, masks=False)
+    assert written(tmp_path, overlay=False, masks=False) == ["results.json"]
     assert (tmp_path / name).read_text() == "precious"
 
 

@@ -23,7 +23,7 @@ from .base import TrackingSession, check_object_id
 from .memory_selection import strided_frames
 from .prompt_inputs import PointInputs, PromptInputs
 from .requests import DecodeRequest
-from .session import synchronized
+from .session import check_time, synchronized
 from .state import ObjectOutput, TrackedObject, TrackingOptions
 from .step import TrackerNetwork, commit_memory, predict_frame, prompt_request, tracking_request
 
@@ -61,6 +61,7 @@ class LiveSession(TrackingSession):
         for another object. A frame that raises an error is not taken.
         """
         self._check_open()
+        time = check_time(time)
         frame = check_frame(frame, self._num_frames, self._size)
         if self._size is None:
             self._start(frame.shape[:2])
@@ -85,8 +86,13 @@ class LiveSession(TrackingSession):
         """Push every frame; warn at the end of prompts on frames that the session has not had.
 
         frames   a `VideoReader`, anything that `open_video` opens, or an iterable of arrays or image files
-        prompts  by frame number, counted from the session's first frame, then by object
+        prompts  by frame number, counted from the session's first frame, then by object; those on frames that do not
+                 come have no effect
         """
+        if not isinstance(prompts or {}, Mapping):
+            raise PromptError(
+                "prompts must be a dict, like {0: {1: runtime.Points([[x, y]], [1])}}: frame, object, prompt"
+            )
         for frame, time in iterate_frames(frames):
             with self._lock:
                 results = self.push(frame, (prompts or {}).get(self._num_frames), time=time)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
+from numbers import Real
 from typing import Any, TypeVar, cast
 
 from ..errors import UserError
@@ -26,6 +28,15 @@ def synchronized(method: Method) -> Method:
             return method(self, *args, **kwargs)
 
     return cast(Method, locked)
+
+
+def check_time(time: Any) -> float | None:
+    """Return the time of a frame in seconds. Raises UserError unless it is a number or None."""
+    if time is None:
+        return None
+    if isinstance(time, bool) or not isinstance(time, Real) or not math.isfinite(time):
+        raise UserError(f"time must be a number of seconds, not {time!r}")
+    return float(time)
 
 
 class Session:

@@ -101,6 +101,19 @@ def test_times_that_are_pushed(text, prompts):
         assert live.push(media.clip(1)[0])[0].time is None
 
 
+@pytest.mark.parametrize("time", ["1.5", [1], float("nan"), True, 1j])
+def test_a_bad_time_is_refused(text, prompts, time):
+    for session in (text.session([runtime.Text(tokens=A)]), prompts.live()):
+        with pytest.raises(runtime.UserError, match="time must be a number of seconds"):
+            session.push(media.clip(1)[0], time=time)
+
+
+@pytest.mark.parametrize("given", [[CLICK[0]], CLICK[0], "click", {0: [CLICK[0]]}])
+def test_bad_prompts_of_a_stream_are_refused(prompts, given):
+    with pytest.raises(runtime.PromptError, match="prompts must be a dict"):
+        list(prompts.live().stream(media.clip(3), given))
+
+
 def test_results_of_prompts_on_a_known_video_have_times(prompts, files):
     with prompts.video(files / "clip.mkv") as session:
         assert session.add_points(3, 1, [(14, 20)], [1]).time == pytest.approx(0.5)

@@ -227,6 +227,27 @@ def test_a_text_session_that_lacks_a_frame_is_closed(engine, monkeypatch, stage,
     assert engine.networks["samwise"].maskmem_pool.in_use == 0
 
 
+@pytest.mark.parametrize("kind, stage", [("text", "neck"), ("text", "mask_decoder"), ("live", "prompt_decoder")])
+def test_closing_while_a_frame_is_computed_by_the_same_thread(engine, prompts, monkeypatch, kind, stage):
+    """As a signal handler or a finalizer may: the lock does not block, and the memory goes back once."""
+
+    class Closing(Failing):
+        def run(self, **arrays):
+            self.stage.run(**arrays)
+            self.left -= 1
+            if self.left == 0:
+                session.close()
+
+    used = engine if kind == "text" else prompts
+    session, results = list(iterations(engine, prompts))[kind == "live"]
+    monkeypatch.setattr(used.stages[stage], "stage", Closing(used.stages[stage].stage, 3, None))
+    with pytest.raises(runtime.UserError, match="closed"):
+        list(results)
+    for network in used.networks.values():
+        pools = [network.maskmem_pool, network.obj_ptr_pool] if kind == "text" else network._pools.values()
+        assert [pool.in_use for pool in pools] == [0] * len(pools)
+
+
 LIVE_PROMPTS = [{1: CLICK}, None, {2: runtime.Box((3, 3, 12, 12)), 1: Points([(3, 3)], [1])}, None, None]
 
 

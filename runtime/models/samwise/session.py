@@ -12,7 +12,7 @@ from ...device.base import Array
 from ...imaging.masks import probability
 from ...media.frame_iterables import iterate_frames
 from ...results import Result
-from ...tracking.session import Session, synchronized
+from ...tracking.session import Session, check_time, synchronized
 from .clip_encoder import ClipEncoder
 from .frame_runner import FrameRunner
 from .state import TrackBatch
@@ -63,7 +63,7 @@ class TextSession(Session):
         in stream order; do not overwrite it before its result is there.
         Raises VideoError for anything that is not such a frame or changes size, UserError after `close`.
         """
-        return list(self._add(frame, time))
+        return list(self._add(frame, check_time(time)))
 
     @synchronized
     def flush(self) -> list[Result]:

@@ -50,9 +50,9 @@ ORDERS = {
     "forward": range(N),
     "reverse": range(N - 1, -1, -1),
     "ends": [0, N - 1, 1, N - 2, 0, N - 1],
-    "steps": [*range(0, N, 7), *range(N - 1, 0, -5)],
-    "random": np.random.default_rng(0).integers(0, N, 25).tolist(),
-    "repeated": [17, 17, 18, 17, 16, 17],
+    "steps": [*range(0, N, 9), *range(N - 1, 0, -7)],
+    "random": np.random.default_rng(0).integers(0, N, 12).tolist(),
+    "repeated": [17, 17, 18, 16],
 }
 
 
@@ -65,7 +65,7 @@ def file(request, tmp_path_factory):
         return path, frames, [video.frame_time(i) for i in range(len(frames))]
 
 
-@pytest.mark.parametrize("cached", [0, 3, 2 * N])
+@pytest.mark.parametrize("cached", [0, 3])
 def test_frames_in_any_order_are_those_of_reading_in_order(file, cached):
     path, frames, times = file
     video = open_sequence(path, cached * FRAME)
@@ -138,9 +138,9 @@ def test_inexact_seeking_changes_no_frame(tmp_path, monkeypatch, wrong):
             yield random_access.Frame(array ^ 1 if wrong == "damaged" else array, time + 0.04 * (wrong == "shifted"))
 
     monkeypatch.setattr(random_access, "decode_from", inexact)
-    video = open_sequence(path, 3 * FRAME)
+    video, frames = open_sequence(path, 3 * FRAME), list(open_video(path))
     for index in ORDERS["random"]:
-        assert (video[index] == media.clip(N)[index]).all() or (video[index] == list(open_video(path))[index]).all()
+        assert (video[index] == frames[index]).all()
 
 
 def test_a_file_that_changes_meanwhile_is_an_error(tmp_path):
@@ -161,8 +161,8 @@ def test_a_file_that_changes_meanwhile_is_an_error(tmp_path):
 def test_what_cannot_be_read_twice_is_spooled(tmp_path, cache_bytes):
     path = write(tmp_path / "a.mp4", times=VARIABLE)
     frames = list(open_video(path))
-    video = SpooledVideo(open_video(path), cache_bytes)
-    assert len(video) == N and [video.time(i) for i in range(N)] == [open_sequence(path, 0).time(i) for i in range(N)]
+    video, other = SpooledVideo(open_video(path), cache_bytes), open_sequence(path, 0)
+    assert len(video) == N and [video.time(i) for i in range(N)] == [other.time(i) for i in range(N)]
     for index in ORDERS["random"]:
         assert (video[index] == frames[index]).all()
 

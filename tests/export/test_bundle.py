@@ -1,7 +1,9 @@
 """Publication of bundles: atomic replacement, and graphs with the signatures of the manifest."""
 
+import ctypes
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest

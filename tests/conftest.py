@@ -20,3 +20,14 @@ def toy_sam2_bundle(tmp_path_factory) -> Path:
     from helpers import toy_sam2 as module
 
     return module.build(tmp_path_factory.mktemp("bundles") / "toy_sam2")
+
+
+@pytest.fixture(scope="module")
+def shared_traces():
+    """Let the exports of a module take graphs from `trace_cache.py`."""
+    from export import onnx
+    from helpers import trace_cache
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx, "trace", trace_cache.trace)
+        yield

@@ -19,22 +19,14 @@ ROOT = Path(__file__).parents[1].parent
 
 def measure(out, *options):
     """Cases by name of one run of the benchmarks in a process of their own."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *options,
-        "--benchmark-only",
-        "--benchmark-json",
-        str(out),
-        "-p",
-        "no:cacheprovider",
-    ]
+    command = [sys.executable, "-m", "pytest", *options, "--benchmark-only", "-p", "no:cacheprovider"]
+    command += ["--benchmark-json", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_toys_through_every_benchmark_of_a_bundle(toy, toy_sam2_bundle, tmp_path):
     for bundle in (toy, toy_sam2_bundle):
         shutil.copytree(bundle, tmp_path / "bundles" / bundle.name)
@@ -57,33 +49,18 @@ def test_toys_through_every_benchmark_of_a_bundle(toy, toy_sam2_bundle, tmp_path
 
 
 @pytest.mark.slow
-def test_pytorch_beside_a_bundle_of_the_same_weights(tmp_path):
+def test_pytorch_beside_a_bundle_of_the_same_weights(tmp_path, shared_traces):
     torch = pytest.importorskip("torch")
     from export import bundle
-    from export.models.samwise import Samwise, tiny_test_config
     from export.networks import base
+    from helpers import toy_exports
 
-    torch.manual_seed(0)
-    model = Samwise(tiny_test_config()).eval()
+    model = toy_exports.samwise()
     torch.save({"model": model.state_dict(), "config": asdict(model.config)}, tmp_path / "tiny.pth")
     bundle.export_bundle(base.describe("samwise", model), tmp_path / "bundles", "tiny", check=False, variants=("ort",))
-    measured = measure(
-        tmp_path / "out.json",
-        "benchmarks/bench_pytorch.py",
-        "--engine",
-        str(tmp_path / "bundles"),
-        "--backend",
-        "ort",
-        "--rounds",
-        "1",
-        "--windows",
-        "1",
-        "--checkpoint",
-        str(tmp_path / "tiny.pth"),
-        "--pytorch",
-        "eager",
-        "bfloat16",
-    )
+    options = f"--engine {tmp_path / 'bundles'} --backend ort --rounds 1 --windows 1 --pytorch eager bfloat16"
+    options += f" --checkpoint {tmp_path / 'tiny.pth'}"
+    measured = measure(tmp_path / "out.json", "benchmarks/bench_pytorch.py", *options.split())
     cases = tables.cases(report.summarize(measured)["cpu-tiny-ort.json"], "test_sentence")
     assert [c["pytorch"] for c in cases] == ["eager", "bfloat16"]
     assert cases[0]["worst_iou"] >= 0.999 and cases[0]["pytorch_over_runtime"] > 0

@@ -18,6 +18,7 @@ from benchmarks import gpu_bundle, gpu_pipeline, gpu_summary
 from export import split_attention
 from export.models import samwise
 from export.networks import samwise as samwise_network
+from helpers import toy_exports
 from helpers.fake_attention import HostAttention, compiled
 from helpers.fake_cuda import FakeCudaBackend
 from runtime.bundle.bundle import choose
@@ -28,12 +29,9 @@ WIDTH, MEMORY, SLOTS = 32, 16, 6
 
 
 @pytest.mark.slow
-def test_half_graphs_split_stages_and_kernels_agree(tmp_path, monkeypatch):
+def test_half_graphs_split_stages_and_kernels_agree(tmp_path, monkeypatch, shared_traces):
     """Memory attention alone: it is the stage with the longest chain of parts."""
-    torch.manual_seed(0)
-    model = samwise.Samwise(samwise.tiny_test_config()).eval()
-    with torch.no_grad():
-        model.sam.maskmem_tpos_enc *= 20
+    model = toy_exports.samwise()
     every = samwise_network.stages(model)
     monkeypatch.setattr(samwise_network, "stages", lambda model: [s for s in every if s.name == "memory_attention"])
     folder = gpu_bundle.write(model, tmp_path / "random")

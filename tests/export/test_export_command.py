@@ -16,11 +16,11 @@ pytest.importorskip("onnxruntime")
 import runtime
 from export import __main__ as command
 from export import bundle
-from export.models.samwise import Samwise, tiny_test_config
 from export.networks import base
 from export.networks.samwise import settings
 from export.verify import __main__ as verify
 from export.verify import parity, parity_clip, references
+from helpers import toy_exports
 from runtime.metrics import relative_error
 
 TOKENS = [0, 17, 5, 42, 2]
@@ -28,12 +28,7 @@ TOKENS = [0, 17, 5, 42, 2]
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(3)
-    model = Samwise(tiny_test_config(motion=True)).eval()
-    with torch.no_grad():  # an object that is seen, and a memory that matters
-        model.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias += 5
-        model.sam.maskmem_tpos_enc *= 20
-    return model
+    return toy_exports.samwise()
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +39,7 @@ def checkpoint(model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exported(checkpoint, tmp_path_factory):
+def exported(checkpoint, tmp_path_factory, shared_traces):
     out = tmp_path_factory.mktemp("engines")
     assert command.main(["samwise", "--checkpoint", str(checkpoint), "--out", str(out), "--name", "toy"]) == 0
     return out
@@ -151,7 +146,7 @@ def test_backend_check_detects_other_weights(exported, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_half_bundle_follows_the_clip(model, tmp_path):
+def test_half_bundle_follows_the_clip(model, tmp_path, shared_traces):
     bundle.export_bundle(base.describe("samwise", model), tmp_path, "toy", precision="fp16", variants=())
     found = runtime.bundle.bundle.choose(tmp_path)
     manifest = found.manifest

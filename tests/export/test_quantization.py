@@ -120,16 +120,12 @@ def test_command_accepts_int8():
 
 
 @pytest.mark.slow
-def test_a_whole_network_follows_torch_on_the_clip(tmp_path):
+def test_a_whole_network_follows_torch_on_the_clip(tmp_path, shared_traces):
     """Every stage of a toy SAMWISE, exported, compared and run as a pipeline on ONNX Runtime."""
-    from export.models.samwise import Samwise, tiny_test_config
     from export.networks import base as networks
+    from helpers import toy_exports
 
-    torch.manual_seed(3)
-    model = Samwise(tiny_test_config(motion=True)).eval()
-    with torch.no_grad():  # an object that is seen, and a memory that matters
-        model.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias += 5
-        model.sam.maskmem_tpos_enc *= 20
+    model = toy_exports.samwise()
     bundle.export_bundle(networks.describe("samwise", model), tmp_path, "toy", precision="int8", variants=())
     manifest = choose(tmp_path).manifest
     found = {name: spec.precision for name, spec in manifest.stages.items()}

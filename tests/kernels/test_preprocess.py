@@ -16,14 +16,16 @@ pytest.importorskip("triton")
 from runtime.kernels import launch, plan, reference
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+SIDE = 20
 SIZES = [
-    ((20, 35), (27, 48)),
-    ((31, 17), (48, 26)),
-    ((90, 41), (32, 15)),
-    ((48, 48), (48, 48)),
-    ((1, 7), (7, 48)),
-    ((60, 5), (20, 2)),
+    ((9, 15), (12, 20)),
+    ((13, 7), (20, 11)),
+    ((31, 6), (11, 5)),
+    ((20, 20), (20, 20)),
+    ((1, 3), (7, 20)),
+    ((24, 5), (8, 2)),
 ]
+"""Source and target of enlarging and shrinking: three source pixels per pixel, as from 3840 to 1024, are the most."""
 
 
 @pytest.mark.parametrize("source, target", SIZES)
@@ -31,7 +33,7 @@ SIZES = [
 def test_reference_equals_pillow(source, target, filter):
     frame = np.random.default_rng(0).integers(0, 256, (*source, 3), dtype=np.uint8)
     identity = np.arange(256, dtype=np.float32)[None].repeat(3, axis=0)
-    result = reference.preprocess(frame, target, 48, identity, filter)
+    result = reference.preprocess(frame, target, SIDE, identity, filter)
     # two calls: Pillow 13 may run the row pass first when it is given both
     wide = Image.fromarray(frame).resize((target[1], source[0]), RESAMPLE[filter])
     expected = np.asarray(wide.resize(target[::-1], RESAMPLE[filter]))
@@ -46,8 +48,8 @@ def test_kernel_equals_the_cpu_path(source, target, filter):
     columns = [torch.tensor(a) for a in reference.pillow_taps(source[1], target[1], filter)]
     table = torch.tensor(Normalization.of(MEAN, STD).table_cv)
     for dtype in (torch.float32, torch.float16):
-        out = torch.full((3, 48, 48), float("nan"), dtype=dtype)
+        out = torch.full((3, SIDE, SIDE), float("nan"), dtype=dtype)
         taps = (rows[1].shape[1], columns[1].shape[1])
-        launch.run(plan.preprocess(torch.tensor(frame), rows, columns, table, out, source, target, 48, taps))
-        expected = preprocess(frame, target, 48, MEAN, STD, resample=filter)
+        launch.run(plan.preprocess(torch.tensor(frame), rows, columns, table, out, source, target, SIDE, taps))
+        expected = preprocess(frame, target, SIDE, MEAN, STD, resample=filter)
         np.testing.assert_array_equal(out.numpy(), expected.astype(out.numpy().dtype))

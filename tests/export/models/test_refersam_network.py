@@ -118,12 +118,13 @@ def test_bad_sizes(model, size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_graphs_equal_modules(kind, tmp_path):
+@pytest.mark.parametrize("kind, names", [("bert", {"image", "text", "fuse"}), ("clip", {"text"})])
+def test_graphs_equal_modules(kind, names, tmp_path):
+    """With the other text tower only the stage of text has other code."""
     torch.manual_seed(0)
     # 160 px: a ViT grid of 10 cells, windows of 3 with padding, every table resized
     model = reference.randomize(ReferSam(tiny_test_config(kind, 160))).eval().requires_grad_(False)
-    for stage in stages(model):
+    for stage in (s for s in stages(model) if s.name in names):
         file = graphs.save({"default": graphs.trace(stage)}, tmp_path, stage.name)["default"]
         graphs.check(tmp_path / file, stage.spec)
         session = ort.InferenceSession(tmp_path / file, providers=["CPUExecutionProvider"])

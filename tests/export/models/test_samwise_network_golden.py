@@ -25,7 +25,9 @@ def thin(maps_hwc, stride):
     return maps_hwc.permute(2, 0, 1)[:, ::stride, ::stride][::2, ::3, ::3]
 
 
-@pytest.mark.parametrize("i, width, side, patch", [(0, 192, 128, 8), (1, 384, 64, 4), (2, 768, 32, 2)])
+@pytest.mark.parametrize(
+    "i, width, side, patch", [pytest.param(0, 192, 128, 8, marks=pytest.mark.slow), (1, 384, 64, 4), (2, 768, 32, 2)]
+)
 @torch.no_grad()
 def test_adapter_alone(i, width, side, patch):
     debug = np.load(reference.GOLDENS / "golden_public_tiny_debug.npz")

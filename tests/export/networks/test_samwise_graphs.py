@@ -13,6 +13,7 @@ from export.layers.hiera import Hiera, HieraConfig
 from export.models.samwise import Samwise, tiny_test_config
 from export.networks.samwise import stages
 from export.stages import hiera
+from helpers import toy_exports
 
 CONFIG = tiny_test_config(motion=True)
 SIZES = [
@@ -24,8 +25,7 @@ SIZES = [
 
 @pytest.fixture(scope="module")
 def cuts():
-    torch.manual_seed(0)
-    return {s.name: s for s in stages(Samwise(CONFIG))}
+    return {s.name: s for s in stages(toy_exports.samwise())}
 
 
 NAMES = [
@@ -45,7 +45,7 @@ def test_names(cuts):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_graph_equals_module(cuts, name, tmp_path):
+def test_graph_equals_module(cuts, name, tmp_path, shared_traces):
     stage = cuts[name]
     files = graphs.save({variant: graphs.trace(stage, variant) for variant in stage.variants}, tmp_path, name)
     for variant, file in files.items():

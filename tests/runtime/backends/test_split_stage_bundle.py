@@ -16,10 +16,11 @@ from benchmarks import gpu_pipeline
 from export import __main__ as command
 from export import bundle as bundles
 from export.bundle import export_bundle
-from export.models.samwise import CrossModalAdapterConfig, Samwise, tiny_test_config
+from export.models.samwise import CrossModalAdapterConfig
 from export.networks.base import describe
 from export.split_attention import with_split_stages
 from export.verify import backend_check
+from helpers import toy_exports
 from helpers.fake_attention import HostAttention, compiled
 from helpers.fake_cuda import IMAGE_SIGNATURES, FakeCudaBackend
 from runtime.backends.split_stage import SplitStage
@@ -37,18 +38,11 @@ CUT = {"adapter_0", "adapter_1", "adapter_2", "memory_attention"}
 
 def network():
     """A toy SAMWISE whose adapters have the kernel's heads and the width of the queries: the fake has one width."""
-    torch.manual_seed(3)
-    model = Samwise(
-        replace(tiny_test_config(), adapter=CrossModalAdapterConfig(width=WIDTH, heads=1, patches=(4, 2, 1)))
-    ).eval()
-    with torch.no_grad():
-        model.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias += 5
-        model.sam.maskmem_tpos_enc *= 20
-    return model
+    return toy_exports.samwise(CrossModalAdapterConfig(width=WIDTH, heads=1, patches=(4, 2, 1)))
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported(tmp_path_factory, shared_traces):
     """The bundle in float32, plain graphs alone, with an index of kernels behind which there is no code."""
     folder = tmp_path_factory.mktemp("split")
     model = network()

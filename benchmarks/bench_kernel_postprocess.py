@@ -8,19 +8,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from runtime.imaging.upsample import MaskUpsampler
 from runtime.kernels import launch, plan, reference
 
 from .gpu_bench import Bench
-
-
-def bilinear(source: int, target: int) -> np.ndarray:
-    """Return (target, source) weights of one axis, align_corners false."""
-    position = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0)
-    left = np.minimum(position.astype(int), source - 1)
-    matrix = np.zeros((target, source))
-    np.add.at(matrix, (np.arange(target), left), 1 - (position - left))
-    np.add.at(matrix, (np.arange(target), np.minimum(left + 1, source - 1)), position - left)
-    return matrix
 
 
 def measure(
@@ -28,8 +19,8 @@ def measure(
 ) -> dict[str, Any]:
     """Measure one size of video, as JSON values."""
     low = np.random.default_rng(0).standard_normal((objects, side, side)).astype(np.float32)
-    first = bilinear(side, image_size)
-    matrices = [bilinear(crop, full) @ first[:crop] for crop, full in zip(crop_hw, source_hw, strict=True)]
+    upsampler = MaskUpsampler(side, image_size, crop_hw, source_hw)
+    matrices = upsampler.rows, upsampler.columns
     taps = [[torch.tensor(a, device=bench.device) for a in reference.mask_taps(m)] for m in matrices]
     packed = torch.zeros((objects, plan.cdiv(source_hw[0] * source_hw[1], 8)), dtype=torch.uint8, device=bench.device)
     stats = torch.zeros((objects, 5), dtype=torch.int32, device=bench.device)
@@ -44,14 +35,13 @@ def measure(
         wide = F.interpolate(logits[:, None], (image_size, image_size), mode="bilinear")
         return F.interpolate(wide[:, :, : crop_hw[0], : crop_hw[1]], source_hw, mode="bilinear") > 0
 
-    seconds = bench.seconds(lambda: (stats.zero_(), launch.run(launches)))
-    theirs = bench.seconds(pytorch)
+    seconds, theirs = bench.seconds(lambda: (stats.zero_(), launch.run(launches))), bench.seconds(pytorch)
+    times = {"seconds": seconds, "pytorch_seconds": theirs, "speedup": theirs / seconds}
+    difference = int(np.abs(boxes[:, 1:] - expected_stats[:, 1:]).max())
     return {
         "objects": objects,
         "source": list(source_hw),
-        "seconds": seconds,
-        "pytorch_seconds": theirs,
-        "speedup": theirs / seconds,
+        **times,
         "wrong_pixels": wrong,
-        "largest_box_difference": int(np.abs(boxes[:, 1:] - expected_stats[:, 1:]).max()),
+        "largest_box_difference": difference,
     }

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from runtime.imaging.preprocess import Normalization
 from runtime.kernels import launch, plan, reference
 
 from .gpu_bench import Bench
@@ -15,8 +16,7 @@ from .gpu_bench import Bench
 def measure(bench: Bench, source_hw: tuple[int, int], resized_hw: tuple[int, int], image_size: int) -> dict[str, Any]:
     """Measure one frame size, as JSON values."""
     frame = np.random.default_rng(0).integers(0, 256, (*source_hw, 3), dtype=np.uint8)
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    table = (((np.arange(256) / 255) - mean[:, None]) / std[:, None]).astype(np.float32)
+    table = Normalization.of([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).table_cv
     rows, columns = (reference.pillow_taps(a, b) for a, b in zip(source_hw, resized_hw, strict=True))
     on_device = [[torch.tensor(a, device=bench.device) for a in taps] for taps in (rows, columns)]
     out = torch.full((3, image_size, image_size), float("nan"), device=bench.device, dtype=torch.float16)

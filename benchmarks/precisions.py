@@ -31,6 +31,7 @@ from runtime.backends import autotune
 from runtime.bundle.bundle import Bundle, choose
 from runtime.metrics import clip_jaccard
 
+from . import tables
 from .accuracy import Ablation, sentences
 from .datasets import Case, nano
 
@@ -142,18 +143,14 @@ def summary(clips: Mapping[str, Mapping[str, dict]], name: str) -> dict[str, Any
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown table of docs/notes/cpu.md."""
-    lines = [
-        "| | J&F | difference to fp32, 95 % | largest, one sentence | IoU with fp32's masks (least) | CPU speed |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = "|J&F|difference to fp32, 95 %|largest, one sentence|IoU with fp32's masks (least)|CPU speed".split("|")
+    lines = []
     for name, r in rows.items():
         low, high = r["difference_interval"]
         gap = "" if name == REFERENCE else f"{r['difference']:+.4f} ({low:+.4f} .. {high:+.4f})"
-        lines.append(
-            f"| {name} | {r['J&F']:.3f} | {gap} | {r['largest_difference']:.3f} | {r['iou_mean']:.4f} "
-            f"({r['iou_least']:.3f}) | {r['cpu_speed']:.2f}x |"
-        )
-    return "\n".join(lines)
+        iou = f"{r['iou_mean']:.4f} ({r['iou_least']:.3f})"
+        lines.append((name, f"{r['J&F']:.3f}", gap, f"{r['largest_difference']:.3f}", iou, f"{r['cpu_speed']:.2f}x"))
+    return tables.table(head, lines)
 
 
 def read(path: Path, keys: Mapping[str, dict]) -> dict[str, dict[str, dict]]:

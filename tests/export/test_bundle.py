@@ -24,6 +24,8 @@ from runtime.bundle.manifest import Manifest
 from runtime.errors import UserError
 from runtime.metrics import tensor_error
 
+pytestmark = pytest.mark.usefixtures("shared_traces")
+
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):

@@ -18,6 +18,8 @@ from export.verify import parity
 from helpers.mixer import WIDTH, mixer, network
 from runtime.bundle.bundle import choose
 
+pytestmark = pytest.mark.usefixtures("shared_traces")
+
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
@@ -120,7 +122,7 @@ def test_command_accepts_int8():
 
 
 @pytest.mark.slow
-def test_a_whole_network_follows_torch_on_the_clip(tmp_path, shared_traces):
+def test_a_whole_network_follows_torch_on_the_clip(tmp_path):
     """Every stage of a toy SAMWISE, exported, compared and run as a pipeline on ONNX Runtime."""
     from export.networks import base as networks
     from helpers import toy_exports

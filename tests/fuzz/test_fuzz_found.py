@@ -172,9 +172,8 @@ def test_image_files_with_other_content(tmp_path, content):
 )
 def test_declared_durations(said, seconds):
     opened = SimpleNamespace(duration=None, streams=[1, 2])
-    assert (
-        completeness._declared_seconds(opened, SimpleNamespace(metadata={"DURATION": said}, frames=0), False) == seconds
-    )
+    stream = SimpleNamespace(metadata={"DURATION": said}, frames=0, average_rate=24)
+    assert completeness.missing_seconds(None, opened, stream, 0.0, False) == (seconds, seconds)
 
 
 @pytest.mark.parametrize("width", [1, 2, 5])

@@ -198,7 +198,9 @@ def test_help_names_every_flag_and_the_exit_codes(capsys):
         main(["--help"])
     shown = capsys.readouterr().out
     assert ended.value.code == 0
-    flags = {flag for action in build_parser("x")._actions for flag in action.option_strings}
+    values = vars(build_parser("x").parse_args([])).keys() - {"prompt_args"}  # the order of the prompts, no option
+    flags = {f"--{name.replace('_', '-')}" for name in values} | {"-h", "--help", "--image"}
+    flags |= {f"--no-{name}" for name in ("masks", "overlay", "sound")}
     assert len(flags) > 25
     for word in (*flags, "exit codes", "examples"):
         assert re.search(rf"(?<![\w-]){word}(?![\w-])", shown), word

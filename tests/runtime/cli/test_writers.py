@@ -2,11 +2,12 @@
 
 import io
 import json
+import tracemalloc
 
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
 from runtime import InternalError, Result, UserError
@@ -206,22 +207,30 @@ def test_extreme_frame_sizes_can_be_drawn(size):
     assert drawn.shape == (*Painter(size, {1: "x"}).canvas, 3)
 
 
-def test_labels_stay_inside_and_apart():
-    painter = Painter((480, 640), {})
-    taken = []
-    for box in ((0, 0, 640, 480), (0, 0, 640, 480), (600, 470, 640, 480)):
-        tag = painter._place((0, 0, 200, 16), box, taken)
-        assert 0 <= tag[0] < tag[2] <= 640 and 0 <= tag[1] < tag[3] <= 480
-        assert not any(tag[0] < t[2] and t[0] < tag[2] and tag[1] < t[3] and t[1] < tag[3] for t in taken)
-        taken.append(tag)
+def test_labels_stay_inside_and_apart(monkeypatch):
+    tags = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "rectangle", lambda self, corners, **_: tags.append(corners))
+    boxes = ((0, 0, 640, 480), (0, 0, 640, 480), (600, 470, 640, 480))
+    masks = np.zeros((3, 480, 640), bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+        mask[y0:y1, x0:x1] = True
+    drawn = Result(0, (1, 2, 3), (1, 2, 3), masks, np.array([0.9, 0.8, 0.7]), np.array(boxes, np.float32))
+    Painter((480, 640), dict.fromkeys((1, 2, 3), "the dog on the left"))(np.zeros((480, 640, 3), np.uint8), drawn)
+    assert len(tags) == 3
+    for i, (x0, y0, x1, y1) in enumerate(tags):
+        assert 0 <= x0 < x1 < 640 and 0 <= y0 < y1 < 480
+        assert not any(x0 <= t[2] and t[0] <= x1 and y0 <= t[3] and t[1] <= y1 for t in tags[:i])
 
 
 def test_a_contact_sheet_spans_the_whole_video():
     sheet = ContactSheet(count=8, width=16)
     assert sheet.render() is None
+    tracemalloc.start()
     for i in range(1000):
         sheet.add(np.full((12, 16, 3), i // 4, np.uint8))
-        assert len(sheet._kept) <= 16
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 50_000, "all images are 576,000 bytes, twice eight are 9,216"
     picture = sheet.render()
     assert picture.shape == (2 * 12 + 4, 4 * 16 + 3 * 4, 3)
     levels = [int(picture[y, x, 0]) for y in (2, 18) for x in (2, 22, 42, 62)]

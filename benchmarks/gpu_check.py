@@ -13,6 +13,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,10 @@ def machine(bench: Bench) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "date": time.strftime("%Y-%m-%d"),
     }
-    try:
+    with suppress(ImportError):
         import onnxruntime
 
         found["onnxruntime"] = {"version": onnxruntime.__version__, "providers": onnxruntime.get_available_providers()}
-    except ImportError:
-        found["onnxruntime"] = "not installed"
     return found
 
 

@@ -6,17 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from . import memory_attention, plan, postprocess, preprocess, window_attention
+from .signatures import ARGUMENT_TYPES
 
-KERNELS = {
-    name: getattr(module, name)
-    for module, names in (
-        (memory_attention, ("memory_attention_prepare", "memory_attention_flash", "memory_attention_combine")),
-        (window_attention, ("window_attention_project", "window_attention_attend", "window_attention_fused")),
-        (preprocess, ("preprocess",)),
-        (postprocess, ("postprocess",)),
-    )
-    for name in names
-}
+MODULES = (memory_attention, window_attention, preprocess, postprocess)
+KERNELS = {name: getattr(m, name) for m in MODULES for name in ARGUMENT_TYPES if hasattr(m, name)}
 """Every kernel by name."""
 
 

@@ -54,11 +54,12 @@ class WindowConfig:
     fused: tuple[int, int, int] = (64, 4, 1)
 
 
+SMALL = (86, 89, 120)
+"""Compute capabilities with 99 KB of shared memory."""
+
 FLASH = {
-    # 99 KB of shared memory: queries 64 x 256 (32 KB) and two stages of keys 32 x 256 (16 KB) and values
-    86: FlashConfig(64, 32, 4, 2),
-    89: FlashConfig(64, 32, 4, 2),
-    120: FlashConfig(64, 32, 4, 2),
+    # queries 64 x 256 (32 KB) and two stages of keys 32 x 256 (16 KB) and values
+    **dict.fromkeys(SMALL, FlashConfig(64, 32, 4, 2)),
     80: FlashConfig(128, 32, 8, 3),
     90: FlashConfig(128, 64, 8, 3),
 }
@@ -81,13 +82,7 @@ FLASH_CANDIDATES = (
 """Measured by `benchmarks.gpu_check`. All fit the 227 KB of sm_90 and none spills registers (ptxas 12.8, Triton 3.6);
 128 queries with 4 warps and 256 queries with 8 do."""
 
-WINDOW = {
-    86: WindowConfig(project=(64, 32, 4, 2)),
-    89: WindowConfig(project=(64, 32, 4, 2)),
-    120: WindowConfig(project=(64, 32, 4, 2)),
-    80: WindowConfig(),
-    90: WindowConfig(),
-}
+WINDOW = {**dict.fromkeys(SMALL, WindowConfig(project=(64, 32, 4, 2))), 80: WindowConfig(), 90: WindowConfig()}
 """By compute capability. Columns of `attend` divide 64, so that no window of 8 x 8 patches needs a mask."""
 
 WINDOW_CANDIDATES = (

@@ -79,6 +79,7 @@ def test_first_frame_has_no_memory_and_later_ones_do(toy_network):
     assert not torch.allclose(with_memory[:, 3], alone[:, 3], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_every_parameter_learns(toy_network):
     """Sentences with memory and decisions, and visual prompts, together reach every weight."""
     toy_network.train().zero_grad()

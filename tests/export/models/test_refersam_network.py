@@ -1,5 +1,7 @@
 """ReferSAM in torch: folds, padding, sizes from tensors, damaged checkpoints; graphs at other sizes than traced."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from export import __main__ as command
 from export import onnx as graphs
 from export.checkpoints.refersam import build, config_of, renamed
 from export.models import refersam
-from export.models.refersam import ReferSam, tiny_test_config
+from export.models.refersam import ReferSam, ReferSamConfig, tiny_test_config
 from export.networks import refersam as refersam_network
 from export.networks.refersam import stages
 from helpers import refersam_reference as reference
@@ -34,7 +36,8 @@ def picture():
 def large(kind):
     """A network of 160 px: a ViT grid of 10 cells, windows of 3 with padding, every table resized."""
     torch.manual_seed(0)
-    return reference.randomize(ReferSam(tiny_test_config(kind, 160))).eval().requires_grad_(False)
+    config = replace(tiny_test_config(kind, 160), max_tokens=ReferSamConfig().max_tokens)  # not in a checkpoint
+    return reference.randomize(ReferSam(config)).eval().requires_grad_(False)
 
 
 TOKENS = torch.tensor([[7, 3, 9, 44, 5], [8, 61, 2, 0, 0]])

@@ -143,12 +143,19 @@ def _report_damage(name: str | Path) -> Iterator[None]:
         raise VideoError(f"{name}: the image is damaged or cut short ({summarize(error)})") from None
 
 
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Ignore Pillow's warnings about odd tags, and about large images: the limit here is lower, and an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@_without_warnings()
 def _open_image(path: Path) -> Image.Image:
     from PIL import Image
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower, and an error
-        return Image.open(path, formats=_installed_formats())
+    return Image.open(path, formats=_installed_formats())
 
 
 @functools.cache
@@ -195,6 +202,7 @@ def _pages(image: Any) -> Sequence[int]:
     return range(bool(getattr(image, "default_image", False)), getattr(image, "n_frames", 1)) or [0]
 
 
+@_without_warnings()
 def _tiff_pages(image: Any) -> Sequence[int]:
     """Return the pages that are neither a smaller copy of another one nor a mask."""
     pages = []
@@ -214,6 +222,7 @@ def _duration(image: Image.Image) -> float | None:
     return (ms if ms >= (MIN_GIF_MS if image.format == "GIF" else 0.001) else DEFAULT_MS) / 1000
 
 
+@_without_warnings()
 def _seek(image: Image.Image, page: int, name: str | Path) -> None:
     image.seek(page)
     check_size(image.height, image.width, name)

@@ -82,9 +82,7 @@ def build_parser(prog: str) -> Parser:
         allow_abbrev=False,
     )
     parser.set_defaults(prompt_args=[])
-    parser._negative_number_matcher = re.compile(
-        r"-[\d.]"
-    )  # -5,3 is the value of an option, like -5, and not an option
+    parser._negative_number_matcher = re.compile(r"-[\d.]")  # -5,3 is a value, and not an option
     _add_input(parser)
     _add_prompts(parser)
     _add_output(parser)

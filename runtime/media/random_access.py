@@ -9,6 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -136,11 +137,14 @@ class FrameIndex:
     def _fits(self, number: int, array: np.ndarray) -> bool:
         return number < len(self.times) and self._checksums[number] == zlib.crc32(array.data)
 
-    def from_beginning(self, frames: Iterator[Frame]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (number, array) of the frames of the whole file that are as they were."""
+    def from_beginning(self, frames: Iterator[Frame], unchanged: bool) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (number, array) of the frames of the whole file that are as they were, or all if it is `unchanged`.
+
+        The decoder's threads may conceal damage in another way than before.
+        """
         with closing(cast(Generator[Frame], frames)):  # it is in a cycle with its source
             for number, (array, _) in enumerate(frames):
-                if self._fits(number, array):
+                if unchanged or self._fits(number, array):
                     yield number, array
 
     def from_time(self, frames: Iterator[Frame], wanted: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -161,12 +165,14 @@ class VideoFile:
 
     The file is decoded once when it is opened, for the number of its frames, their times and checksums. A frame is
     decoded again from the key frame before it on, and taken if its time and checksum are right. So frames are those of
-    sequential decoding, to the bit, however exact seeking is; in the worst case the file is decoded from its beginning.
+    sequential decoding, to the bit, however exact seeking is; in the worst case, as for damaged frames, the file is
+    decoded from its beginning.
     """
 
     def __init__(self, path: Any, video: VideoReader, cache_bytes: int) -> None:
         self._path, self._name, self._cache_bytes = path, video.name, cache_bytes
         self._video_path, self._start = video.path, video.start
+        self._files, self._state = video.files, _state(video.files)
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self._held = 0
         self._index = FrameIndex()
@@ -208,7 +214,8 @@ class VideoFile:
         if self._video_path is not None and time is not None:
             for seconds in (time - before for before in SEEK_SECONDS if before < time):
                 yield self._index.from_time(decode_from(self._video_path, seconds, self._start), index)
-        yield self._index.from_beginning(open_source(self._path).frames)
+        unchanged = _state(self._files) == self._state
+        yield self._index.from_beginning(open_source(self._path).frames, unchanged)
 
     def _keep(self, number: int, array: np.ndarray) -> None:
         """Keep a frame, and drop those that were used least recently."""
@@ -217,3 +224,8 @@ class VideoFile:
         while self._held > self._cache_bytes:
             _, dropped = self._cache.popitem(last=False)
             self._held -= dropped.nbytes
+
+
+def _state(files: Sequence[Path]) -> list[tuple[int, int]]:
+    """Return what changes when files are written."""
+    return [(found.st_mtime_ns, found.st_size) for found in (file.stat() for file in files if file.exists())]

@@ -154,6 +154,19 @@ def test_a_file_that_changes_meanwhile_is_an_error(tmp_path):
         video[20]
 
 
+def test_damage_that_is_concealed_in_another_way_is_no_error(tmp_path, monkeypatch):
+    """FFmpeg's threads do not always conceal damage alike."""
+    video, convert = open_sequence(write(tmp_path / "a.mp4"), FRAME), Converter.rgb
+
+    def rgb(self, frame):
+        return convert(self, frame) ^ 1
+
+    monkeypatch.setattr(Converter, "rgb", rgb)
+    frames = list(open_video(tmp_path / "a.mp4"))
+    for index in (20, 39, 3):
+        assert (video[index] == frames[index]).all()
+
+
 # -- other sources --------------------------------------------------------------------------------------------------
 
 

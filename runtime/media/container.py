@@ -18,7 +18,7 @@ from ..errors import VideoError, hide_secrets, summarize
 from .clock import Clock
 from .completeness import missing_seconds
 from .conversion import Converter
-from .decoding import Decoder, choose_stream
+from .decoding import Decoder, choose_stream, demux
 from .image_files import check_size
 from .source import Frame, Source
 
@@ -70,7 +70,7 @@ def decode_from(path: Path, seconds: float, start: float) -> Iterator[Frame]:
         base = float(stream.time_base or 0)
         decoder = Decoder(stream, source, partial(_open_file, path), strict=True)
         container.seek(round((start + seconds) / base), stream=stream)
-        for packet in container.demux(stream):
+        for packet in demux(container, stream):
             for frame in decoder.decode(packet):
                 if frame.pts is not None:
                     yield Frame(converter.rgb(frame), frame.pts * base - start)
@@ -162,7 +162,7 @@ def _decode_file(source: Source, container: InputContainer, decoder: Decoder, st
     clock, converter, end = Clock(stream, source.fps * stride), Converter(name), 0.0
     with container:
         try:
-            for packet in container.demux(stream):
+            for packet in demux(container, stream):
                 for frame in decoder.decode(packet):
                     shown = clock.seconds(frame)
                     if frame.time is not None:
@@ -226,7 +226,7 @@ def _live_frames(container: InputContainer, name: str) -> Iterator[av.VideoFrame
     import av
 
     stream, _ = choose_stream(container, name)
-    for packet in container.demux(stream):
+    for packet in demux(container, stream):
         with contextlib.suppress(av.InvalidDataError):
             yield from packet.decode()
 

@@ -51,6 +51,16 @@ def choose_stream(container: InputContainer, name: str) -> tuple[VideoStream, li
     return chosen, [note] if others else []
 
 
+def demux(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
+    """Yield the packets of a stream, with an empty one at the end."""
+    while True:
+        try:
+            yield from container.demux(stream)
+            return
+        except IndexError:  # PyAV, once: a stream has begun within the file
+            continue
+
+
 def _contents(container: InputContainer) -> str:
     words = {"video": "a cover picture", "subtitle": "subtitles"}
     kinds = sorted({words.get(stream.type, stream.type) for stream in container.streams}, reverse=True)
@@ -58,8 +68,8 @@ def _contents(container: InputContainer) -> str:
 
 
 def _describe(stream: VideoStream) -> str:
-    codec = stream.codec_context.name if stream.codec_context is not None else "unknown codec"
-    return f"{codec} {stream.width}x{stream.height}"
+    context = stream.codec_context
+    return "unknown codec" if context is None else f"{context.name} {stream.width}x{stream.height}"
 
 
 class Decoder:
@@ -141,7 +151,7 @@ class Decoder:
             # some containers do not tell where key frames are
             start = min(self._waiting) - round(KEY_FRAME_SECONDS / (self._base or 1))
             container.seek(max(start, self._origin or 0), stream=stream)
-            for packet in container.demux(stream):
+            for packet in demux(container, stream):
                 with contextlib.suppress(av.FFmpegError):
                     found += [frame for frame in stream.codec_context.decode(packet) if frame.pts in self._waiting]
         return found

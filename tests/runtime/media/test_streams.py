@@ -8,6 +8,7 @@ from PIL import Image
 
 from helpers import media
 from runtime import VideoError
+from runtime.media.decoding import demux
 from runtime.media.video_reader import open_video
 
 NONE, DEFAULT, COVER = Disposition(0), Disposition.default, Disposition.attached_pic
@@ -65,6 +66,29 @@ def test_a_cover_is_no_video(tmp_path, parts, names):
     with open_video(path) as video:
         assert video.size == (24, 32) and len(list(video)) == 6
     assert video.notes == []
+
+
+def test_a_stream_that_cannot_be_decoded_is_left_out(tmp_path, parts):
+    path = media.write_streams(tmp_path / "a.mkv", parts["preview"], parts["main"], dispositions=[DEFAULT, DEFAULT])
+    data = path.read_bytes()
+    at = data.rindex(b"V_MPEG4/ISO/AVC", 0, data.index(b"\x1f\x43\xb6\x75"))  # the codec of the last stream
+    path.write_bytes(data[:at] + b"V_UNKNOWN/CODEC" + data[at + 15 :])
+    with open_video(path) as video:
+        assert video.size == (24, 32) and len(list(video)) == 6
+    assert video.notes[0].endswith("left out: 1 (unknown codec)")
+
+
+def test_a_stream_that_begins_within_the_file_is_no_error():
+    class Container:
+        calls = 0
+
+        def demux(self, stream):
+            self.calls += 1
+            yield self.calls
+            if self.calls == 1:
+                raise IndexError("list index out of range")
+
+    assert list(demux(Container(), None)) == [1, 2]
 
 
 def test_what_is_there_instead_of_a_video_is_named(tmp_path, parts):

@@ -114,17 +114,8 @@ def compile_launch(launch: plan.Launch, capability: int) -> tuple[Entry, bytes]:
     kinds = tuple(kind for kind in types.values() if kind != "constexpr")
     parameters = re.search(r"\.entry\s+\w+\s*\((.*?)\)", compiled.asm["ptx"], re.DOTALL)[1].count(".param")
     name = f"{launch.kernel}-{capability}-{hashlib.sha256(cubin).hexdigest()[:12]}.cubin"
-    return Entry(
-        launch.kernel,
-        capability,
-        dict(launch.constants),
-        name,
-        metadata.name,
-        kinds,
-        parameters - len(kinds),
-        32 * metadata.num_warps,
-        metadata.shared,
-    ), cubin
+    identity = launch.kernel, capability, dict(launch.constants), name, metadata.name
+    return Entry(*identity, kinds, parameters - len(kinds), 32 * metadata.num_warps, metadata.shared), cubin
 
 
 def compile_kernels(
@@ -170,12 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m export.kernels", description="Compile the kernels into a bundle.")
     parser.add_argument("bundle", type=Path, metavar="engines/NAME")
-    parser.add_argument(
-        "--target",
-        default=",".join(map(str, TARGETS)),
-        metavar="90,120",
-        help="compute capabilities without the dot (default: %(default)s)",
-    )
+    capabilities = "compute capabilities without the dot (default: %(default)s)"
+    parser.add_argument("--target", default=",".join(map(str, TARGETS)), metavar="90,120", help=capabilities)
     options = parser.parse_args(arguments)
     try:
         names = [name.strip().removeprefix("sm_") for name in options.target.split(",")]

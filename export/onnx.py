@@ -20,7 +20,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
 
-from runtime.bundle.manifest import StageSpec, TensorSpec
+from runtime.bundle.manifest import DTYPES, StageSpec, TensorSpec
 from runtime.errors import InternalError
 
 from .layers.attention import attention_impl
@@ -35,28 +35,11 @@ INLINE_BYTES = 1024
 PAGE = 4096
 """Alignment of large weights, so that the file can be memory-mapped."""
 
-FORBIDDEN = frozenset(
-    {
-        "If",
-        "Loop",
-        "Scan",
-        "NonZero",
-        "Unique",
-        "Compress",
-        "NonMaxSuppression",
-        "StringNormalizer",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-        "Bernoulli",
-        "Multinomial",
-        "SequenceConstruct",
-        "SequenceEmpty",
-        "ConcatFromSequence",
-        "SplitToSequence",
-    }
-)
+_FORBIDDEN = """
+If Loop Scan NonZero Unique Compress NonMaxSuppression StringNormalizer RandomNormal RandomNormalLike RandomUniform
+RandomUniformLike Bernoulli Multinomial SequenceConstruct SequenceEmpty ConcatFromSequence SplitToSequence
+"""
+FORBIDDEN = frozenset(_FORBIDDEN.split())
 """Operators with data-dependent shapes, control flow or random numbers; no engine builder supports all of them."""
 
 DOMAINS = frozenset({"", "ai.onnx"})
@@ -203,15 +186,8 @@ def _name_dimensions(value: ir.Value, tensor: TensorSpec, where: str) -> None:
         raise ExportError(f"{where}: {tensor.name} is {value.dtype}, the signature has {tensor.dtype}")
 
 
-_IR_TYPES = {
-    "float32": "FLOAT",
-    "float16": "FLOAT16",
-    "bfloat16": "BFLOAT16",
-    "int64": "INT64",
-    "int32": "INT32",
-    "uint8": "UINT8",
-    "bool": "BOOL",
-}
+_IR_TYPES = {name: "FLOAT" if name == "float32" else name.upper() for name in DTYPES}
+"""Types of a manifest -> names in ONNX."""
 
 
 def _externalize(value: ir.Value, file: BinaryIO, data: Path, stored: dict[str, tuple[int, int]]) -> ir.TensorProtocol:

@@ -82,12 +82,8 @@ def with_split_stages(source: ExportSource, model: Any, precision: str, work: Pa
     def stages() -> Iterable[Stage]:
         return chain(whole(), subgraphs)
 
-    return replace(
-        source,
-        stages=stages,
-        attachments={**source.attachments, **attachments},
-        split_stages={split.stage: split.spec for split in found},
-    )
+    specs = {split.stage: split.spec for split in found}
+    return replace(source, stages=stages, attachments={**source.attachments, **attachments}, split_stages=specs)
 
 
 def split_stages(model: Samwise) -> Iterator[SplitAttention]:
@@ -119,35 +115,21 @@ def _memory_attention(model: Samwise) -> SplitAttention:
 
     index = tensor("map_index", "objects", dtype="int64")
     age = tensor("maskmem_tpos_index", "objects", "slots", dtype="int64")
-    subgraphs = [
-        subgraph(
-            f"{name}_subgraph_0",
-            (tensor("embedding", "maps", tokens, width), index, age),
-            (maps("residual", 0), maps("queries", 0), tensor("ages", "objects", "slots", dtype="int32")),
-            FirstSubgraph(attention),
-        )
-    ]
-    for i in range(1, last):
-        subgraphs.append(
-            subgraph(
-                f"{name}_subgraph_{i}",
-                (maps("residual", i - 1), maps("attended", i - 1, narrow)),
-                (maps("residual", i), maps("queries", i)),
-                MiddleSubgraph(attention, i),
-            )
-        )
-    subgraphs.append(
-        subgraph(
-            f"{name}_subgraph_{last}",
-            (maps("residual", last - 1), maps("attended", last - 1, narrow)),
-            (tensor("conditioned", "objects", tokens, width),),
-            LastSubgraph(attention),
-        )
-    )
+    inputs = tensor("embedding", "maps", tokens, width), index, age
+    outputs = maps("residual", 0), maps("queries", 0), tensor("ages", "objects", "slots", dtype="int32")
+    parts: list[tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], nn.Module]]
+    parts = [(inputs, outputs, FirstSubgraph(attention))]
+    for i in range(1, last + 1):
+        between = maps("residual", i - 1), maps("attended", i - 1, narrow)
+        if i < last:
+            parts.append((between, (maps("residual", i), maps("queries", i)), MiddleSubgraph(attention, i)))
+        else:
+            parts.append((between, (tensor("conditioned", "objects", tokens, width),), LastSubgraph(attention)))
+    subgraphs = tuple(subgraph(f"{name}_subgraph_{i}", *part) for i, part in enumerate(parts))
     constants = memory_constants(attention, model.sam.maskmem_tpos_enc)
     whole = ("embedding", "map_index", "memory", "maskmem_tpos_index", "obj_ptrs", "conditioned", "ages")
     roles = {role: role for role in whole} | {role: f"{role}_{{layer}}" for role in ("residual", "queries", "attended")}
-    return SplitAttention(name, "memory_attention", tuple(subgraphs), constants, roles)
+    return SplitAttention(name, "memory_attention", subgraphs, constants, roles)
 
 
 def _adapter(model: Samwise, i: int, adapter: AdapterStage) -> SplitAttention:

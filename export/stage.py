@@ -13,19 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from runtime.bundle import manifest
 from runtime.bundle.manifest import StageSpec, TensorSpec
 
 Sampler = Callable[[Mapping[str, int], torch.Generator], dict[str, Tensor]]
 
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "uint8": torch.uint8,
-    "bool": torch.bool,
-}
+DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in manifest.DTYPES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +105,5 @@ def stage(
     spec = replace(spec, typical={s: size for s, size in spec.typical.items() if s in spec.symbols})
     for variant in (variants or {}).values():
         variant.module.eval().requires_grad_(False)
-    return Stage(
-        spec,
-        module,
-        sampler,
-        {s: bounds[s] for s in sorted(spec.symbols)},
-        {s: sizes[s] for s in sorted(spec.symbols)},
-        {"default": Variant(module), **(variants or {})},
-    )
+    used_bounds, used_sizes = ({s: values[s] for s in sorted(spec.symbols)} for values in (bounds, sizes))
+    return Stage(spec, module, sampler, used_bounds, used_sizes, {"default": Variant(module), **(variants or {})})

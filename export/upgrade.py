@@ -23,13 +23,8 @@ from runtime.models import check_networks
 
 from .publish import replacing
 
-RENAMED: Mapping[str, str] = {
-    "memory_slot": "maskmem_features",
-    "memory_age": "maskmem_tpos_index",
-    "pointer": "obj_ptr",
-    "pointers": "obj_ptrs",
-    "pointer_distance": "obj_ptr_tpos",
-}
+RENAMED = {"memory_slot": "maskmem_features", "memory_age": "maskmem_tpos_index"}
+RENAMED |= {"pointer": "obj_ptr", "pointers": "obj_ptrs", "pointer_distance": "obj_ptr_tpos"}
 """Tensors: name in format 1 -> name in SAM 2's code."""
 
 ENGINE_INDEX = f"{engine_index.FOLDER}/{engine_index.INDEX}"
@@ -134,9 +129,6 @@ def _link(path: Path, target: Path) -> None:
         shutil.copy2(path, target)
 
 
-# -- manifest ----------------------------------------------------------------------------------------------------------
-
-
 def convert(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the manifest of format 2 for one of format 1; the digests of renamed graphs are still the old ones."""
     settings = data["settings"]
@@ -167,14 +159,9 @@ def _networks(names: Iterable[str], settings: Mapping[str, Any], image_size: int
             own["memory"] = {"num_maskmem": slots + 1, "max_obj_ptrs": pointers + 1}
         elif name == "sam2":
             part = settings["sam2"]
-            own = {
-                "resize": {"rule": "square", "short": image_size, "max": image_size},
-                "mean": settings["mean"],
-                "std": settings["std"],
-                "memory": {"num_maskmem": part["memory"]["slots"], "max_obj_ptrs": part["memory"]["pointers"]},
-                "resample": part["resample"],
-                "no_object_logit": -1024.0,
-            }
+            own = {"resize": {"rule": "square", "short": image_size, "max": image_size}, "resample": part["resample"]}
+            own |= {"mean": settings["mean"], "std": settings["std"], "no_object_logit": -1024.0}
+            own["memory"] = {"num_maskmem": part["memory"]["slots"], "max_obj_ptrs": part["memory"]["pointers"]}
         found[name] = own
     return found
 
@@ -208,9 +195,6 @@ def _split_stage(name: str, cut: Mapping[str, Any], stages: Mapping[str, Any]) -
     roles = {RENAMED.get(tensor, tensor): RENAMED.get(tensor, tensor) for tensor in whole}
     roles |= {role: f"{role}_{{layer}}" for role in ("residual", "queries", "attended")}
     return {**entry, "tensors": roles, "sizes": {}}
-
-
-# -- graphs ------------------------------------------------------------------------------------------------------------
 
 
 def _graphs(data: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -255,9 +239,6 @@ def engine_index_of(path: Path) -> bytes:
     return (json.dumps({"format": engine_index.FORMAT, "engines": entries}, indent=1) + "\n").encode()
 
 
-# -- command -----------------------------------------------------------------------------------------------------------
-
-
 def stale_engines(folder: Path, changed: Iterable[str]) -> list[str]:
     """Return the names of changed stages that have built engines."""
     return sorted(set(changed) & {entry.stage for entry in engine_index.read(folder)})
@@ -269,9 +250,8 @@ def run(bundle: Path) -> int:
         changed = upgrade(bundle)
         print(f"{bundle}: converted to format {FORMAT}; {len(changed)} stages have renamed tensors")
         if stale := stale_engines(bundle, changed):
-            print(
-                f"engines of {', '.join(stale)} are stale; run `python -m export.tensorrt.build {bundle} --backend B`"
-            )
+            build = f"python -m export.tensorrt.build {bundle} --backend B"
+            print(f"engines of {', '.join(stale)} are stale; run `{build}`")
         return 0
     except SamwiseRuntimeError as error:
         return fail(error)

@@ -36,18 +36,8 @@ UNUSED = (
 )
 """Patterns of tensors of SAMWISE that no computation reads."""
 
-NUMERIC_DTYPES = (
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float64,
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.bool,
-)
+_NUMERIC = "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool"
+NUMERIC_DTYPES = {getattr(torch, name) for name in _NUMERIC.split()}
 """Types of tensors that a checkpoint may contain."""
 
 MAX_SHARING = 4
@@ -214,15 +204,18 @@ def hiera_config(tensors: Mapping[str, Tensor], prefix: str) -> HieraConfig:
     return published[width, depth]
 
 
-def sam_config(tensors: Mapping[str, Tensor], prefix: str = "") -> SamConfig:
-    """Read the sizes of the SAM 2 part, whose names start with `prefix`. Raises KeyError, ValueError."""
+def sam_config(tensors: Mapping[str, Tensor], prefix: str = "", hiera: HieraConfig | None = None) -> SamConfig:
+    """Read the sizes of the SAM 2 part, whose names start with `prefix`. Raises KeyError, ValueError.
+
+    Without `hiera` the trunk must be a published one.
+    """
 
     def shape(name: str) -> torch.Size:
         return tensors[prefix + name].shape
 
     text = prefix + "sam_prompt_encoder.project_text.layers.0.weight"
     return SamConfig(
-        hiera=hiera_config(tensors, prefix + "image_encoder.trunk."),
+        hiera=hiera or hiera_config(tensors, prefix + "image_encoder.trunk."),
         width=shape("no_mem_embed")[-1],
         ages=shape("maskmem_tpos_enc")[0],
         memory_width=shape("maskmem_tpos_enc")[-1],

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..layers.text_towers import HEAD_WIDTH, TowerConfig
 from ..layers.vit import VitConfig
-from ..models.refersam import ReferSam, ReferSamConfig
+from ..models.refersam import IMAGE_SIZE, ReferSam, ReferSamConfig
 from ..stages.refersam_adapter import ReferSamAdapterConfig
 from .common import check_tensors, count_modules, load_tensors, read, reported_as
 
@@ -19,7 +19,7 @@ UNUSED = ("text_encoder.pooler.*", "text_encoder.*position_ids", "text_encoder.*
 """Patterns of tensors that some releases of the text towers contain and no computation reads."""
 
 
-def load_refersam(path: str | Path, image_size: int, activation: str | None = None) -> ReferSam:
+def load_refersam(path: str | Path, image_size: int = IMAGE_SIZE, activation: str | None = None) -> ReferSam:
     """Load a checkpoint as a network in eval mode, for images of `image_size`. Raises UserError."""
     return build(read(path, "refersam").tensors, path, image_size, activation)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,15 @@ from .common import check_tensors, config_from, load_tensors, read, reported_as,
 UNUSED = ("no_mem_pos_enc",)
 """Tensors of every checkpoint that no computation reads."""
 
-NAMES = (
+PROMPTS, MASKS = "sam_prompt_encoder", "memory_encoder.mask_downsampler.encoder"
+
+
+def _every_third(prefix: str, offset: int) -> Callable[[re.Match[str]], str]:
+    """Return the name of a layer that is one of three (convolution, norm, activation) in official names."""
+    return lambda match: f"{prefix}.{3 * int(match[1]) + offset}."
+
+
+NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^no_memory_embedding$", "no_mem_embed"),
     (r"^no_memory_positional_encoding$", "no_mem_pos_enc"),
     (r"^memory_temporal_positional_encoding$", "maskmem_tpos_enc"),
@@ -35,31 +43,19 @@ NAMES = (
     (r"^occlusion_spatial_embedding_parameter$", "no_obj_embed_spatial"),
     (r"^temporal_positional_encoding_projection_layer\.", "obj_ptr_tpos_proj."),
     (r"^object_pointer_proj\.", "obj_ptr_proj."),
-    (
-        r"^shared_image_embedding\.positional_embedding$",
-        "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
-    ),
+    (r"^shared_image_embedding\.positional_embedding$", f"{PROMPTS}.pe_layer.positional_encoding_gaussian_matrix"),
     (r"^vision_encoder\.backbone\.", "image_encoder.trunk."),
     (r"^vision_encoder\.neck\.convs\.(\d+)\.", r"image_encoder.neck.convs.\1.conv."),
     (r"patch_embed\.projection\.", "patch_embed.proj."),
-    (r"^prompt_encoder\.mask_embed\.conv(\d)\.", lambda m: f"sam_prompt_encoder.mask_downscaling.{3 * int(m[1]) - 3}."),
-    (
-        r"^prompt_encoder\.mask_embed\.layer_norm(\d)\.",
-        lambda m: f"sam_prompt_encoder.mask_downscaling.{3 * int(m[1]) - 2}.",
-    ),
+    (r"^prompt_encoder\.mask_embed\.conv(\d)\.", _every_third(f"{PROMPTS}.mask_downscaling", -3)),
+    (r"^prompt_encoder\.mask_embed\.layer_norm(\d)\.", _every_third(f"{PROMPTS}.mask_downscaling", -2)),
     (r"^prompt_encoder\.", "sam_prompt_encoder."),
-    (r"^mask_decoder\.upscale_conv(\d)\.", lambda m: f"sam_mask_decoder.output_upscaling.{3 * int(m[1]) - 3}."),
+    (r"^mask_decoder\.upscale_conv(\d)\.", _every_third("sam_mask_decoder.output_upscaling", -3)),
     (r"^mask_decoder\.upscale_layer_norm\.", "sam_mask_decoder.output_upscaling.1."),
     (r"^mask_decoder\.", "sam_mask_decoder."),
     (r"\.layer_norm_final_attn\.", ".norm_final_attn."),
-    (
-        r"^memory_encoder\.mask_downsampler\.layers\.(\d+)\.conv\.",
-        lambda m: f"memory_encoder.mask_downsampler.encoder.{3 * int(m[1])}.",
-    ),
-    (
-        r"^memory_encoder\.mask_downsampler\.layers\.(\d+)\.layer_norm\.",
-        lambda m: f"memory_encoder.mask_downsampler.encoder.{3 * int(m[1]) + 1}.",
-    ),
+    (r"^memory_encoder\.mask_downsampler\.layers\.(\d+)\.conv\.", _every_third(MASKS, 0)),
+    (r"^memory_encoder\.mask_downsampler\.layers\.(\d+)\.layer_norm\.", _every_third(MASKS, 1)),
     (r"^memory_encoder\.feature_projection\.", "memory_encoder.pix_feat_proj."),
     (r"^memory_encoder\.projection\.", "memory_encoder.out_proj."),
     (r"^memory_encoder\.memory_fuser\.layers\.(\d+)\.scale$", r"memory_encoder.fuser.layers.\1.gamma"),
@@ -160,24 +156,8 @@ def _sam_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sam
     )
     if config.get("memory_attention_num_attention_heads", 1) != 1:
         raise ValueError("memory attention with more than one head")
-
-    def shape(name: str) -> torch.Size:
-        return tensors[name].shape
-
-    return SamConfig(
+    return dataclasses.replace(
+        sam_config(tensors, hiera=hiera),
         image_size=config.get("image_size", 1024),
-        hiera=hiera,
-        width=shape("no_mem_embed")[-1],
-        memory_width=shape("maskmem_tpos_enc")[-1],
-        ages=shape("maskmem_tpos_enc")[0],
-        memory_layers=config.get("memory_attention_num_layers", 4),
-        memory_hidden=shape("memory_attention.layers.0.linear1.weight")[0],
-        decoder_depth=decoder.get("num_hidden_layers", 2),
         decoder_heads=decoder.get("num_attention_heads", 8),
-        decoder_hidden=shape("sam_mask_decoder.transformer.layers.0.mlp.layers.0.weight")[0],
-        iou_hidden=shape("sam_mask_decoder.iou_prediction_head.layers.0.weight")[0],
-        prompt_channels=shape("sam_prompt_encoder.mask_downscaling.3.weight")[0],
-        mask_channels=tuple(shape(f"memory_encoder.mask_downsampler.encoder.{i}.weight")[0] for i in (0, 3, 6, 9)),
-        fuser_blocks=config.get("memory_fuser_num_layers", 2),
-        pointer_positions="obj_ptr_tpos_proj.weight" in tensors,
     )

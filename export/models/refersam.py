@@ -84,37 +84,3 @@ class ReferSam(nn.Module):
         mask = torch.arange(tokens_bl.shape[1], device=tokens_bl.device) < count_b[:, None]
         vit, pyramid, stem = self.vl_adapter.image(pixels_b3ii, grid)
         return FuseStage(self, grid, folded=False)(vit, pyramid, stem, self.text_encoder(tokens_bl, mask), count_b)
-
-
-def tiny_test_config(kind: str = "bert", image_size: int = 64) -> ReferSamConfig:
-    """Return sizes of a toy network with every part of the real one, for tests: padded windows, resized tables."""
-    return ReferSamConfig(
-        image_size=image_size,
-        max_tokens=12,
-        decoder_hidden=40,
-        mask_channels=8,
-        vit=VitConfig(width=128, heads=2, windows=(3, 0, 3, 0), hidden=48, positions=8, out=32),
-        text=TowerConfig(
-            kind=kind,
-            vocabulary=100,
-            positions=24,
-            width=64,
-            hidden=40,
-            layers=2,
-            heads=1,
-            activation="gelu" if kind == "bert" else "quick_gelu",
-        ),
-        adapter=ReferSamAdapterConfig(
-            text_width=64,
-            stem=4,
-            runs=2,
-            extra=1,
-            points=4,
-            heads=2,
-            value_width=16,
-            context=3,
-            prompts=2,
-            prompt_layers=1,
-            prompt_heads=8,
-        ),
-    )

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.common import Group, upsample
-from ..layers.hiera import HieraConfig
 from ..layers.roberta import Roberta, TextConfig
 from ..stages.conditional_memory import ConditionalMemory
 from ..stages.cross_modal_adapter import Adapter
@@ -166,34 +165,3 @@ class Samwise(nn.Module):
     def cme_logits(self, pointer_bd: Tensor, early_bd: Tensor) -> Tensor:
         """Return the logits of the conditional memory encoder (B,2): (stay, switch)."""
         return self.conditional_memory_encoder(pointer_bd, early_bd)
-
-
-def tiny_test_config(image_size: int = 64, motion: bool = False) -> SamwiseConfig:
-    """Return sizes of a toy network with every part of the real one, for tests."""
-    hiera = HieraConfig(width=8, heads=1, blocks=(1, 2, 2, 1), windows=(4, 2, 6, 2), global_blocks=(4,), positions=3)
-    sam = SamConfig(
-        image_size=image_size,
-        hiera=hiera,
-        width=32,
-        memory_width=16,
-        memory_layers=2,
-        memory_hidden=48,
-        decoder_heads=4,
-        decoder_hidden=48,
-        iou_hidden=24,
-        prompt_channels=8,
-        mask_channels=(2, 4, 8, 16),
-        text_width=24,
-        motion=motion,
-    )
-    text = TextConfig(vocabulary=100, positions=34, width=24, hidden=48, layers=3, heads=2)
-    return SamwiseConfig(
-        sam=sam,
-        text=text,
-        adapter=CrossModalAdapterConfig(width=16, heads=2, patches=(4, 2, 1)),
-        text_stages=(1, 2, 3),
-        conditional_hidden=16,
-        conditional_heads=4,
-        window=4,
-        pointers=7,
-    )

@@ -85,27 +85,12 @@ IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 MAX_BATCH = 16
 """Maximum objects, maps and pictures in one call."""
 
-TRACE_SIZES = {
-    "frames": 3,
-    "tokens": 6,
-    "objects": 2,
-    "maps": 4,
-    "pictures": 3,
-    "slots": 3,
-    "pointers": 5,
-    "prompt_tokens": 7,
-}
+TRACE_SIZES = {"frames": 3, "tokens": 6, "objects": 2, "maps": 4, "pictures": 3}
+TRACE_SIZES |= {"slots": 3, "pointers": 5, "prompt_tokens": 7}
 """Sizes of symbols while tracing; see `export.stage.Stage.sizes`."""
 
-SCALES = {
-    "memory": 2.0,
-    "embedding": 2.0,
-    "dense": 0.5,
-    "low_res_logits": 5.0,
-    "memoryless_logits": 5.0,
-    "mask_logits": 5.0,
-    "prompt_logits": 5.0,
-}
+SCALES = {"memory": 2.0, "embedding": 2.0, "dense": 0.5}
+SCALES |= dict.fromkeys(("low_res_logits", "memoryless_logits", "mask_logits", "prompt_logits"), 5.0)
 """Standard deviation of sample inputs, about that of real ones; 1 where not listed."""
 
 Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]

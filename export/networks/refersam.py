@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.refersam import load_refersam
+from ..checkpoints.refersam import load_refersam as load
 from ..layers.text_towers import TowerConfig
-from ..models.refersam import IMAGE_SIZE, ReferSam
+from ..models.refersam import ReferSam
 from ..stage import Sampler, Stage, stage, tensor
 from ..stages.refersam import FuseStage, ImageStage, TextStage
 from ..stages.refersam_adapter import Grid
@@ -26,11 +25,6 @@ MAX_SENTENCES = 16
 
 VARIANTS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 """Names of SAM's encoders by width."""
-
-
-def load(path: str | Path, image_size: int = IMAGE_SIZE) -> ReferSam:
-    """Load an official checkpoint, vit_b or vit_l, with BERT or CLIP, in eval mode. Raises UserError."""
-    return load_refersam(path, image_size)
 
 
 def variant(model: ReferSam) -> str:

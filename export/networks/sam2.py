@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from runtime.bundle.manifest import TensorSpec
 
-from ..checkpoints.sam2 import load_sam2
+from ..checkpoints.sam2 import load_sam2 as load
 from ..models.sam import Sam
 from ..models.sam2 import Sam2, Sam2Config
 from ..models.samwise import Samwise, SamwiseConfig
@@ -32,11 +31,6 @@ MAX_POINTS = 64
 
 MAX_SLOTS, MAX_POINTERS = 32, 48
 """Maximum maps and pointers that one object attends to: 6 recent frames and 26 conditioning frames."""
-
-
-def load(path: str | Path) -> Sam2:
-    """Load an official checkpoint or a Hugging Face folder in eval mode. Raises UserError."""
-    return load_sam2(path)
 
 
 def variant(model: Sam2 | Samwise) -> str:

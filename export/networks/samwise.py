@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from runtime.bundle.manifest import TensorSpec
 
-from ..checkpoints.samwise import load_samwise
+from ..checkpoints.samwise import load_samwise as load
 from ..models.samwise import Samwise, SamwiseConfig
 from ..stage import Stage, tensor
 from ..stages.conditional_memory import ConditionalMemoryStage
@@ -25,11 +24,6 @@ from ..verify.references import samwise_clip as clip
 from .base import IMAGENET, StageFactory, attention_variants, trunk_name
 
 __all__ = ["clip", "load", "settings", "stages", "variant"]
-
-
-def load(path: str | Path) -> Samwise:
-    """Load a checkpoint in eval mode. Raises UserError."""
-    return load_samwise(path)
 
 
 def variant(model: Samwise) -> str:
@@ -113,9 +107,8 @@ def _clip_stages(model: Samwise, factory: StageFactory) -> list[Stage]:
                 text(f"text_{i}", (fused[i + 2],), (texts[i],), layers),
             ]
         inputs, outputs, variants = (maps[i], texts[i]), (fused[i], fused[i + 3]), attention_variants(adapter)
-        out.append(
-            factory(f"adapter_{i}", inputs, outputs, adapter, variants, role="cross_modal_adapter", stride=stride)
-        )
+        attributes: dict[str, Any] = {"role": "cross_modal_adapter", "stride": stride}
+        out.append(factory(f"adapter_{i}", inputs, outputs, adapter, variants, **attributes))
     return [*out, _neck(model, factory, tuple(fused[:3])), _text_prompt(model, factory, fused[5])]
 
 
@@ -156,24 +149,14 @@ def _frame_stages(model: Samwise, factory: StageFactory) -> list[Stage]:
         tensor("obj_ptrs", "objects", "pointers", c.width),
     )
     narrow, wide = (MemoryAttentionStage(sam.memory_attention, sam.maskmem_tpos_enc, w) for w in (False, True))
-    attention = factory(
-        "memory_attention",
-        (embedding, _index("map_index"), *remembered),
-        (tensor("conditioned", "objects", c.side**2, c.width),),
-        narrow,
-        attention_variants(narrow, wide),
-        role="memory_attention",
-        bf16_ok=True,
-        stride=c.stride,
-    )
-    encoder = factory(
-        "memory_encoder",
-        (embedding, _index("map_index"), _logits("mask_logits", "mask_side")),
-        (tensor("maskmem_features", "objects", c.side**2, c.memory_width),),
-        MemoryEncoderStage(sam.memory_encoder, c.image_size),
-        role="memory_encoder",
-        stride=c.stride,
-    )
+    inputs: tuple[TensorSpec, ...] = (embedding, _index("map_index"), *remembered)
+    outputs = (tensor("conditioned", "objects", c.side**2, c.width),)
+    attributes: dict[str, Any] = {"role": "memory_attention", "bf16_ok": True, "stride": c.stride}
+    attention = factory("memory_attention", inputs, outputs, narrow, attention_variants(narrow, wide), **attributes)
+    inputs = embedding, _index("map_index"), _logits("mask_logits", "mask_side")
+    outputs = (tensor("maskmem_features", "objects", c.side**2, c.memory_width),)
+    module = MemoryEncoderStage(sam.memory_encoder, c.image_size)
+    encoder = factory("memory_encoder", inputs, outputs, module, role="memory_encoder", stride=c.stride)
     conditional = [_conditional_memory(model, factory)] if model.config.conditional_hidden else []
     return [attention, _mask_decoder(model, factory), *conditional, encoder]
 

@@ -86,12 +86,8 @@ class LastSubgraph(nn.Module):
 
 def memory_constants(attention: MemoryAttention, ages: Tensor) -> dict[str, np.ndarray]:
     """Return the constant arguments of the kernel, named as in `kernels/reference.py`; those of layer i end in `_i`."""
-    constants = {
-        "position": attention.memory_grid,
-        "temporal": ages.detach().flatten(1),
-        "cosine": attention.cos,
-        "sine": attention.sin,
-    }
+    constants = {"position": attention.memory_grid, "temporal": ages.detach().flatten(1)}
+    constants |= {"cosine": attention.cos, "sine": attention.sin}
     for i, layer in enumerate(attention.layers):
         key = layer.cross_attn_image.k_proj
         constants |= {f"key_weight_{i}": key.weight, f"key_bias_{i}": key.bias}
@@ -130,17 +126,10 @@ def window_constants(stage: AdapterStage) -> dict[str, np.ndarray]:
     attention: FoldedAttention = stage.attention
     zero = torch.zeros(len(attention.k.weight))  # folded keys and values have no bias
     weight = torch.cat((attention.q.weight, attention.k.weight, attention.v.weight))
-    return _arrays(
-        {
-            "position": stage.positions,
-            "norm_weight": stage.norm.weight,
-            "norm_bias": stage.norm.bias,
-            "qkv_weight": weight,
-            "qkv_bias": torch.cat((attention.q.bias, zero, zero)),
-            "out_weight": attention.out.weight,
-            "out_bias": attention.out.bias,
-        }
-    )
+    bias = torch.cat((attention.q.bias, zero, zero))
+    constants = {"position": stage.positions, "qkv_weight": weight, "qkv_bias": bias}
+    constants |= {"norm_weight": stage.norm.weight, "norm_bias": stage.norm.bias}
+    return _arrays(constants | {"out_weight": attention.out.weight, "out_bias": attention.out.bias})
 
 
 def _arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:

@@ -20,19 +20,9 @@ from runtime.backends import create
 from runtime.bundle.bundle import Bundle, choose
 from runtime.errors import InternalError, SamwiseRuntimeError, UserError, fail
 
-TYPES = {
-    "fp32": "float32",
-    "float": "float32",
-    "fp16": "float16",
-    "half": "float16",
-    "bf16": "bfloat16",
-    "bfloat16": "bfloat16",
-    "int8": "int8",
-    "fp8": "float8",
-    "int32": "int32",
-    "int64": "int64",
-    "bool": "bool",
-}
+TYPES = {name: name for name in ("bfloat16", "int8", "int32", "int64", "bool")}
+TYPES |= {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16"}
+TYPES |= {"bf16": "bfloat16", "fp8": "float8"}
 """Spellings of types in "Format/Datatype", which differ between releases."""
 
 UNKNOWN = "unknown"

@@ -21,6 +21,8 @@ from runtime.metrics import tensor_error
 
 from .parity_clip import ClipOutput
 
+Arrays = Mapping[str, np.ndarray]
+
 FILE = "parity.json"
 STAGE_ERROR = {"fp32": (1e-4,), "fp16": (3e-2, 5e-3), "int8": (5e-2, 1e-2)}
 """Maximum relative L2 error of one output of one stage.
@@ -86,16 +88,13 @@ def compare_stage(stage: Any, spec: StageSpec, folder: Path, backend: Backend, l
     rows = []
     for values in parity_sizes(stage):
         # round first, so that both sides see the same numbers
-        inputs = {
-            t.name: x.numpy().astype(t.dtype)
-            for t, x in zip(spec.inputs, stage.sample(values, seed=1).values(), strict=True)
-        }
+        sample = stage.sample(values, seed=1)
+        inputs = {t.name: sample[t.name].numpy().astype(t.dtype) for t in spec.inputs}
         want = {name: x.numpy() for name, x in stage.run(_tensors(stage, inputs)).items()}
         for variant, graph in loaded.items():
             name = stage.name if variant == "default" else f"{stage.name} [{variant}]"
-            rows.append(
-                compare_outputs(name, values, spec, run_stage(graph, spec, backend, inputs, values), want, limit)
-            )
+            got = run_stage(graph, spec, backend, inputs, values)
+            rows.append(compare_outputs(name, values, spec, got, want, limit))
     return sorted(rows, key=lambda row: row.what)
 
 
@@ -114,7 +113,7 @@ def parity_sizes(stage: Any) -> list[dict[str, int]]:
 
 
 def run_stage(
-    loaded: Any, spec: StageSpec, backend: Backend, inputs: Mapping[str, np.ndarray], sizes: Mapping[str, int]
+    loaded: Any, spec: StageSpec, backend: Backend, inputs: Arrays, sizes: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
     """Run a loaded stage and return its outputs by name, on the host."""
     device = backend.device
@@ -125,12 +124,7 @@ def run_stage(
 
 
 def compare_outputs(
-    what: str,
-    sizes: Mapping[str, int],
-    spec: StageSpec,
-    got: Mapping[str, np.ndarray],
-    want: Mapping[str, np.ndarray],
-    limit: float,
+    what: str, sizes: Mapping[str, int], spec: StageSpec, got: Arrays, want: Arrays, limit: float
 ) -> StageComparison:
     """Return the comparison of the output with the largest error."""
     results = {t.name: tensor_error(got[t.name], want[t.name]) for t in spec.outputs}
@@ -149,16 +143,9 @@ def compare_clip(
         either = np.logical_or(masks, result.masks).sum((1, 2))
         iou = np.where(either > 0, both / np.maximum(either, 1), 1.0)
         difference = np.abs(scores.astype(np.float64) - result.score).max()
-        rows.append(
-            FrameComparison(
-                int(result.frame_index),
-                float(iou.min()),
-                tensor_error(result.low_res_logits, logits).relative,
-                float(difference),
-                MASK_IOU[precision],
-                SCORE_DIFFERENCE[precision],
-            )
-        )
+        error = tensor_error(result.low_res_logits, logits).relative
+        limits = MASK_IOU[precision], SCORE_DIFFERENCE[precision]
+        rows.append(FrameComparison(int(result.frame_index), float(iou.min()), error, float(difference), *limits))
     return rows
 
 
@@ -214,7 +201,7 @@ def require_passed(rows: Sequence[StageComparison], clip: Sequence[FrameComparis
             )
 
 
-def _tensors(stage: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _tensors(stage: Any, inputs: Arrays) -> dict[str, Any]:
     import torch
 
     from ..stage import DTYPES

@@ -88,17 +88,8 @@ def _clicked(engine: Engine, frames: list[np.ndarray]) -> list[Result]:
 def clip_in_child(folder: Path, backend: str, threads: int | None) -> list[ClipOutput]:
     """Run `clip_results` of the bundle in `folder` in a fresh process, without torch; its memory is freed with it."""
     file = folder.with_name(".clip.npz")
-    command = [
-        sys.executable,
-        "-m",
-        "export.verify",
-        str(folder.resolve()),
-        "--backend",
-        backend,
-        "--save",
-        str(file.resolve()),
-        *(["--threads", str(threads)] if threads else []),
-    ]
+    command = [sys.executable, "-m", "export.verify", str(folder.resolve()), "--save", str(file.resolve())]
+    command += ["--backend", backend, *(["--threads", str(threads)] if threads else [])]
     done = subprocess.run(command, cwd=Path(__file__).resolve().parents[2], stderr=subprocess.PIPE, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from PIL.Image import Resampling
 from torch import Tensor
 
 from ..layers.common import upsample
@@ -23,28 +24,23 @@ from .parity_clip import CLICK
 ReferenceFrame = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Masks (N,H,W) bool at source size, low_res_logits (N,s,s) and scores (N,) float32 of one frame."""
 
+ReferenceClip = Iterator[ReferenceFrame]
+Frames = Sequence[np.ndarray]
+Ids = Sequence[int]
+Settings = Mapping[str, Any]
+Bank = Mapping[int, Tensor]
+BILINEAR, BICUBIC = Resampling.BILINEAR, Resampling.BICUBIC
 
-def to_pixels(
-    frame: np.ndarray,
-    height: int,
-    width: int,
-    settings: Mapping[str, Any],
-    resample: Image.Resampling = Image.Resampling.BILINEAR,
-) -> Tensor:
-    """Resize a uint8 frame (H,W,3) and normalise it: (3,height,width)."""
-    resized = np.array(Image.fromarray(frame).resize((width, height), resample))
+
+def to_pixels(frame: np.ndarray, high: int, wide: int, settings: Settings, resample: Resampling = BILINEAR) -> Tensor:
+    """Resize a uint8 frame (H,W,3) and normalise it: (3,high,wide)."""
+    resized = np.array(Image.fromarray(frame).resize((wide, high), resample))
     mean, std = torch.tensor(settings["mean"]), torch.tensor(settings["std"])
     return ((torch.from_numpy(resized).float() / 255 - mean) / std).permute(2, 0, 1)
 
 
 @torch.no_grad()
-def samwise_clip(
-    model: Any,
-    networks: Mapping[str, Any],
-    frames: Sequence[np.ndarray],
-    tokens: Sequence[int],
-    verbs: Sequence[int] = (),
-) -> Iterator[ReferenceFrame]:
+def samwise_clip(model: Any, networks: Settings, frames: Frames, tokens: Ids, verbs: Ids = ()) -> ReferenceClip:
     """Segment `frames`, uint8 RGB (H,W,3), by one sentence as token ids; the first of `verbs` is used."""
     settings = networks["samwise"]
     image_size, window = model.config.sam.image_size, settings["window"]
@@ -76,7 +72,7 @@ def samwise_clip(
             yield masks, out.low_res_logits.float().numpy(), out.score.float().numpy()
 
 
-def _padded_pixels(frame: np.ndarray, image_size: int, settings: Mapping[str, Any]) -> tuple[Tensor, tuple[int, int]]:
+def _padded_pixels(frame: np.ndarray, image_size: int, settings: Settings) -> tuple[Tensor, tuple[int, int]]:
     """Return pixels (3,I,I), resized and padded with zeros, and (height, width) of the resized image."""
     height, width = frame.shape[:2]
     short, longest = settings["resize"]["short"], settings["resize"]["max"]
@@ -88,24 +84,15 @@ def _padded_pixels(frame: np.ndarray, image_size: int, settings: Mapping[str, An
 
 
 def _samwise_memory(
-    model: Any,
-    limits: Mapping[str, int],
-    embedding: Tensor,
-    memory: Mapping[int, Tensor],
-    pointers: Mapping[int, Tensor],
-    frame: int,
+    model: Any, limits: Settings, embedding: Tensor, memory: Bank, pointers: Bank, frame: int
 ) -> Tensor:
     """Condition the map on the last frames; the first frame has no memory."""
     if frame == 0:
         return model.add_no_mem_embed(embedding)
     distances = [d for d in range(limits["num_maskmem"] - 1, 0, -1) if frame - d in memory]  # oldest first
     newest = [p for p in range(frame - 1, frame - limits["max_obj_ptrs"], -1) if p in pointers]
-    return model.attend_memory(
-        embedding,
-        torch.stack([memory[frame - d] for d in distances], 1),
-        torch.tensor([[d - 1 for d in distances]]),
-        torch.stack([pointers[p] for p in newest], 1),
-    )
+    slots, ages = torch.stack([memory[frame - d] for d in distances], 1), torch.tensor([[d - 1 for d in distances]])
+    return model.attend_memory(embedding, slots, ages, torch.stack([pointers[p] for p in newest], 1))
 
 
 def _conditional_memory(
@@ -127,13 +114,7 @@ def _source_masks(mask_bii: Tensor, resized: tuple[int, int], size: tuple[int, i
 
 
 @torch.no_grad()
-def sam2_clip(
-    model: Any,
-    networks: Mapping[str, Any],
-    frames: Sequence[np.ndarray],
-    tokens: Sequence[int] = (),
-    verbs: Sequence[int] = (),
-) -> Iterator[ReferenceFrame]:
+def sam2_clip(model: Any, networks: Settings, frames: Frames, tokens: Ids = (), verbs: Ids = ()) -> ReferenceClip:
     """Track the object at `CLICK` on the first of `frames`, uint8 RGB (H,W,3)."""
     settings, sam = networks["sam2"], model.sam
     memory: dict[int, Tensor] = {}
@@ -165,10 +146,10 @@ def sam2_clip(
         yield masks, logits.float().numpy(), out.score.float().numpy()
 
 
-def _sam2_features(sam: Any, frame: np.ndarray, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+def _sam2_features(sam: Any, frame: np.ndarray, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
     """Encode a frame: the map (1,N,D) and the two fine maps."""
     side = sam.config.image_size
-    x = sam.trunk.start(to_pixels(frame, side, side, settings, Image.Resampling.BICUBIC)[None])
+    x = sam.trunk.start(to_pixels(frame, side, side, settings, BICUBIC)[None])
     maps = []
     for stage in range(4):
         x = sam.trunk.run(stage, x)
@@ -182,13 +163,7 @@ def _sam2_features(sam: Any, frame: np.ndarray, settings: Mapping[str, Any]) -> 
 
 
 def _sam2_memory(
-    sam: Any,
-    embedding: Tensor,
-    memory: Mapping[int, Tensor],
-    pointers: Mapping[int, Tensor],
-    t: int,
-    limits: Mapping[str, int],
-    longest: int,
+    sam: Any, embedding: Tensor, memory: Bank, pointers: Bank, t: int, limits: Settings, longest: int
 ) -> Tensor:
     """Condition the map on frame 0, which has the last row of the temporal embedding, and on the frames just before."""
     count = limits["num_maskmem"]
@@ -198,23 +173,12 @@ def _sam2_memory(
     if sam.config.pointer_positions:
         distance = torch.tensor([[(t - p) / longest for p in with_pointers]])
         positions = sam.obj_ptr_tpos_proj(sine_distance(distance, sam.config.width))
-    return sam.attend_memory(
-        embedding,
-        torch.stack([memory[p] for p, _ in slots], 1),
-        torch.tensor([[row for _, row in slots]]),
-        torch.stack([pointers[p] for p in with_pointers], 1),
-        positions,
-    )
+    maps, rows = torch.stack([memory[p] for p, _ in slots], 1), torch.tensor([[row for _, row in slots]])
+    return sam.attend_memory(embedding, maps, rows, torch.stack([pointers[p] for p in with_pointers], 1), positions)
 
 
 @torch.no_grad()
-def refersam_clip(
-    model: Any,
-    networks: Mapping[str, Any],
-    frames: Sequence[np.ndarray],
-    tokens: Sequence[int],
-    verbs: Sequence[int] = (),
-) -> Iterator[ReferenceFrame]:
+def refersam_clip(model: Any, networks: Settings, frames: Frames, tokens: Ids, verbs: Ids = ()) -> ReferenceClip:
     """Segment each frame, uint8 RGB (H,W,3), as an image of its own by one sentence."""
     size, ids = model.config.image_size, torch.tensor([list(tokens)])
     for frame in frames:

@@ -19,8 +19,10 @@ def stages_of(name):
     pytest.importorskip("torch")
     from export.models import sam2, samwise
     from export.networks import network
+    from helpers import toy_networks
 
-    model = samwise.Samwise(samwise.tiny_test_config()) if name == "samwise" else sam2.Sam2(sam2.tiny_test_config())
+    samwise_config, sam2_config = toy_networks.toy_samwise_config(), toy_networks.toy_sam2_config()
+    model = samwise.Samwise(samwise_config) if name == "samwise" else sam2.Sam2(sam2_config)
     return {stage.name: sorted(stage.spec.symbols) for stage in network(name).stages(model)}
 
 

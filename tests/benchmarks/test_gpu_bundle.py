@@ -18,7 +18,7 @@ from benchmarks import gpu_bundle, gpu_pipeline, gpu_summary
 from export import split_attention
 from export.models import samwise
 from export.networks import samwise as samwise_network
-from helpers import toy_exports
+from helpers import toy_exports, toy_networks
 from helpers.fake_attention import HostAttention, compiled
 from helpers.fake_cuda import FakeCudaBackend
 from runtime.bundle.bundle import choose
@@ -56,7 +56,7 @@ def test_half_graphs_split_stages_and_kernels_agree(tmp_path, monkeypatch, share
 
 
 def test_adapters_of_the_published_size_are_split():
-    config = samwise.tiny_test_config()
+    config = toy_networks.toy_samwise_config()
     wide = replace(config, adapter=samwise.CrossModalAdapterConfig(width=256, heads=8, patches=(8, 4, 2)))
     assert [
         c.stage

@@ -11,8 +11,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from export import split_attention
-from export.models.samwise import CrossModalAdapterConfig, Samwise, tiny_test_config
+from export.models.samwise import CrossModalAdapterConfig, Samwise
 from export.networks.samwise import stages
+from helpers.toy_networks import toy_samwise_config
 from runtime.kernels import reference
 
 LIMIT = 1e-4
@@ -26,7 +27,7 @@ def relative(got, want):
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(4)
-    config = replace(tiny_test_config(), adapter=CrossModalAdapterConfig(width=64, heads=2, patches=(4, 2, 1)))
+    config = replace(toy_samwise_config(), adapter=CrossModalAdapterConfig(width=64, heads=2, patches=(4, 2, 1)))
     model = Samwise(config).eval()
     with torch.no_grad():
         for value in model.parameters():

@@ -16,7 +16,7 @@ pytest.importorskip("onnx")
 import runtime
 from export import __main__ as command
 from export import upgrade
-from helpers import format_1
+from helpers import format_1, toy_networks
 from runtime.bundle import engine_index
 from runtime.bundle.bundle import choose
 from runtime.bundle.manifest import Manifest
@@ -192,10 +192,10 @@ def exported(name):
     torch.manual_seed(0)
     adapter = samwise.CrossModalAdapterConfig(width=64, heads=2, patches=(4, 2, 1))
     models = {
-        "samwise": lambda: samwise.Samwise(replace(samwise.tiny_test_config(motion=True), adapter=adapter)),
-        "samwise+sam2": lambda: samwise.Samwise(samwise.tiny_test_config()),
-        "sam2": lambda: sam2.Sam2(sam2.tiny_test_config()),
-        "refersam": lambda: refersam.ReferSam(refersam.tiny_test_config()),
+        "samwise": lambda: samwise.Samwise(replace(toy_networks.toy_samwise_config(motion=True), adapter=adapter)),
+        "samwise+sam2": lambda: samwise.Samwise(toy_networks.toy_samwise_config()),
+        "sam2": lambda: sam2.Sam2(toy_networks.toy_sam2_config()),
+        "refersam": lambda: refersam.ReferSam(toy_networks.toy_refersam_config()),
     }
     model = models[name]()
     network = base.describe(name, model)

@@ -13,10 +13,11 @@ from runtime.errors import UserError
 @pytest.fixture(scope="module")
 def tensors():
     torch = pytest.importorskip("torch")
-    from export.models.sam2 import Sam2, tiny_test_config
+    from export.models.sam2 import Sam2
+    from helpers.toy_networks import toy_sam2_config
 
     torch.manual_seed(0)
-    return Sam2(tiny_test_config()).sam.state_dict()
+    return Sam2(toy_sam2_config()).sam.state_dict()
 
 
 def refused(path, data, *words):
@@ -84,9 +85,10 @@ def test_tensor_names_with_excessive_module_numbers(tmp_path, name):
     torch = pytest.importorskip("torch")
     from export.checkpoints.refersam import build
     from export.models import refersam
+    from helpers.toy_networks import toy_refersam_config
 
     with torch.device("meta"):
-        tensors = refersam.ReferSam(refersam.tiny_test_config()).state_dict()
+        tensors = refersam.ReferSam(toy_refersam_config()).state_dict()
     with pytest.raises(UserError, match="not a ReferSAM checkpoint"):
         build({**tensors, name: torch.zeros(1, device="meta")}, tmp_path / "x.pth", 64)
 

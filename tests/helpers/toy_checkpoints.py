@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from export.models import refersam, sam2, samwise
-from helpers import hugging_face
+from helpers import hugging_face, toy_networks
 
 DTYPES = "float32 float16 bfloat16 float64 int64 int8 uint8 bool complex64 float8_e4m3fn uint16".split()
 CHANGES: dict[str, Callable[[torch.Tensor, Any], Any]] = {
@@ -42,9 +42,9 @@ def _limited(sizes: Sequence[int], limit: int) -> list[int]:
 def networks() -> dict[str, tuple[dict[str, torch.Tensor], Any]]:
     """Tensors and config of a toy network of each kind."""
     torch.manual_seed(0)
-    one = samwise.Samwise(samwise.tiny_test_config())
-    two = sam2.Sam2(sam2.tiny_test_config())
-    three = refersam.ReferSam(refersam.tiny_test_config())
+    one = samwise.Samwise(toy_networks.toy_samwise_config())
+    two = sam2.Sam2(toy_networks.toy_sam2_config())
+    three = refersam.ReferSam(toy_networks.toy_refersam_config())
     configs = [json.loads(json.dumps(dataclasses.asdict(model.config))) for model in (one, two)]
     return {
         "samwise": (one.state_dict(), configs[0]),

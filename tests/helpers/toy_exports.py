@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import torch
 
-from export.models.samwise import CrossModalAdapterConfig, Samwise, tiny_test_config
+from export.models.samwise import CrossModalAdapterConfig, Samwise
+from helpers.toy_networks import toy_samwise_config
 
 
 def samwise(adapter: CrossModalAdapterConfig | None = None) -> Samwise:
     """Return a SAMWISE with every part of the real one; `adapter` changes the adapters and leaves the rest equal."""
     torch.manual_seed(3)
-    config = tiny_test_config(motion=True)
+    config = toy_samwise_config(motion=True)
     model = Samwise(config).eval()
     with torch.no_grad():  # an object that is seen, and a memory that matters
         model.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias += 5

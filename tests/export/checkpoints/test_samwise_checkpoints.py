@@ -15,7 +15,8 @@ torch = pytest.importorskip("torch")
 
 from export.layers.hiera import PUBLISHED_TRUNKS
 from export.models.sam import SamConfig
-from export.models.samwise import Samwise, SamwiseConfig, tiny_test_config
+from export.models.samwise import Samwise, SamwiseConfig
+from helpers.toy_networks import toy_samwise_config
 from runtime.errors import UserError
 
 SHAPES = Path(__file__).parents[2] / "goldens" / "samwise" / "shapes_public_tiny.json"
@@ -24,7 +25,7 @@ SHAPES = Path(__file__).parents[2] / "goldens" / "samwise" / "shapes_public_tiny
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    return Samwise(tiny_test_config())
+    return Samwise(toy_samwise_config())
 
 
 def saved(tmp_path, network, change=lambda data: None, **options):

@@ -9,14 +9,15 @@ from export.checkpoints.samwise import load_samwise
 
 torch = pytest.importorskip("torch")
 
-from export.models.samwise import Samwise, tiny_test_config
+from export.models.samwise import Samwise
 from export.networks.samwise import settings
+from helpers.toy_networks import toy_samwise_config
 
 
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    return Samwise(tiny_test_config())
+    return Samwise(toy_samwise_config())
 
 
 def saved(tmp_path, network, **more):

@@ -8,12 +8,13 @@ torch = pytest.importorskip("torch")
 
 from export.layers import attention, fold, positions
 from export.layers.common import ChannelBatchNorm, Pointwise, double, upsample
-from export.models.samwise import Samwise, tiny_test_config
+from export.models.samwise import Samwise
 from export.networks.samwise import stages
 from export.stages.conditional_memory import reweight
 from export.stages.cross_modal_adapter import AdapterStage, from_patches, to_patches
 from export.stages.hiera import FoldedBlock
 from export.stages.memory_attention import MemoryAttentionStage
+from helpers.toy_networks import toy_samwise_config
 
 
 def close(a, b, tolerance=2e-6):
@@ -23,7 +24,7 @@ def close(a, b, tolerance=2e-6):
 
 @pytest.fixture(scope="module")
 def network():
-    return lively(tiny_test_config())
+    return lively(toy_samwise_config())
 
 
 def lively(config):
@@ -135,7 +136,7 @@ def test_memory_attention_implementations(network, wide, impl):
 
 @torch.no_grad()
 def test_memory_attention_pointer_positions():
-    config = tiny_test_config()
+    config = toy_samwise_config()
     model = lively(dataclasses.replace(config, sam=dataclasses.replace(config.sam, pointer_positions=True)))
     sam, generator = model.sam, torch.Generator().manual_seed(4)
     x, memory, pointers = (torch.randn(s, generator=generator) for s in ((1, 16, 32), (1, 2, 16, 16), (1, 3, 32)))
@@ -150,7 +151,7 @@ def test_memory_attention_pointer_positions():
 @pytest.mark.parametrize("patches", [(4, 2, 1), (2, 2, 2), (0, 0, 0)])
 @torch.no_grad()
 def test_adapter_fold(patches):
-    config = tiny_test_config()
+    config = toy_samwise_config()
     model = lively(dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, patches=patches)))
     for adapter, width, side in zip(model.cmt_adapters, config.sam.hiera.widths[1:], (8, 4, 2), strict=True):
         vision, text = torch.randn(3, side, side, width), torch.randn(5, 24)

@@ -14,10 +14,11 @@ from export import __main__ as command
 from export import onnx as graphs
 from export.checkpoints.refersam import build, config_of, renamed
 from export.models import refersam
-from export.models.refersam import ReferSam, ReferSamConfig, tiny_test_config
+from export.models.refersam import ReferSam, ReferSamConfig
 from export.networks import refersam as refersam_network
 from export.networks.refersam import stages
 from helpers import refersam_reference as reference
+from helpers.toy_networks import toy_refersam_config
 
 KINDS = ("bert", "clip")
 
@@ -25,7 +26,7 @@ KINDS = ("bert", "clip")
 @pytest.fixture(scope="module", params=KINDS)
 def model(request):
     torch.manual_seed(0)
-    return reference.randomize(ReferSam(tiny_test_config(request.param))).eval().requires_grad_(False)
+    return reference.randomize(ReferSam(toy_refersam_config(request.param))).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def picture():
 def large(kind):
     """A network of 160 px: a ViT grid of 10 cells, windows of 3 with padding, every table resized."""
     torch.manual_seed(0)
-    config = replace(tiny_test_config(kind, 160), max_tokens=ReferSamConfig().max_tokens)  # not in a checkpoint
+    config = replace(toy_refersam_config(kind, 160), max_tokens=ReferSamConfig().max_tokens)  # not in a checkpoint
     return reference.randomize(ReferSam(config)).eval().requires_grad_(False)
 
 

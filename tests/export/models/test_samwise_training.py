@@ -6,14 +6,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from export.models.samwise import Samwise, tiny_test_config
+from export.models.samwise import Samwise
 from export.networks.samwise import settings
+from helpers.toy_networks import toy_samwise_config
 
 
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    return Samwise(tiny_test_config(motion=True))
+    return Samwise(toy_samwise_config(motion=True))
 
 
 def run(network, pixels, tokens, mask=None, verb=None):
@@ -111,7 +112,7 @@ def test_points(network):
 
 
 def test_without_object_score():
-    config = tiny_test_config()
+    config = toy_samwise_config()
     network = Samwise(dataclasses.replace(config, sam=dataclasses.replace(config.sam, object_score=False))).eval()
     out, _ = run(network, *inputs())
     assert (out.score == 10).all() and not (out.low_res_logits == -1024).any()

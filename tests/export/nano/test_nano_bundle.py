@@ -16,13 +16,14 @@ ENGINES = Path(__file__).parents[3] / "engines"
 
 def test_stages_of_both_networks_with_bounds_that_agree():
     torch = pytest.importorskip("torch")
-    from export.models.samwise import Samwise, tiny_test_config
+    from export.models.samwise import Samwise
     from export.networks import samwise_sam2
+    from helpers.toy_networks import toy_samwise_config
     from runtime.models.sam2.network import Sam2
     from runtime.models.samwise.network import Samwise as Schedule
 
     torch.manual_seed(0)
-    stages = samwise_sam2.stages(Samwise(tiny_test_config()))
+    stages = samwise_sam2.stages(Samwise(toy_samwise_config()))
     names = [s.name for s in stages]
     assert len(names) == len(set(names)) and set(Schedule.required_stages) | set(Sam2.required_stages) <= set(names)
     seen: dict[str, tuple[int, int]] = {}
@@ -31,7 +32,7 @@ def test_stages_of_both_networks_with_bounds_that_agree():
             assert seen.setdefault(symbol, pair) == pair, (stage.name, symbol)
             assert pair[0] <= stage.sizes[symbol] <= pair[1]
     assert seen["pointers"][0] == 0 and seen["slots"][1] > 7
-    settings = samwise_sam2.settings(Samwise(tiny_test_config()))
+    settings = samwise_sam2.settings(Samwise(toy_samwise_config()))
     assert settings["sam2"]["memory"]["num_maskmem"] == 7 and settings["samwise"]["window"] == 4
 
 

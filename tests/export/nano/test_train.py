@@ -10,7 +10,7 @@ import torch
 from export.checkpoints.common import config_from
 from export.checkpoints.samwise import load_samwise
 from export.layers.attention import PackedAttention
-from export.models.samwise import Samwise, SamwiseConfig, tiny_test_config
+from export.models.samwise import Samwise, SamwiseConfig
 from export.nano import checkpointing, finetune_cme, objectives, prompts, tokenizer, train
 from export.nano.auxiliary_heads import FeatureHook, MotionHead, TextMatchHead, object_attention_loss
 from export.nano.clip_forward import Tracker, TrackOptions, decode_without_memory, encode
@@ -29,13 +29,14 @@ from export.nano.loader import (
     sample,
 )
 from export.nano.optimizer import MuonAdamW, update_cost
+from helpers.toy_networks import toy_samwise_config
 from runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def toy_network():
     torch.manual_seed(0)
-    return Samwise(tiny_test_config())
+    return Samwise(toy_samwise_config())
 
 
 def pictures(count, frames, side=64):
@@ -383,7 +384,7 @@ def test_only_the_conditional_memory_encoder_is_finetuned():
 
 def test_finetuning_without_a_switch_to_learn_from_is_refused():
     """Decisions of a network that finds nothing, or that never loses its object."""
-    model = Samwise(tiny_test_config())
+    model = Samwise(toy_samwise_config())
     for count in (0, 40):
         tokens = torch.zeros(count, model.config.sam.width)
         decisions = finetune_cme.Decisions(tokens, tokens, torch.zeros(count, dtype=torch.int64))

@@ -14,14 +14,15 @@ from export.models import sam2
 from export.networks import sam2 as sam2_network
 from export.stages import memory_attention
 from export.stages.prompt_decoder import MaskPromptStage, pick, stable
+from helpers import toy_networks
 
 
 def toy(**options):
     """A SAM 2 whose parameters have the same values in every configuration that has them, so that traces are shared."""
     torch.manual_seed(0)
-    model = sam2.Sam2(sam2.tiny_test_config(**options)).eval()
+    model = sam2.Sam2(toy_networks.toy_sam2_config(**options)).eval()
     torch.manual_seed(0)
-    standard = sam2.Sam2(sam2.tiny_test_config()).eval().state_dict()
+    standard = sam2.Sam2(toy_networks.toy_sam2_config()).eval().state_dict()
     model.load_state_dict({k: v for k, v in standard.items() if k in model.state_dict()}, strict=False)
     with torch.no_grad():
         for name, value in model.named_parameters():

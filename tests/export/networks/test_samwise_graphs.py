@@ -10,12 +10,13 @@ pytest.importorskip("onnxscript")
 from export import onnx as graphs
 from export.layers import attention
 from export.layers.hiera import Hiera, HieraConfig
-from export.models.samwise import Samwise, tiny_test_config
+from export.models.samwise import Samwise
 from export.networks.samwise import stages
 from export.stages import hiera
 from helpers import toy_exports
+from helpers.toy_networks import toy_samwise_config
 
-CONFIG = tiny_test_config(motion=True)
+CONFIG = toy_samwise_config(motion=True)
 SIZES = [
     {},
     {"frames": 1, "tokens": 3, "objects": 1, "maps": 1, "pictures": 1, "slots": 1, "pointers": 1, "mask_side": 16},

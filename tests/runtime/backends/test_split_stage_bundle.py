@@ -20,7 +20,7 @@ from export.models.samwise import CrossModalAdapterConfig
 from export.networks.base import describe
 from export.split_attention import with_split_stages
 from export.verify import backend_check
-from helpers import toy_exports
+from helpers import toy_exports, toy_networks
 from helpers.fake_attention import HostAttention, compiled
 from helpers.fake_cuda import IMAGE_SIGNATURES, FakeCudaBackend
 from runtime.backends.split_stage import SplitStage
@@ -253,7 +253,7 @@ def test_command_adds_the_subgraphs(tmp_path, monkeypatch):
 def test_networks_without_split_stages_are_refused(tmp_path):
     from export.models import sam2
 
-    model = sam2.Sam2(sam2.tiny_test_config())
+    model = sam2.Sam2(toy_networks.toy_sam2_config())
     with pytest.raises(UserError, match="sam2 has no stage that can be split for kernels"):
         with_split_stages(describe("sam2", model), model, "fp16", tmp_path)
     with pytest.raises(UserError, match="samwise.sam2 has no stage that can be split for kernels"):

@@ -129,7 +129,7 @@ class _Job:
         for number, stage in enumerate(stages, 1):
             start = time.perf_counter()
             for symbol, pair in stage.bounds.items():
-                if bounds.setdefault(symbol, tuple(pair)) != tuple(pair):
+                if bounds.setdefault(symbol, pair) != pair:
                     raise onnx.ExportError(
                         f"stage {stage.name}: bounds {pair} of {symbol!r} differ from "
                         f"{bounds[symbol]} in an earlier stage"
@@ -206,6 +206,7 @@ class _Job:
         text = manifest.text
         tokens = parity_clip.clip_tokens(text["vocabulary"], text["max_tokens"]) if text else []
         verbs = [1] if text and text.get("motion") and len(tokens) > 2 else []
+        assert self.network.clip is not None
         want = list(self.network.clip(parity_clip.clip_frames(parity_clip.clip_length(manifest)), tokens, verbs))
         folder = self.folder
         if self.precision == "fp16":

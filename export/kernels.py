@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle.bundle import file_sha256
-from runtime.bundle.manifest import Manifest, SplitStageSpec, StageSpec
+from runtime.bundle.manifest import Manifest, SplitStageSpec, StageSpec, TensorSpec
 from runtime.device.cubin import FOLDER, FORMAT, INDEX, Entry
 from runtime.errors import SamwiseRuntimeError, UserError, fail
 from runtime.kernels import plan
@@ -66,17 +66,22 @@ def window_launches(frames: int, patch: int, channels: int, capability: int) -> 
         yield from plan.window_attention(NAMES, NAMES, "out", sizes, plan.WINDOW[capability])
 
 
+def _numbers(tensor: TensorSpec) -> list[int]:
+    """Return the shape with 0 in place of symbols."""
+    return [0 if isinstance(size, str) else size for size in tensor.shape]
+
+
 def _split_memory(manifest: Manifest, spec: StageSpec, split: SplitStageSpec, capability: int) -> Iterator[plan.Launch]:
     """Compute one object's memory attention with all slots."""
-    _, tokens, width = spec.output(split.tensors["conditioned"]).shape
-    narrow = spec.input(split.tensors["memory"]).shape[3]
+    _, tokens, width = _numbers(spec.output(split.tensors["conditioned"]))
+    narrow = _numbers(spec.input(split.tensors["memory"]))[3]
     slots, pointers = (manifest.bounds[symbol][1] for symbol in ("slots", "pointers"))
     return memory_launches(plan.MemorySizes(1, tokens, slots, width // narrow * pointers, width, narrow), capability)
 
 
 def _split_window(manifest: Manifest, spec: StageSpec, split: SplitStageSpec, capability: int) -> Iterator[plan.Launch]:
-    narrow = manifest.stages[split.subgraphs[0]].output(split.tensors["narrow"])
-    return window_launches(manifest.bounds["frames"][1], split.sizes["patch"], narrow.shape[3], capability)
+    narrow = _numbers(manifest.stages[split.subgraphs[0]].output(split.tensors["narrow"]))[3]
+    return window_launches(manifest.bounds["frames"][1], split.sizes["patch"], narrow, capability)
 
 
 SPLIT_LAUNCHES = {"memory_attention": _split_memory, "window_attention": _split_window}
@@ -112,7 +117,8 @@ def compile_launch(launch: plan.Launch, capability: int) -> tuple[Entry, bytes]:
             f"{SHARED_LIMIT[capability]}, or scratch; choose smaller blocks in kernels/plan.py"
         )
     kinds = tuple(kind for kind in types.values() if kind != "constexpr")
-    parameters = re.search(r"\.entry\s+\w+\s*\((.*?)\)", compiled.asm["ptx"], re.DOTALL)[1].count(".param")
+    (declared,) = re.findall(r"\.entry\s+\w+\s*\((.*?)\)", compiled.asm["ptx"], re.DOTALL)[:1]
+    parameters = declared.count(".param")
     name = f"{launch.kernel}-{capability}-{hashlib.sha256(cubin).hexdigest()[:12]}.cubin"
     identity = launch.kernel, capability, dict(launch.constants), name, metadata.name
     return Entry(*identity, kinds, parameters - len(kinds), 32 * metadata.num_warps, metadata.shared), cubin

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import nn
@@ -36,7 +36,7 @@ from .stages.attention_subgraphs import (
     memory_constants,
     window_constants,
 )
-from .stages.cross_modal_adapter import AdapterStage
+from .stages.cross_modal_adapter import Adapter, AdapterStage
 
 FOLDER = "split_stages"
 TABLES = ("cosine", "sine")
@@ -75,7 +75,8 @@ def with_split_stages(source: ExportSource, model: Any, precision: str, work: Pa
     for split in found:
         path = work / f"{split.stage}.npz"
         kinds = {name: np.float32 if precision == "fp32" or name in TABLES else np.float16 for name in split.constants}
-        np.savez(path, **{name: array.astype(kinds[name]) for name, array in split.constants.items()})
+        arrays: dict[str, Any] = {name: array.astype(kinds[name]) for name, array in split.constants.items()}
+        np.savez(path, **arrays)
         attachments[split.spec.constants] = path
     whole, subgraphs = source.stages, tuple(subgraph for split in found for subgraph in split.subgraphs)
 
@@ -90,7 +91,7 @@ def split_stages(model: Samwise) -> Iterator[SplitAttention]:
     """Yield every stage of SAMWISE that can be split, in the order in which a clip runs through them."""
     model.eval()
     for i, adapter in enumerate(model.cmt_adapters):
-        stage_ = AdapterStage(adapter)
+        stage_ = AdapterStage(cast(Adapter, adapter))
         # the kernel's heads are 32 wide, as in every published network
         if stage_.patch and stage_.attention.q.out_features == plan.HEAD * stage_.attention.heads:
             yield _adapter(model, i, stage_)

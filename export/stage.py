@@ -105,5 +105,6 @@ def stage(
     spec = replace(spec, typical={s: size for s, size in spec.typical.items() if s in spec.symbols})
     for variant in (variants or {}).values():
         variant.module.eval().requires_grad_(False)
-    used_bounds, used_sizes = ({s: values[s] for s in sorted(spec.symbols)} for values in (bounds, sizes))
-    return Stage(spec, module, sampler, used_bounds, used_sizes, {"default": Variant(module), **(variants or {})})
+    symbols = sorted(spec.symbols)
+    bounds, sizes = {s: bounds[s] for s in symbols}, {s: sizes[s] for s in symbols}
+    return Stage(spec, module, sampler, bounds, sizes, {"default": Variant(module), **(variants or {})})

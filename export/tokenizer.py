@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
@@ -71,7 +72,7 @@ def _from_file(path: Path) -> Tokenizer:
         raise _failed(path, error) from None
 
 
-def _read_bpe(vocabulary: Path, merges: Path) -> tuple[dict[str, int], list[tuple[str, ...]]]:
+def _read_bpe(vocabulary: Path, merges: Path) -> tuple[dict[str, int], list[Any]]:
     """Read token ids and merges. Raises UserError."""
     _check_downloaded(vocabulary)
     _check_downloaded(merges)

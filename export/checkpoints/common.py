@@ -68,7 +68,8 @@ def read(path: str | Path, network: str) -> Checkpoint:
     # what trainings save beside plain tensors: numbers, texts, the state of the optimizer
     tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
     require_plain_tensors(tensors, path)
-    config, arguments = None, {}
+    config: Mapping[str, Any] | None = None
+    arguments: Mapping[str, Any] = {}
     for level in itertools.accumulate(keys, lambda level, key: level[key], initial=data):
         written, options = level.get("config"), level.get("args")
         if isinstance(written, Mapping) and "sam" in written:  # ours; others keep their training's options there

@@ -79,7 +79,9 @@ def find_tensors(data: Any, network: str, path: str | Path) -> tuple[dict[str, A
 
 def _tables(data: Any) -> dict[tuple[str, ...], Mapping[str, Any]]:
     """Return the mappings of names to tensors within `data`, by their keys."""
-    tables, seen, queue = {}, set(), [((), data)]
+    tables: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    queue: list[tuple[tuple[str, ...], Any]] = [((), data)]
+    seen = set()
     for keys, value in queue:
         if not isinstance(value, Mapping) or id(value) in seen or len(keys) > MAX_NESTING:
             continue

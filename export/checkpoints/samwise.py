@@ -56,17 +56,14 @@ def samwise_config(tensors: Mapping[str, Tensor]) -> SamwiseConfig:
         hidden=tensors[tower + "layers.0.fc1.weight"].shape[0],
         heads=max(width // HEAD_WIDTH, 1),
     )
-    patches = []
-    for i in range(3):
-        positions = tensors.get(f"cmt_adapters.{i}.spatial_pos_embed")
-        patches.append(0 if positions is None else round(positions.shape[3] ** 0.5))
+    positions = (tensors.get(f"cmt_adapters.{i}.spatial_pos_embed") for i in range(3))
+    first, second, third = (0 if table is None else round(table.shape[3] ** 0.5) for table in positions)
+    adapter_width = tensors["cmt_adapters.0.proj_vis_down.0.weight"].shape[0]
     conditional = tensors.get("conditional_memory_encoder.transformerBlock.linear1.weight")
     return SamwiseConfig(
         sam=sam_config(tensors, "sam."),
         text=text,
-        adapter=CrossModalAdapterConfig(
-            width=tensors["cmt_adapters.0.proj_vis_down.0.weight"].shape[0], patches=tuple(patches)
-        ),
+        adapter=CrossModalAdapterConfig(adapter_width, patches=(first, second, third)),
         text_stages=(layers // 3, layers * 2 // 3, layers),
         conditional_hidden=0 if conditional is None else conditional.shape[0],
     )

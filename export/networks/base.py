@@ -65,7 +65,7 @@ def describe(name: str, model: Any, **changes: Any) -> ExportSource:
         clip=partial(module.clip, model, networks),
         vocabulary=text["vocabulary"] if text else None,
         # with these sizes the same modules can be built again, for instance for a timing beside the graphs
-        provenance={"config": dataclasses.asdict(model.config)} if dataclasses.is_dataclass(model.config) else {},
+        provenance={"config": dataclasses.asdict(model.config)},
     )
     provenance = {**source.provenance, **changes.pop("provenance", {})}
     return dataclasses.replace(source, provenance=provenance, **changes)
@@ -158,7 +158,8 @@ class StageFactory:
             if spec.dtype == "bool":
                 return binary(shape, generator).bool()
             if spec.dtype == "int64":
-                return torch.randint(*ranges[spec.name], shape, generator=generator)
+                low, high = ranges[spec.name]
+                return torch.randint(low, high, shape, generator=generator)
             return SCALES.get(spec.name, 1.0) * torch.randn(shape, generator=generator)
 
         return sample

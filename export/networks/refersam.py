@@ -62,7 +62,7 @@ def stages(model: ReferSam, folded: bool = True) -> list[Stage]:
         tensor("stem", 1, c.adapter.stem, fine, fine),
     )
     pixels, tokens = tensor("pixels", 1, 3, size, size, keep_fp32=True), tensor("tokens", "tokens", dtype="int64")
-    image_attributes = {"role": "image_encoder", "bf16_ok": True, "stride": c.vit.patch}
+    image_attributes: dict[str, Any] = {"role": "image_encoder", "bf16_ok": True, "stride": c.vit.patch}
     image = factory("image", (pixels,), encoded, ImageStage(model, grid), _images(size), **image_attributes)
     embedded = (tensor("text", "tokens", c.text.width),)
     text = factory("text", (tokens,), embedded, TextStage(model), _sentences(c.text), role="text_encoder")

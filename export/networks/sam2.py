@@ -106,7 +106,7 @@ def _image_encoder(sam: Sam, factory: StageFactory) -> Stage:
         tensor("high_res_0", "frames", c.width // 8, side * 4, side * 4, bf16_ok=False),
         tensor("high_res_1", "frames", c.width // 4, side * 2, side * 2, bf16_ok=False),
     )
-    attributes = {"role": "image_encoder", "bf16_ok": True, "stride": c.stride}
+    attributes: dict[str, Any] = {"role": "image_encoder", "bf16_ok": True, "stride": c.stride}
     return factory("image_encoder", inputs, outputs, module, attention_variants(module), **attributes)
 
 
@@ -174,7 +174,7 @@ def _memory_attention(sam: Sam, factory: StageFactory) -> Stage:
     )
     outputs = (_objects("conditioned", c.side**2, c.width),)
     draws = {"obj_ptr_tpos": uniform(1.0)}
-    attributes = {"draws": draws, "role": "memory_attention", "bf16_ok": True, "stride": c.stride}
+    attributes: dict[str, Any] = {"draws": draws, "role": "memory_attention", "bf16_ok": True, "stride": c.stride}
     return factory("memory_attention", inputs, outputs, narrow, attention_variants(narrow, wide), **attributes)
 
 

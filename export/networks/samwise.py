@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from runtime.bundle.manifest import TensorSpec
 
@@ -12,7 +12,7 @@ from ..checkpoints.samwise import load_samwise as load
 from ..models.samwise import Samwise, SamwiseConfig
 from ..stage import Stage, tensor
 from ..stages.conditional_memory import ConditionalMemoryStage
-from ..stages.cross_modal_adapter import AdapterStage
+from ..stages.cross_modal_adapter import Adapter, AdapterStage
 from ..stages.hiera import FirstHiera, NextHiera
 from ..stages.mask_decoder import NO_OBJECT_LOGIT, MaskDecoderStage
 from ..stages.memory_attention import MemoryAttentionStage
@@ -97,7 +97,7 @@ def _clip_stages(model: Samwise, factory: StageFactory) -> list[Stage]:
         trunk("hiera_0", (pixels,), (maps[0], fine), first, attention_variants(first), stride=c.sam.stride // 2),
         text("text_0", (tokens,), (texts[0],), FirstText(tower, c.text_stages[0])),
     ]
-    for i, adapter in enumerate(map(AdapterStage, model.cmt_adapters)):
+    for i, adapter in enumerate(AdapterStage(cast(Adapter, adapter)) for adapter in model.cmt_adapters):
         stride = (c.sam.stride // 2) << i
         if i:
             blocks = NextHiera(sam.trunk, i + 1)
@@ -194,5 +194,5 @@ def _conditional_memory(model: Samwise, factory: StageFactory) -> Stage:
     )
     module = ConditionalMemoryStage(model.conditional_memory_encoder, c.image_size)
     # INT8 could flip a decision, which changes every later frame
-    attributes = {"role": "conditional_memory", "int8_ok": False, "stride": c.stride}
+    attributes: dict[str, Any] = {"role": "conditional_memory", "int8_ok": False, "stride": c.stride}
     return factory("conditional_memory", inputs, outputs, module, **attributes)

@@ -110,7 +110,7 @@ class Library:
             raise InternalError(
                 f"{graph.name}: {self.name} {self.version} cannot build it for {targets} ({_line(reason)})"
             )
-        if cache is not None:
+        if cache is not None and timing is not None:
             timing.write_bytes(bytes(config.get_timing_cache().serialize()))
         return BuildResult(bytes(data), log.scratch, time.perf_counter() - begin)
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.backends import create
+from runtime.backends.base import Backend
+from runtime.backends.trt import TensorRtBackend
 from runtime.bundle.bundle import Bundle, choose
 from runtime.errors import InternalError, SamwiseRuntimeError, UserError, fail
 
@@ -97,14 +99,14 @@ def table(found: Iterable[Layer]) -> str:
 
 def inspect_bundle(
     bundle: Bundle,
-    backend: Any,
+    backend: Backend | TensorRtBackend,
     stages: Collection[str] | None = None,
     out: Path | None = None,
     full: bool = False,
     report: Any = print,
 ) -> dict[str, list[Layer]]:
     """Return the layers of every stage's engine (or of those named) by stage; write the library's JSON to `out`."""
-    if not hasattr(backend, "library"):
+    if not isinstance(backend, TensorRtBackend):
         raise UserError(f"backend {backend.name!r} has no engines; choose tensorrt or tensorrt_rtx")
     unknown = sorted(set(stages or ()) - set(bundle.manifest.stages))
     if unknown:

@@ -13,6 +13,7 @@ from runtime.backends import create
 from runtime.backends.base import Backend
 from runtime.backends.recorder import StageRecorder, StageRecorders
 from runtime.backends.split_stage import SplitStage
+from runtime.backends.trt import TensorRtBackend
 from runtime.bundle import engine_index
 from runtime.bundle.bundle import Bundle
 from runtime.engine import Engine
@@ -52,15 +53,10 @@ def check_backend(
         stages += _check_stage(other, stage, recorders.pop(name), max(STAGE_ERROR[precision]), dump)
     expected = [(output.masks, output.low_res_logits, output.score) for output in want]
     frames = compare_clip(expected, clip_results(engine), precision)
-    if hasattr(other, "library") and all(c.passed for c in (*stages, *frames)):
-        engine_index.mark_verified(
-            bundle.folder,
-            bundle.manifest,
-            other.library,
-            other.version,
-            other.device.capability,
-            _errors_by_engine(bundle, stages),
-        )
+    passed = all(stage.passed for stage in stages) and all(frame.passed for frame in frames)
+    if isinstance(other, TensorRtBackend) and passed:
+        gpu, errors = other.device.capability, _errors_by_engine(bundle, stages)
+        engine_index.mark_verified(bundle.folder, bundle.manifest, other.library, other.version, gpu, errors)
     return stages, frames
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -102,4 +103,5 @@ def save_clip(folder: Path, backend: str, threads: int | None, file: str) -> Non
     """Run the clip and write the compared fields to `file`: the child's part of `clip_in_child`."""
     engine = Engine(Bundle(folder, Manifest.load(folder)), create(backend, threads), max_objects=1)
     results = clip_results(engine)
-    np.savez(file, **{name: np.stack([getattr(r, name) for r in results]) for name in CLIP_FIELDS})
+    arrays: dict[str, Any] = {name: np.stack([getattr(r, name) for r in results]) for name in CLIP_FIELDS}
+    np.savez(file, **arrays)

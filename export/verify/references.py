@@ -107,7 +107,7 @@ def _conditional_memory(
     return torch.where(logits > 0, 10 * logits, mask), True
 
 
-def _source_masks(mask_bii: Tensor, resized: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+def _source_masks(mask_bii: Tensor, resized: Sequence[int], size: tuple[int, ...]) -> np.ndarray:
     """Crop the padding, resize to the source, threshold."""
     cropped = mask_bii[:, None, : resized[0], : resized[1]]
     return (F.interpolate(cropped, size, mode="bilinear", align_corners=False)[:, 0] > 0).numpy()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 
 
 def clip(count=12, height=48, width=64):
@@ -45,6 +46,8 @@ def write(
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         if rotate is not None:
+            if not hasattr(stream, "set_display_rotation"):
+                pytest.skip("this PyAV cannot write a rotation")
             stream.set_display_rotation(rotate)
         for i, array in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(array, format=source)

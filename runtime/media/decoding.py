@@ -90,7 +90,7 @@ class Decoder:
         self._first: int | None = None
         self._origin: int | None = None
         self._packets = self.frames = self._errors = self._corrupt = 0
-        self._interlaced = self.end_is_missing = False
+        self._interlaced = self._foreign = self.end_is_missing = False
 
     def decode(self, packet: av.Packet[VideoStream]) -> Iterator[av.VideoFrame]:
         """Yield the frames that this packet completes; an empty packet ends the stream."""
@@ -121,6 +121,7 @@ class Decoder:
         """Count a frame, and those missing before it."""
         if frame.pts is not None:
             self._origin = frame.pts if self._origin is None else self._origin
+            self._foreign |= frame.pts not in self._waiting and frame.pts not in self._missing
             for times in (self._waiting, self._missing):
                 times.pop(frame.pts, None)
             # no damage: a second field has no frame of its own; a clip may begin with frames that refer to none in it
@@ -161,6 +162,8 @@ class Decoder:
         name, notes, count = self._name, [], len(self._missing)
         if self._origin is None and not self._interlaced:  # without times, only the number is known
             count = max(0, self._packets - self.frames)
+        if self._foreign and not self._errors:  # a decoder that gives frames times of its own
+            count = 0
         if count or self._errors:
             groups = [list(group) for _, group in groupby(sorted(self._missing.items()), key=lambda item: item[1])]
             more = len(groups) - MAX_PLACES

@@ -1,6 +1,7 @@
 """Damaged and long files: all that decodes is delivered, what is missing is told, and a cut file is an error."""
 
 from itertools import product
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from helpers import media
 from runtime import VideoError
 from runtime.media.completeness import is_cut
+from runtime.media.decoding import Decoder
+from runtime.media.source import Source
 from runtime.media.video_reader import open_video
 
 COUNT = 24
@@ -202,3 +205,19 @@ def test_sizes_that_files_declare(tmp_path):
     for data in (b"", b"RIFF", b"\x1a\x45\xdf\xa3", b"\x1a\x45\xdf\xa3\x01", b"\0\0\0\0mdat" + bytes(40)):
         (tmp_path / "b").write_bytes(data)
         assert is_cut(tmp_path / "b") is None
+
+
+def test_a_decoder_with_times_of_its_own_loses_no_frames(tmp_path):
+    path = media.write(tmp_path / "a.mkv", media.clip(6))
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        decoder = Decoder(stream, Source("a", 24, None, iter(())), lambda: av.open(str(path)), strict=False)
+        context = decoder._context
+        decoder._context = SimpleNamespace(decode=lambda packet: [shifted(frame) for frame in context.decode(packet)])
+        frames = [frame for packet in container.demux(stream) for frame in decoder.decode(packet)]
+        assert len(frames) == 6 and decoder.notes() == []
+
+
+def shifted(frame):
+    frame.pts += 7
+    return frame

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -89,6 +90,12 @@ class Sam(nn.Module):
     def no_pointer(self) -> Tensor:
         """Pointer of an absent object (1,D); zeros in a network without object scores, which never uses it."""
         return self.no_obj_ptr if self.config.object_score else self.no_mem_embed.new_zeros(1, self.config.width)
+
+    def features(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the map (B,N,D) and the decoder's fine maps (B,C,h,w) of the outputs of the four trunk stages."""
+        neck, convs = self.neck, (self.sam_mask_decoder.conv_s0, self.sam_mask_decoder.conv_s1)
+        fine_0, fine_1 = (conv(neck.lateral(i)(maps[i])).permute(0, 3, 1, 2) for i, conv in enumerate(convs))
+        return neck.embedding(maps[2], maps[3]).flatten(1, 2), fine_0, fine_1
 
     def add_no_mem_embed(self, embedding_bnd: Tensor) -> Tensor:
         """Return the input of the mask decoder for a frame without memory."""

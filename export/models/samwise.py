@@ -95,13 +95,7 @@ class Samwise(nn.Module):
         finest = trunk.run(0, trunk.start(pixels_bt3ii.flatten(0, 1)))
         adapted, text = self.run_adapters(trunk.run(1, finest), tokens_bl, mask_bl, frames)
         maps = [finest, *adapted]
-        neck, decoder = self.sam.neck, self.sam.sam_mask_decoder
-        fine = [
-            conv(neck.lateral(level)(maps[level])).permute(0, 3, 1, 2)
-            for level, conv in enumerate((decoder.conv_s0, decoder.conv_s1))
-        ]
-        embedding = neck.embedding(maps[2], maps[3]).flatten(1, 2)
-        return ClipFeatures(*(y.unflatten(0, (-1, frames)) for y in (embedding, *fine)), text)
+        return ClipFeatures(*(y.unflatten(0, (-1, frames)) for y in self.sam.features(maps)), text)
 
     def run_adapters(
         self, x_bhwc: Tensor, tokens_bl: Tensor, mask_bl: Tensor | None, frames: int

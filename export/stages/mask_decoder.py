@@ -83,6 +83,12 @@ class TwoWayTransformer(nn.Module):
         return self.norm_final_attn(x), image_bnd, early
 
 
+def upscaling(width: int) -> nn.Sequential:
+    """Return layers (B,D,h,w) -> (B,D/8,4h,4w)."""
+    first, second = nn.ConvTranspose2d(width, width // 4, 2, 2), nn.ConvTranspose2d(width // 4, width // 8, 2, 2)
+    return nn.Sequential(first, LayerNorm2d(width // 4), nn.GELU(), second, nn.GELU())
+
+
 class MaskDecoder(nn.Module):
     """Trainable module. Without `object_score` the object always counts as present (score 10)."""
 
@@ -95,13 +101,7 @@ class MaskDecoder(nn.Module):
         self.iou_token = nn.Embedding(1, width)
         self.mask_tokens = nn.Embedding(MASKS, width)
         fine, finest = width // 4, width // 8
-        self.output_upscaling = nn.Sequential(
-            nn.ConvTranspose2d(width, fine, 2, 2),
-            LayerNorm2d(fine),
-            nn.GELU(),
-            nn.ConvTranspose2d(fine, finest, 2, 2),
-            nn.GELU(),
-        )
+        self.output_upscaling = upscaling(width)
         self.conv_s0, self.conv_s1 = Pointwise(width, finest), Pointwise(width, fine)
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(width, width, finest, 3) for _ in range(MASKS))
         self.iou_prediction_head = MLP(width, iou_hidden, MASKS, 3)

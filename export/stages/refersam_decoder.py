@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..layers.common import MLP, LayerNorm2d
-from .mask_decoder import MASKS, TwoWayTransformer
+from ..layers.common import MLP
+from .mask_decoder import MASKS, TwoWayTransformer, upscaling
 
 
 class SamDecoder(nn.Module):
@@ -14,18 +14,11 @@ class SamDecoder(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int, depth: int) -> None:
         super().__init__()
-        fine, finest = width // 4, width // 8
         self.transformer = TwoWayTransformer(width, heads, hidden, depth)
         self.iou_token = nn.Embedding(1, width)
         self.mask_tokens = nn.Embedding(MASKS, width)
-        self.output_upscaling = nn.Sequential(
-            nn.ConvTranspose2d(width, fine, 2, 2),
-            LayerNorm2d(fine),
-            nn.GELU(),
-            nn.ConvTranspose2d(fine, finest, 2, 2),
-            nn.GELU(),
-        )
-        self.output_hypernetworks_mlps = nn.ModuleList(MLP(width, width, finest, 3) for _ in range(MASKS))
+        self.output_upscaling = upscaling(width)
+        self.output_hypernetworks_mlps = nn.ModuleList(MLP(width, width, width // 8, 3) for _ in range(MASKS))
         self.iou_prediction_head = MLP(width, width, MASKS, 3)
 
     def forward(self, image_bnd: Tensor, grid_nd: Tensor, sparse_bkd: Tensor, side: int) -> tuple[Tensor, Tensor]:

@@ -154,12 +154,7 @@ def _sam2_features(sam: Any, frame: np.ndarray, settings: Settings) -> tuple[Ten
     for stage in range(4):
         x = sam.trunk.run(stage, x)
         maps.append(x)
-    neck, decoder = sam.neck, sam.sam_mask_decoder
-    fine = [
-        conv(neck.lateral(level)(maps[level])).permute(0, 3, 1, 2)
-        for level, conv in enumerate((decoder.conv_s0, decoder.conv_s1))
-    ]
-    return neck.embedding(maps[2], maps[3]).flatten(1, 2), *fine
+    return sam.features(maps)
 
 
 def _sam2_memory(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pytest
 
 
 def clip(count=12, height=48, width=64):
@@ -36,7 +35,11 @@ def write(
     encoder=None,
     **options,
 ):
-    """Write frames to a file; its suffix selects the container. `times`: seconds at which the frames are shown."""
+    """Write frames to a file; its suffix selects the container.
+
+    rotate  degrees by which an MP4 file is shown rotated
+    times   seconds at which the frames are shown
+    """
     frames = clip() if frames is None else frames
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=fps)
@@ -45,16 +48,15 @@ def write(
         stream.options = ({"g": str(gop), "crf": "10"} if codec == "libx264" else {}) | (encoder or {})
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
-        if rotate is not None:
-            if not hasattr(stream, "set_display_rotation"):
-                pytest.skip("this PyAV cannot write a rotation")
-            stream.set_display_rotation(rotate)
         for i, array in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(array, format=source)
             if times is not None:
                 frame.pts, frame.time_base = round(times[i] * 1000), Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    if rotate is not None:
+        cosine, sine = np.cos(np.radians(rotate)), np.sin(np.radians(rotate))
+        set_matrix(path, cosine, -sine, sine, cosine)
     return path
 
 

@@ -9,13 +9,12 @@ from torch import Generator, Tensor
 from ..models.samwise import Samwise
 from .clip_forward import VisualPrompt
 
-Rng = Generator | None
 TOKENS = 4
 """Three points (or a box and a point) and the padding that SAM adds where there is no box."""
 MODES = ("click", "clicks", "box", "mask")
 
 
-def inner_points(masks: Tensor, count: int, rng: Rng = None) -> Tensor:
+def inner_points(masks: Tensor, count: int, rng: Generator | None = None) -> Tensor:
     """Draw `count` points (O,count,2) x, y well inside the masks (O,I,I), bool; anywhere if a mask is empty."""
     soft = F.avg_pool2d(masks[:, None].float(), 9, 1, 4)[:, 0]
     weight = (masks * soft**4).flatten(1) + 1e-9
@@ -36,7 +35,7 @@ def encode_prompts(
     masks: Tensor,
     modes: Tensor,
     permanent: bool,
-    rng: Rng = None,
+    rng: Generator | None = None,
     jitter: float = 0.08,
     scaled: bool = True,
 ) -> VisualPrompt:
@@ -51,7 +50,7 @@ def encode_prompts(
     return VisualPrompt(encoder.points(points, labels), is_real, dense, is_mask, masks, permanent)
 
 
-def _points(masks: Tensor, modes: Tensor, jitter: float, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
+def _points(masks: Tensor, modes: Tensor, jitter: float, rng: Generator | None) -> tuple[Tensor, Tensor, Tensor]:
     """Draw points (O,TOKENS,2), their SAM labels (O,TOKENS), and which of them are real tokens (O,TOKENS)."""
     objects, device = len(masks), masks.device
     points, labels = torch.zeros(objects, TOKENS, 2, device=device), torch.full((objects, TOKENS), -1, device=device)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import PromptError, VideoError
 from ..media.image_files import count_pages, open_image
-from ..prompts import NO_LABEL, masks_by_label
+from ..prompts.mask_values import NO_LABEL, masks_by_label
 from .overlay import palette
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ import numpy as np
 
 from ..errors import PromptError, UserError, summarize
 from ..media.frame_names import PictureNames
-from ..prompts import NO_LABEL, Box, Mask, Points
+from ..prompts import Box, Mask, Points
+from ..prompts.mask_values import NO_LABEL
 from .mask_files import Masks, read_masks
 from .text_files import read_text
 

@@ -8,7 +8,7 @@ import pytest
 
 from runtime import Box, BundleError, Mask, Points, PromptError, Text
 from runtime.bundle.manifest import Manifest
-from runtime.prompts import masks_by_label
+from runtime.prompts.mask_values import masks_by_label
 from runtime.tokenizer import Tokenizer, encode, verb_positions
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "the", "Ġdog", "Ġrun", "ning", "Ġleft", "Ġ狗"]

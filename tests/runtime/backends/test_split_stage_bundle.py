@@ -24,6 +24,7 @@ from helpers import toy_exports, toy_networks
 from helpers.fake_attention import HostAttention, compiled
 from helpers.fake_cuda import IMAGE_SIGNATURES, FakeCudaBackend
 from runtime.backends.split_stage import SplitStage
+from runtime.backends.trt import TensorRtBackend
 from runtime.bundle import engine_index
 from runtime.bundle.bundle import choose
 from runtime.bundle.manifest import Manifest
@@ -52,8 +53,14 @@ def exported(tmp_path_factory, shared_traces):
     return folder / "toy"
 
 
-def fake(folder):
-    backend = FakeCudaBackend(1)
+class EngineBackend(FakeCudaBackend, TensorRtBackend):
+    """A fake device whose graphs count as TensorRT engines."""
+
+    library, version = "tensorrt", "10"
+
+
+def fake(folder, kind=FakeCudaBackend):
+    backend = kind(1)
     manifest = Manifest.load(folder)
     patches = {manifest.stages[f"adapter_{i}"].inputs[0].shape[1]: patch for i, patch in enumerate((4, 2, 1))}
     backend.device.driver.kernel_driver = HostAttention(backend.device.driver, np.float32, WIDTH, MEMORY, patches)
@@ -137,8 +144,7 @@ def test_nothing_is_allocated_and_one_wait_per_frame(exported):
 @pytest.mark.slow
 def test_parity_uses_the_same_threshold_for_kernels(exported, monkeypatch):
     """Marks go to the engines that ran: parts where kernels are on, and not the whole stage."""
-    backend, create, marked = fake(exported), backend_check.create, []
-    backend.library, backend.version = "tensorrt", "10"
+    backend, create, marked = fake(exported, EngineBackend), backend_check.create, []
     monkeypatch.setattr(
         backend_check, "create", lambda name, threads: backend if name == "fake" else create(name, threads)
     )

@@ -141,10 +141,17 @@ RESIZE = Group(
     {"rule": one_of("samwise_video", "square"), "short": whole(1, 8192), "max": whole(1, 8192)}, optional=("short",)
 )
 TEXT = Group(
-    {"max_tokens": COUNT, "vocabulary": whole(1, 1 << 31), "motion": flag, "keep_end": flag, "lowercase": flag},
-    optional=("keep_end", "lowercase"),
+    {
+        "max_tokens": COUNT,
+        "vocabulary": whole(1, 1 << 31),
+        "motion": flag,
+        "keep_end": flag,
+        "lowercase": flag,
+        "padding": whole(0, 1 << 31),
+    },
+    optional=("keep_end", "lowercase", "padding"),
 )
-RESAMPLE = one_of("bilinear", "bicubic", "float")
+RESAMPLE = one_of("bilinear", "bicubic", "float", "uint8")
 
 
 def networks(value: Any, where: str) -> None:

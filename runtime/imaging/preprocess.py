@@ -18,6 +18,9 @@ RULES = ("samwise_video", "square")
 RESAMPLE = {"bilinear": 2, "bicubic": 3}
 """Pillow's numbers of its filters; Pillow itself is imported when an image is resized."""
 
+WEIGHT_BITS = 15
+"""Weights of PyTorch's resize of bytes are integers below 2 ** 15."""
+
 
 def resized_size(
     height: int, width: int, rule: str = "samwise_video", short: int = 1020, max: int = 1024
@@ -69,7 +72,8 @@ def preprocess(
     frame_hwc: uint8 (H, W, 3). Resized to `resized_hw` as Pillow does (antialiased; columns, then rows, in fixed point,
     rounded to bytes after each), scaled to [0, 1], normalised, padded with zeros on the right and at the bottom.
     `resample` is `bilinear` (SAMWISE), `bicubic` (SAM 2 video) or `float` (SAM 2 images: torchvision's antialiased
-    resize of the float tensor, nothing rounded to bytes). `out` is reused if given: float32, of that shape.
+    resize of the float tensor, nothing rounded to bytes), `uint8` (SAM 3 images: torchvision's antialiased resize of
+    the uint8 tensor). `out` is reused if given: float32, of that shape.
     Raises UserError when the frame is not uint8 RGB or `resample` is unknown.
     """
     if frame_hwc.dtype != np.uint8 or frame_hwc.ndim != 3 or frame_hwc.shape[2] != 3:
@@ -86,17 +90,53 @@ def preprocess(
         out[:, :height, width:] = 0
     if resample == "float":
         _resize_float(frame_hwc, resized_hw, mean, std, out)
+        return out
+    if resample == "uint8":
+        resized = resize_bytes(frame_hwc, resized_hw)
     elif resample in RESAMPLE:
         # one pass per call: Pillow 13 may turn the order of the passes around, and the rounding between them with it
         image = Image.fromarray(np.ascontiguousarray(frame_hwc))
         kind = RESAMPLE[resample]
-        image = image.resize((width, image.height), kind).resize((width, height), kind)
-        table_cv = Normalization.of(mean, std).table_cv
-        for c, plane in enumerate(image.split()):
-            out[c, :height, :width] = table_cv[c].take(np.asarray(plane))
+        resized = np.asarray(image.resize((width, image.height), kind).resize((width, height), kind))
     else:
-        raise UserError(f"resample {resample!r} is not one of {', '.join(RESAMPLE)}, float")
+        raise UserError(f"resample {resample!r} is not one of {', '.join(RESAMPLE)}, float, uint8")
+    table_cv = Normalization.of(mean, std).table_cv
+    for c in range(3):
+        out[c, :height, :width] = table_cv[c].take(resized[..., c])
     return out
+
+
+def resize_bytes(frame_hwc: np.ndarray, resized_hw: tuple[int, int]) -> np.ndarray:
+    """Resize uint8 (H,W,3) as PyTorch's antialiased bilinear `interpolate` of a uint8 tensor does on a CPU.
+
+    Columns, then rows, in fixed point; each pass rounds to bytes. All sums are integers that float32 holds.
+    """
+    planes = np.ascontiguousarray(frame_hwc.transpose(2, 0, 1), np.float32)
+    for axis, (source, target) in ((2, (frame_hwc.shape[1], resized_hw[1])), (1, (frame_hwc.shape[0], resized_hw[0]))):
+        matrix, bits = _byte_weights(source, target)
+        product = planes @ matrix.T if axis == 2 else matrix @ planes
+        product += 1 << (bits - 1)
+        product *= 1 / (1 << bits)
+        planes = np.clip(np.floor(product, out=product), 0, 255, out=product)
+    resized: np.ndarray = planes.astype(np.uint8).transpose(1, 2, 0)
+    return resized
+
+
+def _byte_weights(source: int, target: int) -> tuple[np.ndarray, int]:
+    """Return the triangle filter of one axis (target, source) as integers in float32, and their fractional bits."""
+    scale = source / target
+    support = max(scale, 1.0)
+    centre = scale * (np.arange(target)[:, None] + 0.5)
+    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
+    last = np.minimum((centre + support + 0.5).astype(np.int64), source)
+    cell = np.arange(source)
+    weights = np.maximum(1 - np.abs((cell - centre + 0.5) / support), 0)
+    weights[(cell < first) | (cell >= last)] = 0
+    weights /= weights.sum(1, keepdims=True)
+    bits = 0
+    while bits < 22 and int(0.5 + weights.max() * (1 << (bits + 1))) < 1 << WEIGHT_BITS:
+        bits += 1
+    return np.floor(weights * (1 << bits) + 0.5).astype(np.float32), bits
 
 
 def _resize_float(

@@ -6,7 +6,7 @@ from PIL import Image
 
 from runtime.errors import UserError
 from runtime.imaging.masks import boxes_and_areas, probability
-from runtime.imaging.preprocess import RESAMPLE, preprocess, resized_size
+from runtime.imaging.preprocess import RESAMPLE, preprocess, resize_bytes, resized_size
 from runtime.imaging.upsample import MaskUpsampler
 
 torch = pytest.importorskip("torch")
@@ -105,3 +105,13 @@ def test_probability_of_any_logit():
         np.testing.assert_allclose(
             probability(np.float32([-1e4, -1, 0, 1, 1e4])), [0, 0.2689414, 0.5, 0.7310586, 1], atol=1e-7
         )
+
+
+@pytest.mark.parametrize("height, width", [(48, 64), (130, 90), (33, 47), (108, 70), (72, 108)])
+def test_resize_of_bytes_equals_torch(height, width):
+    """Larger, smaller, one side unchanged."""
+    torch = pytest.importorskip("torch")
+    frame = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    image = torch.from_numpy(frame).permute(2, 0, 1)[None]
+    want = torch.nn.functional.interpolate(image, size=(108, 108), mode="bilinear", antialias=True)
+    assert np.array_equal(resize_bytes(frame, (108, 108)), want[0].permute(1, 2, 0).numpy())

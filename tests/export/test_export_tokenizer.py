@@ -1,5 +1,8 @@
 """Conversion of tokenizers of every accepted form to one file."""
 
+import gzip
+import json
+
 import pytest
 
 pytest.importorskip("torch")
@@ -118,3 +121,95 @@ def test_clip_tokenizer_is_known(tmp_path):
     tokenizer.post_processor = processors.RobertaProcessing(("<|endoftext|>", 2), ("<|startoftext|>", 1))
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert tok.load(tmp_path, 4).encode("a").ids == [1, 3, 2]
+
+
+WORDS = ["a yellow school bus", "DOGS and cats, running!", "it's the player's 2nd 100m", *SENTENCES[2:]]
+MORE = ["", "!?...", "we'll don't 'tis o'clock", "42 x7y", "<|endoftext|> bus", "tab\tand\nline", "🚌 bus"]
+
+
+def bytes_to_unicode():
+    """OpenAI's order of the byte-level alphabet: printable bytes first."""
+    own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    table = {b: chr(b) for b in own}
+    return table | {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in table)}
+
+
+@pytest.fixture(scope="module")
+def merges():
+    """Merges that join every word of `WORDS` from its left end."""
+    table, pairs = bytes_to_unicode(), {}
+    for word in " ".join(WORDS).lower().split():
+        *first, last = (table[byte] for byte in word.encode())
+        tokens = [*first, last + "</w>"]
+        pairs |= {("".join(tokens[:n]), tokens[n]): None for n in range(1, len(tokens))}
+    return list(pairs)
+
+
+def clip_vocabulary(merges):
+    """As OpenAI's tokenizer builds it."""
+    letters = list(bytes_to_unicode().values())
+    tokens = [*letters, *(v + "</w>" for v in letters), *("".join(m) for m in merges)]
+    return {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+
+
+@pytest.fixture(scope="module")
+def clip(merges, tmp_path_factory):
+    """OpenAI's file, compressed and plain, and the pair of files of Hugging Face."""
+    folder = tmp_path_factory.mktemp("clip")
+    text = '"bpe_simple_vocab_16e6.txt#version: 0.2\n' + "\n".join(" ".join(pair) for pair in merges) + "\n"
+    (folder / "gz").mkdir()
+    (folder / "plain").mkdir()
+    (folder / "pair").mkdir()
+    (folder / "gz" / "bpe_simple_vocab_16e6.txt.gz").write_bytes(gzip.compress(text.encode()))
+    (folder / "plain" / "bpe_simple_vocab_16e6.txt").write_text(text, encoding="utf-8")
+    (folder / "pair" / "vocab.json").write_text(json.dumps(clip_vocabulary(merges)), encoding="utf-8")
+    (folder / "pair" / "merges.txt").write_text("#version: 0.2\n" + text.split("\n", 1)[1], encoding="utf-8")
+    return folder
+
+
+SOURCES = [
+    "gz",
+    "gz/bpe_simple_vocab_16e6.txt.gz",
+    "plain",
+    "plain/bpe_simple_vocab_16e6.txt",
+    "pair",
+    "pair/vocab.json",
+]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_clip_gives_the_ids_of_transformers(merges, clip, source, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    vocab = clip_vocabulary(merges)
+    theirs = transformers.CLIPTokenizer(vocab=vocab, merges=merges)
+    tok.write(clip / source, tmp_path, len(vocab))
+    ours = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert ours.get_vocab() == vocab
+    for text in WORDS + MORE:
+        assert ours.encode(text).ids == theirs(text)["input_ids"], text
+    ids = ours.encode("a yellow school BUS").ids
+    assert ids[0] == vocab["<|startoftext|>"] and ids[-1] == vocab["<|endoftext|>"]
+    assert [key for i in ids[1:-1] for key, value in vocab.items() if value == i] == [
+        *("a</w>", "yellow</w>", "school</w>", "bus</w>")
+    ]
+
+
+def test_clip_takes_the_first_merges_of_a_longer_list(merges, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(tok, "CLIP_MERGE_COUNT", 3)
+    assert tok.load(clip / "gz").get_vocab_size() == 512 + 3 + 2
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"text", "not a list of merges"),
+        (gzip.compress(b"#version: 0.2\na b\n")[:-9], "not a list of merges"),
+        (gzip.compress(b"\xff\xfe"), "not a list of merges"),
+        (gzip.compress(b"#version: 0.2\na b c\n"), "merge 1 is not two tokens"),
+        (gzip.compress(b"#version: 0.2\nab cd\n"), "does not fit"),
+    ],
+)
+def test_damaged_list_of_clip(tmp_path, content, message):
+    (tmp_path / "bpe_simple_vocab_16e6.txt.gz").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        tok.load(tmp_path)

@@ -24,7 +24,7 @@ from .media.video_reader import VideoReader, open_video
 from .models.base import Capability
 from .models.options import AutomaticMaskOptions, TextOptions
 from .models.samwise.session import TextSession
-from .prompts import Box, Mask, Points, Text
+from .prompts import Box, Concept, Mask, Points, Text
 from .results import Prediction, Result, Segment
 from .tracking.live import LiveSession
 from .tracking.state import ObjectOutput, TrackedObject, TrackingOptions
@@ -36,6 +36,7 @@ __all__ = [
     "Box",
     "BundleError",
     "Capability",
+    "Concept",
     "Engine",
     "ImagePredictor",
     "InternalError",

@@ -1,4 +1,4 @@
-"""Image API: point, box and mask prompts, automatic masks and sentences on one image."""
+"""Image API: point, box and mask prompts, automatic masks, sentences and concepts on one image."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import reject_unknown
+from .errors import PromptError, UserError, reject_unknown
 from .media.image_files import check_frame
 from .media.video_reader import open_video
 from .models import Networks
-from .models.base import Capability, PromptImage, TextImage
+from .models.base import Capability, ConceptImage, PromptImage, TextImage
 from .models.options import AutomaticMaskKeywords, AutomaticMaskOptions, TextOptions
-from .prompts import Text, check_texts
+from .prompts import Concept, Text, check_texts
 from .results import Prediction, Result, Segment
 from .tracking.session import synchronized
 
@@ -38,6 +38,7 @@ class ImagePredictor:
         self._lock = networks.lock
         self._prompt_image: PromptImage | None = None
         self._text_image: TextImage | None = None
+        self._concept_image: ConceptImage | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -92,3 +93,24 @@ class ImagePredictor:
         if self._text_image is None:
             self._text_image = self._networks.text_image.encode_image(self.frame)
         return self._text_image.refer(prompts, logits)
+
+    @synchronized
+    def detect(
+        self, concepts: Sequence[Concept | Text], threshold: float = 0.5, logits: bool = False, semantic: bool = False
+    ) -> list[Result]:
+        """Find all objects of each concept, several concepts in one batch; one result per concept.
+
+        concepts   words, exemplar boxes, or both
+        threshold  probability above which an object is returned
+        logits     whether results carry `low_res_logits`
+        semantic   whether results carry `semantic_mask`
+        Object ids count the objects of a result from 1, `prompt_ids` repeat the number of the concept, `boxes` are the
+        network's own, which may reach beyond the image. Raises PromptError, UserError.
+        """
+        if isinstance(concepts, (str, Concept, Text)) or not len(concepts):
+            raise PromptError("concepts must be a list of runtime.Concept, e.g. [runtime.Concept('yellow bus')]")
+        if not 0 <= threshold < 1:
+            raise UserError(f"threshold must be in 0..1, not {threshold}")
+        if self._concept_image is None:
+            self._concept_image = self._networks.concept_image.open_concept_image(self.frame)
+        return self._concept_image.detect([Concept.of(c) for c in concepts], threshold, logits, semantic)

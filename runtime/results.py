@@ -25,6 +25,8 @@ class Result:
     coarse_logits   (N, s, s) float32, ReferSAM's mask before SAM's decoder; None for other networks, or as above
     time            seconds at which the frame is shown, from the first one: as given to `push`, or those of the video
                     that was opened; None where there are none
+    presence        probability that the concept is there at all; None for other prompts
+    semantic_mask   (H, W) bool, the concept as a whole; None unless requested
     """
 
     frame_index: int
@@ -38,6 +40,8 @@ class Result:
     low_res_logits: np.ndarray | None = None
     coarse_logits: np.ndarray | None = None
     time: float | None = None
+    presence: float | None = None
+    semantic_mask: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)

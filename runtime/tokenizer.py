@@ -5,6 +5,7 @@ Checks of a prompt that depend on the bundle (vocabulary, length limit, presence
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,19 +82,39 @@ def encode(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> np.
     if not limits:
         raise PromptError(f"the bundle {manifest.variant} takes no text prompts; choose another with --model")
     tokens = list(prompt.tokens or ()) if prompt.text is None else _tokenize(prompt.text, manifest, tokenizer)[0]
-    longest, vocabulary = limits["max_tokens"], limits["vocabulary"]
+    longest = limits["max_tokens"]
     if len(tokens) > longest:
         raise PromptError(
             f"the prompt {_short(prompt.label)} has {len(tokens)} tokens, more than the {longest} that "
             f"{manifest.variant} takes; shorten it"
         )
+    _check_vocabulary(tokens, manifest)
+    return np.array(tokens, np.int64)
+
+
+def _check_vocabulary(tokens: Sequence[int], manifest: Manifest) -> None:
+    vocabulary = (manifest.text or {})["vocabulary"]
     for position, token in enumerate(tokens):
         if not 0 <= token < vocabulary:
             raise PromptError(
                 f"token {token} at position {position} is outside the vocabulary 0..{vocabulary - 1} "
                 f"of {manifest.variant}"
             )
-    return np.array(tokens, np.int64)
+
+
+def encode_concept(words: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> tuple[np.ndarray, bool]:
+    """Return the token ids of a concept, int64 (L,), cut or padded to the length that the bundle takes, and whether
+    they are cut: as the reference does, the last token then ends the sentence.
+
+    Raises PromptError: no tokenizer in the bundle, or an id outside its vocabulary.
+    """
+    limits = manifest.text or {}
+    tokens = list(words.tokens or ()) if words.text is None else _tokenize(words.text, manifest, tokenizer)[0]
+    longest = limits["max_tokens"]
+    cut = len(tokens) > longest
+    _check_vocabulary(tokens, manifest)
+    tokens = [*tokens[: longest - 1], tokens[-1]] if cut else tokens + [limits["padding"]] * (longest - len(tokens))
+    return np.array(tokens, np.int64), cut
 
 
 def verb_positions(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> np.ndarray:

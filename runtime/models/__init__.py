@@ -15,6 +15,7 @@ from ..device.cubin import Kernels
 from ..errors import BundleError, UserError
 from .base import (
     Capability,
+    ConceptImageNetwork,
     Network,
     NetworkContext,
     PromptImageNetwork,
@@ -33,6 +34,7 @@ NETWORKS = {
     "samwise": "runtime.models.samwise.network:Samwise",
     "sam2": "runtime.models.sam2.network:Sam2",
     "refersam": "runtime.models.refersam:ReferSam",
+    "sam3": "runtime.models.sam3.network:Sam3",
 }
 
 
@@ -76,6 +78,10 @@ class Networks(Mapping[str, Network]):
     @property
     def text_image(self) -> TextImageNetwork:
         return cast(TextImageNetwork, self._find(Capability.TEXT_IMAGE))
+
+    @property
+    def concept_image(self) -> ConceptImageNetwork:
+        return cast(ConceptImageNetwork, self._find(Capability.CONCEPT_IMAGE))
 
     def _find(self, capability: Capability) -> Network:
         for network in self._networks.values():

@@ -21,7 +21,7 @@ from ..device.base import Device
 from ..device.cubin import Kernels
 from ..errors import BundleError
 from ..media.random_access import FrameSequence
-from ..prompts import Text
+from ..prompts import Concept, Text
 from ..results import Prediction, Result, Segment
 from ..tracking.live import LiveSession
 from ..tracking.state import TrackingOptions
@@ -158,6 +158,19 @@ class TextImageNetwork(Network, Protocol):
     """`Capability.TEXT_IMAGE`"""
 
     def encode_image(self, frame_hwc: np.ndarray) -> TextImage:
+        """Encode an image, uint8 RGB (H,W,3)."""
+
+
+class ConceptImage(Protocol):
+    """An encoded image, searched for concepts."""
+
+    def detect(self, concepts: Sequence[Concept], threshold: float, logits: bool, semantic: bool) -> list[Result]: ...
+
+
+class ConceptImageNetwork(Network, Protocol):
+    """`Capability.CONCEPT_IMAGE`"""
+
+    def open_concept_image(self, frame_hwc: np.ndarray) -> ConceptImage:
         """Encode an image, uint8 RGB (H,W,3)."""
 
 

@@ -200,6 +200,12 @@ def test_no_lock_is_held_while_the_caller_has_a_result(engines):
                 next(results)
 
 
+def refused(call, *arguments):
+    """Call what these toys cannot do: it waits for its turn, and then says so."""
+    with pytest.raises(runtime.UserError):
+        call(*arguments)
+
+
 def methods(engines):
     """Name -> call, of everything public that computes or changes something."""
     text, prompts = engines["text"], engines["prompts"]
@@ -232,6 +238,7 @@ def methods(engines):
         "ImagePredictor.predict": lambda: image.predict([(10, 8)], [1]),
         "ImagePredictor.segment_all": lambda: image.segment_all(points_per_side=2),
         "ImagePredictor.refer": lambda: sentence.refer([A]),
+        "ImagePredictor.detect": lambda: refused(image.detect, [runtime.Concept("a bus")]),
         "Engine.close": text.close,
     }
 

@@ -1,0 +1,151 @@
+"""SAM 3: the detector of concepts in images."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from ...bundle.schema import NORMALIZATION, RESAMPLE, RESIZE, TEXT, Group, number
+from ...errors import PromptError
+from ...imaging.masks import probability
+from ...imaging.preprocess import preprocess
+from ...imaging.upsample import SeparableUpsampler, bilinear_matrix
+from ...prompts import Concept, Text
+from ...results import Result
+from ...tokenizer import Tokenizer, encode_concept
+from ..base import Capability, NetworkContext, Signature
+from .detector import ConceptFeatures, ConceptPrompt, Detections, Detector
+
+EXEMPLAR_WORD = "visual"
+"""Text of a concept that only exemplars describe."""
+
+
+class ConceptImagePredictor:
+    """An image, encoded once for any number of concepts. Made by `Engine.image`."""
+
+    def __init__(self, network: Sam3, features: ConceptFeatures, size: tuple[int, int]) -> None:
+        self._network, self._features, self._size = network, features, size
+        height, width = (bilinear_matrix(network.low_res_side, side) for side in size)
+        self._upsampler = SeparableUpsampler(height, width)
+
+    def detect(self, concepts: Sequence[Concept], threshold: float, logits: bool, semantic: bool) -> list[Result]:
+        """Find all objects of each concept; see `runtime.ImagePredictor.detect`. Raises PromptError."""
+        prompts = [self._network.encode_prompt(concept, self._size) for concept in concepts]
+        found = self._network.detector.detect(self._features, prompts, threshold, semantic)
+        return [self._result(i + 1, detections, logits) for i, detections in enumerate(found)]
+
+    def _result(self, number: int, found: Detections, logits: bool) -> Result:
+        """Resize the kept masks to the image. A mask is where the logit is above 0, which is a probability of 0.5."""
+        height, width = self._size
+        cx, cy, w, h = found.boxes[found.kept].T
+        corners = np.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), 1)
+        semantic = found.semantic_logits
+        return Result(
+            frame_index=0,
+            object_ids=tuple(range(1, len(found.kept) + 1)),
+            prompt_ids=(number,) * len(found.kept),
+            masks=self._upsampler.masks(found.low_res_logits),
+            scores=found.probability[found.kept],
+            boxes=corners * np.array([width, height, width, height], np.float32),
+            score_logits=found.score_logits[found.kept],
+            low_res_logits=found.low_res_logits if logits else None,
+            presence=float(probability([found.presence])[0]),
+            semantic_mask=None if semantic is None else self._upsampler.masks(semantic[None])[0],
+        )
+
+
+class Sam3:
+    """Stages and buffers of one SAM 3 bundle."""
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.CONCEPT_IMAGE})
+    required_stages: ClassVar[tuple[str, ...]] = (
+        "image_encoder",
+        "fine_levels",
+        "text_encoder",
+        "geometry_encoder",
+        "detr",
+        "mask_head",
+    )
+    optional_stages: ClassVar[tuple[str, ...]] = ()
+    uses_kernels: ClassVar[bool] = False
+    settings_schema: ClassVar[Group] = Group(
+        {**NORMALIZATION, "resize": RESIZE, "text": TEXT, "resample": Group({"image": RESAMPLE}), "threshold": number}
+    )
+    signature: ClassVar[Signature] = Signature(
+        bounds=("concepts", "geometry_tokens"),
+        tensors={
+            "pixels": "t 3 I I",
+            "trunk": "t N W",
+            "level": "t N D",
+            "level_2": "t D H H",
+            "level_4": "t D S S",
+            "tokens": "int64: p L",
+            "text": "p L D",
+            "map_index": "int64: p",
+            "geometry_encoder.boxes": "p k 4",
+            "box_labels": "int64: p k",
+            "box_mask": "bool: p k",
+            "geometry": "p k D",
+            "prompt": "p l D",
+            "prompt_mask": "bool: p l",
+            "encoded": "p N D",
+            "queries": "p Q D",
+            "detr.boxes": "p Q 4",
+            "scores": "p Q",
+            "presence": "p",
+            "kept_queries": "p k D",
+            "detected_logits": "p k S S",
+            "semantic_logits": "p S S",
+        },
+        inputs={
+            "image_encoder": "pixels",
+            "text_encoder": "tokens",
+            "geometry_encoder": "level map_index boxes box_labels box_mask",
+            "detr": "level map_index prompt prompt_mask",
+            "mask_head": "encoded prompt prompt_mask level_2 level_4 map_index kept_queries",
+        },
+        outputs={
+            "image_encoder": "trunk level",
+            "fine_levels": "level_2 level_4",
+            "text_encoder": "text",
+            "geometry_encoder": "geometry",
+            "detr": "encoded queries boxes scores presence",
+            "mask_head": "detected_logits semantic_logits",
+        },
+    )
+
+    def __init__(self, context: NetworkContext) -> None:
+        manifest, settings, device = context.bundle.manifest, context.settings, context.device
+        self._bundle, self._settings, self._device = context.bundle, settings, device
+        self._tokenizer: Tokenizer | None = None
+        self._max_boxes = manifest.bounds["geometry_tokens"][1] - 1
+        pixels = context.stages["image_encoder"].spec.input("pixels")
+        self._pixels = device.empty(pixels.resolve({"frames": 1}), pixels.dtype)
+        self.detector = Detector(context.stages, device, manifest.bounds, settings["text"]["padding"])
+        self.low_res_side = int(context.stages["mask_head"].spec.output("detected_logits").shape[2])
+
+    def open_concept_image(self, frame_hwc: np.ndarray) -> ConceptImagePredictor:
+        """Encode an image, uint8 RGB (H,W,3); see `Engine.image`."""
+        side = self._bundle.manifest.image_size
+        host = self._device.staging(self._pixels)
+        mean, std = self._settings["mean"], self._settings["std"]
+        preprocess(frame_hwc, (side, side), side, mean, std, out=host[0], resample=self._settings["resample"]["image"])
+        self._device.upload(host, self._pixels)
+        return ConceptImagePredictor(self, self.detector.encode_image(self._pixels), frame_hwc.shape[:2])
+
+    def encode_prompt(self, concept: Concept, size: tuple[int, int]) -> ConceptPrompt:
+        """Convert a concept for an image of `size` (H, W). Raises PromptError; warns of words that are cut."""
+        boxes = concept.scaled_boxes(*size)
+        if len(boxes) > self._max_boxes:
+            raise PromptError(
+                f"{len(boxes)} exemplars are more than the {self._max_boxes} that {self._bundle.name} takes"
+            )
+        manifest = self._bundle.manifest
+        self._tokenizer = self._tokenizer or Tokenizer.of(self._bundle.folder, manifest)
+        tokens, cut = encode_concept(concept.words or Text(EXEMPLAR_WORD), manifest, self._tokenizer)
+        if cut:
+            warnings.warn(f"the concept {concept.label!r} is cut to {len(tokens)} tokens", stacklevel=2)
+        return ConceptPrompt(tokens, boxes, np.asarray(concept.labels, np.int64))

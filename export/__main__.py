@@ -61,8 +61,8 @@ def _add_options(command: argparse.ArgumentParser) -> None:
         "--tokenizer",
         type=Path,
         metavar="DIR",
-        help="Hugging Face folder, tokenizer.json, or folder with vocab.json and merges.txt; without it the bundle "
-        "takes token ids only",
+        help="Hugging Face folder, tokenizer.json, folder with vocab.json and merges.txt, or CLIP's list of merges "
+        "(bpe_simple_vocab_16e6.txt.gz); without it the bundle takes token ids only",
     )
     add("--image-size", type=int, metavar="PIXELS", help="side of the input image, for networks that support several")
     add("--demo", type=Path, metavar="DIR", help="demonstration to include: clip.mp4, demo.json and masks.npz")

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import fnmatch
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from runtime.bundle.placeholder import describe_placeholder
 from runtime.errors import UserError, summarize
 
 from ..layers.hiera import PUBLISHED_TRUNKS, STRIDES, HieraConfig
@@ -36,7 +38,7 @@ UNUSED = (
 )
 """Patterns of tensors of SAMWISE that no computation reads."""
 
-_NUMERIC = "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool"
+_NUMERIC = "float32 float16 bfloat16 float64 complex64 int64 int32 int16 int8 uint8 bool"
 NUMERIC_DTYPES = {getattr(torch, name) for name in _NUMERIC.split()}
 """Types of tensors that a checkpoint may contain."""
 
@@ -141,6 +143,19 @@ def check_tensors(
             raise UserError(f"{path}: {name} has type {tensors[name].dtype}, expected {value.dtype}")
 
 
+def hugging_face_config(path: Path) -> dict[str, Any]:
+    """Read the config.json of a folder, or beside a file; empty if there is none. Raises UserError."""
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        what = describe_placeholder(file) or f"not readable ({type(error).__name__}); download the whole repository"
+        raise UserError(f"{file}: {what}") from None
+    return config if isinstance(config, dict) else {}
+
+
 def config_from(kind: type, data: Any) -> Any:
     """Build a config dataclass from nested plain data. Raises TypeError or ValueError for unknown or invalid fields."""
     if not isinstance(data, Mapping):
@@ -205,10 +220,12 @@ def hiera_config(tensors: Mapping[str, Tensor], prefix: str) -> HieraConfig:
     return published[width, depth]
 
 
-def sam_config(tensors: Mapping[str, Tensor], prefix: str = "", hiera: HieraConfig | None = None) -> SamConfig:
+def sam_config(
+    tensors: Mapping[str, Tensor], prefix: str = "", hiera: HieraConfig | None = None, trunk: bool = True
+) -> SamConfig:
     """Read the sizes of the SAM 2 part, whose names start with `prefix`. Raises KeyError, ValueError.
 
-    Without `hiera` the trunk must be a published one.
+    Without `hiera` the trunk must be a published one; `trunk` false: features come from outside.
     """
 
     def shape(name: str) -> torch.Size:
@@ -216,7 +233,8 @@ def sam_config(tensors: Mapping[str, Tensor], prefix: str = "", hiera: HieraConf
 
     text = prefix + "sam_prompt_encoder.project_text.layers.0.weight"
     return SamConfig(
-        hiera=hiera or hiera_config(tensors, prefix + "image_encoder.trunk."),
+        hiera=(hiera or hiera_config(tensors, prefix + "image_encoder.trunk.")) if trunk else HieraConfig(),
+        has_trunk=trunk,
         width=shape("no_mem_embed")[-1],
         ages=shape("maskmem_tpos_enc")[0],
         memory_width=shape("maskmem_tpos_enc")[-1],

@@ -26,8 +26,17 @@ NETWORKS = {
     "samwise": ("SAMWISE", ("text_encoder.", "cmt_adapters.", "sam.image_encoder.")),
     "sam2": ("SAM 2", ("image_encoder.", "vision_encoder.", "memory_attention.", "memory_encoder.")),
     "refersam": ("ReferSAM", ("text_encoder.", "vl_adapter.", "mask_scaling.")),
+    "sam3": (
+        "SAM 3",
+        (
+            *("detector.", "tracker.sam_mask_decoder.", "tracker.maskmem_backbone."),
+            *("detector_model.", "tracker_model.", "tracker_neck."),
+            *("dot_prod_scoring.", "segmentation_head.", "detr_encoder.", "detr_decoder."),
+        ),
+    ),
 }
-"""Command of the export -> name of the network and modules that show it (SAM 2's also by Hugging Face's name)."""
+"""Command of the export -> name of the network and modules that show it, those of SAM 2 and 3 also by Hugging Face's
+names. SAM 3's last line is that of a detector alone, whose prefix is left out."""
 
 AVERAGED = re.compile(r"(^|[._])(ema|swa|avg|averaged?|shadow|teacher)([._]|$)")
 """Keys of averaged weights, which are taken only where there are no others."""

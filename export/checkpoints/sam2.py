@@ -7,7 +7,6 @@ Hugging Face's tensors (`facebook/sam2.1-hiera-*`) are renamed to the official n
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,13 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.bundle.placeholder import describe_placeholder
-from runtime.errors import UserError
-
 from ..layers.hiera import HieraConfig
 from ..models.sam import SamConfig
 from ..models.sam2 import Sam2, Sam2Config
-from .common import check_tensors, config_from, load_tensors, read, reported_as, sam_config
+from .common import check_tensors, config_from, hugging_face_config, load_tensors, read, reported_as, sam_config
 
 UNUSED = ("no_mem_pos_enc",)
 """Tensors of every checkpoint that no computation reads."""
@@ -88,14 +84,7 @@ def _config(path: Path, tensors: Mapping[str, Tensor]) -> Sam2Config:
 
     Raises UserError, KeyError, ValueError.
     """
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    if not file.is_file():
-        return Sam2Config(sam_config(tensors))
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        what = describe_placeholder(file) or f"not readable ({type(error).__name__}); download the whole repository"
-        raise UserError(f"{file}: {what}") from None
+    config = hugging_face_config(path)
     if "vision_config" not in config:
         return Sam2Config(sam_config(tensors))
     return Sam2Config(config_from(SamConfig, dataclasses.asdict(_sam_config(config, tensors))))  # checks every number

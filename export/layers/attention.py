@@ -130,8 +130,16 @@ class PackedAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
-    def forward(self, q_blc: Tensor, k_bsc: Tensor, mask_bs: Tensor | None = None) -> Tensor:
-        """Attend from queries (B,L,C) to keys (B,S,C), which are also the values."""
+    def project(self, q_blc: Tensor, k_bsc: Tensor, v_bsc: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Project queries, keys and values; the keys are also the values unless those are given."""
+        inputs = q_blc, k_bsc, k_bsc if v_bsc is None else v_bsc
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        q, k, v = (F.linear(x, w, b) for x, w, b in zip((q_blc, k_bsc, k_bsc), weights, biases, strict=True))
-        return self.out_proj(attend(q, k, v, self.heads, mask_bs))
+        q, k, v = (F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
+        return q, k, v
+
+    def forward(
+        self, q_blc: Tensor, k_bsc: Tensor, mask_bs: Tensor | None = None, v_bsc: Tensor | None = None, chunks: int = 1
+    ) -> Tensor:
+        """Attend from queries (B,L,C) to keys (B,S,C); `chunks` of queries bound the size of a score matrix."""
+        q, k, v = self.project(q_blc, k_bsc, v_bsc)
+        return self.out_proj(attend(q, k, v, self.heads, mask_bs, split=(1, chunks)))

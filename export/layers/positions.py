@@ -28,6 +28,11 @@ def sine_grid(side: int, channels: int) -> Tensor:
     return torch.cat((y, x), -1).reshape(side * side, channels)
 
 
+def sine_values(values: Tensor, channels: int) -> Tensor:
+    """Encode numbers in [0,1] of any shape as (..., channels): one turn over the range, sine and cosine alternating."""
+    return _interleaved(values[..., None] * (2 * math.pi) / _periods(channels).to(values.device))
+
+
 def sine_steps(count_like: Tensor, channels: int) -> Tensor:
     """Encode T steps, normalised by T, as (T,channels); T is the length of `count_like` and may be a symbol."""
     steps = torch.arange(1, count_like.shape[0] + 1, dtype=torch.float32, device=count_like.device)
@@ -44,12 +49,15 @@ def sine_distance(distance: Tensor, channels: int) -> Tensor:
     return torch.cat((angles.sin(), angles.cos()), -1)
 
 
-def rotation_tables(side: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines (side*side,channels/2) of the axial RoPE: x in the first half of the pairs, then y."""
+def rotation_tables(side: int, channels: int, step: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines (side*side,channels/2) of the axial RoPE: x in the first half of the pairs, then y.
+
+    `step`: distance of neighbouring cells.
+    """
     quarter = channels // 4
     frequencies = 10000.0 ** (-4 * torch.arange(quarter, dtype=torch.float32) / channels)
     cell = torch.arange(side * side)
-    x, y = (cell % side).float(), cell.div(side, rounding_mode="floor").float()
+    x, y = (cell % side) * step, cell.div(side, rounding_mode="floor") * step
     angles = torch.cat((x[:, None] * frequencies, y[:, None] * frequencies), -1)
     return angles.cos(), angles.sin()
 

@@ -23,6 +23,10 @@ class SamConfig:
 
     image_size: int = 1024
     hiera: HieraConfig = field(default_factory=HieraConfig)
+    has_trunk: bool = True
+    """False: features come from outside (SAM 3), and `hiera` is not used."""
+    stride: int = STRIDES[2]
+    """Image pixels per position of the embedding: that of the third stage of a Hiera trunk."""
     width: int = 256
     memory_width: int = 64
     ages: int = 7
@@ -46,14 +50,14 @@ class SamConfig:
     """SAM 2.1: pointers have temporal positions, and the memory of absent objects is marked."""
 
     @property
-    def stride(self) -> int:
-        """Image pixels per position of the embedding: that of the third trunk stage."""
-        return STRIDES[2]
-
-    @property
     def side(self) -> int:
         """Side of the embedding."""
         return self.image_size // self.stride
+
+    @property
+    def mask_size(self) -> int:
+        """Side of a mask that is prompted or remembered: four times that of the decoder's logits."""
+        return 16 * self.side
 
 
 class Sam(nn.Module):
@@ -61,7 +65,8 @@ class Sam(nn.Module):
         super().__init__()
         self.config = config
         c, width, memory = config, config.width, config.memory_width
-        self.image_encoder = Group(trunk=Hiera(c.hiera), neck=Neck(c.hiera.widths, width))
+        if c.has_trunk:
+            self.image_encoder = Group(trunk=Hiera(c.hiera), neck=Neck(c.hiera.widths, width))
         self.maskmem_tpos_enc = nn.Parameter(0.02 * torch.randn(c.ages, 1, 1, memory))
         self.no_mem_embed = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.mask_downsample = nn.Conv2d(1, 1, 4, 4)

@@ -61,6 +61,7 @@ NETWORKS: Mapping[str, Entry] = {
     "sam2": Entry("sam2"),
     "refersam": Entry("refersam", frozenset({"image_size"})),
     "samwise+sam2": Entry("samwise_sam2"),
+    "sam3": Entry("sam3"),
 }
 
 

@@ -117,12 +117,14 @@ class StageFactory:
     `typical`     sizes for which engines are tuned, besides one object, map and picture
     `ranges`      sizes of the symbols -> range of each integer input
     `image_size`  side of the input image
+    `trace_sizes` sizes of symbols while tracing, besides `TRACE_SIZES`
     """
 
     bounds: Mapping[str, tuple[int, int]]
     typical: Mapping[str, int]
     ranges: Ranges
     image_size: int
+    trace_sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -140,7 +142,7 @@ class StageFactory:
         """
         batch, size = (1, MAX_BATCH), self.image_size
         bounds = {"objects": batch, "maps": batch, "pictures": batch, "mask_side": (size // 4, size), **self.bounds}
-        sizes = TRACE_SIZES | {"mask_side": 3 * size // 8}
+        sizes = {**TRACE_SIZES, "mask_side": 3 * size // 8, **self.trace_sizes}
         attributes |= {"attention": bool(variants), "typical": {"objects": 1, "maps": 1, "pictures": 1, **self.typical}}
         sampler = self._sampler(inputs, draws or {})
         return stage(name, inputs, outputs, module, sampler, bounds, sizes, variants, **attributes)

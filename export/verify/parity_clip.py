@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,14 @@ from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import Manifest
 from runtime.engine import Engine
 from runtime.errors import InternalError
+from runtime.image import ImagePredictor
 from runtime.media.synthetic_clip import Disc, synthetic_clip
 from runtime.models.base import Capability
-from runtime.prompts import Text
+from runtime.prompts import Concept, Text
 from runtime.results import Result
+
+TOP_QUERIES = 8
+"""Queries of SAM 3 that are compared: the most probable ones, kept or not."""
 
 CLICK = (0.45, 0.5)
 """Position of the click for networks without sentences, as fractions of width and height."""
@@ -68,10 +72,26 @@ def _run_clip(engine: Engine) -> list[Result]:
         return _clicked(engine, frames)
     tokens = clip_tokens(text["vocabulary"], text["max_tokens"])
     prompt = Text(tokens=tokens, verbs=[1] if text.get("motion") and len(tokens) > 2 else None)
+    if Capability.CONCEPT_IMAGE in capabilities:
+        return [_top_queries(engine.image(frame), tokens) for frame in frames]
     if Capability.TEXT_VIDEO not in capabilities:
         return [engine.image(frame).refer([prompt], logits=True) for frame in frames]
     with engine.session([prompt], logits=True) as session:
         return list(session.stream(frames))
+
+
+def _top_queries(image: ImagePredictor, tokens: list[int]) -> Result:
+    """Return the most probable queries of a concept, whether they would be kept or not."""
+    (found,) = image.detect([Concept(tokens=tokens)], threshold=0.0, logits=True)
+    top = np.sort(np.argsort(-found.scores, kind="stable")[:TOP_QUERIES])
+    assert found.score_logits is not None and found.low_res_logits is not None
+    return replace(
+        found,
+        masks=found.masks[top],
+        scores=found.scores[top],
+        score_logits=found.score_logits[top],
+        low_res_logits=found.low_res_logits[top],
+    )
 
 
 def clip_length(manifest: Manifest) -> int:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ..layers.common import upsample
 from ..layers.positions import sine_distance
+from ..stages.detr import DetrStage
 from ..stages.mask_decoder import gate
-from .parity_clip import CLICK
+from .parity_clip import CLICK, TOP_QUERIES
 
 ReferenceFrame = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Masks (N,H,W) bool at source size, low_res_logits (N,s,s) and scores (N,) float32 of one frame."""
@@ -181,3 +182,38 @@ def refersam_clip(model: Any, networks: Settings, frames: Frames, tokens: Ids, v
         low_res, _, iou = model(pixels[None], ids, torch.tensor([len(tokens)]))
         logits = F.interpolate(low_res[:, None], frame.shape[:2], mode="bilinear", align_corners=True)
         yield (logits[:, 0] >= 0).numpy(), low_res.numpy(), iou.numpy()
+
+
+@torch.no_grad()
+def sam3_clip(
+    model: Any,
+    networks: Mapping[str, Any],
+    frames: Sequence[np.ndarray],
+    tokens: Sequence[int],
+    verbs: Sequence[int] = (),
+) -> Iterator[ReferenceFrame]:
+    """Detect one concept, as token ids, on each of `frames`, uint8 RGB (H,W,3), by itself."""
+    settings, detector = networks["sam3"], model.detector
+    size, side = model.config.trunk.image_size, model.config.trunk.side
+    language = detector.backbone.language_backbone
+    padded = torch.tensor([[*tokens, *[settings["text"]["padding"]] * (settings["text"]["max_tokens"] - len(tokens))]])
+    visible, always = padded != settings["text"]["padding"], torch.ones(1, 1, dtype=torch.bool)
+    detr = DetrStage(detector.transformer, detector.dot_prod_scoring).eval()
+    for frame in frames:
+        image = torch.from_numpy(frame).permute(2, 0, 1)[None]
+        resized = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
+        vision = detector.trunk(resized.float() / 255 * 2 - 1).permute(0, 3, 1, 2)
+        fine, middle, coarse = (level(vision) for level in detector.necks.convs)
+        level = coarse.flatten(2).transpose(1, 2)
+        cls = detector.geometry_encoder(level, level.new_ones(1, 1, 4), padded.new_zeros(1, 1), always)
+        prompt = torch.cat((language.resizer(language.encoder(padded)), cls), 1)
+        mask = torch.cat((visible, always), 1)
+        encoded, queries, _, scores, presence = detr(level, padded.new_zeros(1), prompt, mask)
+        top = (
+            (scores[0].sigmoid() * presence[0].sigmoid()).topk(min(TOP_QUERIES, scores.shape[1])).indices.sort().values
+        )
+        pixels = detector.segmentation_head.pixel_embedding(encoded, prompt, mask, middle, fine)
+        logits = detector.segmentation_head(pixels, queries[:, top])[0]
+        masks = F.interpolate(logits, size=frame.shape[:2], mode="bilinear", align_corners=False)[0] > 0
+        assert logits.shape[2] == 4 * side
+        yield masks.numpy(), logits[0].numpy(), scores[0, top].numpy()

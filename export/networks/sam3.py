@@ -1,0 +1,177 @@
+"""SAM 3 for export: checkpoint, stages, settings and parity clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.bundle.manifest import TensorSpec
+
+from ..checkpoints.sam3 import load_sam3
+from ..layers.rotary_vit import fold_rotations
+from ..models.sam3 import Sam3
+from ..stage import Stage, tensor
+from ..stages.concept_neck import ConceptImageStage, FineLevelsStage
+from ..stages.concept_text import ConceptTextStage
+from ..stages.detr import DetrStage
+from ..stages.geometry_encoder import GeometryEncoderStage
+from ..stages.mask_head import MaskHeadStage
+from ..verify.references import sam3_clip as clip
+from .base import StageFactory, attention_variants
+
+__all__ = ["clip", "load", "settings", "stages", "variant"]
+
+MAX_CONCEPTS = 8
+"""Maximum concepts in one call of the detector."""
+
+MAX_BOXES = 16
+"""Maximum exemplar boxes of a concept."""
+
+PADDING = 0
+"""Token id behind a concept's words; such tokens are masked."""
+
+HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+"""Normalisation of pixels."""
+
+
+def load(path: str | Path) -> Sam3:
+    """Load an official checkpoint in eval mode. Raises UserError."""
+    return load_sam3(path)
+
+
+def variant(model: Sam3) -> str:
+    """Return the size of the trunk, and whether the tracker is missing."""
+    trunk = model.config.trunk
+    name = "" if (trunk.width, trunk.blocks) == (1024, 32) else f"vit_{trunk.width}x{trunk.blocks}"
+    return "-".join(part for part in (name, "" if model.config.tracker else "image") if part) or "large"
+
+
+def settings(model: Sam3) -> dict[str, Any]:
+    """Return the settings of SAM 3."""
+    c = model.config
+    size, text = c.trunk.image_size, c.text
+    own = {
+        "resize": {"rule": "square", "short": size, "max": size},
+        **HALF,
+        "text": {"max_tokens": text.positions, "vocabulary": text.vocabulary, "motion": False, "padding": PADDING},
+        "resample": {"image": "uint8"},
+        "threshold": 0.5,
+    }
+    return {"sam3": own}
+
+
+def stage_factory(model: Sam3) -> StageFactory:
+    """Return the factory of SAM 3's stages; engines are tuned for one concept without exemplars."""
+    c = model.config
+
+    def ranges(sizes: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        return {"tokens": (1, c.text.vocabulary), "map_index": (0, sizes.get("maps", 1)), "box_labels": (0, 2)}
+
+    bounds = {
+        "frames": (1, 8),
+        "concepts": (1, MAX_CONCEPTS),
+        "geometry_tokens": (1, MAX_BOXES + 1),
+        "prompt_length": (c.text.positions + 1, c.text.positions + MAX_BOXES + 1),
+        "kept": (1, c.queries),
+    }
+    typical = {"concepts": 1, "geometry_tokens": 1, "prompt_length": c.text.positions + 1, "kept": 8}
+    sizes = {"concepts": 2, "geometry_tokens": 3, "prompt_length": c.text.positions + 3, "kept": 5}
+    return StageFactory(bounds, typical, ranges, c.trunk.image_size, sizes)
+
+
+def stages(model: Sam3) -> list[Stage]:
+    """Split the network into stages, in the order of execution, and put it in eval mode."""
+    detector, factory = model.eval().detector, stage_factory(model)
+    fold_rotations(detector.trunk)
+    return [*_image(model, factory), *_prompts(model, factory), *_detection(model, factory)]
+
+
+def _concepts(name: str, *shape: int | str, dtype: str = "float32", **attributes: bool) -> TensorSpec:
+    return tensor(name, "concepts", *shape, dtype=dtype, **attributes)
+
+
+_exact = partial(_concepts, keep_fp32=True)
+"""A tensor that the schedule reads on the host or compares, or a position in the image."""
+
+
+def _image(model: Sam3, factory: StageFactory) -> list[Stage]:
+    c = model.config
+    necks: Any = model.detector.necks
+    size, side, tokens = c.trunk.image_size, c.trunk.side, c.trunk.side**2
+    attributes: dict[str, Any] = {"bf16_ok": True, "stride": c.trunk.patch}
+    trunk = tensor("trunk", "frames", tokens, c.trunk.width)
+    encoder = ConceptImageStage(model.detector.trunk, necks.convs[2])
+    inputs = (tensor("pixels", "frames", 3, size, size, keep_fp32=True),)
+    outputs = (trunk, tensor("level", "frames", tokens, c.width))
+    levels = tuple(tensor(f"level_{n}", "frames", c.width, n * side, n * side) for n in (2, 4))
+    fine = FineLevelsStage(necks.convs, side)
+    return [
+        factory(
+            "image_encoder", inputs, outputs, encoder, attention_variants(encoder), role="image_encoder", **attributes
+        ),
+        factory("fine_levels", (trunk,), levels, fine, role="neck", **attributes),
+    ]
+
+
+def _prompts(model: Sam3, factory: StageFactory) -> list[Stage]:
+    c = model.config
+    language: Any = model.detector.backbone.language_backbone
+    tokens = (_concepts("tokens", c.text.positions, dtype="int64"),)
+    text = ConceptTextStage(language.encoder, language.resizer)
+    geometry = GeometryEncoderStage(model.detector.geometry_encoder)
+    inputs = (
+        tensor("level", "maps", c.trunk.side**2, c.width),
+        _concepts("map_index", dtype="int64"),
+        _exact("boxes", "geometry_tokens", 4),
+        _concepts("box_labels", "geometry_tokens", dtype="int64"),
+        _concepts("box_mask", "geometry_tokens", dtype="bool"),
+    )
+    outputs = (_concepts("geometry", "geometry_tokens", c.width),)
+    draws = {"boxes": _boxes, "box_mask": _prompt_mask}
+    return [
+        factory("text_encoder", tokens, (_concepts("text", c.text.positions, c.width),), text, role="text_encoder"),
+        factory("geometry_encoder", inputs, outputs, geometry, draws=draws, role="prompt_encoder", int8_ok=False),
+    ]
+
+
+def _boxes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw boxes cx, cy, w, h of 0.05 to 0.35 of the image."""
+    low, span = torch.tensor([0.2, 0.2, 0.05, 0.05]), torch.tensor([0.6, 0.6, 0.3, 0.3])
+    return low + span * torch.rand(shape, generator=generator)
+
+
+def _detection(model: Sam3, factory: StageFactory) -> list[Stage]:
+    c, detector = model.config, model.detector
+    side, tokens = c.trunk.side, c.trunk.side**2
+    prompt = (_concepts("prompt", "prompt_length", c.width), _concepts("prompt_mask", "prompt_length", dtype="bool"))
+    level, map_index = tensor("level", "maps", tokens, c.width), _concepts("map_index", dtype="int64")
+    encoded = _concepts("encoded", tokens, c.width)
+    detr = DetrStage(detector.transformer, detector.dot_prod_scoring)
+    found = (
+        encoded,
+        _exact("queries", c.queries, c.width),
+        _exact("boxes", c.queries, 4),
+        _exact("scores", c.queries),
+        _exact("presence"),
+    )
+    levels = tuple(tensor(f"level_{n}", "maps", c.width, n * side, n * side) for n in (2, 4))
+    head_inputs = (encoded, *prompt, *levels, map_index, _exact("kept_queries", "kept", c.width))
+    masks = _exact("detected_logits", "kept", 4 * side, 4 * side), _exact("semantic_logits", 4 * side, 4 * side)
+    attributes: dict[str, Any] = {"draws": {"prompt_mask": _prompt_mask}, "bf16_ok": True, "stride": c.trunk.patch}
+    head = MaskHeadStage(detector.segmentation_head)
+    return [
+        factory("detr", (level, map_index, *prompt), found, detr, attention_variants(detr), role="detr", **attributes),
+        factory("mask_head", head_inputs, masks, head, role="mask_head", **attributes),
+    ]
+
+
+def _prompt_mask(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw masks of prompts whose first and last tokens are visible, as start and CLS tokens are."""
+    mask = torch.rand(shape, generator=generator) < 0.6
+    mask[:, 0] = mask[:, -1] = True
+    return mask

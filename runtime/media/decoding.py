@@ -189,7 +189,8 @@ def _context(stream: VideoStream, source: Source) -> VideoCodecContext:
     import av
 
     library = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
-    if library is not None and stream.metadata.get("alpha_mode") == "1":
+    tags = {name.lower(): value for name, value in stream.metadata.items()}  # FFmpeg copies it as ALPHA_MODE
+    if library is not None and tags.get("alpha_mode") == "1":
         try:
             return av.CodecContext.create(library, "r")  # type: ignore[return-value]
         except ValueError:  # unknown to this build

@@ -59,6 +59,22 @@ def test_videos(tmp_path, name):
         assert got == pytest.approx(want, abs=6)
 
 
+@pytest.mark.parametrize("name", ["vp8.webm", "vp9.webm", "vp9.mkv"])
+def test_copied_streams(tmp_path, name):
+    """What cuts or repacks a file without encoding writes the tag of transparency in capitals."""
+    path = write(tmp_path / name, *VIDEOS[name], clip())
+    copied = tmp_path / f"copied_{name}"
+    with av.open(str(path)) as source, av.open(str(copied), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        stream.metadata["ALPHA_MODE"] = "1"
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    for got, want in zip(shown(copied), [(0, 0, 0), (0, 100, 0), (200, 20, 20)], strict=True):
+        assert got == pytest.approx(want, abs=6)
+
+
 @pytest.mark.parametrize(
     "name, options",
     [

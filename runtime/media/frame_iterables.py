@@ -22,6 +22,7 @@ def iterate_frames(frames: Any) -> Iterator[Frame]:
     Raises VideoError.
     """
     if isinstance(frames, VideoReader):
+        check_open(frames)
         for array in frames:
             yield Frame(array, frames.time)
     elif is_source(frames):
@@ -31,6 +32,12 @@ def iterate_frames(frames: Any) -> Iterator[Frame]:
         check_frames(frames)
         for frame in frames:
             yield Frame(read_picture(frame) if isinstance(frame, (str, os.PathLike)) else frame)
+
+
+def check_open(video: VideoReader) -> None:
+    """Raise VideoError for a reader without frames to come."""
+    if video.closed:
+        raise VideoError(f"{video.name}: this VideoReader is closed, or read to its end; open it again")
 
 
 def is_source(frames: Any) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import UserError, VideoError
 from .container import decode_from
-from .frame_iterables import EXPECTED, check_frames, is_source, open_frames, read_picture
+from .frame_iterables import EXPECTED, check_frames, check_open, is_source, open_frames, read_picture
 from .source import Frame
 from .video_reader import VideoReader
 from .video_sources import open_source
@@ -103,6 +103,7 @@ class SpooledVideo:
     """
 
     def __init__(self, video: VideoReader, cache_bytes: int) -> None:
+        check_open(video)
         self._file = tempfile.SpooledTemporaryFile(max_size=cache_bytes)  # noqa: SIM115 - it goes with this object
         self._shape = (*video.size, 3)
         self._times: list[float | None] = []

@@ -88,6 +88,11 @@ class VideoReader:
         """Time of the frame that was delivered last; see `frame_time`."""
         return self._times[-1] if self._times else None
 
+    @property
+    def closed(self) -> bool:
+        """True after `close`, and when all frames are delivered."""
+        return self._decoder.stopped
+
     def frame_name(self, index: int) -> str:
         """Return the file stem for frame `index` (0-based, after the stride): its own, or its number in the source.
 
@@ -181,6 +186,10 @@ class _Decoder:
             self._thread = threading.Thread(target=self._run, daemon=True, name=self._name)
             self._thread.start()
         return self._queue.get()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped.is_set()
 
     def stop(self) -> None:
         self._stopped.set()

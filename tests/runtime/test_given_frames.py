@@ -92,6 +92,15 @@ def test_a_reader_that_was_begun_keeps_its_times(text, files):
         assert [r.time for r in session.stream(reader)] == pytest.approx(TIMES[1:])
 
 
+@pytest.mark.parametrize("follow", [text_session, live, video])
+@pytest.mark.parametrize("end", [list, runtime.VideoReader.close])
+def test_a_reader_without_frames_to_come_is_refused(text, prompts, files, follow, end):
+    with runtime.open_video(files / "clip.mkv") as reader:
+        end(reader)
+        with pytest.raises(runtime.VideoError, match=r"closed, or read to its end; open it again"):
+            follow(text, prompts, reader)
+
+
 def test_times_that_are_pushed(text, prompts):
     with text.session([runtime.Text(tokens=A)], window=2) as session, prompts.live() as live:
         found = [r.time for i, f in enumerate(media.clip(3)) for r in session.push(f, time=i / 4)]

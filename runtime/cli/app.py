@@ -20,8 +20,18 @@ from typing import Any
 from ..bundle.demo import Demo, Quality
 from ..engine import Engine
 from ..engine import load as load_engine
-from ..errors import InternalError, PromptError, SamwiseRuntimeError, UserError, VideoError, fail, summarize
+from ..errors import (
+    InternalError,
+    PromptError,
+    SamwiseRuntimeError,
+    UserError,
+    VideoError,
+    fail,
+    hide_secrets,
+    summarize,
+)
 from ..media.video_reader import VideoReader, open_video
+from ..media.video_sources import is_address
 from ..models.options import TextOptions
 from ..prompts import Text
 from . import batch
@@ -62,6 +72,8 @@ def main(argv: Sequence[str] | None = None, load: Callable[..., Engine] = load_e
 def _main(argv: list[str], load: Callable[..., Engine]) -> int:
     prog = "samwise-runtime" if Path(sys.argv[0]).name == "samwise-runtime" else "python -m runtime.run"
     args = build_parser(prog).parse_args(argv)
+    if is_address(args.out):
+        raise UserError(f"--out {hide_secrets(args.out)}: an address; give a folder, and copy it to where it belongs")
     if args.list:
         return list_bundles(Path(args.engine), args.json)
     if args.auto and args.prompt_args:

@@ -21,6 +21,10 @@ VideoSource = str | Path | int | Sequence[str | Path]
 """A path, an address, a pattern of image names, a camera number, or a list of images."""
 
 
+_BARE_ADDRESS = re.compile(r":.*@|\?.*=|^(\d{1,3}(\.\d{1,3}){3}|[\w-]+(\.[\w-]+)+:\d+)([:/]|$)")
+"""An address without its scheme, which may hold a password: credentials, a query, or a host in front."""
+
+
 def open_source(source: VideoSource, stride: int = 1, strict: bool = False) -> Source:
     """Open a source of any kind and read every `stride`-th frame of it. Raises VideoError.
 
@@ -31,7 +35,7 @@ def open_source(source: VideoSource, stride: int = 1, strict: bool = False) -> S
     text = str(source)
     if isinstance(source, int) or (re.fullmatch(r"\d{1,3}", text) and not Path(text).exists()):
         return open_camera(int(text), stride)
-    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", text):
+    if is_address(text):
         return open_url(text, stride, strict)
     try:
         return _open_path(Path(source), stride, strict)
@@ -39,9 +43,14 @@ def open_source(source: VideoSource, stride: int = 1, strict: bool = False) -> S
         raise VideoError(f"{source}: not readable ({summarize(error)}); check the path and its permissions") from None
 
 
+def is_address(text: str) -> bool:
+    """Tell whether a text begins with the scheme of an address, like `rtsp://`."""
+    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", text) is not None
+
+
 def _open_path(path: Path, stride: int, strict: bool) -> Source:
     if not path.exists():
-        if re.search(r":.*@|\?.*=", str(path)):  # an address that is not written as one, and may hold a password
+        if _BARE_ADDRESS.search(str(path)):
             shown = hide_secrets(f"rtsp://{path}")[7:]
             raise VideoError(f"{shown}: no such file; an address begins with its scheme, like rtsp:// or https://")
         found = open_pattern(str(path), stride)

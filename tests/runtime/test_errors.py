@@ -67,6 +67,8 @@ def test_messages_hold_no_secret(address, text):
         *("admin:SECRET@127.0.0.1/x", "cache:rtsp://admin:SECRET@127.0.0.1/x", " rtsp://admin:SECRET@127.0.0.1/x"),
         *("http//127.0.0.1/x?token=SECRET", "rtsp://admin:p@SECRET@127.0.0.1:9/x", "tcp://127.0.0.1:9/SECRET"),
         *("nosuchscheme://admin:SECRET@127.0.0.1/x", "http://127.0.0.1:9/x?token=SECRET"),
+        *("192.168.1.5:554/user=admin_password=SECRET_stream=0.sdp", "192.168.1.5/user=admin&password=SECRET&stream=0"),
+        *("127.0.0.1/cgi-bin/mjpg;user=admin;pwd=SECRET", "camera.local:8080/user=admin_password=SECRET.sdp"),
     ],
 )
 def test_a_source_that_fails_shows_no_secret(source, capfd):
@@ -112,3 +114,11 @@ def test_long_messages_are_searched_quickly():
     for text in ("a.a.-" * 50_000, "a:/" * 50_000, "http://" * 20_000, "x@" * 50_000):
         VideoError(text)
     assert time.process_time() - start < 2
+
+
+def test_an_address_is_no_output_folder(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--video", "x", "--point", "1,1", "--out", "s3://u:SECRET@bucket/run"]) == 2
+    said = capfd.readouterr().err
+    assert "--out" in said and "give a folder" in said and "SECRET" not in said
+    assert not list(tmp_path.iterdir())

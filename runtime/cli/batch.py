@@ -26,7 +26,7 @@ from ..prompts import Text
 from .args import choose_max_objects
 from .output_folder import OutputFolder, identities
 from .summary import describe_engine
-from .text_files import read_text
+from .text_files import read_json, read_text
 from .writers import OutputOptions, Outputs, check_ids
 
 COLUMNS = ("picture", "sentence")
@@ -34,16 +34,17 @@ COLUMNS = ("picture", "sentence")
 
 def read_sentences(path: Path) -> dict[str, list[Text]]:
     """Read the sentences by image, in the order of the file. Raises UserError that names the line or the entry."""
-    text = read_text(path)
     sentences: dict[str, list[Text]] = {}
     parse = _parse_json if path.suffix.lower() == ".json" else _parse_csv
-    for where, image, sentence in parse(path, text):
+    for where, image, sentence in parse(path):
         if not isinstance(image, str) or not image.strip():
             raise UserError(f"{where}: the name of the image is missing")
         if Path(image).is_absolute() or ".." in Path(image).parts:
             raise UserError(f"{where}: {image!r} is outside the folder of --image")
+        if sentence is None:
+            raise UserError(f"{where}: the sentence is missing")
         try:
-            sentences.setdefault(image.strip(), []).append(Text(sentence))
+            sentences.setdefault(Path(image.strip()).as_posix(), []).append(Text(sentence))
         except PromptError as error:
             raise UserError(f"{where}: {error}") from None
     if not sentences:
@@ -51,31 +52,36 @@ def read_sentences(path: Path) -> dict[str, list[Text]]:
     return sentences
 
 
-def _parse_csv(path: Path, text: str) -> Iterator[tuple[str, Any, Any]]:
+def _parse_csv(path: Path) -> Iterator[tuple[str, Any, Any]]:
+    text = read_text(path)
+    first, _, rest = text.partition("\n")
+    if first.startswith("sep="):  # Excel's
+        text, first = rest, rest.partition("\n")[0]
     # spreadsheets separate by what the language of the system uses
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    missing = [c for c in COLUMNS if c not in (rows.fieldnames or ())]
-    if missing:
-        raise UserError(f"{path}: the first line must name the columns {','.join(COLUMNS)}")
+    delimiter = max(",;\t", key=first.count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
+        rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+        if not set(COLUMNS) <= set(rows.fieldnames):
+            raise UserError(f"{path}: the first line must name the columns {','.join(COLUMNS)}")
         for row in rows:
-            yield f"{path}, line {rows.line_num}", row["picture"], row["sentence"]
+            where = f"{path}, line {rows.line_num}"
+            if None in row:
+                quotes = f'put a sentence that holds {delimiter!r} in quotes, like "the dog, on the left"'
+                raise UserError(f"{where}: more fields than columns; {quotes}")
+            yield where, row["picture"], row["sentence"]
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num}: not CSV ({summarize(error)})") from None
 
 
-def _parse_json(path: Path, text: str) -> Iterator[tuple[str, Any, Any]]:
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({summarize(error)})") from None
+def _parse_json(path: Path) -> Iterator[tuple[str, Any, Any]]:
+    data = read_json(path)
     if isinstance(data, dict):
         data = [{"picture": image, "sentences": sentences} for image, sentences in data.items()]
     if not isinstance(data, list):
         raise UserError(f"{path}: must be an object of lists, or a list of objects with picture and sentences")
     for number, entry in enumerate(data):
-        sentences = entry.get("sentences") if isinstance(entry, dict) else None
+        sentences = entry.get("sentences", entry.get("sentence")) if isinstance(entry, dict) else None
         if isinstance(sentences, str):
             sentences = [sentences]
         if not isinstance(sentences, list):

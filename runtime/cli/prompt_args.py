@@ -12,7 +12,6 @@ later files of this kind prompt the same objects.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import PromptError, UserError, summarize
+from ..errors import PromptError, UserError
 from ..media.frame_names import PictureNames
 from ..prompts import Box, Mask, Points
 from ..prompts.mask_values import NO_LABEL
 from .mask_files import Masks, read_masks
-from .text_files import read_text
+from .text_files import read_json
 
 VisualPrompt = Points | Box | Mask
 
@@ -227,11 +226,9 @@ _PARSERS: dict[str, Callable[[str], Points | Box]] = {"--point": _parse_point, "
 def _read_file(prompts: PromptSet, path: Path) -> None:
     prompts.files.append(path)
     try:
-        entries = json.loads(read_text(path))
+        entries = read_json(path)
     except UserError as error:
         raise PromptError(f"--prompts {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"--prompts {path}: not readable as JSON ({summarize(error)})") from None
     if not isinstance(entries, list) or not entries:
         raise PromptError(f'--prompts {path}: must be a list of prompts, like [{{"box": [0, 0, 9, 9]}}]')
     for number, entry in enumerate(entries):

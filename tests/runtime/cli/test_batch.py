@@ -143,7 +143,13 @@ def test_every_image_has_a_folder_of_its_own_inside_the_output(bundle, pictures,
         ("l.csv", "picture,sentence\n../x.png,dog\n", "is outside the folder"),
         ("l.csv", "picture,sentence\nmissing.png,dog\n", "no such image"),
         ("l.csv", "picture,sentence\n,dog\n", "name of the image is missing"),
-        ("l.json", "{", "not JSON"),
+        ("l.csv", "picture,sentence\na.png\n", "line 2: the sentence is missing"),
+        ("l.csv", "picture,sentence\na.png,the dog, on the left\n", "line 2: more fields than columns; put a sentence"),
+        ("l.csv", "picture;sentence\na.png;dog;left\n", "line 2: more fields than columns"),
+        ("l.csv", 'picture,sentence\na.png,"open quote\nb.png,cat\n', "not CSV"),
+        ("l.csv", 'picture,sentence\na.png,"the "big" dog"\n', "not CSV"),
+        ("l.json", "{", "not readable as JSON"),
+        ("l.json", '{"a.png": ["dog"], "a.png": ["cat"]}', "the key 'a.png' stands twice"),
         ("l.json", "3", "must be an object"),
         ("l.json", '[{"picture": "a.png"}]', "entry 0"),
         ("l.json", '{"a.png": [3]}', "must be a str"),
@@ -171,6 +177,21 @@ def test_one_image(bundle, pictures, tmp_path, capsys):
     code = main([*image, "--text", "the dog", "--text", "cat", "--out", str(tmp_path / "out"), "--json"])
     assert code == 0, capsys.readouterr().err
     assert np.asarray(Image.open(tmp_path / "out" / "masks" / "b.png")).shape == (50, 33)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("l.csv", "Picture, Sentence\na.png,dog\n./a.png,cat\n"),
+        ("l.csv", 'sep=;\npicture;sentence\na.png;dog\na.png;"cat"\n'),
+        ("l.json", '[{"picture": "a.png", "sentence": "dog"}, {"picture": "./a.png", "sentences": ["cat"]}]'),
+    ],
+)
+def test_forms_of_a_list(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert {image: [t.text for t in texts] for image, texts in read_sentences(tmp_path / name).items()} == {
+        "a.png": ["dog", "cat"]
+    }
 
 
 def test_read_sentences_keeps_the_order(tmp_path):

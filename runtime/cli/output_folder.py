@@ -1,9 +1,9 @@
 """The output folder of a run: the files to write, and those of an earlier run, which are replaced.
 
 A file is replaced or removed only if this command wrote it, which is read from its content: `results.json` and
-`results.jsonl` name the tool in their first line; a PNG has a chunk with the tool and a checksum, and `overlay.mp4` a
-box with the tool and its size, so that a mask corrected by hand or a video cut by another program is kept. What a
-killed run leaves is recognised as well.
+`results.jsonl` name the tool in their first line; a PNG has a chunk with the tool and a checksum of the file and its
+name, and `overlay.mp4` a box with the tool and its size, so that a mask corrected by hand, a copy under another name or
+a video cut by another program is kept. What a killed run leaves is recognised as well.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class OutputFolder:
             return False
         with contextlib.suppress(OSError):
             if path.suffix == ".png":
-                return is_marked_png(path.read_bytes())
+                return is_marked_png(path.read_bytes(), path.name)
             if path.name == OVERLAY_VIDEO:
                 return _is_marked_video(path)
             if path.name == LINES and not path.stat().st_size:  # a full disk leaves it so
@@ -118,17 +118,17 @@ class OutputFolder:
         return False
 
 
-def mark_png(data: bytes) -> bytes:
-    """Insert, before the end of a PNG, a text chunk with the name of this command and a checksum of the file."""
+def mark_png(data: bytes, name: str) -> bytes:
+    """Insert, before the end of a PNG, a text chunk with the name of this command and a checksum of file and name."""
     body = data.removesuffix(_IEND)
-    chunk = b"tEXtSoftware\0%b %08x" % (TOOL.encode(), zlib.crc32(body))
+    chunk = b"tEXtSoftware\0%b %08x" % (TOOL.encode(), zlib.crc32(os.fsencode(name), zlib.crc32(body)))
     return body + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + _IEND
 
 
-def is_marked_png(data: bytes) -> bool:
-    """Tell whether a PNG is as `mark_png` returned it."""
+def is_marked_png(data: bytes, name: str) -> bool:
+    """Tell whether a PNG is as `mark_png` returned it for a file of this name."""
     start = data.rfind(b"tEXtSoftware\0" + TOOL.encode()) - 4
-    return start > 0 and data == mark_png(data[:start])
+    return start > 0 and data == mark_png(data[:start], name)
 
 
 def mark_video(path: Path) -> None:

@@ -152,7 +152,7 @@ def write_png(path: Path, image: Image.Image) -> None:
     part = path.with_name(path.stem + PART)
     with report_write_errors(path):
         try:
-            part.write_bytes(mark_png(buffer.getvalue()))
+            part.write_bytes(mark_png(buffer.getvalue(), path.name))
             os.replace(part, path)
         except OSError:
             part.unlink(missing_ok=True)

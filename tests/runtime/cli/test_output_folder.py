@@ -388,6 +388,17 @@ def test_files_that_were_copied_are_recognised(tmp_path):
     assert len(list((tmp_path / "b" / "masks").iterdir())) == 1
 
 
+def test_masks_kept_under_other_names_are_not_removed(tmp_path):
+    """A user collects the masks of several runs in one folder, or keeps a copy beside them."""
+    kept = tmp_path / "all" / "masks"
+    kept.mkdir(parents=True)
+    for mask in (write_run(tmp_path / "a") / "masks").iterdir():
+        shutil.copy(mask, kept / f"clipA_{mask.name}")
+    with pytest.raises(UserError, match="not from this command and not replaced"):
+        write_run(tmp_path / "all")
+    assert len(list(kept.iterdir())) == len(list((tmp_path / "a" / "masks").iterdir()))
+
+
 def test_results_are_recognised_after_formatting(tmp_path):
     path = write_run(tmp_path) / "results.json"
     path.write_text(json.dumps(json.loads(path.read_text()), indent=4))
@@ -396,16 +407,16 @@ def test_results_are_recognised_after_formatting(tmp_path):
 
 def test_a_mark_covers_the_whole_picture(tmp_path):
     data = (write_run(tmp_path) / "masks" / "00000.png").read_bytes()
-    assert is_marked_png(data)
+    assert is_marked_png(data, "00000.png") and not is_marked_png(data, "00001.png")
     with Image.open(tmp_path / "masks" / "00000.png") as image:
         image.load()
         assert image.info["Software"].startswith("samwise-runtime ")
     for position in (20, 60, len(data) - 20, len(data) - 1):
         changed = bytearray(data)
         changed[position] ^= 1
-        assert not is_marked_png(bytes(changed))
+        assert not is_marked_png(bytes(changed), "00000.png")
     for other in (b"", data[:-1], data + b"x", data[:40]):
-        assert not is_marked_png(other)
+        assert not is_marked_png(other, "00000.png")
 
 
 def test_two_runs_at_once_need_two_folders(tmp_path):

@@ -9,6 +9,8 @@ from ..errors import PromptError, summarize
 NO_LABEL = 0
 """Label of a mask that is one object, without a number of its own."""
 
+_NUMBERING = "number the objects 1, 2, 3, or give one object of 0 and 1"
+
 
 def masks_by_label(values_hw: np.ndarray) -> dict[int, np.ndarray]:
     """Split a mask of any kind of numbers into a bool mask per object, by label; `NO_LABEL` if it is one object.
@@ -56,6 +58,8 @@ def _has_soft_edges(values_hw: np.ndarray, labels: np.ndarray, top: int) -> bool
     Raises PromptError for areas of high values, which may be either.
     """
     is_grey, num_top = (values_hw > 0) & (values_hw < top), (values_hw == top).sum()
+    if not num_top and np.array_equal(labels, np.arange(1, len(labels) + 1)):
+        return False  # counted from 1, and the highest grey level of a soft edge is missing
     are_low = labels.max() <= top // (4 if num_top else 2)
     if are_low and num_top <= is_grey.sum():
         return False
@@ -65,7 +69,10 @@ def _has_soft_edges(values_hw: np.ndarray, labels: np.ndarray, top: int) -> bool
     if are_low:
         return not (is_grey & (contrast == 0)).any()
     middle = contrast[(values_hw > top // 8) & (values_hw < top - top // 8)]
+    high = np.unique(values_hw[(contrast == 0) & (values_hw >= top - top // 8)])
+    if len(high) > 1 and high[0] < top - 1:
+        raise PromptError(f"the mask prompt has areas of the values {summarize(str(high.tolist()), 80)}; {_NUMBERING}")
     if (middle == 0).any() and (middle > top // 32).sum() > ((middle > 0) & (middle <= top // 32)).sum():
         areas = f"the mask prompt has areas of the grey values {summarize(str(labels.tolist()), 80)}"
-        raise PromptError(f"{areas}; number the objects 1, 2, 3, or give one object of 0 and {top}")
+        raise PromptError(f"{areas}; {_NUMBERING}")
     return True

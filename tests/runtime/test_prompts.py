@@ -368,6 +368,29 @@ def test_mask_of_numbered_objects(dtype, void):
     assert Mask(array == 2).array.sum() == 49
 
 
+@pytest.mark.parametrize("count, dtype", [(150, np.uint8), (254, np.uint8), (150, np.uint16), (3000, np.uint16)])
+def test_mask_of_many_numbered_objects(count, dtype):
+    """Cells of a microscope: areas of 2x2 pixels with background between them, numbered from 1."""
+    side = int(np.ceil(count**0.5))
+    numbers = np.zeros(side * side, dtype)
+    numbers[:count] = np.arange(1, count + 1)
+    array = np.zeros((side, 3, side, 3), dtype)
+    array[:, :2, :, :2] = numbers.reshape(side, 1, side, 1)
+    masks = masks_by_label(array.reshape(3 * side, 3 * side))
+    assert list(masks) == list(range(1, count + 1)) and all(mask.sum() == 4 for mask in masks.values())
+
+
+@pytest.mark.parametrize(
+    "values, dtype", [((240, 250), np.uint8), ((230, 240, 255), np.uint8), ((60001, 60009), np.uint16)]
+)
+def test_areas_of_high_values_are_not_merged(values, dtype):
+    array = np.zeros((20, 30), dtype)
+    for i, value in enumerate(values):
+        array[2:9, 2 + 9 * i : 9 + 9 * i] = value
+    with pytest.raises(PromptError, match="areas of the values .*; number the objects 1, 2, 3"):
+        Mask(array)
+
+
 def test_void_label_beside_one_object():
     array = np.where(NUMBERED == 1, 1, 0)
     array[2:9, 9] = 255

@@ -38,7 +38,10 @@ UNUSED = (
 )
 """Patterns of tensors of SAMWISE that no computation reads."""
 
-_NUMERIC = "float32 float16 bfloat16 float64 complex64 int64 int32 int16 int8 uint8 bool"
+ROTATIONS = ".freqs_cis"
+"""Ending of the names of SAM 3's rotary tables: complex constants that only tell the sizes."""
+
+_NUMERIC = "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool"
 NUMERIC_DTYPES = {getattr(torch, name) for name in _NUMERIC.split()}
 """Types of tensors that a checkpoint may contain."""
 
@@ -90,7 +93,7 @@ def require_plain_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> No
     claimed, storages = 0, {}
     for name, value in tensors.items():
         in_memory = value.layout == torch.strided and value.device.type == "cpu"
-        if not in_memory or value.is_quantized or value.dtype not in NUMERIC_DTYPES:
+        if not in_memory or value.is_quantized or not (value.dtype in NUMERIC_DTYPES or name.endswith(ROTATIONS)):
             raise UserError(
                 f"{path}: {name} is a {value.dtype} {value.layout} tensor on {value.device}, not an array "
                 "of numbers; save the state_dict of a plain network"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .attention import attend
@@ -29,6 +30,17 @@ def compose(first: nn.Linear | Pointwise, second: nn.Linear | Pointwise) -> nn.L
     a, a0 = _affine(first)
     b, b0 = _affine(second)
     return linear(b @ a, b @ a0 + b0)
+
+
+def compose_transposed(first: nn.ConvTranspose2d, second: nn.Conv2d) -> nn.ConvTranspose2d:
+    """Return second(first(x)), a 1x1 convolution after a transposed one of 2x2, as one layer."""
+    layer = nn.ConvTranspose2d(first.in_channels, second.out_channels, 2, 2)
+    matrix = second.weight.detach().flatten(1).double()
+    weight = torch.einsum("iokl,po->ipkl", first.weight.detach().double(), matrix)
+    bias = matrix @ first.bias.detach().double() + second.bias.detach().double()
+    layer.weight = nn.Parameter(weight.float(), requires_grad=False)
+    layer.bias = nn.Parameter(bias.float(), requires_grad=False)
+    return layer
 
 
 def with_batch_norm(layer: nn.Linear | Pointwise, norm: ChannelBatchNorm) -> nn.Linear:

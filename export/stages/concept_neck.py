@@ -6,10 +6,10 @@ coarse level, and `fine_levels` when a mask is computed.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers.fold import compose_transposed
 from ..layers.rotary_vit import RotaryVit
 
 
@@ -53,25 +53,16 @@ def neck(width: int, out: int) -> nn.ModuleList:
     return nn.ModuleList((FineLevel(width, out), MiddleLevel(width, out), CoarseLevel(width, out)))
 
 
-def merged(first: nn.ConvTranspose2d, second: nn.Conv2d) -> nn.ConvTranspose2d:
-    """Return second(first(x)), a 1x1 convolution after a transposed one, as one layer."""
-    layer = nn.ConvTranspose2d(first.in_channels, second.out_channels, 2, 2)
-    matrix = second.weight.detach().flatten(1).double()
-    weight = torch.einsum("iokl,po->ipkl", first.weight.detach().double(), matrix)
-    bias = matrix @ first.bias.detach().double() + second.bias.detach().double()
-    layer.weight = nn.Parameter(weight.float(), requires_grad=False)
-    layer.bias = nn.Parameter(bias.float(), requires_grad=False)
-    return layer
-
-
 def fine_level(level: FineLevel) -> nn.Sequential:
     """Return the finest level for export, with its linear layers merged."""
-    return nn.Sequential(level.dconv_2x2_0, nn.GELU(), merged(level.dconv_2x2_1, level.conv_1x1), level.conv_3x3)
+    return nn.Sequential(
+        level.dconv_2x2_0, nn.GELU(), compose_transposed(level.dconv_2x2_1, level.conv_1x1), level.conv_3x3
+    )
 
 
 def middle_level(level: MiddleLevel) -> nn.Sequential:
     """Return the middle level for export, with its linear layers merged."""
-    return nn.Sequential(merged(level.dconv_2x2, level.conv_1x1), level.conv_3x3)
+    return nn.Sequential(compose_transposed(level.dconv_2x2, level.conv_1x1), level.conv_3x3)
 
 
 class ConceptImageStage(nn.Module):

@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 
 from export.layers import attention, fold, positions
 from export.layers.common import ChannelBatchNorm, Pointwise, double, upsample
+from export.layers.rotary_vit import FoldedRotaryAttention, RotaryAttention, RotaryVitConfig
 from export.models.samwise import Samwise
 from export.networks.samwise import stages
 from export.stages.conditional_memory import reweight
@@ -176,6 +177,8 @@ def test_linear_folds():
     close(a(x), convolution.permute(0, 2, 3, 1))
     transposed = torch.nn.functional.conv_transpose2d(convolution, b.weight, b.bias)
     close(b(a(x)), transposed.permute(0, 2, 3, 1))
+    up, head = torch.nn.ConvTranspose2d(8, 6, 2, 2), torch.nn.Conv2d(6, 5, 1)
+    close(fold.compose_transposed(up, head)(convolution), head(up(convolution)))
     nearest = torch.nn.functional.interpolate(x.permute(0, 3, 1, 2), scale_factor=2, mode="nearest")
     assert torch.equal(double(x), nearest.permute(0, 2, 3, 1))
 
@@ -190,6 +193,16 @@ def test_attention_without_biases():
     q, k = torch.randn(2, 5, 12), torch.cat((torch.randn(2, 4, 12), torch.zeros(2, 2, 12)), 1)
     close(folded(q, k), packed(q, k))
     assert folded.k.bias is None and folded.v.bias is None
+
+
+@pytest.mark.parametrize("window", [True, False])
+@torch.no_grad()
+def test_rotary_attention(window):
+    torch.manual_seed(9)
+    config = RotaryVitConfig(image_size=56, patch=7, width=32, window=4, head_width=16)
+    module = RotaryAttention(config, window)
+    x = torch.randn(2, 16 if window else 64, 32)
+    close(FoldedRotaryAttention(module)(x), module(x))
 
 
 @pytest.mark.parametrize("block", range(6))

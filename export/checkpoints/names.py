@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +46,8 @@ COUNTERS = ("*.num_batches_tracked", "*total_ops", "*total_params", "n_averaged"
 
 MAX_NESTING = 8
 
+Patterns = Iterable[tuple[str, str | Callable[[re.Match[str]], str]]]
+
 
 class Copy(NamedTuple):
     """A copy of a network's tensors: in the mapping at `keys`, with `prefix`; `modules` counts those found there."""
@@ -66,6 +68,13 @@ class Copy(NamedTuple):
         """Whether the tensors of `other` are better explained as part of these."""
         inside = self.keys == other.keys and other.prefix.startswith(self.prefix)
         return inside and (self.modules, -len(self.prefix)) > (other.modules, -len(other.prefix))
+
+
+def rename(name: str, patterns: Patterns) -> str:
+    """Apply all `patterns`, each with its replacement, in their order."""
+    for pattern, new in patterns:
+        name = re.sub(pattern, new, name)
+    return name
 
 
 def is_counter(name: str) -> bool:

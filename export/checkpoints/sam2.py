@@ -19,6 +19,7 @@ from ..layers.hiera import HieraConfig
 from ..models.sam import SamConfig
 from ..models.sam2 import Sam2, Sam2Config
 from .common import check_tensors, config_from, hugging_face_config, load_tensors, read, reported_as, sam_config
+from .names import rename
 
 UNUSED = ("no_mem_pos_enc",)
 """Tensors of every checkpoint that no computation reads."""
@@ -104,10 +105,7 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             last = 3 * depths["memory_encoder.mask_downsampler."]
             out[f"memory_encoder.mask_downsampler.encoder.{last}.{name.rpartition('.')[2]}"] = value
             continue
-        name = _layers(name, depths)
-        for pattern, new in NAMES:
-            name = re.sub(pattern, new, name)
-        out[name] = value
+        out[rename(_layers(name, depths), NAMES)] = value
     return out
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ..models.sam import SamConfig
 from ..models.sam3 import Sam3, Sam3Config
 from . import sam3_hugging_face
 from .common import check_tensors, count_modules, hugging_face_config, load_tensors, read, reported_as, sam_config
+from .names import rename
 from .sam3_hugging_face import DETR, TEXT, TRUNK, VISION, HiddenSizes
 
 UNUSED = (
@@ -79,9 +79,7 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     alone = not any(name.startswith("detector.") for name in tensors)
     for name, value in tensors.items():
-        name = "detector." + name if alone else name
-        for pattern, new in NAMES:
-            name = re.sub(pattern, new, name)
+        name = rename("detector." + name if alone else name, NAMES)
         base, packed, kind = name.partition(".self_attn.in_proj_")
         if packed and base.startswith(TEXT):
             for letter, part in zip("qkv", value.chunk(3), strict=True):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import sam2
+from .names import rename
 
 VISION = "detector.backbone.vision_backbone."
 TRUNK = VISION + "trunk."
@@ -103,9 +104,7 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in tensors.items():
         if TRACKER.match(name):
             continue
-        name = name.removeprefix("detector_model.")
-        for pattern, new in NAMES:
-            name = re.sub(pattern, new, name)
+        name = rename(name.removeprefix("detector_model."), NAMES)
         if (match := PROJECTION.fullmatch(name)) and not name.startswith(TEXT):
             base, letter, kind = match.groups()
             name = f"{base}.qkv.{kind}" if base.startswith(TRUNK) else f"{base}.in_proj_{kind}"

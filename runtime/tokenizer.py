@@ -81,7 +81,7 @@ def encode(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> np.
         raise PromptError(f"{type(prompt).__name__} is not a sentence; this bundle ({manifest.variant}) takes Text")
     if not limits:
         raise PromptError(f"the bundle {manifest.variant} takes no text prompts; choose another with --model")
-    tokens = list(prompt.tokens or ()) if prompt.text is None else _tokenize(prompt.text, manifest, tokenizer)[0]
+    tokens, _ = _tokenize(prompt, manifest, tokenizer)
     longest = limits["max_tokens"]
     if len(tokens) > longest:
         raise PromptError(
@@ -109,7 +109,7 @@ def encode_concept(words: Text, manifest: Manifest, tokenizer: Tokenizer | None)
     Raises PromptError: no tokenizer in the bundle, or an id outside its vocabulary.
     """
     limits = manifest.text or {}
-    tokens = list(words.tokens or ()) if words.text is None else _tokenize(words.text, manifest, tokenizer)[0]
+    tokens, _ = _tokenize(words, manifest, tokenizer)
     longest = limits["max_tokens"]
     cut = len(tokens) > longest
     _check_vocabulary(tokens, manifest)
@@ -127,10 +127,7 @@ def verb_positions(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None
         return np.empty(0, np.int64)
     if not (manifest.text or {}).get("motion"):
         raise PromptError(f"the bundle {manifest.variant} has no motion prompt; remove verbs")
-    spans: list[tuple[int, int]] = []
-    ids = prompt.tokens or ()
-    if prompt.text is not None:
-        ids, spans = _tokenize(prompt.text, manifest, tokenizer)
+    ids, spans = _tokenize(prompt, manifest, tokenizer)
     found: set[int] = set()
     for verb in prompt.verbs:
         if isinstance(verb, str):
@@ -147,13 +144,16 @@ def _clean(text: str, manifest: Manifest) -> str:
     return text.lower() if (manifest.text or {}).get("lowercase", True) else text
 
 
-def _tokenize(text: str, manifest: Manifest, tokenizer: Tokenizer | None) -> tuple[list[int], list[tuple[int, int]]]:
+def _tokenize(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return token ids, and the character span of each; no spans where the prompt is given as tokens."""
+    if prompt.text is None:
+        return list(prompt.tokens or ()), []
     if tokenizer is None:
         raise PromptError(
             f"the bundle {manifest.variant} has no tokenizer; export it again with --tokenizer DIR, "
             "or pass token ids (Text(tokens=[...]), --tokens on the command line)"
         )
-    return tokenizer(_clean(text, manifest))
+    return tokenizer(_clean(prompt.text, manifest))
 
 
 def _positions(word: str, text: str, spans: list[tuple[int, int]]) -> list[int]:

@@ -7,6 +7,7 @@ torchvision's `Resize` does to a PIL image), torchvision's antialiased `Resize` 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -122,6 +123,7 @@ def resize_bytes(frame_hwc: np.ndarray, resized_hw: tuple[int, int]) -> np.ndarr
     return resized
 
 
+@functools.lru_cache(maxsize=8)  # the images of a folder have few sizes
 def _byte_weights(source: int, target: int) -> tuple[np.ndarray, int]:
     """Return the triangle filter of one axis (target, source) as integers in float32, and their fractional bits."""
     scale = source / target

@@ -23,25 +23,8 @@ from .source import Frame
 if TYPE_CHECKING:
     from PIL import Image
 
-IMAGE_SUFFIXES = (
-    *(
-        ".png",
-        ".apng",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".bmp",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-    ),
-    *(".gif", ".jp2", ".avif", ".heic", ".heif"),
-)
+_SUFFIXES = ".png .apng .jpg .jpeg .jpe .jfif .bmp .webp .tif .tiff .ppm .pgm .pbm .pnm .gif .jp2 .avif .heic .heif"
+IMAGE_SUFFIXES = tuple(_SUFFIXES.split())
 
 PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF", "JPEG2000", "AVIF", "HEIF")
 """Formats that Pillow may open; files of several JPEGs (MPO) come with JPEG, and HEIF with the package pillow-heif."""
@@ -105,6 +88,8 @@ def count_pages(path: Path) -> int:
 def first_duration(path: Path) -> float | None:
     """Return for how many seconds an animation shows its first frame; None for other images."""
     with _opened(path) as image:
+        if image.format == "TIFF":  # listing its pages takes long
+            return None
         _seek(image, _pages(image)[0], path)
         image.load()
         return _duration(image)

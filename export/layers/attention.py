@@ -143,3 +143,17 @@ class PackedAttention(nn.Module):
         """Attend from queries (B,L,C) to keys (B,S,C); `chunks` of queries bound the size of a score matrix."""
         q, k, v = self.project(q_blc, k_bsc, v_bsc)
         return self.out_proj(attend(q, k, v, self.heads, mask_bs, split=(1, chunks)))
+
+
+class PreNormLayer(nn.Module):
+    """Modules of a layer of DETR's encoder and of the geometry encoder: two attentions and a feed-forward."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.self_attn, self.cross_attn_image = PackedAttention(width, heads), PackedAttention(width, heads)
+        self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+
+    def feed_forward(self, x_blc: Tensor) -> Tensor:
+        """Apply the last part of the layer."""
+        return x_blc + self.linear2(self.linear1(self.norm3(x_blc)).relu())

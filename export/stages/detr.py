@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..layers.attention import PackedAttention, attend
+from ..layers.attention import PackedAttention, PreNormLayer, attend
 from ..layers.common import MLP, Group
 from ..layers.positions import sine_grid, sine_values
 
@@ -27,14 +27,8 @@ def box_logit(x: Tensor) -> Tensor:
     return (x.clamp(min=BOX_LOGIT_FLOOR) / (1 - x).clamp(min=BOX_LOGIT_FLOOR)).log()
 
 
-class EncoderLayer(nn.Module):
-    """Pre-norm: self-attention of the map, attention to the prompt (named `cross_attn_image`), feed-forward."""
-
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
-        super().__init__()
-        self.self_attn, self.cross_attn_image = PackedAttention(width, heads), PackedAttention(width, heads)
-        self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+class EncoderLayer(PreNormLayer):
+    """Self-attention of the map, attention to the prompt (named `cross_attn_image`), feed-forward."""
 
     def self_attention(self, x_bnd: Tensor, grid_nd: Tensor) -> Tensor:
         """Apply the first part of the layer, which does not depend on the prompt."""
@@ -46,7 +40,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x_bnd: Tensor, prompt_btd: Tensor, mask_bt: Tensor) -> Tensor:
         """Apply the rest of the layer."""
         x_bnd = x_bnd + self.cross_attn_image(self.norm2(x_bnd), prompt_btd, mask_bt)
-        return x_bnd + self.linear2(self.linear1(self.norm3(x_bnd)).relu())
+        return self.feed_forward(x_bnd)
 
 
 class DecoderLayer(nn.Module):
@@ -95,7 +89,7 @@ class Decoder(nn.Module):
 
     def __init__(self, side: int, width: int, heads: int, hidden: int, layers: int, queries: int) -> None:
         super().__init__()
-        self.side, self.heads = side, heads
+        self.side = side
         self.layers = nn.ModuleList(DecoderLayer(width, heads, hidden) for _ in range(layers))
         self.norm, self.presence_token_out_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_embed, self.reference_points = nn.Embedding(queries, width), nn.Embedding(queries, 4)

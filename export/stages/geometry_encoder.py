@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..layers.attention import PackedAttention
+from ..layers.attention import PreNormLayer
 from ..layers.positions import sine_grid, sine_values
 from ..layers.roi_align import roi_align
 
@@ -13,21 +13,14 @@ ROI = 7
 """Side of the features that are pooled from a box."""
 
 
-class GeometryLayer(nn.Module):
-    """Pre-norm: self-attention of the tokens, attention to the map, feed-forward."""
-
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
-        super().__init__()
-        self.self_attn = PackedAttention(width, heads)
-        self.cross_attn_image = PackedAttention(width, heads)
-        self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+class GeometryLayer(PreNormLayer):
+    """Self-attention of the tokens, attention to the map, feed-forward."""
 
     def forward(self, x_bkd: Tensor, level_bnd: Tensor, grid_nd: Tensor, mask_bk: Tensor) -> Tensor:
         normed = self.norm1(x_bkd)
         x_bkd = x_bkd + self.self_attn(normed, normed, mask_bk)
         x_bkd = x_bkd + self.cross_attn_image(self.norm2(x_bkd), level_bnd + grid_nd, v_bsc=level_bnd)
-        return x_bkd + self.linear2(self.linear1(self.norm3(x_bkd)).relu())
+        return self.feed_forward(x_bkd)
 
 
 class GeometryEncoder(nn.Module):

@@ -60,7 +60,6 @@ def settings(model: Sam3) -> dict[str, Any]:
         **HALF,
         "text": {"max_tokens": text.positions, "vocabulary": text.vocabulary, "motion": False, "padding": PADDING},
         "resample": {"image": "uint8"},
-        "threshold": 0.5,
     }
     return {"sam3": own}
 

@@ -24,6 +24,7 @@ from ..errors import PromptError, UserError
 from ..media.frame_names import PictureNames
 from ..prompts import Box, Mask, Points
 from ..prompts.mask_values import NO_LABEL
+from ..prompts.numbers import floats
 from .mask_files import Masks, read_masks
 from .text_files import read_json
 
@@ -253,8 +254,8 @@ def _add_entry(prompts: PromptSet, entry: Any, folder: Path) -> None:
     if "box" in entry:
         parts.append(Box(entry["box"]))
     if "points" in entry:
-        points = entry["points"]
-        parts.append(Points(points, entry.get("labels", [1] * max(np.size(points) // 2, 1))))
+        points = floats(entry["points"], "points")
+        parts.append(Points(points, entry.get("labels", [1] * max(points.size // 2, 1))))
     if "mask" in entry:
         prompts.add_file(folder / entry["mask"], frame, obj, name)
         obj = prompts.last

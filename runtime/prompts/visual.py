@@ -27,7 +27,7 @@ class Points:
 
     def __post_init__(self) -> None:
         points = floats(self.points, "points")
-        if points.shape == (2,) or (points.ndim == 3 and len(points) == 1):
+        if points.shape == (2,) or (points.ndim == 3 and len(points) == 1 and points.size):
             points = points.reshape(-1, points.shape[-1])
         if points.ndim != 2 or points.shape[1] != 2 or not 1 <= len(points) <= MAX_POINTS:
             raise PromptError(f"points must be (K,2) with K in 1..{MAX_POINTS}, not {points.shape}")

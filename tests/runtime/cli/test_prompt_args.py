@@ -319,6 +319,14 @@ def test_forms_of_prompts_in_a_file(tmp_path, entry, want):
     assert parse_prompt_set([("--prompts", str(tmp_path / "p.json"))]).prompts == {0: {1: [want]}}
 
 
+@pytest.mark.parametrize("points", [[None, []], [[1, 2], [3]], [[1, 2], None], {"x": 1}, "1,2", [], [[[]]]])
+def test_points_of_no_shape_in_a_file(tmp_path, points):
+    """Without labels, their number comes from the points: it must not be counted before they are read."""
+    (tmp_path / "p.json").write_text(json.dumps([{"points": points}]))
+    with pytest.raises(PromptError, match="prompt 0: points must be"):
+        parse_prompt_set([("--prompts", str(tmp_path / "p.json"))])
+
+
 @pytest.mark.parametrize(
     "args, needed",
     [

@@ -39,7 +39,8 @@ class Engine:
 
     The engine and what it opens may be used from any thread, also one session from several threads. One lock per engine
     lets one call compute at a time, so threads save no time: they wait for each other. `stream` and `propagate` hold it
-    for a frame at a time, not while the caller has a result. A session that is garbage is closed.
+    for a frame at a time, not while the caller has a result. A call within a call of the same thread is refused. A
+    session that is garbage is closed.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, max_objects: int = MAX_OBJECTS, kernels: str = "auto") -> None:
@@ -121,8 +122,7 @@ class Engine:
         """
         tracking, network = _tracking_options("video", options), self.networks.prompt_video
         sequence = open_sequence(frames, cache_bytes)  # without the lock: it may take long
-        with self._lock:
-            return self._opened(network.open_video(sequence, logits, tracking))
+        return self._opened(self._lock.run(network.open_video, sequence, logits, tracking))
 
     def image(self, image: np.ndarray | str | Path) -> ImagePredictor:
         """Start predicting on one image, uint8 RGB array (H,W,3) or a path. Raises VideoError."""
@@ -132,9 +132,11 @@ class Engine:
         self._sessions.add(session)
         return session
 
-    @synchronized
     def close(self) -> None:
-        """Close every session."""
+        """Close every session, after a call that runs."""
+        self._lock.run_after(self._close_sessions)
+
+    def _close_sessions(self) -> None:
         for session in list(self._sessions):
             session.close()
 

@@ -78,7 +78,6 @@ class ImagePredictor:
             self._prompt_image = self._networks.prompt_image.open_image(self.frame)
         return self._prompt_image
 
-    @synchronized
     def refer(self, prompts: Sequence[Text], logits: bool = False) -> Result:
         """Find one mask per sentence, at the size of the image; all sentences are one batch.
 
@@ -88,8 +87,12 @@ class ImagePredictor:
         """
         check_texts(prompts)
         if Capability.TEXT_IMAGE not in self._networks.capabilities:
-            with self._networks.text_video.open_text_session(prompts, logits, TextOptions()) as session:
-                return next(iter(session.stream([self.frame])))
+            open_session = self._networks.text_video.open_text_session
+            with self._lock.run(open_session, prompts, logits, TextOptions()) as session:
+                return next(session.stream([self.frame]))
+        return self._lock.run(self._refer, prompts, logits)
+
+    def _refer(self, prompts: Sequence[Text], logits: bool) -> Result:
         if self._text_image is None:
             self._text_image = self._networks.text_image.encode_image(self.frame)
         return self._text_image.refer(prompts, logits)

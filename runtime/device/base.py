@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+
+from .lock import DeviceLock
 
 Array: TypeAlias = Any
 """Memory of a `Device`: `numpy.ndarray` on the host, `DeviceArray` on a GPU. Both have `shape`, `dtype`, `nbytes`,
@@ -24,8 +24,8 @@ class Device(Protocol):
     """Ability to `capture`, for which arrays should stay at fixed addresses."""
     captures: int
     """Graphs captured so far; memory that one of them may use must stay allocated."""
-    lock: AbstractContextManager[Any]
-    """Held while a thread uses the device, its arrays, or stages on it. A thread may take it several times."""
+    lock: DeviceLock
+    """Whatever uses the device, its arrays, or stages on it runs under it."""
 
     def empty(self, shape: Sequence[int], dtype: str) -> Array:
         """Allocate uninitialised memory."""
@@ -63,7 +63,7 @@ class Cpu:
     captures = 0
 
     def __init__(self) -> None:
-        self.lock: AbstractContextManager[Any] = threading.RLock()
+        self.lock = DeviceLock()
 
     def empty(self, shape: Sequence[int], dtype: str) -> np.ndarray:
         return np.empty(tuple(shape), dtype)

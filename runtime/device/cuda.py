@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import threading
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from math import prod
 from typing import Any, Protocol, TypeAlias
 
@@ -20,6 +18,7 @@ import numpy as np
 from ..errors import BackendError, summarize
 from .array import DeviceArray
 from .cubin import CubinDriver
+from .lock import DeviceLock
 
 log = logging.getLogger("runtime")
 
@@ -128,20 +127,6 @@ class Allocation:
         self.memory = memory
 
 
-class CudaLock:
-    """Lock that a thread may take several times, and that makes the device current in the thread that takes it."""
-
-    def __init__(self, driver: Driver) -> None:
-        self._driver, self._lock = driver, threading.RLock()
-
-    def __enter__(self) -> None:
-        self._driver.make_current()
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
 class Cuda:
     """Memory of one CUDA device. Uploads and downloads go through pinned staging buffers, made once per array."""
 
@@ -154,7 +139,7 @@ class Cuda:
         self._staging_buffers: dict[tuple[int, int], tuple[np.ndarray, Opaque]] = {}
         """(address, bytes) of device memory -> its pinned host array, and the owner of that."""
         self.captures = 0
-        self.lock: AbstractContextManager[Any] = CudaLock(self.driver)
+        self.lock = DeviceLock(self.driver.make_current)
 
     @property
     def stream(self) -> int:

@@ -9,7 +9,7 @@ frames.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -51,7 +51,6 @@ class LiveSession(TrackingSession):
 
     # -- frames ---------------------------------------------------------------------------------------------------
 
-    @synchronized
     def push(self, frame: Any, prompts: Mapping[int, Any] | None = None, *, time: float | None = None) -> list[Result]:
         """Take one frame, uint8 RGB (H,W,3), with prompts on it by object; return its result, in a list of one.
 
@@ -60,12 +59,19 @@ class LiveSession(TrackingSession):
         VideoError for an invalid frame or another size, PromptError for a bad prompt, UserError when there is no room
         for another object. A frame that raises an error is not taken.
         """
+        return self._push(frame, lambda _: prompts, time)
+
+    @synchronized
+    def _push(
+        self, frame: Any, prompts_on: Callable[[int], Mapping[int, Any] | None], time: float | None
+    ) -> list[Result]:
         self._check_open()
         time = check_time(time)
         frame = check_frame(frame, self._num_frames, self._size)
         if self._size is None:
             self._start(frame.shape[:2])
-        parsed, index = self._parse_all(prompts), self._num_frames
+        index = self._num_frames
+        parsed = self._parse_all(prompts_on(index))
         self._frame, self._last = frame, None
         for tracked in self._objects.values():
             self._prune(tracked, index)
@@ -94,9 +100,7 @@ class LiveSession(TrackingSession):
                 "prompts must be a dict, like {0: {1: runtime.Points([[x, y]], [1])}}: frame, object, prompt"
             )
         for frame, time in iterate_frames(frames):
-            with self._lock:
-                results = self.push(frame, (prompts or {}).get(self._num_frames), time=time)
-            yield from results
+            yield from self._push(frame, (prompts or {}).get, time)
         if missed := [frame for frame in prompts or () if frame not in self._prompted_frames]:
             had = f"the session has had {self._num_frames} frames, from 0 on"
             warnings.warn(f"prompts on frames {', '.join(map(repr, missed))} were not used: {had}", stacklevel=2)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import wraps
 from numbers import Real
 from typing import Any, TypeVar, cast
 
+from ..device.lock import DeviceLock
 from ..errors import UserError
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -17,15 +18,15 @@ SessionType = TypeVar("SessionType", bound="Session")
 
 
 def synchronized(method: Method) -> Method:
-    """Decorate a method to hold `self._lock`, the `Device.lock` of the engine: calls from several threads take turns.
+    """Decorate a public method to run under `self._lock`, the `Device.lock` of the engine.
 
-    Not for generators: a lock that is held while the caller's code runs can deadlock. They take it for each step.
+    Methods that run under it call only ones that are not decorated: a call within a call is refused. Not for
+    generators, because the caller's code runs between their steps: they run each step under the lock.
     """
 
     @wraps(method)
     def locked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._lock:
-            return method(self, *args, **kwargs)
+        return self._lock.run(method, self, *args, **kwargs)
 
     return cast(Method, locked)
 
@@ -45,14 +46,16 @@ class Session:
     It may be used from any thread. Calls on the sessions of an engine run one at a time; others wait.
     """
 
-    def __init__(self, lock: AbstractContextManager[Any]) -> None:
+    def __init__(self, lock: DeviceLock) -> None:
         self._lock = lock
         self._closed_by: str | None = None
         """Reason why the session is closed; None: it is open."""
 
-    @synchronized
     def close(self) -> None:
-        """Return the memory of the objects to the engine. Closing twice is harmless."""
+        """Return the memory of the objects to the engine, after a call that runs. Closing twice is harmless."""
+        self._lock.run_after(self._close)
+
+    def _close(self) -> None:
         self._closed_by = self._closed_by or ""
         self._release()
 

@@ -255,7 +255,7 @@ def test_every_method_takes_the_lock(engines):
     for name, call in calls.items():
         done = threading.Event()
         thread = threading.Thread(target=lambda call=call, done=done: (call(), done.set()), daemon=True)
-        with engines["text"]._lock, engines["prompts"]._lock, engines["image"]._lock:
+        with engines["text"]._lock._lock, engines["prompts"]._lock._lock, engines["image"]._lock._lock:
             thread.start()
             assert not done.wait(0.02), f"{name} does not wait"
         assert done.wait(30), f"{name} does not end"

@@ -63,13 +63,13 @@ class TextSession(Session):
         in stream order; do not overwrite it before its result is there.
         Raises VideoError for anything that is not such a frame or changes size, UserError after `close`.
         """
-        return list(self._add(frame, check_time(time)))
+        return self._decode_all(self._add(frame, check_time(time)))
 
     @synchronized
     def flush(self) -> list[Result]:
         """Return the results of the frames that wait for their clip to fill up. Raises UserError after `close`."""
         self._check_open()
-        return list(self._encode_clip())
+        return self._decode_all(self._encode_clip())
 
     def stream(self, frames: Any) -> Iterator[Result]:
         """Push every frame, then flush; yield each result when it is computed. Raises as `push` does.
@@ -77,8 +77,8 @@ class TextSession(Session):
         frames  a `VideoReader`, anything that `open_video` opens, or an iterable of arrays or image files
         """
         for frame, time in iterate_frames(frames):
-            yield from self._add(frame, time)
-        yield from self._encode_clip()
+            yield from self._take(self._lock.run(self._add, frame, time))
+        yield from self._take(self._lock.run(self._encode_clip))
 
     @property
     def device_logits(self) -> list[Array]:
@@ -93,9 +93,8 @@ class TextSession(Session):
         for track in self._tracks:
             track.close()
 
-    @synchronized
-    def _add(self, frame: Any, time: float | None) -> Iterator[Result]:
-        """Preprocess a frame into the clip. Return the results of the clip if it is complete, else none."""
+    def _add(self, frame: Any, time: float | None) -> deque[Result]:
+        """Preprocess a frame into the clip. Return where the results of the clip go if it is complete."""
         self._check_open()
         index = self._num_frames + len(self._undecoded) + len(self._waiting)
         frame = self._images.check_frame(frame, index, self._size)
@@ -107,16 +106,15 @@ class TextSession(Session):
                     batch.readback = self._runner.new_readback(len(batch.tracks), self._transforms.outputs)
         self._transforms.preprocess_frame(frame, self._clip["pixels"][len(self._waiting)])
         self._waiting.append(time)
-        return self._encode_clip() if len(self._waiting) == self._window else iter(())
+        return self._encode_clip() if len(self._waiting) == self._window else deque()
 
-    @synchronized
-    def _encode_clip(self) -> Iterator[Result]:
-        """Encode the frames that wait, as one clip, complete or not, and return its results.
+    def _encode_clip(self) -> deque[Result]:
+        """Encode the frames that wait, as one clip, complete or not, and return where its results go.
 
         What is left of the clip before it is decoded first.
         """
         if not self._waiting:
-            return iter(())
+            return deque()
         self._check_open()
         while self._undecoded:
             self._results.append(self._decode())
@@ -125,18 +123,21 @@ class TextSession(Session):
             self._encoder.encode(self._clip, self._tracks, len(self._waiting))
             self._undecoded.extend(enumerate(self._waiting))
             self._waiting = []
-        return self._take(self._results)
+        return self._results
+
+    def _next(self, results: deque[Result]) -> Result | None:
+        """Return the next result of a clip, which is in `results` if it was computed before; None at its end."""
+        if not results and results is self._results and self._undecoded:
+            self._check_open()
+            results.append(self._decode())
+        return results.popleft() if results else None
+
+    def _decode_all(self, results: deque[Result]) -> list[Result]:
+        return list(iter(lambda: self._next(results), None))
 
     def _take(self, results: deque[Result]) -> Iterator[Result]:
-        """Yield the results of a clip, which go to `results` when they are computed elsewhere."""
-        while True:
-            with self._lock:
-                if not results and results is self._results and self._undecoded:
-                    self._check_open()
-                    results.append(self._decode())
-                if not results:
-                    return
-                result = results.popleft()
+        """Yield the results of a clip."""
+        while (result := self._lock.run(self._next, results)) is not None:
             yield result
 
     def _decode(self) -> Result:

@@ -151,7 +151,7 @@ TEXT = Group(
     },
     optional=("keep_end", "lowercase", "padding"),
 )
-RESAMPLE = one_of("bilinear", "bicubic", "float", "uint8")
+RESAMPLE = one_of("bilinear", "bicubic", "float", "uint8", "half")
 
 
 def networks(value: Any, where: str) -> None:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UserError
+from .upsample import antialiased_matrix
 
 RULES = ("samwise_video", "square")
-RESAMPLE = {"bilinear": 2, "bicubic": 3}
+RESAMPLE = {"bilinear": 2, "bicubic": 3, "half": 3}
 """Pillow's numbers of its filters; Pillow itself is imported when an image is resized."""
 
 WEIGHT_BITS = 15
@@ -54,9 +55,12 @@ class Normalization:
     table_cv: np.ndarray
 
     @classmethod
-    def of(cls, mean: Sequence[float], std: Sequence[float]) -> Normalization:
-        unit = np.arange(256, dtype=np.float32) / np.float32(255)
-        return cls((unit - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None])
+    def of(cls, mean: Sequence[float], std: Sequence[float], half: bool = False) -> Normalization:
+        """`half`: mean and standard deviation are applied in float16, as SAM 3 does to the frames of a video."""
+        dtype = np.float16 if half else np.float32
+        unit = (np.arange(256, dtype=np.float32) / np.float32(255)).astype(dtype)
+        table = (unit - np.asarray(mean, dtype)[:, None]) / np.asarray(std, dtype)[:, None]
+        return cls(table.astype(np.float32))
 
 
 def preprocess(
@@ -72,9 +76,10 @@ def preprocess(
 
     frame_hwc: uint8 (H, W, 3). Resized to `resized_hw` as Pillow does (antialiased; columns, then rows, in fixed point,
     rounded to bytes after each), scaled to [0, 1], normalised, padded with zeros on the right and at the bottom.
-    `resample` is `bilinear` (SAMWISE), `bicubic` (SAM 2 video) or `float` (SAM 2 images: torchvision's antialiased
+    `resample` is `bilinear` (SAMWISE), `bicubic` (SAM 2 video), `float` (SAM 2 images: torchvision's antialiased
     resize of the float tensor, nothing rounded to bytes), `uint8` (SAM 3 images: torchvision's antialiased resize of
-    the uint8 tensor). `out` is reused if given: float32, of that shape.
+    the uint8 tensor) or `half` (SAM 3 video: bicubic, normalised in float16). `out` is reused if given: float32, of
+    that shape.
     Raises UserError when the frame is not uint8 RGB or `resample` is unknown.
     """
     if frame_hwc.dtype != np.uint8 or frame_hwc.ndim != 3 or frame_hwc.shape[2] != 3:
@@ -101,7 +106,7 @@ def preprocess(
         resized = np.asarray(image.resize((width, image.height), kind).resize((width, height), kind))
     else:
         raise UserError(f"resample {resample!r} is not one of {', '.join(RESAMPLE)}, float, uint8")
-    table_cv = Normalization.of(mean, std).table_cv
+    table_cv = Normalization.of(mean, std, resample == "half").table_cv
     for c in range(3):
         out[c, :height, :width] = table_cv[c].take(resized[..., c])
     return out
@@ -126,15 +131,7 @@ def resize_bytes(frame_hwc: np.ndarray, resized_hw: tuple[int, int]) -> np.ndarr
 @functools.lru_cache(maxsize=8)  # the images of a folder have few sizes
 def _byte_weights(source: int, target: int) -> tuple[np.ndarray, int]:
     """Return the triangle filter of one axis (target, source) as integers in float32, and their fractional bits."""
-    scale = source / target
-    support = max(scale, 1.0)
-    centre = scale * (np.arange(target)[:, None] + 0.5)
-    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
-    last = np.minimum((centre + support + 0.5).astype(np.int64), source)
-    cell = np.arange(source)
-    weights = np.maximum(1 - np.abs((cell - centre + 0.5) / support), 0)
-    weights[(cell < first) | (cell >= last)] = 0
-    weights /= weights.sum(1, keepdims=True)
+    weights = antialiased_matrix(source, target)
     bits = 0
     while bits < 22 and int(0.5 + weights.max() * (1 << (bits + 1))) < 1 << WEIGHT_BITS:
         bits += 1

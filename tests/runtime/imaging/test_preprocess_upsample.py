@@ -7,7 +7,7 @@ from PIL import Image
 from runtime.errors import UserError
 from runtime.imaging.masks import boxes_and_areas, probability
 from runtime.imaging.preprocess import RESAMPLE, preprocess, resize_bytes, resized_size
-from runtime.imaging.upsample import MaskUpsampler
+from runtime.imaging.upsample import MaskUpsampler, SeparableUpsampler, antialiased_matrix
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -115,3 +115,24 @@ def test_resize_of_bytes_equals_torch(height, width):
     image = torch.from_numpy(frame).permute(2, 0, 1)[None]
     want = torch.nn.functional.interpolate(image, size=(108, 108), mode="bilinear", antialias=True)
     assert np.array_equal(resize_bytes(frame, (108, 108)), want[0].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("height, width", [(48, 64), (300, 210)])
+def test_half_is_bicubic_normalised_in_float16(height, width):
+    frame = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    wide = Image.fromarray(frame).resize((126, height), Image.Resampling.BICUBIC)
+    square = np.asarray(wide.resize((126, 126), Image.Resampling.BICUBIC)).astype(np.float32) / np.float32(255)
+    expected = (square.astype(np.float16) - np.float16(0.5)) / np.float16(0.5)
+    result = preprocess(frame, (126, 126), 126, [0.5] * 3, [0.5] * 3, resample="half")
+    assert np.array_equal(result, expected.transpose(2, 0, 1).astype(np.float32))
+
+
+@pytest.mark.parametrize("source, target", [((96, 96), (24, 40)), ((24, 40), (72, 72)), ((90, 41), (33, 72))])
+def test_antialiased_matrices_equal_torch(source, target):
+    torch = pytest.importorskip("torch")
+    masks = np.random.default_rng(2).random((2, *source), np.float32)
+    resized = SeparableUpsampler(*(antialiased_matrix(*sides) for sides in zip(source, target, strict=True)))
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(masks)[None], size=target, mode="bilinear", antialias=True
+    )
+    assert np.allclose(resized.logits(masks), expected[0].numpy(), atol=2e-5)

@@ -20,6 +20,7 @@ from .completeness import missing_seconds
 from .conversion import Converter
 from .decoding import Decoder, choose_stream, demux
 from .image_files import check_size
+from .playlists import address_files, playlist_files
 from .source import Frame, Source
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ TIMEOUT_SECONDS = 10.0
 def open_video_file(path: Path, stride: int, strict: bool = False) -> Source:
     """Open a video file. `strict`: damage is an error, and not left out and noted."""
     source = _pyav_source(str(path), partial(_open_file, path), stride, False, strict, path)
-    source.files = [path]
+    source.files = [path, *playlist_files(path)]
     return source
 
 
@@ -89,10 +90,10 @@ def open_url(url: str, stride: int, strict: bool = False) -> Source:
     def open_container() -> InputContainer:
         return av.open(url, container_options=options, timeout=(TIMEOUT_SECONDS, TIMEOUT_SECONDS))
 
-    live = None if scheme.startswith("http") else scheme != "file"
+    files = address_files(url)
+    live = None if scheme.startswith("http") else files is None
     source = _pyav_source(name, open_container, stride, live, strict)
-    if scheme == "file":
-        source.files = [Path(url[len("file:") :])]
+    source.files = files or ()
     return source
 
 

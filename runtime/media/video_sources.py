@@ -15,6 +15,7 @@ from ..errors import VideoError, hide_secrets, summarize
 from .container import open_camera, open_device, open_url, open_video_file
 from .image_files import count_pages
 from .image_sources import missing, open_files, open_folder, open_image_file, open_pattern
+from .playlists import address_files
 from .source import Source
 
 VideoSource = str | Path | int | Sequence[str | Path]
@@ -35,7 +36,7 @@ def open_source(source: VideoSource, stride: int = 1, strict: bool = False) -> S
     text = str(source)
     if isinstance(source, int) or (re.fullmatch(r"\d{1,3}", text) and not Path(text).exists()):
         return open_camera(int(text), stride)
-    if is_address(text):
+    if is_address(text) or (address_files(text) is not None and not Path(text).exists()):
         return open_url(text, stride, strict)
     try:
         return _open_path(Path(source), stride, strict)

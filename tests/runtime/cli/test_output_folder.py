@@ -253,6 +253,48 @@ def test_inputs_are_never_replaced(tmp_path, capsys, make):
     assert contents(tmp_path) == before
 
 
+CONCAT, HLS = "ffconcat version 1.0\n", "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\n"
+PLAYLISTS = {
+    "list.ffconcat": CONCAT + "file out/overlay.mp4\n",
+    "quoted.txt": CONCAT + "\nfile 'out/overlay.mp4'\nduration 1\n",
+    "escaped.ffconcat": CONCAT + r"file out/over\lay'.mp4'" + "\n",
+    "later.ffconcat": CONCAT + "file clip.mp4\nfile 'out/overlay.mp4'\n",
+    "list.m3u8": HLS + "out/overlay.mp4\n#EXT-X-ENDLIST\n",
+    "outer.ffconcat": CONCAT + "file inner.ffconcat\n",
+    "master.m3u8": "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=9\nlist.m3u8\n",
+    "map.m3u8": HLS.replace("#EXTINF", '#EXT-X-MAP:URI="out/overlay.mp4"\n#EXTINF') + "clip.mp4\n#EXT-X-ENDLIST\n",
+}
+ADDRESSES = [
+    *("concat:clip.ts|out/overlay.mp4", "concat:out/overlay.mp4", "concatf:names.txt", "async:out/overlay.mp4"),
+    *("cache:out/overlay.mp4", "subfile,,start,0,end,0,,:out/overlay.mp4", "async:file:out/overlay.mp4"),
+    *("async:list.ffconcat", "async://{folder}/out/overlay.mp4"),
+    *(
+        "file:///{folder}/out/overlay.mp4",
+        "file:out/overlay.mp4",
+        "concat:///{folder}/clip.ts|/{folder}/out/overlay.mp4",
+    ),
+]
+
+
+@pytest.mark.parametrize("source", [*PLAYLISTS, *ADDRESSES])
+def test_what_a_playlist_or_an_address_names_is_an_input(tmp_path, capsys, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "out")
+    for name, text in {
+        **PLAYLISTS,
+        "inner.ffconcat": CONCAT + "file out/overlay.mp4",
+        "names.txt": "out/overlay.mp4",
+    }.items():
+        (tmp_path / name).write_text(text)
+    for name in ("clip.mp4", "clip.ts"):
+        media.write(tmp_path / name, media.clip(2))
+    before = contents(tmp_path)
+    source = source.replace("/{folder}", str(tmp_path))
+    assert main(["--out", "out", "--video", source, *BOX], lambda *a, **k: pytest.fail("work has begun")) == 2
+    assert "choose another --out" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
 # ----------------------------------------------------------------------------------------------------- files of others
 
 

@@ -43,6 +43,17 @@ def compose_transposed(first: nn.ConvTranspose2d, second: nn.Conv2d) -> nn.ConvT
     return layer
 
 
+def compose_convolution(first: nn.Conv2d, second: Pointwise) -> nn.Conv2d:
+    """Return second(first(x)), a 1x1 convolution after a padded one of 3x3, as one layer on (B,C,H,W)."""
+    matrix, bias = _affine(second)
+    layer = nn.Conv2d(first.in_channels, len(matrix), 3, padding=1)
+    weight = torch.einsum("oikl,po->pikl", first.weight.detach().double(), matrix)
+    bias = matrix @ first.bias.detach().double() + bias
+    layer.weight = nn.Parameter(weight.float(), requires_grad=False)
+    layer.bias = nn.Parameter(bias.float(), requires_grad=False)
+    return layer
+
+
 def with_batch_norm(layer: nn.Linear | Pointwise, norm: ChannelBatchNorm) -> nn.Linear:
     """Return norm(layer(x)), with the running statistics, as one layer."""
     a, a0 = _affine(layer)

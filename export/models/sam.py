@@ -59,6 +59,11 @@ class SamConfig:
         """Side of a mask that is prompted or remembered: four times that of the decoder's logits."""
         return 16 * self.side
 
+    @property
+    def resizes_masks(self) -> bool:
+        """Whether masks have another size than the image (SAM 3)."""
+        return self.mask_size != self.image_size
+
 
 class Sam(nn.Module):
     def __init__(self, config: SamConfig) -> None:

@@ -16,13 +16,15 @@ from ..checkpoints.sam3 import load_sam3
 from ..layers.rotary_vit import fold_rotations
 from ..models.sam3 import Sam3
 from ..stage import Stage, tensor
-from ..stages.concept_neck import ConceptImageStage, FineLevelsStage
+from ..stages.concept_neck import ConceptImageStage, FineLevelsStage, TrackerNeckStage
 from ..stages.concept_text import ConceptTextStage
 from ..stages.detr import DetrStage
 from ..stages.geometry_encoder import GeometryEncoderStage
+from ..stages.mask_decoder import NO_OBJECT_LOGIT
 from ..stages.mask_head import MaskHeadStage
 from ..verify.references import sam3_clip as clip
 from .base import StageFactory, attention_variants
+from .tracker import features, tracker_bounds, tracker_ranges, tracker_stages
 
 __all__ = ["clip", "load", "settings", "stages", "variant"]
 
@@ -31,6 +33,12 @@ MAX_CONCEPTS = 8
 
 MAX_BOXES = 16
 """Maximum exemplar boxes of a concept."""
+
+MAX_POINTS = 24
+"""Maximum tokens of a prompt: 16 points, the corners of a box, padding."""
+
+POINTERS = 16
+"""Maximum object pointers (max_obj_ptrs_in_encoder): they reach back one frame less."""
 
 PADDING = 0
 """Token id behind a concept's words; such tokens are masked."""
@@ -55,21 +63,26 @@ def settings(model: Sam3) -> dict[str, Any]:
     """Return the settings of SAM 3."""
     c = model.config
     size, text = c.trunk.image_size, c.text
-    own = {
+    own: dict[str, Any] = {
         "resize": {"rule": "square", "short": size, "max": size},
         **HALF,
         "text": {"max_tokens": text.positions, "vocabulary": text.vocabulary, "motion": False, "padding": PADDING},
         "resample": {"image": "uint8"},
     }
+    if c.tracker:
+        own["memory"] = {"num_maskmem": c.tracker.ages, "max_obj_ptrs": POINTERS}
+        own["no_object_logit"] = NO_OBJECT_LOGIT
+        own["resample"] = {"image": "uint8", "video": "half"}
     return {"sam3": own}
 
 
 def stage_factory(model: Sam3) -> StageFactory:
     """Return the factory of SAM 3's stages; engines are tuned for one concept without exemplars."""
-    c = model.config
+    c, tracker = model.config, model.config.tracker
 
     def ranges(sizes: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-        return {"tokens": (1, c.text.vocabulary), "map_index": (0, sizes.get("maps", 1)), "box_labels": (0, 2)}
+        indices = tracker_ranges(tracker)(sizes) if tracker else {"map_index": (0, sizes.get("maps", 1))}
+        return {"tokens": (1, c.text.vocabulary), "box_labels": (0, 2), **indices}
 
     bounds = {
         "frames": (1, 8),
@@ -77,8 +90,11 @@ def stage_factory(model: Sam3) -> StageFactory:
         "geometry_tokens": (1, MAX_BOXES + 1),
         "prompt_length": (c.text.positions + 1, c.text.positions + MAX_BOXES + 1),
         "kept": (1, c.queries),
+        **(tracker_bounds(MAX_POINTS) if tracker else {}),
     }
     typical = {"concepts": 1, "geometry_tokens": 1, "prompt_length": c.text.positions + 1, "kept": 8}
+    if tracker:
+        typical |= {"prompt_tokens": 4, "slots": tracker.ages, "pointers": POINTERS}
     sizes = {"concepts": 2, "geometry_tokens": 3, "prompt_length": c.text.positions + 3, "kept": 5}
     return StageFactory(bounds, typical, ranges, c.trunk.image_size, sizes)
 
@@ -87,7 +103,8 @@ def stages(model: Sam3) -> list[Stage]:
     """Split the network into stages, in the order of execution, and put it in eval mode."""
     detector, factory = model.eval().detector, stage_factory(model)
     fold_rotations(detector.trunk)
-    return [*_image(model, factory), *_prompts(model, factory), *_detection(model, factory)]
+    tracker = [_tracker_neck(model, factory), *tracker_stages(model.tracker, factory)] if model.config.tracker else []
+    return [*_image(model, factory), *_prompts(model, factory), *_detection(model, factory), *tracker]
 
 
 def _concepts(name: str, *shape: int | str, dtype: str = "float32", **attributes: bool) -> TensorSpec:
@@ -174,3 +191,13 @@ def _prompt_mask(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     mask = torch.rand(shape, generator=generator) < 0.6
     mask[:, 0] = mask[:, -1] = True
     return mask
+
+
+def _tracker_neck(model: Sam3, factory: StageFactory) -> Stage:
+    c, sam = model.config, model.tracker
+    necks: Any = model.detector.necks
+    decoder = sam.sam_mask_decoder
+    module = TrackerNeckStage(necks.sam2_convs, c.trunk.side, decoder.conv_s0, decoder.conv_s1, sam.no_mem_embed)
+    inputs = (tensor("trunk", "frames", c.trunk.side**2, c.trunk.width),)
+    attributes: dict[str, Any] = {"role": "neck", "bf16_ok": True, "stride": c.trunk.patch}
+    return factory("tracker_neck", inputs, features(sam.config), module, **attributes)

@@ -1,7 +1,7 @@
 """Necks of SAM 3: levels of strides 14, 7 and 3.5 from the one map of its trunk, for the detector and the tracker.
 
-The levels are computed by two stages, so that a frame pays for those that it needs: `image_encoder` with the detector's
-coarse level, and `fine_levels` when a mask is computed.
+The levels are computed by three stages, so that a frame pays for those that it needs: `image_encoder` with the
+detector's coarse level, `fine_levels` when a mask is computed, `tracker_neck` when an object is tracked or clicked.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.fold import compose_transposed
+from ..layers.common import Pointwise
+from ..layers.fold import compose_convolution, compose_transposed
 from ..layers.rotary_vit import RotaryVit
 
 
@@ -53,16 +54,16 @@ def neck(width: int, out: int) -> nn.ModuleList:
     return nn.ModuleList((FineLevel(width, out), MiddleLevel(width, out), CoarseLevel(width, out)))
 
 
-def fine_level(level: FineLevel) -> nn.Sequential:
-    """Return the finest level for export, with its linear layers merged."""
-    return nn.Sequential(
-        level.dconv_2x2_0, nn.GELU(), compose_transposed(level.dconv_2x2_1, level.conv_1x1), level.conv_3x3
-    )
+def fine_level(level: FineLevel, head: Pointwise | None = None) -> nn.Sequential:
+    """Return the finest level for export, with its linear layers merged, `head` among them."""
+    last = level.conv_3x3 if head is None else compose_convolution(level.conv_3x3, head)
+    return nn.Sequential(level.dconv_2x2_0, nn.GELU(), compose_transposed(level.dconv_2x2_1, level.conv_1x1), last)
 
 
-def middle_level(level: MiddleLevel) -> nn.Sequential:
-    """Return the middle level for export, with its linear layers merged."""
-    return nn.Sequential(compose_transposed(level.dconv_2x2, level.conv_1x1), level.conv_3x3)
+def middle_level(level: MiddleLevel, head: Pointwise | None = None) -> nn.Sequential:
+    """Return the middle level for export, with its linear layers merged, `head` among them."""
+    last = level.conv_3x3 if head is None else compose_convolution(level.conv_3x3, head)
+    return nn.Sequential(compose_transposed(level.dconv_2x2, level.conv_1x1), last)
 
 
 class ConceptImageStage(nn.Module):
@@ -90,3 +91,20 @@ class FineLevelsStage(nn.Module):
     def forward(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
         x = trunk.transpose(1, 2).unflatten(2, (self.side, self.side))
         return self.level_2(x), self.level_4(x)
+
+
+class TrackerNeckStage(nn.Module):
+    """trunk (T,N,W) -> embedding, embedding_no_memory (T,N,D), high_res_0 (T,D/8,4s,4s), high_res_1 (T,D/4,2s,2s)."""
+
+    def __init__(
+        self, levels: nn.ModuleList, side: int, conv_s0: Pointwise, conv_s1: Pointwise, no_memory: Tensor
+    ) -> None:
+        super().__init__()
+        self.side, self.coarse = side, levels[2]
+        self.high_res_0, self.high_res_1 = fine_level(levels[0], conv_s0), middle_level(levels[1], conv_s1)
+        self.register_buffer("no_memory", no_memory.detach().reshape(-1).clone())
+
+    def forward(self, trunk: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x = trunk.transpose(1, 2).unflatten(2, (self.side, self.side))
+        embedding = self.coarse(x).flatten(2).transpose(1, 2)
+        return embedding, embedding + self.no_memory, self.high_res_0(x), self.high_res_1(x)

@@ -68,18 +68,31 @@ class PromptMemoryStage(nn.Module):
 
     Masks of prompts are binarised, tracked masks keep soft edges; `absent` is added where the object is absent. The
     result is rounded to bfloat16, the type in which the reference stores its memory.
+    SAM 3 remembers masks of `mask_size`, which differs from the image's: they are resized to the image and then to that
+    size, or at once where the input `direct` (B) bool is true.
     """
 
-    def __init__(self, encoder: MemoryEncoder, image_size: int, absent: Tensor | None = None) -> None:
+    def __init__(
+        self, encoder: MemoryEncoder, image_size: int, absent: Tensor | None = None, mask_size: int | None = None
+    ) -> None:
         super().__init__()
-        self.encoder, self.image_size = encoder, image_size
+        self.encoder, self.image_size, self.mask_size = encoder, image_size, mask_size or image_size
         self.register_buffer("absent", None if absent is None else absent.detach()[0].clone())
 
     def forward(
-        self, embedding: Tensor, map_index: Tensor, mask_logits: Tensor, binarize: Tensor, score: Tensor | None = None
+        self,
+        embedding: Tensor,
+        map_index: Tensor,
+        mask_logits: Tensor,
+        binarize: Tensor,
+        score: Tensor | None = None,
+        direct: Tensor | None = None,
     ) -> tuple[Tensor]:
         logits = upsample(mask_logits, self.image_size)
         mask = torch.where(binarize[:, None, None], (logits > 0).float(), logits.sigmoid())
+        if direct is not None:
+            at_once = upsample(mask_logits, self.mask_size).sigmoid()
+            mask = torch.where(direct[:, None, None], at_once, upsample(mask, self.mask_size))
         slot = self.encoder(embedding[map_index], mask)
         if self.absent is not None:
             slot = slot + torch.where(score > 0, 0.0, 1.0)[:, None, None] * self.absent

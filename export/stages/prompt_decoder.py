@@ -34,19 +34,26 @@ class PromptEncoderStage(nn.Module):
 
 
 class MaskPromptStage(nn.Module):
-    """mask (B,I,I) of zeros and ones -> mask_logits (the result), prompt_logits (for the pointer), (B,S4,S4)."""
+    """mask (B,P,P) of zeros and ones -> mask_logits (the result), prompt_logits (for the pointer), (B,S4,S4).
 
-    def __init__(self, downsample: nn.Conv2d, image_size: int) -> None:
+    Without `mask_size` (SAM 3) `prompt_logits` alone.
+    """
+
+    def __init__(self, downsample: nn.Conv2d, mask_size: int | None) -> None:
         super().__init__()
-        self.downsample = downsample
-        # an antialiased resize is a constant matrix on the rows, and the same one on the columns
-        eye = torch.eye(image_size)[None, None]
-        shrink = F.interpolate(eye, size=(image_size // 4, image_size), mode="bilinear", antialias=True)[0, 0]
+        self.downsample, shrink = downsample, None
+        if mask_size is not None:
+            # an antialiased resize is a constant matrix on the rows, and the same one on the columns
+            eye = torch.eye(mask_size)[None, None]
+            shrink = F.interpolate(eye, size=(mask_size // 4, mask_size), mode="bilinear", antialias=True)[0, 0]
         self.register_buffer("shrink", shrink)
 
-    def forward(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, mask: Tensor) -> tuple[Tensor, ...]:
+        prompt = self.downsample(mask[:, None])[:, 0]
+        if self.shrink is None:
+            return (prompt,)
         logits = 2 * PROMPT_LOGIT * mask - PROMPT_LOGIT
-        return self.shrink @ logits @ self.shrink.T, self.downsample(mask[:, None])[:, 0]
+        return self.shrink @ logits @ self.shrink.T, prompt
 
 
 class PromptDecoderStage(nn.Module):

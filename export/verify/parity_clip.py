@@ -95,9 +95,9 @@ def _top_queries(image: ImagePredictor, tokens: list[int]) -> Result:
 
 
 def clip_length(manifest: Manifest) -> int:
-    """Return the length of the clip: a window, 4 frames for a memory without windows, 1 without a memory."""
-    lengths = [settings.get("window", 4 if "memory" in settings else 1) for settings in manifest.networks.values()]
-    return lengths[0]
+    """Return the length of the clip: a window, 4 frames for clicks, 1 where every frame is an image of its own."""
+    settings = next(iter(manifest.networks.values()))
+    return settings.get("window", 1 if "text" in settings else 4)
 
 
 def _clicked(engine: Engine, frames: list[np.ndarray]) -> list[Result]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ...bundle.schema import NORMALIZATION, RESAMPLE, RESIZE, TEXT, Group
+from ...bundle.schema import COUNT, NORMALIZATION, RESAMPLE, RESIZE, TEXT, Group, number
 from ...errors import PromptError
 from ...imaging.masks import probability
 from ...imaging.preprocess import preprocess
@@ -72,7 +72,15 @@ class Sam3:
     optional_stages: ClassVar[tuple[str, ...]] = ()
     uses_kernels: ClassVar[bool] = False
     settings_schema: ClassVar[Group] = Group(
-        {**NORMALIZATION, "resize": RESIZE, "text": TEXT, "resample": Group({"image": RESAMPLE})}
+        {
+            **NORMALIZATION,
+            "resize": RESIZE,
+            "text": TEXT,
+            "resample": Group({"image": RESAMPLE, "video": RESAMPLE}, optional=("video",)),
+            "memory": Group({"num_maskmem": COUNT, "max_obj_ptrs": COUNT}),
+            "no_object_logit": number,
+        },
+        optional=("memory", "no_object_logit"),
     )
     signature: ClassVar[Signature] = Signature(
         bounds=("concepts", "geometry_tokens"),

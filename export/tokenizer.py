@@ -95,7 +95,7 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     """Read token ids. Raises UserError."""
     _check_downloaded(path)
     try:
-        vocab = json.loads(path.read_text(encoding="utf-8"))
+        vocab = json.loads(path.read_bytes())
         if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
             raise ValueError("not an object of token -> number")
     except (OSError, ValueError) as error:

@@ -152,7 +152,7 @@ def hugging_face_config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         what = describe_placeholder(file) or f"not readable ({type(error).__name__}); download the whole repository"
         raise UserError(f"{file}: {what}") from None

@@ -61,6 +61,8 @@ def weight_files(path: Path) -> list[Path]:
     if path.is_dir():
         names = [name + end for name in WEIGHTS for end in ("", INDEX)]
         found = next((path / name for name in names if (path / name).is_file()), None)
+        if found is None and (shards := _shards_without_index(path)):
+            return shards
         if found is None:
             raise UserError(f"{path}: a folder with no such file as {' or '.join(names)}; {_advice(path)}")
         path = found
@@ -72,10 +74,28 @@ def weight_files(path: Path) -> list[Path]:
     if (match := SHARD.fullmatch(path.name)) and int(match[3]) > 1:
         count = int(match[3])
         others = [f"{match[1]}{i:05}-of-{match[3]}{match[4]}" for i in range(1, count + 1) if i != int(match[2])]
-        raise UserError(
-            f"{path}: one shard of {count}; give the folder, with {some(others)} and the {INDEX.lstrip('.')} file"
-        )
+        index = f" and the {INDEX.lstrip('.')} file" if list(path.parent.glob("*" + INDEX)) else ""
+        raise UserError(f"{path}: one shard of {count}; give the folder, with {some(others)}{index}")
     return [path]
+
+
+def _shards_without_index(folder: Path) -> list[Path]:
+    """Return the shards in a folder without other weights; their names tell how many there are. Raises UserError."""
+    shards = [match for file in sorted(folder.iterdir()) if (match := SHARD.fullmatch(file.name))]
+    if not shards or _whole_files(folder):
+        return []
+    stem, _, total, suffix = max((match.groups() for match in shards), key=lambda found: found[3])  # .safetensors first
+    names = [f"{stem}{number:05}-of-{total}{suffix}" for number in range(1, int(total) + 1)]
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise UserError(
+            f"{folder}: lacks {some(missing)}, {len(missing)} of {len(names)} shards; download the whole repository"
+        )
+    return [folder / name for name in names]
+
+
+def _whole_files(folder: Path) -> list[str]:
+    """Return the names of the files of a folder that may be whole checkpoints."""
+    return sorted(f.name for f in folder.iterdir() if f.suffix in SUFFIXES and not SHARD.fullmatch(f.name))
 
 
 def some(names: list[str]) -> str:
@@ -91,14 +111,14 @@ def _advice(folder: Path) -> str:
         return "convert a distributed checkpoint: python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
     if (folder / "zero_to_fp32.py").is_file():
         return "join a checkpoint of DeepSpeed with the zero_to_fp32.py that is in it"
-    files = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
+    files = _whole_files(folder)
     return f"give one of its files: {some(files)}" if files else "download the whole repository, config.json included"
 
 
 def _shards(index: Path) -> list[Path]:
     """Return the shards that an index names. Raises UserError for a damaged index and for missing shards."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted({str(Path(name)) for name in json.loads(index.read_bytes())["weight_map"].values()})
         if not names or any(Path(name).name != name for name in names):
             raise ValueError("its weight_map names no files")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

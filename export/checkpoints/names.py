@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, equal
 
 from runtime.errors import UserError
 
@@ -38,8 +38,20 @@ NETWORKS = {
 """Command of the export -> name of the network and modules that show it, those of SAM 2 and 3 also by Hugging Face's
 names. SAM 3's last line is that of a detector alone, whose prefix is left out."""
 
-AVERAGED = re.compile(r"(^|[._])(ema|swa|avg|averaged?|shadow|teacher)([._]|$)")
-"""Keys of averaged weights, which are taken only where there are no others."""
+MAIN = (
+    "model module net network state dict params parameters weights checkpoint ckpt online student raw sam samwise "
+    "refersam predictor"
+)
+"""Words of keys and prefixes of the weights that are trained: of several copies of a network, these are taken."""
+
+SECONDARY = (
+    "ema swa avg average averaged averaging mean moving polyak shadow slow lookahead momentum teacher target ref "
+    "reference old prev previous init initial pretrained frozen backup anchor grad grads gradients optim optimizer "
+    "optimiser exp"
+)
+"""Words of averages, of earlier weights and of the optimizer's state: taken only where there are no others."""
+
+_MAIN, _SECONDARY = (frozenset(words.split()) for words in (MAIN, SECONDARY))
 
 COUNTERS = ("*.num_batches_tracked", "*total_ops", "*total_params", "n_averaged")
 """Patterns of tensors that count batches, operations and averaged steps; no computation reads them."""
@@ -61,13 +73,20 @@ class Copy(NamedTuple):
         return repr(".".join([*self.keys, self.prefix]).strip("."))
 
     @property
-    def is_averaged(self) -> bool:
-        return any(AVERAGED.search(key) for key in (*self.keys, self.prefix))
+    def rank(self) -> tuple[int, bool]:
+        """Number of words of secondary weights, and whether other words are unknown; the lowest is taken."""
+        words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", " ".join((*self.keys, self.prefix)))
+        lower = [word.lower() for word in words]
+        return sum(word in _SECONDARY for word in lower), not _MAIN.issuperset(lower)
 
     def contains(self, other: Copy) -> bool:
         """Whether the tensors of `other` are better explained as part of these."""
         inside = self.keys == other.keys and other.prefix.startswith(self.prefix)
         return inside and (self.modules, -len(self.prefix)) > (other.modules, -len(other.prefix))
+
+    def lies_in(self, other: Copy) -> bool:
+        """Whether these are secondary weights whose names begin as those of `other`."""
+        return self.keys == other.keys and self.prefix.startswith(other.prefix) and self.rank[0] > other.rank[0]
 
 
 def rename(name: str, patterns: Patterns) -> str:
@@ -86,13 +105,40 @@ def find_tensors(data: Any, network: str, path: str | Path) -> tuple[dict[str, A
     tables = {keys: _without_wrappers(table, path) for keys, table in _tables(data).items()}
     found = [copy for keys, table in tables.items() for copy in _copies(table, keys)]
     copies = [copy for copy in found if copy.network == network]
-    chosen = min(copies, key=lambda copy: (-copy.modules, copy.is_averaged), default=None)
+    chosen = min(copies, key=lambda copy: (-copy.modules, copy.rank), default=None)
     larger = found if chosen is None else [copy for copy in found if copy.contains(chosen)]
     if chosen is None or larger:
         raise UserError(f"{path}: {_refusal(data, tables, larger, network)}")
-    table = tables[chosen.keys]
-    _report(chosen, copies, table, path)
-    return {n.removeprefix(chosen.prefix): v for n, v in table.items() if n.startswith(chosen.prefix)}, chosen.keys
+    entries = _entries(chosen, copies, tables)
+    rivals = [c for c in copies if c != chosen and (c.modules, c.rank) == (chosen.modules, chosen.rank)]
+    for copy in rivals:
+        if not _equal(entries, _entries(copy, copies, tables)):
+            raise UserError(
+                f"{path}: contains several {NETWORKS[network][0]} networks, under {chosen} and {copy}, and does not "
+                "tell which one to export; save that one alone, as {'model': state_dict}"
+            )
+    _report(chosen, copies, tables[chosen.keys], path)
+    return entries, chosen.keys
+
+
+def _entries(copy: Copy, copies: list[Copy], tables: Mapping[tuple[str, ...], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the entries of one of several copies, named as its network names them."""
+    others = tuple(other.prefix for other in copies if other.lies_in(copy))
+    table = {
+        n: value for n, value in tables[copy.keys].items() if n.startswith(copy.prefix) and not n.startswith(others)
+    }
+    return {n.removeprefix(copy.prefix): value for n, value in table.items()}
+
+
+def _equal(entries: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Tell whether two copies have the same tensors."""
+    tensors, other_tensors = ({n: v for n, v in e.items() if isinstance(v, Tensor)} for e in (entries, others))
+    try:
+        return tensors.keys() == other_tensors.keys() and all(
+            map(equal, tensors.values(), (other_tensors[n] for n in tensors))
+        )
+    except RuntimeError:  # types without comparison
+        return False
 
 
 def _tables(data: Any) -> dict[tuple[str, ...], Mapping[str, Any]]:

@@ -145,7 +145,7 @@ class Manifest:
         """Read and check `folder/manifest.json`. Raises BundleError that names the file and the field."""
         path = Path(folder) / MANIFEST
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(path.read_bytes())
         except FileNotFoundError:
             raise BundleError(f"{folder}: no {MANIFEST} here; export a bundle with `python -m export`") from None
         except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:

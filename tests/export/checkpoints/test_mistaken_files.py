@@ -119,6 +119,33 @@ def test_shards_are_loaded_whole(tmp_path, library):
 
 
 @pytest.mark.parametrize("library", ["model.safetensors", "pytorch_model.bin"])
+def test_shards_without_an_index(tmp_path, library):
+    """Their names tell how many there are. The advice for one of them works."""
+    tensors = networks()["refersam"][0]
+    names = write_shards(tmp_path, tensors, library)
+    (tmp_path / f"{library}.index.json").unlink()
+    assert [file.name for file in weight_files(tmp_path)] == names and read_file(tmp_path).keys() == tensors.keys()
+    with pytest.raises(UserError, match=f"one shard of 3; give the folder, with {names[0]}, {names[2]}$"):
+        read_file(tmp_path / names[1])
+    (tmp_path / "whole.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="give one of its files: whole.pt$"):
+        read_file(tmp_path)
+    (tmp_path / "whole.pt").unlink()
+    (tmp_path / names[1]).unlink()
+    with pytest.raises(UserError, match=f"lacks {names[1]}, 1 of 3 shards; download"):
+        read_file(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("start", ["", "./", ".//"])
+def test_an_index_as_editors_save_it(tmp_path, encoding, start):
+    names = write_shards(tmp_path, {f"a{i}": torch.zeros(i + 1) for i in range(6)})
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace(': "model', f': "{start}model'), encoding=encoding)
+    assert [file.name for file in weight_files(tmp_path)] == names
+
+
+@pytest.mark.parametrize("library", ["model.safetensors", "pytorch_model.bin"])
 def test_shards_that_are_missing_or_given_alone(tmp_path, library):
     first, second, third = write_shards(tmp_path, {f"a{i}": torch.zeros(i + 1) for i in range(6)}, library)
     for load in LOADERS:

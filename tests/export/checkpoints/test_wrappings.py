@@ -177,3 +177,51 @@ def test_a_mapping_that_contains_itself(tmp_path):
     torch.save(data, tmp_path / "x.pt")
     with pytest.raises(UserError, match="no named tensors"):
         read(tmp_path / "x.pt", "sam2")
+
+
+# -- several copies -------------------------------------------------------------------------------------------------
+
+SECONDARY = (
+    *"EMA modelEma model_EMA ModelEMA ema0.9999 ema-0.99 emaModel ema_state_dict SWAModel avgModel".split(),
+    *"momentum momentum_encoder ref_model reference_model target_network teacherModel mean_teacher".split(),
+    *"polyak shadowParams slow_weights old_model initial_model pretrained optimizer optim.state grads theta".split(),
+)
+
+
+@pytest.mark.parametrize("other", SECONDARY)
+def test_weights_after_copies_of_other_names(tmp_path, other):
+    """Averages, earlier weights and states of the optimizer, as keys, as prefixes, and beside plain names."""
+    tensors, _ = networks()["sam2"]
+    copy = spoiled(tensors)
+    files = [{other: copy, "model": tensors}, prefixed(other + ".", copy) | prefixed("model.", tensors)]
+    if other != "theta":  # a name that tells nothing
+        files.append(prefixed(other + ".", copy) | tensors)
+    for data in files:
+        torch.save(data, tmp_path / "x.pt")
+        found = read(tmp_path / "x.pt", "sam2").tensors
+        assert same(found, tensors) and len(found) == len(tensors)
+
+
+def test_state_of_an_optimizer_by_name_before_the_weights(tmp_path, network):
+    """As FSDP saves it."""
+    name, tensors, _ = network
+    moments = {f"{n}.{kind}": v for n, v in spoiled(tensors).items() for kind in ("exp_avg", "exp_avg_sq")}
+    for data in (
+        prefixed("optim.state.", moments) | prefixed("model.", tensors),
+        {"optimizer": {"state": moments}, "model": tensors},
+        {"exp_avg": spoiled(tensors), "params": tensors},
+    ):
+        torch.save(data, tmp_path / "x.pt")
+        assert same(read(tmp_path / "x.pt", name).tensors, tensors)
+
+
+@pytest.mark.parametrize("first, second", [("alpha", "beta"), ("0", "1"), ("model", "net"), ("best", "last")])
+def test_copies_that_nothing_tells_apart_are_refused(tmp_path, first, second):
+    tensors, _ = networks()["sam2"]
+    for wrap in (lambda key, s: {key: s}, lambda key, s: prefixed(f"{key}.", s)):
+        torch.save(wrap(first, spoiled(tensors)) | wrap(second, tensors), tmp_path / "x.pt")
+        with pytest.raises(UserError, match=f"several SAM 2 networks, under '{first}' and '{second}'") as caught:
+            read(tmp_path / "x.pt", "sam2")
+        one_line(caught)
+        torch.save(wrap(first, dict(tensors)) | wrap(second, tensors), tmp_path / "x.pt")
+        assert same(read(tmp_path / "x.pt", "sam2").tensors, tensors)

@@ -34,7 +34,7 @@ float32. If the clip misses its threshold, the export starts again with the seco
 """
 
 BFLOAT16_STEP = 2.0**-8
-"""Distance of neighbouring bfloat16 numbers, relative to them."""
+"""Smallest distance of neighbouring bfloat16 numbers, relative to them."""
 
 MASK_IOU = {"fp32": 0.999, "fp16": 0.97, "int8": 0.9}
 """Minimum IoU of the masks of a frame of the clip.

@@ -69,7 +69,7 @@ def decode_from(path: Path, seconds: float, start: float) -> Iterator[Frame]:
     with contextlib.suppress(av.FFmpegError, OSError), _open_file(path) as container:
         stream, _ = choose_stream(container, source.name)
         base = float(stream.time_base or 0)
-        decoder = Decoder(stream, source, partial(_open_file, path), strict=True)
+        decoder = Decoder(stream, source, partial(_open_file, path), strict=False)
         container.seek(round((start + seconds) / base), stream=stream)
         for packet in demux(container, stream):
             for frame in decoder.decode(packet):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import VideoError
 from .source import Source
@@ -23,6 +23,15 @@ KEY_FRAME_SECONDS = 10.0
 
 AVI_DISORDER = 32
 """Number of packets within which the frame of a packet comes, more than any codec keeps back."""
+
+TELLS_DAMAGE = ("mjpeg",)
+"""Codecs without references between frames that pass damage over, unless they are told to end at it."""
+
+PARSER_DELAY = 4
+"""Packets by which the mark of a loss may be early: FFmpeg's parser passes on the packet before."""
+
+SETTLED = 64
+"""Frames after which one that is missing comes no more; at a new start of the clock, frames overtake others."""
 
 MAX_PLACES = 5
 """Number of places with damage that a note names."""
@@ -73,7 +82,7 @@ def _describe(stream: VideoStream) -> str:
 
 
 class Decoder:
-    """Decodes a stream's packets in order, and leaves damaged ones out unless `strict`.
+    """Decodes a stream's packets in order, and leaves damaged ones out. `strict`: damage is an error.
 
     FFmpeg's threads of decoding lose the frames behind damage at the very end; those are decoded again from a second
     container, in one thread.
@@ -90,12 +99,16 @@ class Decoder:
         self._first: int | None = None
         self._origin: int | None = None
         self._packets = self.frames = self._errors = self._corrupt = 0
+        self._suspects: list[tuple[int, int]] = []  # numbers and times of the last packets that may be incomplete
+        self._lost: list[int] = []  # times of incomplete packets
+        self._last: int | None = None
         self._interlaced = self._foreign = self.end_is_missing = False
 
     def decode(self, packet: av.Packet[VideoStream]) -> Iterator[av.VideoFrame]:
         """Yield the frames that this packet completes; an empty packet ends the stream."""
         if packet.size and not packet.is_discard and not _is_hidden(packet):
             self._packets += 1
+            self._check_whole(packet)
             if packet.pts is not None:
                 self._waiting[packet.pts] = None
                 self._first = packet.pts if self._first is None else self._first
@@ -104,6 +117,21 @@ class Decoder:
             if self._waiting and not self._strict:
                 yield from map(self._delivered, self._end_again())
             self._give_up(list(self._waiting), silent=self._packets <= self.frames)
+            self._check_whole(None)
+            self._refuse_damage(self.frames)
+
+    def _check_whole(self, packet: av.Packet[VideoStream] | None) -> None:
+        """Count packets of which parts were lost, as a transport stream tells; those of a joined file are no loss."""
+        time = None if packet is None else packet.dts
+        if time is not None and self._last is not None and time < self._last:
+            self._suspects.clear()
+        settled = self._packets - (0 if packet is None else PARSER_DELAY)
+        lost = [at for number, at in self._suspects if number <= settled]
+        self._suspects = self._suspects[len(lost) :]
+        self._lost += lost
+        self._last = time
+        if packet is not None and packet.is_corrupt:
+            self._suspects.append((self._packets, time if time is not None else 0))
 
     def _attempt(self, packet: av.Packet[VideoStream]) -> list[av.VideoFrame]:
         import av
@@ -113,9 +141,25 @@ class Decoder:
         except av.FFmpegError as error:
             if self._strict or isinstance(error, MemoryError):
                 raise
+            if frames := self._conceal(packet):
+                return frames
             self._errors += 1
             self.end_is_missing = True
             return []
+
+    def _conceal(self, packet: av.Packet[VideoStream]) -> list[av.VideoFrame]:
+        """Decode a damaged picture of Motion JPEG as far as that is possible."""
+        import av
+
+        if self._context.name not in TELLS_DAMAGE or not packet.size:
+            return []
+        context: Any = av.CodecContext.create(self._context.name, "r")
+        context.extradata = self._context.extradata
+        with contextlib.suppress(av.FFmpegError):
+            frames: list[av.VideoFrame] = context.decode(packet) or context.decode(None)
+            self._corrupt += len(frames)
+            return frames
+        return []
 
     def _delivered(self, frame: av.VideoFrame) -> av.VideoFrame:
         """Count a frame, and those missing before it."""
@@ -132,7 +176,15 @@ class Decoder:
         self._interlaced |= frame.interlaced_frame
         self._corrupt += bool(frame.is_corrupt)
         self.end_is_missing = False
+        missing = any(count + SETTLED < self.frames for count in self._missing.values()) if self._strict else False
+        if self._corrupt or self._lost or missing:
+            self._refuse_damage(self.frames - 1)
         return frame
+
+    def _refuse_damage(self, delivered: int) -> None:
+        """Raise VideoError for the damage that is known, if `strict`."""
+        if self._strict and (damage := self._damage()):
+            raise VideoError(f"{self._name}: damaged or cut short after {delivered} frames ({damage[0]})")
 
     def _give_up(self, times: list[int], silent: bool) -> None:
         for time in times:
@@ -159,7 +211,10 @@ class Decoder:
 
     def notes(self) -> list[str]:
         """Return what is damaged or missing, for the user."""
-        name, notes, count = self._name, [], len(self._missing)
+        return [f"{self._name}: {damage}" for damage in self._damage()]
+
+    def _damage(self) -> list[str]:
+        notes, count = [], len(self._missing)
         if self._origin is None and not self._interlaced:  # without times, only the number is known
             count = max(0, self._packets - self.frames)
         if self._foreign and not self._errors:  # a decoder that gives frames times of its own
@@ -169,9 +224,13 @@ class Decoder:
             more = len(groups) - MAX_PLACES
             places = [*map(self._place, groups[:MAX_PLACES]), *[f"and at {more} more places"] * (more > 0)]
             frames = "1 frame" if count == 1 else f"{count or 'some'} frames"
-            notes.append(f"{name}: damaged, {frames} missing{': ' * bool(places)}{', '.join(places)}")
+            notes.append(f"damaged, {frames} missing{': ' * bool(places)}{', '.join(places)}")
         if self._corrupt:
-            notes.append(f"{name}: {self._corrupt} of {self.frames} frames are damaged; masks there may be wrong")
+            notes.append(f"{self._corrupt} of {self.frames} frames are damaged; masks there may be wrong")
+        if self._lost:
+            packets = "1 packet is" if len(self._lost) == 1 else f"{len(self._lost)} packets are"
+            at = (self._lost[0] - (self._first or 0)) * self._base
+            notes.append(f"{packets} incomplete, from {at:.2f} s on; frames there may be missing, and masks wrong")
         return notes
 
     def _place(self, group: list[tuple[int, int]]) -> str:
@@ -195,6 +254,8 @@ def _context(stream: VideoStream, source: Source) -> VideoCodecContext:
             return av.CodecContext.create(library, "r")  # type: ignore[return-value]
         except ValueError:  # unknown to this build
             source.notes.append(f"{source.name}: its transparency is ignored; this build of PyAV has no {library}")
+    if stream.codec_context.name in TELLS_DAMAGE:
+        stream.codec_context.options = {"err_detect": "explode"}
     return stream.codec_context
 
 

@@ -125,6 +125,21 @@ def damage_packets(path: Path, numbers) -> Path:
     return out
 
 
+def lose_packets(path: Path, places) -> Path:
+    """Copy a transport stream without some of its packets, given as frame and number in it (None: all of a frame)."""
+    data = path.read_bytes()
+    packets, frames = [data[at : at + 188] for at in range(0, len(data), 188)], []
+    for number, packet in enumerate(packets):
+        if (packet[1] & 0x1F, packet[2]) == (1, 0):
+            if packet[1] & 0x40:
+                frames.append([])
+            frames[-1].append(number)
+    lost = {n for frame, number in places for n in (frames[frame] if number is None else [frames[frame][number]])}
+    out = path.with_name("lossy_" + path.name)
+    out.write_bytes(b"".join(packet for number, packet in enumerate(packets) if number not in lost))
+    return out
+
+
 def set_matrix(path: Path, a, b, c, d) -> Path:
     """Write a display matrix into an MP4 file: the picture's (x, y) is shown at (a x + c y, b x + d y)."""
     data = bytearray(path.read_bytes())

@@ -1,5 +1,6 @@
 """Damaged and long files: all that decodes is delivered, what is missing is told, and a cut file is an error."""
 
+import re
 from itertools import product
 from types import SimpleNamespace
 
@@ -91,6 +92,99 @@ def test_strict_ends_at_the_first_damage(whole, kind):
         with pytest.raises(VideoError, match=r"damaged or cut short after \d+ frames"):
             list(open_video(path, strict=True))
     assert len(list(open_video(whole(kind), strict=True))) == COUNT
+
+
+@pytest.mark.parametrize("kind, place", list(product(sorted({*CODECS} - {"avi"}), ["first", "key", "tail"])))
+def test_strict_ends_at_all_that_is_noted(whole, kind, place):
+    """The error also comes where FFmpeg tells none, and frames are missing or marked as damaged."""
+    path = media.damage_packets(whole(kind), PLACES[place])
+    try:
+        with open_video(path) as video:
+            count = sum(1 for _ in video)
+        if not video.notes:
+            return
+    except VideoError:
+        count = 0
+    with pytest.raises(VideoError, match=r"damaged or cut short after \d+ frames") as caught:
+        list(open_video(path, strict=True))
+    assert int(re.search(r"after (\d+)", str(caught.value))[1]) <= count
+
+
+TRANSPORT = {"h264": ("libx264", {"bf": "2", "g": "6"}), "mpeg2": ("mpeg2video", {"g": "6", "qmin": "1", "qmax": "2"})}
+LOSSES = {
+    "in a frame": [[5, 1]],
+    "one packet": [[5, 0]],
+    "the end of a frame": [[5, -1]],
+    "a frame": [[5, None]],
+    "another frame": [[6, None]],
+    "two places": [[4, 1], [18, None]],
+}
+
+
+@pytest.fixture(scope="module")
+def transport(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    clip = (media.clip(COUNT) // 2 + rng.integers(0, 60, (COUNT, 48, 64, 3))).astype(np.uint8)
+    folder = tmp_path_factory.mktemp("transport")
+    return {
+        kind: media.write(folder / f"{kind}.ts", clip, codec=codec, encoder=encoder)
+        for kind, (codec, encoder) in TRANSPORT.items()
+    }
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("kind", TRANSPORT)
+def test_lost_packets_of_a_transport_stream_are_told(transport, kind, loss):
+    path = media.lose_packets(transport[kind], LOSSES[loss])
+    with open_video(path) as video:
+        count = sum(1 for _ in video)
+    assert count >= COUNT - 4 and re.search(r"frames? missing|incomplete|frames are damaged", " ".join(video.notes))
+    with pytest.raises(VideoError, match="damaged or cut short"):
+        list(open_video(path, strict=True))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("kind", TRANSPORT)
+def test_joined_transport_streams_are_whole(transport, tmp_path, kind, strict):
+    (tmp_path / "a.ts").write_bytes(transport[kind].read_bytes() * 3)
+    for source in (tmp_path / "a.ts", f"concat:{transport[kind]}|{transport[kind]}"):
+        with open_video(source, strict=strict) as video:
+            assert sum(1 for _ in video) == COUNT * (3 if source == tmp_path / "a.ts" else 2)
+        assert video.notes == []
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mkv", "mov"])
+@pytest.mark.parametrize("damage", ["noise", "zeros", "inverted"])
+def test_damaged_motion_jpeg_is_told(tmp_path, suffix, damage):
+    rng = np.random.default_rng(0)
+    clip = rng.integers(0, 255, (8, 48, 64, 3), np.uint8)
+    path = media.write(
+        tmp_path / f"a.{suffix}", clip, codec="mjpeg", pix_fmt="yuvj420p", encoder={"huffman": "default"}
+    )
+    with av.open(str(path)) as source:
+        packets = [bytes(packet) for packet in source.demux(video=0) if packet.size]
+    data, at = bytearray(path.read_bytes()), path.read_bytes().index(packets[4])
+    start, end = at + packets[4].rindex(b"\xff\xda") + 40, at + len(packets[4]) - 40
+    data[start:end] = {
+        "noise": rng.integers(0, 255, end - start, np.uint8).tobytes(),
+        "zeros": bytes(end - start),
+        "inverted": bytes(255 - value for value in data[start:end]),
+    }[damage]
+    path.write_bytes(data)
+    with open_video(path) as video:
+        frames = list(video)
+        times = [video.frame_time(index) for index in range(8)]
+    assert video.notes == [f"{path}: 1 of 8 frames are damaged; masks there may be wrong"]
+    assert times == pytest.approx([i / 24 for i in range(8)], abs=2e-3)
+    whole = np.stack(decoded(path))
+    assert [i for i in range(8) if (frames[i] != whole[i]).any()] in ([], [4])
+    with pytest.raises(VideoError, match="damaged or cut short after 4 frames"):
+        list(open_video(path, strict=True))
+
+
+def decoded(path):
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 @pytest.mark.parametrize("kind", CODECS)

@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import UserError, VideoError
 from .container import decode_from
 from .frame_iterables import EXPECTED, check_frames, check_open, is_source, open_frames, read_picture
+from .playlists import address_files
 from .source import Frame
 from .video_reader import VideoReader
 from .video_sources import open_source
@@ -45,6 +46,9 @@ class FrameSequence(Protocol):
     def time(self, index: int) -> float | None:
         """Return the seconds from the first frame at which a frame is shown; None where there are no times."""
 
+    def close(self) -> None:
+        """Drop all frames."""
+
 
 def open_sequence(frames: Any, cache_bytes: int) -> FrameSequence:
     """Open frames by number: what `open_video` opens or has opened, an array (T,H,W,3), a list of arrays or files.
@@ -64,7 +68,8 @@ def open_sequence(frames: Any, cache_bytes: int) -> FrameSequence:
         raise VideoError(f"frames must be {EXPECTED}, in an array or list; not {type(frames).__name__}")
     if not len(frames):
         raise VideoError("the video holds no frame")
-    return GivenFrames(tuple(frames) if isinstance(frames, list) else frames)  # the caller may change its list
+    # the caller may change its list, and the folder in which it works
+    return GivenFrames([_absolute(frame) for frame in frames] if isinstance(frames, (list, tuple)) else frames)
 
 
 def _open_source(path: Any, video: VideoReader, cache_bytes: int) -> FrameSequence:
@@ -73,9 +78,10 @@ def _open_source(path: Any, video: VideoReader, cache_bytes: int) -> FrameSequen
     if path is None:
         return SpooledVideo(video, cache_bytes)
     if video.names is not None:
-        return GivenFrames(video.files)
+        return GivenFrames([file.absolute() for file in video.files])
     if video.files and all(file.is_file() for file in video.files):
-        return VideoFile(path, video, cache_bytes)
+        is_address = address_files(str(path)) is not None  # else a file, or a pattern or folder with one
+        return VideoFile(path if is_address else video.files[0].absolute(), video, cache_bytes)
     return SpooledVideo(video, cache_bytes)
 
 
@@ -94,6 +100,9 @@ class GivenFrames:
 
     def time(self, index: int) -> float | None:
         return None
+
+    def close(self) -> None:
+        self._frames = ()
 
 
 class SpooledVideo:
@@ -121,6 +130,9 @@ class SpooledVideo:
 
     def time(self, index: int) -> float | None:
         return self._times[index]
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class FrameIndex:
@@ -172,8 +184,9 @@ class VideoFile:
 
     def __init__(self, path: Any, video: VideoReader, cache_bytes: int) -> None:
         self._path, self._name, self._cache_bytes = path, video.name, cache_bytes
-        self._video_path, self._start = video.path, video.start
-        self._files, self._state = video.files, _state(video.files)
+        self._video_path, self._start = video.path and video.path.absolute(), video.start
+        self._files = [file.absolute() for file in video.files]
+        self._state = _state(self._files)
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self._held = 0
         self._index = FrameIndex()
@@ -191,6 +204,10 @@ class VideoFile:
 
     def time(self, index: int) -> float | None:
         return self._index.times[index]
+
+    def close(self) -> None:
+        self._cache.clear()
+        self._cursor = iter(())
 
     def __getitem__(self, index: int) -> np.ndarray:
         if index in self._cache:
@@ -225,6 +242,11 @@ class VideoFile:
         while self._held > self._cache_bytes:
             _, dropped = self._cache.popitem(last=False)
             self._held -= dropped.nbytes
+
+
+def _absolute(frame: Any) -> Any:
+    """Return a path of a picture from the root on, and any other frame as it is."""
+    return Path(frame).absolute() if isinstance(frame, (str, os.PathLike)) else frame
 
 
 def _state(files: Sequence[Path]) -> list[tuple[int, int]]:

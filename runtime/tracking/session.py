@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from numbers import Real
 from typing import Any, TypeVar, cast
@@ -50,6 +50,8 @@ class Session:
         self._lock = lock
         self._closed_by: str | None = None
         """Reason why the session is closed; None: it is open."""
+        self._on_close = ExitStack()
+        """Calls that release what the session has besides the memory of its objects."""
 
     def close(self) -> None:
         """Return the memory of the objects to the engine, after a call that runs. Closing twice is harmless."""
@@ -58,6 +60,7 @@ class Session:
     def _close(self) -> None:
         self._closed_by = self._closed_by or ""
         self._release()
+        self._on_close.close()
 
     @abstractmethod
     def _release(self) -> None:

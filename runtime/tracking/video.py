@@ -41,6 +41,7 @@ class VideoSession(TrackingSession):
         self._frames, self._features = frames, FeatureCache(network, frames)
         self._length = self.num_frames = len(frames)
         self._start(self._features.size)
+        self._on_close.callback(self._features.close)
 
     # -- prompts --------------------------------------------------------------------------------------------------
 
@@ -254,3 +255,8 @@ class FeatureCache:
         self._network.encode_image(image, features, self._network.resample["video"])
         cache[frame] = features
         return features
+
+    def close(self) -> None:
+        """Drop the features and the frames."""
+        self._cache.clear()
+        self._frames.close()

@@ -1,15 +1,20 @@
 """Memory that is shared with the caller: buffers that are used again, and sessions that are dropped."""
 
 import gc
+import os
 import sys
+import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import runtime
-from helpers import toy_refersam
+from helpers import media, toy_refersam
 from helpers.samwise_schedule import A, B
 from runtime import Box, Mask, Points
+from runtime.tracking.requests import ImageFeatures
 
 CLICK = Points([(10, 8)], [1])
 MAX_OBJECTS = 4
@@ -294,3 +299,77 @@ def test_the_collector_may_run_anywhere(text):
         gc.set_threshold(*threshold)
     gc.collect()
     assert text.networks["samwise"].maskmem_pool.in_use == 0
+
+
+# -- offline sessions -----------------------------------------------------------------------------------------------
+
+
+def offline(folder, kind):
+    """Frames of a kind, from files by relative paths where there are any."""
+    media.write(folder / "clip.mkv", clip(), "ffv1", "bgr0")
+    (folder / "pictures").mkdir(exist_ok=True)
+    for number, frame in enumerate(clip()):
+        Image.fromarray(frame).save(folder / "pictures" / f"{number}.png")
+    first, *others = map(Image.fromarray, clip())
+    first.save(folder / "pages.tif", save_all=True, append_images=others)
+    names = [f"pictures/{number}.png" for number in range(6)]
+    return {
+        "file": lambda: "clip.mkv",
+        "path": lambda: Path("clip.mkv"),
+        "pattern of one file": lambda: "*.mkv",
+        "reader": lambda: runtime.open_video("clip.mkv"),
+        "folder": lambda: "pictures",
+        "pattern": lambda: "pictures/%d.png",
+        "pages": lambda: "pages.tif",
+        "list of str": lambda: names,
+        "tuple of paths": lambda: tuple(map(Path, names)),
+        "mixed": lambda: [*names[:3], *clip()[3:]],
+        "array": lambda: clip(),
+    }[kind]()
+
+
+KINDS = "file,path,pattern of one file,reader,folder,pattern,pages,list of str,tuple of paths,mixed,array".split(",")
+
+
+def reference(given):
+    return (lambda: None) if isinstance(given, str) else weakref.ref(given)
+
+
+def track(video):
+    video.add_points(0, 1, CLICK.points, CLICK.labels)
+    return list(video.propagate())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_working_folder_changes_nothing(prompts, tmp_path, monkeypatch, kind):
+    with prompts.video(clip()) as video:
+        want = track(video)
+    monkeypatch.chdir(tmp_path)
+    with prompts.video(offline(tmp_path, kind), cache_bytes=0) as video:
+        monkeypatch.chdir("/")
+        have = track(video)
+    assert all((a.masks == b.masks).all() for a, b in zip(have, want, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["file", "reader", "array"])
+def test_a_closed_offline_session_keeps_no_frame_and_no_file(prompts, tmp_path, monkeypatch, kind):
+    """Nor features, though the session is still referred to."""
+
+    def kept():
+        open_files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+        return open_files, sum(isinstance(found, ImageFeatures) for found in gc.get_objects())
+
+    monkeypatch.chdir(tmp_path)
+    given, before = offline(tmp_path, kind), kept()
+    video, frames = prompts.video(given, cache_bytes=0 if kind == "reader" else 1 << 20), reference(given)
+    del given
+    track(video)
+    assert kept()[1] > before[1] and (frames() is None) == (kind != "array")
+    video.close()
+    gc.collect()
+    assert kept()[1] == before[1] and kept()[0] <= before[0] and frames() is None
+    assert video.num_frames == 6
+    for call in (video.propagate, video.reset, lambda: video.add_mask(0, 1, clip()[0, ..., 0] > 99)):
+        with pytest.raises(runtime.UserError, match="this session is closed"):
+            call()
+    video.close()

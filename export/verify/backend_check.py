@@ -72,7 +72,7 @@ def _check_stage(
         got = run_stage(stage, spec, other, record.inputs, record.sizes)
         comparisons.append(compare_outputs(what, record.sizes, spec, got, record.outputs, limit))
         if dump is not None:
-            dump.add(spec, spec.files[variant], record.sizes, record.inputs, record.outputs, got, limit)
+            dump.add(spec, spec.files[variant], record.sizes, record.inputs, record.outputs, got, comparisons[-1].limit)
     return comparisons
 
 

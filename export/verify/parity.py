@@ -33,8 +33,8 @@ bits of a tensor cost 0.5 % to 1.5 % of its norm, and a block adds up several of
 float32. If the clip misses its threshold, the export starts again with the second limit.
 """
 
-BFLOAT16_STEP = 2.0**-8
-"""Smallest distance of neighbouring bfloat16 numbers, relative to them."""
+BFLOAT16_STEP = 2.0**-7
+"""Largest distance of neighbouring bfloat16 numbers, relative to them."""
 
 MASK_IOU = {"fp32": 0.999, "fp16": 0.97, "int8": 0.9}
 """Minimum IoU of the masks of a frame of the clip.

@@ -179,6 +179,8 @@ def test_linear_folds():
     close(b(a(x)), transposed.permute(0, 2, 3, 1))
     up, head = torch.nn.ConvTranspose2d(8, 6, 2, 2), torch.nn.Conv2d(6, 5, 1)
     close(fold.compose_transposed(up, head)(convolution), head(up(convolution)))
+    blur = torch.nn.Conv2d(8, 6, 3, padding=1)
+    close(fold.compose_convolution(blur, a)(convolution).permute(0, 2, 3, 1), a(blur(convolution).permute(0, 2, 3, 1)))
     nearest = torch.nn.functional.interpolate(x.permute(0, 3, 1, 2), scale_factor=2, mode="nearest")
     assert torch.equal(double(x), nearest.permute(0, 2, 3, 1))
 

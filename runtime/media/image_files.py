@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -240,6 +241,11 @@ def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
         return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return composite_over_black(np.asarray(image.convert("RGBA")))
+    if image.mode == "LAB":
+        from PIL import ImageCms
+
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB") or image
     return np.array(image.convert("RGB"))
 
 
@@ -261,6 +267,11 @@ def check_size(height: int, width: int, source: str | Path) -> None:
 def check_frame(frame: Any, index: int, size: tuple[int, int] | None) -> np.ndarray:
     """Return a frame as uint8 RGB (H, W, 3). Raises VideoError for anything else, or for another size than `size`."""
     kind = type(frame).__name__
+    if np.ma.is_masked(frame):
+        raise VideoError(f"frame {index}: a masked array; give the pixels that are masked a colour: frame.filled(0)")
+    if isinstance(frame, (tuple, list)) and any(isinstance(part, (bool, np.bool_)) for part in frame):
+        raise VideoError(f"frame {index}: a {kind} with a bool, as of cv2's read(); give the frame alone, in RGB")
+    frame = _without_pillow(frame, f"frame {index}")
     try:
         array: np.ndarray = np.asarray(frame)
     except Exception as error:  # a library's array that numpy cannot read, such as one on a GPU
@@ -274,6 +285,15 @@ def check_frame(frame: Any, index: int, size: tuple[int, int] | None) -> np.ndar
         )
     check_frame_array(array, index, size)
     return array
+
+
+def _without_pillow(frame: Any, name: str) -> Any:
+    """Return an image of Pillow as uint8 RGB, whatever its mode, and anything else as it is. Raises VideoError."""
+    pillow = sys.modules.get("PIL.Image")  # not imported: no such image
+    if pillow is None or not isinstance(frame, pillow.Image):
+        return frame
+    with _report_damage(name):
+        return _to_rgb(frame, name)
 
 
 def check_frame_array(array: Any, index: int, size: tuple[int, int] | None) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import PromptError
+from .numbers import check_unmasked
 from .text import Text
 from .visual import Box
 
@@ -32,6 +33,8 @@ class Concept:
         if self.text is not None or self.tokens is not None:
             words = Text(self.text, tokens=self.tokens)
             object.__setattr__(self, "tokens", words.tokens)
+        check_unmasked(self.boxes, "boxes")
+        check_unmasked(self.labels, "labels")
         boxes = np.asarray([] if self.boxes is None else self.boxes)
         boxes = boxes.reshape(-1, 4) if boxes.ndim == 1 and boxes.size in (0, 4) else boxes
         if boxes.ndim != 2:

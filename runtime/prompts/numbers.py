@@ -12,6 +12,7 @@ from ..errors import PromptError, summarize
 
 def integers(values: Any, name: str) -> tuple[int, ...]:
     """Return a flat list of integers as a tuple. Raises PromptError that calls it `name`."""
+    check_unmasked(values, name)
     try:
         array = np.asarray(values)
     except ValueError:
@@ -23,6 +24,7 @@ def integers(values: Any, name: str) -> tuple[int, ...]:
 
 def floats(values: Any, name: str) -> np.ndarray:
     """Return finite numbers as float64. Raises PromptError that calls them `name`."""
+    check_unmasked(values, name)
     try:
         array = np.asarray(values)
         array = array.astype(np.float64, casting="unsafe" if array.dtype.kind != "c" else "safe")
@@ -31,6 +33,14 @@ def floats(values: Any, name: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise PromptError(f"{name} must be finite numbers, not {listed(array)}")
     return array
+
+
+def check_unmasked(values: Any, name: str) -> None:
+    """Raise PromptError for a masked array of NumPy, whose hidden values would count."""
+    if np.ma.is_masked(values):
+        raise PromptError(
+            f"{name} must be plain numbers, not a masked array; give array.filled(0) or array.compressed()"
+        )
 
 
 def listed(values: npt.ArrayLike) -> str:

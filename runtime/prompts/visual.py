@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import PromptError, summarize
-from .mask_values import masks_by_label
-from .numbers import floats, listed
+from .mask_values import NO_LABEL, masks_by_label
+from .numbers import check_unmasked, floats, listed
 
 MAX_POINTS = 256
 """Points of one prompt."""
@@ -83,21 +84,28 @@ class Mask:
 
     Inside the object are: of bools, true; of integers, all but 0, or with soft edges the upper half of 0..255 or
     0..65535; of floats in 0..1, probabilities above 0.5; of floats with negative values, logits above 0. Integers that
-    number several objects are refused.
+    number several objects are refused; the void label beside one object is left out with a warning.
     """
 
     array: np.ndarray
 
     def __post_init__(self) -> None:
-        masks = masks_by_label(_mask_array(self.array))
+        given = _mask_array(self.array)
+        masks = masks_by_label(given)
         if len(masks) > 1:
             raise PromptError(
                 f"the mask prompt numbers several objects, {listed(list(masks))}; give one mask for each, "
                 f"like Mask(array == {next(iter(masks))})"
             )
-        (array,) = masks.values()
+        ((label, array),) = masks.items()
         if not array.any():
             raise PromptError("the mask prompt is empty: no pixel of it is inside the object")
+        if label != NO_LABEL and (void := int(((given != 0) & ~array).sum())):
+            warnings.warn(
+                f"the mask prompt has {void} pixels of the void label {given.max():g} beside object {label}; they are "
+                "left out",
+                stacklevel=3,
+            )
         object.__setattr__(self, "array", array.copy())  # the caller may use the buffer again
 
     @property
@@ -116,6 +124,7 @@ class Mask:
 
 
 def _mask_array(values: Any) -> np.ndarray:
+    check_unmasked(values, "a mask prompt")
     try:
         array = np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:

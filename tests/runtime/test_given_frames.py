@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 import runtime
 from helpers import media
@@ -207,3 +207,70 @@ def test_what_is_no_frame_is_named(text, prompts, take, frame):
     }[take]
     with pytest.raises(runtime.VideoError, match=f"frame 0: .*{type(frame).__name__}"):
         call()
+
+
+# -- frames of other libraries --------------------------------------------------------------------------------------
+
+
+def pushed_text(text, prompts, frame):
+    with text.session([runtime.Text(tokens=A)]) as session:
+        return session.push(frame) + session.flush()
+
+
+def pushed_live(text, prompts, frame):
+    with prompts.live() as session:
+        return session.push(frame, CLICK[0])
+
+
+def in_a_list(text, prompts, frame):
+    with prompts.video([frame, frame]) as session:
+        return [session.add_points(1, 1, CLICK[0][1].points, CLICK[0][1].labels)]
+
+
+def on_an_image(text, prompts, frame):
+    return [prompts.image(frame).predict([(14, 20)], [1])]
+
+
+TAKERS = [pushed_text, pushed_live, in_a_list, on_an_image]
+FRAME = media.clip(1)[0]
+
+
+def pillow(mode):
+    image = Image.fromarray(FRAME)
+    if mode == "LAB":
+        return ImageCms.profileToProfile(image, *map(ImageCms.createProfile, ("sRGB", "LAB")), outputMode="LAB")
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "YCbCr", "HSV", "LAB", "CMYK", "L", "P", "1"])
+def test_images_of_pillow_are_converted(text, prompts, mode):
+    given = pillow(mode)
+    have = prompts.image(given).frame
+    if mode not in ("L", "P", "1"):
+        assert np.abs(have.astype(int) - FRAME).max() <= (0 if mode in ("RGB", "RGBA", "CMYK") else 20)
+    for take in TAKERS:
+        want = take(text, prompts, have)
+        assert all((a.masks == b.masks).all() for a, b in zip(take(text, prompts, given), want, strict=True))
+
+
+@pytest.mark.parametrize(
+    "frame, words",
+    [
+        (np.ma.masked_array(FRAME, FRAME > 99), "a masked array; .*filled"),
+        ((True, FRAME), r"a tuple with a bool, as of cv2's read\(\); give the frame alone"),
+        ((False, None), "a tuple with a bool"),
+        ([np.True_, FRAME], "a list with a bool"),
+        (Image.fromarray(FRAME[..., 0].astype(np.float32)), "an image of floating point numbers"),
+    ],
+    ids=["masked", "cv2", "cv2 at the end", "cv2 in a list", "floats"],
+)
+def test_frames_that_mean_something_else_are_refused(text, prompts, frame, words):
+    for take in TAKERS:
+        with pytest.raises(runtime.VideoError, match=f"^frame 0: {words}"):
+            take(text, prompts, frame)
+
+
+def test_a_masked_array_without_masked_pixels_is_an_array(text, prompts):
+    for take in TAKERS:
+        want, have = (take(text, prompts, frame) for frame in (FRAME, np.ma.masked_array(FRAME)))
+        assert all((a.masks == b.masks).all() for a, b in zip(have, want, strict=True))

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from runtime import Box, BundleError, Mask, Points, PromptError, Text
+from runtime import Box, BundleError, Concept, Mask, Points, PromptError, Text
 from runtime.bundle.manifest import Manifest
 from runtime.prompts.mask_values import masks_by_label
 from runtime.tokenizer import Tokenizer, encode, verb_positions
@@ -425,3 +425,42 @@ def test_masks_without_a_clear_meaning(array, error):
 def test_mask_of_a_turned_video():
     with pytest.raises(PromptError, match="60x40, the video 40x60 .turned by 90 degrees."):
         Mask(INSIDE).checked(60, 40)
+
+
+MASKED = np.ma.masked_array([1, 2, 3, 4], [0, 0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Points(np.ma.masked_array([[1, 2], [3, 4]], [[0, 0], [1, 1]]), [1, 1]),
+        lambda: Points([(1, 2)] * 4, np.ma.masked_array([1, 1, 1, 0], [0, 0, 0, 1])),
+        lambda: Box(MASKED),
+        lambda: Mask(np.ma.masked_array(np.eye(4), np.eye(4))),
+        lambda: Text(tokens=MASKED),
+        lambda: Text(tokens=[1, 2], verbs=np.ma.masked_array([0, 1], [0, 1])),
+        lambda: Concept("a bus", boxes=MASKED[None]),
+        lambda: Concept("a bus", boxes=[[1, 2, 3, 4]], labels=np.ma.masked_array([1], [1])),
+    ],
+)
+def test_masked_arrays_are_refused(make):
+    with pytest.raises(PromptError, match="not a masked array; give array.filled"):
+        make()
+    assert Box(np.ma.masked_array([1, 2, 3, 4])).xyxy == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int64", "float32"])
+@pytest.mark.parametrize("void", [255, 65535])
+def test_the_void_label_beside_an_object_is_told(dtype, void):
+    if void > 255 and dtype == "uint8":
+        return
+    labels = np.zeros((8, 8), dtype)
+    labels[:4], labels[4] = 3, void
+    with pytest.warns(UserWarning, match=f"8 pixels of the void label {void} beside object 3; they are left out"):
+        assert Mask(labels).array.sum() == 32
+
+
+def test_masks_without_a_void_label_warn_of_nothing(recwarn):
+    for array in (np.eye(4) * 255, np.eye(4) > 0, np.eye(4), np.eye(4) * 3):
+        assert Mask(array).array.sum() == 4
+    assert not recwarn

@@ -14,6 +14,7 @@ import numpy as np
 from ...errors import PromptError
 from ...imaging.upsample import MaskUpsampler
 from ...prompts import Box, Points
+from ...prompts.numbers import check_unmasked
 from ...results import Prediction, Segment
 from ...tracking.prompt_inputs import PADDING_POINT, PointInputs
 from ...tracking.requests import DecodeRequest
@@ -114,6 +115,7 @@ class Sam2ImagePredictor:
             array = _array(points)
             batched = batched or array.ndim == 3
             rows = list(array) if array.ndim == 3 else [array]
+            check_unmasked(labels, "labels")
             marks = list(np.asarray(labels)) if array.ndim == 3 else [labels]
             if len(marks) != len(rows):
                 raise PromptError(f"{len(rows)} sets of points need as many sets of labels, not {len(marks)}")
@@ -147,6 +149,7 @@ def _repeated(inputs: list[Any], count: int) -> list[Any]:
 
 
 def _array(values: Any) -> np.ndarray:
+    check_unmasked(values, "points, boxes and mask inputs")
     try:
         return np.asarray(values, np.float64)
     except (TypeError, ValueError):

@@ -10,9 +10,20 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+EBML, SEGMENT, CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
+"""Identifiers of Matroska's elements."""
+
 BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"moof", b"pnot")
 """First boxes of MP4 and QuickTime files."""
+
+PART_HEADS = (b"moof", b"sidx", b"styp", b"prft")
+"""Boxes of a fragmented MP4 that precede the frames of a part."""
+
+TRAILERS = (b"mfra", b"free", b"skip", b"udta", b"meta", b"uuid")
+"""Boxes that may follow the last part, and hold no frames."""
+
+MAX_MOOV = 1 << 20
+"""Bytes in which a fragmented MP4 has said so."""
 
 
 def missing_seconds(
@@ -51,15 +62,21 @@ def is_cut(path: Path) -> bool | None:
         if head.startswith(EBML):
             end = _segment_end(file)
         elif head.startswith(b"RIFF"):
-            end = int.from_bytes(head[4:8], "little") or None  # and 8 more, which some writers count and others do not
+            end = _riff_end(file, size)
         elif head[4:8] in BOXES:
             end = _boxes_end(file, size)
     return None if end is None else end > size
 
 
 def _boxes_end(file: BinaryIO, size: int) -> int | None:
-    """Return where the last of the outermost boxes of an MP4 file ends, None if that is not said."""
-    position = 0
+    """Return where the last of the outermost boxes of an MP4 file with content ends, None if that is not said."""
+    boxes = _boxes(file, size)
+    return max((end for kind, end in boxes if kind not in TRAILERS), default=0) if boxes else None
+
+
+def _boxes(file: BinaryIO, size: int) -> list[tuple[bytes, int]]:
+    """Return the types and ends of the outermost boxes of an MP4 file; none if one has no size."""
+    boxes, position = [], 0
     while position + 8 <= size:
         file.seek(position)
         head = file.read(16)
@@ -67,22 +84,91 @@ def _boxes_end(file: BinaryIO, size: int) -> int | None:
         if length == 1:
             length = int.from_bytes(head[8:], "big")
         if length < 8:  # 0: until the end of the file, wherever that is
-            return None
+            return []
         position += length
+        boxes.append((head[4:8], position))
+    return boxes
+
+
+def ends_within_part(path: Path) -> bool:
+    """Tell whether a file that is written in parts, without a size of the whole, ends within a part.
+
+    These are fragmented MP4 files, and Matroska files of live streams. Parts that are lost as a whole leave no trace.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        file.seek(0)
+        if head.startswith(EBML):
+            return _segment_end(file) is None and _elements_end(file, size) > size
+        boxes = _boxes(file, size) if head[4:] in BOXES else []
+        kinds, end = [kind for kind, _ in boxes], boxes[-1][1] if boxes else 0
+        if b"moof" not in kinds and not (b"moov" in kinds and _declares_fragments(file, boxes)):
+            return False
+    return 0 < size - end < 8 or kinds[-1] in PART_HEADS or (end > size and kinds[-1] not in TRAILERS)
+
+
+def _declares_fragments(file: BinaryIO, boxes: list[tuple[bytes, int]]) -> bool:
+    number = [kind for kind, _ in boxes].index(b"moov")
+    start = boxes[number - 1][1] if number else 0
+    file.seek(start)
+    return b"mvex" in file.read(min(boxes[number][1] - start, MAX_MOOV))
+
+
+def _elements_end(file: BinaryIO, size: int) -> int:
+    """Return where the last element of a Matroska file ends; `file` is at the contents of its segment."""
+    position = file.tell()
+    while position < size:
+        file.seek(position)
+        first = file.read(1)[0]
+        extra = 8 - first.bit_length()
+        identifier = bytes([first]) + file.read(extra)
+        length, unknown = _vint(file)
+        if extra > 3 or length is None:  # no element, or its head is cut
+            return size + 1 if file.tell() >= size else size
+        # of unknown size are segments and clusters, whose elements follow
+        position = file.tell() + (0 if unknown else length)
+        if unknown and identifier not in (SEGMENT, CLUSTER):
+            return size
     return position
 
 
+def _vint(file: BinaryIO) -> tuple[int | None, bool]:
+    """Read a size of Matroska: (size, whether it is the one for unknown sizes); None if there is none."""
+    first = int.from_bytes(file.read(1), "big")
+    extra = 8 - first.bit_length()
+    rest = file.read(extra)
+    if extra == 8 or len(rest) < extra:
+        return None, False
+    length = int.from_bytes(bytes([first & (0x7F >> extra)]) + rest, "big")
+    return length, length == (1 << 7 * (extra + 1)) - 1
+
+
+def _riff_end(file: BinaryIO, size: int) -> int | None:
+    """Return where the last RIFF chunk of an AVI file ends: one gigabyte each. None if one does not say it."""
+    position, end = 0, None
+    while position + 8 <= size:
+        file.seek(position)
+        head = file.read(8)
+        if not head.startswith(b"RIFF"):
+            break
+        length = int.from_bytes(head[4:], "little")
+        if not length:
+            return None
+        end = position + length  # and 8 more, which some writers count and others do not
+        position = end + 8 + length % 2
+    return end
+
+
 def _segment_end(file: BinaryIO) -> int | None:
-    """Return where the segment of a Matroska file ends, None if it does not say."""
+    """Return where the segment of a Matroska file ends, None if it does not say; leave the file at its contents."""
     for identifier in (EBML, SEGMENT):
         if file.read(4) != identifier:
             return None
-        first = int.from_bytes(file.read(1), "big")
-        extra = 8 - first.bit_length()
-        if extra == 8:
+        length, unknown = _vint(file)
+        if length is None:
             return None
-        length = int.from_bytes(bytes([first & (0x7F >> extra)]) + file.read(extra), "big")
         if identifier == SEGMENT:
-            return None if length == (1 << 7 * (extra + 1)) - 1 else file.tell() + length
+            return None if unknown else file.tell() + length
         file.seek(length, 1)
     return None

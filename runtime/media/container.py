@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import VideoError, hide_secrets, summarize
 from .clock import Clock
-from .completeness import missing_seconds
+from .completeness import ends_within_part, missing_seconds
 from .conversion import Converter
 from .decoding import Decoder, choose_stream, demux
 from .image_files import check_size
@@ -186,6 +186,8 @@ def _decode_file(source: Source, container: InputContainer, decoder: Decoder, st
     if missing:
         where = f"at {end:.1f} of {declared:.1f} seconds, after {decoder.frames} frames"
         raise VideoError(f"{name}: cut short: it ends {where}")
+    if source.path is not None and ends_within_part(source.path):
+        raise VideoError(f"{name}: cut short: it ends within a part of the file, after {decoder.frames} frames")
 
 
 def _decode_live(
@@ -237,4 +239,6 @@ def _open_error(error: BaseException, live: bool) -> str:
         return f"does not answer ({summarize(error)}); check the address, the cable or the network"
     if type(error).__name__ == "InvalidDataError":
         return "not a video, or damaged beyond reading (no valid header); copy or record it again"
+    if type(error).__name__ == "EOFError":
+        return "cut short, before the end of what describes its frames; copy or record it again"
     return f"cannot be opened ({summarize(error)})"

@@ -290,6 +290,75 @@ def test_a_file_that_is_cut_is_an_error_after_its_frames(tmp_path, name, part, s
     assert len(got) == len(want) < 72
 
 
+def boxes(data):
+    """Return the types and starts of the outermost boxes."""
+    found, at = [], 0
+    while at + 8 <= len(data):
+        found.append((data[at + 4 : at + 8].decode(), at))
+        at += int.from_bytes(data[at : at + 4], "big")
+    return found
+
+
+@pytest.fixture(scope="module")
+def fragments(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fragments")
+    flags = (
+        "frag_keyframe+empty_moov",
+        "frag_keyframe",
+        "frag_keyframe+empty_moov+default_base_moof",
+        "dash+frag_keyframe",
+    )
+    return {f: media.write(folder / f"{i}.mp4", media.clip(36), movflags=f).read_bytes() for i, f in enumerate(flags)}
+
+
+@pytest.mark.parametrize("kind", ["moof", "mdat", "sidx", "head"])
+@pytest.mark.parametrize("part", ["start", 2, 12, 0.5, -1])
+def test_fragments_that_are_cut_anywhere(fragments, tmp_path, kind, part):
+    for flags, data in fragments.items():
+        starts = [at for name, at in boxes(data) if name == ("moof" if kind == "head" else kind)]
+        for start in starts[-1:]:
+            length = 8 if kind == "head" else int.from_bytes(data[start : start + 4], "big")
+            kept = 0 if part == "start" else part if part in (2, 12) else int(length * part) % length
+            (tmp_path / "a.mp4").write_bytes(data[: start + kept])
+            is_clean = boxes(data[: start + kept])[-1][0] == "mdat" and kept == 0
+            got = []
+            if is_clean:  # nothing tells that there was more
+                got.extend(open_video(tmp_path / "a.mp4"))
+            else:
+                with pytest.raises(VideoError, match="cut short|no valid header"):
+                    got.extend(open_video(tmp_path / "a.mp4"))
+            assert len(got) < 36, flags
+
+
+def test_what_follows_the_last_fragment_may_be_cut(fragments, tmp_path):
+    for data in fragments.values():
+        start = boxes(data)[-1][1]
+        assert boxes(data)[-1][0] == "mfra"
+        for end in (start, start + 20, len(data) - 1):
+            (tmp_path / "a.mp4").write_bytes(data[:end])
+            assert len(list(open_video(tmp_path / "a.mp4"))) == 36
+
+
+@pytest.mark.parametrize("name, codec", [("a.webm", "libvpx"), ("a.mkv", "libx264")])
+def test_live_matroska_that_is_cut(tmp_path, name, codec):
+    path = media.write(tmp_path / name, media.clip(24), codec=codec, encoder={"g": "6"}, live="1")
+    assert is_cut(path) is None and len(list(open_video(path))) == 24
+    data = path.read_bytes()
+    for part in (0.4, 0.7, 0.95, 1 - 1 / len(data)):
+        path.write_bytes(data[: int(len(data) * part)])
+        got = []
+        with pytest.raises(VideoError, match="cut short: it ends within a part of the file"):
+            got.extend(open_video(path))
+        assert len(got) == len(decodable(path)) < 24
+
+
+def test_a_long_avi_is_cut_in_a_later_chunk(tmp_path):
+    chunks = b"".join(b"RIFF" + (100).to_bytes(4, "little") + bytes(100) for _ in range(3))
+    for length, want in ((len(chunks), False), (len(chunks) - 50, True), (len(chunks) - 120, True)):
+        (tmp_path / "a.avi").write_bytes(chunks[:length])
+        assert is_cut(tmp_path / "a.avi") is want
+
+
 def test_sizes_that_files_declare(tmp_path):
     for name in ("a.mp4", "a.mkv", "a.avi", "a.mov"):
         path = media.write(tmp_path / name)

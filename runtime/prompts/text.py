@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PromptError
-from .numbers import integers
+from .numbers import check_unmasked, integers
 
 MAX_CHARACTERS = 10_000
 """A text longer than this is refused before it is tokenized: no network takes it, and tokenizing it takes seconds."""
@@ -82,6 +82,7 @@ def _check_text(text: Any) -> None:
 def _verbs(verbs: Any, has_text: bool) -> tuple[int | str, ...]:
     if isinstance(verbs, str) or not isinstance(verbs, (Iterable, np.ndarray)):
         raise PromptError("verbs must be a list of token positions or words")
+    check_unmasked(verbs, "verbs")
     verbs = tuple(verbs)
     words = tuple(v for v in verbs if isinstance(v, str))
     if len(words) == len(verbs):

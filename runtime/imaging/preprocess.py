@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UserError
-from .upsample import antialiased_matrix
 
 RULES = ("samwise_video", "square")
 RESAMPLE = {"bilinear": 2, "bicubic": 3, "half": 3}
@@ -131,7 +130,15 @@ def resize_bytes(frame_hwc: np.ndarray, resized_hw: tuple[int, int]) -> np.ndarr
 @functools.lru_cache(maxsize=8)  # the images of a folder have few sizes
 def _byte_weights(source: int, target: int) -> tuple[np.ndarray, int]:
     """Return the triangle filter of one axis (target, source) as integers in float32, and their fractional bits."""
-    weights = antialiased_matrix(source, target)
+    scale = source / target
+    support = max(scale, 1.0)
+    centre = scale * (np.arange(target)[:, None] + 0.5)
+    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
+    last = np.minimum((centre + support + 0.5).astype(np.int64), source)
+    cell = np.arange(source)
+    weights = np.maximum(1 - np.abs((cell - centre + 0.5) / support), 0)
+    weights[(cell < first) | (cell >= last)] = 0
+    weights /= weights.sum(1, keepdims=True)
     bits = 0
     while bits < 22 and int(0.5 + weights.max() * (1 << (bits + 1))) < 1 << WEIGHT_BITS:
         bits += 1

@@ -29,23 +29,6 @@ def corner_matrix(source: int, target: int) -> np.ndarray:
     return _interpolation_matrix(source, (step * np.arange(target, dtype=np.float32)).astype(np.float32))
 
 
-def antialiased_matrix(source: int, target: int) -> np.ndarray:
-    """Return the weights (target, source) float64 of one axis of PyTorch's antialiased bilinear resize.
-
-    It is a triangle filter as wide as a target pixel; enlarging, it is `bilinear_matrix`.
-    """
-    scale = source / target
-    support = max(scale, 1.0)
-    centre = scale * (np.arange(target)[:, None] + 0.5)
-    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
-    last = np.minimum((centre + support + 0.5).astype(np.int64), source)
-    cell = np.arange(source)
-    weights: np.ndarray = np.maximum(1 - np.abs((cell - centre + 0.5) / support), 0)
-    weights[(cell < first) | (cell >= last)] = 0
-    weights /= weights.sum(1, keepdims=True)
-    return weights
-
-
 def _interpolation_matrix(source: int, position: np.ndarray) -> np.ndarray:
     """Return the weights of the two samples beside each position, in float64."""
     left = np.minimum(position.astype(np.int64), source - 1)
@@ -78,14 +61,14 @@ class _BandedMatrix:
 
 
 class SeparableUpsampler:
-    """Resizes by two matrices: `rows` (H, low height), `columns` (W, low width), equal sides in most uses. A logit of 0
-    is background, or foreground if `zero_is_foreground`."""
+    """Upsamples by two matrices: `rows` (H, low_side), `columns` (W, low_side). A logit of 0 is background, or
+    foreground if `zero_is_foreground`."""
 
     def __init__(self, rows: np.ndarray, columns: np.ndarray, zero_is_foreground: bool = False) -> None:
         self.rows, self.columns = rows, columns
         self._rows, self._columns = _BandedMatrix(rows), _BandedMatrix(columns)
         self._compare = np.greater_equal if zero_is_foreground else np.greater
-        self._half = np.empty((len(rows), columns.shape[1]), np.float32)
+        self._half = np.empty((len(rows), rows.shape[1]), np.float32)
         self._full = np.empty((len(rows), len(columns)), np.float32)
 
     def logits(self, low_nss: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:

@@ -22,7 +22,8 @@ from .errors import BackendError, BundleError, InternalError, PromptError, Samwi
 from .image import ImagePredictor
 from .media.video_reader import VideoReader, open_video
 from .models.base import Capability
-from .models.options import AutomaticMaskOptions, TextOptions
+from .models.options import AutomaticMaskOptions, ConceptOptions, TextOptions
+from .models.sam3.session import ConceptSession
 from .models.samwise.session import TextSession
 from .prompts import Box, Concept, Mask, Points, Text
 from .results import Prediction, Result, Segment
@@ -37,6 +38,8 @@ __all__ = [
     "BundleError",
     "Capability",
     "Concept",
+    "ConceptOptions",
+    "ConceptSession",
     "Engine",
     "ImagePredictor",
     "InternalError",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, overload
 from weakref import WeakSet
 
 import numpy as np
@@ -19,9 +19,10 @@ from .image import ImagePredictor
 from .media.random_access import CACHE_BYTES, open_sequence
 from .models import Networks, check_networks
 from .models.base import Capability
-from .models.options import TextOptions
+from .models.options import ConceptOptions, TextOptions
+from .models.sam3.session import ConceptSession
 from .models.samwise.session import TextSession
-from .prompts import Text, check_texts
+from .prompts import Concept, Text, check_texts
 from .tracking.live import LiveSession
 from .tracking.session import Session, SessionType, synchronized
 from .tracking.state import TrackingKeywords, TrackingOptions
@@ -74,30 +75,48 @@ class Engine:
         for stage in self.stages.values():
             stage.stage = wrap(stage.stage)
 
-    @synchronized
+    @overload
     def session(
         self,
         prompts: Sequence[Text],
         logits: bool = False,
+        *,
         conditional_memory: bool | None = None,
         memory: bool = True,
         window: int | None = None,
-        **unknown: NoReturn,
-    ) -> TextSession:
-        """Start following sentences through a new video.
+    ) -> TextSession: ...
 
-        prompts             sentences, one object each
-        logits              whether results carry `low_res_logits`
-        conditional_memory  False switches the conditional memory encoder off; None and True leave it as exported
-        memory              False decodes every frame alone (an approximation)
-        window              frames that are fused with text at a time, fewer than trained so that results come sooner
-                            (an approximation); None: as trained
+    @overload
+    def session(
+        self,
+        prompts: Sequence[Concept],
+        logits: bool = False,
+        *,
+        temporal_disambiguation: bool = True,
+        max_objects: int | None = None,
+        num_frames: int | None = None,
+        detect_every: int = 1,
+        hide_unmatched_after_hotstart: bool = False,
+    ) -> ConceptSession: ...
+
+    @synchronized
+    def session(
+        self, prompts: Sequence[Text] | Sequence[Concept], logits: bool = False, **options: Any
+    ) -> TextSession | ConceptSession:
+        """Start following sentences (`Text`, one object each) or concepts (all objects of each) through a new video.
+
+        prompts  all `Text` or all `Concept`; their numbers, from 1, are the `prompt_ids` of results
+        logits   whether results carry `low_res_logits`
+        options  see `TextOptions` and `ConceptOptions`
         Raises PromptError for a prompt the bundle cannot take, UserError when there is no room for another object.
         """
-        reject_unknown("session", unknown, ["logits", *TextOptions.__slots__])
-        check_texts(prompts)
-        options = TextOptions(conditional_memory, memory, window)
-        return self._opened(self.networks.text_video.open_text_session(prompts, logits, options))
+        if isinstance(prompts, Sequence) and any(isinstance(prompt, Concept) for prompt in prompts):
+            reject_unknown("session", options, ["logits", *ConceptOptions.__slots__])
+            network, concepts = self.networks.concept_video, [Concept.of(prompt) for prompt in prompts]
+            return self._opened(network.open_concept_session(concepts, logits, ConceptOptions(**options)))
+        reject_unknown("session", options, ["logits", *TextOptions.__slots__])
+        texts = check_texts(prompts)
+        return self._opened(self.networks.text_video.open_text_session(texts, logits, TextOptions(**options)))
 
     @synchronized
     def live(self, logits: bool = False, **options: Unpack[TrackingKeywords]) -> LiveSession:

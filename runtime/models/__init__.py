@@ -16,14 +16,15 @@ from ..errors import BundleError, UserError
 from .base import (
     Capability,
     ConceptImageNetwork,
+    ConceptVideoNetwork,
     Network,
-    NetworkContext,
     PromptImageNetwork,
     PromptVideoNetwork,
     TextImageNetwork,
     TextVideoNetwork,
     check_signature,
 )
+from .context import NetworkContext
 
 if TYPE_CHECKING:
     from ..backends.base import Stage
@@ -82,6 +83,10 @@ class Networks(Mapping[str, Network]):
     @property
     def concept_image(self) -> ConceptImageNetwork:
         return cast(ConceptImageNetwork, self._find(Capability.CONCEPT_IMAGE))
+
+    @property
+    def concept_video(self) -> ConceptVideoNetwork:
+        return cast(ConceptVideoNetwork, self._find(Capability.CONCEPT_VIDEO))
 
     def _find(self, capability: Capability) -> Network:
         for network in self._networks.values():

@@ -14,11 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
-from ..bundle.bundle import Bundle
 from ..bundle.manifest import Manifest, StageSpec, TensorSpec
 from ..bundle.schema import Group
-from ..device.base import Device
-from ..device.cubin import Kernels
 from ..errors import BundleError
 from ..media.random_access import FrameSequence
 from ..prompts import Concept, Text
@@ -26,11 +23,12 @@ from ..results import Prediction, Result, Segment
 from ..tracking.live import LiveSession
 from ..tracking.state import TrackingOptions
 from ..tracking.video import VideoSession
-from .options import AutomaticMaskOptions, TextOptions
+from .context import NetworkContext
+from .options import AutomaticMaskOptions, ConceptOptions, TextOptions
 from .samwise.session import TextSession
 
 if TYPE_CHECKING:
-    from ..backends.base import Stage
+    from .sam3.session import ConceptSession
 
 FLOATS = ("float32", "float16", "bfloat16")
 
@@ -80,26 +78,13 @@ MASK_DECODER = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkContext:
-    """Parts of a network: its bundle, its settings and stages, the device and kernels to run on.
-
-    max_objects  objects that may be tracked at a time, over all sessions
-    kernels      compiled kernels for frames in and masks out, None to do both on the host
-    """
-
-    bundle: Bundle
-    settings: Mapping[str, Any]
-    stages: Mapping[str, Stage]
-    device: Device
-    max_objects: int
-    kernels: Kernels | None = None
-
-
 class Network(Protocol):
     """One network of a bundle, with its buffers allocated. A Protocol below adds what each capability takes."""
 
-    capabilities: ClassVar[frozenset[Capability]]
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """Tasks that it can do."""
+
     settings_schema: ClassVar[Group]
     signature: ClassVar[Signature]
     required_stages: ClassVar[tuple[str, ...]]
@@ -172,6 +157,15 @@ class ConceptImageNetwork(Network, Protocol):
 
     def open_concept_image(self, frame_hwc: np.ndarray) -> ConceptImage:
         """Encode an image, uint8 RGB (H,W,3)."""
+
+
+class ConceptVideoNetwork(Network, Protocol):
+    """`Capability.CONCEPT_VIDEO`"""
+
+    def open_concept_session(
+        self, concepts: Sequence[Concept], logits: bool, options: ConceptOptions
+    ) -> ConceptSession:
+        """Start following concepts through a new video."""
 
 
 def check_signature(name: str, signature: Signature, manifest: Manifest, specs: Mapping[str, StageSpec]) -> None:

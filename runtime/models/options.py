@@ -1,4 +1,4 @@
-"""Options of sessions with sentences and of automatic masks; those of tracking are in `tracking/state.py`."""
+"""Options of sessions with sentences or concepts and of automatic masks; those of tracking: `tracking/state.py`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,37 @@ class TextOptions:
     conditional_memory: bool | None = None
     memory: bool = True
     window: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptOptions:
+    """Options of sessions with concepts.
+
+    temporal_disambiguation  results come 14 frames late, so that objects which turn out to be false until then never
+                             appear; confident detections correct their objects
+    max_objects   objects at a time, over all concepts of the session; None: no limit, so give one for a video without
+                  end
+    num_frames    number of frames to come; needed for results as the official code's only below 16
+    detect_every  frames from one search for objects to the next; between them objects are only followed (an
+                  approximation)
+    hide_unmatched_after_hotstart  an object is not shown while the detector misses it for long (off in the official
+                  configurations)
+    Raises UserError for a value out of range.
+    """
+
+    temporal_disambiguation: bool = True
+    max_objects: int | None = None
+    num_frames: int | None = None
+    detect_every: int = 1
+    hide_unmatched_after_hotstart: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_objects", "num_frames", "detect_every"):
+            value = getattr(self, name)
+            if value is None and name != "detect_every":
+                continue
+            if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{name} must be a whole number of 1 or more, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from ..imaging.upsample import CornerAlignedUpsampler
 from ..prompts import Text
 from ..results import Result
 from ..tokenizer import Tokenizer, encode
-from .base import Capability, NetworkContext, Signature
+from .base import Capability, Signature
+from .context import NetworkContext
 
 MAX_CACHED_SENTENCES = 256
 """Sentences whose features are kept, 60 kB each: an evaluation or a live prompt repeats them."""

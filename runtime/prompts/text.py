@@ -49,8 +49,8 @@ class Text:
         return f"tokens {','.join(map(str, tokens[:8]))}" + (",..." if len(tokens) > 8 else "")
 
 
-def check_texts(prompts: Any) -> None:
-    """Raise PromptError unless `prompts` is a list of at least one Text."""
+def check_texts(prompts: Any) -> Sequence[Text]:
+    """Return the prompts. Raises PromptError unless they are a list of at least one Text."""
     if (
         isinstance(prompts, (str, Text))
         or (not isinstance(prompts, Sequence) and not isinstance(prompts, np.ndarray))
@@ -59,6 +59,7 @@ def check_texts(prompts: Any) -> None:
         raise PromptError("prompts must be a list of runtime.Text, e.g. [runtime.Text('the horse on the left')]")
     if not len(prompts):
         raise PromptError("no prompt: give at least one runtime.Text")
+    return list(prompts)
 
 
 def _check_text(text: Any) -> None:

@@ -120,19 +120,26 @@ class Association:
     def step(
         self,
         frame_index: int,
-        detections: tuple[np.ndarray, np.ndarray],
+        detections: tuple[np.ndarray, np.ndarray] | None,
         tracks: tuple[np.ndarray, np.ndarray],
         prompt: bool = False,
+        others: int = 0,
     ) -> Decision:
         """Take all detections of a frame, logits (Q,s,s) and scores (Q,), and the tracks, logits (N,s,s) and score
         logits (N,), before any memory is written.
 
-        `prompt`: the first of the two passes over the first frame, which is shown at once.
+        detections  None: the frame was not searched, so that no object counts as missed
+        prompt      the first of the two passes over the first frame, which is shown at once
+        others      objects of other concepts, which count for `max_objects`
         """
-        detected, scores = detections
         logits = self._cleaned(tracks[0])
-        matches = match_detections(detected, scores, list(self._objects), logits, self.options)
-        births = self._births(matches.candidates, scores, frame_index)
+        detected, scores = (logits[:0], np.zeros(0, np.float32)) if detections is None else detections
+        if detections is None:
+            empty = [obj for obj, mask in zip(self._objects, logits, strict=True) if not (mask > 0).any()]
+            matches = Matches([], empty=empty)
+        else:
+            matches = match_detections(detected, scores, list(self._objects), logits, self.options)
+        births = self._births(matches.candidates, scores, frame_index, others)
         removed = self._update(matches, frame_index)
         recondition = self._recondition(matches.confident, tracks[1], frame_index)
         self._suppress_occluded(logits, matches.empty, frame_index)
@@ -157,12 +164,12 @@ class Association:
         cleaned = [remove_specks(fill_holes(logits, area), area) for logits in logits_nss]
         return np.array(cleaned, np.float32).reshape(logits_nss.shape)
 
-    def _births(self, candidates: list[int], scores: np.ndarray, frame: int) -> list[tuple[int, int]]:
+    def _births(self, candidates: list[int], scores: np.ndarray, frame: int, others: int) -> list[tuple[int, int]]:
         """Make objects of candidates: in the order of queries, or the best ones first where there are too many."""
-        limit = self.options.max_objects
-        if limit is not None and len(self._objects) + len(candidates) > limit:
+        limit, alive = self.options.max_objects, len(self._objects) + others
+        if limit is not None and alive + len(candidates) > limit:
             ranked = sorted(candidates, key=lambda query: -scores[query])
-            candidates = ranked[: max(0, limit - len(self._objects))]
+            candidates = ranked[: max(0, limit - alive)]
         births = [(next(self._ids), query) for query in candidates]
         for obj, query in births:
             self._objects[obj] = _Object(frame, float(scores[query]), self.options.max_keep_alive)

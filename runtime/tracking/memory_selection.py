@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from .object_memory import Block
-from .state import ObjectOutput, TrackedObject, TrackingOptions
+from .state import TrackedObject, TrackingOptions
+
+Output = TypeVar("Output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ def select_memory(
     options: TrackingOptions,
 ) -> MemorySelection:
     """Select the memory that `tracked` attends to from `frame` of `num_frames` frames (None: without end)."""
-    selected, unselected = _select_cond_frames(frame, tracked.cond_outputs, options.max_cond_frames_in_attn)
+    selected, unselected = select_cond_frames(frame, tracked.cond_outputs, options.max_cond_frames_in_attn)
     sign = -1 if reverse else 1
     blocks = [(config.num_maskmem - 1, output.block) for output in selected.values() if output.block is not None]
     for tpos, past in strided_frames(frame, reverse, config.num_maskmem, options.memory_temporal_stride):
@@ -87,9 +90,9 @@ def strided_frames(frame: int, reverse: bool, num_maskmem: int, stride: int) -> 
     yield 0, frame - sign
 
 
-def _select_cond_frames(
-    frame: int, cond_outputs: Mapping[int, ObjectOutput], limit: int | None
-) -> tuple[Mapping[int, ObjectOutput], Mapping[int, ObjectOutput]]:
+def select_cond_frames(
+    frame: int, cond_outputs: Mapping[int, Output], limit: int | None
+) -> tuple[Mapping[int, Output], Mapping[int, Output]]:
     """Split conditioning frames into those attended to (nearest on each side, then nearest of all) and the rest."""
     if limit is None or len(cond_outputs) <= limit:
         return cond_outputs, {}

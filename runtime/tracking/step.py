@@ -57,6 +57,7 @@ class TrackerNetwork(Protocol):
         binarize: Sequence[bool],
         scores: Sequence[float],
         blocks: Sequence[Block],
+        direct: bool = False,
     ) -> None:
         """Write the memory features of objects on one frame into their blocks."""
 

@@ -25,7 +25,8 @@ from ...tracking.prompt_inputs import PromptEncoder
 from ...tracking.requests import DecodeRequest, DecoderOutput, ImageFeatures
 from ...tracking.state import TrackingOptions
 from ...tracking.video import VideoSession
-from ..base import MASK_DECODER, MEMORY_ATTENTION, Capability, NetworkContext, Signature
+from ..base import MASK_DECODER, MEMORY_ATTENTION, Capability, Signature
+from ..context import NetworkContext
 from .image import Sam2ImagePredictor
 from .memory_attention import MemoryAttention
 from .prompt_encoding import PromptEncoding
@@ -48,6 +49,8 @@ class Sam2:
     )
     optional_stages: ClassVar[tuple[str, ...]] = ()
     uses_kernels: ClassVar[bool] = False
+    features_stage: ClassVar[str] = "image_encoder"
+    """Stage that computes `ImageFeatures`."""
     settings_schema: ClassVar[Group] = Group(
         {
             **NORMALIZATION,
@@ -116,8 +119,7 @@ class Sam2:
         """Allocate scratch for the usual numbers of memory frames and points; it grows once for larger ones."""
         device, stages = self.device, self._stages
         self._zeros = np.zeros(self._batch, np.int64)
-        self._pixels = np.zeros((1, 3, self._image_size, self._image_size), np.float32)
-        self._device_pixels = self._pixels if device.name == "cpu" else device.empty(self._pixels.shape, "float32")
+        self._allocate_input()
         self._scratch = GrowableBuffers(device)
         self._attention = MemoryAttention(stages["memory_attention"], device, self._scratch, self._batch)
         self._prompts = PromptEncoding(
@@ -128,6 +130,11 @@ class Sam2:
         self._prompts.allocate(sizes)
         for name in ("prompt_decoder", "prompt_memory_encoder"):
             self._outputs(name, self._batch)
+
+    def _allocate_input(self) -> None:
+        self._pixels = np.zeros((1, 3, self._image_size, self._image_size), np.float32)
+        on_host = self.device.name == "cpu"
+        self._device_pixels = self._pixels if on_host else self.device.empty(self._pixels.shape, "float32")
 
     def _outputs(self, stage: str, objects: int) -> dict[str, Array]:
         sizes = {"objects": objects}
@@ -151,16 +158,18 @@ class Sam2:
         """Return the pool whose chunks have this many blocks, made on first use; None: `VIDEO_BLOCKS`."""
         blocks = VIDEO_BLOCKS if blocks is None else blocks
         if blocks not in self._pools:
-            tensor = self._specs["prompt_memory_encoder"].output("maskmem_features")
-            shape = tensor.resolve({"objects": 1})[1:]
-            self._pools[blocks] = BlockPool(self.device, self._max_objects, blocks, shape, tensor.dtype)
+            self._pools[blocks] = BlockPool(self.device, self._max_objects, blocks, *self._block_shape())
         return self._pools[blocks]
+
+    def _block_shape(self) -> tuple[tuple[int, ...], str]:
+        tensor = self._specs["prompt_memory_encoder"].output("maskmem_features")
+        return tensor.resolve({"objects": 1})[1:], tensor.dtype
 
     # -- one frame ------------------------------------------------------------------------------------------------
 
     def new_features(self) -> ImageFeatures:
         """Allocate the feature maps of one frame."""
-        outputs = self._specs["image_encoder"].outputs
+        outputs = self._specs[self.features_stage].outputs
         return ImageFeatures(**{t.name: self.device.empty(t.resolve({"frames": 1}), t.dtype) for t in outputs})
 
     def encode_image(self, frame_hwc: np.ndarray, features: ImageFeatures, resample: str) -> None:
@@ -174,7 +183,8 @@ class Sam2:
 
     def encode_mask_prompt(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the dense prompt (s,s) of a mask (I,I), and the low-res logits (s,s) of the mask itself."""
-        return self._prompts.encode_mask(mask)
+        encoded = self._prompts.encode_mask(mask)
+        return encoded["prompt_logits"], encoded["mask_logits"]
 
     def decode(
         self, features: ImageFeatures, requests: Sequence[DecodeRequest], all_logits: bool = False
@@ -239,16 +249,22 @@ class Sam2:
         binarize: Sequence[bool],
         scores: Sequence[float],
         blocks: Sequence[Block],
+        direct: bool = False,
     ) -> None:
         """Write the memory features of objects on one frame into their blocks.
 
-        logits (s,s) low-res logits; `binarize`: whether they come from a prompt; `scores` presence logits.
+        logits (s,s) low-res logits; `binarize`: whether they come from a prompt; `scores` presence logits; `direct`:
+        see `export.stages.memory_encoder.PromptMemoryStage`.
         """
         stage = self._stages["prompt_memory_encoder"]
         for start in range(0, len(blocks), self._batch):
             part = slice(start, start + self._batch)
             n = len(blocks[part])
-            optional = {"binarize": np.array(binarize[part], bool), "score": np.array(scores[part], np.float32)}
+            optional = {
+                "binarize": np.array(binarize[part], bool),
+                "score": np.array(scores[part], np.float32),
+                "direct": np.full(n, direct),
+            }
             # one object is written in place, several are written side by side and then copied to their blocks
             out = blocks[start].array[None] if n == 1 else self._outputs(stage.spec.name, n)["maskmem_features"]
             stage.run(

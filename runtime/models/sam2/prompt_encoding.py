@@ -56,12 +56,12 @@ class PromptEncoding:
         self._prompt_encoder.run(points=coords, labels=labels, prompt_logits=logits, has_mask=has_mask, **outputs)
         return {**outputs, "sparse_count": counts}
 
-    def encode_mask(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the dense prompt (s,s) of a mask (I,I), and the low-res logits (s,s) of the mask itself."""
+    def encode_mask(self, mask: np.ndarray) -> dict[str, np.ndarray]:
+        """Return `prompt_logits`, the dense prompt (s,s) of a mask (P,P), and where the network has it `mask_logits`,
+        the low-res logits (s,s) of the mask itself."""
         outputs = self._outputs(self._mask_prompt, {"objects": 1})
         self._mask_prompt.run(mask=mask.astype(np.float32)[None], **outputs)
-        host = {name: np.array(self._device.download(array)[0]) for name, array in outputs.items()}
-        return host["prompt_logits"], host["mask_logits"]
+        return {name: np.array(self._device.download(array)[0]) for name, array in outputs.items()}
 
     def _outputs(self, stage: Stage, sizes: Mapping[str, int]) -> dict[str, Array]:
         return {t.name: self._scratch.take(t.name, t.resolve(sizes), t.dtype) for t in stage.spec.outputs}

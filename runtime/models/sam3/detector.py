@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...device.base import Array, Device
+from ...device.base import Array
 from ...device.scratch import GrowableBuffers
 from ...imaging.masks import probability
-
-if TYPE_CHECKING:
-    from ...backends.base import Stage
+from ...imaging.preprocess import preprocess
+from ..context import NetworkContext
 
 MAX_CACHED_CONCEPTS = 256
 """Concepts whose text tokens are kept, 32 kB each."""
@@ -30,11 +28,13 @@ class ConceptPrompt:
 
     tokens  (L,) int64 token ids, padded
     boxes   (K,4) float32 exemplars cx, cy, w, h in [0,1]; `labels` (K,) int64, 1 positive, 0 negative
+    geometry  (K+1,D) encoded exemplars of another image; None: those of the image itself
     """
 
     tokens: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
+    geometry: Array | None = None
 
 
 @dataclass(slots=True)
@@ -45,6 +45,7 @@ class ConceptFeatures:
     trunk: Array
     level: Array
     fine_levels: Mapping[str, Array] | None = None
+    fine_levels_valid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +72,36 @@ class Detections:
 class Detector:
     """Runs the stages of the detector."""
 
-    def __init__(
-        self, stages: Mapping[str, Stage], device: Device, bounds: Mapping[str, tuple[int, int]], padding: int
-    ) -> None:
-        self._stages, self._device, self._padding = stages, device, padding
-        self._specs = {name: stage.spec for name, stage in stages.items()}
-        self._batch = bounds["concepts"][1]
-        self._scratch = GrowableBuffers(device)
+    def __init__(self, context: NetworkContext) -> None:
+        settings, self._stages, self._device = context.settings, context.stages, context.device
+        self._padding = settings["text"]["padding"]
+        self._mean, self._std = settings["mean"], settings["std"]
+        self._specs = {name: stage.spec for name, stage in self._stages.items()}
+        self._batch = context.bundle.manifest.bounds["concepts"][1]
+        pixels = self._specs["image_encoder"].input("pixels")
+        self._pixels = self._device.empty(pixels.resolve({"frames": 1}), pixels.dtype)
+        self._scratch = GrowableBuffers(self._device)
         self._texts: OrderedDict[tuple[int, ...], Array] = OrderedDict()
 
-    def encode_image(self, pixels: Array) -> ConceptFeatures:
-        """Encode pixels (1,3,I,I)."""
-        outputs = self._new_outputs("image_encoder")
-        self._stages["image_encoder"].run(pixels=pixels, **outputs)
-        return ConceptFeatures(outputs["trunk"], outputs["level"])
+    def new_features(self) -> ConceptFeatures:
+        """Allocate the features of one frame."""
+        return ConceptFeatures(**self._new_outputs("image_encoder"))
+
+    def encode_image(self, frame_hwc: np.ndarray, resample: str, features: ConceptFeatures) -> None:
+        """Write the features of a frame, uint8 RGB (H,W,3); `resample` as in `imaging.preprocess`."""
+        side, host = self._pixels.shape[-1], self._device.staging(self._pixels)
+        preprocess(frame_hwc, (side, side), side, self._mean, self._std, out=host[0], resample=resample)
+        self._device.upload(host, self._pixels)
+        outputs = {t.name: getattr(features, t.name) for t in self._specs["image_encoder"].outputs}
+        self._stages["image_encoder"].run(pixels=self._pixels, **outputs)
+        features.fine_levels_valid = False
+
+    def encode_geometry(self, features: ConceptFeatures, prompt: ConceptPrompt) -> Array:
+        """Encode exemplars on the image that they lie on, for use on other images: (K+1,D)."""
+        encoded = self._encode_boxes(features, [prompt], len(prompt.boxes))[0]
+        kept: Array = self._device.empty(tuple(encoded.shape), self._specs["geometry_encoder"].output("geometry").dtype)
+        self._device.copy(encoded, kept)
+        return kept
 
     def detect(
         self, features: ConceptFeatures, prompts: Sequence[ConceptPrompt], threshold: float, semantic: bool = False
@@ -153,7 +170,9 @@ class Detector:
     def _fine_levels(self, features: ConceptFeatures) -> Mapping[str, Array]:
         if features.fine_levels is None:
             features.fine_levels = self._new_outputs("fine_levels")
+        if not features.fine_levels_valid:
             self._stages["fine_levels"].run(trunk=features.trunk, **features.fine_levels)
+            features.fine_levels_valid = True
         return features.fine_levels
 
     def _encode_prompts(self, features: ConceptFeatures, prompts: Sequence[ConceptPrompt]) -> dict[str, Array]:
@@ -167,7 +186,11 @@ class Detector:
         mask = np.ones(tuple(tokens.shape[:2]), bool)
         for i, prompt in enumerate(prompts):
             self._device.copy(self._encode_text(prompt.tokens), tokens[i, :words])
-            self._device.copy(geometry[i if boxes else 0], tokens[i, words:])
+            if prompt.geometry is None:
+                self._device.copy(geometry[i if boxes else 0], tokens[i, words:])
+            else:
+                self._device.copy(prompt.geometry[:-1], tokens[i, words : words + len(prompt.boxes)])
+                self._device.copy(prompt.geometry[-1], tokens[i, -1])
             mask[i, :words] = prompt.tokens != self._padding
             mask[i, words + len(prompt.boxes) : words + boxes] = False
         return {"prompt": tokens, "prompt_mask": mask}

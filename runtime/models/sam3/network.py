@@ -1,9 +1,9 @@
-"""SAM 3: the detector of concepts in images."""
+"""SAM 3: concepts in images and videos, and its tracker for points, boxes and masks."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -11,23 +11,41 @@ import numpy as np
 from ...bundle.schema import COUNT, NORMALIZATION, RESAMPLE, RESIZE, TEXT, Group, number
 from ...errors import PromptError
 from ...imaging.masks import probability
-from ...imaging.preprocess import preprocess
 from ...imaging.upsample import SeparableUpsampler, bilinear_matrix
 from ...prompts import Concept, Text
 from ...results import Result
 from ...tokenizer import Tokenizer, encode_concept
-from ..base import Capability, NetworkContext, Signature
-from .detector import ConceptFeatures, ConceptPrompt, Detections, Detector
+from ..base import Capability, Signature
+from ..context import NetworkContext
+from ..options import ConceptOptions
+from .detector import ConceptPrompt, Detections, Detector
+from .session import ConceptSession
+from .tracker import Sam3Tracker
 
 EXEMPLAR_WORD = "visual"
 """Text of a concept that only exemplars describe."""
 
 
+TRACKER_STAGES = (
+    "tracker_neck",
+    "prompt_encoder",
+    "mask_prompt",
+    "prompt_decoder",
+    "memory_attention",
+    "prompt_memory_encoder",
+)
+"""Stages that a checkpoint without tracker does not have."""
+
+IMAGE_TASKS, TRACKER_TASKS = frozenset({Capability.CONCEPT_IMAGE}), frozenset({Capability.CONCEPT_VIDEO})
+
+
 class ConceptImagePredictor:
     """An image, encoded once for any number of concepts. Made by `Engine.image`."""
 
-    def __init__(self, network: Sam3, features: ConceptFeatures, size: tuple[int, int]) -> None:
-        self._network, self._features, self._size = network, features, size
+    def __init__(self, network: Sam3, frame_hwc: np.ndarray) -> None:
+        size: tuple[int, int] = frame_hwc.shape[:2]
+        self._network, self._size, self._features = network, size, network.detector.new_features()
+        network.detector.encode_image(frame_hwc, network.resample["image"], self._features)
         height, width = (bilinear_matrix(network.low_res_side, side) for side in size)
         self._upsampler = SeparableUpsampler(height, width)
 
@@ -60,7 +78,6 @@ class ConceptImagePredictor:
 class Sam3:
     """Stages and buffers of one SAM 3 bundle."""
 
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.CONCEPT_IMAGE})
     required_stages: ClassVar[tuple[str, ...]] = (
         "image_encoder",
         "fine_levels",
@@ -69,7 +86,7 @@ class Sam3:
         "detr",
         "mask_head",
     )
-    optional_stages: ClassVar[tuple[str, ...]] = ()
+    optional_stages: ClassVar[tuple[str, ...]] = TRACKER_STAGES
     uses_kernels: ClassVar[bool] = False
     settings_schema: ClassVar[Group] = Group(
         {
@@ -126,23 +143,30 @@ class Sam3:
     )
 
     def __init__(self, context: NetworkContext) -> None:
-        manifest, settings, device = context.bundle.manifest, context.settings, context.device
-        self._bundle, self._settings, self._device = context.bundle, settings, device
+        manifest, settings = context.bundle.manifest, context.settings
+        self._bundle, self.device = context.bundle, context.device
+        self.resample: Mapping[str, str] = settings["resample"]
         self._tokenizer: Tokenizer | None = None
         self._max_boxes = manifest.bounds["geometry_tokens"][1] - 1
-        pixels = context.stages["image_encoder"].spec.input("pixels")
-        self._pixels = device.empty(pixels.resolve({"frames": 1}), pixels.dtype)
-        self.detector = Detector(context.stages, device, manifest.bounds, settings["text"]["padding"])
+        self.detector = Detector(context)
         self.low_res_side = int(context.stages["mask_head"].spec.output("detected_logits").shape[2])
+        self.tracker = Sam3Tracker(context, self.detector) if "memory" in settings else None
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """Tasks of the bundle; a checkpoint without tracker does images only."""
+        return IMAGE_TASKS if self.tracker is None else IMAGE_TASKS | TRACKER_TASKS
 
     def open_concept_image(self, frame_hwc: np.ndarray) -> ConceptImagePredictor:
         """Encode an image, uint8 RGB (H,W,3); see `Engine.image`."""
-        side = self._bundle.manifest.image_size
-        host = self._device.staging(self._pixels)
-        mean, std = self._settings["mean"], self._settings["std"]
-        preprocess(frame_hwc, (side, side), side, mean, std, out=host[0], resample=self._settings["resample"]["image"])
-        self._device.upload(host, self._pixels)
-        return ConceptImagePredictor(self, self.detector.encode_image(self._pixels), frame_hwc.shape[:2])
+        return ConceptImagePredictor(self, frame_hwc)
+
+    def open_concept_session(
+        self, concepts: Sequence[Concept], logits: bool, options: ConceptOptions
+    ) -> ConceptSession:
+        """Start following concepts through a new video; see `Engine.session`."""
+        assert self.tracker is not None
+        return ConceptSession(self, self.tracker, concepts, logits, options)
 
     def encode_prompt(self, concept: Concept, size: tuple[int, int]) -> ConceptPrompt:
         """Convert a concept for an image of `size` (H, W). Raises PromptError; warns of words that are cut."""

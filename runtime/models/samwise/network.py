@@ -17,7 +17,8 @@ from ...errors import BundleError, UserError
 from ...prompts import Text
 from ...tokenizer import Tokenizer, encode, verb_positions
 from ...tracking.object_memory import BlockPool
-from ..base import Capability, NetworkContext, Signature
+from ..base import Capability, Signature
+from ..context import NetworkContext
 from ..options import TextOptions
 from .clip_encoder import ClipEncoder
 from .frame_decoder import FrameDecoder

@@ -1,0 +1,199 @@
+"""A concept that is followed through a video: its association, the groups of its objects, their memory.
+
+`associate` carries the decisions of `Association` out on one frame, in the order of the official code: confident
+detections correct their objects, tracks are remembered, new objects start, false ones go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from ...device.base import Array
+from ...prompts import Concept
+from ...tracking.association import Association, Decision, Shown
+from ...tracking.object_group import FrameMemory, ObjectGroup
+from ...tracking.object_memory import BlockPool
+from ...tracking.requests import DecodeRequest, DecoderOutput, ImageFeatures
+from ...tracking.step import MASK_PROMPT_SCORE, TrackerNetwork, tracking_request
+from ..options import ConceptOptions
+from .detector import ConceptPrompt
+from .mask_prompts import MaskResizer
+
+FORGOTTEN_LOGIT = np.float32(-10.0)
+"""Largest logit that an object remembers which loses most of its pixels to others."""
+
+Scored = tuple[np.ndarray, np.ndarray]
+"""Low-res logits (K,s,s) and scores (K,) of detections."""
+
+Tracks = dict[int, tuple[np.ndarray, float]]
+"""Low-res logits (s,s) and score logit of each object on a frame."""
+
+
+class ConceptTracker(TrackerNetwork, Protocol):
+    """Members of SAM 3's tracker that the session uses besides those of every tracker."""
+
+    def encode_trunk(self, trunk: Array, features: ImageFeatures) -> None:
+        """Write the feature maps of a frame whose trunk map is there."""
+
+    def concept_pool(self, blocks: int) -> BlockPool:
+        """Return the pool of objects that concepts find."""
+
+    def mask_resizer(self, size: tuple[int, int]) -> MaskResizer:
+        """Return the resizes for a video of `size` (H, W)."""
+
+    def mask_pointers(self, features: ImageFeatures, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the object pointers of masks (P,P) on one frame."""
+
+    def without_overlaps(self, logits_nss: np.ndarray) -> np.ndarray:
+        """Return the logits to remember of masks that were given on one frame."""
+
+
+class FollowedConcept:
+    """One concept of a session. `prompt` is None until the next frame, whose size exemplars are checked with."""
+
+    def __init__(self, concept: Concept, tracker: ConceptTracker, pool: BlockPool, options: ConceptOptions) -> None:
+        self.concept, self._tracker, self._pool, self._options = concept, tracker, pool, options
+        self.prompt: ConceptPrompt | None = None
+        self._association: Association | None = None
+        self._resizer: MaskResizer | None = None
+        self._groups: list[ObjectGroup] = []
+        self.first_frame: int | None = None
+        """The first frame that was searched."""
+
+    @property
+    def object_ids(self) -> list[int]:
+        """Objects in the order in which they were found."""
+        return [obj for group in self._groups for obj in group.object_ids]
+
+    def start(
+        self, frame: int, size: tuple[int, int], ids: Iterator[int], features: ImageFeatures, found: Scored, others: int
+    ) -> Tracks:
+        """Search the first frame, of `size` (H, W); return the objects found as the tracks of its second pass."""
+        o, side = self._options, self._tracker.low_res_side
+        self.first_frame, self._resizer = frame, self._tracker.mask_resizer(size)
+        self._association = Association(
+            *size, o.temporal_disambiguation, o.max_objects, o.hide_unmatched_after_hotstart, ids
+        )
+        none = np.zeros((0, side, side), np.float32), np.zeros(0, np.float32)
+        decision = self._association.step(frame, found, none, prompt=True, others=others)
+        logits = self._give_birth(frame, features, found[0], decision)
+        return {obj: (mask, MASK_PROMPT_SCORE) for obj, mask in logits.items()}
+
+    def requests(self, frame: int) -> dict[int, DecodeRequest]:
+        """Return what the tracker decodes on a frame, by object."""
+        return {
+            obj: tracking_request(memory)
+            for group in self._groups
+            for obj, memory in group.select(frame, self._options.num_frames).items()
+        }
+
+    def store(self, frame: int, decoded: Mapping[int, DecoderOutput]) -> Tracks:
+        """Keep pointers and scores of the decoded objects; return their masks and scores."""
+        for group in self._groups:
+            own = {obj: decoded[obj] for obj in group.object_ids}
+            group.store(
+                frame, {obj: FrameMemory(d.obj_ptr, d.score, float(d.ious[d.selected])) for obj, d in own.items()}
+            )
+        return {obj: (decoded[obj].low_res_logits, decoded[obj].score) for obj in self.object_ids}
+
+    def associate(
+        self, frame: int, features: ImageFeatures, found: Scored | None, tracks: Tracks, others: int
+    ) -> list[Shown]:
+        """Compare detections (None: the frame was not searched) with tracks and carry the decision out; return the
+        frames that are complete. `others`: number of objects of other concepts."""
+        assert self._association is not None
+        ids, side = self.object_ids, self._tracker.low_res_side
+        logits = np.array([tracks[obj][0] for obj in ids], np.float32).reshape(len(ids), side, side)
+        scores = np.array([tracks[obj][1] for obj in ids], np.float32)
+        decision = self._association.step(frame, found, (logits, scores), others=others)
+        if found is not None:
+            self._recondition(frame, features, found[0], decision)
+        self._remember(frame, features, ids, decision)
+        if found is not None:
+            self._give_birth(frame, features, found[0], decision)
+        self._drop(decision.removed)
+        for group in self._groups:
+            group.prune(frame)
+        return decision.show
+
+    def flush(self) -> list[Shown]:
+        """Return the frames that wait to be shown."""
+        return [] if self._association is None else self._association.flush()
+
+    def remove(self, obj: int) -> None:
+        """Remove an object."""
+        assert self._association is not None
+        self._association.remove([obj])
+        self._drop([obj])
+
+    def close(self) -> None:
+        """Return the memory of all objects."""
+        for group in self._groups:
+            group.close()
+        self._groups = []
+
+    # -- decisions ------------------------------------------------------------------------------------------------
+
+    def _recondition(self, frame: int, features: ImageFeatures, detected: np.ndarray, decision: Decision) -> None:
+        """Take confident detections for the masks of their objects; the frame becomes a conditioning frame."""
+        if not decision.recondition:
+            return
+        _, prompted = self._prompt(features, detected, decision.recondition)
+        for group in self._groups:
+            own = {obj: memory for obj, memory in prompted.items() if obj in group.object_ids}
+            if own:
+                group.condition(frame, own)
+
+    def _remember(self, frame: int, features: ImageFeatures, ids: Sequence[int], decision: Decision) -> None:
+        """Write the memory of all tracks, in one batch."""
+        rows = [row for row, obj in enumerate(ids) if obj not in decision.removed]
+        if not rows:
+            return
+        logits = decision.masks
+        logits = np.where(decision.forgotten[:, None, None], np.minimum(logits, FORGOTTEN_LOGIT), logits)
+        scores = np.where(decision.present, MASK_PROMPT_SCORE, -MASK_PROMPT_SCORE)
+        blocks = [
+            block
+            for group in self._groups
+            for block in group.blocks(frame, [obj for obj in group.object_ids if obj not in decision.removed])
+        ]
+        chosen, present = list(logits[rows]), scores[rows].tolist()
+        self._tracker.encode_memory(features, chosen, [False] * len(rows), present, blocks, direct=True)
+
+    def _give_birth(
+        self, frame: int, features: ImageFeatures, detected: np.ndarray, decision: Decision
+    ) -> dict[int, np.ndarray]:
+        """Make a group of new objects, whose detections prompt them; return their low-res logits (s,s)."""
+        if not decision.births:
+            return {}
+        assert self._resizer is not None
+        masks, prompted = self._prompt(features, detected, decision.births)
+        logits = self._resizer.to_logits([self._resizer.to_source(mask) for mask in masks])
+        ids, scores = list(prompted), [memory.score for memory in prompted.values()]
+        group = ObjectGroup(self._pool, self._tracker.memory_config, self._options.temporal_disambiguation)
+        self._groups.append(group)
+        group.open(ids)
+        group.condition(frame, prompted)
+        remembered = list(self._tracker.without_overlaps(logits))
+        self._tracker.encode_memory(features, remembered, [True] * len(ids), scores, group.blocks(frame, ids))
+        return dict(zip(ids, logits, strict=True))
+
+    def _prompt(
+        self, features: ImageFeatures, detected: np.ndarray, pairs: Sequence[tuple[int, int]]
+    ) -> tuple[list[np.ndarray], dict[int, FrameMemory]]:
+        """Return the masks (P,P) of (object, query) pairs, and the memory of the objects; its maps are not written."""
+        assert self._resizer is not None
+        masks = [self._resizer.detected(detected[query]) for _, query in pairs]
+        pointers = self._tracker.mask_pointers(features, masks)
+        scores = [MASK_PROMPT_SCORE if mask.any() else -MASK_PROMPT_SCORE for mask in masks]
+        memories = (FrameMemory(pointer, score, 1.0) for pointer, score in zip(pointers, scores, strict=True))
+        return masks, dict(zip((obj for obj, _ in pairs), memories, strict=True))
+
+    def _drop(self, object_ids: Sequence[int]) -> None:
+        for group in self._groups:
+            for obj in set(object_ids) & set(group.object_ids):
+                group.remove(obj)
+        self._groups = [group for group in self._groups if group.object_ids]

@@ -1,0 +1,219 @@
+"""Concept session: finds and follows all objects of concepts through a video (rules of SAM 3's video model).
+
+Each frame is encoded once. The detector searches it for every concept, the tracker follows the objects of all concepts
+in one batch, and each concept compares the two. A concept's first frame is processed twice, as in the official code:
+once to find the objects, once as the first frame of tracking.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from ...device.base import Device
+from ...errors import PromptError
+from ...media.frame_iterables import iterate_frames
+from ...media.image_files import check_frame
+from ...prompts import Concept
+from ...results import Result
+from ...tracking.matching import AssociationOptions
+from ...tracking.object_group import blocks_per_object
+from ...tracking.session import Session, check_time, synchronized
+from ..options import ConceptOptions
+from .detector import ConceptPrompt, Detections, Detector
+from .followed import ConceptTracker, FollowedConcept, Scored, Tracks
+from .frame_queue import FrameQueue
+
+
+class ConceptNetwork(Protocol):
+    """Members of the SAM 3 network that a session uses."""
+
+    device: Device
+    detector: Detector
+    resample: Mapping[str, str]
+
+    def encode_prompt(self, concept: Concept, size: tuple[int, int]) -> ConceptPrompt:
+        """Convert a concept for frames of `size` (H, W). Raises PromptError."""
+
+
+class ConceptSession(Session):
+    """All objects of concepts in one video. Made by `Engine.session`. It may be used from any thread; see `Engine`.
+
+    With `temporal_disambiguation` results come 14 frames late, because objects that turn out to be false until then are
+    removed; `flush` returns those that wait. The memory of an object is bounded; `max_objects` bounds the objects.
+    """
+
+    def __init__(
+        self,
+        network: ConceptNetwork,
+        tracker: ConceptTracker,
+        concepts: Sequence[Concept],
+        logits: bool,
+        options: ConceptOptions,
+    ) -> None:
+        super().__init__(network.device.lock)
+        self._network, self._tracker, self._options = network, tracker, options
+        self._pool = tracker.concept_pool(blocks_per_object(tracker.memory_config))
+        self._features, self._maps = network.detector.new_features(), tracker.new_features()
+        self._concepts: dict[int, FollowedConcept] = {}
+        self._numbers, self._ids = itertools.count(1), itertools.count()
+        self._frames = FrameQueue(tracker.low_res_side, logits)
+        self._size: tuple[int, int] | None = None
+        self._num_frames = 0
+        for concept in concepts:
+            self._add(concept)
+
+    @property
+    def object_ids(self) -> tuple[int, ...]:
+        """Objects that are followed, by ascending id."""
+        return tuple(sorted(obj for followed in self._concepts.values() for obj in followed.object_ids))
+
+    @property
+    def concepts(self) -> dict[int, Concept]:
+        """Concepts by the number that `Result.prompt_ids` has."""
+        return {number: followed.concept for number, followed in self._concepts.items()}
+
+    # -- concepts -------------------------------------------------------------------------------------------------
+
+    @synchronized
+    def add_concept(self, concept: Concept) -> int:
+        """Follow another concept from the next frame on, which has its exemplars; return its number.
+
+        Raises PromptError.
+        """
+        self._check_open()
+        return self._add(Concept.of(concept))
+
+    def _add(self, concept: Concept) -> int:
+        number = next(self._numbers)
+        self._concepts[number] = FollowedConcept(concept, self._tracker, self._pool, self._options)
+        return number
+
+    @synchronized
+    def change_concept(self, number: int, concept: Concept) -> None:
+        """Search for other words or exemplars from the next frame on, which has the exemplars; the objects stay.
+
+        Raises PromptError.
+        """
+        self._check_open()
+        followed = _find(self._concepts, number)
+        followed.concept, followed.prompt = Concept.of(concept), None
+
+    @synchronized
+    def remove_concept(self, number: int) -> None:
+        """Stop following a concept and its objects. Frames that wait show them still. Raises PromptError."""
+        self._check_open()
+        followed = _find(self._concepts, number)
+        self._frames.show(number, followed.flush())
+        self._frames.forget(number)
+        followed.close()
+        del self._concepts[number]
+
+    @synchronized
+    def remove(self, obj: int) -> None:
+        """Stop following an object; frames that wait do not show it either. Raises PromptError."""
+        self._check_open()
+        for followed in self._concepts.values():
+            if obj in followed.object_ids:
+                return followed.remove(obj)
+        raise PromptError(f"there is no object {obj!r}; objects: {', '.join(map(str, self.object_ids)) or 'none'}")
+
+    # -- frames ---------------------------------------------------------------------------------------------------
+
+    @synchronized
+    def push(self, frame: Any, *, time: float | None = None) -> list[Result]:
+        """Take one frame, uint8 RGB (H,W,3); return the results that are final, of this frame or of earlier ones.
+
+        `time`: seconds from the first frame, for `Result.time`. Raises VideoError for an invalid frame or another size,
+        PromptError for an exemplar outside the frame.
+        """
+        self._check_open()
+        time, index = check_time(time), self._num_frames
+        frame = check_frame(frame, index, self._size)
+        size = frame.shape[:2]
+        for followed in self._concepts.values():
+            followed.prompt = followed.prompt or self._network.encode_prompt(followed.concept, size)
+        self._size = size
+        with self._close_on_error():
+            self._frames.add(index, time, self._concepts)
+            self._step(index, frame)
+            self._num_frames = index + 1
+        return self._frames.release(size)
+
+    @synchronized
+    def flush(self) -> list[Result]:
+        """Return the results of the frames that wait, at the end of a video."""
+        self._check_open()
+        for number, followed in self._concepts.items():
+            self._frames.show(number, followed.flush())
+        return self._frames.release(self._size)
+
+    def stream(self, frames: Any) -> Iterator[Result]:
+        """Push every frame, then flush; yield each result when it is final.
+
+        frames  a `VideoReader`, anything that `open_video` opens, or an iterable of arrays or image files
+        """
+        for frame, time in iterate_frames(frames):
+            yield from self.push(frame, time=time)
+        yield from self.flush()
+
+    def _release(self) -> None:
+        for followed in self._concepts.values():
+            followed.close()
+
+    def _step(self, frame: int, image: np.ndarray) -> None:
+        self._network.detector.encode_image(image, self._network.resample["video"], self._features)
+        self._tracker.encode_trunk(self._features.trunk, self._maps)
+        found, tracks = self._detect(frame), self._track(frame)
+        for number, followed in self._concepts.items():
+            others = sum(len(other.object_ids) for other in self._concepts.values() if other is not followed)
+            if followed.first_frame is None:
+                size: tuple[int, int] = image.shape[:2]
+                tracks |= followed.start(frame, size, self._ids, self._maps, found[number], others)
+            self._frames.show(number, followed.associate(frame, self._maps, found.get(number), tracks, others))
+
+    def _detect(self, frame: int) -> dict[int, Scored]:
+        """Search the frame for the concepts whose turn it is."""
+        every = self._options.detect_every
+        due = {
+            number: followed
+            for number, followed in self._concepts.items()
+            if followed.first_frame is None or (frame - followed.first_frame) % every == 0
+        }
+        prompts = []
+        for followed in due.values():
+            prompt = followed.prompt
+            assert prompt is not None
+            if len(prompt.boxes) and prompt.geometry is None:  # exemplars are seen on the frame that they lie on
+                prompt = replace(prompt, geometry=self._network.detector.encode_geometry(self._features, prompt))
+                followed.prompt = prompt
+            prompts.append(prompt)
+        detections = self._network.detector.detect(self._features, prompts, AssociationOptions().detection)
+        return {number: _scored(found) for number, found in zip(due, detections, strict=True)}
+
+    def _track(self, frame: int) -> Tracks:
+        """Decode all objects of all concepts, in one batch; nothing is remembered yet."""
+        requests = {o: r for followed in self._concepts.values() for o, r in followed.requests(frame).items()}
+        decoded = dict(zip(requests, self._tracker.decode(self._maps, list(requests.values())), strict=True))
+        tracks: Tracks = {}
+        for followed in self._concepts.values():
+            tracks |= followed.store(frame, decoded)
+        return tracks
+
+
+def _find(concepts: Mapping[int, FollowedConcept], number: int) -> FollowedConcept:
+    if number not in concepts:
+        have = ", ".join(map(str, concepts)) or "none"
+        raise PromptError(f"there is no concept {number!r}; concepts: {have}")
+    return concepts[number]
+
+
+def _scored(found: Detections) -> Scored:
+    """Return the masks and the scores of kept queries; the official code passes scores on as logits within +-10."""
+    p = found.probability[found.kept].astype(np.float64)
+    logits = np.log(np.maximum(p, 1e-3) / np.maximum(1 - p, 1e-3)).clip(-10, 10)
+    return found.low_res_logits, (1 / (1 + np.exp(-logits))).astype(np.float32)

@@ -24,16 +24,22 @@ from runtime.bundle.manifest import Manifest
 
 
 def network(name: str, variant: str, **text: int) -> tuple[Any, Any]:
-    """Return (module of `export.networks`, model with random weights). `text`: sizes of SAMWISE's text tower."""
+    """Return (module of `export.networks`, model with random weights). `text`: sizes of SAMWISE's text tower.
+
+    SAM 3 is published in one size, `large`; its `tiny` is that of the tests.
+    """
     import torch
 
     from export.layers.roberta import TextConfig
-    from export.models import sam2, samwise
+    from export.models import sam2, sam3, samwise
     from export.models.sam import SamConfig
     from export.networks import sam2 as sam2_network
+    from export.networks import sam3 as sam3_network
     from export.networks import samwise as samwise_network
 
     torch.manual_seed(0)
+    if name == "sam3":
+        return sam3_network, sam3.Sam3(sam3.Sam3Config() if variant == "large" else sam3.tiny_test_config())
     trunk = PUBLISHED_TRUNKS[variant]
     if name == "sam2":
         return sam2_network, sam2.Sam2(sam2.Sam2Config(SamConfig(hiera=trunk, pointer_positions=True)))
@@ -96,7 +102,7 @@ def table(folder: Path, library: build.Library) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_table", description=__doc__.splitlines()[0])
-    parser.add_argument("network", choices=("samwise", "sam2"))
+    parser.add_argument("network", choices=("samwise", "sam2", "sam3"))
     parser.add_argument("variant", choices=tuple(PUBLISHED_TRUNKS))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -7,55 +7,36 @@ import math
 import torch
 from torch import Tensor
 
+LARGEST = 4
+"""Side of a box, as a multiple of the map's, up to which all points are sampled; of larger boxes, the first ones."""
 
-def roi_align(maps_bchw: Tensor, boxes_bk4: Tensor, side: int) -> Tensor:
-    """Average the features of boxes x0, y0, x1, y1 in cells of the map, as (B*K,C,side,side).
+
+def roi_align(maps_bhwc: Tensor, boxes_bk4: Tensor, side: int) -> Tensor:
+    """Average the features of boxes x0, y0, x1, y1 in cells of the map, as (B,K,C,side,side).
 
     Coordinates are not shifted by half a cell, sides are at least 1, ceil(size / side) points per bin and axis are
-    sampled, and points outside [-1, size] count as 0: torchvision's `roi_align` with its defaults. A traced graph has
-    ONNX's RoiAlign, which computes the same.
+    sampled, and points outside [-1, size] count as 0: torchvision's `roi_align` with its defaults. The points form a
+    grid, so that the average is one product for the rows and one for the columns; ONNX's RoiAlign, which computes the
+    same, is unknown to TensorRT-RTX.
     """
-    batch, count = boxes_bk4.shape[:2]
-    boxes = boxes_bk4.flatten(0, 1)
-    index = torch.arange(batch, device=boxes.device)[:, None].expand(batch, count).flatten()
-    if torch.compiler.is_exporting():
-        return torch.onnx.ops.symbolic(
-            "RoiAlign",
-            (maps_bchw, boxes, index),
-            {
-                "mode": "avg",
-                "output_height": side,
-                "output_width": side,
-                "sampling_ratio": 0,
-                "spatial_scale": 1.0,
-                "coordinate_transformation_mode": "output_half_pixel",
-            },
-            dtype=maps_bchw.dtype,
-            shape=(boxes.shape[0], maps_bchw.shape[1], side, side),
-            version=16,
-        )
-    pooled = [_pool(maps_bchw[int(i)], box, side) for i, box in zip(index, boxes, strict=True)]
-    return torch.stack(pooled) if pooled else maps_bchw.new_zeros(0, maps_bchw.shape[1], side, side)
+    x0, y0, x1, y1 = boxes_bk4.unbind(-1)
+    _, height, width, _ = maps_bhwc.shape
+    rows, columns = _weights(y0, y1, side, height), _weights(x0, x1, side, width)
+    pooled = (rows.flatten(1, 2) @ maps_bhwc.flatten(2)).unflatten(1, rows.shape[1:3]).unflatten(3, (width, -1))
+    return (columns[:, :, None] @ pooled).permute(0, 1, 4, 2, 3)
 
 
-def _pool(map_chw: Tensor, box_4: Tensor, side: int) -> Tensor:
-    rows = _weights(box_4[1], box_4[3], side, map_chw.shape[1])
-    columns = _weights(box_4[0], box_4[2], side, map_chw.shape[2])
-    return rows @ map_chw @ columns.T
-
-
-def _weights(low: Tensor, high: Tensor, side: int, size: int) -> Tensor:
-    """Return the weight of each cell of one axis in each bin: (side,size)."""
-    length = (high - low).clamp(min=1.0)
-    points = math.ceil(float(length) / side)
-    steps = (torch.arange(side * points, device=low.device) + 0.5) / points
-    at = low + steps * (length / side)
-    inside = (at >= -1.0) & (at <= size)
-    at = at.clamp(0, size - 1)
-    first = at.floor().clamp(max=max(size - 2, 0)).long()
-    fraction = at - first
-    weights = at.new_zeros(len(at), size)
-    rows = torch.arange(len(at), device=low.device)
-    weights[rows, first] += torch.where(inside, 1 - fraction, 0.0)
-    weights[rows, (first + 1).clamp(max=size - 1)] += torch.where(inside, fraction, 0.0)
-    return weights.unflatten(0, (side, points)).mean(1)
+def _weights(low_bk: Tensor, high_bk: Tensor, side: int, size: int) -> Tensor:
+    """Return the weight of each cell of one axis in each bin: (B,K,side,size)."""
+    bins = torch.arange(side, dtype=torch.float32, device=low_bk.device)
+    points = torch.arange(math.ceil(LARGEST * size / side), dtype=torch.float32, device=low_bk.device)
+    cells = torch.arange(size, dtype=torch.float32, device=low_bk.device)
+    step = (high_bk - low_bk).clamp(min=1.0) / side
+    sampled = points < step[..., None]  # as points < ceil(step)
+    count = sampled.float().sum(-1, keepdim=True)
+    offset = bins[:, None] + ((points + 0.5) / count)[:, :, None]
+    at = low_bk[..., None, None] + offset * step[..., None, None]
+    inside = (at >= -1.0) & (at <= size) & sampled[:, :, None]
+    near = 1.0 - (at.clamp(0, size - 1)[..., None] - cells).abs()
+    weights = torch.where(inside[..., None], near.clamp(min=0), 0.0).sum(3)
+    return weights / count[..., None]

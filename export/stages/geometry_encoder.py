@@ -44,8 +44,9 @@ class GeometryEncoder(nn.Module):
         channels = self.boxes_pos_enc_project.in_features // 2 - 1
         code = torch.cat((sine_values(cy, channels), sine_values(cx, channels), h[..., None], w[..., None]), -1)
         corners = torch.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), -1) * self.side
-        maps = self.img_pre_norm(level_bnd).transpose(1, 2).unflatten(2, (self.side, self.side))
-        pooled = self.boxes_pool_project(roi_align(maps, corners, ROI)).flatten(1).unflatten(0, boxes_bk4.shape[:2])
+        maps = self.img_pre_norm(level_bnd).unflatten(1, (self.side, self.side))
+        pooled = roi_align(maps, corners, ROI).flatten(0, 1)
+        pooled = self.boxes_pool_project(pooled).flatten(1).unflatten(0, boxes_bk4.shape[:2])
         direct = self.boxes_direct_project(boxes_bk4) + pooled + self.boxes_pos_enc_project(code)
         return direct + self.label_embed(labels_bk)
 

@@ -146,7 +146,7 @@ def test_roi_align_equals_sampling_point_by_point(side):
     helper = pytest.importorskip("helpers.transformers_sam3")
     maps = torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([ROIS, ROIS[::-1]])
-    got = roi_align(maps, boxes, side).unflatten(0, boxes.shape[:2]).numpy()
+    got = roi_align(maps.permute(0, 2, 3, 1), boxes, side).numpy()
     for b, k in np.ndindex(*boxes.shape[:2]):
         want = helper.roi_align(maps[b].double().numpy(), boxes[b, k].tolist(), side)
         np.testing.assert_allclose(got[b, k], want, atol=1e-5)

@@ -191,6 +191,18 @@ def test_every_stage_builds_in_half_for_every_target(name, rtx, tmp_path):
 
 
 @pytest.mark.slow
+def test_every_stage_of_the_toy_sam3_builds(rtx, tmp_path, shared_traces):
+    """Its operators and shapes; `python -m benchmarks.engine_table sam3 large` builds the published size."""
+    pytest.importorskip("torch")
+    module, model = network("sam3", "tiny")
+    stages = module.stages(model.eval())
+    folder = half_graphs(stages, tmp_path / "sam3", module.settings(model))
+    entries = build.build_bundle(choose(folder), rtx, report=lambda line: None)
+    assert {e.stage for e in entries} == {s.name for s in stages}
+    assert all(e.capabilities == build.TARGETS for e in entries)
+
+
+@pytest.mark.slow
 def test_scratch_size_shows_that_memory_attention_is_fused(rtx, tmp_path):
     """One layer at full memory. The score matrix alone, 4096 x 24,636 in half, is 202 MB; a variant with
     values narrower than keys has it in its scratch, the variant for TensorRT has not."""

@@ -97,7 +97,7 @@ def _add_input(parser: Parser) -> None:
     add("--video", "--image", action=_StoreSource, nargs="+", metavar="SOURCE", help=f"{source} {default}")
     add("--stride", type=_positive, default=1, metavar="N", help="process every N-th frame only")
     add("--max-frames", type=_positive, metavar="N", help="stop after N frames")
-    strict = "end with an error at damage in a video file, instead of leaving the damaged frames out with a note"
+    strict = "end with an error at damage in a video or image, instead of leaving the damaged frames out with a note"
     add("--strict", action="store_true", help=strict)
     columns = 'CSV with the columns picture,sentence, or JSON {"a.jpg": ["the dog", "the cat"]}'
     add("--sentences", metavar="FILE", help=f"sentences for a folder of images: {columns}")

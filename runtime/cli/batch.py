@@ -3,7 +3,7 @@
 The list is CSV with a header line (`picture,sentence`, one line per sentence) or JSON, either
 `{"a.jpg": ["the dog", "the cat"]}` or `[{"picture": "a.jpg", "sentences": ["the dog", "the cat"]}]`. Every image has a
 folder of its own in --out, named by its stem or by its whole name where stems are equal, with the files of a run on one
-image; those written before a run is stopped stay.
+image; those written before a run is stopped stay. An image that fails does not end the batch, but gives exit code 2.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _parse_json(path: Path) -> Iterator[tuple[str, Any, Any]]:
 
 
 def run(args: argparse.Namespace, load: Callable[..., Engine]) -> int:
-    """Run the batch and return the exit code. Raises UserError before the engine loads if an image is missing."""
+    """Run the batch and return the exit code. Raises UserError, if an image is missing before the engine loads."""
     if not isinstance(args.video, str) or not Path(args.video).is_dir():
         raise UserError("--sentences needs a folder of images: --image FOLDER")
     if args.prompt_args or args.auto:
@@ -108,26 +108,41 @@ def run(args: argparse.Namespace, load: Callable[..., Engine]) -> int:
     if args.masks:
         check_ids([most])
     max_objects, start = choose_max_objects(args, most), time.perf_counter()
+    failed: dict[str, UserError] = {}
     with load(max_objects=max_objects) as engine:
         for image, prompts in sentences.items():
-            _segment(args, engine, folder / image, names[image], prompts)
+            try:
+                _segment(args, engine, folder / image, names[image], prompts)
+            except UserError as error:  # of this image; the others are not affected
+                failed[image] = error
+                print(f"{image}: failed: {error}", file=sys.stderr)
+                continue
             if not args.json:
                 print(f"{image}: {len(prompts)} sentence{'s' * (len(prompts) > 1)}", file=sys.stderr)
-    _print_totals(args, len(sentences), sum(map(len, sentences.values())), time.perf_counter() - start)
+    done = {image: prompts for image, prompts in sentences.items() if image not in failed}
+    _print_totals(args, done, failed, time.perf_counter() - start)
+    if failed:
+        first = next(iter(failed))
+        raise UserError(f"{len(failed)} of {len(sentences)} images failed, the first one {first}: {failed[first]}")
     return 0
 
 
-def _print_totals(args: argparse.Namespace, images: int, sentences: int, seconds: float) -> None:
+def _print_totals(
+    args: argparse.Namespace, done: dict[str, list[Text]], failed: dict[str, UserError], seconds: float
+) -> None:
+    sentences = sum(map(len, done.values()))
     if args.json:
-        totals = {"pictures": images, "sentences": sentences, "seconds": round(seconds, 3), "out": str(args.out)}
-        print(json.dumps(totals))
+        totals = {"pictures": len(done), "sentences": sentences, "seconds": round(seconds, 3), "out": str(args.out)}
+        print(json.dumps({**totals, "failed": {image: str(error) for image, error in failed.items()}}))
     else:
-        print(f"{images} images, {sentences} sentences in {seconds:.1f} s; written: {args.out}")
+        print(f"{len(done)} images, {sentences} sentences in {seconds:.1f} s; written: {args.out}")
 
 
 def _segment(args: argparse.Namespace, engine: Engine, path: Path, name: str, prompts: list[Text]) -> None:
-    """Segment one image and write its files."""
+    """Segment one image and write its files. Raises UserError, and then leaves no files of an earlier run."""
     notes: list[str] = []
+    for earlier in OutputFolder(Path(args.out) / name, args.overlay, args.masks, is_image=True).check():
+        earlier.unlink(missing_ok=True)
     frame, start = read_image(path, notes), time.perf_counter()
     result = engine.image(frame).refer(prompts)
     seconds = time.perf_counter() - start

@@ -156,14 +156,14 @@ class PromptSet:
                 except PromptError as error:
                     raise PromptError(f"object {obj}, frame {frame}: {error}") from None
 
-    def unused(self, stride: int, num_frames: int) -> list[str]:
-        """Describe the prompts on frames after the `num_frames` that were processed."""
-        last = (num_frames - 1) * stride
+    def unused(self, processed: Sequence[int]) -> list[str]:
+        """Describe the prompts on frames other than those that were processed, by their numbers in the source."""
+        last, numbers = processed[-1] if processed else -1, set(processed)
         return [
             f"frame {frame} did not come (the last one is {last}); not used: "
             + ", ".join(f"{' and '.join(p.label for p in parts)} of {self.labels[o]}" for o, parts in objects.items())
             for frame, objects in sorted(self.prompts.items())
-            if frame > last
+            if frame not in numbers
         ]
 
     def by_index(self, stride: int) -> dict[int, dict[int, list[VisualPrompt]]]:

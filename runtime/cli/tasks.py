@@ -72,16 +72,19 @@ def prompt_task(engine: Engine, prompts: PromptSet, video: VideoReader) -> Task:
     """Track objects given by points, boxes or masks, each from its first prompt on. Raises UserError."""
     video.notes.extend(prompts.notes)
     session = engine.live()
-    stream = partial(_track, session, prompts.by_index(video.stride))
-    unused = partial(prompts.unused, video.stride)
+    stream = partial(_track, session, prompts.by_index(video.stride), video)
+
+    def unused(num_frames: int) -> list[str]:
+        return prompts.unused(list(map(video.frame_number, range(num_frames))))
+
     return Task(prompts.labels, {obj: obj for obj in prompts.labels}, stream, session, unused=unused)
 
 
 def _track(
-    session: LiveSession, prompts: Mapping[int, Mapping[int, Any]], frames: Iterable[np.ndarray]
+    session: LiveSession, prompts: Mapping[int, Mapping[int, Any]], video: VideoReader, frames: Iterable[np.ndarray]
 ) -> Iterator[Result]:
     for index, frame in enumerate(frames):
-        yield from session.push(frame, prompts.get(index))
+        yield from session.push(frame, prompts.get(video.frame_number(index) // video.stride))
 
 
 def automatic_task(engine: Engine, video: VideoReader) -> Task:

@@ -57,10 +57,16 @@ def read_image(path: Path, notes: list[str] | None = None) -> np.ndarray:
         return _read_page(image, path)
 
 
-def read_pages(path: Path, stride: int, notes: list[str]) -> Iterator[Frame]:
-    """Read every `stride`-th page of an image, or frame of an animation with its time. Raises VideoError."""
+def read_pages(path: Path, stride: int, notes: list[str], left_out: list[int] | None = None) -> Iterator[Frame]:
+    """Read every `stride`-th page of an image, or frame of an animation with its time. Raises VideoError.
+
+    left_out  positions of damaged pages, after the stride, which are left out if others follow. None: they are errors.
+    """
     with _opened(path) as image:
         pages, shown = _pages(image), 0.0
+        if image.format == "TIFF" and len(pages) > 1:
+            yield from _read_tiff(image, path, pages, stride, notes, left_out)
+            return
         for position, page in enumerate(pages):
             name = f"{path}, page {position + 1} of {len(pages)}" if len(pages) > 1 else path
             with _report_damage(name):
@@ -73,6 +79,31 @@ def read_pages(path: Path, stride: int, notes: list[str]) -> Iterator[Frame]:
             if array is not None:
                 yield Frame(array, shown if duration is not None else None)
             shown += duration or 0.0
+
+
+def _read_tiff(
+    image: Image.Image, path: Path, pages: Sequence[int], stride: int, notes: list[str], left_out: list[int] | None
+) -> Iterator[Frame]:
+    """Read pages that do not depend on each other. Damage up to the end of the file is an error: it is cut short."""
+    errors: list[VideoError] = []
+    for position in range(0, len(pages), stride):
+        name = f"{path}, page {position + 1} of {len(pages)}"
+        try:
+            with _report_damage(name):
+                _seek(image, pages[position], name)
+                array = _read_page(image, name)
+        except VideoError as error:
+            if left_out is None:
+                raise
+            left_out.append(position // stride)
+            errors.append(error)
+            continue
+        notes += [f"left out: {error}" for error in errors]
+        notes += _range_note(image, path) if position == 0 else []
+        errors.clear()
+        yield Frame(array)
+    if errors:
+        raise errors[0]
 
 
 def count_pages(path: Path) -> int:

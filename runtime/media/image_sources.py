@@ -20,28 +20,28 @@ FOLDER_FPS = 24.0
 """Frame rate assumed for a folder of images: that of DAVIS."""
 
 MAX_LISTED = 20
-"""File names that a message lists."""
+"""File names that a message lists, and images that cannot be read."""
 
 READABLE = ".png .jpg .webp .tif .bmp .gif ..."
 
 
-def open_image_file(path: Path, pages: int, stride: int) -> Source:
+def open_image_file(path: Path, pages: int, stride: int, strict: bool = False) -> Source:
     """Open an image file of `pages` pages."""
     duration = first_duration(path) if pages > 1 else None
-    notes: list[str] = []
-    return Source(
+    source = Source(
         str(path),
         (1 / duration if duration else FOLDER_FPS) / stride,
         -(-pages // stride),
-        read_pages(path, stride, notes),
+        iter(()),
         count_is_exact=True,
         names=PictureNames([path.name], unique_names([path.name])) if pages == 1 else None,
-        notes=notes,
         files=[path],
     )
+    source.frames = read_pages(path, stride, source.notes, None if strict else source.left_out)
+    return source
 
 
-def open_folder(folder: Path, stride: int) -> Source:
+def open_folder(folder: Path, stride: int, strict: bool = False) -> Source:
     """Open the images of a folder in natural order of their names: one frame each."""
     entries = sorted(os.scandir(folder), key=lambda entry: natural_key(entry.name))
     reasons = {entry.name + "/" * entry.is_dir(): _reason(entry) for entry in entries}
@@ -51,14 +51,14 @@ def open_folder(folder: Path, stride: int) -> Source:
         there = "; ".join(_left_out_notes(left_out)) or "it is empty"
         raise VideoError(f"{folder}: no images in this folder (looked for {READABLE}): {there}")
     if len(files) == 1 and (pages := count_pages(files[0])) > 1:
-        source = open_image_file(files[0], pages, stride)
+        source = open_image_file(files[0], pages, stride, strict)
     else:
-        source = _sequence(str(folder), files, [file.name for file in files], stride)
+        source = _sequence(str(folder), files, [file.name for file in files], stride, strict)
     source.notes += _left_out_notes(left_out)
     return source
 
 
-def open_files(files: Sequence[str | Path], stride: int, name: str | None = None) -> Source:
+def open_files(files: Sequence[str | Path], stride: int, strict: bool = False, name: str | None = None) -> Source:
     """Open a list of images in its order: one frame each. `name` for messages. Raises VideoError for other files."""
     paths = [Path(file) for file in files]
     if not paths:
@@ -71,10 +71,10 @@ def open_files(files: Sequence[str | Path], stride: int, name: str | None = None
             raise VideoError(f"{path}: not an image; a list holds images, and a video is given alone")
     common = os.path.commonpath([path.absolute().parent for path in paths])
     names = [os.path.relpath(path.absolute(), common).replace(os.sep, "_") for path in paths]
-    return _sequence(name or f"{paths[0]} ... {paths[-1].name}", paths, names, stride)
+    return _sequence(name or f"{paths[0]} ... {paths[-1].name}", paths, names, stride, strict)
 
 
-def open_pattern(text: str, stride: int) -> Source | Path | None:
+def open_pattern(text: str, stride: int, strict: bool = False) -> Source | Path | None:
     """Open what a pattern such as `frames/*.jpg` or `frames/%05d.png` names: images, or the path of a single file.
 
     Returns None if `text` is no pattern. Raises VideoError if nothing fits it.
@@ -92,7 +92,7 @@ def open_pattern(text: str, stride: int) -> Source | Path | None:
     if not files:
         there = f", only {_listed(list(left_out))}; give one of them" if left_out else ""
         raise VideoError(f"{text}: no image has such a name{there}")
-    source = open_files(files, stride, text)
+    source = open_files(files, stride, strict, text)
     source.notes += _left_out_notes(left_out)
     if missing_numbers:
         source.notes.append(f"{text}: there is no file for {missing_numbers}")
@@ -125,18 +125,32 @@ def _numbered(text: str) -> tuple[list[str], str]:
     return [files[n] for n in numbers], f"{gaps} of the numbers {numbers[0]} to {numbers[-1]}" if gaps else ""
 
 
-def _sequence(name: str, files: Sequence[Path], names: Sequence[str], stride: int) -> Source:
-    notes: list[str] = []
-    pictures = PictureNames(names, unique_names(names))
-    frames = _read_files(files[::stride], notes)
-    source = Source(name, FOLDER_FPS / stride, -(-len(files) // stride), frames, count_is_exact=True, notes=notes)
-    source.names, source.files = pictures, files
+def _sequence(name: str, files: Sequence[Path], names: Sequence[str], stride: int, strict: bool) -> Source:
+    source = Source(name, FOLDER_FPS / stride, -(-len(files) // stride), iter(()), count_is_exact=True)
+    source.names, source.files = PictureNames(names, unique_names(names)), files
+    source.frames = _read_files(source, files[::stride], strict)
     return source
 
 
-def _read_files(files: Sequence[Path], notes: list[str]) -> Iterator[Frame]:
-    for file in files:
-        yield Frame(read_image(file, notes))
+def _read_files(source: Source, files: Sequence[Path], strict: bool) -> Iterator[Frame]:
+    """Read images. Those that cannot be read are left out with a note, unless `strict` or there are no others."""
+    errors: list[VideoError] = []
+    try:
+        for position, file in enumerate(files):
+            try:
+                array = read_image(file, source.notes)
+            except VideoError as error:
+                if strict:
+                    raise
+                source.left_out.append(position)
+                errors.append(error)
+                continue
+            yield Frame(array)
+    finally:
+        source.notes += [f"left out: {error}" for error in errors[:MAX_LISTED]]
+        source.notes += [f"left out: {len(errors) - MAX_LISTED} more images"] * (len(errors) > MAX_LISTED)
+    if len(errors) == len(files):
+        raise errors[0]
 
 
 def _reason(entry: os.DirEntry[str] | Path) -> str | None:

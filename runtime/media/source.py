@@ -35,6 +35,7 @@ class Source:
     start   time of the first frame in the file, where its sound counts from
     path    the video file, for what else is in it, such as sound
     files   the files that it reads
+    left_out  positions of the pictures and pages that cannot be read, after the stride, as far as that is known
     sample_aspect_ratio  width of a pixel by its height, as shown
     """
 
@@ -49,4 +50,5 @@ class Source:
     start: float = 0.0
     path: Path | None = None
     files: Sequence[Path] = ()
+    left_out: list[int] = field(default_factory=list)
     sample_aspect_ratio: Fraction = Fraction(1)

@@ -43,7 +43,8 @@ class VideoReader:
     fps       frames per second after the stride; an estimate for some files
     size      (height, width)
     count     number of frames to come; None for a camera
-    count_is_exact  False where `count` is what a header promises: more or fewer frames may come; 1 is always exact
+    count_is_exact  False where `count` is what a header promises: more or fewer frames may come; 1 is always exact.
+            Images that cannot be read are left out, and counted
     max_count  number of frames that is not exceeded, for certain; None if unknown
     live      a camera or network stream: frames that inference is too slow for are dropped, oldest first
     dropped   number of dropped frames so far
@@ -62,7 +63,7 @@ class VideoReader:
         self.stride = stride
         self.files = source.files
         self.names = source.names
-        self._delivered = 0
+        self._delivered, self._left_out = 0, source.left_out
         self._times: deque[float | None] = deque(maxlen=LIVE_TIMES if source.live else None)
         first = next(source.frames, None)
         if first is None:
@@ -70,7 +71,7 @@ class VideoReader:
         frames = _and_rest(source, first)
         limits = [n for n in (source.count, max_frames) if n is not None]
         self.count = min(limits) if limits else None
-        self.count_is_exact = source.count_is_exact or max_frames == 1
+        self._count_is_exact = source.count_is_exact or max_frames == 1
         self.max_count = self.count if source.count_is_exact else max_frames
         self.path, self.start, self.sample_aspect_ratio = source.path, source.start, source.sample_aspect_ratio
         self.size: tuple[int, int] = first.array.shape[:2]
@@ -78,6 +79,10 @@ class VideoReader:
         self._decoder = _Decoder(source, itertools.islice(_same_size(source.name, frames), max_frames), depth)
         # The thread references the decoder and not this object, so that collecting this object ends the thread.
         weakref.finalize(self, self._decoder.stop)
+
+    @property
+    def count_is_exact(self) -> bool:
+        return self._count_is_exact and not self._left_out
 
     @property
     def dropped(self) -> int:
@@ -93,12 +98,23 @@ class VideoReader:
         """True after `close`, and when all frames are delivered."""
         return self._decoder.stopped
 
+    def frame_number(self, index: int) -> int:
+        """Return the number of frame `index` (0-based, after the stride) in the source. It must have been delivered.
+
+        Pictures and pages that cannot be read have a number.
+        """
+        for position in self._left_out:  # in order
+            if position > index:
+                break
+            index += 1
+        return index * self.stride
+
     def frame_name(self, index: int) -> str:
         """Return the file stem for frame `index` (0-based, after the stride): its own, or its number in the source.
 
         Stems of pictures that differ only in their endings have them; numbers have digits enough to sort by name.
         """
-        number = index * self.stride
+        number = self.frame_number(index)
         if self.names is not None:
             return self.names.unique[number]
         bound = self.max_count or (self.count and 2 * self.count)  # twice an estimate
@@ -152,7 +168,7 @@ def open_video(
 
     stride      deliver every stride-th frame
     max_frames  deliver at most this many frames
-    strict      end with an error at the first damaged packet of a file, instead of leaving it out with a note
+    strict      end with an error at the first damaged packet or image, instead of leaving it out with a note
 
     The first frame is decoded here, so that an unreadable source fails at once. Raises VideoError.
     """

@@ -32,7 +32,7 @@ def open_source(source: VideoSource, stride: int = 1, strict: bool = False) -> S
     strict  damage in a file is an error, and not left out and noted
     """
     if isinstance(source, Sequence) and not isinstance(source, str):
-        return open_files(source, stride)
+        return open_files(source, stride, strict)
     text = str(source)
     if isinstance(source, int) or (re.fullmatch(r"\d{1,3}", text) and not Path(text).exists()):
         return open_camera(int(text), stride)
@@ -54,14 +54,14 @@ def _open_path(path: Path, stride: int, strict: bool) -> Source:
         if _BARE_ADDRESS.search(str(path)):
             shown = hide_secrets(f"rtsp://{path}")[7:]
             raise VideoError(f"{shown}: no such file; an address begins with its scheme, like rtsp:// or https://")
-        found = open_pattern(str(path), stride)
+        found = open_pattern(str(path), stride, strict)
         if isinstance(found, Source):
             return found
         path = found or path.expanduser()
     if not path.exists():
         raise VideoError(missing(path))
     if path.is_dir():
-        return open_folder(path, stride)
+        return open_folder(path, stride, strict)
     if path.is_char_device():
         return open_device(str(path), str(path), "v4l2", stride)
     if path.stat().st_size == 0:
@@ -70,4 +70,4 @@ def _open_path(path: Path, stride: int, strict: bool) -> Source:
     if placeholder is not None:
         raise VideoError(f"{path}: {placeholder}")
     pages = count_pages(path)
-    return open_image_file(path, pages, stride) if pages else open_video_file(path, stride, strict)
+    return open_image_file(path, pages, stride, strict) if pages else open_video_file(path, stride, strict)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from helpers import media
 from helpers import toy_samwise as toy_bundle
+from runtime.cli.app import main
 
 ROOT = Path(__file__).parents[2].parent
 PROMPT = ["--tokens", "0,5,2"]
@@ -152,8 +153,47 @@ def test_a_damaged_image_in_a_folder(toy, files, tmp_path):
     for i in range(6):
         Image.fromarray(np.random.default_rng(i).integers(0, 255, (30, 40, 3), np.uint8)).save(folder / f"{i}.png")
     (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:2000])
-    assert_fails(run(toy, folder, tmp_path), 2, "3.png", "damaged or cut short")
+    assert_fails(run(toy, folder, tmp_path, "--strict"), 2, "3.png", "damaged or cut short")
     assert assert_kept(tmp_path, 3) == 3
+
+
+@pytest.mark.parametrize("damaged", [[3], [0], [5], [0, 1, 4]])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_damaged_images_in_a_folder_are_left_out(toy, tmp_path, damaged, stride):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(6):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (30, 40, 3), np.uint8)).save(folder / f"{i}.png")
+    for i in damaged:
+        (folder / f"{i}.png").write_bytes((folder / f"{i}.png").read_bytes()[:2000])
+    command = ["--engine", str(toy), "--video", str(folder), "--out", str(tmp_path / "out"), *PROMPT]
+    code = main([*command, "--stride", str(stride)])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    right = [str(i) for i in range(0, 6, stride) if i not in damaged]
+    assert code == 0 and results["complete"] and [frame["name"] for frame in results["frames"]] == right
+    assert sorted(path.stem for path in (tmp_path / "out" / "masks").iterdir()) == right
+    notes = " ".join(results["notes"])
+    assert all((f"{i}.png" in notes) == (i in damaged and i % stride == 0) for i in range(6))
+
+
+@pytest.mark.parametrize("damaged, code", [([0, 2], 0), ([1, 4], 0), ([3], 2)])
+def test_prompts_are_on_the_images_that_they_name(toy_sam2_bundle, tmp_path, damaged, code):
+    """Frames count all images of a folder, also those that cannot be read."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(6):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (30, 40, 3), np.uint8)).save(folder / f"{i}.png")
+    for i in damaged:
+        (folder / f"{i}.png").write_bytes((folder / f"{i}.png").read_bytes()[:2000])
+    command = ["--engine", str(toy_sam2_bundle), "--video", str(folder), "--out", str(tmp_path / "out")]
+    assert main([*command, "--box", "5,5,20,20@3", "--box", "9,9,20,20@name:5"]) == code
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    objects = {frame["name"]: {o["id"] for o in frame["objects"]} for frame in results["frames"]}
+    assert objects["5"] >= ({1, 2} if code == 0 else {2}) and not objects["1" if 0 in damaged else "0"]
+    if code == 0:
+        assert objects["3"] == {1}
+    else:
+        assert any("frame 3 did not come" in note for note in results["notes"])
 
 
 def test_a_folder_without_images(toy, tmp_path):

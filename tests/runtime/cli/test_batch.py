@@ -134,6 +134,29 @@ def test_every_image_has_a_folder_of_its_own_inside_the_output(bundle, pictures,
         assert (len(data["notes"]) == 1 and "first of its 2 pages" in data["notes"][0]) == (folder == "pages")
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
+def test_a_failure_is_told_and_does_not_end_the_batch(bundle, pictures, tmp_path, damage, as_json, capsys):
+    sentences = {"a.png": ["dog"], "b.png": ["dog"], "sub/c.png": ["cat", "dog"]}
+    (tmp_path / "l.json").write_text(json.dumps(sentences))
+    options = ["--json"] if as_json else []
+    assert run_batch(bundle, pictures, tmp_path / "l.json", tmp_path / "out", *options) == 0
+    capsys.readouterr()
+    data = (pictures / "b.png").read_bytes()
+    (pictures / "b.png").write_bytes({"cut": data[: len(data) // 2], "empty": b"", "text": b"hello"}[damage])
+    assert run_batch(bundle, pictures, tmp_path / "l.json", tmp_path / "out", *options) == 2
+    out, error = capsys.readouterr()
+    last = error.splitlines()[-1]
+    assert "b.png: failed: " in error and last.startswith("error: 1 of 3 images failed, the first one b.png: ")
+    if as_json:
+        totals = json.loads(out)
+        assert (totals["pictures"], totals["sentences"], list(totals["failed"])) == (2, 3, ["b.png"])
+    else:
+        assert "2 images, 3 sentences" in out
+    assert all((tmp_path / "out" / name / "results.json").is_file() for name in ("a", "sub/c"))
+    assert not [path for path in (tmp_path / "out" / "b").rglob("*") if path.is_file()], "of the run before"
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [

@@ -344,10 +344,10 @@ def test_live_matroska_that_is_cut(tmp_path, name, codec):
     path = media.write(tmp_path / name, media.clip(24), codec=codec, encoder={"g": "6"}, live="1")
     assert is_cut(path) is None and len(list(open_video(path))) == 24
     data = path.read_bytes()
-    for part in (0.4, 0.7, 0.95, 1 - 1 / len(data)):
+    for part in (0.6, 0.8, 0.95, 1 - 1 / len(data)):
         path.write_bytes(data[: int(len(data) * part)])
         got = []
-        with pytest.raises(VideoError, match="cut short: it ends within a part of the file"):
+        with pytest.raises(VideoError, match="cut short"):
             got.extend(open_video(path))
         assert len(got) == len(decodable(path)) < 24
 

@@ -202,6 +202,72 @@ def test_one_image_is_the_first_page(tmp_path):
     assert len(notes) == 1 and "first of its 4 pages" in notes[0] and "a.tif" in notes[0]
 
 
+# -------------------------------------------------------------------------------------------------------------- damage
+
+
+def spoil(path, kind):
+    """Damage an image file."""
+    data = path.read_bytes()
+    content = {"cut": data[: len(data) * 2 // 3], "empty": b"", "text": b"hello", "noise": data[:40] + bytes(len(data))}
+    path.write_bytes(content[kind])
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "text", "noise"])
+@pytest.mark.parametrize("form", ["folder", "pattern", "list"])
+def test_damaged_images_are_left_out_and_told(tmp_path, form, kind):
+    rng = np.random.default_rng(0)
+    folder = folder_of(tmp_path, *(f"{i}.png" for i in range(6)))
+    for i in range(6):
+        noise = rng.integers(0, 9, (8, 12, 3), np.uint8)
+        noise[0, 0] = i
+        Image.fromarray(noise).save(folder / f"{i}.png")
+    for i in (0, 2, 3):
+        spoil(folder / f"{i}.png", kind)
+    source = {"folder": folder, "pattern": folder / "*.png", "list": [folder / f"{i}.png" for i in range(6)]}[form]
+    with open_video(source) as video:
+        assert video.max_count == 6
+        assert [int(frame[0, 0, 0]) for frame in video] == [1, 4, 5]
+        assert [video.frame_name(i) for i in range(3)] == ["1", "4", "5"]
+        assert [video.frame_number(i) for i in range(3)] == [1, 4, 5] and not video.count_is_exact
+    assert [f"{i}.png" in " ".join(video.notes) for i in range(6)] == [i in (0, 2, 3) for i in range(6)]
+    with open_video(source, stride=2) as video:
+        assert [int(frame[0, 0, 0]) for frame in video] == [4]
+        assert (video.frame_name(0), video.frame_number(0)) == ("4", 4)
+    with pytest.raises(VideoError, match="0.png"):
+        list(open_video(source, strict=True))
+    for i in (1, 4, 5):
+        spoil(folder / f"{i}.png", kind)
+    with pytest.raises(VideoError, match="0.png"):
+        open_video(source)
+
+
+def test_many_damaged_images_are_counted(tmp_path):
+    folder = folder_of(tmp_path, "a.png")
+    for i in range(40):
+        (folder / f"{i}.png").touch()
+    with open_video(folder) as video:
+        assert len(list(video)) == 1
+    assert len(video.notes) == 21 and video.notes[-1] == "left out: 20 more images"
+
+
+def test_damaged_pages_of_a_tiff_are_left_out_and_told(tmp_path):
+    path = save_pages(tmp_path / "a.tif", pictures(), compression="tiff_deflate")
+    data = bytearray(path.read_bytes())
+    with Image.open(path) as image:
+        image.seek(1)
+        at = image.tag_v2[273][0]
+    data[at : at + 8] = bytes(8)
+    path.write_bytes(data)
+    with open_video(path) as video:
+        assert [int(frame[0, 0, 0]) for frame in video] == [40, 140, 190]
+        assert [video.frame_name(i) for i in range(3)] == ["00000", "00002", "00003"]
+    (note,) = video.notes
+    assert note.startswith(f"left out: {path}, page 2 of 4: ")
+    with pytest.raises(VideoError, match="page 2 of 4"):
+        list(open_video(path, strict=True))
+    assert [int(frame[0, 0, 0]) for frame in open_video(path, stride=2)] == [40, 140]
+
+
 # -------------------------------------------------------------------------------------------------------------- folder
 
 

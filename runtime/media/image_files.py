@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ import numpy as np
 
 from ..bundle.placeholder import describe_placeholder
 from ..errors import SamwiseRuntimeError, VideoError, summarize
+from .image_pages import is_ppm_sequence, list_pages, page_duration, without_warnings
 from .source import Frame
 
 if TYPE_CHECKING:
@@ -36,11 +35,7 @@ HEIF_ADVICE = "HEIC needs the package pillow-heif (pip install pillow-heif); ins
 MAX_PIXELS = 1 << 26
 """Largest frame: 67 megapixels (8192 x 8192), twice 8K and far above the input size of the networks."""
 
-MIN_GIF_MS = 20
-DEFAULT_MS = 100
-"""Duration of a frame without one, and of a GIF's frame with a shorter one: as in browsers and FFmpeg."""
-
-_SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _PLANES = 254, 258, 262, 284
+_BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284
 """Numbers of TIFF tags."""
 
 
@@ -50,7 +45,7 @@ def read_image(path: Path, notes: list[str] | None = None) -> np.ndarray:
     What is left out is told in `notes`. Raises VideoError.
     """
     with _opened(path) as image:
-        pages = _pages(image)
+        pages = list_pages(image)
         if notes is not None and len(pages) > 1:
             notes.append(f"{path}: the first of its {len(pages)} pages is read; give the file itself to read all")
         _seek(image, pages[0], path)
@@ -63,7 +58,7 @@ def read_pages(path: Path, stride: int, notes: list[str], left_out: list[int] | 
     left_out  positions of damaged pages, after the stride, which are left out if others follow. None: they are errors.
     """
     with _opened(path) as image:
-        pages, shown = _pages(image), 0.0
+        pages, shown = list_pages(image), 0.0
         if image.format == "TIFF" and len(pages) > 1:
             yield from _read_tiff(image, path, pages, stride, notes, left_out)
             return
@@ -75,7 +70,7 @@ def read_pages(path: Path, stride: int, notes: list[str], left_out: list[int] | 
                 if position == 0:
                     notes += _range_note(image, path)
                 array = _read_page(image, name) if position % stride == 0 else None
-            duration = _duration(image)
+            duration = page_duration(image)
             if array is not None:
                 yield Frame(array, shown if duration is not None else None)
             shown += duration or 0.0
@@ -111,8 +106,8 @@ def count_pages(path: Path) -> int:
     suffix = path.suffix.lower()
     try:
         with _open_image(path) as image:
-            several = suffix in (".mjpeg", ".mjpg") or (image.format == "PPM" and _is_ppm_sequence(image, path))
-            return 0 if several else len(_pages(image))
+            several = suffix in (".mjpeg", ".mjpg") or (image.format == "PPM" and is_ppm_sequence(image, path))
+            return 0 if several else len(list_pages(image))
     except Exception:  # the reader that opens the file next reports the error
         return int(suffix in IMAGE_SUFFIXES or _is_heif(path))
 
@@ -122,9 +117,9 @@ def first_duration(path: Path) -> float | None:
     with _opened(path) as image:
         if image.format == "TIFF":  # listing its pages takes long
             return None
-        _seek(image, _pages(image)[0], path)
+        _seek(image, list_pages(image)[0], path)
         image.load()
-        return _duration(image)
+        return page_duration(image)
 
 
 @contextlib.contextmanager
@@ -133,7 +128,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     from PIL import ImageOps
 
     with _opened(path) as image:
-        _seek(image, _pages(image)[0], path)
+        _seek(image, list_pages(image)[0], path)
         yield ImageOps.exif_transpose(image)
 
 
@@ -160,15 +155,7 @@ def _report_damage(name: str | Path) -> Iterator[None]:
         raise VideoError(f"{name}: the image is damaged or cut short ({summarize(error)})") from None
 
 
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Ignore Pillow's warnings about odd tags, and about large images: the limit here is lower, and an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@_without_warnings()
+@without_warnings()
 def _open_image(path: Path) -> Image.Image:
     from PIL import Image
 
@@ -202,44 +189,7 @@ def _is_heif(path: Path) -> bool:
     return head[4:8] == b"ftyp" and head[8:] in HEIF_BRANDS
 
 
-def _is_ppm_sequence(image: Any, path: Path) -> bool:
-    """Tell whether another image follows the first one, which the format allows."""
-    tile, bytes_per_pixel = image.tile[0], {"1": 1 / 8, "L": 1, "I": 2}.get(image.mode, 3)
-    size = 2 * image.width * image.height * bytes_per_pixel + tile[2]
-    return bool(tile[0] == "raw" and path.stat().st_size >= size)
-
-
-def _pages(image: Any) -> Sequence[int]:
-    """Return the numbers of an image's pages, or of the frames of an animation."""
-    if image.format == "MPO":  # previews and depth maps follow the picture
-        return [0]
-    if image.format == "TIFF":
-        return _tiff_pages(image)
-    # the picture for viewers without animation is not among an APNG's frames
-    return range(bool(getattr(image, "default_image", False)), getattr(image, "n_frames", 1)) or [0]
-
-
-@_without_warnings()
-def _tiff_pages(image: Any) -> Sequence[int]:
-    """Return the pages that are neither a smaller copy of another one nor a mask."""
-    pages = []
-    with contextlib.suppress(EOFError):  # after the last page
-        for number in itertools.count():
-            image.seek(number)
-            if not image.tag_v2.get(_SUBFILE_TYPE, 0) & 5:
-                pages.append(number)
-    return pages or [0]
-
-
-def _duration(image: Image.Image) -> float | None:
-    """Return for how many seconds the current frame of an animation is shown; None for pages."""
-    if image.format == "TIFF" or getattr(image, "n_frames", 1) == 1:
-        return None
-    ms = float(image.info.get("duration") or 0)
-    return (ms if ms >= (MIN_GIF_MS if image.format == "GIF" else 0.001) else DEFAULT_MS) / 1000
-
-
-@_without_warnings()
+@without_warnings()
 def _seek(image: Image.Image, page: int, name: str | Path) -> None:
     image.seek(page)
     check_size(image.height, image.width, name)

@@ -5,6 +5,7 @@ Checks of a prompt that depend on the bundle (vocabulary, length limit, presence
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -106,15 +107,25 @@ def encode_concept(words: Text, manifest: Manifest, tokenizer: Tokenizer | None)
     """Return the token ids of a concept, int64 (L,), cut or padded to the length that the bundle takes, and whether
     they are cut: as the reference does, the last token then ends the sentence.
 
-    Raises PromptError: no tokenizer in the bundle, or an id outside its vocabulary.
+    Raises PromptError: no tokenizer in the bundle, no word left after cleaning, or an id outside its vocabulary.
     """
     limits = manifest.text or {}
+    words = words if words.text is None else Text(_repaired(words.text))
     tokens, _ = _tokenize(words, manifest, tokenizer)
     longest = limits["max_tokens"]
     cut = len(tokens) > longest
     _check_vocabulary(tokens, manifest)
     tokens = [*tokens[: longest - 1], tokens[-1]] if cut else tokens + [limits["padding"]] * (longest - len(tokens))
     return np.array(tokens, np.int64), cut
+
+
+def _repaired(text: str) -> str:
+    """Repair mojibake and odd characters and replace HTML entities, as CLIP's official tokenizer does."""
+    try:
+        import ftfy
+    except ImportError:
+        raise PromptError("words of concepts need the ftfy library: pip install ftfy, or pass token ids") from None
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
 def verb_positions(prompt: Text, manifest: Manifest, tokenizer: Tokenizer | None) -> np.ndarray:

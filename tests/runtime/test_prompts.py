@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from runtime import Box, BundleError, Concept, Mask, Points, PromptError, Text
 from runtime.bundle.manifest import Manifest
 from runtime.prompts.mask_values import masks_by_label
-from runtime.tokenizer import Tokenizer, encode, verb_positions
+from runtime.tokenizer import Tokenizer, encode, encode_concept, verb_positions
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "the", "Ġdog", "Ġrun", "ning", "Ġleft", "Ġ狗"]
 
@@ -465,3 +466,43 @@ def test_masks_without_a_void_label_warn_of_nothing(recwarn):
     for array in (np.eye(4) * 255, np.eye(4) > 0, np.eye(4), np.eye(4) * 3):
         assert Mask(array).array.sum() == 4
     assert not recwarn
+
+
+@pytest.mark.parametrize(
+    "words, cleaned",
+    [
+        ("Yellow  BUS", "yellow bus"),
+        ("bus &amp; car", "bus & car"),
+        ("<i>bus</i> &amp;amp;amp; car", "<i>bus</i> &amp; car"),
+        ("&lt;sign&gt;", "<sign>"),
+        ("caf&eacute;&nbsp;table", "café table"),
+        ("cafÃ© table", "café table"),
+        ("childâ€™s toy", "child's toy"),
+        ("a \u201cred\u201d car", 'a "red" car'),
+        ("ｙｅｌｌｏｗ　ﬁre truck", "yellow fire truck"),
+        ("cafe\u0301", "café"),
+        ("\ufeff\t a\u2003bus\u2028stop\n", "a bus stop"),
+        ("狗 на улице", "狗 на улице"),
+    ],
+)
+def test_concepts_are_cleaned_as_by_clip(words, cleaned):
+    seen = []
+
+    def tokenizer(text):
+        seen.append(text)
+        return [4], [(0, 0)]
+
+    ids, cut = encode_concept(Text(words), manifest(padding=0), tokenizer)
+    assert seen == [cleaned] and ids.tolist() == [4] + [0] * 7 and not cut
+
+
+@pytest.mark.parametrize("words", ["&nbsp;", "&#32;&#x3000;", "&amp;nbsp;", "\ufeff&#10;"])
+def test_a_concept_without_words_after_cleaning(words):
+    with pytest.raises(PromptError, match="empty|blank"):
+        encode_concept(Text(words), manifest(padding=0), lambda text: ([], []))
+
+
+def test_concepts_need_ftfy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    with pytest.raises(PromptError, match="pip install ftfy"):
+        encode_concept(Text("a bus"), manifest(padding=0), lambda text: ([4], []))

@@ -95,7 +95,8 @@ def stage_factory(model: Sam3) -> StageFactory:
     typical = {"concepts": 1, "geometry_tokens": 1, "prompt_length": c.text.positions + 1, "kept": 8}
     if tracker:
         typical |= {"prompt_tokens": 4, "slots": tracker.ages, "pointers": POINTERS}
-    sizes = {"concepts": 2, "geometry_tokens": 3, "prompt_length": c.text.positions + 3, "kept": 5}
+    # two frames: the attention of one takes 2 GB in graphs that do not fuse it
+    sizes = {"frames": 2, "concepts": 2, "geometry_tokens": 3, "prompt_length": c.text.positions + 3, "kept": 5}
     return StageFactory(bounds, typical, ranges, c.trunk.image_size, sizes)
 
 

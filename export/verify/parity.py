@@ -86,18 +86,24 @@ class FrameComparison:
 
 
 def compare_stage(stage: Any, spec: StageSpec, folder: Path, backend: Backend, limit: float) -> list[StageComparison]:
-    """Compare every graph of `spec.files` with torch (`stage`, an `export.stage.Stage`) on the same rounded inputs."""
-    loaded = {variant: backend.load(folder / file, spec) for file, variant in distinct_graphs(spec).items()}
-    rows = []
+    """Compare every graph of `spec.files` with torch (`stage`, an `export.stage.Stage`) on the same rounded inputs.
+
+    One graph is loaded at a time: each holds the weights once more.
+    """
+    cases = []
     for values in parity_sizes(stage):
         # round first, so that both sides see the same numbers
         sample = stage.sample(values, seed=1)
         inputs = {t.name: sample[t.name].numpy().astype(t.dtype) for t in spec.inputs}
-        want = {name: x.numpy() for name, x in stage.run(_tensors(stage, inputs)).items()}
-        for variant, graph in loaded.items():
-            name = stage.name if variant == "default" else f"{stage.name} [{variant}]"
+        cases.append((values, inputs, {name: x.numpy() for name, x in stage.run(_tensors(stage, inputs)).items()}))
+    rows = []
+    for file, variant in distinct_graphs(spec).items():
+        name = stage.name if variant == "default" else f"{stage.name} [{variant}]"
+        graph = backend.load(folder / file, spec)
+        for values, inputs, want in cases:
             got = run_stage(graph, spec, backend, inputs, values)
             rows.append(compare_outputs(name, values, spec, got, want, limit))
+        del graph  # before the next one is loaded
     return sorted(rows, key=lambda row: row.what)
 
 

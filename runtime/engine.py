@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 from weakref import WeakSet
 
-import numpy as np
-
 from .backends import create
 from .backends.base import Backend, ProfiledStage, Stage, load_stages
 from .backends.split_stage import load_split_stages
@@ -143,8 +141,11 @@ class Engine:
         sequence = open_sequence(frames, cache_bytes)  # without the lock: it may take long
         return self._opened(self._lock.run(network.open_video, sequence, logits, tracking))
 
-    def image(self, image: np.ndarray | str | Path) -> ImagePredictor:
-        """Start predicting on one image, uint8 RGB array (H,W,3) or a path. Raises VideoError."""
+    def image(self, image: Any) -> ImagePredictor:
+        """Start predicting on one image: uint8 RGB array (H,W,3), an image of Pillow, or a path.
+
+        The first frame is taken of a file of several, with a warning. Raises VideoError.
+        """
         return ImagePredictor(self.networks, image)
 
     def _opened(self, session: SessionType) -> SessionType:

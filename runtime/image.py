@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from .errors import PromptError, UserError, reject_unknown
+from .errors import PromptError, UserError, VideoError, reject_unknown
 from .media.image_files import check_frame
-from .media.video_reader import open_video
+from .media.video_reader import VideoReader, open_video
 from .models import Networks
 from .models.base import Capability, ConceptImage, PromptImage, TextImage
 from .models.options import AutomaticMaskKeywords, AutomaticMaskOptions, TextOptions
@@ -28,11 +28,13 @@ class ImagePredictor:
     It may be used from any thread; see `Engine`.
     """
 
-    def __init__(self, networks: Networks, image: np.ndarray | str | Path) -> None:
-        """`image`: uint8 RGB (H,W,3), or a path. Raises VideoError."""
-        if isinstance(image, (str, Path)):
-            with open_video(image, max_frames=1) as opened:
-                image = next(opened)
+    def __init__(self, networks: Networks, image: Any) -> None:
+        """`image`: uint8 RGB (H,W,3), an image of Pillow, or a path. Raises VideoError."""
+        if isinstance(image, (str, os.PathLike)):
+            with open_video(image if isinstance(image, str) else Path(image), max_frames=2) as opened:
+                image, has_more = next(opened), _has_more(opened)
+            if has_more:  # after closing: the decoder's thread ignores warnings of Pillow, and all others meanwhile
+                warnings.warn(f"{opened.name}: its first frame is taken, and no other", stacklevel=3)
         # a copy: networks encode it later, when the caller may have used the buffer again
         self._networks, self.frame = networks, check_frame(image, 0, None).copy()
         self._lock = networks.lock
@@ -117,3 +119,13 @@ class ImagePredictor:
         if self._concept_image is None:
             self._concept_image = self._networks.concept_image.open_concept_image(self.frame)
         return self._concept_image.detect([Concept.of(c) for c in concepts], threshold, logits, semantic)
+
+
+def _has_more(opened: VideoReader) -> bool:
+    """Tell whether a frame follows the first one."""
+    if opened.count_is_exact:
+        return opened.count != 1
+    try:
+        return next(opened, None) is not None
+    except VideoError:  # of another size, for example
+        return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import codecs
 import json
 import pathlib
 import re
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from runtime.bundle.placeholder import describe_placeholder
+from runtime.bundle.placeholder import describe_placeholder, describe_text
 from runtime.errors import UserError, summarize
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -35,6 +34,7 @@ FORMATS = (
     (rb"ftrt", "a TensorRT engine file; give the PyTorch weights"),
     (rb"\x89HDF", "an HDF5 file (of Keras or MATLAB); give the PyTorch weights"),
     (rb"GGUF", "a GGUF file; give the PyTorch weights"),
+    (rb"\x93NUMPY", "an array of NumPy; give the PyTorch weights"),
     (rb"\x1f\x8b|BZh|7z\xbc\xaf|Rar!|\xfd7zXZ|\x28\xb5\x2f\xfd", "compressed; unpack it and give the checkpoint in it"),
     (rb".{257}ustar", "a tar archive; unpack it and give the checkpoint in it"),
     (rb"\0{512}", "zeros, as an interrupted download leaves them; download it again"),
@@ -67,7 +67,7 @@ def weight_files(path: Path) -> list[Path]:
             raise UserError(f"{path}: a folder with no such file as {' or '.join(names)}; {_advice(path)}")
         path = found
     if not path.is_file():
-        missing = f"a link to {path.readlink()}, which does not exist" if path.is_symlink() else "no such file"
+        missing = describe_placeholder(path) or "no such file"
         raise UserError(f"{path}: {missing}; give the path of a checkpoint (.pth or .pt)")
     if path.name.endswith(INDEX):
         return _shards(path)
@@ -213,11 +213,4 @@ def _describe(path: Path) -> str | None:
     for pattern, what in FORMATS:
         if re.match(pattern, head, re.DOTALL):
             return what
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head).strip()  # the last character may be cut
-    except UnicodeDecodeError:
-        return None
-    if not text or not all(c.isprintable() or c.isspace() for c in text):
-        return None
-    kind = "JSON" if text[0] in "{[" else "text"
-    return f"{kind}, not readable as a checkpoint: {summarize(text, 60)!r}; download it again, signed in if needed"
+    return describe_text(head, "not readable as a checkpoint")

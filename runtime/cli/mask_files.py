@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import PromptError, VideoError
 from ..media.image_files import count_pages, open_image
+from ..media.image_sources import missing
 from ..prompts.mask_values import NO_LABEL, masks_by_label
 from .overlay import palette
 
@@ -41,6 +42,8 @@ HOW_TO_SAVE = "save a PNG of 0 and 255, of object numbers 1, 2, 3, or of a flat 
 def read_masks(path: Path) -> tuple[Masks, list[str]]:
     """Read the masks of an image by label, `NO_LABEL` for one object, and notes about it. Raises PromptError."""
     notes: list[str] = []
+    if not path.exists():
+        raise PromptError(missing(path))
     try:
         if (pages := count_pages(path)) > 1:
             raise PromptError(f"{pages} pages or frames; give one image per frame, with the numbers of all its objects")

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..bundle.placeholder import describe_unreadable
 from ..errors import VideoError, hide_secrets, summarize
 from .clock import Clock
 from .completeness import ends_within_part, missing_seconds
@@ -130,7 +131,8 @@ def _pyav_source(
     try:
         container = open_container()
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{name}: {_open_error(error, bool(live))}") from None
+        what = describe_unreadable(path) if path else None
+        raise VideoError(f"{name}: {what or _open_error(error, bool(live))}") from None
     try:
         stream, notes = choose_stream(container, name)
         if stream.width and stream.height:  # otherwise the first frame tells them

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..bundle.placeholder import describe_placeholder
+from ..bundle.placeholder import describe_unreadable
 from ..errors import SamwiseRuntimeError, VideoError, summarize
 from .image_pages import is_ppm_sequence, list_pages, page_duration, without_warnings
 from .source import Frame
@@ -145,13 +145,15 @@ def _report_damage(name: str | Path) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
-        reason = HEIF_ADVICE if _is_heif(Path(name)) else describe_placeholder(Path(name))
+        reason = HEIF_ADVICE if _is_heif(Path(name)) else describe_unreadable(Path(name))
         raise VideoError(f"{name}: {reason or 'not an image, or its header is damaged'}") from None
     except Image.DecompressionBombError:
         raise VideoError(f"{name}: the image is larger than {MAX_PIXELS:,} pixels; scale it down") from None
     except SamwiseRuntimeError:
         raise
     except Exception as error:  # Pillow's readers raise a dozen types for a damaged file
+        if isinstance(error, OSError) and error.errno is not None:  # of the operating system, not of Pillow
+            raise VideoError(f"{name}: not readable ({summarize(error)}); check the path and its permissions") from None
         raise VideoError(f"{name}: the image is damaged or cut short ({summarize(error)})") from None
 
 

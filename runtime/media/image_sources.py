@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+from ..bundle.placeholder import describe_placeholder
 from ..errors import VideoError
 from .frame_names import PictureNames, natural_key, unique_names
 from .image_files import HEIF_ADVICE, can_read, count_pages, first_duration, read_image, read_pages
@@ -64,6 +65,8 @@ def open_files(files: Sequence[str | Path], stride: int, strict: bool = False, n
     if not paths:
         raise VideoError("an empty list of images; give one file or more")
     for path in paths:
+        if path.is_dir():
+            raise VideoError(f"{path}: a folder, to be given alone; a list holds images")
         if not path.is_file():
             whole = " ".join(map(str, files))
             raise VideoError(f'put the path in quotes: "{whole}"' if Path(whole).exists() else missing(path))
@@ -101,6 +104,8 @@ def open_pattern(text: str, stride: int, strict: bool = False) -> Source | Path 
 
 def missing(path: Path) -> str:
     """Return the message about a path that does not exist, with the name nearest to it that does."""
+    if link := describe_placeholder(path):
+        return f"{path}: {link}"
     if not path.parent.is_dir():
         advice = f"the folder {path.parent} does not exist"
     else:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..bundle.placeholder import describe_placeholder
+from ..bundle.placeholder import describe_other_file
 from ..errors import VideoError, hide_secrets, summarize
 from .container import open_camera, open_device, open_url, open_video_file
 from .image_files import count_pages
@@ -66,7 +66,7 @@ def _open_path(path: Path, stride: int, strict: bool) -> Source:
         return open_device(str(path), str(path), "v4l2", stride)
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes); copy or record it again")
-    placeholder = describe_placeholder(path) if path.suffix.lower() not in (".mpd", ".svg") else None  # these are XML
+    placeholder = describe_other_file(path) if path.suffix.lower() not in (".mpd", ".svg") else None  # these are XML
     if placeholder is not None:
         raise VideoError(f"{path}: {placeholder}")
     pages = count_pages(path)

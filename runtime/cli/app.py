@@ -157,7 +157,9 @@ def _run(args: argparse.Namespace, engine: Engine, video: VideoReader, task: Tas
                 error = error or unused
             _add_details(summary, job.stats, video, quality)
             try:
-                summary["notes"] += outputs.close_overlay(job.read_to_end and job.stats.frames != args.max_frames)
+                summary["notes"] += outputs.close_overlay(
+                    job.read_to_end and job.stats.frames != args.max_frames, video.end
+                )
             except SamwiseRuntimeError as failure:
                 error = error or failure
             try:

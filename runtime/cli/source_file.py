@@ -24,6 +24,10 @@ RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 """Sampling rates of AAC that are kept; others become 48 kHz."""
 
 
+MAX_SILENCE = 3600
+"""Longest gap, in seconds, that is filled with silence where sound is encoded."""
+
+
 @dataclass(frozen=True, slots=True)
 class SourceFile:
     """A video file whose frames have been read. Errors are those of PyAV.
@@ -81,7 +85,11 @@ class SourceFile:
     def _encode(self, source: InputContainer, stream: AudioStream, encoder: AudioStream) -> Iterator[Packet]:
         offset = round(self.start / (stream.time_base or 1))
         graph = _resampler(stream, encoder)
+        last = None
         for frame in _decode(source, stream):
+            if last is not None and frame.time is not None and frame.time - last > MAX_SILENCE:
+                raise ValueError(f"its times jump by {(frame.time - last) / 3600:.1f} hours")
+            last = frame.time
             if frame.pts is not None:
                 frame.pts -= offset
             graph.push(frame)

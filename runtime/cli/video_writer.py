@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import math
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 
 TICKS = 90_000
 """Least number of ticks per second, 1000 for time lapses: times are rounded to less than 6 microseconds."""
+
+MAX_DURATION = 2**31 - 2
+"""Longest time that a frame of an MP4 may stay, in units of FFmpeg's; then it is repeated."""
+
+LEAST_UNITS = 10_000
+"""Units per second that FFmpeg's MP4 has at least: it doubles the ticks until they are as many."""
 
 MIN_GOP, MAX_GOP = 10, 120
 """Bounds of the distance of key frames, one second; a killed run loses the frames after the last one."""
@@ -55,10 +62,13 @@ class VideoWriter:
         self.path, self.notes = path, list[str]()
         self._source, self._step = source, 1 / fps
         self._count, self._last = 0, -1
+        self._frame: av.VideoFrame | None = None
+        self._end: float | None = None
         rate = Fraction(fps).limit_denominator(1001) or Fraction(1, round(1 / fps))
         # a multiple of the rate, so that every frame of a constant rate lasts equally long; MP4 counts a frame's ticks
         # in 32 bits, and a frame of a time lapse may stay for days
         self._ticks = rate.numerator * -(-(TICKS if rate >= 1 else TICKS // 90) // rate.numerator)
+        self._longest = MAX_DURATION >> max(0, math.ceil(math.log2(LEAST_UNITS / self._ticks)))
         with report_write_errors(path):
             self._container: OutputContainer | None = _open(
                 path, "frag_keyframe+empty_moov+default_base_moof", UNFINISHED
@@ -93,16 +103,27 @@ class VideoWriter:
         frame = av.VideoFrame.from_ndarray(image, format="rgb24")
         frame = frame.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED_RANGE)
         seconds = self._count * self._step if time is None else time
-        self._last = frame.pts = max(self._last + 1, round(seconds * self._ticks))
-        frame.time_base = Fraction(1, self._ticks)
+        shown = max(self._last + 1, round(seconds * self._ticks))
+        while self._frame is not None and shown - self._last > self._longest:
+            self._show(self._frame, self._last + self._longest)
+        self._show(frame, shown)
+        self._frame = frame
         self._count += 1
+
+    def _show(self, frame: av.VideoFrame, pts: int) -> None:
+        self._last = frame.pts = pts
+        frame.time_base = Fraction(1, self._ticks)
         self._write(frame)
 
-    def close(self, whole: bool = False) -> None:
-        """Finish the file. `whole`: its source was read to the end and ends it. Raises InternalError."""
+    def close(self, whole: bool = False, end: float | None = None) -> None:
+        """Finish the file. `whole`: its source was read to the end and ends it, at `end` if that is not None.
+
+        Raises InternalError.
+        """
         container = self._container
         if container is None:
             return
+        self._end = end if whole else None
         try:
             if self._count:
                 self._write(None)
@@ -154,10 +175,12 @@ class VideoWriter:
             out = stack.enter_context(_open(path, "faststart", TOOL))
             video = out.add_stream_from_template(fragments.streams.video[0])
             video.time_base = Fraction(1, self._ticks)
-            end = self._last / self._ticks + self._step
+            last = self._last / self._ticks
+            end = last + self._step if self._end is None else max(self._end, last + 1 / self._ticks)
             sound: Iterator[Packet] = iter(())
             if source is not None:
                 original = stack.enter_context(source.open())
+                whole = whole and self._end is None
                 source_end = source.video_end(original) if whole else 0.0
                 end = source_end if source_end > end + self._step else end  # less is the error of a header
                 sound = source.add_sound(original, out, None if whole else end)
@@ -183,5 +206,5 @@ def _lasting(fragments: InputContainer, video: VideoStream, end: float) -> Itera
         previous = packet
         packet.stream = video
     if previous is not None:
-        previous.duration = max(1, round(end / (previous.time_base or 1)) - (previous.dts or 0))
+        previous.duration = min(max(1, round(end / (previous.time_base or 1)) - (previous.dts or 0)), MAX_DURATION)
         yield previous

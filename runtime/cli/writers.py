@@ -235,14 +235,15 @@ class Outputs:
 
         write_png(self.folder / name, Image.fromarray(image))
 
-    def close_overlay(self, whole: bool = False) -> list[str]:
+    def close_overlay(self, whole: bool = False, end: float | None = None) -> list[str]:
         """Finish the overlay and return notes about it. Raises InternalError.
 
-        `whole`: the source was read to its end, so that its last frame and its sound last as long as there.
+        `whole`: the source was read to its end, so that its last frame and its sound last as long as there, or the
+        frame until `end`, in seconds from the first one.
         """
         if self._video is None:
             return []
-        self._video.close(whole)
+        self._video.close(whole, end)
         sheet = self._sheet.render() if self._sheet is not None else None
         if sheet is not None:
             self._write_image(CONTACT_SHEET, sheet)

@@ -9,7 +9,15 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 RESET_SECONDS = 1.0
-"""Step back of the times from which on it counts as a new start of the recorder's clock, not as disorder."""
+"""Step back of the times from which on it certainly is a new start of the recorder's clock, and no disorder."""
+
+MAX_GAP_SECONDS = 30 * 3600
+"""Time between two frames from which on it counts as a new start of the clock, as in FFmpeg."""
+
+MAX_STREAM_GAP_SECONDS = 3600
+"""The same for containers of recorded streams, whose clocks may start anew."""
+
+STREAMS = ("mpegts", "mpeg", "hls", "ogg")
 
 
 class Clock:
@@ -17,27 +25,55 @@ class Clock:
 
     A frame without a time follows the previous one by its duration. AVI numbers packets in the order of decoding
     only; its frames get the times of their packets in that order, as in FFmpeg.
+
+    Where the clock starts anew, the next frame follows the previous one. One frame that is early by its duration is
+    disorder, and is shown with the previous one. More may be either: the times go on from there, until they are again
+    beyond those of the clock before.
     """
 
     def __init__(self, stream: VideoStream, fps: float) -> None:
-        self._decoding_order = stream.container.format.name == "avi"
+        name = stream.container.format.name
+        self._decoding_order = name == "avi"
         self._step = 1 / fps
+        self._max_gap = max(MAX_STREAM_GAP_SECONDS if name in STREAMS else MAX_GAP_SECONDS, 10 * self._step)
         self._origin: float | None = None
+        self._former: float | None = None  # origin before a step back that may be disorder
         self._last: float | None = None
-        self.start = 0.0
-        """Time of the first frame in the file, where its sound counts from."""
+        self._is_early = False
+        self.gaps: list[tuple[float, float]] = []
+        """Times at which the clock started anew with a gap, and the seconds left out."""
+        self.start = self.end = 0.0
+        """Time of the first frame in the file, where its sound counts from; end of the last frame."""
 
     def seconds(self, frame: av.VideoFrame) -> float:
         """Return the time of the next frame of the file."""
         base = float(frame.time_base or 0)
         stamp = frame.dts if self._decoding_order else frame.pts
-        following = 0.0 if self._last is None else self._last + ((frame.duration or 0) * base or self._step)
+        duration = (frame.duration or 0) * base or self._step
+        following = 0.0 if self._last is None else self._last + duration
         time = following
         if self._last is None and stamp is not None and not self._decoding_order:
             self.start = stamp * base
         if stamp is not None:
-            if self._origin is None or stamp * base - self._origin < (self._last or 0.0) - RESET_SECONDS:
-                self._origin = stamp * base - following
-            time = stamp * base - self._origin
+            time = self._place(stamp * base, following, duration)
         self._last = max(time, self._last or 0.0)
+        self.end = self._last + duration
         return self._last
+
+    def _place(self, position: float, following: float, duration: float) -> float:
+        """Return the time of a frame by its position in the file, after the clock is set anew if that is due."""
+        last = self._last or 0.0
+        if self._origin is None:
+            self._origin = position - following
+        if self._former is not None and position - self._former > last + 1e-6:
+            self._origin, self._former = self._former, None
+        early, gap = last - (position - self._origin), position - self._origin - following
+        if early > RESET_SECONDS or gap > self._max_gap:
+            if gap > 0:
+                self.gaps.append((following, gap))
+            self._origin, self._former = position - following, None
+        elif early > 1.01 * duration or (self._is_early and early > -1e-6):
+            self._former = self._origin if self._former is None else self._former
+            self._origin = position - following
+        self._is_early = position - self._origin < last
+        return position - self._origin

@@ -181,15 +181,27 @@ def _decode_file(source: Source, container: InputContainer, decoder: Decoder, st
                 f"{name}: damaged or cut short after {decoder.frames} frames ({summarize(error)})"
             ) from None
         finally:
-            source.notes += decoder.notes()
+            source.notes += decoder.notes() + _gap_notes(name, clock)
         declared, missing = missing_seconds(source.path, container, stream, end, decoder.end_is_missing)
     if decoder.frames == 0:
         raise VideoError(f"{name}: no frame can be decoded; the file is damaged or cut short")
     if missing:
         where = f"at {end:.1f} of {declared:.1f} seconds, after {decoder.frames} frames"
         raise VideoError(f"{name}: cut short: it ends {where}")
+    if source.path is None or clock.gaps:
+        source.end = clock.end
     if source.path is not None and ends_within_part(source.path):
         raise VideoError(f"{name}: cut short: it ends within a part of the file, after {decoder.frames} frames")
+
+
+def _gap_notes(name: str, clock: Clock) -> list[str]:
+    if not clock.gaps:
+        return []
+    time, gap = clock.gaps[0]
+    more = f", and at {len(clock.gaps) - 1} more places" if clock.gaps[1:] else ""
+    return [
+        f"{name}: the times jump by {gap / 3600:.1f} hours at {time:.2f} s{more}; counted as a new start of the clock"
+    ]
 
 
 def _decode_live(

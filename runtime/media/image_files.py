@@ -18,7 +18,7 @@ import numpy as np
 from ..bundle.placeholder import describe_unreadable
 from ..errors import SamwiseRuntimeError, VideoError, summarize
 from .image_pages import is_ppm_sequence, list_pages, page_duration, without_warnings
-from .source import Frame
+from .source import Frame, Source
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,15 +52,15 @@ def read_image(path: Path, notes: list[str] | None = None) -> np.ndarray:
         return _read_page(image, path)
 
 
-def read_pages(path: Path, stride: int, notes: list[str], left_out: list[int] | None = None) -> Iterator[Frame]:
-    """Read every `stride`-th page of an image, or frame of an animation with its time. Raises VideoError.
+def read_pages(source: Source, path: Path, stride: int, strict: bool) -> Iterator[Frame]:
+    """Read every `stride`-th page of an image, or frame of an animation with its time, and tell `source` about them.
 
-    left_out  positions of damaged pages, after the stride, which are left out if others follow. None: they are errors.
+    Damaged pages are left out if others follow, unless `strict`. Raises VideoError.
     """
     with _opened(path) as image:
         pages, shown = list_pages(image), 0.0
         if image.format == "TIFF" and len(pages) > 1:
-            yield from _read_tiff(image, path, pages, stride, notes, left_out)
+            yield from _read_tiff(source, image, pages, stride, strict)
             return
         for position, page in enumerate(pages):
             name = f"{path}, page {position + 1} of {len(pages)}" if len(pages) > 1 else path
@@ -68,33 +68,32 @@ def read_pages(path: Path, stride: int, notes: list[str], left_out: list[int] | 
                 _seek(image, page, name)
                 image.load()  # some formats tell the duration only then
                 if position == 0:
-                    notes += _range_note(image, path)
+                    source.notes += _range_note(image, path)
                 array = _read_page(image, name) if position % stride == 0 else None
             duration = page_duration(image)
             if array is not None:
                 yield Frame(array, shown if duration is not None else None)
             shown += duration or 0.0
+        source.end = shown or None
 
 
-def _read_tiff(
-    image: Image.Image, path: Path, pages: Sequence[int], stride: int, notes: list[str], left_out: list[int] | None
-) -> Iterator[Frame]:
+def _read_tiff(source: Source, image: Image.Image, pages: Sequence[int], stride: int, strict: bool) -> Iterator[Frame]:
     """Read pages that do not depend on each other. Damage up to the end of the file is an error: it is cut short."""
     errors: list[VideoError] = []
     for position in range(0, len(pages), stride):
-        name = f"{path}, page {position + 1} of {len(pages)}"
+        name = f"{source.name}, page {position + 1} of {len(pages)}"
         try:
             with _report_damage(name):
                 _seek(image, pages[position], name)
                 array = _read_page(image, name)
         except VideoError as error:
-            if left_out is None:
+            if strict:
                 raise
-            left_out.append(position // stride)
+            source.left_out.append(position // stride)
             errors.append(error)
             continue
-        notes += [f"left out: {error}" for error in errors]
-        notes += _range_note(image, path) if position == 0 else []
+        source.notes += [f"left out: {error}" for error in errors]
+        source.notes += _range_note(image, source.name) if position == 0 else []
         errors.clear()
         yield Frame(array)
     if errors:
@@ -209,7 +208,7 @@ def _read_page(image: Image.Image, name: str | Path) -> np.ndarray:
     return 255 - array if inverted else array
 
 
-def _range_note(image: Image.Image, path: Path) -> list[str]:
+def _range_note(image: Image.Image, path: str | Path) -> list[str]:
     """Return a note about 16-bit values that end far below 16 bits, as those of many microscopes."""
     top = int(np.asarray(image).max()) if image.mode.startswith("I") else 0
     dark = f"{path}: its 16-bit values end at {top}, so that frames are dark; scale them to the range up to 65535"

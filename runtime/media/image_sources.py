@@ -38,7 +38,7 @@ def open_image_file(path: Path, pages: int, stride: int, strict: bool = False) -
         names=PictureNames([path.name], unique_names([path.name])) if pages == 1 else None,
         files=[path],
     )
-    source.frames = read_pages(path, stride, source.notes, None if strict else source.left_out)
+    source.frames = read_pages(source, path, stride, strict)
     return source
 
 

@@ -33,6 +33,7 @@ class Source:
     names   names of the frames, if they are files
     notes   warnings to show at the end of the run
     start   time of the first frame in the file, where its sound counts from
+    end     time at which the last frame ends, once all are read; None if only the file says it
     path    the video file, for what else is in it, such as sound
     files   the files that it reads
     left_out  positions of the pictures and pages that cannot be read, after the stride, as far as that is known
@@ -48,6 +49,7 @@ class Source:
     names: PictureNames | None = None
     notes: list[str] = field(default_factory=list)
     start: float = 0.0
+    end: float | None = None
     path: Path | None = None
     files: Sequence[Path] = ()
     left_out: list[int] = field(default_factory=list)

@@ -52,6 +52,7 @@ class VideoReader:
     names     names of the pictures that are the frames, before the stride; None for other sources
     path      the video file, for what else is in it, such as sound; None for pictures, cameras and addresses
     start     time of the first frame in that file, in seconds
+    end       end of the last frame, in seconds from the first one, once all are read; None if unknown, or as in `path`
     files     the files that it reads; none for cameras and addresses
     sample_aspect_ratio  width of a pixel by its height, as shown
 
@@ -63,7 +64,7 @@ class VideoReader:
         self.stride = stride
         self.files = source.files
         self.names = source.names
-        self._delivered, self._left_out = 0, source.left_out
+        self._delivered, self._left_out, self._source = 0, source.left_out, source
         self._times: deque[float | None] = deque(maxlen=LIVE_TIMES if source.live else None)
         first = next(source.frames, None)
         if first is None:
@@ -83,6 +84,10 @@ class VideoReader:
     @property
     def count_is_exact(self) -> bool:
         return self._count_is_exact and not self._left_out
+
+    @property
+    def end(self) -> float | None:
+        return self._source.end
 
     @property
     def dropped(self) -> int:

@@ -132,6 +132,35 @@ def test_pictures_have_no_times(toy, tmp_path):
     assert frame_times(tmp_path / "overlay.mp4") == pytest.approx([0, 1 / 24, 2 / 24], abs=1e-4)
 
 
+@pytest.mark.parametrize("hours", [5, 7, 14, 29.9])
+def test_a_gap_of_hours_in_the_overlay(tmp_path, hours):
+    """MP4 holds no gap of more than 32 bits; the frame before it is repeated."""
+    times = [0, 0.1, 0.2, hours * 3600, hours * 3600 + 0.1]
+    write_overlay(tmp_path / "o.mp4", times)
+    found = frame_times(tmp_path / "o.mp4")
+    assert all(min(abs(time - t) for t in found) < 1e-4 for time in times) and len(found) <= 20
+    assert duration(tmp_path / "o.mp4") == pytest.approx(times[-1] + 0.1, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])
+def test_the_last_frame_of_an_animation_stays_as_long_as_there(toy, tmp_path, name):
+    frames = [Image.fromarray(frame) for frame in media.clip(3)]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=[100, 200, 2000])
+    command = [
+        "--engine",
+        str(toy),
+        "--tokens",
+        "0,5,2",
+        "--video",
+        str(tmp_path / name),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    for options, right in (([], 2.3), (["--max-frames", "2"], 0.2)):
+        assert main([*command, *options]) == 0
+        assert duration(tmp_path / "out" / "overlay.mp4") == pytest.approx(right, abs=1e-3)
+
+
 def test_a_last_frame_that_stays_does_so_in_the_overlay(tmp_path):
     """A file that is read to its end lasts as long as its source; one that is cut off ends after its last frame."""
     write_overlay(tmp_path / "source.mp4", [0, 0.1, 3.0], fps=1.0)

@@ -104,6 +104,79 @@ def test_times_never_decrease(stamps, want):
     assert all(a <= b for a, b in itertools.pairwise(got))
 
 
+def clock_times(stamps, name="mpegts", fps=25):
+    clock = Clock(SimpleNamespace(container=SimpleNamespace(format=SimpleNamespace(name=name))), fps=fps)
+    frames = (SimpleNamespace(pts=round(t * 1000), time_base=0.001, duration=0) for t in stamps)
+    return [clock.seconds(frame) for frame in frames], clock
+
+
+STEADY = [i / 25 for i in range(40)]
+
+
+@pytest.mark.parametrize("back", [0.1, 0.28, 0.5, 0.9, 1.0, 1.4, 600])
+@pytest.mark.parametrize("at", [1, 15, 30])
+def test_a_step_back_of_the_clock_freezes_no_time(back, at):
+    got, clock = clock_times([t - back * (i >= at) for i, t in enumerate(STEADY)])
+    assert got == pytest.approx(STEADY, abs=0.021) and clock.gaps == []
+    assert np.diff(got) == pytest.approx(0.04, abs=0.011)
+
+
+@pytest.mark.parametrize("back", [0.01, 0.04, 0.05, 0.08])
+def test_a_step_back_of_a_frame_freezes_one_time(back):
+    got, _ = clock_times([t - back * (i >= 9) for i, t in enumerate(STEADY)])
+    assert got == pytest.approx(STEADY, abs=0.081) and (np.diff(got) > 0.005).sum() >= len(STEADY) - 2
+
+
+@pytest.mark.parametrize(
+    "name, hours", [("mpegts", 1.5), ("mpegts", 26), ("hls", 9), ("matroska,webm", 31), ("mp4", 400_000)]
+)
+def test_a_gap_of_hours_is_a_new_start_of_the_clock(name, hours):
+    got, clock = clock_times([t + hours * 3600 * (i >= 10) for i, t in enumerate(STEADY)], name)
+    assert got == pytest.approx(STEADY, abs=2e-3)
+    assert len(clock.gaps) == 1 and clock.gaps[0] == pytest.approx((0.4, hours * 3600), abs=2e-3)
+    got, clock = clock_times([t + hours * 3600 * (i == 10) for i, t in enumerate(STEADY)], name)  # one wrong time
+    assert got == pytest.approx(STEADY, abs=2e-3)
+
+
+@pytest.mark.parametrize("name, hours", [("mpegts", 0.9), ("matroska,webm", 29), ("mp4", 8)])
+def test_a_gap_that_may_be_meant_is_kept(name, hours):
+    stamps = [t + hours * 3600 * (i >= 10) for i, t in enumerate(STEADY)]
+    got, clock = clock_times(stamps, name)
+    assert got == pytest.approx(stamps, abs=2e-3) and clock.gaps == []
+
+
+def test_a_time_lapse_has_no_gaps():
+    stamps = [7 * 86400 * i for i in range(9)]
+    got, clock = clock_times(stamps, "matroska,webm", fps=1 / (7 * 86400))
+    assert got == stamps and clock.gaps == []
+
+
+@pytest.mark.parametrize("order", [[0, 2, 3, 1, 5, 6, 4], [0, 4, 3, 5, 2, 7, 6, 8, 1]], ids=["B-frames", "pyramid"])
+def test_disorder_of_b_frames_does_not_add_up(order):
+    """Files that number packets in the order of decoding: frames of one group come in another order."""
+    count = len(order) - 1
+    stamps = [0.0] + [(group * count + number) / 25 for group in range(20) for number in order[1:]]
+    got, _ = clock_times(stamps, "matroska,webm")
+    assert got[-1] == pytest.approx(max(stamps), abs=count / 25) and all(a <= b for a, b in itertools.pairwise(got))
+
+
+def test_a_gap_is_noted_and_the_overlay_ends_with_the_frames(tmp_path):
+    stamps = [t + 7 * 3600 * (i >= 6) for i, t in enumerate(STEADY[:12])]
+    with open_video(media.write(tmp_path / "a.ts", fps=25, times=stamps, encoder={"bf": "0"})) as video:
+        got = [video.frame_time(index) for index, _ in enumerate(video)]
+    assert got == pytest.approx(STEADY[:12], abs=1e-3) and video.end == pytest.approx(12 / 25, abs=1e-3)
+    (note,) = video.notes
+    assert "jump by 7.0 hours at 0.24 s" in note
+
+
+def test_the_end_of_an_animation_is_known(tmp_path):
+    frames = [Image.new("RGB", (8, 6), (i, 0, 0)) for i in (10, 80, 150)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=[100, 200, 2000])
+    for stride in (1, 2, 3):
+        with open_video(tmp_path / "a.gif", stride=stride) as video:
+            assert list(video) and video.end == pytest.approx(2.3)
+
+
 def test_a_writer_knows_the_source(tmp_path):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as out:

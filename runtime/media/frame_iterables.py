@@ -30,8 +30,25 @@ def iterate_frames(frames: Any) -> Iterator[Frame]:
             yield from iterate_frames(video)
     else:
         check_frames(frames)
-        for frame in frames:
+        for frame in _one_by_one(frames):
             yield Frame(read_picture(frame) if isinstance(frame, (str, os.PathLike)) else frame)
+
+
+def _one_by_one(frames: Any) -> Iterator[Any]:
+    """Yield the frames of an iterable. Raises VideoError while another thread runs it, if it is a generator."""
+    iterator = iter(frames)
+    while True:
+        try:
+            frame = next(iterator)
+        except StopIteration:
+            return
+        except ValueError as error:
+            if str(error) != "generator already executing":
+                raise
+            raise VideoError(
+                "frames: another thread reads this generator now; give each thread one of its own"
+            ) from None
+        yield frame
 
 
 def check_open(video: VideoReader) -> None:

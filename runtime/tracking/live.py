@@ -23,7 +23,7 @@ from .base import TrackingSession, check_object_id
 from .memory_selection import strided_frames
 from .prompt_inputs import PointInputs, PromptInputs
 from .requests import DecodeRequest
-from .session import check_time, synchronized
+from .session import check_time, iterator_of_results, synchronized
 from .state import ObjectOutput, TrackedObject, TrackingOptions
 from .step import TrackerNetwork, commit_memory, predict_frame, prompt_request, tracking_request
 
@@ -88,6 +88,7 @@ class LiveSession(TrackingSession):
             self._prompted_frames.add(index)
         return [self._committed_result(index)]
 
+    @iterator_of_results
     def stream(self, frames: Any, prompts: Mapping[int, Mapping[int, Any]] | None = None) -> Iterator[Result]:
         """Push every frame; warn at the end of prompts on frames that the session has not had.
 
@@ -103,7 +104,7 @@ class LiveSession(TrackingSession):
             yield from self._push(frame, (prompts or {}).get, time)
         if missed := [frame for frame in prompts or () if frame not in self._prompted_frames]:
             had = f"the session has had {self._num_frames} frames, from 0 on"
-            warnings.warn(f"prompts on frames {', '.join(map(repr, missed))} were not used: {had}", stacklevel=2)
+            warnings.warn(f"prompts on frames {', '.join(map(repr, missed))} were not used: {had}", stacklevel=5)
 
     @synchronized
     def flush(self) -> list[Result]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from numbers import Real
@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 from ..device.lock import DeviceLock
 from ..errors import UserError
+from ..results import Result
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 SessionType = TypeVar("SessionType", bound="Session")
@@ -29,6 +30,40 @@ def synchronized(method: Method) -> Method:
         return self._lock.run(method, self, *args, **kwargs)
 
     return cast(Method, locked)
+
+
+class ResultIterator(Generator[Result, None, None]):
+    """Results of a generator, which one call at a time may take."""
+
+    def __init__(self, results: Generator[Result, None, None]) -> None:
+        self._results = results
+
+    def send(self, value: None) -> Result:
+        return _taken(self._results.send, value)
+
+    def throw(self, *error: Any) -> Result:
+        return _taken(self._results.throw, *error)
+
+
+def _taken(take: Callable[..., Result], *args: Any) -> Result:
+    try:
+        return take(*args)
+    except ValueError as error:
+        if str(error) != "generator already executing":
+            raise
+        raise UserError(
+            "another call, maybe of another thread, is taking a result of this iterator; take them in one thread"
+        ) from None
+
+
+def iterator_of_results(method: Callable[..., Iterator[Result]]) -> Callable[..., Iterator[Result]]:
+    """Decorate a generator method to return a `ResultIterator`."""
+
+    @wraps(method)
+    def iterate(*args: Any, **kwargs: Any) -> Iterator[Result]:
+        return ResultIterator(cast(Generator[Result, None, None], method(*args, **kwargs)))
+
+    return iterate
 
 
 def check_time(time: Any) -> float | None:

@@ -19,7 +19,7 @@ from ..results import Result
 from .base import TrackingSession, check_frame_number, check_object_id
 from .prompt_inputs import PointInputs, PromptInputs
 from .requests import ImageFeatures
-from .session import synchronized
+from .session import iterator_of_results, synchronized
 from .state import ObjectOutput, TrackedObject, TrackingOptions
 from .step import TrackerNetwork, commit_memory, predict_frame, prompt_request, tracking_request
 
@@ -161,6 +161,7 @@ class VideoSession(TrackingSession):
             raise PromptError(f"max_frames must be a whole number of 0 or more, not {max_frames!r}")
         return self._propagate(start_frame, max_frames, reverse)
 
+    @iterator_of_results
     def _propagate(self, start: int | None, limit: int | None, reverse: bool) -> Iterator[Result]:
         followed = self._commit_pending()
         if start is None:

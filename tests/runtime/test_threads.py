@@ -200,6 +200,46 @@ def test_no_lock_is_held_while_the_caller_has_a_result(engines):
                 next(results)
 
 
+@pytest.mark.parametrize("kind", ["frames", "text", "live", "video"])
+@pytest.mark.parametrize("here", ["here", "in another thread"])
+def test_one_generator_in_two_calls(engines, kind, here):
+    """The second call is refused, the first one goes on."""
+    frame, reading, go_on, found = clip(0)[0], threading.Event(), threading.Event(), []
+
+    def frames():
+        yield frame
+        reading.set()
+        if here == "here":
+            found.append(take())
+        else:
+            assert go_on.wait(30)
+        yield frame
+
+    def take():
+        with pytest.raises(runtime.UserError, match="this iterator; take them in|reads this generator now; give"):
+            list(other.stream(given)) if kind == "frames" else next(results)
+        return True
+
+    given = frames()
+    text, prompts = engines["text"], engines["prompts"]
+    with text.session([A], window=1) as session, prompts.live() as other, prompts.video(clip(0, 2)) as known:
+        known.add_points(0, 1, CLICK.points, CLICK.labels)
+        if kind == "video":
+            known._step, step = lambda *args: (list(given), step(*args))[1], known._step
+        results = {"live": lambda: other.stream(given), "video": known.propagate}.get(
+            kind, lambda: session.stream(given)
+        )()
+        if here == "here":
+            assert len(list(results)) == 2
+        else:
+            thread = threading.Thread(target=lambda: found.extend(results), daemon=True)
+            thread.start()
+            assert reading.wait(30) and take()
+            go_on.set()
+            thread.join(30)
+            assert len(found) == 2
+
+
 def refused(call, *arguments):
     """Call what these toys cannot do: it waits for its turn, and then says so."""
     with pytest.raises(runtime.UserError):

@@ -12,7 +12,7 @@ from ...device.base import Array
 from ...imaging.masks import probability
 from ...media.frame_iterables import iterate_frames
 from ...results import Result
-from ...tracking.session import Session, check_time, synchronized
+from ...tracking.session import Session, check_time, iterator_of_results, synchronized
 from .clip_encoder import ClipEncoder
 from .frame_runner import FrameRunner
 from .state import TrackBatch
@@ -71,6 +71,7 @@ class TextSession(Session):
         self._check_open()
         return self._decode_all(self._encode_clip())
 
+    @iterator_of_results
     def stream(self, frames: Any) -> Iterator[Result]:
         """Push every frame, then flush; yield each result when it is computed. Raises as `push` does.
 

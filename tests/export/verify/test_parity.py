@@ -1,9 +1,13 @@
 """Thresholds of the parity check."""
 
+import weakref
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from export.verify.parity import rounded_limit
+from export.verify.parity import compare_stage, rounded_limit
 
 LIMIT = 1e-4
 
@@ -34,3 +38,39 @@ def test_other_types_keep_their_limit(dtype):
 def test_a_limit_above_the_step_stays():
     assert rounded_limit(bfloat16([1.0, 2.5]), 3e-2) == 3e-2
     assert rounded_limit(bfloat16(np.ones((4, 4))).T[::2], LIMIT) > LIMIT
+
+
+def test_one_graph_is_in_memory_at_a_time(tmp_path):
+    """Graphs of a large stage hold its weights: every variant is compared at every size before the next is loaded."""
+    torch = pytest.importorskip("torch")
+    from export.stage import stage, tensor
+
+    class Graph:
+        def run(self, x, y):
+            runs.append(len(x))
+            y[:] = 2 * x
+
+    def load(path, spec):
+        assert not any(graph() for graph in graphs), "the one before is gone"
+        graphs.append(weakref.ref(graph := Graph()))
+        return graph
+
+    class Double(torch.nn.Module):
+        def forward(self, x):
+            return (2 * x,)
+
+    graphs, runs = [], []
+    double = stage(
+        "double",
+        (tensor("x", "n"),),
+        (tensor("y", "n"),),
+        Double(),
+        lambda sizes, generator: {"x": torch.randn(sizes["n"], generator=generator)},
+        {"n": (2, 9)},
+        {"n": 3},
+    )
+    spec = replace(double.spec, files={"default": "a", "ort": "b", "trt": "a", "other": "c"})
+    device = SimpleNamespace(constant=np.array, empty=np.empty, download=np.array)
+    rows = compare_stage(double, spec, tmp_path, SimpleNamespace(load=load, device=device), 1e-4)
+    assert [row.what for row in rows[::2]] == ["double", "double [ort]", "double [other]"]
+    assert len(graphs) == 3 and runs == [3, 2] * 3 and all(row.passed for row in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -21,6 +22,12 @@ PART_HEADS = (b"moof", b"sidx", b"styp", b"prft")
 
 TRAILERS = (b"mfra", b"free", b"skip", b"udta", b"meta", b"uuid")
 """Boxes that may follow the last part, and hold no frames."""
+
+HEADS = (b"ftyp", b"moov")
+"""Boxes that stand once in an MP4 file."""
+
+SIGNATURES = {b"FLV\x01": 9, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": 16, b"DKIF": 16}
+"""Beginnings of FLV, ASF and IVF files, and how many bytes of it another such file repeats."""
 
 MAX_MOOV = 1 << 20
 """Bytes in which a fragmented MP4 has said so."""
@@ -106,6 +113,27 @@ def ends_within_part(path: Path) -> bool:
         if b"moof" not in kinds and not (b"moov" in kinds and _declares_fragments(file, boxes)):
             return False
     return 0 < size - end < 8 or kinds[-1] in PART_HEADS or (end > size and kinds[-1] not in TRAILERS)
+
+
+def joined_at(path: Path) -> int | None:
+    """Return where a second video begins that was joined to the first one as bytes, and that FFmpeg does not read."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(16)
+        if head[4:8] in BOXES:
+            boxes = _boxes(file, size)
+            heads = [
+                start for (kind, _), start in zip(boxes, [0, *(end for _, end in boxes)], strict=False) if kind in HEADS
+            ]
+            kinds = [kind for kind, _ in boxes if kind in HEADS]
+            first = kinds.index(b"moov") if b"moov" in kinds else len(kinds)
+            return next(iter(heads[first + 1 :]), None)
+        signature = next((head[:length] for start, length in SIGNATURES.items() if head.startswith(start)), None)
+        if signature is None:
+            return None
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            at = data.find(signature, 1)
+    return at if at > 0 else None
 
 
 def _declares_fragments(file: BinaryIO, boxes: list[tuple[bytes, int]]) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ..bundle.placeholder import describe_unreadable
 from ..errors import VideoError, hide_secrets, summarize
 from .clock import Clock
-from .completeness import ends_within_part, missing_seconds
+from .completeness import ends_within_part, joined_at, missing_seconds
 from .conversion import Converter
 from .decoding import Decoder, choose_stream, demux
 from .image_files import check_size
@@ -188,6 +188,8 @@ def _decode_file(source: Source, container: InputContainer, decoder: Decoder, st
     if missing:
         where = f"at {end:.1f} of {declared:.1f} seconds, after {decoder.frames} frames"
         raise VideoError(f"{name}: cut short: it ends {where}")
+    if source.path is not None and (joined := joined_at(source.path)) is not None:
+        source.notes.append(f"{name}: another video begins at byte {joined:,} and is not read; split the file there")
     if source.path is None or clock.gaps:
         source.end = clock.end
     if source.path is not None and ends_within_part(source.path):

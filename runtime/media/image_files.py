@@ -17,7 +17,7 @@ import numpy as np
 
 from ..bundle.placeholder import describe_unreadable
 from ..errors import SamwiseRuntimeError, VideoError, summarize
-from .image_pages import is_ppm_sequence, list_pages, page_duration, without_warnings
+from .image_pages import is_ppm_sequence, leftover_notes, list_pages, page_duration, without_warnings
 from .source import Frame, Source
 
 if TYPE_CHECKING:
@@ -46,8 +46,10 @@ def read_image(path: Path, notes: list[str] | None = None) -> np.ndarray:
     """
     with _opened(path) as image:
         pages = list_pages(image)
-        if notes is not None and len(pages) > 1:
-            notes.append(f"{path}: the first of its {len(pages)} pages is read; give the file itself to read all")
+        if notes is not None:
+            if len(pages) > 1:
+                notes.append(f"{path}: the first of its {len(pages)} pages is read; give the file itself to read all")
+            notes += leftover_notes(image, path, pages)
         _seek(image, pages[0], path)
         return _read_page(image, path)
 
@@ -59,6 +61,7 @@ def read_pages(source: Source, path: Path, stride: int, strict: bool) -> Iterato
     """
     with _opened(path) as image:
         pages, shown = list_pages(image), 0.0
+        source.notes += leftover_notes(image, path, pages)
         if image.format == "TIFF" and len(pages) > 1:
             yield from _read_tiff(source, image, pages, stride, strict)
             return

@@ -140,10 +140,11 @@ def _sequence(name: str, files: Sequence[Path], names: Sequence[str], stride: in
 def _read_files(source: Source, files: Sequence[Path], strict: bool) -> Iterator[Frame]:
     """Read images. Those that cannot be read are left out with a note, unless `strict` or there are no others."""
     errors: list[VideoError] = []
+    notes: list[str] = []
     try:
         for position, file in enumerate(files):
             try:
-                array = read_image(file, source.notes)
+                array = read_image(file, notes)
             except VideoError as error:
                 if strict:
                     raise
@@ -152,6 +153,8 @@ def _read_files(source: Source, files: Sequence[Path], strict: bool) -> Iterator
                 continue
             yield Frame(array)
     finally:
+        source.notes += notes[:MAX_LISTED]
+        source.notes += [f"{source.name}: {len(notes) - MAX_LISTED} more such notes"] * (len(notes) > MAX_LISTED)
         source.notes += [f"left out: {error}" for error in errors[:MAX_LISTED]]
         source.notes += [f"left out: {len(errors) - MAX_LISTED} more images"] * (len(errors) > MAX_LISTED)
     if len(errors) == len(files):

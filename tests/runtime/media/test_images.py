@@ -1,5 +1,6 @@
 """Pictures: every page and animation frame is read, and what is left out of a folder, pattern or list is told."""
 
+import io
 import struct
 import sys
 import tracemalloc
@@ -266,6 +267,84 @@ def test_damaged_pages_of_a_tiff_are_left_out_and_told(tmp_path):
     with pytest.raises(VideoError, match="page 2 of 4"):
         list(open_video(path, strict=True))
     assert [int(frame[0, 0, 0]) for frame in open_video(path, stride=2)] == [40, 140]
+
+
+# ------------------------------------------------------------------------------------------- what a file has besides
+
+
+def image_bytes(format, level=90, **options):
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 24), (level, 0, 0)).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+MP4_HEAD = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom"
+
+
+@pytest.mark.parametrize("second", ["JPEG", "PNG", "GIF", "WEBP", "video"])
+@pytest.mark.parametrize("first", ["JPEG", "progressive", "thumbnail", "PNG", "WEBP", "GIF", "padded"])
+def test_what_follows_an_image_in_its_file_is_noted(tmp_path, first, second):
+    exif = Image.Exif()
+    exif[0x010E] = (image_bytes("JPEG") + image_bytes("PNG")).decode("latin-1").encode("latin-1")
+    options = {"progressive": {"progressive": True}, "thumbnail": {"exif": exif.tobytes() + image_bytes("JPEG")}}
+    format = first if first in ("PNG", "WEBP", "GIF") else "JPEG"
+    whole = image_bytes(format, **options.get(first, {}))
+    for suffix, more in (("whole", b""), ("padding", b"\0" * 50), ("joined", MP4_HEAD if second == "video" else None)):
+        more = image_bytes(second) if more is None else more
+        path = tmp_path / f"{suffix}.{format.lower()}"
+        path.write_bytes(whole + (b"SEFT\0\0" if first == "padded" else b"") + more)
+        if suffix == "joined" and (format, second) == ("GIF", "GIF"):
+            assert b"\0;GIF8" in path.read_bytes()
+        want = suffix == "joined"
+        if format == "GIF" and second != "GIF":
+            continue
+        with open_video(path) as video:
+            assert len(list(video)) == 1
+        assert len(video.notes) == want and (not want or "follows the image at byte" in video.notes[0])
+        notes = []
+        read_image(path, notes)
+        assert notes == video.notes
+
+
+def test_pictures_for_several_views_are_noted(tmp_path):
+    save_pages(tmp_path / "a.jpg", pictures(), format="MPO")
+    got, video = levels_of(tmp_path / "a.jpg")
+    assert len(got) == 1 and "one of the 4 images" in video.notes[0]
+
+
+@pytest.mark.parametrize("count, noted", [(24, True), (2, True), (1, False)])
+def test_a_stack_of_imagej_with_one_entry_is_noted(tmp_path, count, noted):
+    description = f"ImageJ=1.53t\nimages={count}\nslices={count}\nloop=false\n"
+    Image.new("L", (12, 8), 40).save(tmp_path / "a.tif", description=description)
+    _, video = levels_of(tmp_path / "a.tif")
+    assert (f"one of the {count} images of this ImageJ stack" in " ".join(video.notes)) == noted
+    save_pages(tmp_path / "a.tif", pictures("L"), description=description)
+    assert levels_of(tmp_path / "a.tif")[1].notes == []
+
+
+def test_notes_about_many_images_are_counted(tmp_path):
+    folder = folder_of(tmp_path, *(f"{i}.png" for i in range(25)))
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes() * 2)
+    _, video = levels_of(folder)
+    assert len(video.notes) == 21 and "5 more such notes" in video.notes[-1]
+
+
+@pytest.mark.parametrize("name, codec, options", [
+    ("a.mp4", "libx264", {}), ("f.mp4", "libx264", {"movflags": "faststart"}), ("a.mov", "libx264", {}),
+    ("g.mp4", "libx264", {"movflags": "frag_keyframe+empty_moov"}), ("a.flv", "flv", {}), ("b.flv", "libx264", {}),
+    ("a.wmv", "wmv2", {}), ("a.ivf", "libvpx", {}),
+])  # fmt: skip
+def test_videos_that_were_joined_as_bytes_are_noted(tmp_path, name, codec, options):
+    path = media.write(tmp_path / name, media.clip(4), codec=codec, **options)
+    data = path.read_bytes()
+    with open_video(path) as video:
+        assert len(list(video)) == 4
+    assert video.notes == []
+    path.write_bytes(data + data)
+    with open_video(path) as video:
+        assert len(list(video)) == 4
+    assert video.notes == [f"{path}: another video begins at byte {len(data):,} and is not read; split the file there"]
 
 
 # -------------------------------------------------------------------------------------------------------------- folder

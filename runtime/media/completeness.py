@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import mmap
 import re
 from pathlib import Path
@@ -29,6 +30,9 @@ HEADS = (b"ftyp", b"moov")
 SIGNATURES = {b"FLV\x01": 9, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": 16, b"DKIF": 16}
 """Beginnings of FLV, ASF and IVF files, and how many bytes of it another such file repeats."""
 
+HEAD_SECONDS = 5.0
+"""Time in which a server has to send the first bytes again."""
+
 MAX_MOOV = 1 << 20
 """Bytes in which a fragmented MP4 has said so."""
 
@@ -41,7 +45,7 @@ def missing_seconds(
     A last frame may stay for long without saying so, and sound may go on: where the file's own sizes say that it is
     whole, nothing is missing. Where they say nothing, half a second and five frames are tolerated.
     """
-    cut = None if path is None else is_cut(path)
+    cut = _is_cut_on_server(container, stream) if path is None else is_cut(path)
     if cut is False:
         return 0.0, 0.0
     declared, frame = _declared_seconds(container, stream, cut or end_is_missing), 1 / float(stream.average_rate or 24)
@@ -61,18 +65,39 @@ def _declared_seconds(container: InputContainer, stream: VideoStream, estimate: 
 
 def is_cut(path: Path) -> bool | None:
     """Tell whether the file ends before the outermost box, chunk or element in it does; None for other formats."""
-    size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(12)
-        file.seek(0)
-        end = None
-        if head.startswith(EBML):
-            end = _segment_end(file)
-        elif head.startswith(b"RIFF"):
-            end = _riff_end(file, size)
-        elif head[4:8] in BOXES:
-            end = _boxes_end(file, size)
+        return _ends_early(file, path.stat().st_size)
+
+
+def _ends_early(file: BinaryIO, size: int) -> bool | None:
+    head, end = file.read(12), None
+    file.seek(0)
+    if head.startswith(EBML):
+        end = _segment_end(file)
+    elif head.startswith(b"RIFF"):
+        end = _riff_end(file, size)
+    elif head[4:8] in BOXES:
+        end = _boxes_end(file, size)
     return None if end is None else end > size
+
+
+def _is_cut_on_server(container: InputContainer, stream: VideoStream) -> bool | None:
+    """Tell whether a file on a web server ends early: before the last frame of an MP4, else as `is_cut` does."""
+    import av
+
+    size = container.size
+    if size <= 0 or not container.name.startswith("http"):
+        return None
+    if "mp4" in container.format.name:
+        frames = stream.index_entries
+        if any(frame.pos + frame.size > size for frame in frames):
+            return True
+        return False if 0 < stream.frames <= len(frames) else None
+    try:
+        with av.open(container.name, format="data", timeout=HEAD_SECONDS) as raw:
+            return _ends_early(io.BytesIO(bytes(next(raw.demux()))), size)
+    except (av.FFmpegError, OSError, StopIteration):
+        return None
 
 
 def _boxes_end(file: BinaryIO, size: int) -> int | None:

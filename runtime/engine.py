@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 from weakref import WeakSet
@@ -122,8 +123,9 @@ class Engine:
 
         `logits`: whether results carry `low_res_logits`; `options`: see `TrackingOptions`. Raises UserError.
         """
-        tracking = _tracking_options("live", options)
-        return self._opened(self.networks.prompt_video.open_live(logits, tracking))
+        network = self.networks.prompt_video
+        tracking = _tracking_options("live", network.tracking_defaults, options)
+        return self._opened(network.open_live(logits, tracking))
 
     def video(
         self, frames: Any, logits: bool = False, cache_bytes: int = CACHE_BYTES, **options: Unpack[TrackingKeywords]
@@ -137,7 +139,8 @@ class Engine:
         options      see `TrackingOptions`
         Raises VideoError, UserError.
         """
-        tracking, network = _tracking_options("video", options), self.networks.prompt_video
+        network = self.networks.prompt_video
+        tracking = _tracking_options("video", network.tracking_defaults, options)
         sequence = open_sequence(frames, cache_bytes)  # without the lock: it may take long
         return self._opened(self._lock.run(network.open_video, sequence, logits, tracking))
 
@@ -167,10 +170,10 @@ class Engine:
         self.close()
 
 
-def _tracking_options(what: str, options: TrackingKeywords) -> TrackingOptions:
+def _tracking_options(what: str, defaults: TrackingOptions, options: TrackingKeywords) -> TrackingOptions:
     own = ["logits", "cache_bytes"] if what == "video" else ["logits"]
     reject_unknown(what, options, [*own, *TrackingKeywords.__annotations__])
-    return TrackingOptions(**options)
+    return replace(defaults, **options)
 
 
 def load(

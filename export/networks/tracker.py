@@ -78,16 +78,17 @@ def _prompts(sam: Sam, factory: StageFactory) -> list[Stage]:
     )
     tokens = _objects("sparse", "prompt_tokens", c.width), _objects("dense", c.side**2, c.width)
     # masks of another size than the image's (SAM 3) have logits that depend on the size of the source
-    names = ("prompt_logits",) if c.resizes_masks else ("mask_logits", "prompt_logits")
-    logits = tuple(_exact(name, low, low) for name in names)
+    prompt_logits, mask_logits = (_exact(name, low, low) for name in ("prompt_logits", "mask_logits"))
+    no_pointer = _objects("no_obj_ptr", c.width)
+    outputs = (prompt_logits, no_pointer) if c.resizes_masks else (mask_logits, prompt_logits)
     encoder = PromptEncoderStage(sam.sam_prompt_encoder)
-    mask_prompt = MaskPromptStage(sam.mask_downsample, None if c.resizes_masks else side)
+    mask_prompt = MaskPromptStage(sam.mask_downsample, side, sam.no_pointer if c.resizes_masks else None)
     mask, points = (_exact("mask", side, side),), {"points": uniform(c.image_size)}
     return [
         # INT8 saves nothing on a few rows of coordinates
         factory("prompt_encoder", inputs, tokens, encoder, draws=points, role="prompt_encoder", int8_ok=False),
         # its products are resampling and permutation matrices, not learned weights
-        factory("mask_prompt", mask, logits, mask_prompt, draws={"mask": binary}, role="mask_prompt", int8_ok=False),
+        factory("mask_prompt", mask, outputs, mask_prompt, draws={"mask": binary}, role="mask_prompt", int8_ok=False),
     ]
 
 

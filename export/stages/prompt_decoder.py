@@ -36,13 +36,15 @@ class PromptEncoderStage(nn.Module):
 class MaskPromptStage(nn.Module):
     """mask (B,P,P) of zeros and ones -> mask_logits (the result), prompt_logits (for the pointer), (B,S4,S4).
 
-    Without `mask_size` (SAM 3) `prompt_logits` alone.
+    With `no_pointer` (SAM 3) prompt_logits and no_obj_ptr (B,D), the pointer of an absent object: masks are resized by
+    the caller.
     """
 
-    def __init__(self, downsample: nn.Conv2d, mask_size: int | None) -> None:
+    def __init__(self, downsample: nn.Conv2d, mask_size: int, no_pointer: Tensor | None = None) -> None:
         super().__init__()
         self.downsample, shrink = downsample, None
-        if mask_size is not None:
+        self.register_buffer("no_pointer", None if no_pointer is None else no_pointer.detach().reshape(1, -1).clone())
+        if no_pointer is None:
             # an antialiased resize is a constant matrix on the rows, and the same one on the columns
             eye = torch.eye(mask_size)[None, None]
             shrink = F.interpolate(eye, size=(mask_size // 4, mask_size), mode="bilinear", antialias=True)[0, 0]
@@ -51,7 +53,7 @@ class MaskPromptStage(nn.Module):
     def forward(self, mask: Tensor) -> tuple[Tensor, ...]:
         prompt = self.downsample(mask[:, None])[:, 0]
         if self.shrink is None:
-            return (prompt,)
+            return prompt, self.no_pointer.expand(mask.shape[0], -1)
         logits = 2 * PROMPT_LOGIT * mask - PROMPT_LOGIT
         return self.shrink @ logits @ self.shrink.T, prompt
 

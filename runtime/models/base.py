@@ -109,6 +109,8 @@ class TextVideoNetwork(Network, Protocol):
 class PromptVideoNetwork(Network, Protocol):
     """`Capability.PROMPT_VIDEO`"""
 
+    tracking_defaults: TrackingOptions
+
     def open_live(self, logits: bool, options: TrackingOptions) -> LiveSession:
         """Start tracking objects through a video whose frames come one by one."""
 

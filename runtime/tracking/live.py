@@ -185,7 +185,8 @@ class LiveSession(TrackingSession):
         # a prompt refines or corrects what the object has on this frame
         previous = None if prompt is None else tracked.committed(frame)
         # a first prompt, and its refinements, attend to no memory
-        alone = frame in tracked.cond_outputs or (prompt is not None and previous is None)
+        first = previous is None or not self._network.clicks_see_memory
+        alone = frame in tracked.cond_outputs or (prompt is not None and first)
         memory = None if alone else self._select_memory(tracked, frame)
         return tracking_request(memory) if prompt is None else prompt_request(self._network, prompt, previous, memory)
 

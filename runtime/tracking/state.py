@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import UserError
 from .object_memory import Block, ObjectMemory
-from .prompt_inputs import PointInputs
+from .prompt_inputs import PointInputs, PromptInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,15 @@ class TrackedObject:
     pending_cond_outputs: dict[int, ObjectOutput] = field(default_factory=dict)
     pending_non_cond_outputs: dict[int, ObjectOutput] = field(default_factory=dict)
     frames_tracked: dict[int, bool] = field(default_factory=dict)
+
+    def set_prompt(self, frame: int, prompt: PromptInputs) -> None:
+        """Keep the prompt of a frame: points, or that it is a mask."""
+        if isinstance(prompt, PointInputs):
+            self.point_inputs[frame] = prompt
+            self.mask_inputs.discard(frame)
+        else:
+            self.mask_inputs.add(frame)
+            self.point_inputs.pop(frame, None)
 
     def store(self, outputs: dict[int, ObjectOutput], frame: int, output: ObjectOutput) -> None:
         """Put an output into one of the stores; the block of the output that it replaces is freed."""

@@ -17,7 +17,7 @@ from .memory_selection import MemoryConfig, MemorySelection
 from .object_memory import Block, BlockPool
 from .prompt_inputs import NO_POINTS, PADDING_POINT, PromptEncoder, PromptInputs
 from .requests import DecodeRequest, DecoderOutput, ImageFeatures
-from .state import ObjectOutput, TrackedObject
+from .state import ObjectOutput, TrackedObject, TrackingOptions
 
 MASK_PROMPT_SCORE = 10.0
 """Presence logit of an object whose mask was given (SAM 2: `obj_scores` of a mask used as output)."""
@@ -34,6 +34,9 @@ class TrackerNetwork(Protocol):
     no_object_logit: float
     resample: Mapping[str, str]
     memory_config: MemoryConfig
+    clicks_see_memory: bool
+    """Whether points on a tracked frame are decoded with the memory of the object."""
+    tracking_defaults: TrackingOptions
     prompt_encoder: PromptEncoder
 
     def new_features(self) -> ImageFeatures:
@@ -61,8 +64,8 @@ class TrackerNetwork(Protocol):
     ) -> None:
         """Write the memory features of objects on one frame into their blocks."""
 
-    def memory_pool(self, blocks: int | None = None) -> BlockPool:
-        """Return the pool whose chunks have this many blocks."""
+    def memory_pool(self, blocks: int | None = None, capacity: int | None = None) -> BlockPool:
+        """Return the pool whose chunks have this many blocks, for `capacity` objects at a time."""
 
 
 def tracking_request(memory: MemorySelection | None) -> DecodeRequest:

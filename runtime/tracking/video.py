@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +35,9 @@ class VideoSession(TrackingSession):
     at 1024 pixels in float32, half that in half precision) and one low-resolution mask per object and frame. For
     videos without end use `Engine.live`.
     """
+
+    REVERSE_INCLUDES_FIRST: ClassVar[bool] = False
+    """Whether tracking in reverse from the first frame returns that frame."""
 
     def __init__(self, network: TrackerNetwork, frames: FrameSequence, logits: bool, options: TrackingOptions) -> None:
         super().__init__(network, logits, options, network.memory_pool(), True)
@@ -95,12 +98,7 @@ class VideoSession(TrackingSession):
         tracked = self._object(obj)  # not before: a prompt that is refused leaves no object behind
         pending = tracked.pending_cond_outputs if conditioning else tracked.pending_non_cond_outputs
         tracked.store(pending, frame, output)
-        if isinstance(prompt, PointInputs):
-            tracked.point_inputs[frame] = prompt
-            tracked.mask_inputs.discard(frame)
-        else:
-            tracked.mask_inputs.add(frame)
-            tracked.point_inputs.pop(frame, None)
+        tracked.set_prompt(frame, prompt)
         return conditioning
 
     @synchronized
@@ -169,7 +167,7 @@ class VideoSession(TrackingSession):
         limit = self.num_frames if limit is None else limit
         if reverse:
             # SAM 2 returns nothing at all when it starts at frame 0 in reverse
-            order = range(start, max(start - limit, 0) - 1, -1) if start else range(0)
+            order = range(start, max(start - limit, 0) - 1, -1) if start or self.REVERSE_INCLUDES_FIRST else range(0)
         else:
             order = range(start, min(start + limit, self.num_frames - 1) + 1)
         for frame in order:
@@ -214,13 +212,18 @@ class VideoSession(TrackingSession):
         return self._result(frame, outputs, self._frames.time(frame))
 
 
-def commit_pending(objects: Mapping[int, TrackedObject]) -> dict[int, list[tuple[TrackedObject, ObjectOutput]]]:
-    """Commit the pending outputs of all objects; return those to remember, by frame. Raises PromptError."""
+def check_prompted(objects: Mapping[int, TrackedObject]) -> None:
+    """Raise PromptError unless there are objects, and each has a conditioning frame."""
     if not objects:
         raise PromptError("there is no object to track; add points, a box or a mask first")
     for obj, tracked in objects.items():
         if not tracked.cond_outputs and not tracked.pending_cond_outputs:
             raise PromptError(f"object {obj} has no prompt left; add one or remove the object")
+
+
+def commit_pending(objects: Mapping[int, TrackedObject]) -> dict[int, list[tuple[TrackedObject, ObjectOutput]]]:
+    """Commit the pending outputs of all objects; return those to remember, by frame. Raises PromptError."""
+    check_prompted(objects)
     by_frame: dict[int, list[tuple[TrackedObject, ObjectOutput]]] = {}
     for tracked in objects.values():
         for pending, outputs in (

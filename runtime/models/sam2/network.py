@@ -49,6 +49,8 @@ class Sam2:
     )
     optional_stages: ClassVar[tuple[str, ...]] = ()
     uses_kernels: ClassVar[bool] = False
+    clicks_see_memory = True
+    tracking_defaults = TrackingOptions()
     features_stage: ClassVar[str] = "image_encoder"
     """Stage that computes `ImageFeatures`."""
     settings_schema: ClassVar[Group] = Group(
@@ -106,14 +108,15 @@ class Sam2:
         self.no_object_logit: float = settings["no_object_logit"]
         self.memory_config = MemoryConfig(settings["memory"]["num_maskmem"], settings["memory"]["max_obj_ptrs"])
         self.low_res_side = int(self._specs["prompt_decoder"].output("low_res_logits").shape[1])
-        self.prompt_encoder = PromptEncoder(
-            self._bundle, self._image_size, max_points=manifest.bounds["prompt_tokens"][1] - 1
-        )
+        self.prompt_encoder = self._make_prompt_encoder(manifest.bounds["prompt_tokens"][1] - 1)
         # a batch never exceeds what the graphs were exported for; more objects run in several batches
         self._batch = min(context.max_objects, *(manifest.bounds[s][1] for s in ("objects", "maps")))
         self._max_objects = context.max_objects
-        self._pools: dict[int, BlockPool] = {}
+        self._pools: dict[tuple[int, int], BlockPool] = {}
         self._allocate()
+
+    def _make_prompt_encoder(self, max_points: int) -> PromptEncoder:
+        return PromptEncoder(self._bundle, self._image_size, max_points)
 
     def _allocate(self) -> None:
         """Allocate scratch for the usual numbers of memory frames and points; it grows once for larger ones."""
@@ -154,16 +157,15 @@ class Sam2:
         """Encode an image, uint8 RGB (H,W,3); see `Engine.image`."""
         return Sam2ImagePredictor(self, frame_hwc)
 
-    def memory_pool(self, blocks: int | None = None) -> BlockPool:
-        """Return the pool whose chunks have this many blocks, made on first use; None: `VIDEO_BLOCKS`."""
-        blocks = VIDEO_BLOCKS if blocks is None else blocks
-        if blocks not in self._pools:
-            self._pools[blocks] = BlockPool(self.device, self._max_objects, blocks, *self._block_shape())
-        return self._pools[blocks]
-
-    def _block_shape(self) -> tuple[tuple[int, ...], str]:
-        tensor = self._specs["prompt_memory_encoder"].output("maskmem_features")
-        return tensor.resolve({"objects": 1})[1:], tensor.dtype
+    def memory_pool(self, blocks: int | None = None, capacity: int | None = None) -> BlockPool:
+        """Return the pool whose chunks have this many blocks, made on first use; None: `VIDEO_BLOCKS`. `capacity`:
+        objects at a time, None: those of the engine."""
+        key = VIDEO_BLOCKS if blocks is None else blocks, self._max_objects if capacity is None else capacity
+        if key not in self._pools:
+            tensor = self._specs["prompt_memory_encoder"].output("maskmem_features")
+            shape = tensor.resolve({"objects": 1})[1:]
+            self._pools[key] = BlockPool(self.device, key[1], key[0], shape, tensor.dtype)
+        return self._pools[key]
 
     # -- one frame ------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ Masks are computed only for queries that pass the threshold.
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,11 +82,22 @@ class Detector:
         pixels = self._specs["image_encoder"].input("pixels")
         self._pixels = self._device.empty(pixels.resolve({"frames": 1}), pixels.dtype)
         self._scratch = GrowableBuffers(self._device)
+        self._latest: tuple[weakref.ref[np.ndarray] | None, ConceptFeatures | None] = None, None
         self._texts: OrderedDict[tuple[int, ...], Array] = OrderedDict()
 
     def new_features(self) -> ConceptFeatures:
         """Allocate the features of one frame."""
         return ConceptFeatures(**self._new_outputs("image_encoder"))
+
+    def encode_once(self, frame_hwc: np.ndarray, resample: str) -> ConceptFeatures:
+        """Return the features of an image that does not change: the same array is encoded once."""
+        image, features = self._latest
+        if image is None or image() is not frame_hwc:
+            features = self.new_features()
+            self.encode_image(frame_hwc, resample, features)
+            self._latest = weakref.ref(frame_hwc), features
+        assert features is not None
+        return features
 
     def encode_image(self, frame_hwc: np.ndarray, resample: str, features: ConceptFeatures) -> None:
         """Write the features of a frame, uint8 RGB (H,W,3); `resample` as in `imaging.preprocess`."""

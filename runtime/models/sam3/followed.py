@@ -7,19 +7,18 @@ detections correct their objects, tracks are remembered, new objects start, fals
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
-from ...device.base import Array
 from ...prompts import Concept
 from ...tracking.association import Association, Decision, Shown
 from ...tracking.object_group import FrameMemory, ObjectGroup
 from ...tracking.object_memory import BlockPool
 from ...tracking.requests import DecodeRequest, DecoderOutput, ImageFeatures
-from ...tracking.step import MASK_PROMPT_SCORE, TrackerNetwork, tracking_request
+from ...tracking.step import MASK_PROMPT_SCORE, tracking_request
 from ..options import ConceptOptions
 from .detector import ConceptPrompt
+from .interface import ConceptTracker
 from .mask_prompts import MaskResizer
 
 FORGOTTEN_LOGIT = np.float32(-10.0)
@@ -30,25 +29,6 @@ Scored = tuple[np.ndarray, np.ndarray]
 
 Tracks = dict[int, tuple[np.ndarray, float]]
 """Low-res logits (s,s) and score logit of each object on a frame."""
-
-
-class ConceptTracker(TrackerNetwork, Protocol):
-    """Members of SAM 3's tracker that the session uses besides those of every tracker."""
-
-    def encode_trunk(self, trunk: Array, features: ImageFeatures) -> None:
-        """Write the feature maps of a frame whose trunk map is there."""
-
-    def concept_pool(self, blocks: int) -> BlockPool:
-        """Return the pool of objects that concepts find."""
-
-    def mask_resizer(self, size: tuple[int, int]) -> MaskResizer:
-        """Return the resizes for a video of `size` (H, W)."""
-
-    def mask_pointers(self, features: ImageFeatures, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the object pointers of masks (P,P) on one frame."""
-
-    def without_overlaps(self, logits_nss: np.ndarray) -> np.ndarray:
-        """Return the logits to remember of masks that were given on one frame."""
 
 
 class FollowedConcept:

@@ -1,20 +1,43 @@
-"""Masks that prompt SAM 3's tracker, at the sizes that it uses.
+"""Prompts of SAM 3's tracker: masks at the sizes that it uses, and at most 16 points.
 
-Such a mask is remembered as it looks at the size of the video: resized there, cut at one half, and brought to the side
+A mask is remembered as it looks at the size of the video: resized there, cut at one half, and brought to the side
 of low-res logits. Of several masks on one frame each takes its pixels away from the ones before it.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
 from ...imaging.antialias import resize_antialiased
 from ...imaging.upsample import SeparableUpsampler, bilinear_matrix
+from ...tracking.prompt_inputs import PointInputs, PromptEncoder
 
 MASK_LOGIT = np.float32(1024.0)
 """Logit inside a mask that was given; its negative outside."""
+
+
+MAX_POINTS = 16
+"""Points that the network takes; of more, the first and the last 8."""
+
+
+class Sam3PromptEncoder(PromptEncoder):
+    """Converts prompts; masks keep the size of the source."""
+
+    def check(self, points: PointInputs) -> PointInputs:
+        """Return the points that the network takes; warns of those that it does not."""
+        count, half = len(points.labels), self.max_points // 2
+        if count <= self.max_points:
+            return points
+        warnings.warn(f"of {count} points on one object and frame the first and the last {half} are used", stacklevel=2)
+        chosen = np.r_[:half, count - half : count]
+        return PointInputs(points.coords[chosen], points.labels[chosen])
+
+    def mask(self, mask_hw: np.ndarray) -> np.ndarray:
+        """Return the mask at source size."""
+        return mask_hw
 
 
 class MaskResizer:

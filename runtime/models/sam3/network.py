@@ -12,15 +12,21 @@ from ...bundle.schema import COUNT, NORMALIZATION, RESAMPLE, RESIZE, TEXT, Group
 from ...errors import PromptError
 from ...imaging.masks import probability
 from ...imaging.upsample import SeparableUpsampler, bilinear_matrix
+from ...media.random_access import FrameSequence
 from ...prompts import Concept, Text
 from ...results import Result
 from ...tokenizer import Tokenizer, encode_concept
+from ...tracking.live import LiveSession
+from ...tracking.state import TrackingOptions
+from ...tracking.video import VideoSession
 from ..base import Capability, Signature
 from ..context import NetworkContext
 from ..options import ConceptOptions
+from ..sam2.image import Sam2ImagePredictor
 from .detector import ConceptPrompt, Detections, Detector
 from .session import ConceptSession
 from .tracker import Sam3Tracker
+from .video import Sam3VideoSession
 
 EXEMPLAR_WORD = "visual"
 """Text of a concept that only exemplars describe."""
@@ -36,7 +42,8 @@ TRACKER_STAGES = (
 )
 """Stages that a checkpoint without tracker does not have."""
 
-IMAGE_TASKS, TRACKER_TASKS = frozenset({Capability.CONCEPT_IMAGE}), frozenset({Capability.CONCEPT_VIDEO})
+IMAGE_TASKS = frozenset({Capability.CONCEPT_IMAGE})
+TRACKER_TASKS = frozenset({Capability.CONCEPT_VIDEO, Capability.PROMPT_VIDEO, Capability.PROMPT_IMAGE})
 
 
 class ConceptImagePredictor:
@@ -44,8 +51,8 @@ class ConceptImagePredictor:
 
     def __init__(self, network: Sam3, frame_hwc: np.ndarray) -> None:
         size: tuple[int, int] = frame_hwc.shape[:2]
-        self._network, self._size, self._features = network, size, network.detector.new_features()
-        network.detector.encode_image(frame_hwc, network.resample["image"], self._features)
+        self._network, self._size = network, size
+        self._features = network.detector.encode_once(frame_hwc, network.resample["image"])
         height, width = (bilinear_matrix(network.low_res_side, side) for side in size)
         self._upsampler = SeparableUpsampler(height, width)
 
@@ -149,6 +156,7 @@ class Sam3:
         self._tokenizer: Tokenizer | None = None
         self._max_boxes = manifest.bounds["geometry_tokens"][1] - 1
         self.detector = Detector(context)
+        self.tracking_defaults = Sam3Tracker.tracking_defaults
         self.low_res_side = int(context.stages["mask_head"].spec.output("detected_logits").shape[2])
         self.tracker = Sam3Tracker(context, self.detector) if "memory" in settings else None
 
@@ -165,8 +173,24 @@ class Sam3:
         self, concepts: Sequence[Concept], logits: bool, options: ConceptOptions
     ) -> ConceptSession:
         """Start following concepts through a new video; see `Engine.session`."""
-        assert self.tracker is not None
-        return ConceptSession(self, self.tracker, concepts, logits, options)
+        return ConceptSession(self, self._tracker, concepts, logits, options)
+
+    def open_video(self, frames: FrameSequence, logits: bool, options: TrackingOptions) -> VideoSession:
+        """Open a video whose frames are known; see `Engine.video`."""
+        return Sam3VideoSession(self._tracker, frames, logits, options)
+
+    def open_live(self, logits: bool, options: TrackingOptions) -> LiveSession:
+        """Open a video whose frames come one by one; see `Engine.live`."""
+        return LiveSession(self._tracker, logits, options)
+
+    def open_image(self, frame_hwc: np.ndarray) -> Sam2ImagePredictor:
+        """Encode an image, uint8 RGB (H,W,3), for points, boxes and mask logits; see `Engine.image`."""
+        return Sam2ImagePredictor(self._tracker, frame_hwc)
+
+    @property
+    def _tracker(self) -> Sam3Tracker:
+        assert self.tracker is not None  # capabilities say so
+        return self.tracker
 
     def encode_prompt(self, concept: Concept, size: tuple[int, int]) -> ConceptPrompt:
         """Convert a concept for an image of `size` (H, W). Raises PromptError; warns of words that are cut."""

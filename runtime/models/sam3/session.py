@@ -25,8 +25,12 @@ from ...tracking.object_group import blocks_per_object
 from ...tracking.session import Session, check_time, synchronized
 from ..options import ConceptOptions
 from .detector import ConceptPrompt, Detections, Detector
-from .followed import ConceptTracker, FollowedConcept, Scored, Tracks
+from .followed import FollowedConcept, Scored, Tracks
 from .frame_queue import FrameQueue
+from .interface import ConceptTracker
+
+MAX_OBJECTS = 1 << 16
+"""Objects that concepts may find, over all sessions. Each takes memory when it is found."""
 
 
 class ConceptNetwork(Protocol):
@@ -57,7 +61,7 @@ class ConceptSession(Session):
     ) -> None:
         super().__init__(network.device.lock)
         self._network, self._tracker, self._options = network, tracker, options
-        self._pool = tracker.concept_pool(blocks_per_object(tracker.memory_config))
+        self._pool = tracker.memory_pool(blocks_per_object(tracker.memory_config), MAX_OBJECTS)
         self._features, self._maps = network.detector.new_features(), tracker.new_features()
         self._concepts: dict[int, FollowedConcept] = {}
         self._numbers, self._ids = itertools.count(1), itertools.count()

@@ -10,32 +10,36 @@ import numpy as np
 
 from ...device.base import Array
 from ...imaging.upsample import SeparableUpsampler, bilinear_matrix
-from ...tracking.object_memory import BlockPool
-from ...tracking.prompt_inputs import NO_POINTS
+from ...tracking.object_group import MAX_COND_FRAMES
+from ...tracking.prompt_inputs import NO_POINTS, PromptEncoder
 from ...tracking.requests import DecodeRequest, ImageFeatures
+from ...tracking.state import TrackingOptions
 from ..context import NetworkContext
 from ..sam2.network import Sam2
 from .detector import Detector
-from .mask_prompts import MaskResizer
+from .mask_prompts import MAX_POINTS, MaskResizer, Sam3PromptEncoder
 
 HIDDEN_LOGIT = np.float32(-10.0)
 """Largest logit, in the memory of prompts, of a pixel that belongs to another object."""
-
-MAX_CONCEPT_OBJECTS = 1 << 16
-"""Objects that concepts may find, over all sessions. Each takes memory when it is found."""
 
 
 class Sam3Tracker(Sam2):
     """Stages, buffers and memory of SAM 3's tracker."""
 
+    clicks_see_memory = False
+    tracking_defaults = TrackingOptions(
+        fill_hole_area=0, max_cond_frames_in_attn=MAX_COND_FRAMES, add_all_frames_to_correct_as_cond=True
+    )
     features_stage: ClassVar[str] = "tracker_neck"
 
     def __init__(self, context: NetworkContext, detector: Detector) -> None:
         self._detector = detector
         super().__init__(context)
-        self._concept_pool: BlockPool | None = None
         self._trunk = detector.new_features()
         self.mask_side = int(self._specs["mask_prompt"].input("mask").shape[1])
+
+    def _make_prompt_encoder(self, max_points: int) -> PromptEncoder:
+        return Sam3PromptEncoder(self._bundle, self._image_size, min(max_points, MAX_POINTS))
 
     def _allocate_input(self) -> None:
         """Allocate nothing: the detector has the pixels."""
@@ -47,26 +51,35 @@ class Sam3Tracker(Sam2):
 
     def encode_image(self, frame_hwc: np.ndarray, features: ImageFeatures, resample: str) -> None:
         """Write the feature maps of a frame, uint8 RGB (H,W,3); `resample` as in `imaging.preprocess`."""
-        self._detector.encode_image(frame_hwc, resample, self._trunk)
-        self.encode_trunk(self._trunk.trunk, features)
+        if resample == self.resample["image"]:  # an image, which may be searched for concepts as well
+            encoded = self._detector.encode_once(frame_hwc, resample)
+        else:
+            encoded = self._trunk
+            self._detector.encode_image(frame_hwc, resample, encoded)
+        self.encode_trunk(encoded.trunk, features)
 
     def encode_trunk(self, trunk: Array, features: ImageFeatures) -> None:
         """Write the feature maps of a frame whose trunk map (1,N,W) is there."""
         outputs = {t.name: getattr(features, t.name) for t in self._specs[self.features_stage].outputs}
         self._stages[self.features_stage].run(trunk=trunk, **outputs)
 
-    def concept_pool(self, blocks: int) -> BlockPool:
-        """Return the pool of objects that concepts find, whose number only sessions bound."""
-        if self._concept_pool is None:
-            shape, dtype = self._block_shape()
-            self._concept_pool = BlockPool(self.device, MAX_CONCEPT_OBJECTS, blocks, shape, dtype)
-        return self._concept_pool
-
     # -- masks as prompts -----------------------------------------------------------------------------------------
 
     def mask_resizer(self, size: tuple[int, int]) -> MaskResizer:
         """Return the resizes for a video of `size` (H, W)."""
         return MaskResizer(size, self.mask_side, self.low_res_side)
+
+    def encode_mask_prompt(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the dense prompt (s,s) of a mask (H,W) at source size, and the low-res logits (s,s) of the mask."""
+        height, width = mask.shape
+        resizer = self.mask_resizer((height, width))
+        return self.encode_dense(resizer.to_mask(mask)), resizer.to_logits([mask])[0]
+
+    @cached_property
+    def no_object_pointer(self) -> np.ndarray:
+        """Object pointer (D,) of an absent object."""
+        pointer: np.ndarray = self._prompts.encode_mask(np.zeros((self.mask_side, self.mask_side)))["no_obj_ptr"]
+        return pointer
 
     def mask_pointers(self, features: ImageFeatures, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the object pointers (D,) of masks (P,P), 0..1, on one frame."""

@@ -12,6 +12,7 @@ from export.layers.roi_align import roi_align
 from export.models.sam3 import Sam3, tiny_test_config
 from export.networks.sam3 import PADDING, stages
 from export.verify import parity
+from helpers.toy_sam3 import toy_sam3
 
 POSITIVE, NEGATIVE = [[0.4, 0.5, 0.3, 0.4]], [[0.7, 0.3, 0.11, 0.1]]
 BOXES = {
@@ -166,8 +167,7 @@ SIZES = [
 
 @pytest.fixture(scope="module")
 def tiny():
-    torch.manual_seed(0)
-    return {stage.name: stage for stage in stages(Sam3(tiny_test_config()).eval())}
+    return {stage.name: stage for stage in stages(toy_sam3())}
 
 
 def test_names_of_stages(tiny):

@@ -1,19 +1,17 @@
 """Concepts on images: the toy SAM 3, exported and run, and what its prompts take."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 import runtime
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
 from export import bundle
-from export.models.sam3 import Sam3, tiny_test_config
 from export.networks import base
 from export.verify import parity, parity_clip, references
+from helpers.toy_sam3 import toy_sam3
 from runtime.prompts import Concept
 
 WORDS = [5, 6, 7]
@@ -23,8 +21,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8)
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    return Sam3(replace(tiny_test_config(), tracker=None)).eval()
+    return toy_sam3(tracker=False)
 
 
 @pytest.fixture(scope="module")

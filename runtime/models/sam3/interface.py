@@ -1,0 +1,33 @@
+"""Interface of SAM 3's tracker for its sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from ...device.base import Array
+from ...tracking.requests import ImageFeatures
+from ...tracking.step import TrackerNetwork
+from .mask_prompts import MaskResizer
+
+
+class ConceptTracker(TrackerNetwork, Protocol):
+    """Members of SAM 3's tracker that the session uses besides those of every tracker."""
+
+    @property
+    def no_object_pointer(self) -> np.ndarray:
+        """Object pointer (D,) of an absent object."""
+
+    def encode_trunk(self, trunk: Array, features: ImageFeatures) -> None:
+        """Write the feature maps of a frame whose trunk map is there."""
+
+    def mask_resizer(self, size: tuple[int, int]) -> MaskResizer:
+        """Return the resizes for a video of `size` (H, W)."""
+
+    def mask_pointers(self, features: ImageFeatures, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the object pointers of masks (P,P) on one frame."""
+
+    def without_overlaps(self, logits_nss: np.ndarray) -> np.ndarray:
+        """Return the logits to remember of masks that were given on one frame."""

@@ -1,0 +1,130 @@
+"""Offline tracking with SAM 3: the rules of its tracker where they differ from those of SAM 2's.
+
+All objects of a video are one group: a prompt on one of them makes its frame a conditioning frame of all, where objects
+without a prompt keep what they were tracked as, or count as present with an empty mask. Masks that are given on one
+frame do not overlap, and neither do masks that are remembered of it. Clicks never see the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from ...media.random_access import FrameSequence
+from ...results import Result
+from ...tracking.base import check_frame_number
+from ...tracking.prompt_inputs import PromptInputs
+from ...tracking.session import synchronized
+from ...tracking.state import ObjectOutput, TrackedObject, TrackingOptions
+from ...tracking.step import MASK_PROMPT_SCORE, predict_frame, prompt_request
+from ...tracking.video import VideoSession, check_prompted
+from .interface import ConceptTracker
+
+
+class Sam3VideoSession(VideoSession):
+    """Made by `Engine.video` for SAM 3."""
+
+    REVERSE_INCLUDES_FIRST: ClassVar[bool] = True
+
+    def __init__(self, network: ConceptTracker, frames: FrameSequence, logits: bool, options: TrackingOptions) -> None:
+        super().__init__(network, frames, logits, options)
+        self._tracker = network
+        self._given: dict[int, dict[int, np.ndarray]] = {}
+        """Frame -> object -> mask (H,W) that was given there and does not count yet."""
+
+    def _predict_prompt(self, frame: int, obj: int, prompt: PromptInputs) -> bool:
+        known, given = self._objects.get(obj), self._given.get(frame, {})
+        # a mask that was given and does not count yet is not refined
+        previous = None if known is None or obj in given else known.pending_or_committed(frame, True)
+        request = prompt_request(self._network, prompt, previous, None)
+        (output,) = predict_frame(self._network, self._features[frame], [request], self._options.fill_hole_area)
+        tracked = self._object(obj)  # not before: a prompt that is refused leaves no object behind
+        tracked.store(tracked.pending_cond_outputs, frame, output)
+        tracked.set_prompt(frame, prompt)
+        given.pop(obj, None)
+        if isinstance(prompt, np.ndarray):
+            self._take_pixels(frame, prompt)
+            self._given.setdefault(frame, {})[obj] = prompt
+        return True
+
+    def _take_pixels(self, frame: int, mask: np.ndarray) -> None:
+        """Take the pixels of a mask away from the masks that were given before it."""
+        assert self._size is not None
+        for obj, other in self._given.get(frame, {}).items():
+            left = self._given[frame][obj] = other & ~mask
+            output = self._objects[obj].pending_cond_outputs[frame]
+            output.low_res_logits = self._tracker.mask_resizer(self._size).to_logits([left])[0]
+
+    def _result(self, frame: int, outputs: Mapping[int, ObjectOutput | None], time: float | None) -> Result:
+        """Build the result of a frame, with masks as they were given."""
+        result = super()._result(frame, outputs, time)
+        for obj, mask in self._given.get(frame, {}).items():
+            if obj in outputs:
+                result.masks[list(outputs).index(obj)] = mask
+        return result
+
+    @synchronized
+    def _commit_pending(self) -> dict[int, TrackedObject]:
+        """Make conditioning frames of all frames with prompts, for all objects; return the objects."""
+        self._check_open()
+        check_prompted(self._objects)
+        for frame in sorted({f for tracked in self._objects.values() for f in tracked.pending_cond_outputs}):
+            self._condition(frame)
+        self._given.clear()
+        return dict(self._objects)
+
+    def _condition(self, frame: int) -> None:
+        outputs: list[ObjectOutput] = []
+        for tracked in self._objects.values():
+            pending = tracked.pending_cond_outputs.pop(frame, None)
+            output = pending or tracked.committed(frame) or self._absent()
+            if tracked.non_cond_outputs.get(frame) is output:
+                del tracked.non_cond_outputs[frame]
+            tracked.drop(tracked.non_cond_outputs, frame)
+            tracked.store(tracked.cond_outputs, frame, output)
+            output.block = output.block or tracked.memory.allocate()
+            outputs.append(output)
+        logits = self._tracker.without_overlaps(np.stack([output.low_res_logits for output in outputs]))
+        scores, blocks = [o.score for o in outputs], [o.block for o in outputs if o.block is not None]
+        self._tracker.encode_memory(self._features[frame], list(logits), [True] * len(outputs), scores, blocks)
+
+    def _absent(self) -> ObjectOutput:
+        """Return the output of an object that a conditioning frame of the others knows nothing of."""
+        side, unknown = self._network.low_res_side, np.zeros(4, np.float32)
+        logits = np.full((side, side), self._network.no_object_logit, np.float32)
+        pointer = self._tracker.no_object_pointer
+        return ObjectOutput(logits, MASK_PROMPT_SCORE, pointer, -1, unknown, (0, 0), prompted=True)
+
+    @synchronized
+    def clear_prompts(self, frame: int, obj: int) -> Result:
+        """Remove an object's prompts on a frame. When no object has one there, it counts as tracked.
+
+        Raises PromptError.
+        """
+        self._check_open()
+        frame = check_frame_number(frame, "frame", self.num_frames - 1)
+        self._forget_prompt(frame, self.state(obj))
+        self._given.get(frame, {}).pop(obj, None)
+        return self._prompted_result(frame)
+
+    def _forget_prompt(self, frame: int, tracked: TrackedObject) -> None:
+        tracked.point_inputs.pop(frame, None)
+        tracked.mask_inputs.discard(frame)
+        tracked.drop(tracked.pending_cond_outputs, frame)
+        if any(frame in t.point_inputs or frame in t.mask_inputs for t in self._objects.values()):
+            return
+        for other in self._objects.values():
+            output = other.cond_outputs.pop(frame, None)
+            if output is not None:
+                other.store(other.non_cond_outputs, frame, output)
+                other.frames_tracked.pop(frame, None)
+
+    def _remove(self, obj: int) -> None:
+        tracked = self._objects[obj]
+        for frame in [*tracked.point_inputs, *tracked.mask_inputs]:
+            self._forget_prompt(frame, tracked)
+        for given in self._given.values():
+            given.pop(obj, None)
+        super()._remove(obj)

@@ -1,0 +1,253 @@
+"""Concepts, clicks and masks through videos: the toy SAM 3, exported and run."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import runtime
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxruntime")
+
+from export import bundle
+from export.networks import base
+from helpers.toy_sam3 import toy_sam3
+from runtime.prompts import Concept
+
+pytestmark = pytest.mark.slow
+
+BUS, DOG = Concept(tokens=[5, 6, 7]), Concept(tokens=[9, 2])
+HEIGHT, WIDTH = 60, 80
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory, shared_traces):
+    source = base.describe("sam3", toy_sam3())
+    folder = bundle.export_bundle(source, tmp_path_factory.mktemp("sam3"), "toy", variants=(), check=False)
+    return runtime.load(folder, backend="ort")
+
+
+def clip(frames, seed=0):
+    """Noise that moves, so that masks change."""
+    noise = np.random.default_rng(seed).integers(0, 256, (HEIGHT, 4 * WIDTH, 3), np.uint8)
+    return [noise[:, 2 * t : 2 * t + WIDTH].copy() for t in range(frames)]
+
+
+def run(engine, concepts, frames, **options):
+    with engine.session(concepts, logits=True, **options) as session:
+        return list(session.stream(frames))
+
+
+def same(a, b):
+    """Equal but for the rounding of other batches."""
+    assert (a.frame_index, a.masks.shape) == (b.frame_index, b.masks.shape)
+    assert np.count_nonzero(a.masks != b.masks) <= 0.002 * a.masks.size
+    assert a.scores == pytest.approx(b.scores, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def plain(engine):
+    return run(engine, [BUS], clip(6), temporal_disambiguation=False)
+
+
+def test_every_frame_has_one_result(engine, plain):
+    assert [r.frame_index for r in plain] == list(range(6))
+    for result in plain:
+        n = len(result.object_ids)
+        assert n and result.masks.shape == (n, HEIGHT, WIDTH) and result.boxes.shape == (n, 4)
+        assert result.low_res_logits.shape == (n, 32, 32) and set(result.prompt_ids) == {1}
+        assert list(result.object_ids) == sorted(set(result.object_ids))
+        assert result.masks.sum(0).max() <= 1  # objects of a concept do not overlap
+        assert (result.scores > 0.5).all()
+    assert any(set(a.object_ids) & set(b.object_ids) for a, b in itertools.pairwise(plain))
+
+
+def test_results_are_late_with_temporal_disambiguation(engine):
+    with engine.session([BUS]) as session:
+        counts = [[r.frame_index for r in session.push(frame, time=t / 10)] for t, frame in enumerate(clip(17))]
+        assert counts == [[]] * 14 + [[0], [1], [2]]
+        rest = session.flush()
+        assert [r.frame_index for r in rest] == list(range(3, 17)) and session.flush() == []
+        assert [r.time for r in rest] == [t / 10 for t in range(3, 17)]
+
+
+def test_concepts_of_a_session_do_not_change_each_other(engine, plain):
+    both = run(engine, [BUS, DOG], clip(4), temporal_disambiguation=False)
+    other = run(engine, [DOG], clip(4), temporal_disambiguation=False)
+    for joined, first, second in zip(both, plain, other, strict=False):
+        assert len(set(joined.object_ids)) == len(joined.object_ids) == len(first.object_ids) + len(second.object_ids)
+        for number, alone in ((1, first), (2, second)):
+            rows = [i for i, prompt in enumerate(joined.prompt_ids) if prompt == number]
+            assert np.count_nonzero(joined.masks[rows] != alone.masks) <= 0.002 * alone.masks.size
+            assert joined.scores[rows] == pytest.approx(alone.scores, abs=1e-4)
+
+
+def test_concepts_come_and_go(engine):
+    with engine.session([BUS], temporal_disambiguation=False) as session:
+        first, *frames = clip(5)
+        assert set(session.push(first)[0].prompt_ids) == {1}
+        assert session.add_concept(DOG) == 2 and session.concepts == {1: BUS, 2: DOG}
+        both = session.push(frames[0])[0]
+        assert set(both.prompt_ids) == {1, 2} and set(session.object_ids) >= set(both.object_ids)
+        session.remove_concept(1)
+        assert set(session.push(frames[1])[0].prompt_ids) == {2}
+        obj = session.object_ids[0]
+        session.remove(obj)
+        assert obj not in session.push(frames[2])[0].object_ids
+        session.change_concept(2, BUS)
+        assert session.push(frames[3])[0].frame_index == 4 and session.concepts == {2: BUS}
+        for call in (session.remove_concept, session.remove):
+            with pytest.raises(runtime.PromptError, match="there is no"):
+                call(99)
+
+
+def test_a_concept_that_leaves_is_shown_on_frames_that_wait(engine):
+    with engine.session([BUS, DOG]) as session:
+        for frame in clip(3):
+            session.push(frame)
+        session.remove_concept(2)
+        assert {number for result in session.flush() for number in result.prompt_ids} == {1, 2}
+
+
+def test_objects_are_bounded_over_all_concepts(engine):
+    results = run(engine, [BUS, DOG], clip(4), temporal_disambiguation=False, max_objects=3)
+    assert max(len(r.object_ids) for r in results) == 3
+
+
+def test_detection_of_every_nth_frame(engine, plain):
+    before, found = engine.timings["detr"][0], []
+    with engine.session([BUS], logits=True, temporal_disambiguation=False, detect_every=3) as session:
+        for frame in clip(6):
+            (result,) = session.push(frame)
+            found.append(session.object_ids)
+            if result.frame_index == 0:
+                same(result, plain[0])
+    assert engine.timings["detr"][0] - before == 2
+    assert found[0] == found[1] == found[2] and found[3] == found[4] == found[5]
+
+
+def test_memory_does_not_grow(engine):
+    with engine.session([BUS], max_objects=4) as session:
+        counts = []
+        for frame in clip(40):
+            session.push(frame)
+            counts.append(session._pool.num_chunks)
+        assert counts[-1] == counts[20]
+        assert session._pool.in_use == len(session.object_ids)
+    assert session._pool.in_use == 0
+
+
+def test_exemplars_serve_the_whole_video(engine, plain):
+    concept = Concept(tokens=[5, 6, 7], boxes=[[10, 10, 40, 40]])
+    before = engine.timings["geometry_encoder"][0]
+    results = run(engine, [concept], clip(3), temporal_disambiguation=False)
+    assert engine.timings["geometry_encoder"][0] > before
+    assert not np.array_equal(results[0].scores, plain[0].scores)
+    image = engine.image(clip(1)[0]).detect([concept])[0]
+    # the frames of a video are resized in another way than an image
+    assert len(image.object_ids) >= len(results[0].object_ids)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"max_objects": 0}, "max_objects must be a whole number of 1 or more"),
+        ({"detect_every": None}, "detect_every must be"),
+        ({"window": 3}, "window"),
+    ],
+)
+def test_refused_options(engine, options, message):
+    with pytest.raises(runtime.UserError, match=message):
+        engine.session([BUS], **options)
+
+
+def test_refused_frames_and_concepts(engine):
+    with pytest.raises(runtime.PromptError, match="must be runtime.Concept"):
+        engine.session([BUS, "dog"])
+    with pytest.raises(runtime.UserError, match="cannot follow sentences"):
+        engine.session([runtime.Text(tokens=[1])])
+    with engine.session([BUS], temporal_disambiguation=False) as session:
+        frame = clip(1)[0]
+        session.push(frame)
+        with pytest.raises(runtime.VideoError):
+            session.push(frame[:30])
+        assert session.push(frame)[0].frame_index == 1
+    with engine.session([Concept(tokens=[1], boxes=[[0, 0, 500, 20]])]) as session:
+        with pytest.raises(runtime.PromptError, match="outside"):
+            session.push(frame)
+    with pytest.raises(runtime.UserError, match="closed"):
+        session.push(frame)
+
+
+# -- clicks and masks
+
+
+MASK = np.zeros((HEIGHT, WIDTH), bool)
+MASK[10:40, 20:60] = True
+CLICK = [(40, 25)], [1]
+
+
+def test_clicks_on_an_image_share_its_trunk_with_concepts(engine):
+    before = engine.timings["image_encoder"][0]
+    image = engine.image(clip(1)[0])
+    image.detect([BUS])
+    masks, scores, logits = image.predict(*CLICK)
+    assert masks.shape == (3, HEIGHT, WIDTH) and scores.shape == (3,) and logits.shape == (3, 32, 32)
+    assert engine.timings["image_encoder"][0] == before + 1
+
+
+def test_a_mask_is_shown_as_it_was_given(engine):
+    with engine.video(clip(3), logits=True) as video:
+        assert (video.add_mask(0, 1, MASK).masks[0] == MASK).all()
+        over = np.roll(MASK, 8, 1)
+        result = video.add_mask(0, 2, over)
+        assert (result.masks == [MASK & ~over, over]).all()
+        assert [r.frame_index for r in video.propagate()] == [0, 1, 2]
+
+
+def test_a_prompt_conditions_all_objects(engine):
+    with engine.video(clip(4)) as video:
+        video.add_points(0, 1, *CLICK)
+        video.add_mask(2, 2, MASK)
+        list(video.propagate())
+        assert set(video.state(1).cond_outputs) == {0, 2} and set(video.state(2).cond_outputs) == {0, 2}
+        assert not video.state(2).cond_outputs[0].low_res_logits.max() > 0  # there, but nowhere to be seen
+        video.clear_prompts(2, 2)
+        assert set(video.state(1).cond_outputs) == {0}
+
+
+def test_clicks_on_a_tracked_frame_do_not_see_the_memory(engine):
+    with engine.video(clip(3)) as video:
+        video.add_mask(0, 1, MASK)
+        list(video.propagate())
+        attended = engine.timings["memory_attention"][0]
+        video.add_points(2, 1, *CLICK)
+        assert engine.timings["memory_attention"][0] == attended
+        list(video.propagate(start_frame=2, reverse=True))
+        assert set(video.state(1).cond_outputs) == {0, 2}
+
+
+def test_reverse_from_the_first_frame_returns_it(engine):
+    with engine.video(clip(2)) as video:
+        video.add_mask(0, 1, MASK)
+        assert [r.frame_index for r in video.propagate(0, reverse=True)] == [0]
+
+
+def test_of_many_points_the_first_and_last_are_used(engine):
+    points = [(x, 20) for x in range(20, 40)]
+    with engine.video(clip(1)) as video:
+        with pytest.warns(UserWarning, match="of 20 points .* the first and the last 8"):
+            many = video.add_points(0, 1, points, [1] * 20)
+        chosen = points[:8] + points[-8:]
+        assert np.array_equal(many.masks, video.add_points(0, 2, chosen, [1] * 16).masks[1:])
+
+
+def test_live_prompts(engine):
+    with engine.live() as live:
+        first = live.push(clip(1)[0], {1: runtime.Mask(MASK)})[0]
+        assert first.masks.shape == (1, HEIGHT, WIDTH)
+        attended = engine.timings["memory_attention"][0]
+        live.correct({1: runtime.Points(*CLICK)})
+        assert engine.timings["memory_attention"][0] == attended
+        assert live.push(clip(2)[1])[0].frame_index == 1

@@ -232,8 +232,3 @@ def test_help_needs_no_library_either():
         "print(*{m.split('.')[0] for m in sys.modules})"
     )
     assert {"onnxruntime", "av", "PIL", "tokenizers"} & set(out.splitlines()[-1].split()) == set()
-
-
-def test_import_is_quick():
-    code = "import time; t = time.process_time(); import runtime; print(time.process_time() - t)"
-    assert min(float(fresh(code)) for _ in range(3)) < 0.3

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 RESET_SECONDS = 1.0
 """Step back of the times from which on it certainly is a new start of the recorder's clock, and no disorder."""
 
+MAX_DISORDER = 2
+"""Number of frames in a row that may be early without a new start of the clock."""
+
 MAX_GAP_SECONDS = 30 * 3600
 """Time between two frames from which on it counts as a new start of the clock, as in FFmpeg."""
 
@@ -26,9 +29,9 @@ class Clock:
     A frame without a time follows the previous one by its duration. AVI numbers packets in the order of decoding
     only; its frames get the times of their packets in that order, as in FFmpeg.
 
-    Where the clock starts anew, the next frame follows the previous one. One frame that is early by its duration is
-    disorder, and is shown with the previous one. More may be either: the times go on from there, until they are again
-    beyond those of the clock before.
+    Where the clock starts anew, the next frame follows the previous one. Up to two frames that are early are disorder,
+    and are shown with the previous one. More may be either: the times go on from there, until they are again beyond
+    those of the clock before.
     """
 
     def __init__(self, stream: VideoStream, fps: float) -> None:
@@ -39,7 +42,7 @@ class Clock:
         self._origin: float | None = None
         self._former: float | None = None  # origin before a step back that may be disorder
         self._last: float | None = None
-        self._is_early = False
+        self._early = 0  # frames in a row that were early
         self.gaps: list[tuple[float, float]] = []
         """Times at which the clock started anew with a gap, and the seconds left out."""
         self.start = self.end = 0.0
@@ -55,12 +58,12 @@ class Clock:
         if self._last is None and stamp is not None and not self._decoding_order:
             self.start = stamp * base
         if stamp is not None:
-            time = self._place(stamp * base, following, duration)
+            time = self._place(stamp * base, following)
         self._last = max(time, self._last or 0.0)
         self.end = self._last + duration
         return self._last
 
-    def _place(self, position: float, following: float, duration: float) -> float:
+    def _place(self, position: float, following: float) -> float:
         """Return the time of a frame by its position in the file, after the clock is set anew if that is due."""
         last = self._last or 0.0
         if self._origin is None:
@@ -72,8 +75,9 @@ class Clock:
             if gap > 0:
                 self.gaps.append((following, gap))
             self._origin, self._former = position - following, None
-        elif early > 1.01 * duration or (self._is_early and early > -1e-6):
+        elif self._early == MAX_DISORDER and early > -1e-6:
             self._former = self._origin if self._former is None else self._former
             self._origin = position - following
-        self._is_early = position - self._origin < last
+        is_early = position - self._origin < last - (1e-6 if not self._early else -1e-6)
+        self._early = self._early + 1 if is_early else 0
         return position - self._origin

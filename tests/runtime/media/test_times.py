@@ -113,18 +113,13 @@ def clock_times(stamps, name="mpegts", fps=25):
 STEADY = [i / 25 for i in range(40)]
 
 
-@pytest.mark.parametrize("back", [0.1, 0.28, 0.5, 0.9, 1.0, 1.4, 600])
+@pytest.mark.parametrize("back", [0.01, 0.05, 0.08, 0.1, 0.28, 0.5, 0.9, 1.0, 1.4, 600])
 @pytest.mark.parametrize("at", [1, 15, 30])
-def test_a_step_back_of_the_clock_freezes_no_time(back, at):
+def test_a_step_back_of_the_clock_freezes_no_times(back, at):
+    """Two frames may be disorder; after them, the times go on."""
     got, clock = clock_times([t - back * (i >= at) for i, t in enumerate(STEADY)])
-    assert got == pytest.approx(STEADY, abs=0.021) and clock.gaps == []
-    assert np.diff(got) == pytest.approx(0.04, abs=0.011)
-
-
-@pytest.mark.parametrize("back", [0.01, 0.04, 0.05, 0.08])
-def test_a_step_back_of_a_frame_freezes_one_time(back):
-    got, _ = clock_times([t - back * (i >= 9) for i, t in enumerate(STEADY)])
-    assert got == pytest.approx(STEADY, abs=0.081) and (np.diff(got) > 0.005).sum() >= len(STEADY) - 2
+    assert got == pytest.approx(STEADY, abs=0.101) and clock.gaps == []
+    assert (np.diff(got) > 0.005).sum() >= len(STEADY) - 1 - (2 if back <= 1 else 0)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,24 @@ from ..errors import (
 )
 from ..media.video_reader import VideoReader, open_video
 from ..media.video_sources import is_address
-from ..models.options import TextOptions
+from ..models.options import ConceptOptions, TextOptions
 from ..prompts import Text
 from . import batch
 from .args import build_parser, choose_max_objects, parse_prompts
+from .concept_args import ConceptSet
+from .concept_task import concept_task
 from .job import Job
 from .output_folder import OutputFolder, identities
+from .overlay import ObjectColours
 from .prompt_args import PromptSet
 from .signals import SignalGuard
 from .source_file import SourceFile
 from .summary import RunStats, describe_engine, list_bundles, print_summary, summarize_run
 from .tasks import Task, automatic_task, prompt_task, reject_options, text_task
 from .writers import OutputOptions, Outputs, check_ids
+
+Prompts = list[Text] | PromptSet | ConceptSet
+"""Prompts of a run, all of one kind."""
 
 
 def main(argv: Sequence[str] | None = None, load: Callable[..., Engine] = load_engine) -> int:
@@ -84,8 +91,8 @@ def _main(argv: list[str], load: Callable[..., Engine]) -> int:
     if args.sentences is not None:
         return batch.run(args, load)
     prompts = parse_prompts(args.prompt_args)
-    num_objects = len(prompts.labels if isinstance(prompts, PromptSet) else prompts)
-    open_engine = functools.partial(load, max_objects=choose_max_objects(args, num_objects))
+    known = [] if isinstance(prompts, ConceptSet) else prompts.labels if isinstance(prompts, PromptSet) else prompts
+    open_engine = functools.partial(load, max_objects=choose_max_objects(args, len(known)))
     if args.video is not None and not args.prompt_args and not args.auto:
         raise UserError('no prompt; give one, like --text "the horse jumping" (--help shows all options)')
     with contextlib.ExitStack() as stack:
@@ -114,25 +121,32 @@ def _load_demo(engine: Engine) -> Demo:
     return Demo.load(engine.bundle.folder / folder)
 
 
-def _task(args: argparse.Namespace, engine: Engine, video: VideoReader, prompts: list[Text] | PromptSet) -> Task:
+def _task(args: argparse.Namespace, engine: Engine, video: VideoReader, prompts: Prompts) -> Task:
     conditional_memory = {"on": True, "off": False, None: None}[args.conditional_memory]
     options = TextOptions(conditional_memory, window=args.window)
+    of_concepts = ConceptOptions(args.temporal_disambiguation, detect_every=args.detect_every)
+    if isinstance(prompts, ConceptSet):
+        reject_options(options, "concepts")
+        return concept_task(engine, prompts, video, replace(of_concepts, max_objects=args.max_objects))
+    reject_options(of_concepts, "prompts other than concepts")
     if not args.auto and not isinstance(prompts, PromptSet):
         return text_task(engine, prompts, options)
     reject_options(options, "--auto and visual prompts")
     return prompt_task(engine, prompts, video) if isinstance(prompts, PromptSet) else automatic_task(engine, video)
 
 
-def _check_inputs(args: argparse.Namespace, video: VideoReader, prompts: list[Text] | PromptSet) -> None:
+def _check_inputs(args: argparse.Namespace, video: VideoReader, prompts: Prompts) -> None:
     """Raise an error, before any work, for prompts that do not fit the video, or outputs that would replace inputs."""
     inputs = [*video.files, *([args.video] if isinstance(args.video, str) else args.video or ())]
-    if isinstance(prompts, PromptSet):
+    if not isinstance(prompts, list):
         prompts.resolve_names(video.names)
         prompts.check(video.size, video.stride, video.max_count)
+    if isinstance(prompts, PromptSet):
         inputs += prompts.files
         if args.masks:
             check_ids(prompts.labels)
-    OutputFolder(Path(args.out), args.overlay, args.masks, video.max_count == 1).check(identities(inputs))
+    folder = OutputFolder(Path(args.out), args.overlay, args.masks, video.max_count == 1, args.format == "ytvis")
+    folder.check(identities(inputs))
 
 
 def _run(args: argparse.Namespace, engine: Engine, video: VideoReader, task: Task, quality: Quality | None) -> int:
@@ -146,6 +160,8 @@ def _run(args: argparse.Namespace, engine: Engine, video: VideoReader, task: Tas
         small_on_top=task.small_on_top,
         sample_aspect_ratio=video.sample_aspect_ratio,
         source=SourceFile(video.path, video.start, args.sound) if video.path is not None else None,
+        concepts=task.concepts,
+        ytvis=args.format == "ytvis",
     )
     with SignalGuard() as guard, Outputs(args.out, video.size, video.fps, _header(engine, video), options) as outputs:
         job = Job(task, video, outputs, quality)
@@ -167,7 +183,8 @@ def _run(args: argparse.Namespace, engine: Engine, video: VideoReader, task: Tas
             except SamwiseRuntimeError as failure:
                 error = error or failure
         if job.stats.frames or error is None:
-            print_summary(summary, args.json)
+            prompt_of = {obj: counts.prompt_id for obj, counts in job.stats.objects.items()}
+            print_summary(summary, args.json, ObjectColours(task.labels, task.concepts).of(prompt_of))
         if isinstance(error, KeyboardInterrupt):
             message = f"stopped after {job.stats.frames} frames; those finished are in {args.out}"
             print(message, file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from ..engine import MAX_OBJECTS
 from ..errors import PromptError, UserError
 from ..prompts import Text
+from .concept_args import CONCEPT_OPTIONS, ConceptSet, parse_concepts
 from .prompt_args import PromptSet, parse_prompt_set
 
 EXAMPLES = """\
@@ -24,6 +25,8 @@ examples:
       read camera 0; rtsp:// and http:// addresses work as well
   %(prog)s --video clip.mp4 --box 350,150,600,330 --point 80,40@12
       track the object in the box, corrected by a click on frame 12
+  %(prog)s --video street.mp4 --concept "yellow bus" --concept person
+      find and follow all buses and all people, with a SAM 3 bundle
   %(prog)s --list
       list the bundles in engines/
 
@@ -31,6 +34,7 @@ files written to --out:
   overlay.mp4   the video with every object outlined and labelled, and its sound (overlay.png for an image)
   contact.png   eight frames of it on one sheet
   masks/        one indexed PNG per frame, DAVIS palette: 0 background, 1 the first object, 2 the second ...
+  ytvis.json    with --format ytvis: a track per object, for evaluation
   results.json  masks as COCO run lengths, boxes, scores, times, seconds per stage; results.jsonl during the run
 files of an earlier run are replaced, others never
 
@@ -39,6 +43,9 @@ exit codes: 0 success, 1 an internal error or one of the machine (disk full, bac
 """
 
 TEXT_OPTIONS = ("--text", "--tokens", "--verbs")
+
+FORMATS = ("ytvis",)
+"""Forms of the results besides results.json."""
 
 PromptArg = tuple[str, str]
 """A prompt as it is on the command line: option and value."""
@@ -111,6 +118,16 @@ def _add_prompts(parser: Parser) -> None:
     verbs = "verbs of the preceding --text (or positions in the --tokens), for bundles with a motion prompt"
     add("--verbs", action=_AppendPrompt, metavar="WORD,...", help=verbs)
 
+    title = "concepts: all objects of a kind (for SAM 3; may be repeated)"
+    add = parser.add_argument_group(title).add_argument
+    add("--concept", action=_AppendPrompt, metavar="WORDS", help='a short noun phrase, like "yellow bus"')
+    exemplar = "a box around one of the objects, or with ,- around what is none, for the --concept before it or without"
+    add("--exemplar", action=_AppendPrompt, metavar="L,T,R,B[,-][@FRAME]", help=exemplar)
+    every = "search for objects on every N-th frame, and only follow them between (faster, approximate results)"
+    add("--detect-every", type=_positive, default=1, metavar="N", help=every)
+    hold = "show results 14 frames late, without objects that turn out to be false until then"
+    add("--temporal-disambiguation", action=argparse.BooleanOptionalAction, default=True, help=hold)
+
     title = "visual prompts (for bundles that take them; X,Y in pixels; may be repeated and mixed)"
     add = parser.add_argument_group(title).add_argument
     point = "a click on the object, or with ,- on the background; without # it belongs to the object named last"
@@ -132,6 +149,8 @@ def _add_output(parser: Parser) -> None:
     sound = "keep the sound of a video file in overlay.mp4"
     add("--sound", action=argparse.BooleanOptionalAction, default=True, help=sound)
     add("--masks", action=argparse.BooleanOptionalAction, default=True, help="write masks/")
+    ytvis = "write another form as well: ytvis.json, results of YouTube-VIS and SA-Co"
+    add("--format", choices=FORMATS, help=ytvis)
     add("--json", action="store_true", help="print the summary as JSON on standard output")
 
 
@@ -147,7 +166,9 @@ def _add_execution(parser: Parser) -> None:
     add("--kernels", choices=("auto", "on", "off"), default="auto", help=kernels)
     memory = "correct the memory once the object becomes clear (default: set by the bundle)"
     add("--conditional-memory", choices=("on", "off"), help=memory)
-    objects = "most objects at a time, which take memory (default: as many as there are prompts, at least 16)"
+    objects = (
+        "most objects at a time, which take memory (default: as many as prompts, at least 16; concepts: any number)"
+    )
     add("--max-objects", type=_positive, metavar="N", help=objects)
     window = (
         "encode N frames at a time with the text, instead of the trained number: lower latency, approximate results"
@@ -174,11 +195,17 @@ def choose_max_objects(args: argparse.Namespace, num_objects: int) -> int:
     return args.max_objects or max(MAX_OBJECTS, num_objects)
 
 
-def parse_prompts(prompt_args: Sequence[PromptArg]) -> list[Text] | PromptSet:
-    """Parse the prompts of the command line, in order: all text, or all visual. Raises PromptError."""
+def parse_prompts(prompt_args: Sequence[PromptArg]) -> list[Text] | PromptSet | ConceptSet:
+    """Parse the prompts of the command line, in order, all text, all visual or all concepts. Raises PromptError."""
     text_args = [arg for arg in prompt_args if arg[0] in TEXT_OPTIONS]
+    concept_args = [arg for arg in prompt_args if arg[0] in CONCEPT_OPTIONS]
     if len(text_args) == len(prompt_args):
         return _parse_texts(text_args)
+    if len(concept_args) == len(prompt_args):
+        return parse_concepts(concept_args)
+    if concept_args:
+        other = next(option for option, _ in prompt_args if option not in CONCEPT_OPTIONS)
+        raise PromptError(f"{concept_args[0][0]} and {other} cannot be mixed in one run; remove one kind")
     if text_args:
         raise PromptError("text and visual prompts cannot be mixed in one run; remove one kind")
     return parse_prompt_set(prompt_args)

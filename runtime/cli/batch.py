@@ -18,12 +18,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..engine import Engine
 from ..errors import PromptError, UserError, VideoError, summarize
 from ..media.frame_names import unique_names
 from ..media.image_files import read_image
-from ..prompts import Text
+from ..models.base import Capability
+from ..prompts import Concept, Text
+from ..results import Result
 from .args import choose_max_objects
+from .concept_task import detect, join
 from .output_folder import OutputFolder, identities
 from .summary import describe_engine
 from .text_files import read_json, read_text
@@ -138,18 +143,27 @@ def _print_totals(
         print(f"{len(done)} images, {sentences} sentences in {seconds:.1f} s; written: {args.out}")
 
 
+def _find(engine: Engine, frame: np.ndarray, prompts: list[Text]) -> tuple[Result, bool]:
+    """Return the objects that the sentences name, and whether they are concepts, of several objects each."""
+    if engine.capabilities & {Capability.TEXT_IMAGE, Capability.TEXT_VIDEO}:
+        return engine.image(frame).refer(prompts), False
+    concepts = {number: Concept.of(prompt) for number, prompt in enumerate(prompts, 1)}
+    return join(detect(engine, frame, concepts), 0, frame), True
+
+
 def _segment(args: argparse.Namespace, engine: Engine, path: Path, name: str, prompts: list[Text]) -> None:
     """Segment one image and write its files. Raises UserError, and then leaves no files of an earlier run."""
     notes: list[str] = []
     for earlier in OutputFolder(Path(args.out) / name, args.overlay, args.masks, is_image=True).check():
         earlier.unlink(missing_ok=True)
     frame, start = read_image(path, notes), time.perf_counter()
-    result = engine.image(frame).refer(prompts)
+    result, are_concepts = _find(engine, frame, prompts)
     seconds = time.perf_counter() - start
     height, width = frame.shape[:2]
     header = {"picture": {"name": path.name, "width": width, "height": height}, "model": describe_engine(engine)}
     labels = {i: prompt.label for i, prompt in enumerate(prompts, 1)}
-    options = OutputOptions(labels, {i: i for i in labels}, args.overlay, args.masks, is_image=True)
+    objects = {} if are_concepts else {i: i for i in labels}
+    options = OutputOptions(labels, objects, args.overlay, args.masks, is_image=True, concepts=are_concepts)
     with Outputs(Path(args.out) / name, (height, width), 1.0, header, options) as outputs:
         outputs.add(Path(name).name, frame, result)
         outputs.close({"complete": True, "seconds": round(seconds, 4), "notes": notes})

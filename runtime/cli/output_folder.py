@@ -23,7 +23,7 @@ from ..errors import InternalError, UserError
 TOOL = "samwise-runtime"
 """Mark of this command in its files."""
 
-RESULTS, LINES, MASKS = "results.json", "results.jsonl", "masks"
+RESULTS, LINES, MASKS, YTVIS = "results.json", "results.jsonl", "masks", "ytvis.json"
 OVERLAY_VIDEO, OVERLAY_IMAGE, CONTACT_SHEET = "overlay.mp4", "overlay.png", "contact.png"
 
 Identity = tuple[int, int]
@@ -35,7 +35,8 @@ UNFINISHED = f"{TOOL}: unfinished"
 PART = f".{TOOL}.part"
 """Ending of files that are being written."""
 
-_JSON_HEAD = re.compile(rb'\{\s*"format":\s*\d+,\s*"tool":\s*"%b"' % TOOL.encode())
+_JSON_HEAD = re.compile(rb'(\{\s*"format":\s*\d+,|\[\s*\{)\s*"tool":\s*"%b"|\[\s*\]\s*$' % TOOL.encode())
+"""Start of results and of tracks; an empty list has no mark, and nothing to lose."""
 _IEND = b"\0\0\0\0IEND\xaeB`\x82"
 """Last chunk of every PNG."""
 
@@ -48,12 +49,14 @@ class OutputFolder:
     overlay   whether the run draws its results
     masks     whether it writes indexed masks
     is_image  whether the overlay is an image, and not a video with a contact sheet
+    ytvis     whether it writes tracks of YouTube-VIS
     """
 
     path: Path
     overlay: bool = True
     masks: bool = True
     is_image: bool = False
+    ytvis: bool = False
 
     def check(self, inputs: frozenset[Identity] = frozenset()) -> list[Path]:
         """Return the files of an earlier run. Changes nothing.
@@ -88,7 +91,7 @@ class OutputFolder:
     def _existing(self) -> Iterator[Path]:
         """Yield all that has the name of an output, or of a part of one."""
         masks = self.path / MASKS
-        names = (RESULTS, LINES, OVERLAY_VIDEO, OVERLAY_IMAGE, CONTACT_SHEET)
+        names = (RESULTS, LINES, YTVIS, OVERLAY_VIDEO, OVERLAY_IMAGE, CONTACT_SHEET)
         yield from (path for name in names if os.path.lexists(path := self.path / name))
         if os.path.lexists(masks) and not masks.is_dir():
             yield masks
@@ -100,6 +103,8 @@ class OutputFolder:
         if path.parent != self.path or path.name == MASKS:
             return self.masks
         images = (OVERLAY_IMAGE,) if self.is_image else (OVERLAY_VIDEO, CONTACT_SHEET)
+        if path.name == YTVIS:
+            return self.ytvis
         return path.name in (RESULTS, LINES) or (self.overlay and path.name in images)
 
     @staticmethod

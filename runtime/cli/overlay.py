@@ -6,6 +6,7 @@ colour per object. Pillow is imported when the first frame is drawn.
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,12 @@ MAX_SIDE = 3840
 """Overlays of larger videos are scaled down to this long side, because many players stop at 4K."""
 
 
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+
+FAMILY_SHADES = ((1.0, 1.0), (0.5, 1.0), (1.0, 0.7))
+"""Saturation and value of the objects of a concept, in turn."""
+
+
 def palette() -> np.ndarray:
     """Return the DAVIS palette, uint8 (256, 3).
 
@@ -47,6 +54,34 @@ def palette() -> np.ndarray:
     return colours
 
 
+class ObjectColours:
+    """Bright colours of objects: one of the palette for each id, or of concepts a family of hues for each.
+
+    labels    prompt id -> label
+    concepts  prompts are concepts, of several objects each
+    """
+
+    def __init__(self, labels: Mapping[int, str], concepts: bool = False) -> None:
+        self._count = len(labels) if concepts else 0
+        bright = palette().astype(np.float64)
+        # the first colours of the palette have half the maximum brightness: good for fills, too dark for thin lines
+        self._palette = (bright * 255 / np.maximum(bright.max(axis=1, keepdims=True), 1)).astype(np.uint8)
+
+    def __call__(self, prompt: int, obj: int) -> np.ndarray:
+        """Return the colour of an object, uint8 RGB (3,)."""
+        if not self._count:
+            chosen: np.ndarray = self._palette[obj % 256]
+            return chosen
+        # a golden ratio apart, hues of successive objects differ; a gap of a third separates families
+        hue = (prompt - 1 + obj * GOLDEN_RATIO % 1 * 2 / 3) / self._count
+        rgb = colorsys.hsv_to_rgb(hue % 1, *FAMILY_SHADES[obj % len(FAMILY_SHADES)])
+        return np.round(np.multiply(rgb, 255)).astype(np.uint8)
+
+    def of(self, prompts: Mapping[int, int]) -> dict[int, np.ndarray]:
+        """Return the colour of each object; `prompts`: object id -> prompt id."""
+        return {obj: self(prompt, obj) for obj, prompt in prompts.items()}
+
+
 def draw_order(result: Result, small_on_top: bool = False) -> np.ndarray:
     """Return the rows of the objects from the bottom to the top: by score, or by area, the smallest on top."""
     keys = -result.masks.sum(axis=(1, 2)) if small_on_top else result.scores
@@ -54,9 +89,14 @@ def draw_order(result: Result, small_on_top: bool = False) -> np.ndarray:
 
 
 def index_map(result: Result, small_on_top: bool = False) -> np.ndarray:
-    """Return the object id per pixel, uint8 (H, W), 0 for the background. Objects overlap in `draw_order`."""
+    """Return the object id per pixel, uint8 (H, W), 0 for the background and for ids above 255.
+
+    Objects overlap in `draw_order`.
+    """
     indexed = np.zeros(result.masks.shape[1:], np.uint8)
     for k in draw_order(result, small_on_top):
+        if result.object_ids[k] > 255:
+            continue
         indexed[result.masks[k]] = result.object_ids[k]
     return indexed
 
@@ -67,20 +107,20 @@ class Painter:
     size          (height, width) of the source
     labels        prompt id -> label; objects of other prompts have none
     small_on_top  whether smaller masks cover larger ones
+    concepts      prompts are concepts: labels have the id of the object, colours are a family for each
     canvas        (height, width) of the drawn images: even, as H.264 requires, and large enough to read the labels
     """
 
-    def __init__(self, size: tuple[int, int], labels: Mapping[int, str], small_on_top: bool = False) -> None:
-        self._small_on_top = small_on_top
+    def __init__(
+        self, size: tuple[int, int], labels: Mapping[int, str], small_on_top: bool = False, concepts: bool = False
+    ) -> None:
+        self._small_on_top, self._has_ids, self._colours = small_on_top, concepts, ObjectColours(labels, concepts)
         self._labels = {prompt: " ".join(label.split()) for prompt, label in labels.items()}
         height, width = size
         scale = max(1, min(-(-MIN_SIDE // min(size)), MAX_SIDE // max(size))) * min(1.0, MAX_SIDE / max(size))
         self._scaled = (max(1, round(height * scale)), max(1, round(width * scale)))
         self.canvas = (self._scaled[0] + self._scaled[0] % 2, self._scaled[1] + self._scaled[1] % 2)
         self._unit = max(1, round(min(self._scaled) / 360))
-        bright = palette().astype(np.float64)
-        # the first colours of the palette have half the maximum brightness: good for fills, too dark for thin lines
-        self._colours = (bright * 255 / np.maximum(bright.max(axis=1, keepdims=True), 1)).astype(np.uint8)
 
     def __call__(self, frame: np.ndarray, result: Result) -> np.ndarray:
         """Draw the objects on a copy of `frame`, uint8 (H, W, 3), enlarged to uint8 (*canvas, 3)."""
@@ -88,7 +128,7 @@ class Painter:
         boxes = []
         for k in draw_order(result, self._small_on_top):
             if result.masks[k].any():
-                colour = self._colours[result.object_ids[k] % 256]
+                colour = self._colours(result.prompt_ids[k], result.object_ids[k])
                 boxes.append((int(k), self._draw_mask(image, self._enlarge_mask(result.masks[k]), colour)))
         if boxes:
             image = self._draw_labels(image, sorted(boxes), result)
@@ -138,10 +178,11 @@ class Painter:
             if label is None:
                 continue
             font = _font(max(13, round(min(self._scaled) / 26)), label)
-            text = _fit(draw, label, f"  {result.scores[k]:.2f}", font, self._scaled[1] - 4 * self._unit)
+            suffix = f" {result.object_ids[k]}" * self._has_ids + f"  {result.scores[k]:.2f}"
+            text = _fit(draw, label, suffix, font, self._scaled[1] - 4 * self._unit)
             tag = self._place(draw.textbbox((0, 0), text, font=font), box, taken)
             taken.append(tag)
-            red, green, blue = (int(c) for c in self._colours[result.object_ids[k] % 256])
+            red, green, blue = self._colours(result.prompt_ids[k], result.object_ids[k]).tolist()
             draw.rectangle((tag[0], tag[1], tag[2] - 1, tag[3] - 1), fill=(red, green, blue))
             is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 120
             middle = ((tag[0] + tag[2]) / 2, (tag[1] + tag[3]) / 2)

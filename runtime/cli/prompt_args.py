@@ -13,7 +13,7 @@ later files of this kind prompt the same objects.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,19 +95,10 @@ class PromptSet:
 
         `names`: those of the source; None if its frames have numbers only. Raises PromptError.
         """
-        if names is None:
-            for name in self.named:
-                raise PromptError(f"@{_NAME}{name}: only images have names; give the number of a frame, like @5")
-            return
-        for number in sorted(self.prompts):
-            if (other := names.other_numbered(number)) is not None:
-                advice = f"for the picture named {other} write @{_NAME}{other}"
-                if number >= len(names.files):
-                    raise PromptError(f"there is no frame {number}, the last one is {len(names.files) - 1}; {advice}")
-                self.notes.append(f"frame {number} is {names.files[number]}; {advice}")
+        found = resolve_frames(self.prompts, self.named, names, self.notes)
         for name, objects in self.named.items():
             for obj, part in [(obj, part) for obj, parts in objects.items() for part in parts]:
-                self.add(part, names.find(name), obj)
+                self.add(part, found[name], obj)
         self.named.clear()
 
     def add_file(self, path: Path, frame: int | str, obj: int | None, name: str | None = None) -> None:
@@ -142,14 +133,8 @@ class PromptSet:
 
         `max_count`: number of processed frames that is not exceeded; None if unknown.
         """
-        last = None if max_count is None else (max_count - 1) * stride
         for frame, objects in self.prompts.items():
-            before = frame - frame % stride
-            if last is not None and before > last:
-                raise PromptError(f"frame {frame} is not processed: the last one is {last}")
-            if before < frame:
-                after = f" or {before + stride}" if last is None or before < last else ""
-                raise PromptError(f"frame {frame} is skipped by --stride {stride}; prompt frame {before}{after}")
+            check_frame(frame, stride, max_count)
             for obj, part in ((obj, part) for obj, parts in objects.items() for part in parts):
                 try:
                     part.checked(*size) if isinstance(part, Mask) else part.scaled(*size)
@@ -169,6 +154,56 @@ class PromptSet:
     def by_index(self, stride: int) -> dict[int, dict[int, list[VisualPrompt]]]:
         """Return `prompts` by the number of the frame among those processed."""
         return {frame // stride: objects for frame, objects in self.prompts.items()}
+
+
+def resolve_frames(
+    numbers: Iterable[int], named: Iterable[str], names: PictureNames | None, notes: list[str]
+) -> dict[str, int]:
+    """Return the frames of pictures by name, and note `numbers` of frames that may be meant as names.
+
+    `names`: those of the source; None if its frames have numbers only. Raises PromptError.
+    """
+    if names is None:
+        for name in named:
+            raise PromptError(f"@{_NAME}{name}: only images have names; give the number of a frame, like @5")
+        return {}
+    for number in sorted(numbers):
+        if (other := names.other_numbered(number)) is not None:
+            advice = f"for the picture named {other} write @{_NAME}{other}"
+            if number >= len(names.files):
+                raise PromptError(f"there is no frame {number}, the last one is {len(names.files) - 1}; {advice}")
+            notes.append(f"frame {number} is {names.files[number]}; {advice}")
+    return {name: names.find(name) for name in named}
+
+
+def check_frame(frame: int, stride: int, max_count: int | None) -> None:
+    """Raise PromptError for a prompt on a frame that is not processed; `max_count` as in `PromptSet.check`."""
+    last = None if max_count is None else (max_count - 1) * stride
+    before = frame - frame % stride
+    if last is not None and before > last:
+        raise PromptError(f"frame {frame} is not processed: the last one is {last}")
+    if before < frame:
+        after = f" or {before + stride}" if last is None or before < last else ""
+        raise PromptError(f"frame {frame} is skipped by --stride {stride}; prompt frame {before}{after}")
+
+
+def describe_unused(prompts: Mapping[int, Sequence[str]], stride: int, num_frames: int) -> list[str]:
+    """Describe the prompts, by frame, on frames after the `num_frames` that were processed."""
+    last = (num_frames - 1) * stride
+    return [
+        f"frame {frame} did not come (the last one is {last}); not used: {', '.join(names)}"
+        for frame, names in sorted(prompts.items())
+        if frame > last
+    ]
+
+
+def split_frame(option: str, text: str) -> tuple[str, int | str]:
+    """Split `@frame` or `@name:picture` off a prompt; without it the frame is 0. Raises PromptError."""
+    match = _SUFFIXES.match(text)
+    assert match is not None
+    if match["object"]:
+        raise PromptError(f"{option} {text!r}: takes no #object; it belongs to the --concept before it")
+    return match["prompt"], _parse_frame(option, match["frame"] or "0")
 
 
 def parse_prompt_set(prompt_args: Sequence[tuple[str, str]]) -> PromptSet:

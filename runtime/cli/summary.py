@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..bundle.bundle import find
 from ..bundle.manifest import MANIFEST, Manifest
 from ..engine import Engine
 from ..errors import BundleError
 from ..results import Result
-from .overlay import palette
 
 MAX_ROWS = 40
 """Objects that the summary prints; results.json has all."""
@@ -127,14 +128,15 @@ def object_label(labels: Mapping[int, str], prompt_id: int, object_id: int) -> s
     return labels.get(prompt_id, f"object {object_id}")
 
 
-def print_summary(summary: Mapping[str, Any], as_json: bool) -> None:
-    """Print a summary on standard output, as JSON on one line or as text."""
-    print(json.dumps(summary, ensure_ascii=False) if as_json else "\n".join(_summary_lines(summary)), flush=True)
+def print_summary(summary: Mapping[str, Any], as_json: bool, colours: Mapping[int, np.ndarray]) -> None:
+    """Print a summary on standard output, as JSON on one line or as text. `colours`: of each object, in the overlay."""
+    text = json.dumps(summary, ensure_ascii=False) if as_json else "\n".join(_summary_lines(summary, colours))
+    print(text, flush=True)
 
 
-def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
+def _summary_lines(summary: Mapping[str, Any], colours: Mapping[int, np.ndarray]) -> list[str]:
     objects = summary["objects"]
-    lines = _object_table(objects)
+    lines = _object_table(objects, colours) if objects else ["no object"]
     lines.append(f"... and {len(objects) - MAX_ROWS} more" if len(objects) > MAX_ROWS else "")
     dropped = f" ({summary['dropped']} dropped: slower than the camera)" if summary.get("dropped") else ""
     frames = f"{summary['done']} frame{'s' * (summary['done'] != 1)}"
@@ -144,7 +146,7 @@ def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
     return lines + [f"note: {note}" for note in summary["notes"]]
 
 
-def _object_table(objects: Sequence[Mapping[str, Any]]) -> list[str]:
+def _object_table(objects: Sequence[Mapping[str, Any]], colours: Mapping[int, np.ndarray]) -> list[str]:
     measures = [key for key in ("J", "F", "J&F") if objects and key in objects[0]]
     shown = objects[:MAX_ROWS]
     rows = [["", "prompt", "visible", "score", *measures]]
@@ -157,9 +159,8 @@ def _object_table(objects: Sequence[Mapping[str, Any]]) -> list[str]:
         rows.append(["", "mean", "", "", *(f"{mean:.3f}" for mean in means)])
     lines = _table(rows)
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
-        colours = palette().tolist()
         for number, entry in enumerate(shown, 1):
-            r, g, b = (min(255, 2 * c) for c in colours[entry["id"] % 256])
+            r, g, b = colours[entry["id"]]
             lines[number] = f"\033[38;2;{r};{g};{b}m\N{BLACK SQUARE}\033[0m " + lines[number][2:]
     return lines
 

@@ -1,4 +1,7 @@
-"""Tasks of the command: track text prompts, track visual prompts, segment everything in an image."""
+"""Tasks of the command: track text prompts, track visual prompts, segment everything in an image.
+
+Concepts: `concept_task.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from ..engine import Engine
 from ..errors import PromptError, UserError
 from ..media.video_reader import VideoReader
 from ..models.base import Capability
-from ..models.options import TextOptions
+from ..models.options import ConceptOptions, TextOptions
 from ..prompts import Text
 from ..results import Result
 from ..tracking.live import LiveSession
@@ -31,6 +34,7 @@ class Task:
     session       closed when the run ends
     small_on_top  whether smaller masks are drawn over larger ones, instead of by score
     unused        describes the prompts on frames that did not come, by the number of frames
+    concepts      prompts are concepts, of several objects each
     """
 
     labels: Mapping[int, str]
@@ -39,6 +43,7 @@ class Task:
     session: AbstractContextManager[object] = field(default_factory=nullcontext)
     small_on_top: bool = False
     unused: Callable[[int], list[str]] = lambda num_frames: []
+    concepts: bool = False
 
 
 def text_task(engine: Engine, prompts: Sequence[Text], options: TextOptions) -> Task:
@@ -60,10 +65,10 @@ def _refer(engine: Engine, prompts: Sequence[Text], frames: Iterable[np.ndarray]
         yield replace(engine.image(frame).refer(prompts), frame_index=index)
 
 
-def reject_options(options: TextOptions, name: str) -> None:
+def reject_options(options: TextOptions | ConceptOptions, name: str) -> None:
     """Raise UserError for an option that is set, because `name` does not support it."""
-    changed = [option.name for option in fields(options) if getattr(options, option.name) != option.default]
-    given = [f"--{option.replace('_', '-')}" for option in changed]
+    changed = [option for option in fields(options) if getattr(options, option.name) != option.default]
+    given = [f"--{'no-' * (option.default is True)}{option.name.replace('_', '-')}" for option in changed]
     if given:
         raise UserError(f"{' and '.join(given)}: not supported by {name}; remove it")
 

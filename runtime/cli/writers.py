@@ -30,6 +30,7 @@ from .output_folder import (
     PART,
     RESULTS,
     TOOL,
+    YTVIS,
     OutputFolder,
     lock,
     mark_png,
@@ -39,6 +40,7 @@ from .source_file import SourceFile
 from .summary import object_label
 from .video_writer import VideoWriter
 from .write_errors import report_write_errors
+from .ytvis import write_ytvis
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,11 +55,12 @@ FORMAT = 1
 class ResultsWriter:
     """Writes `results.jsonl` and from it `results.json`: masks as COCO run lengths, boxes x, y, width, height."""
 
-    def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
-        self._lines, self.path = folder / LINES, folder / RESULTS
+    def __init__(self, folder: Path, header: Mapping[str, Any], concepts: Mapping[int, str] | None = None) -> None:
+        """`concepts`: label of each prompt, written with every object; None: only the header says which it has."""
+        self.lines, self.path, self._concepts = folder / LINES, folder / RESULTS, concepts
         self._header = {"format": FORMAT, "tool": TOOL, **header}
-        with report_write_errors(self._lines):
-            self._file = open(self._lines, "wb", buffering=0)  # noqa: SIM115 - closed by `close` or `abandon`
+        with report_write_errors(self.lines):
+            self._file = open(self.lines, "wb", buffering=0)  # noqa: SIM115 - closed by `close` or `abandon`
             lock(self._file)
         self._append(self._header)
 
@@ -72,6 +75,7 @@ class ResultsWriter:
             objects.append(
                 {
                     "id": obj,
+                    **({} if self._concepts is None else {"concept": self._concepts[result.prompt_ids[i]]}),
                     "score": round(float(result.scores[i]), 6),
                     "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
                     "area": int(result.masks[i].sum()),
@@ -86,7 +90,7 @@ class ResultsWriter:
         self._file.close()
         part = self.path.with_suffix(PART)
         try:
-            with report_write_errors(self.path), open(self._lines, "rb") as lines, open(part, "wb") as out:
+            with report_write_errors(self.path), open(self.lines, "rb") as lines, open(part, "wb") as out:
                 next(lines)
                 head = _encode({**self._header, **footer}, indent=1)
                 out.write(head[:-2] + b',\n "frames": [')  # head ends in a line feed and a brace
@@ -98,7 +102,7 @@ class ResultsWriter:
             raise
         with report_write_errors(self.path):
             os.replace(part, self.path)
-            self._lines.unlink()
+            self.lines.unlink()
 
     def abandon(self) -> None:
         """Close the lines; they stay."""
@@ -107,7 +111,7 @@ class ResultsWriter:
     def _append(self, record: Mapping[str, Any]) -> None:
         line = _encode(record, separators=(",", ":")) + b"\n"
         start = self._file.tell()
-        with report_write_errors(self._lines):
+        with report_write_errors(self.lines):
             try:
                 # an unbuffered file may write a part and return its length; writing the rest then raises the error
                 done = 0
@@ -124,18 +128,24 @@ class MaskWriter:
 
     def __init__(self, folder: Path, small_on_top: bool = False) -> None:
         self.folder, self._small_on_top = folder / MASKS, small_on_top
+        self._left_out: set[int] = set()
         self._palette = palette().tobytes()
         with report_write_errors(self.folder):
             self.folder.mkdir(exist_ok=True)
 
     def add(self, name: str, result: Result) -> None:
-        """Write one frame. Raises UserError for an object id that an indexed PNG cannot hold."""
+        """Write one frame, without objects whose ids an indexed PNG cannot hold."""
         from PIL import Image
 
-        check_ids(result.object_ids)
+        self._left_out |= {obj for obj in result.object_ids if obj > MAX_INDEXED_ID}
         image = Image.fromarray(index_map(result, self._small_on_top), "P")
         image.putpalette(self._palette)
         write_png(self.folder / f"{name}.png", image)
+
+    def notes(self) -> list[str]:
+        """Return notes about objects that appeared during the run, with ids that an indexed PNG cannot hold."""
+        count = len(self._left_out)
+        return [f"{MASKS}/ has objects 1 to {MAX_INDEXED_ID}; {count} more are only in {RESULTS}"] if count else []
 
 
 def check_ids(object_ids: Iterable[int]) -> None:
@@ -171,6 +181,8 @@ class OutputOptions:
     small_on_top  whether smaller masks cover larger ones, instead of those with a higher score the others
     sample_aspect_ratio  width of a pixel of the source by its height
     source        file of the source, for the sound of the overlay; None if it is not a video file
+    concepts      prompts are concepts: results name that of every object, overlays have ids and colours by concept
+    ytvis         whether to write tracks of YouTube-VIS
     """
 
     labels: Mapping[int, str]
@@ -181,6 +193,8 @@ class OutputOptions:
     small_on_top: bool = False
     sample_aspect_ratio: Fraction = Fraction(1)
     source: SourceFile | None = None
+    concepts: bool = False
+    ytvis: bool = False
 
 
 class Outputs:
@@ -197,13 +211,15 @@ class Outputs:
         if options.masks:
             check_ids(options.objects)
         with report_write_errors(self.folder):
-            self._plan = OutputFolder(self.folder, options.overlay, options.masks, options.is_image)
+            self._plan = OutputFolder(self.folder, options.overlay, options.masks, options.is_image, options.ytvis)
             self._plan.prepare()
         labels, top = options.labels, options.small_on_top
         objects = [{"id": obj, "prompt": object_label(labels, p, obj)} for obj, p in options.objects.items()]
-        self._results = ResultsWriter(self.folder, {**header, "objects": objects})
+        concepts = labels if options.concepts else None
+        self._results = ResultsWriter(self.folder, {**header, "objects": objects}, concepts)
+        self._labels, self._prompts = labels, dict(options.objects)
         self._masks = MaskWriter(self.folder, top) if options.masks else None
-        self._painter = Painter(size, labels, top) if options.overlay else None
+        self._painter = Painter(size, labels, top, options.concepts) if options.overlay else None
         self._video: VideoWriter | None = None
         self._sheet: ContactSheet | None = None
         if self._painter is not None and not options.is_image:
@@ -218,6 +234,7 @@ class Outputs:
         time  when it is shown, in seconds from the first frame; None if its source has no times
         """
         self._results.add(name, result, time)
+        self._prompts = dict(zip(result.object_ids, result.prompt_ids, strict=True)) | self._prompts
         if self._masks is not None:
             self._masks.add(name, result)
         if self._painter is not None:
@@ -236,24 +253,29 @@ class Outputs:
         write_png(self.folder / name, Image.fromarray(image))
 
     def close_overlay(self, whole: bool = False, end: float | None = None) -> list[str]:
-        """Finish the overlay and return notes about it. Raises InternalError.
+        """Finish the overlay and return notes about it and the masks. Raises InternalError.
 
         `whole`: the source was read to its end, so that its last frame and its sound last as long as there, or the
         frame until `end`, in seconds from the first one.
         """
+        notes = self._masks.notes() if self._masks is not None else []
         if self._video is None:
-            return []
+            return notes
         self._video.close(whole, end)
         sheet = self._sheet.render() if self._sheet is not None else None
         if sheet is not None:
             self._write_image(CONTACT_SHEET, sheet)
-        return self._video.notes
+        return notes + self._video.notes
 
     def close(self, footer: Mapping[str, Any]) -> list[Path]:
         """Finish every file; `footer` goes into results.json. Returns the files written. Raises InternalError."""
-        self._results.close(footer)
+        try:
+            if self._plan.ytvis:
+                write_ytvis(self.folder / YTVIS, self._results.lines, self._prompts, self._labels)
+        finally:
+            self._results.close(footer)
         self.close_overlay()
-        paths = (self.folder / name for name in (OVERLAY_VIDEO, OVERLAY_IMAGE, CONTACT_SHEET, MASKS, RESULTS))
+        paths = (self.folder / name for name in (OVERLAY_VIDEO, OVERLAY_IMAGE, CONTACT_SHEET, MASKS, YTVIS, RESULTS))
         return [path for path in paths if self._plan.writes(path) and path.exists()]
 
     def __enter__(self) -> Outputs:

@@ -38,6 +38,14 @@ NETWORKS = {
     "sam3": "runtime.models.sam3.network:Sam3",
 }
 
+OPTIONS = {
+    Capability.TEXT_VIDEO: " (--text)",
+    Capability.TEXT_IMAGE: " (--text)",
+    Capability.PROMPT_VIDEO: " (--point, --box, --mask)",
+    Capability.CONCEPT_IMAGE: " (--concept, --exemplar)",
+}
+"""Options of the command for a task, for messages."""
+
 
 class Networks(Mapping[str, Network]):
     """The networks of a bundle by name, and the one for each capability. `lock`: see `Device`."""
@@ -92,9 +100,10 @@ class Networks(Mapping[str, Network]):
         for network in self._networks.values():
             if capability in network.capabilities:
                 return network
+        can = ", ".join(c.value + OPTIONS.get(c, "") for c in Capability if c in self.capabilities)
         raise UserError(
-            f"the bundle {self._bundle.name} ({self._bundle.manifest.network_names}) cannot {capability.value}; "
-            "choose another one with model= or --model"
+            f"the bundle {self._bundle.name} ({self._bundle.manifest.network_names}) cannot {capability.value}; it can "
+            f"{can}; choose another one with model= or --model"
         )
 
 

@@ -160,6 +160,9 @@ class ConceptImageNetwork(Network, Protocol):
     def open_concept_image(self, frame_hwc: np.ndarray) -> ConceptImage:
         """Encode an image, uint8 RGB (H,W,3)."""
 
+    def encode_prompt(self, concept: Concept, size: tuple[int, int]) -> object:
+        """Convert a concept for images of `size` (H, W). Raises PromptError; warns of words that are cut."""
+
 
 class ConceptVideoNetwork(Network, Protocol):
     """`Capability.CONCEPT_VIDEO`"""

@@ -1,0 +1,165 @@
+"""Concepts as a task of the command: all objects of each, followed through a video or found in pictures.
+
+Objects are numbered from 1, as for every task of the command, so that the index of an object in a mask is its id; a
+session counts from 0.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from ..engine import Engine
+from ..errors import UserError
+from ..imaging.masks import boxes_and_areas
+from ..media.video_reader import VideoReader
+from ..models.base import Capability, ConceptImageNetwork
+from ..models.options import ConceptOptions
+from ..models.sam3.session import ConceptSession
+from ..prompts import Concept
+from ..results import Result
+from .concept_args import ConceptSet
+from .tasks import Task
+
+MAX_ENDLESS = 64
+"""Objects at a time in a video without end, where no other number is given."""
+
+
+def concept_task(engine: Engine, concepts: ConceptSet, video: VideoReader, options: ConceptOptions) -> Task:
+    """Follow concepts through a video; find them in an image, or in separate images without a tracker.
+
+    Raises PromptError, UserError.
+    """
+    network = engine.networks.concept_image
+    is_video = video.max_count != 1 and Capability.CONCEPT_VIDEO in engine.capabilities
+    if video.max_count != 1 and video.names is None and not is_video:
+        raise UserError(
+            f"the bundle {engine.bundle.name} has no tracker and takes only pictures: give --max-frames 1 for the "
+            f"first frame of {video.name}, or export a checkpoint with tracker"
+        )
+    changes = concepts.changes(video.stride)
+    _check_prompts(network, [c for changed in changes.values() for c in changed.values()], video)
+    video.notes.extend(concepts.notes)
+    unused = partial(concepts.unused, video.stride)
+    if not is_video:
+        return Task(concepts.labels, {}, partial(_find, engine, concepts, video, options), unused=unused, concepts=True)
+    start = min(changes)
+    num_frames = video.count - start if video.count is not None and video.count_is_exact else None
+    limit = options.max_objects or (MAX_ENDLESS if video.count is None else None)
+    session = engine.session(
+        list(changes[start].values()),
+        temporal_disambiguation=options.temporal_disambiguation,
+        max_objects=limit,
+        num_frames=num_frames if num_frames and num_frames > 0 else None,
+        detect_every=options.detect_every,
+    )
+    stream = partial(_follow, session, changes, limit, video.notes)
+    return Task(concepts.labels, {}, stream, session, unused=unused, concepts=True)
+
+
+def _check_prompts(network: ConceptImageNetwork, concepts: Sequence[Concept], video: VideoReader) -> None:
+    """Convert all concepts before the work starts, for errors, and for notes about words that are cut."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for concept in concepts:
+            network.encode_prompt(concept, video.size)
+    video.notes.extend(dict.fromkeys(str(warning.message) for warning in caught))
+
+
+def _follow(
+    session: ConceptSession,
+    changes: Mapping[int, Mapping[int, Concept]],
+    limit: int | None,
+    notes: list[str],
+    frames: Iterable[np.ndarray],
+) -> Iterator[Result]:
+    """Yield a result per frame; those before the first concept have no objects."""
+    start, is_full = min(changes), False
+    for index, frame in enumerate(frames):
+        if index < start:
+            yield join([], index, frame)
+            continue
+        for number, concept in changes.get(index, {}).items() if index > start else ():
+            if number in session.concepts:
+                session.change_concept(number, concept)
+            else:
+                session.add_concept(concept)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # noted by `_check_prompts`
+            results = session.push(frame)
+        if limit is not None and len(session.object_ids) >= limit and not is_full:
+            is_full = True
+            notes.append(f"frame {index} has {limit} objects, the limit; if some are missing, raise --max-objects")
+        yield from (_numbered(result, start) for result in results)
+    yield from (_numbered(result, start) for result in session.flush())
+
+
+def _numbered(result: Result, start: int) -> Result:
+    """Count frames from the first of the video and objects from 1; give boxes whose corners are exclusive."""
+    return replace(
+        result,
+        frame_index=result.frame_index + start,
+        object_ids=tuple(obj + 1 for obj in result.object_ids),
+        boxes=boxes_and_areas(result.masks)[0].astype(np.float32),
+    )
+
+
+def _find(
+    engine: Engine, concepts: ConceptSet, video: VideoReader, options: ConceptOptions, frames: Iterable[np.ndarray]
+) -> Iterator[Result]:
+    """Find the concepts in every frame separately: the objects of one are others than those of the next."""
+    ids = itertools.count(1)
+    for index, frame in enumerate(frames):
+        found = detect(engine, frame, concepts.on_index(index, video.stride))
+        result = best(join(found, index, frame), options.max_objects, video.notes)
+        yield replace(result, object_ids=tuple(itertools.islice(ids, len(result.object_ids))))
+
+
+def detect(engine: Engine, frame: np.ndarray, concepts: Mapping[int, Concept]) -> list[Result]:
+    """Find concepts, by number, in one frame."""
+    if not concepts:
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        results = engine.image(frame).detect(list(concepts.values()))
+    return [
+        replace(result, prompt_ids=(number,) * len(result.object_ids))
+        for number, result in zip(concepts, results, strict=True)
+    ]
+
+
+def join(results: Sequence[Result], index: int, frame: np.ndarray) -> Result:
+    """Join the results of several concepts on one frame; objects are numbered from 1."""
+    prompt_ids = tuple(prompt for result in results for prompt in result.prompt_ids)
+    return Result(
+        frame_index=index,
+        object_ids=tuple(range(1, len(prompt_ids) + 1)),
+        prompt_ids=prompt_ids,
+        masks=np.concatenate([np.zeros((0, *frame.shape[:2]), bool), *(result.masks for result in results)]),
+        scores=np.concatenate([np.zeros(0, np.float32), *(result.scores for result in results)]),
+        boxes=np.concatenate([np.zeros((0, 4), np.float32), *(result.boxes for result in results)]),
+    )
+
+
+def best(result: Result, limit: int | None, notes: list[str]) -> Result:
+    """Return the `limit` objects of the highest score, and note how many there were."""
+    count = len(result.object_ids)
+    if limit is None or count <= limit:
+        return result
+    notes.append(
+        f"frame {result.frame_index}: {count} objects, the best {limit} are kept; raise --max-objects for more"
+    )
+    kept = np.sort(np.argsort(-result.scores, kind="stable")[:limit])
+    return replace(
+        result,
+        object_ids=tuple(range(1, limit + 1)),
+        prompt_ids=tuple(result.prompt_ids[k] for k in kept),
+        masks=result.masks[kept],
+        scores=result.scores[kept],
+        boxes=result.boxes[kept],
+    )

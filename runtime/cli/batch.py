@@ -4,6 +4,8 @@ The list is CSV with a header line (`picture,sentence`, one line per sentence) o
 `{"a.jpg": ["the dog", "the cat"]}` or `[{"picture": "a.jpg", "sentences": ["the dog", "the cat"]}]`. Every image has a
 folder of its own in --out, named by its stem or by its whole name where stems are equal, with the files of a run on one
 image; those written before a run is stopped stay. An image that fails does not end the batch, but gives exit code 2.
+
+With a bundle that takes concepts, a sentence names all objects of a kind.
 """
 
 from __future__ import annotations
@@ -101,6 +103,8 @@ def run(args: argparse.Namespace, load: Callable[..., Engine]) -> int:
         raise UserError("--sentences needs a folder of images: --image FOLDER")
     if args.prompt_args or args.auto:
         raise UserError("--sentences gives the prompts; remove --text, --auto and visual prompts")
+    if args.format:
+        raise UserError(f"--format {args.format}: not supported by --sentences; remove it")
     folder, sentences = Path(args.video), read_sentences(Path(args.sentences))
     for image in sentences:
         if not (folder / image).is_file():
@@ -162,7 +166,7 @@ def _segment(args: argparse.Namespace, engine: Engine, path: Path, name: str, pr
     height, width = frame.shape[:2]
     header = {"picture": {"name": path.name, "width": width, "height": height}, "model": describe_engine(engine)}
     labels = {i: prompt.label for i, prompt in enumerate(prompts, 1)}
-    objects = {} if are_concepts else {i: i for i in labels}
+    objects = dict(zip(result.object_ids, result.prompt_ids, strict=True))
     options = OutputOptions(labels, objects, args.overlay, args.masks, is_image=True, concepts=are_concepts)
     with Outputs(Path(args.out) / name, (height, width), 1.0, header, options) as outputs:
         outputs.add(Path(name).name, frame, result)

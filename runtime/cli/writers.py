@@ -234,7 +234,7 @@ class Outputs:
         time  when it is shown, in seconds from the first frame; None if its source has no times
         """
         self._results.add(name, result, time)
-        self._prompts = dict(zip(result.object_ids, result.prompt_ids, strict=True)) | self._prompts
+        self._prompts |= dict(zip(result.object_ids, result.prompt_ids, strict=True))
         if self._masks is not None:
             self._masks.add(name, result)
         if self._painter is not None:

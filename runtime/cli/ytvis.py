@@ -1,7 +1,7 @@
 """Results in the form of YouTube-VIS and SA-Co: `ytvis.json`, a list with a track per object.
 
-A track has null for every frame without the object, and the mean of its scores. Objects that are never seen have none. `tool` marks the file as of this
-command; evaluations ignore keys that they do not know.
+A track has null for every frame without the object, and the mean of its scores; objects that are never seen have no
+track. `tool` marks the file as of this command; evaluations ignore keys that they do not know.
 """
 
 from __future__ import annotations

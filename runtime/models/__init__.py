@@ -102,8 +102,8 @@ class Networks(Mapping[str, Network]):
                 return network
         can = ", ".join(c.value + OPTIONS.get(c, "") for c in Capability if c in self.capabilities)
         raise UserError(
-            f"the bundle {self._bundle.name} ({self._bundle.manifest.network_names}) cannot {capability.value}; it can "
-            f"{can}; choose another one with model= or --model"
+            f"the bundle {self._bundle.name} ({self._bundle.manifest.network_names}) cannot {capability.value}; "
+            f"choose another one with model= or --model, or what this one can: {can}"
         )
 
 

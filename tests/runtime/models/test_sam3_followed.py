@@ -1,100 +1,13 @@
 """Memory of the objects of a concept, against what the official code remembers and attends to; no network."""
 
-import itertools
-import json
-from pathlib import Path
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
 
-from helpers import sam3_scenes as scenes
-from runtime.device.base import Cpu
-from runtime.models.options import ConceptOptions
-from runtime.models.sam3.followed import FollowedConcept
-from runtime.models.sam3.mask_prompts import MaskResizer
-from runtime.prompts import Concept
-from runtime.tracking.memory_selection import MemoryConfig
-from runtime.tracking.object_group import blocks_per_object
-from runtime.tracking.object_memory import BlockPool
-
-GOLDENS = Path(__file__).parents[2] / "goldens" / "sam3"
-SIDE, MASK_SIDE = scenes.GRID, 4 * scenes.GRID
+from helpers import sam3_recording
 
 
-class FakeTracker:
-    """Remembers the number of a frame in place of its map and pointer, and what it was asked to remember."""
-
-    low_res_side, memory_config = SIDE, MemoryConfig(7, 16)
-
-    def __init__(self):
-        self.frame, self.remembered, self.prompts = 0, [], []
-
-    def mask_resizer(self, size):
-        return MaskResizer(size, MASK_SIDE, SIDE)
-
-    def mask_pointers(self, features, masks):
-        self.prompts += [int(mask.sum()) for mask in masks]
-        return [np.array([self.frame]) for _ in masks]
-
-    def without_overlaps(self, logits):
-        return logits
-
-    def encode_memory(self, features, logits, binarize, scores, blocks, direct=False):
-        assert len(logits) == len(binarize) == len(scores) == len(blocks) and direct is not binarize[0]
-        for block in blocks:
-            block.array[:] = self.frame
-        self.remembered += [score > 0 for score in scores] if direct else []
-
-
-class Recording:
-    """One orchestration case, run through `FollowedConcept`: what each frame attends to and remembers."""
-
-    def __init__(self, case):
-        self.meta = json.loads((GOLDENS / f"orchestration_{case}.json").read_text())
-        scene = self.scene = self.meta["scene"]
-        self.tracker, self.born, self.attended, self.remembered = FakeTracker(), {}, [], []
-        options = ConceptOptions(**scene["options"], num_frames=scene["frames"])
-        self.pool = BlockPool(Cpu(), 64, blocks_per_object(FakeTracker.memory_config), (1,), "float32")
-        self.concept = FollowedConcept(Concept("thing"), self.tracker, self.pool, options)
-        self.ids = itertools.count()
-        for expected in self.meta["passes"]:
-            self.run(expected)
-
-    def run(self, expected):
-        frame = self.tracker.frame = expected["frame"]
-        masks, scores, keys = scenes.detections(self.scene, frame)
-        if expected.get("prompt_pass"):
-            size = self.scene["height"], self.scene["width"]
-            self.concept.start(frame, size, self.ids, None, (masks, scores), 0)
-        else:
-            requests, tracks = self.concept.requests(frame) if frame else {}, {}
-            for obj in self.concept.object_ids:
-                mask, score = scenes.track(self.scene, *self.born[obj], frame)
-                tracks[obj] = mask, score
-            self.attended.append({obj: attended(request.memory) for obj, request in requests.items()})
-            if frame:
-                outputs = {obj: decoded(frame, *track) for obj, track in tracks.items()}
-                self.concept.store(frame, outputs)
-            self.tracker.remembered = []
-            self.concept.associate(frame, None, (masks, scores), tracks, 0)
-            self.remembered.append(self.tracker.remembered)
-        self.born |= {obj: (keys[query], frame) for obj, query in expected["births"]}
-
-
-def decoded(frame, mask, score):
-    return SimpleNamespace(low_res_logits=mask, score=score, obj_ptr=np.array([frame]), ious=np.ones(4), selected=1)
-
-
-def attended(memory):
-    spatial = [[int(block.array[0]), row] for block, row in zip(memory.blocks, memory.tpos, strict=True)]
-    pointers = [[int(ptr[0]), d] for ptr, d in zip(memory.obj_ptrs, memory.distances, strict=True)]
-    return {"spatial": sorted(spatial), "pointers": sorted(pointers)}
-
-
-@pytest.fixture(scope="module", params=["basic", "hotstart", "occlusion"])
+@pytest.fixture(params=sam3_recording.CASES)
 def recording(request):
-    return Recording(request.param)
+    return sam3_recording.recording(request.param)
 
 
 def test_memory_that_is_attended_to(recording):
@@ -117,6 +30,8 @@ def test_memory_that_is_written(recording):
 
 
 def test_memory_is_given_back(recording):
-    assert recording.pool.in_use == len(recording.concept.object_ids)
-    recording.concept.close()
+    objects = recording.concept.object_ids
+    if objects:  # another test may have closed it
+        assert recording.pool.in_use == len(objects)
+        recording.concept.close()
     assert recording.pool.in_use == 0

@@ -1,47 +1,22 @@
 """Association of SAM 3 against decisions and masks that the official code made, and rules that those leave open."""
 
 import itertools
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from helpers import sam3_recording
 from helpers import sam3_scenes as scenes
+from helpers.sam3_recording import GOLDENS
 from runtime.tracking.association import Association
 from runtime.tracking.matching import match_detections, non_maximum_suppression
 
-GOLDENS = Path(__file__).parents[2] / "goldens" / "sam3"
 SIDE = scenes.GRID
 
 
-class Recording:
-    """One orchestration case, run through `Association`."""
-
-    def __init__(self, case, ids=None):
-        self.meta = json.loads((GOLDENS / f"orchestration_{case}.json").read_text())
-        self.scene = self.meta["scene"]
-        self.association = Association(self.scene["height"], self.scene["width"], **self.scene["options"], ids=ids)
-        self.born, self.shown, self.decisions = {}, [], []
-        for number, expected in enumerate(self.meta["passes"]):
-            self.run(number, expected["frame"], expected.get("prompt_pass", False))
-        self.shown += [(number, shown) for shown in self.association.flush()]
-
-    def run(self, number, frame, prompt):
-        masks, scores, keys = scenes.detections(self.scene, frame)
-        alive = self.association.object_ids
-        tracks = [scenes.track(self.scene, *self.born[obj], frame) for obj in alive]
-        logits = np.array([mask for mask, _ in tracks], np.float32).reshape(-1, SIDE, SIDE)
-        score_logits = np.array([score for _, score in tracks], np.float32)
-        decision = self.association.step(frame, (masks, scores), (logits, score_logits), prompt)
-        self.born |= {obj: (keys[query], frame) for obj, query in decision.births}
-        self.decisions.append((alive, decision))
-        self.shown += [(number, shown) for shown in decision.show]
-
-
-@pytest.fixture(scope="module", params=["basic", "hotstart", "occlusion"])
+@pytest.fixture(params=sam3_recording.CASES)
 def recording(request):
-    return Recording(request.param)
+    return sam3_recording.recording(request.param)
 
 
 def test_decisions_equal_the_official_ones(recording):
@@ -85,7 +60,7 @@ def test_shown_frames_equal_the_official_ones(recording):
 
 
 def test_the_hidden_object_is_suppressed_everywhere():
-    recording = Recording("occlusion")
+    recording = sam3_recording.recording("occlusion")
     hidden = 0
     for (alive, decision), expected in zip(recording.decisions, recording.meta["passes"], strict=True):
         for obj in expected.get("occlusion_suppressed", []):

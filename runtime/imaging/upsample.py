@@ -6,6 +6,8 @@ once per size of video: `logits = rows @ low @ columns.T`, equal to the chain up
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 
@@ -61,14 +63,14 @@ class _BandedMatrix:
 
 
 class SeparableUpsampler:
-    """Upsamples by two matrices: `rows` (H, low_side), `columns` (W, low_side). A logit of 0 is background, or
-    foreground if `zero_is_foreground`."""
+    """Upsamples by two matrices: `rows` (H, low height), `columns` (W, low width), whose low sides are equal in most
+    uses. A logit of 0 is background, or foreground if `zero_is_foreground`."""
 
     def __init__(self, rows: np.ndarray, columns: np.ndarray, zero_is_foreground: bool = False) -> None:
         self.rows, self.columns = rows, columns
         self._rows, self._columns = _BandedMatrix(rows), _BandedMatrix(columns)
         self._compare = np.greater_equal if zero_is_foreground else np.greater
-        self._half = np.empty((len(rows), rows.shape[1]), np.float32)
+        self._half = np.empty((len(rows), columns.shape[1]), np.float32)
         self._full = np.empty((len(rows), len(columns)), np.float32)
 
     def logits(self, low_nss: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -91,6 +93,12 @@ class SeparableUpsampler:
             np.matmul(block, low[columns], out=self._half[rows])
         for rows, columns, block in self._columns.blocks:
             np.matmul(self._half[:, columns], block.T, out=full[:, rows])
+
+
+@functools.lru_cache(maxsize=32)
+def enlarger(height: int, width: int, factor: int) -> SeparableUpsampler:
+    """Return a bilinear upsampler of maps (height, width) by a whole factor."""
+    return SeparableUpsampler(bilinear_matrix(height, factor * height), bilinear_matrix(width, factor * width))
 
 
 class MaskUpsampler(SeparableUpsampler):

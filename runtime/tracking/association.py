@@ -15,7 +15,7 @@ import numpy as np
 
 from ..imaging.masks import boxes_and_areas, mask_iou, probability
 from ..imaging.morphology import fill_holes, remove_specks
-from ..imaging.upsample import SeparableUpsampler, bilinear_matrix
+from ..imaging.upsample import SeparableUpsampler, bilinear_matrix, enlarger
 from .matching import AssociationOptions, Matches, match_detections
 
 SUPPRESSED_LOGIT = np.float32(-10.0)
@@ -23,6 +23,9 @@ SUPPRESSED_LOGIT = np.float32(-10.0)
 
 MEMORY_SCALE = 4
 """Side of a remembered mask, relative to low-res logits."""
+
+BLOCK = 32
+"""Sides of the part of low-res logits that is enlarged are multiples of this, but for the last ones."""
 
 NEVER = -1
 """`last_occluded` of an object that was never occluded."""
@@ -110,7 +113,6 @@ class Association:
         self._objects: dict[int, _Object] = {}
         self._pending: deque[_Pending] = deque()
         self._to_source: SeparableUpsampler | None = None
-        self._to_memory: SeparableUpsampler | None = None
 
     @property
     def object_ids(self) -> tuple[int, ...]:
@@ -217,10 +219,10 @@ class Association:
 
     def _memory(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return which objects lose most of their pixels to others, and which have any left to remember."""
-        if self._to_memory is None:
-            matrix = bilinear_matrix(logits.shape[-1], MEMORY_SCALE * logits.shape[-1])
-            self._to_memory = SeparableUpsampler(matrix, matrix)
-        full = self._to_memory.logits(logits)
+        anywhere: np.ndarray = np.any(logits > 0, axis=0)
+        rows, columns = _surroundings(anywhere)
+        part = logits[:, rows, columns]
+        full = enlarger(*part.shape[1:], MEMORY_SCALE).logits(part)
         on = full > 0
         before = np.count_nonzero(on, (1, 2))
         forgotten = np.zeros(len(logits), bool)
@@ -284,6 +286,17 @@ class Association:
             low_res_logits=pending.logits[rows],
             score_logits=pending.score_logits[rows],
         )
+
+
+def _surroundings(on_ss: np.ndarray) -> tuple[slice, slice]:
+    """Return rows and columns beyond which no pixel is on after enlargement: whole blocks, of which there are few."""
+    sides = []
+    for axis in (1, 0):
+        found = np.flatnonzero(on_ss.any(axis))
+        first, last = (int(found[0]), int(found[-1])) if len(found) else (0, 0)
+        # one cell beside the last one that is on is interpolated with it, and another one keeps the edge away
+        sides.append(slice(max(0, first - 2) // BLOCK * BLOCK, (last + 3 + BLOCK - 1) // BLOCK * BLOCK))
+    return sides[0], sides[1]
 
 
 def _logit(probability_n: np.ndarray) -> np.ndarray:

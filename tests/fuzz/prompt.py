@@ -17,6 +17,7 @@ from PIL import Image
 from helpers import example_prompts
 from runtime.bundle.manifest import Manifest
 from runtime.cli.args import build_parser, parse_prompts
+from runtime.cli.concept_args import ConceptSet
 from runtime.cli.prompt_args import PromptSet
 from runtime.tokenizer import encode, verb_positions
 
@@ -31,6 +32,7 @@ MANIFEST = Manifest(
 )
 WORDS = (
     *"--text --tokens --verbs --point --box --mask --prompts @0 #1 ,- nan 1e400 FILES/p.json FILES/a.png [[ ]]".split(),
+    *("--concept", "--exemplar"),
     *('{"points":', '"labels":', "9" * 5000, "\u0663"),
 )
 
@@ -61,6 +63,11 @@ def _parse(argv: list[str]) -> None:
             raise InvariantViolation(f"exit code {error.code} instead of an error") from None
         return
     prompts = parse_prompts(args.prompt_args)
+    if isinstance(prompts, ConceptSet):
+        prompts.resolve_names(None)
+        prompts.check((HEIGHT, WIDTH), args.stride, args.max_frames or 100)
+        prompts.changes(args.stride)
+        return
     if isinstance(prompts, PromptSet):
         prompts.check((HEIGHT, WIDTH), args.stride, args.max_frames or 100)
         prompts.by_index(args.stride)

@@ -20,6 +20,7 @@ def examples() -> list[Any]:
         "--help",
         "--point 20,30,-@12#2 --point 1.5,2",
         "--box 1,2,30,40#3@7 --point 5,6",
+        "--exemplar 5,6,7,8@9 --concept the_red_square --exemplar 1,2,30,40,-@3 --exemplar 1,2,3,4.5",
         "--mask FILES/a.png@3#9",
         "--prompts FILES/p.json",
         "--stride 3 --point 1,1@6",

@@ -1,9 +1,11 @@
 """Concepts, clicks and masks through videos: the toy SAM 3, exported and run."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import runtime
 
@@ -13,6 +15,8 @@ pytest.importorskip("onnxruntime")
 from export import bundle
 from export.networks import base
 from helpers.toy_sam3 import toy_sam3
+from runtime import tokenizer
+from runtime.cli.app import main
 from runtime.prompts import Concept
 
 pytestmark = pytest.mark.slow
@@ -251,3 +255,24 @@ def test_live_prompts(engine):
         live.correct({1: runtime.Points(*CLICK)})
         assert engine.timings["memory_attention"][0] == attended
         assert live.push(clip(2)[1])[0].frame_index == 1
+
+
+def test_the_command_has_the_results_of_a_session(engine, tmp_path, monkeypatch):
+    frames = clip(5)
+    for index, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / f"{index}.png")
+    monkeypatch.setattr(tokenizer.Tokenizer, "of", lambda *_: lambda text: ([5, 6, 7] if text == "bus" else [9, 2], []))
+    args = ["--exemplar", "5,5,40,40@2", "--concept", "bus", "--no-temporal-disambiguation", "--max-objects", "9"]
+    pictures = [str(tmp_path / f"{index}.png") for index in range(5)]
+    command = ["--video", *pictures, *args, "--out", str(tmp_path / "out")]
+    assert main(command, lambda *a, **k: engine) == 0
+    with engine.session([BUS], temporal_disambiguation=False, max_objects=9, num_frames=5) as session:
+        expected = [result for frame in frames[:2] for result in session.push(frame)]
+        session.add_concept(Concept(tokens=[9, 2], boxes=[[5, 5, 40, 40]]))
+        expected += [result for frame in frames[2:] for result in session.push(frame)]
+    shown = json.loads((tmp_path / "out" / "results.json").read_text())["frames"]
+    for frame, result in zip(shown, expected, strict=True):
+        assert [o["id"] - 1 for o in frame["objects"]] == list(result.object_ids)
+        concepts = {"bus": 1, "exemplar": 2}
+        assert [concepts[o["concept"]] for o in frame["objects"]] == list(result.prompt_ids)
+        assert [o["area"] for o in frame["objects"]] == [mask.sum() for mask in result.masks]

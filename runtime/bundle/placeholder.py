@@ -30,7 +30,7 @@ OTHER_FILES = (
     (rb"\x93NUMPY", "an array of NumPy; read it with numpy.load and give the array to the Python API"),
     (rb"\x1f\x8b|BZh|7z\xbc\xaf|Rar!|\xfd7zXZ|\x28\xb5\x2f\xfd", "compressed; unpack it and give what is in it"),
     (rb"\x89HDF", "an HDF5 file; read it with h5py and give the array to the Python API"),
-    (rb"%PDF", "a PDF; save its pages as PNG"),
+    (rb"%PDF", "a PDF, not an image; save its pages as PNG"),
 )
 """Pattern of the first bytes of a file that is neither picture nor video -> what the file is."""
 
@@ -69,7 +69,7 @@ def describe_unreadable(path: Path) -> str | None:
         head = file.read(512)
     if re.match(rb"\s*(#EXTM3U|ffconcat|v=0)", head):  # text that FFmpeg reads; its own error tells more
         return None
-    return describe_text(head, "not a video or image")
+    return describe_text(head, "not an image and not a video")
 
 
 def describe_text(head: bytes, what: str) -> str | None:

@@ -171,7 +171,7 @@ def test_image_files_with_other_content(tmp_path, content):
     [("00:00:00.5000002.12", 0), ("9" * 5000 + ":00:00", 0), ("00:00:.", 0), ("00:01:02.5", 62.5), ("01:00:00", 3600)],
 )
 def test_declared_durations(said, seconds):
-    opened = SimpleNamespace(duration=None, streams=[1, 2])
+    opened = SimpleNamespace(duration=None, streams=[1, 2], name="a.mkv", size=0)
     stream = SimpleNamespace(metadata={"DURATION": said}, frames=0, average_rate=24)
     assert completeness.missing_seconds(None, opened, stream, 0.0, False) == (seconds, seconds)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -107,7 +108,7 @@ def _add_input(parser: Parser) -> None:
     strict = "end with an error at damage in a video or image, instead of leaving the damaged frames out with a note"
     add("--strict", action="store_true", help=strict)
     columns = 'CSV with the columns picture,sentence, or JSON {"a.jpg": ["the dog", "the cat"]}'
-    add("--sentences", metavar="FILE", help=f"sentences for a folder of images: {columns}")
+    add("--sentences", type=os.path.expanduser, metavar="FILE", help=f"sentences for a folder of images: {columns}")
 
 
 def _add_prompts(parser: Parser) -> None:
@@ -144,7 +145,7 @@ def _add_prompts(parser: Parser) -> None:
 
 def _add_output(parser: Parser) -> None:
     add = parser.add_argument_group("output").add_argument
-    add("--out", default="out", metavar="FOLDER", help="output folder (default: %(default)s)")
+    add("--out", type=os.path.expanduser, default="out", metavar="FOLDER", help="output folder (default: %(default)s)")
     add("--overlay", action=argparse.BooleanOptionalAction, default=True, help="draw the results")
     sound = "keep the sound of a video file in overlay.mp4"
     add("--sound", action=argparse.BooleanOptionalAction, default=True, help=sound)
@@ -157,7 +158,7 @@ def _add_output(parser: Parser) -> None:
 def _add_execution(parser: Parser) -> None:
     add = parser.add_argument_group("execution").add_argument
     engine = "a bundle, or a folder of bundles (default: %(default)s)"
-    add("--engine", default="engines", metavar="FOLDER", help=engine)
+    add("--engine", type=os.path.expanduser, default="engines", metavar="FOLDER", help=engine)
     add("--model", metavar="NAME", help="bundle or network to load, if the folder holds several")
     backend = "inference library; auto selects one that works on this machine"
     add("--backend", default="auto", metavar="NAME", help=backend)

@@ -22,6 +22,7 @@ import numpy as np
 
 from ..errors import PromptError, UserError
 from ..media.frame_names import PictureNames
+from ..media.paths import local_path
 from ..prompts import Box, Mask, Points
 from ..prompts.mask_values import NO_LABEL
 from ..prompts.numbers import floats
@@ -36,7 +37,9 @@ _NAME = "name:"
 """Prefix of a picture's name where a frame's number may be given."""
 
 _SUFFIXES = re.compile(
-    rf"(?P<prompt>.*?)(?:@(?P<frame>\d+|{_NAME}.+?))?(?:#(?P<object>\d+))?(?:@(?P<late>\d+|{_NAME}.+?))?$", re.DOTALL
+    rf"(?P<prompt>.*?)(?:(?:@(?P<frame>\d+|{_NAME}.+?))?(?:#(?P<object>\d+))?"
+    rf"|#(?P<first>\d+)@(?P<late>\d+|{_NAME}.+))$",
+    re.DOTALL,
 )
 
 
@@ -49,6 +52,7 @@ class PromptSet:
     labels    object id -> label
     last      object id of the prompt added last; 0 before the first
     numbered  label in mask files of several objects -> object id
+    longer_names  name of a picture -> the same with the `#object` that followed, which may belong to the name
     files     files that were read
     notes     remarks on mask files, to show at the end of the run
     """
@@ -57,6 +61,7 @@ class PromptSet:
     named: dict[str, dict[int, list[VisualPrompt]]] = field(default_factory=dict)
     labels: dict[int, str] = field(default_factory=dict)
     last: int = 0
+    longer_names: dict[str, str] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
     numbered: dict[Any, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -97,6 +102,11 @@ class PromptSet:
         """
         found = resolve_frames(self.prompts, self.named, names, self.notes)
         for name, objects in self.named.items():
+            longer = self.longer_names.get(name)
+            if longer is not None and names.has(longer):
+                if names.has(name):
+                    raise PromptError(f"@{_NAME}{longer}: two pictures may be meant; write the ending of its name, too")
+                name = longer
             for obj, part in [(obj, part) for obj, parts in objects.items() for part in parts]:
                 self.add(part, found[name], obj)
         self.named.clear()
@@ -211,17 +221,31 @@ def parse_prompt_set(prompt_args: Sequence[tuple[str, str]]) -> PromptSet:
     prompts = PromptSet()
     for option, value in prompt_args:
         if option == "--prompts":
-            _read_file(prompts, Path(value))
+            _read_file(prompts, local_path(value))
             continue
-        match = _SUFFIXES.match(value)
-        assert match is not None  # every group may be empty
+        match, path = _split(option, value)
+        obj = match["object"] or match["first"]
         frame = _parse_frame(option, match["frame"] or match["late"] or "0")
-        obj = _parse_int(option, match["object"]) if match["object"] else None
+        number = _parse_int(option, obj) if obj else None
+        if isinstance(frame, str) and match["object"]:
+            prompts.longer_names[frame] = f"{frame}#{obj}"
         if option == "--mask":
-            prompts.add_file(Path(match["prompt"]), frame, obj)
+            prompts.add_file(local_path(path or match["prompt"]), frame, number)
         else:
-            prompts.add(_PARSERS[option](match["prompt"]), frame, obj)
+            prompts.add(_PARSERS[option](match["prompt"]), frame, number)
     return prompts
+
+
+def _split(option: str, value: str) -> tuple[re.Match[str], str]:
+    """Split a value into a prompt and its suffixes; return the match, and the mask file that exists, if any."""
+    ends = [len(value), *(i for i in range(len(value) - 1, 0, -1) if value[i] in "@#")]
+    for end in ends if option == "--mask" else ():
+        suffixes = _SUFFIXES.match(value[end:])
+        if suffixes is not None and not suffixes["prompt"] and local_path(value[:end]).is_file():
+            return suffixes, value[:end]
+    match = _SUFFIXES.match(value)
+    assert match is not None  # every group may be empty
+    return match, ""
 
 
 def _parse_frame(option: str, text: str) -> int | str:

@@ -79,7 +79,7 @@ class PictureNames:
 
     def find(self, name: str) -> int:
         """Return the position of the picture of this name, with or without its ending. Raises PromptError."""
-        for names in (self.unique, self.files, [PurePosixPath(file).stem for file in self.files]):
+        for names in self._kinds():
             found = [index for index, other in enumerate(names) if other == name]
             if len(found) == 1:
                 return found[0]
@@ -88,6 +88,13 @@ class PictureNames:
                 raise PromptError(f"{len(found)} pictures are named {name}; give one of {several}")
         near = get_close_matches(name, self.unique, 1, 0.0) or self.unique[:1]
         raise PromptError(f"no picture is named {name}; one that exists is {near[0]}")
+
+    def has(self, name: str) -> bool:
+        """Tell whether a picture has this name, with or without its ending."""
+        return any(name in names for names in self._kinds())
+
+    def _kinds(self) -> tuple[Sequence[str], ...]:
+        return self.unique, self.files, [PurePosixPath(file).stem for file in self.files]
 
     def other_numbered(self, position: int) -> str | None:
         """Return the name of the picture that has `position` as its number, unless it is at that position."""

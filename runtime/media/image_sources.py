@@ -15,6 +15,7 @@ from ..bundle.placeholder import describe_placeholder
 from ..errors import VideoError
 from .frame_names import PictureNames, natural_key, unique_names
 from .image_files import HEIF_ADVICE, can_read, count_pages, first_duration, read_image, read_pages
+from .paths import glob_files, local_path, split_pattern
 from .source import Frame, Source
 
 FOLDER_FPS = 24.0
@@ -61,7 +62,7 @@ def open_folder(folder: Path, stride: int, strict: bool = False) -> Source:
 
 def open_files(files: Sequence[str | Path], stride: int, strict: bool = False, name: str | None = None) -> Source:
     """Open a list of images in its order: one frame each. `name` for messages. Raises VideoError for other files."""
-    paths = [Path(file) for file in files]
+    paths = [local_path(file) for file in files]
     if not paths:
         raise VideoError("an empty list of images; give one file or more")
     for path in paths:
@@ -82,10 +83,10 @@ def open_pattern(text: str, stride: int, strict: bool = False) -> Source | Path 
 
     Returns None if `text` is no pattern. Raises VideoError if nothing fits it.
     """
-    if re.search(r"%0?\d*d", text):
+    if re.search(r"%0?\d*d", split_pattern(text)[1]):
         found, missing_numbers = _numbered(text)
     elif glob.has_magic(text):
-        found, missing_numbers = sorted(glob.glob(text, recursive=True), key=natural_key), ""
+        found, missing_numbers = glob_files(text), ""
     else:
         return None
     if len(found) == 1:
@@ -116,7 +117,9 @@ def missing(path: Path) -> str:
 
 def _numbered(text: str) -> tuple[list[str], str]:
     """Return the files of a pattern such as `%05d.png` by number, and how many numbers between them have none."""
-    before, number, after = re.split(r"%(0?\d*)d", text, maxsplit=1)
+    match = re.match(r"(.*)%(0?\d*)d(.*)", text, re.DOTALL)
+    assert match is not None
+    before, number, after = match.groups()
     before, after = before.replace("%%", "%"), after.replace("%%", "%")
     digits = rf"\d{{{int(number)},}}" if number.startswith("0") and len(number) > 1 else r"\d+"
     files = {}

@@ -36,8 +36,8 @@ def playlist_files(path: Path) -> list[Path]:
 
 
 def address_files(address: str) -> list[Path] | None:
-    """Return the files of an address of files, and of the playlists among them; None for other addresses."""
-    if not _WRAPPER.match(address):
+    """Return the files of an address of files, and of the playlists among them; None for other addresses and paths."""
+    if not _WRAPPER.match(address) or address.lower().startswith("file:"):
         return None
     files = [file for part in address.split("|") for file in _existing(part, Path())]
     if address.lower().startswith("concatf:"):

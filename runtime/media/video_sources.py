@@ -15,6 +15,7 @@ from ..errors import VideoError, hide_secrets, summarize
 from .container import open_camera, open_device, open_url, open_video_file
 from .image_files import count_pages
 from .image_sources import missing, open_files, open_folder, open_image_file, open_pattern
+from .paths import local_path
 from .playlists import address_files
 from .source import Source
 
@@ -36,10 +37,11 @@ def open_source(source: VideoSource, stride: int = 1, strict: bool = False) -> S
     text = str(source)
     if isinstance(source, int) or (re.fullmatch(r"\d{1,3}", text) and not Path(text).exists()):
         return open_camera(int(text), stride)
-    if is_address(text) or (address_files(text) is not None and not Path(text).exists()):
+    is_url = is_address(text) or (address_files(text) is not None and not Path(text).exists())
+    if is_url and not text.lower().startswith("file:"):
         return open_url(text, stride, strict)
     try:
-        return _open_path(Path(source), stride, strict)
+        return _open_path(local_path(source), stride, strict)
     except OSError as error:
         raise VideoError(f"{source}: not readable ({summarize(error)}); check the path and its permissions") from None
 
@@ -57,7 +59,7 @@ def _open_path(path: Path, stride: int, strict: bool) -> Source:
         found = open_pattern(str(path), stride, strict)
         if isinstance(found, Source):
             return found
-        path = found or path.expanduser()
+        path = found or path
     if not path.exists():
         raise VideoError(missing(path))
     if path.is_dir():

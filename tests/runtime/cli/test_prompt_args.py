@@ -155,6 +155,47 @@ def test_frame_numbers_are_those_of_the_source():
     assert list(prompts.by_index(3)) == [2]
 
 
+def named(tmp_path, names, *arguments):
+    """Return the prompts by position, among pictures of these names."""
+    prompts = parse_prompt_set(arguments)
+    prompts.resolve_names(PictureNames(names, unique_names(names)))
+    return {frame: sorted(objects) for frame, objects in prompts.prompts.items()}
+
+
+@pytest.mark.parametrize("value, want", [
+    ("im@1#1.png", {2: [1]}), ("im@1#1.png#3", {2: [3]}), ("im@1.png#3", {1: [3]}), ("im@1", {1: [1]}),
+    ("im", {0: [1]}),
+    ("im#2", {0: [2]}), ("only@2#4", {3: [4]}), ("only@2#4#5", {3: [5]}), ("a#7", {4: [7]}),
+])  # fmt: skip
+def test_names_of_pictures_may_look_like_suffixes(tmp_path, value, want):
+    names = ["im.png", "im@1.png", "im@1#1.png", "only@2#4.png", "a#7.png"]
+    assert named(tmp_path, names, ("--box", f"1,1,9,9@name:{value}")) == want
+    if "#" not in value.removesuffix(".png")[-2:]:
+        assert named(tmp_path, names, ("--box", f"1,1,9,9#6@name:{value}")) == {next(iter(want)): [6]}
+
+
+def test_a_name_that_may_be_two_is_refused(tmp_path):
+    with pytest.raises(PromptError, match="two pictures may be meant"):
+        named(tmp_path, ["im@1.png", "im@1#1.png"], ("--box", "1,1,9,9@name:im@1#1"))
+
+
+@pytest.mark.parametrize("name", ["m@1#2.png", "m@1#2", "m#2", "m@1", "m#2@name:x", "m@1#2@3"])
+@pytest.mark.parametrize(
+    "suffix, want", [("", {0: [1]}), ("@4", {4: [1]}), ("#5", {0: [5]}), ("@4#5", {4: [5]}), ("#5@4", {4: [5]})]
+)
+def test_mask_files_may_look_like_suffixes(tmp_path, name, suffix, want):
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:5, 2:5] = 255
+    Image.fromarray(mask).save(tmp_path / name, "PNG")
+    prompts = parse_prompt_set([("--mask", f"{tmp_path / name}{suffix}")])
+    assert {frame: sorted(objects) for frame, objects in prompts.prompts.items()} == want
+
+
+def test_two_frames_for_one_prompt_are_refused():
+    with pytest.raises(PromptError, match="--point"):
+        parse_prompt_set([("--point", "5,5@1@2")])
+
+
 class Live:
     """A session in which an object is the 10x10 square at its first point, or its box, from its prompt on."""
 

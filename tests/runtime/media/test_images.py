@@ -5,6 +5,7 @@ import struct
 import sys
 import tracemalloc
 import types
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -487,6 +488,52 @@ def test_a_pattern_of_one_video_is_that_video(tmp_path):
 def test_a_file_named_like_a_pattern_is_that_file(tmp_path):
     folder = folder_of(tmp_path, "a[1].png", "a1.png", "b%d.png", "b1.png")
     assert levels_of(folder / "a[1].png")[0] == [0] and levels_of(folder / "b%d.png")[0] == [2]
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run [a-c] 2", "a*b", "what?", "[x]", "run[1]/in[2]", "%d"])
+@pytest.mark.parametrize("pattern", ["*.png", "f_?.png", "f_[01].png", "f_%d.png", "**/f_*.png"])
+def test_patterns_below_folders_of_any_name(tmp_path, monkeypatch, name, pattern):
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    for level in range(2):
+        Image.new("RGB", (12, 8), (level, 0, 0)).save(folder / f"f_{level}.png")
+    if name == "run[1]":
+        (tmp_path / "run1").mkdir()
+        Image.new("RGB", (12, 8), (9, 0, 0)).save(tmp_path / "run1" / "f_0.png")
+    assert levels_of(f"{folder}/{pattern}")[0] == [0, 1]
+    monkeypatch.chdir(tmp_path)
+    assert levels_of(f"{name}/{pattern}")[0] == [0, 1]
+
+
+def test_brackets_in_names_of_files(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, "a[1]_0.png", "a[1]_1.png", "b.png")
+    assert levels_of(f"{folder}/a[1]_*.png")[0] == [0, 1]
+    monkeypatch.chdir(folder)
+    assert levels_of("a[1]_*.png")[0] == [0, 1] and levels_of("a[[]1]_1.png")[0] == [1]
+
+
+@pytest.mark.parametrize("source", [
+    "~/frames", "~/frames/*.png", "~/frames/%d.png", ["~/frames/0.png", "~/frames/1.png"], "file:~/frames",
+    "file://{home}/frames", "FILE://{home}/frames", "file://localhost{home}/frames", "file:{home}/frames/*.png",
+    ["file://{home}/frames/0.png", "file:///{home}/frames/1.png"], "file:frames", "file://frames/%d.png",
+])  # fmt: skip
+def test_home_folders_and_file_addresses(tmp_path, monkeypatch, source):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path, "0.png", "1.png")
+    source = [s.format(home=tmp_path) for s in source] if isinstance(source, list) else source.format(home=tmp_path)
+    assert levels_of(source)[0] == [0, 1]
+
+
+@pytest.mark.parametrize("address", ["file://{}", "FILE:{}", "file://localhost{}"])
+@pytest.mark.parametrize("name", ["a b.mp4", "ä#1?.mp4", "100%25.mp4", "a@b:c.mp4"])
+def test_file_addresses_with_escapes(tmp_path, address, name):
+    path = media.write(tmp_path / "x.mp4", media.clip(3)).rename(tmp_path / name)
+    for text in (str(path), quote(str(path))):
+        with open_video(address.format(text)) as video:
+            assert len(list(video)) == 3 and video.files == [path] and video.path == path
+    with pytest.raises(VideoError, match="no such file"):
+        open_video(address.format(tmp_path / "none.mp4"))
 
 
 @pytest.mark.parametrize("pattern, words", [

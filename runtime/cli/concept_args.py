@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import PromptError
 from ..media.frame_names import PictureNames
 from ..prompts import Box, Concept, Text
-from .prompt_args import check_frame, describe_unused, resolve_frames, split_frame
+from .frame_args import check_frame, describe_unused, resolve_frames, split_frame
 
 CONCEPT_OPTIONS = ("--concept", "--exemplar")
 
@@ -87,14 +87,14 @@ class ConceptSet:
                     raise PromptError(f"--exemplar of {concept.label!r}, frame {frame}: {error}") from None
                 concept.on_frame(frame)
 
-    def unused(self, stride: int, num_frames: int) -> list[str]:
-        """Describe the exemplars on frames after the `num_frames` that were processed."""
+    def unused(self, processed: Sequence[int]) -> list[str]:
+        """Describe the exemplars on frames other than those that were processed, by their numbers in the source."""
         late: dict[int, list[str]] = {}
         for concept in self.concepts:
             for frame, exemplars in concept.exemplars.items():
                 count = f"{len(exemplars)} exemplar{'s' * (len(exemplars) > 1)}"
                 late.setdefault(frame, []).append(count if concept.words is None else f"{count} of {concept.label!r}")
-        return describe_unused(late, stride, num_frames)
+        return describe_unused({frame: ", ".join(names) for frame, names in late.items()}, processed)
 
     def on_index(self, index: int, stride: int) -> dict[int, Concept]:
         """Return the concepts with their exemplars on one processed frame alone, by number."""

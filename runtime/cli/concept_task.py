@@ -45,7 +45,10 @@ def concept_task(engine: Engine, concepts: ConceptSet, video: VideoReader, optio
     changes = concepts.changes(video.stride)
     _check_prompts(network, [c for changed in changes.values() for c in changed.values()], video)
     video.notes.extend(concepts.notes)
-    unused = partial(concepts.unused, video.stride)
+
+    def unused(num_frames: int) -> list[str]:
+        return concepts.unused(list(map(video.frame_number, range(num_frames))))
+
     if not is_video:
         return Task(concepts.labels, {}, partial(_find, engine, concepts, video, options), unused=unused, concepts=True)
     start = min(changes)
@@ -58,7 +61,7 @@ def concept_task(engine: Engine, concepts: ConceptSet, video: VideoReader, optio
         num_frames=num_frames if num_frames and num_frames > 0 else None,
         detect_every=options.detect_every,
     )
-    stream = partial(_follow, session, changes, limit, video.notes)
+    stream = partial(_follow, session, changes, limit, video)
     return Task(concepts.labels, {}, stream, session, unused=unused, concepts=True)
 
 
@@ -75,16 +78,18 @@ def _follow(
     session: ConceptSession,
     changes: Mapping[int, Mapping[int, Concept]],
     limit: int | None,
-    notes: list[str],
+    video: VideoReader,
     frames: Iterable[np.ndarray],
 ) -> Iterator[Result]:
     """Yield a result per frame; those before the first concept have no objects."""
-    start, is_full = min(changes), False
+    start, before, is_full = min(changes), 0, False
     for index, frame in enumerate(frames):
-        if index < start:
+        position = video.frame_number(index) // video.stride
+        if position < start:
             yield join([], index, frame)
+            before += 1
             continue
-        for number, concept in changes.get(index, {}).items() if index > start else ():
+        for number, concept in changes.get(position, {}).items() if position > start else ():
             if number in session.concepts:
                 session.change_concept(number, concept)
             else:
@@ -94,16 +99,18 @@ def _follow(
             results = session.push(frame)
         if limit is not None and len(session.object_ids) >= limit and not is_full:
             is_full = True
-            notes.append(f"frame {index} has {limit} objects, the limit; if some are missing, raise --max-objects")
-        yield from (_numbered(result, start) for result in results)
-    yield from (_numbered(result, start) for result in session.flush())
+            video.notes.append(
+                f"frame {index} has {limit} objects, the limit; if some are missing, raise --max-objects"
+            )
+        yield from (_numbered(result, before) for result in results)
+    yield from (_numbered(result, before) for result in session.flush())
 
 
-def _numbered(result: Result, start: int) -> Result:
+def _numbered(result: Result, before: int) -> Result:
     """Count frames from the first of the video and objects from 1; give boxes whose corners are exclusive."""
     return replace(
         result,
-        frame_index=result.frame_index + start,
+        frame_index=result.frame_index + before,
         object_ids=tuple(obj + 1 for obj in result.object_ids),
         boxes=boxes_and_areas(result.masks)[0].astype(np.float32),
     )
@@ -115,7 +122,7 @@ def _find(
     """Find the concepts in every frame separately: the objects of one are others than those of the next."""
     ids = itertools.count(1)
     for index, frame in enumerate(frames):
-        found = detect(engine, frame, concepts.on_index(index, video.stride))
+        found = detect(engine, frame, concepts.on_index(video.frame_number(index) // video.stride, video.stride))
         result = best(join(found, index, frame), options.max_objects, video.notes)
         yield replace(result, object_ids=tuple(itertools.islice(ids, len(result.object_ids))))
 

@@ -12,8 +12,7 @@ later files of this kind prompt the same objects.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,21 +25,21 @@ from ..media.paths import local_path
 from ..prompts import Box, Mask, Points
 from ..prompts.mask_values import NO_LABEL
 from ..prompts.numbers import floats
+from .frame_args import (
+    NAME_PREFIX,
+    check_frame,
+    describe_unused,
+    parse_frame,
+    parse_int,
+    resolve_frames,
+    split_suffixes,
+)
 from .mask_files import Masks, read_masks
 from .text_files import read_json
 
 VisualPrompt = Points | Box | Mask
 
 ENTRY_KEYS = ("box", "frame", "labels", "mask", "name", "object", "points")
-
-_NAME = "name:"
-"""Prefix of a picture's name where a frame's number may be given."""
-
-_SUFFIXES = re.compile(
-    rf"(?P<prompt>.*?)(?:(?:@(?P<frame>\d+|{_NAME}.+?))?(?:#(?P<object>\d+))?"
-    rf"|#(?P<first>\d+)@(?P<late>\d+|{_NAME}.+))$",
-    re.DOTALL,
-)
 
 
 @dataclass(slots=True)
@@ -100,13 +99,13 @@ class PromptSet:
 
         `names`: those of the source; None if its frames have numbers only. Raises PromptError.
         """
+        for name, longer in self.longer_names.items():
+            if names is not None and names.has(longer):
+                if names.has(name):
+                    raise PromptError(f"@{NAME_PREFIX}{longer}: may be two pictures; write the ending of its name, too")
+                self.named[longer] = self.named.pop(name)
         found = resolve_frames(self.prompts, self.named, names, self.notes)
         for name, objects in self.named.items():
-            longer = self.longer_names.get(name)
-            if longer is not None and names.has(longer):
-                if names.has(name):
-                    raise PromptError(f"@{_NAME}{longer}: two pictures may be meant; write the ending of its name, too")
-                name = longer
             for obj, part in [(obj, part) for obj, parts in objects.items() for part in parts]:
                 self.add(part, found[name], obj)
         self.named.clear()
@@ -153,67 +152,17 @@ class PromptSet:
 
     def unused(self, processed: Sequence[int]) -> list[str]:
         """Describe the prompts on frames other than those that were processed, by their numbers in the source."""
-        last, numbers = processed[-1] if processed else -1, set(processed)
-        return [
-            f"frame {frame} did not come (the last one is {last}); not used: "
-            + ", ".join(f"{' and '.join(p.label for p in parts)} of {self.labels[o]}" for o, parts in objects.items())
-            for frame, objects in sorted(self.prompts.items())
-            if frame not in numbers
-        ]
+        described = {
+            frame: ", ".join(
+                f"{' and '.join(p.label for p in parts)} of {self.labels[o]}" for o, parts in objects.items()
+            )
+            for frame, objects in self.prompts.items()
+        }
+        return describe_unused(described, processed)
 
     def by_index(self, stride: int) -> dict[int, dict[int, list[VisualPrompt]]]:
         """Return `prompts` by the number of the frame among those processed."""
         return {frame // stride: objects for frame, objects in self.prompts.items()}
-
-
-def resolve_frames(
-    numbers: Iterable[int], named: Iterable[str], names: PictureNames | None, notes: list[str]
-) -> dict[str, int]:
-    """Return the frames of pictures by name, and note `numbers` of frames that may be meant as names.
-
-    `names`: those of the source; None if its frames have numbers only. Raises PromptError.
-    """
-    if names is None:
-        for name in named:
-            raise PromptError(f"@{_NAME}{name}: only images have names; give the number of a frame, like @5")
-        return {}
-    for number in sorted(numbers):
-        if (other := names.other_numbered(number)) is not None:
-            advice = f"for the picture named {other} write @{_NAME}{other}"
-            if number >= len(names.files):
-                raise PromptError(f"there is no frame {number}, the last one is {len(names.files) - 1}; {advice}")
-            notes.append(f"frame {number} is {names.files[number]}; {advice}")
-    return {name: names.find(name) for name in named}
-
-
-def check_frame(frame: int, stride: int, max_count: int | None) -> None:
-    """Raise PromptError for a prompt on a frame that is not processed; `max_count` as in `PromptSet.check`."""
-    last = None if max_count is None else (max_count - 1) * stride
-    before = frame - frame % stride
-    if last is not None and before > last:
-        raise PromptError(f"frame {frame} is not processed: the last one is {last}")
-    if before < frame:
-        after = f" or {before + stride}" if last is None or before < last else ""
-        raise PromptError(f"frame {frame} is skipped by --stride {stride}; prompt frame {before}{after}")
-
-
-def describe_unused(prompts: Mapping[int, Sequence[str]], stride: int, num_frames: int) -> list[str]:
-    """Describe the prompts, by frame, on frames after the `num_frames` that were processed."""
-    last = (num_frames - 1) * stride
-    return [
-        f"frame {frame} did not come (the last one is {last}); not used: {', '.join(names)}"
-        for frame, names in sorted(prompts.items())
-        if frame > last
-    ]
-
-
-def split_frame(option: str, text: str) -> tuple[str, int | str]:
-    """Split `@frame` or `@name:picture` off a prompt; without it the frame is 0. Raises PromptError."""
-    match = _SUFFIXES.match(text)
-    assert match is not None
-    if match["object"]:
-        raise PromptError(f"{option} {text!r}: takes no #object; it belongs to the --concept before it")
-    return match["prompt"], _parse_frame(option, match["frame"] or "0")
 
 
 def parse_prompt_set(prompt_args: Sequence[tuple[str, str]]) -> PromptSet:
@@ -223,10 +172,10 @@ def parse_prompt_set(prompt_args: Sequence[tuple[str, str]]) -> PromptSet:
         if option == "--prompts":
             _read_file(prompts, local_path(value))
             continue
-        match, path = _split(option, value)
+        match, path = split_suffixes(option, value)
         obj = match["object"] or match["first"]
-        frame = _parse_frame(option, match["frame"] or match["late"] or "0")
-        number = _parse_int(option, obj) if obj else None
+        frame = parse_frame(option, match["frame"] or match["late"] or "0")
+        number = parse_int(option, obj) if obj else None
         if isinstance(frame, str) and match["object"]:
             prompts.longer_names[frame] = f"{frame}#{obj}"
         if option == "--mask":
@@ -234,28 +183,6 @@ def parse_prompt_set(prompt_args: Sequence[tuple[str, str]]) -> PromptSet:
         else:
             prompts.add(_PARSERS[option](match["prompt"]), frame, number)
     return prompts
-
-
-def _split(option: str, value: str) -> tuple[re.Match[str], str]:
-    """Split a value into a prompt and its suffixes; return the match, and the mask file that exists, if any."""
-    ends = [len(value), *(i for i in range(len(value) - 1, 0, -1) if value[i] in "@#")]
-    for end in ends if option == "--mask" else ():
-        suffixes = _SUFFIXES.match(value[end:])
-        if suffixes is not None and not suffixes["prompt"] and local_path(value[:end]).is_file():
-            return suffixes, value[:end]
-    match = _SUFFIXES.match(value)
-    assert match is not None  # every group may be empty
-    return match, ""
-
-
-def _parse_frame(option: str, text: str) -> int | str:
-    return text.removeprefix(_NAME) if text.startswith(_NAME) else _parse_int(option, text)
-
-
-def _parse_int(option: str, digits: str) -> int:
-    if len(digits) > 18:
-        raise PromptError(f"{option}: a frame or object number of {len(digits)} digits is too large")
-    return int(digits)
 
 
 def _parse_point(text: str) -> Points:
@@ -302,11 +229,11 @@ def _add_entry(prompts: PromptSet, entry: Any, folder: Path) -> None:
     if not isinstance(entry, dict) or set(entry) - set(ENTRY_KEYS):
         raise PromptError(f"must be an object with some of {', '.join(ENTRY_KEYS)}")
     frame, obj, name = _whole(entry.get("frame", 0)), _whole(entry.get("object")), entry.get("name")
-    is_name = isinstance(frame, str) and len(frame) > len(_NAME) and frame.startswith(_NAME)
+    is_name = isinstance(frame, str) and len(frame) > len(NAME_PREFIX) and frame.startswith(NAME_PREFIX)
     is_number = type(frame) is int and frame >= 0
     if not (is_name or is_number) or (obj is not None and type(obj) is not int):
         raise PromptError('frame and object must be integers, or frame a name like "name:00005"')
-    frame = frame.removeprefix(_NAME) if is_name else frame
+    frame = frame.removeprefix(NAME_PREFIX) if is_name else frame
     if (name is not None and not isinstance(name, str)) or not isinstance(entry.get("mask", ""), str):
         raise PromptError("name and mask must be strings")
     parts: list[Points | Box] = []

@@ -175,7 +175,7 @@ def test_names_of_pictures_may_look_like_suffixes(tmp_path, value, want):
 
 
 def test_a_name_that_may_be_two_is_refused(tmp_path):
-    with pytest.raises(PromptError, match="two pictures may be meant"):
+    with pytest.raises(PromptError, match="may be two pictures"):
         named(tmp_path, ["im@1.png", "im@1#1.png"], ("--box", "1,1,9,9@name:im@1#1"))
 
 

@@ -94,7 +94,9 @@ def _main(argv: list[str], load: Callable[..., Engine]) -> int:
     known = [] if isinstance(prompts, ConceptSet) else prompts.labels if isinstance(prompts, PromptSet) else prompts
     open_engine = functools.partial(load, max_objects=choose_max_objects(args, len(known)))
     if args.video is not None and not args.prompt_args and not args.auto:
-        raise UserError('no prompt; give one, like --text "the horse jumping" (--help shows all options)')
+        raise UserError(
+            'no prompt; give one, like --text "the horse jumping" or --concept "yellow bus" (--help shows all options)'
+        )
     with contextlib.ExitStack() as stack:
         demo = None
         if args.video is not None:  # opened first: it may fail, and sooner than an engine loads
@@ -117,7 +119,7 @@ def _main(argv: list[str], load: Callable[..., Engine]) -> int:
 def _load_demo(engine: Engine) -> Demo:
     folder = engine.bundle.manifest.demo
     if folder is None:
-        raise UserError(f'the bundle {engine.bundle.name} has no demonstration clip; give --video FILE --text "..."')
+        raise UserError(f"the bundle {engine.bundle.name} has no demonstration clip; give --video FILE and a prompt")
     return Demo.load(engine.bundle.folder / folder)
 
 

@@ -216,11 +216,11 @@ def test_files_of_a_video(clip, tmp_path, capsys):
 
 def test_tracks_of_an_earlier_run_are_replaced_and_others_kept(clip, tmp_path, capsys):
     for args in (["--format", "ytvis"], ["--format", "ytvis"], []):
-        assert run(Engine(), clip, tmp_path / "out", "--concept", "bus", *args) == 0
+        assert run(Engine(), clip, tmp_path / "out", "--no-overlay", "--concept", "bus", *args) == 0
         assert (tmp_path / "out" / "ytvis.json").exists() == bool(args)
     (tmp_path / "out" / "ytvis.json").write_text('[{"video_id": 1}]')
-    assert run(Engine(), clip, tmp_path / "out", "--concept", "bus") == 0
-    assert run(Engine(), clip, tmp_path / "out", "--concept", "bus", "--format", "ytvis") == 2
+    assert run(Engine(), clip, tmp_path / "out", "--no-overlay", "--concept", "bus") == 0
+    assert run(Engine(), clip, tmp_path / "out", "--no-overlay", "--concept", "bus", "--format", "ytvis") == 2
     assert "ytvis.json: not from this command" in capsys.readouterr().err
 
 
@@ -269,7 +269,10 @@ def test_an_image(pictures, tmp_path):
 
 def test_the_best_objects_of_an_image(pictures, tmp_path):
     out = tmp_path / "out"
-    assert run(Engine(counts=(300,)), pictures / "a.png", out, "--concept", "bus", "--max-objects", "5") == 0
+    assert (
+        run(Engine(counts=(300,)), pictures / "a.png", out, "--no-overlay", "--concept", "bus", "--max-objects", "5")
+        == 0
+    )
     data = json.loads((out / "results.json").read_text())
     assert len(data["objects"]) == 5 and "300 objects, the best 5 are kept" in data["notes"][0]
 
@@ -303,7 +306,10 @@ def test_a_list_of_sentences(pictures, tmp_path):
 
 def test_more_objects_than_indexed_masks_hold(pictures, tmp_path):
     out = tmp_path / "out"
-    assert run(Engine(counts=(150, 150)), pictures / "a.png", out, "--concept", "bus", "--concept", "dog") == 0
+    assert (
+        run(Engine(counts=(150, 150)), pictures / "a.png", out, "--no-overlay", "--concept", "bus", "--concept", "dog")
+        == 0
+    )
     data = json.loads((out / "results.json").read_text())
     assert len(data["objects"]) == 300 and data["notes"] == [
         "masks/ has objects 1 to 255; 45 more are only in results.json"

@@ -1,3 +1,4 @@
+import functools
 import os
 from pathlib import Path
 
@@ -23,11 +24,16 @@ def toy_sam2_bundle(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shared_traces():
+def shared_traces(tmp_path_factory):
     """Let the exports of a module take graphs from `trace_cache.py`."""
     from export import onnx
     from helpers import trace_cache
 
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each process has its own folder inside that of the run
+        folder = folder.parent
+    folder = folder / "traces"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx, "trace", trace_cache.trace)
+        patch.setattr(onnx, "trace", functools.partial(trace_cache.trace, folder))
         yield

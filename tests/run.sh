@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Install into .venv (or $VENV) and run the tests. Arguments are passed on to pytest: tests/run.sh -m "not slow"
+# Install into .venv (or $VENV) and run the tests in two processes (or $TEST_PROCESSES). Arguments are passed on to
+# pytest: tests/run.sh -m "not slow"
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv="${VENV:-.venv}"
@@ -13,4 +14,4 @@ if "$venv/bin/python" -c "import urllib.request as r; r.urlopen('$cpu_index/torc
 fi
 "$venv/bin/pip" install --quiet "${torch[@]}"
 "$venv/bin/pip" install --quiet -e ".[cpu,export,test]"
-"$venv/bin/python" -m pytest "$@"
+"$venv/bin/python" -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "$@"

@@ -1,5 +1,7 @@
 """The graphs that `shared_traces` gives are those that the exporter would make."""
 
+import functools
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -19,9 +21,9 @@ def fingerprint(stage, variant="default"):
 
 
 def test_graph_from_the_cache_has_the_same_bytes(tmp_path):
-    trace_cache.trace(stage("text_prompt"))
+    trace_cache.trace(tmp_path, stage("text_prompt"))
     written = {}
-    for source, trace in (("cache", trace_cache.trace), ("exporter", onnx.trace)):
+    for source, trace in (("cache", functools.partial(trace_cache.trace, tmp_path)), ("exporter", onnx.trace)):
         (tmp_path / source).mkdir()
         onnx.save({"default": trace(stage("text_prompt"))}, tmp_path / source, "text_prompt")
         written[source] = {file.name: file.read_bytes() for file in (tmp_path / source).iterdir()}

@@ -1,13 +1,15 @@
 """Graphs of equal stages, traced once in a test run: torch's exporter takes seconds per graph.
 
-A test module that exports whole networks takes the fixture `shared_traces`. Two stages are equal when their signature,
-sizes, code, settings and weights are.
+A test module that exports whole networks takes the fixture `shared_traces`, whose folder the processes of a run share.
+Two stages are equal when their signature, sizes, code, settings and weights are.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -18,17 +20,18 @@ from export import onnx as graphs
 from export.stage import Stage
 
 _INTERNAL = vars(torch.nn.Module()).keys() - {"training", "_parameters", "_buffers", "_modules"}
-_traced: dict[str, bytes] = {}
 _trace = graphs.trace
 
 
-def trace(stage: Stage, variant: str = "default", opset: int = graphs.OPSET) -> ir.Model:
-    """Return what `export.onnx.trace` returns, from the bytes of an equal stage if there was one."""
-    key = fingerprint(stage, variant, opset)
-    if key in _traced:
-        return ir.from_proto(onnx.ModelProto.FromString(_traced[key]))
+def trace(folder: Path, stage: Stage, variant: str = "default", opset: int = graphs.OPSET) -> ir.Model:
+    """Return what `export.onnx.trace` returns, from the file of an equal stage if there is one in `folder`."""
+    file = folder / fingerprint(stage, variant, opset)
+    if file.exists():
+        return ir.from_proto(onnx.ModelProto.FromString(file.read_bytes()))
     model = _trace(stage, variant, opset)
-    _traced[key] = ir.to_proto(model).SerializeToString()
+    part = file.with_suffix(f".{os.getpid()}")  # another process may trace the same stage, or read the file
+    part.write_bytes(ir.to_proto(model).SerializeToString())
+    part.replace(file)
     return model
 
 

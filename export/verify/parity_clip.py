@@ -73,7 +73,8 @@ def _run_clip(engine: Engine) -> list[Result]:
     tokens = clip_tokens(text["vocabulary"], text["max_tokens"])
     prompt = Text(tokens=tokens, verbs=[1] if text.get("motion") and len(tokens) > 2 else None)
     if Capability.CONCEPT_IMAGE in capabilities:
-        return [_top_queries(engine.image(frame), tokens) for frame in frames]
+        tracked = _clicked(engine, frames) if Capability.PROMPT_VIDEO in capabilities else []
+        return [_top_queries(engine.image(frames[0]), tokens), *tracked]
     if Capability.TEXT_VIDEO not in capabilities:
         return [engine.image(frame).refer([prompt], logits=True) for frame in frames]
     with engine.session([prompt], logits=True) as session:
@@ -95,9 +96,9 @@ def _top_queries(image: ImagePredictor, tokens: list[int]) -> Result:
 
 
 def clip_length(manifest: Manifest) -> int:
-    """Return the length of the clip: a window, 4 frames for clicks, 1 where every frame is an image of its own."""
-    settings = next(iter(manifest.networks.values()))
-    return settings.get("window", 1 if "text" in settings else 4)
+    """Return the length of the clip: a window, 4 frames for a memory without windows, 1 without a memory."""
+    lengths = [settings.get("window", 4 if "memory" in settings else 1) for settings in manifest.networks.values()]
+    return lengths[0]
 
 
 def _clicked(engine: Engine, frames: list[np.ndarray]) -> list[Result]:
@@ -116,12 +117,13 @@ def clip_in_child(folder: Path, backend: str, threads: int | None) -> list[ClipO
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise InternalError(f"the runtime fails on the parity clip: {lines[-1].removeprefix('error: ')}")
     with np.load(file) as saved:
-        return [ClipOutput(*arrays) for arrays in zip(*(saved[name] for name in CLIP_FIELDS), strict=True)]
+        count = len(saved.files) // len(CLIP_FIELDS)
+        return [ClipOutput(*(saved[f"{name} {i}"] for name in CLIP_FIELDS)) for i in range(count)]
 
 
 def save_clip(folder: Path, backend: str, threads: int | None, file: str) -> None:
     """Run the clip and write the compared fields to `file`: the child's part of `clip_in_child`."""
     engine = Engine(Bundle(folder, Manifest.load(folder)), create(backend, threads), max_objects=1)
-    results = clip_results(engine)
-    arrays: dict[str, Any] = {name: np.stack([getattr(r, name) for r in results]) for name in CLIP_FIELDS}
+    results = enumerate(clip_results(engine))
+    arrays: dict[str, Any] = {f"{name} {i}": getattr(r, name) for i, r in results for name in CLIP_FIELDS}
     np.savez(file, **arrays)

@@ -117,15 +117,21 @@ def _source_masks(mask_bii: Tensor, resized: Sequence[int], size: tuple[int, ...
 @torch.no_grad()
 def sam2_clip(model: Any, networks: Settings, frames: Frames, tokens: Ids = (), verbs: Ids = ()) -> ReferenceClip:
     """Track the object at `CLICK` on the first of `frames`, uint8 RGB (H,W,3)."""
-    settings, sam = networks["sam2"], model.sam
+    settings = networks["sam2"]
+    features = (_sam2_features(model.sam, frame, settings) for frame in frames)
+    yield from _click_clip(model.sam, settings["memory"], frames, features)
+
+
+def _click_clip(
+    sam: Any, limits: Settings, frames: Frames, features: Iterator[tuple[Tensor, Tensor, Tensor]]
+) -> ReferenceClip:
+    """Track the object at `CLICK` through `frames`, of which `features` gives the maps."""
     memory: dict[int, Tensor] = {}
     pointers: dict[int, Tensor] = {}
-    limits = settings["memory"]
     longest = min(limits["max_obj_ptrs"], len(frames)) - 1
     prompts, side = sam.sam_prompt_encoder, sam.config.image_size
     click = torch.tensor([CLICK]) * side
-    for t, frame in enumerate(frames):
-        embedding, high_res_0, high_res_1 = _sam2_features(sam, frame, settings)
+    for t, (frame, (embedding, high_res_0, high_res_1)) in enumerate(zip(frames, features, strict=True)):
         if t == 0:
             conditioned = sam.add_no_mem_embed(embedding)
             points, labels = torch.stack((click, torch.zeros(1, 2)), 1), torch.tensor([[1, -1]])
@@ -139,7 +145,8 @@ def sam2_clip(model: Any, networks: Settings, frames: Frames, tokens: Ids = (), 
         pointer = sam.obj_ptr_proj(out.tokens[:, best])
         logits, pointers[t] = gate(out.score, out.logits[:, best], pointer, sam.no_pointer)
         mask = upsample(logits, side)
-        slot = sam.memory_encoder(embedding, (mask > 0).float() if t == 0 else mask.sigmoid())
+        mask = (mask > 0).float() if t == 0 else mask.sigmoid()
+        slot = sam.memory_encoder(embedding, upsample(mask, sam.config.mask_size))
         if sam.config.pointer_positions and out.score <= 0:
             slot = slot + sam.no_obj_embed_spatial
         memory[t] = slot.to(torch.bfloat16).float()
@@ -185,35 +192,43 @@ def refersam_clip(model: Any, networks: Settings, frames: Frames, tokens: Ids, v
 
 
 @torch.no_grad()
-def sam3_clip(
-    model: Any,
-    networks: Mapping[str, Any],
-    frames: Sequence[np.ndarray],
-    tokens: Sequence[int],
-    verbs: Sequence[int] = (),
-) -> Iterator[ReferenceFrame]:
-    """Detect one concept, as token ids, on each of `frames`, uint8 RGB (H,W,3), by itself."""
-    settings, detector = networks["sam3"], model.detector
-    size, side = model.config.trunk.image_size, model.config.trunk.side
-    language = detector.backbone.language_backbone
-    padded = torch.tensor([[*tokens, *[settings["text"]["padding"]] * (settings["text"]["max_tokens"] - len(tokens))]])
-    visible, always = padded != settings["text"]["padding"], torch.ones(1, 1, dtype=torch.bool)
+def sam3_clip(model: Any, networks: Settings, frames: Frames, tokens: Ids, verbs: Ids = ()) -> ReferenceClip:
+    """Detect a concept, as token ids, on the first of `frames`, uint8 RGB (H,W,3); then track the object at `CLICK`."""
+    settings = networks["sam3"]
+    yield _sam3_detection(model.detector, settings, frames[0], tokens)
+    if model.config.tracker:
+        features = (_sam3_features(model, frame) for frame in frames)
+        yield from _click_clip(model.tracker, settings["memory"], frames, features)
+
+
+def _sam3_detection(detector: Any, settings: Settings, frame: np.ndarray, tokens: Ids) -> ReferenceFrame:
+    """Return the most probable queries of a concept."""
+    text, language, size = settings["text"], detector.backbone.language_backbone, settings["resize"]["max"]
+    padded = torch.tensor([[*tokens, *[text["padding"]] * (text["max_tokens"] - len(tokens))]])
+    visible, always = padded != text["padding"], torch.ones(1, 1, dtype=torch.bool)
+    image = torch.from_numpy(frame).permute(2, 0, 1)[None]
+    resized = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
+    vision = detector.trunk(resized.float() / 255 * 2 - 1).permute(0, 3, 1, 2)
+    fine, middle, coarse = (level(vision) for level in detector.necks.convs)
+    level = coarse.flatten(2).transpose(1, 2)
+    cls = detector.geometry_encoder(level, level.new_ones(1, 1, 4), padded.new_zeros(1, 1), always)
+    prompt, mask = torch.cat((language.resizer(language.encoder(padded)), cls), 1), torch.cat((visible, always), 1)
     detr = DetrStage(detector.transformer, detector.dot_prod_scoring).eval()
-    for frame in frames:
-        image = torch.from_numpy(frame).permute(2, 0, 1)[None]
-        resized = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
-        vision = detector.trunk(resized.float() / 255 * 2 - 1).permute(0, 3, 1, 2)
-        fine, middle, coarse = (level(vision) for level in detector.necks.convs)
-        level = coarse.flatten(2).transpose(1, 2)
-        cls = detector.geometry_encoder(level, level.new_ones(1, 1, 4), padded.new_zeros(1, 1), always)
-        prompt = torch.cat((language.resizer(language.encoder(padded)), cls), 1)
-        mask = torch.cat((visible, always), 1)
-        encoded, queries, _, scores, presence = detr(level, padded.new_zeros(1), prompt, mask)
-        top = (
-            (scores[0].sigmoid() * presence[0].sigmoid()).topk(min(TOP_QUERIES, scores.shape[1])).indices.sort().values
-        )
-        pixels = detector.segmentation_head.pixel_embedding(encoded, prompt, mask, middle, fine)
-        logits = detector.segmentation_head(pixels, queries[:, top])[0]
-        masks = F.interpolate(logits, size=frame.shape[:2], mode="bilinear", align_corners=False)[0] > 0
-        assert logits.shape[2] == 4 * side
-        yield masks.numpy(), logits[0].numpy(), scores[0, top].numpy()
+    encoded, queries, _, scores, presence = detr(level, padded.new_zeros(1), prompt, mask)
+    joint = scores[0].sigmoid() * presence[0].sigmoid()
+    top = joint.topk(min(TOP_QUERIES, len(joint))).indices.sort().values
+    pixels = detector.segmentation_head.pixel_embedding(encoded, prompt, mask, middle, fine)
+    logits = detector.segmentation_head(pixels, queries[:, top])[0]
+    masks = F.interpolate(logits, size=frame.shape[:2], mode="bilinear", align_corners=False)[0] > 0
+    return masks.numpy(), logits[0].numpy(), scores[0, top].numpy()
+
+
+def _sam3_features(model: Any, frame: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Encode a frame of a video for the tracker: the map (1,N,D) and the two fine maps."""
+    size, decoder = model.config.trunk.image_size, model.tracker.sam_mask_decoder
+    resized = np.array(Image.fromarray(frame).resize((size, size), BICUBIC))
+    pixels = ((torch.from_numpy(resized).float() / 255).half() - 0.5) / 0.5
+    vision = model.detector.trunk(pixels.float().permute(2, 0, 1)[None]).permute(0, 3, 1, 2)
+    fine, middle, coarse = (level(vision).permute(0, 2, 3, 1) for level in model.detector.necks.sam2_convs)
+    high_res = (conv(x).permute(0, 3, 1, 2) for conv, x in ((decoder.conv_s0, fine), (decoder.conv_s1, middle)))
+    return coarse.flatten(1, 2), *high_res

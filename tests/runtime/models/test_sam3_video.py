@@ -14,6 +14,7 @@ pytest.importorskip("onnxruntime")
 
 from export import bundle
 from export.networks import base
+from export.verify import parity, parity_clip, references
 from helpers.toy_sam3 import toy_sam3
 from runtime import tokenizer
 from runtime.cli.app import main
@@ -30,6 +31,15 @@ def engine(tmp_path_factory, shared_traces):
     source = base.describe("sam3", toy_sam3())
     folder = bundle.export_bundle(source, tmp_path_factory.mktemp("sam3"), "toy", variants=(), check=False)
     return runtime.load(folder, backend="ort")
+
+
+def test_the_parity_clip_follows_torch(engine):
+    """A concept on the first frame, then a click and three tracked frames, as an export compares them."""
+    manifest = engine.bundle.manifest
+    frames, tokens = parity_clip.clip_frames(parity_clip.clip_length(manifest)), parity_clip.clip_tokens(60, 8)
+    want = list(references.sam3_clip(toy_sam3(), manifest.networks, frames, tokens))
+    rows = parity.compare_clip(want, parity_clip.clip_results(engine), "fp32")
+    assert len(rows) == 5 and all(row.passed and row.error < 1e-4 and row.score_difference < 1e-4 for row in rows), rows
 
 
 def clip(frames, seed=0):

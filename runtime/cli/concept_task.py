@@ -83,17 +83,17 @@ def _follow(
 ) -> Iterator[Result]:
     """Yield a result per frame; those before the first concept have no objects."""
     start, before, is_full = min(changes), 0, False
+    numbers = dict(enumerate(changes[start], 1))  # number of a concept in the session -> in the command
     for index, frame in enumerate(frames):
         position = video.frame_number(index) // video.stride
         if position < start:
             yield join([], index, frame)
             before += 1
             continue
-        for number, concept in changes.get(position, {}).items() if position > start else ():
-            if number in session.concepts:
-                session.change_concept(number, concept)
-            else:
-                session.add_concept(concept)
+        if index == before and position > start:
+            _forget_exemplars(session)
+        if position > start:
+            _apply(session, changes.get(position, {}), numbers)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # noted by `_check_prompts`
             results = session.push(frame)
@@ -102,16 +102,36 @@ def _follow(
             video.notes.append(
                 f"frame {index} has {limit} objects, the limit; if some are missing, raise --max-objects"
             )
-        yield from (_numbered(result, before) for result in results)
-    yield from (_numbered(result, before) for result in session.flush())
+        yield from (_numbered(result, before, numbers) for result in results)
+    yield from (_numbered(result, before, numbers) for result in session.flush())
 
 
-def _numbered(result: Result, before: int) -> Result:
-    """Count frames from the first of the video and objects from 1; give boxes whose corners are exclusive."""
+def _forget_exemplars(session: ConceptSession) -> None:
+    """Remove the exemplars that a session starts with: the picture that they lie on cannot be read."""
+    for number, concept in dict(session.concepts).items():
+        if concept.words is None:
+            session.remove_concept(number)
+        else:
+            session.change_concept(number, Concept(concept.text))
+
+
+def _apply(session: ConceptSession, changed: Mapping[int, Concept], numbers: dict[int, int]) -> None:
+    """Change concepts that are followed and add others; `numbers` as in `_follow`."""
+    followed = {numbers[number]: number for number in session.concepts}
+    for number, concept in changed.items():
+        if number in followed:
+            session.change_concept(followed[number], concept)
+        else:
+            numbers[session.add_concept(concept)] = number
+
+
+def _numbered(result: Result, before: int, numbers: Mapping[int, int]) -> Result:
+    """Count frames from the first of the video, concepts as the command, and objects from 1; give exclusive corners."""
     return replace(
         result,
         frame_index=result.frame_index + before,
         object_ids=tuple(obj + 1 for obj in result.object_ids),
+        prompt_ids=tuple(numbers[prompt] for prompt in result.prompt_ids),
         boxes=boxes_and_areas(result.masks)[0].astype(np.float32),
     )
 

@@ -14,6 +14,7 @@ from runtime import Capability, Concept, PromptError, Result, UserError
 from runtime.cli.app import main
 from runtime.cli.args import parse_prompts
 from runtime.cli.concept_args import parse_concepts
+from runtime.cli.concept_task import _follow
 from runtime.cli.overlay import ObjectColours, Painter
 from runtime.media.frame_names import PictureNames, unique_names
 from runtime.models import Networks
@@ -45,9 +46,12 @@ class Session:
         self.first = dict.fromkeys(self.concepts, 0)
 
     def add_concept(self, concept):
-        self.concepts[number := len(self.concepts) + 1], self.first[number] = concept, self.frame
+        self.concepts[number := len(self.first) + 1], self.first[number] = concept, self.frame
         self.calls.append(("add", self.frame, concept))
         return number
+
+    def remove_concept(self, number):
+        self.calls.append(("remove", self.frame, self.concepts.pop(number)))
 
     def change_concept(self, number, concept):
         self.concepts[number] = concept
@@ -59,7 +63,7 @@ class Session:
 
     def push(self, frame):
         for number, first in self.first.items():
-            if self.frame - first in (0, 2):
+            if number in self.concepts and self.frame - first in (0, 2):
                 self.births[len(self.births)] = (self.frame, number)
         alive = {obj: number for obj, (first, number) in self.births.items() if first <= self.frame <= first + 2}
         self.waiting.append(rows(alive, self.frame))
@@ -244,6 +248,29 @@ def test_frames_before_the_first_concept_are_written(clip, tmp_path):
     frames = json.loads((tmp_path / "out" / "results.json").read_text())["frames"]
     assert [frame["frame"] for frame in frames] == list(range(8)) and engine.session_made.frame == 3
     assert [[o["id"] for o in frame["objects"]] for frame in frames] == [[]] * 5 + [[1], [1], [1, 2]]
+
+
+def test_exemplars_on_a_first_picture_that_cannot_be_read(pictures, tmp_path, capsys):
+    (pictures / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    args = ["--exemplar", "1,1,9,9", "--exemplar", "2,2,9,9@2", "--concept", "bus", "--exemplar", "3,3,9,9"]
+    engine = Engine()
+    assert run(engine, pictures, tmp_path / "out", *args) == 2
+    assert "frame 0 did not come" in capsys.readouterr().err
+    assert engine.session_made.calls[2:] == [
+        ("remove", 0, Concept(boxes=[[1, 1, 9, 9]])),
+        ("change", 0, Concept("bus")),
+        ("add", 1, Concept(boxes=[[2, 2, 9, 9]])),
+    ]
+    frames = json.loads((tmp_path / "out" / "results.json").read_text())["frames"]
+    assert [[o["concept"] for o in frame["objects"]] for frame in frames] == [["bus"], ["bus", "exemplar"]]
+
+
+def test_concepts_keep_their_numbers_where_another_does_not_start():
+    changes = {0: {1: Concept("bus")}, 1: {2: Concept(boxes=[[1, 1, 9, 9]])}, 2: {3: Concept("dog")}}
+    video = SimpleNamespace(frame_number=[0, 2].__getitem__, stride=1, notes=[])  # picture 1 cannot be read
+    with Session([Concept("bus")]) as session:
+        results = list(_follow(session, changes, None, video, [np.zeros((*SIZE, 3), np.uint8)] * 2))
+    assert [result.prompt_ids for result in results] == [(1,), (1, 3)]
 
 
 def test_notes_and_unused_exemplars(clip, tmp_path, capsys):

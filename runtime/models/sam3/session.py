@@ -22,7 +22,7 @@ from ...prompts import Concept
 from ...results import Result
 from ...tracking.matching import AssociationOptions
 from ...tracking.object_group import blocks_per_object
-from ...tracking.session import Session, check_time, synchronized
+from ...tracking.session import Session, check_time, iterator_of_results, synchronized
 from ..options import ConceptOptions
 from .detector import ConceptPrompt, Detections, Detector
 from .followed import FollowedConcept, Scored, Tracks
@@ -156,6 +156,7 @@ class ConceptSession(Session):
             self._frames.show(number, followed.flush())
         return self._frames.release(self._size)
 
+    @iterator_of_results
     def stream(self, frames: Any) -> Iterator[Result]:
         """Push every frame, then flush; yield each result when it is final.
 

@@ -34,6 +34,9 @@ MAX_DURATION = 2**31 - 2
 LEAST_UNITS = 10_000
 """Units per second that FFmpeg's MP4 has at least: it doubles the ticks until they are as many."""
 
+MIN_STAY = 0.001
+"""Seconds for which a last frame is shown at least, for its end in a header to be believed."""
+
 MIN_GOP, MAX_GOP = 10, 120
 """Bounds of the distance of key frames, one second; a killed run loses the frames after the last one."""
 
@@ -182,7 +185,9 @@ class VideoWriter:
                 original = stack.enter_context(source.open())
                 whole = whole and self._end is None
                 source_end = source.video_end(original) if whole else 0.0
-                end = source_end if source_end > end + self._step else end  # less is the error of a header
+                # near the average rate, the difference is the error of a header
+                if source_end > end + self._step or last + MIN_STAY < source_end < last + self._step / 2:
+                    end = source_end
                 sound = source.add_sound(original, out, None if whole else end)
             for packet in heapq.merge(_lasting(fragments, video, end), sound, key=seconds):
                 out.mux(packet)

@@ -142,6 +142,14 @@ def test_a_gap_of_hours_in_the_overlay(tmp_path, hours):
     assert duration(tmp_path / "o.mp4") == pytest.approx(times[-1] + 0.1, abs=1e-3)
 
 
+def test_a_last_frame_that_is_short_is_so_in_the_overlay(tmp_path):
+    """The average rate of a source with a long gap says nothing about its last frame."""
+    times = [0, 0.1, 0.2, 7200, 7200.1]
+    media.write(tmp_path / "a.mp4", media.clip(5), times=times, encoder={"bf": "0"})
+    overlay_of(tmp_path / "a.mp4", tmp_path / "o.mp4")
+    assert duration(tmp_path / "o.mp4") < 7200.5 and frame_times(tmp_path / "o.mp4") == pytest.approx(times, abs=1e-3)
+
+
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])
 def test_the_last_frame_of_an_animation_stays_as_long_as_there(toy, tmp_path, name):
     frames = [Image.fromarray(frame) for frame in media.clip(3)]

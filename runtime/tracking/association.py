@@ -149,7 +149,7 @@ class Association:
         self._queue(frame_index, births, logits, tracks[1], detected, scores)
         for obj in removed:
             del self._objects[obj]
-        show = self._release(1 if prompt or not self.options.temporal_disambiguation else self.options.hotstart_delay)
+        show = self._release(1 if prompt else max(1, self.options.delay))
         return Decision(births, removed, recondition, logits, forgotten, present, show)
 
     def flush(self) -> list[Shown]:
@@ -180,8 +180,7 @@ class Association:
     def _update(self, matches: Matches, frame: int) -> list[int]:
         """Count matched and unmatched frames and duplicates. Returns the young objects to remove."""
         o, objects = self.options, self._objects
-        delay = o.hotstart_delay if o.temporal_disambiguation else 0
-        young = {obj: state for obj, state in objects.items() if state.first_frame > frame - delay}
+        young = {obj: state for obj, state in objects.items() if state.first_frame > frame - o.delay}
         for obj in {obj for ids in matches.matched.values() for obj in ids}:
             objects[obj].keep_alive = min(o.max_keep_alive, objects[obj].keep_alive + 1)
         for obj in matches.unmatched:

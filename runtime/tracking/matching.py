@@ -53,6 +53,11 @@ class AssociationOptions:
     shrink_ratio: float = 0.3
     max_hole_area: int = 16
 
+    @property
+    def delay(self) -> int:
+        """Frames for which a new object may turn out to be false."""
+        return self.hotstart_delay if self.temporal_disambiguation else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Matches:

@@ -3,6 +3,10 @@
 Objects that were born on the same frame are a *group*. A detection that corrects one of them makes the frame a
 conditioning frame of all. With temporal disambiguation a frame is remembered by its *quality*, the mean over the group
 of how present its objects are and how good their masks: frames of low quality are skipped.
+
+When an object leaves, the others attend to what they would without it: frames that it alone was prompted on are plain
+ones, and quality is a mean over the rest. So everything is kept while objects may turn out to be false. Of objects that
+a user removes later, older frames are gone.
 """
 
 from __future__ import annotations
@@ -37,16 +41,16 @@ Frames = dict[int, dict[int, FrameMemory]]
 """Memory by frame, then by object."""
 
 
-def blocks_per_object(config: MemoryConfig) -> int:
+def blocks_per_object(config: MemoryConfig, hotstart_delay: int) -> int:
     """Return the number of maps that an object remembers at most, the one that is written included."""
-    return MAX_COND_FRAMES + config.num_maskmem + 1
+    return max(MAX_COND_FRAMES + config.num_maskmem + 1, hotstart_delay)
 
 
 class ObjectGroup:
-    """Objects that were born on one frame, in the order of their birth."""
+    """Objects that were born on one frame, in the order of their birth. Before frame `settled` all is remembered."""
 
-    def __init__(self, pool: BlockPool, config: MemoryConfig, by_quality: bool) -> None:
-        self._pool, self._config, self._by_quality = pool, config, by_quality
+    def __init__(self, pool: BlockPool, config: MemoryConfig, by_quality: bool, settled: int) -> None:
+        self._pool, self._config, self._by_quality, self._settled = pool, config, by_quality, settled
         self._memories: dict[int, ObjectMemory] = {}
         self._prompted: dict[int, set[int]] = {}
         """Conditioning frame -> objects that a mask or points prompted there."""
@@ -134,19 +138,20 @@ class ObjectGroup:
         return [block for obj in objects if (block := memories[obj].block) is not None]
 
     def remove(self, obj: int) -> None:
-        """Remove an object. Frames that it alone was prompted on are no longer conditioning frames."""
+        """Remove an object. Frames that it alone was prompted on become plain, unless no conditioning frame is left."""
         self._memories.pop(obj).close()
         for memories in (*self.cond.values(), *self.plain.values()):
             memories.pop(obj, None)
         for frame, prompted in list(self._prompted.items()):
             prompted.discard(obj)
-            if not prompted:
+            if not prompted and len(self.cond) > 1:
                 del self._prompted[frame]
-                if frame in self.cond:
-                    self.plain[frame] = self.cond.pop(frame)
+                self.plain[frame] = self.cond.pop(frame)
 
     def prune(self, frame: int) -> None:
         """Drop what no frame after `frame` can attend to."""
+        if frame < self._settled:
+            return
         config = self._config
         for past in sorted(self.cond)[:-MAX_COND_FRAMES]:
             self._prompted.pop(past, None)

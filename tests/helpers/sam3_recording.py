@@ -17,6 +17,7 @@ from runtime.models.sam3.followed import FollowedConcept
 from runtime.models.sam3.mask_prompts import MaskResizer
 from runtime.prompts import Concept
 from runtime.tracking.association import Association
+from runtime.tracking.matching import AssociationOptions
 from runtime.tracking.memory_selection import MemoryConfig
 from runtime.tracking.object_group import blocks_per_object
 from runtime.tracking.object_memory import BlockPool
@@ -25,7 +26,7 @@ from . import sam3_scenes as scenes
 
 CASES = ("basic", "hotstart", "occlusion")
 GOLDENS = Path(__file__).parents[1] / "goldens" / "sam3"
-SIDE, MASK_SIDE = scenes.GRID, 4 * scenes.GRID
+SIDE, MASK_SIDE, HOTSTART = scenes.GRID, 4 * scenes.GRID, AssociationOptions().hotstart_delay
 
 
 class FakeTracker:
@@ -77,7 +78,7 @@ class Recording:
         scene = self.scene = self.meta["scene"]
         self.tracker, self.born, self.attended, self.remembered = FakeTracker(), {}, [], []
         options = ConceptOptions(**scene["options"], num_frames=scene["frames"])
-        self.pool = BlockPool(Cpu(), 64, blocks_per_object(FakeTracker.memory_config), (1,), "float32")
+        self.pool = BlockPool(Cpu(), 64, blocks_per_object(FakeTracker.memory_config, HOTSTART), (1,), "float32")
         self.concept = FollowedConcept(Concept("thing"), self.tracker, self.pool, options)
         self.ids = itertools.count()
         for expected in self.meta["passes"]:

@@ -149,11 +149,12 @@ class FollowedConcept:
         """Make a group of new objects, whose detections prompt them; return their low-res logits (s,s)."""
         if not decision.births:
             return {}
-        assert self._resizer is not None
+        assert self._resizer is not None and self._association is not None
         masks, prompted = self._prompt(features, detected, decision.births)
         logits = self._resizer.to_logits([self._resizer.to_source(mask) for mask in masks])
         ids, scores = list(prompted), [memory.score for memory in prompted.values()]
-        group = ObjectGroup(self._pool, self._tracker.memory_config, self._options.temporal_disambiguation)
+        settled = frame + self._association.options.delay - 1
+        group = ObjectGroup(self._pool, self._tracker.memory_config, self._options.temporal_disambiguation, settled)
         self._groups.append(group)
         group.open(ids)
         group.condition(frame, prompted)

@@ -61,7 +61,8 @@ class ConceptSession(Session):
     ) -> None:
         super().__init__(network.device.lock)
         self._network, self._tracker, self._options = network, tracker, options
-        self._pool = tracker.memory_pool(blocks_per_object(tracker.memory_config), MAX_OBJECTS)
+        delay = AssociationOptions(options.temporal_disambiguation).delay
+        self._pool = tracker.memory_pool(blocks_per_object(tracker.memory_config, delay), MAX_OBJECTS)
         self._features, self._maps = network.detector.new_features(), tracker.new_features()
         self._concepts: dict[int, FollowedConcept] = {}
         self._numbers, self._ids = itertools.count(1), itertools.count()

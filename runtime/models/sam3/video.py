@@ -120,6 +120,15 @@ class Sam3VideoSession(VideoSession):
             if output is not None:
                 other.store(other.non_cond_outputs, frame, output)
                 other.frames_tracked.pop(frame, None)
+        if not any(other.cond_outputs for other in self._objects.values()):
+            self._forget_tracking()
+
+    def _forget_tracking(self) -> None:
+        """Forget what was tracked: the prompts that it came from are gone."""
+        for tracked in self._objects.values():
+            for frame in list(tracked.non_cond_outputs):
+                tracked.drop(tracked.non_cond_outputs, frame)
+            tracked.frames_tracked.clear()
 
     def _remove(self, obj: int) -> None:
         tracked = self._objects[obj]

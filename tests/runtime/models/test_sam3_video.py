@@ -286,3 +286,29 @@ def test_the_command_has_the_results_of_a_session(engine, tmp_path, monkeypatch)
         concepts = {"bus": 1, "exemplar": 2}
         assert [concepts[o["concept"]] for o in frame["objects"]] == list(result.prompt_ids)
         assert [o["area"] for o in frame["objects"]] == [mask.sum() for mask in result.masks]
+
+
+def clear_the_other(video):
+    video.clear_prompts(0, 1)
+    video.clear_prompts(2, 2)
+
+
+def clear_and_remove(video):
+    video.clear_prompts(0, 1)
+    video.remove_object(2)
+
+
+@pytest.mark.parametrize("forget", [clear_the_other, clear_and_remove])
+def test_without_prompts_nothing_that_was_tracked_is_left(engine, forget):
+    with engine.video(clip(4), logits=True) as video, engine.video(clip(4), logits=True) as fresh:
+        video.add_points(0, 1, *CLICK)
+        video.add_mask(2, 2, MASK)
+        list(video.propagate())
+        forget(video)
+        assert not video.state(1).non_cond_outputs and video.output(1, 1) is None
+        for session in (video, fresh):
+            session.add_points(1, 1, *CLICK)  # a tracked mask would be refined
+            session.add_points(2, 2, *CLICK)
+        for ours, expected in zip(video.propagate(), fresh.propagate(), strict=True):
+            same(ours, expected)
+            np.testing.assert_allclose(ours.low_res_logits, expected.low_res_logits, atol=1e-4)

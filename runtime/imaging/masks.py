@@ -57,3 +57,17 @@ def boxes_and_areas(masks_nhw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def probability(score: np.ndarray | Sequence[float]) -> np.ndarray:
     """Return the sigmoid of presence logits, float32."""
     return (1.0 / (1.0 + np.exp(-np.clip(np.asarray(score, np.float64), -500, 500)))).astype(np.float32)
+
+
+def surroundings(mask_hw: np.ndarray, block: int) -> tuple[slice, slice]:
+    """Return rows and columns, in whole blocks, outside which a bilinear enlargement of logits has no pixel that is on.
+
+    `mask_hw`: where logits are on. Inside, the enlargement of the part is that of the whole.
+    """
+    sides = []
+    for axis in (1, 0):
+        found = np.flatnonzero(mask_hw.any(axis))
+        first, last = (int(found[0]), int(found[-1])) if len(found) else (0, 0)
+        # one cell beside the last one that is on is interpolated with it, and another one keeps the edge away
+        sides.append(slice(max(0, first - 2) // block * block, -(-(last + 3) // block) * block))
+    return sides[0], sides[1]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..imaging.masks import boxes_and_areas, mask_iou, probability
+from ..imaging.masks import boxes_and_areas, mask_iou, probability, surroundings
 from ..imaging.morphology import fill_holes, remove_specks
 from ..imaging.upsample import SeparableUpsampler, bilinear_matrix, enlarger
 from .matching import AssociationOptions, Matches, match_detections
@@ -25,7 +25,7 @@ MEMORY_SCALE = 4
 """Side of a remembered mask, relative to low-res logits."""
 
 BLOCK = 32
-"""Sides of the part of low-res logits that is enlarged are multiples of this, but for the last ones."""
+"""Sides of the part of low-res logits that is enlarged are multiples of this, so that they are few."""
 
 NEVER = -1
 """`last_occluded` of an object that was never occluded."""
@@ -112,6 +112,7 @@ class Association:
         self._size, self._ids = (height, width), itertools.count() if ids is None else ids
         self._objects: dict[int, _Object] = {}
         self._pending: deque[_Pending] = deque()
+        self._latest: _Pending | None = None
         self._to_source: SeparableUpsampler | None = None
 
     @property
@@ -155,6 +156,26 @@ class Association:
     def flush(self) -> list[Shown]:
         """Return the frames that wait to be shown, at the end of a video."""
         return self._release(1)
+
+    def correct(self, corrections: Mapping[int, tuple[np.ndarray, float]]) -> Shown | None:
+        """Replace low-res logits (s,s) and score logits of objects on the latest frame; return what it shows now.
+
+        Its memory and that of the tracker are the caller's. None before the first frame.
+        """
+        latest = self._latest
+        if latest is None:
+            return None
+        waits = bool(self._pending) and self._pending[-1] is latest
+        logits, scores, score_logits = latest.logits.copy(), latest.scores.copy(), latest.score_logits.copy()
+        for row, obj in enumerate(latest.ids):
+            if obj in corrections:
+                logits[row : row + 1] = self._cleaned(corrections[obj][0][None])
+                score_logits[row] = corrections[obj][1]
+                scores[row] = probability(score_logits[row : row + 1])[0]
+        self._latest = _Pending(latest.frame, latest.ids, logits, scores, score_logits)
+        if waits:
+            self._pending[-1] = self._latest
+        return self._show(self._latest)
 
     def remove(self, object_ids: Sequence[int]) -> None:
         """Remove objects from this frame on; they are not shown on waiting frames either."""
@@ -219,7 +240,7 @@ class Association:
     def _memory(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return which objects lose most of their pixels to others, and which have any left to remember."""
         anywhere: np.ndarray = np.any(logits > 0, axis=0)
-        rows, columns = _surroundings(anywhere)
+        rows, columns = surroundings(anywhere, BLOCK)
         part = logits[:, rows, columns]
         full = enlarger(*part.shape[1:], MEMORY_SCALE).logits(part)
         on = full > 0
@@ -243,15 +264,12 @@ class Association:
         """Keep the masks of a frame until it is shown."""
         queries = [query for _, query in births]
         ids = list(self._objects)
-        alive = [i for i, obj in enumerate(ids) if not self._hidden(obj)]
+        alive = [i for i, obj in enumerate(ids) if not _hidden(self._objects[obj], self.options)]
         everything = np.concatenate((logits, self._cleaned(detected[queries])))
         certain = np.concatenate((probability(score_logits), scores[queries])).astype(np.float32)
         raw = np.concatenate((score_logits, _logit(scores[queries]))).astype(np.float32)
-        self._pending.append(_Pending(frame, [ids[i] for i in alive], everything[alive], certain[alive], raw[alive]))
-
-    def _hidden(self, obj: int) -> bool:
-        state = self._objects[obj]
-        return self.options.hide_unmatched_after_hotstart and state.unmatched_frames > 0 and state.keep_alive <= 0
+        self._latest = _Pending(frame, [ids[i] for i in alive], everything[alive], certain[alive], raw[alive])
+        self._pending.append(self._latest)
 
     def _release(self, waiting: int) -> list[Shown]:
         """Show frames until fewer than `waiting` are left."""
@@ -287,15 +305,8 @@ class Association:
         )
 
 
-def _surroundings(on_ss: np.ndarray) -> tuple[slice, slice]:
-    """Return rows and columns beyond which no pixel is on after enlargement: whole blocks, of which there are few."""
-    sides = []
-    for axis in (1, 0):
-        found = np.flatnonzero(on_ss.any(axis))
-        first, last = (int(found[0]), int(found[-1])) if len(found) else (0, 0)
-        # one cell beside the last one that is on is interpolated with it, and another one keeps the edge away
-        sides.append(slice(max(0, first - 2) // BLOCK * BLOCK, (last + 3 + BLOCK - 1) // BLOCK * BLOCK))
-    return sides[0], sides[1]
+def _hidden(state: _Object, options: AssociationOptions) -> bool:
+    return options.hide_unmatched_after_hotstart and state.unmatched_frames > 0 and state.keep_alive <= 0
 
 
 def _logit(probability_n: np.ndarray) -> np.ndarray:

@@ -188,7 +188,10 @@ class LiveSession(TrackingSession):
         first = previous is None or not self._network.clicks_see_memory
         alone = frame in tracked.cond_outputs or (prompt is not None and first)
         memory = None if alone else self._select_memory(tracked, frame)
-        return tracking_request(memory) if prompt is None else prompt_request(self._network, prompt, previous, memory)
+        if prompt is None:
+            return tracking_request(memory)
+        logits = None if previous is None else previous.low_res_logits
+        return prompt_request(self._network, prompt, logits, memory)
 
     def _store(self, frame: int, tracked: TrackedObject, prompt: PromptInputs | None, output: ObjectOutput) -> None:
         corrects = frame in tracked.non_cond_outputs and not self._options.add_all_frames_to_correct_as_cond

@@ -74,13 +74,13 @@ def tracking_request(memory: MemorySelection | None) -> DecodeRequest:
 
 
 def prompt_request(
-    network: TrackerNetwork, prompt: PromptInputs, previous: ObjectOutput | None, memory: MemorySelection | None
+    network: TrackerNetwork, prompt: PromptInputs, previous: np.ndarray | None, memory: MemorySelection | None
 ) -> DecodeRequest:
-    """Build the request of a prompt; `previous` is the output that points refine."""
+    """Build the request of a prompt; `previous` are the low-res logits (s,s) that points refine."""
     if isinstance(prompt, np.ndarray):
         mask_logits, own_logits = network.encode_mask_prompt(prompt)
         return DecodeRequest(NO_POINTS, False, mask_logits, skip_no_mem_embed=True, output_logits=own_logits)
-    dense = None if previous is None else np.clip(previous.low_res_logits, -MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)
+    dense = None if previous is None else np.clip(previous, -MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)
     return DecodeRequest(prompt + PADDING_POINT, len(prompt.labels) <= 1, dense, memory)
 
 

@@ -93,7 +93,8 @@ class VideoSession(TrackingSession):
         memory = None
         if known is not None and corrects and isinstance(prompt, PointInputs):
             memory = self._select_memory(known, frame, known.frames_tracked[frame])
-        request = prompt_request(self._network, prompt, previous, memory)
+        logits = None if previous is None else previous.low_res_logits
+        request = prompt_request(self._network, prompt, logits, memory)
         (output,) = predict_frame(self._network, self._features[frame], [request], self._options.fill_hole_area)
         tracked = self._object(obj)  # not before: a prompt that is refused leaves no object behind
         pending = tracked.pending_cond_outputs if conditioning else tracked.pending_non_cond_outputs

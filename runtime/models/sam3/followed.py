@@ -14,8 +14,9 @@ from ...prompts import Concept
 from ...tracking.association import Association, Decision, Shown
 from ...tracking.object_group import FrameMemory, ObjectGroup
 from ...tracking.object_memory import BlockPool
+from ...tracking.prompt_inputs import PromptInputs
 from ...tracking.requests import DecodeRequest, DecoderOutput, ImageFeatures
-from ...tracking.step import MASK_PROMPT_SCORE, tracking_request
+from ...tracking.step import MASK_PROMPT_SCORE, predict_frame, prompt_request, tracking_request
 from ..options import ConceptOptions
 from .detector import ConceptPrompt
 from .interface import ConceptTracker
@@ -40,6 +41,8 @@ class FollowedConcept:
         self._association: Association | None = None
         self._resizer: MaskResizer | None = None
         self._groups: list[ObjectGroup] = []
+        self._latest: dict[int, np.ndarray] = {}
+        """Low-res logits (s,s) of the objects on the latest frame, as the tracker decodes them."""
         self.first_frame: int | None = None
         """The first frame that was searched."""
 
@@ -92,12 +95,32 @@ class FollowedConcept:
         if found is not None:
             self._recondition(frame, features, found[0], decision)
         self._remember(frame, features, ids, decision)
+        self._latest = {obj: tracks[obj][0] for obj in ids}
         if found is not None:
-            self._give_birth(frame, features, found[0], decision)
+            self._latest |= self._give_birth(frame, features, found[0], decision)
         self._drop(decision.removed)
         for group in self._groups:
             group.prune(frame)
         return decision.show
+
+    def correct(self, frame: int, features: ImageFeatures, prompts: Mapping[int, PromptInputs]) -> Shown | None:
+        """Take prompts on objects on the latest frame, which becomes a conditioning frame; return what it shows now."""
+        assert self._association is not None
+        own = [obj for obj in self.object_ids if obj in prompts]
+        requests = [prompt_request(self._tracker, prompts[obj], self._latest[obj], None) for obj in own]
+        outputs = dict(zip(own, predict_frame(self._tracker, features, requests, 0), strict=True))
+        self._latest |= {obj: output.low_res_logits for obj, output in outputs.items()}
+        for group in self._groups:
+            ids = group.object_ids
+            prompted = {o: outputs[o] for o in ids if o in outputs}
+            if not prompted:
+                continue
+            group.condition(frame, {o: FrameMemory(p.obj_ptr, p.score, p.iou) for o, p in prompted.items()})
+            logits = list(self._tracker.without_overlaps(np.stack([self._latest[obj] for obj in ids])))
+            scores = [group.cond[frame][obj].score for obj in ids]
+            self._tracker.encode_memory(features, logits, [True] * len(ids), scores, group.blocks(frame, ids))
+            group.prune(frame)
+        return self._association.correct({obj: (o.low_res_logits, o.score) for obj, o in outputs.items()})
 
     def flush(self) -> list[Shown]:
         """Return the frames that wait to be shown."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,12 +48,12 @@ class FrameQueue:
         results = []
         while self._frames and not self._frames[first := min(self._frames)].waits_for:
             assert size is not None
-            results.append(self._result(first, self._frames.pop(first), size))
+            frame = self._frames.pop(first)
+            results.append(self.result(first, frame.shown, size, frame.time))
         return results
 
-    def _result(self, index: int, frame: _Frame, size: tuple[int, int]) -> Result:
-        """Join the objects of all concepts, by ascending id."""
-        parts = frame.shown
+    def result(self, index: int, parts: Mapping[int, Shown], size: tuple[int, int], time: float | None) -> Result:
+        """Join what concepts show of a frame, objects by ascending id."""
         owners = {obj: number for number, part in parts.items() for obj in part.object_ids}
         ids = np.array(list(owners), np.int64)
         order = np.argsort(ids)
@@ -72,5 +72,5 @@ class FrameQueue:
             boxes=joined("boxes", 4),
             score_logits=joined("score_logits"),
             low_res_logits=joined("low_res_logits", self._side, self._side) if self._logits else None,
-            time=frame.time,
+            time=time,
         )

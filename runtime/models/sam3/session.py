@@ -8,8 +8,9 @@ once to find the objects, once as the first frame of tracking.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from ...prompts import Concept
 from ...results import Result
 from ...tracking.matching import AssociationOptions
 from ...tracking.object_group import blocks_per_object
+from ...tracking.requests import ImageFeatures
 from ...tracking.session import Session, check_time, iterator_of_results, synchronized
 from ..options import ConceptOptions
 from .detector import ConceptPrompt, Detections, Detector
@@ -64,13 +66,13 @@ class ConceptSession(Session):
         delay = AssociationOptions(options.temporal_disambiguation).delay
         self._pool = tracker.memory_pool(blocks_per_object(tracker.memory_config, delay), MAX_OBJECTS)
         self._features, self._maps = network.detector.new_features(), tracker.new_features()
-        self._concepts: dict[int, FollowedConcept] = {}
         self._numbers, self._ids = itertools.count(1), itertools.count()
+        self._follow = partial(FollowedConcept, tracker=tracker, pool=self._pool, options=options)
+        self._concepts = {next(self._numbers): self._follow(concept) for concept in concepts}
         self._frames = FrameQueue(tracker.low_res_side, logits)
         self._size: tuple[int, int] | None = None
         self._num_frames = 0
-        for concept in concepts:
-            self._add(concept)
+        self._time: float | None = None
 
     @property
     def object_ids(self) -> tuple[int, ...]:
@@ -91,11 +93,8 @@ class ConceptSession(Session):
         Raises PromptError.
         """
         self._check_open()
-        return self._add(Concept.of(concept))
-
-    def _add(self, concept: Concept) -> int:
         number = next(self._numbers)
-        self._concepts[number] = FollowedConcept(concept, self._tracker, self._pool, self._options)
+        self._concepts[number] = self._follow(Concept.of(concept))
         return number
 
     @synchronized
@@ -125,7 +124,7 @@ class ConceptSession(Session):
         for followed in self._concepts.values():
             if obj in followed.object_ids:
                 return followed.remove(obj)
-        raise PromptError(f"there is no object {obj!r}; objects: {', '.join(map(str, self.object_ids)) or 'none'}")
+        raise PromptError(f"there is no object {obj!r}; objects: {_listed(self.object_ids)}")
 
     # -- frames ---------------------------------------------------------------------------------------------------
 
@@ -146,7 +145,7 @@ class ConceptSession(Session):
         with self._close_on_error():
             self._frames.add(index, time, self._concepts)
             self._step(index, frame)
-            self._num_frames = index + 1
+            self._num_frames, self._time = index + 1, time
         return self._frames.release(size)
 
     @synchronized
@@ -167,6 +166,25 @@ class ConceptSession(Session):
             yield from self.push(frame, time=time)
         yield from self.flush()
 
+    @synchronized
+    def correct(self, prompts: Mapping[int, Any]) -> Result:
+        """Take points, a box or a mask on objects on the frame that was pushed last; return what it shows now.
+
+        The present mask of an object goes to the network along with points. Later frames build on the correction, and
+        the result of the frame, where it waits, has it. Raises PromptError.
+        """
+        self._check_open()
+        if self._size is None or not isinstance(prompts, Mapping) or not prompts:
+            raise PromptError("push a frame, then give prompts like {0: runtime.Points([[x, y]], [1])}: object, prompt")
+        if unknown := [obj for obj in prompts if obj not in self.object_ids]:
+            raise PromptError(f"there is no object {unknown[0]!r}; objects: {_listed(self.object_ids)}")
+        parsed = {obj: self._tracker.prompt_encoder.parse(prompt, self._size) for obj, prompt in prompts.items()}
+        frame = self._num_frames - 1
+        with self._close_on_error():
+            shown = {n: followed.correct(frame, self._maps, parsed) for n, followed in self._concepts.items()}
+        parts = {number: part for number, part in shown.items() if part is not None}
+        return self._frames.result(frame, parts, self._size, self._time)
+
     def _release(self) -> None:
         for followed in self._concepts.values():
             followed.close()
@@ -174,7 +192,7 @@ class ConceptSession(Session):
     def _step(self, frame: int, image: np.ndarray) -> None:
         self._network.detector.encode_image(image, self._network.resample["video"], self._features)
         self._tracker.encode_trunk(self._features.trunk, self._maps)
-        found, tracks = self._detect(frame), self._track(frame)
+        found, tracks = self._detect(frame), _track(self._concepts.values(), self._tracker, self._maps, frame)
         for number, followed in self._concepts.items():
             others = sum(len(other.object_ids) for other in self._concepts.values() if other is not followed)
             if followed.first_frame is None:
@@ -201,21 +219,25 @@ class ConceptSession(Session):
         detections = self._network.detector.detect(self._features, prompts, AssociationOptions().detection)
         return {number: _scored(found) for number, found in zip(due, detections, strict=True)}
 
-    def _track(self, frame: int) -> Tracks:
-        """Decode all objects of all concepts, in one batch; nothing is remembered yet."""
-        requests = {o: r for followed in self._concepts.values() for o, r in followed.requests(frame).items()}
-        decoded = dict(zip(requests, self._tracker.decode(self._maps, list(requests.values())), strict=True))
-        tracks: Tracks = {}
-        for followed in self._concepts.values():
-            tracks |= followed.store(frame, decoded)
-        return tracks
+
+def _track(concepts: Iterable[FollowedConcept], tracker: ConceptTracker, maps: ImageFeatures, frame: int) -> Tracks:
+    """Decode all objects of all concepts, in one batch; nothing is remembered yet."""
+    requests = {obj: request for followed in concepts for obj, request in followed.requests(frame).items()}
+    decoded = dict(zip(requests, tracker.decode(maps, list(requests.values())), strict=True))
+    tracks: Tracks = {}
+    for followed in concepts:
+        tracks |= followed.store(frame, decoded)
+    return tracks
 
 
 def _find(concepts: Mapping[int, FollowedConcept], number: int) -> FollowedConcept:
     if number not in concepts:
-        have = ", ".join(map(str, concepts)) or "none"
-        raise PromptError(f"there is no concept {number!r}; concepts: {have}")
+        raise PromptError(f"there is no concept {number!r}; concepts: {_listed(concepts)}")
     return concepts[number]
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers)) or "none"
 
 
 def _scored(found: Detections) -> Scored:

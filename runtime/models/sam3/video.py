@@ -38,7 +38,8 @@ class Sam3VideoSession(VideoSession):
         known, given = self._objects.get(obj), self._given.get(frame, {})
         # a mask that was given and does not count yet is not refined
         previous = None if known is None or obj in given else known.pending_or_committed(frame, True)
-        request = prompt_request(self._network, prompt, previous, None)
+        logits = None if previous is None else previous.low_res_logits
+        request = prompt_request(self._network, prompt, logits, None)
         (output,) = predict_frame(self._network, self._features[frame], [request], self._options.fill_hole_area)
         tracked = self._object(obj)  # not before: a prompt that is refused leaves no object behind
         tracked.store(tracked.pending_cond_outputs, frame, output)

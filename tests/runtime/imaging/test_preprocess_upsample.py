@@ -6,9 +6,9 @@ from PIL import Image
 
 from runtime.errors import UserError
 from runtime.imaging.antialias import resize_antialiased
-from runtime.imaging.masks import boxes_and_areas, probability
+from runtime.imaging.masks import boxes_and_areas, probability, surroundings
 from runtime.imaging.preprocess import RESAMPLE, preprocess, resize_bytes, resized_size
-from runtime.imaging.upsample import MaskUpsampler
+from runtime.imaging.upsample import MaskUpsampler, enlarger
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -143,3 +143,19 @@ def test_antialiased_resize_equals_torch_in_every_bit(source, target):
             torch.from_numpy(planes)[None], size=target, mode="bilinear", antialias=True
         )
         assert np.array_equal(resize_antialiased(planes, target), expected[0].numpy())
+
+
+def test_enlargement_of_the_part_where_pixels_are_on():
+    """It has the pixels of the enlargement of the whole, in objects at the edge, of one cell, and of noise."""
+    draw = np.random.default_rng(5)
+    for _ in range(30):
+        logits = np.full((1, 96, 96), -3, np.float32)
+        (top, left), (height, width) = draw.integers(-4, 96, 2).clip(0), draw.integers(1, 40, 2)
+        place = logits[0, top : top + height, left : left + width]
+        place[:] = 5 * draw.standard_normal(place.shape)
+        rows, columns = surroundings((logits > 0).any(0), 32)
+        part = logits[:, rows, columns]
+        whole, found = enlarger(96, 96, 4).masks(logits)[0], np.zeros((384, 384), bool)
+        down, across = 4 * part.shape[1], 4 * part.shape[2]
+        found[4 * rows.start :, 4 * columns.start :][:down, :across] = enlarger(*part.shape[1:], 4).masks(part)[0]
+        assert np.array_equal(found, whole)

@@ -24,6 +24,8 @@ pytestmark = pytest.mark.slow
 
 BUS, DOG = Concept(tokens=[5, 6, 7]), Concept(tokens=[9, 2])
 HEIGHT, WIDTH = 60, 80
+MASK = np.zeros((HEIGHT, WIDTH), bool)
+MASK[10:40, 20:60] = True
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +154,34 @@ def test_memory_does_not_grow(engine):
     assert session._pool.in_use == 0
 
 
+@pytest.mark.parametrize("late", [True, False])
+def test_corrections_of_objects_that_a_concept_found(engine, late):
+    frames = clip(6)
+    with engine.session([BUS, DOG], temporal_disambiguation=late) as session:
+        for t, frame in enumerate(frames[:4]):
+            before = session.push(frame, time=float(t))
+        obj, *others = session.object_ids
+        attended = engine.timings["memory_attention"][0]
+        result = session.correct({obj: runtime.Mask(MASK)})
+        assert engine.timings["memory_attention"][0] == attended and (result.frame_index, result.time) == (3, 3.0)
+        given = result.masks[result.object_ids.index(obj)]
+        assert np.count_nonzero(given & MASK) > 0.5 * np.count_nonzero(given)  # the rest belongs to other objects
+        clicked = session.correct(
+            {obj: runtime.Points([(40, 25)], [1]), **{o: runtime.Box((5, 5, 30, 30)) for o in others[:1]}}
+        )
+        assert set(clicked.object_ids) <= set(session.object_ids) and set(clicked.prompt_ids) <= {1, 2}
+        rest = [r for frame in frames[4:] for r in session.push(frame)] + session.flush()
+        assert [r.frame_index for r in rest] == list(range(6 if late else 2)) if late else [4, 5]
+        if late:
+            shown = next(r for r in rest if r.frame_index == 3)
+            assert set(shown.object_ids) <= set(clicked.object_ids) or before == []
+        for prompts in ({}, {99: runtime.Mask(MASK)}):
+            with pytest.raises(runtime.PromptError):
+                session.correct(prompts)
+    with engine.session([BUS]) as session, pytest.raises(runtime.PromptError, match="push a frame"):
+        session.correct({0: runtime.Mask(MASK)})
+
+
 def test_exemplars_serve_the_whole_video(engine, plain):
     concept = Concept(tokens=[5, 6, 7], boxes=[[10, 10, 40, 40]])
     before = engine.timings["geometry_encoder"][0]
@@ -197,8 +227,6 @@ def test_refused_frames_and_concepts(engine):
 # -- clicks and masks
 
 
-MASK = np.zeros((HEIGHT, WIDTH), bool)
-MASK[10:40, 20:60] = True
 CLICK = [(40, 25)], [1]
 
 

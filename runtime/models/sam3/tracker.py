@@ -82,9 +82,10 @@ class Sam3Tracker(Sam2):
         return pointer
 
     def mask_pointers(self, features: ImageFeatures, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the object pointers (D,) of masks (P,P), 0..1, on one frame."""
+        """Return the object pointers (D,) of masks (P,P), 0..1, on one frame; an empty one has that of no object."""
         requests = [DecodeRequest(NO_POINTS, False, self.encode_dense(mask), skip_no_mem_embed=True) for mask in masks]
-        return [output.obj_ptr for output in self.decode(features, requests)]
+        outputs = self.decode(features, requests)
+        return [o.obj_ptr if mask.any() else self.no_object_pointer for o, mask in zip(outputs, masks, strict=True)]
 
     def encode_dense(self, mask: np.ndarray) -> np.ndarray:
         """Return the dense prompt (s,s) of a mask (P,P), 0..1."""

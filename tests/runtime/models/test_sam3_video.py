@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -222,6 +223,16 @@ def test_refused_frames_and_concepts(engine):
             session.push(frame)
     with pytest.raises(runtime.UserError, match="closed"):
         session.push(frame)
+
+
+def test_an_empty_detection_has_the_pointer_of_an_absent_object(engine, monkeypatch):
+    with engine.session([BUS]) as session:
+        tracker = session._tracker
+        seen = np.ones_like(tracker.no_object_pointer)
+        monkeypatch.setattr(tracker, "decode", lambda _, requests: [SimpleNamespace(obj_ptr=seen) for _ in requests])
+        full = np.ones((tracker.mask_side, tracker.mask_side), bool)
+        pointers = tracker.mask_pointers(None, [full, ~full, full])
+        assert np.array_equal(pointers, [seen, tracker.no_object_pointer, seen])
 
 
 # -- clicks and masks

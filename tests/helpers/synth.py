@@ -23,7 +23,7 @@ f32 = np.float32
 _IRWIN_HALL_STD = f32(((65536.0**2 - 1.0) / 12.0 * 4.0) ** 0.5)
 
 
-def _raw(name: str, seed: int, count: int) -> np.ndarray:
+def raw(name: str, seed: int, count: int) -> np.ndarray:
     """`count` raw uint64 words, a function of (name, seed) only."""
     key = (zlib.crc32(name.encode("utf-8")) ^ (seed & 0xFFFFFFFF)) & 0xFFFFFFFF
     return np.random.Philox(key=key).random_raw(count)
@@ -32,7 +32,7 @@ def _raw(name: str, seed: int, count: int) -> np.ndarray:
 def normal(name: str, seed: int, shape: Iterable[int]) -> np.ndarray:
     """Zero-mean float32 array of unit variance."""
     shape = tuple(int(n) for n in shape)
-    lanes = _raw(name, seed, math.prod(shape)).astype("<u8", copy=False).view("<u2").reshape(-1, 4)
+    lanes = raw(name, seed, math.prod(shape)).astype("<u8", copy=False).view("<u2").reshape(-1, 4)
     # exact: the sum fits in int32 and in the 24-bit mantissa of float32
     total = lanes.sum(axis=1, dtype=np.int32) - np.int32(2 * 65535)
     return (total.astype(f32) / _IRWIN_HALL_STD).reshape(shape)
@@ -125,8 +125,8 @@ class _Canvas:
     def __init__(self, name: str, height: int, width: int, seed: int) -> None:
         self.height, self.width, self.short = height, width, max(1, min(height, width))
         self.y, self.x = np.indices((height, width), np.int64)
-        self.numbers = [int(v % np.uint64(1 << 20)) for v in _raw(f"{name}.params", seed, 128)]
-        grain = (_raw(f"{name}.grain", seed, height * width) & np.uint64(7)).astype(np.int64)
+        self.numbers = [int(v % np.uint64(1 << 20)) for v in raw(f"{name}.params", seed, 128)]
+        grain = (raw(f"{name}.grain", seed, height * width) & np.uint64(7)).astype(np.int64)
         self.grain = grain.reshape(height, width, 1) - 3
 
     def shape_numbers(self, k: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Runs of `pytest benchmarks/` on toy bundles, and their entries in the report."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,9 @@ def measure(out, *options):
     """Cases by name of one run of the benchmarks in a process of their own."""
     command = [sys.executable, "-m", "pytest", *options, "--benchmark-only", "-p", "no:cacheprovider"]
     command += ["--benchmark-json", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    # they are switched off where this variable says that tests run side by side
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_XDIST_WORKER"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return json.loads(out.read_text())
 

@@ -6,8 +6,6 @@ once per size of video: `logits = rows @ low @ columns.T`, equal to the chain up
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 
@@ -95,9 +93,8 @@ class SeparableUpsampler:
             np.matmul(self._half[:, columns], block.T, out=full[:, rows])
 
 
-@functools.lru_cache(maxsize=32)
 def enlarger(height: int, width: int, factor: int) -> SeparableUpsampler:
-    """Return a bilinear upsampler of maps (height, width) by a whole factor."""
+    """Return a bilinear upsampler of maps (height, width) by a whole factor. Threads must not share one."""
     return SeparableUpsampler(bilinear_matrix(height, factor * height), bilinear_matrix(width, factor * width))
 
 

@@ -6,6 +6,7 @@ Masks are low-res logits (s,s), on where > 0; the overlap of two masks is the Io
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,6 +115,8 @@ class Association:
         self._pending: deque[_Pending] = deque()
         self._latest: _Pending | None = None
         self._to_source: SeparableUpsampler | None = None
+        # of this object alone, whose calls take turns: an upsampler has buffers
+        self._enlarger = functools.lru_cache(maxsize=4)(enlarger)
 
     @property
     def object_ids(self) -> tuple[int, ...]:
@@ -242,7 +245,7 @@ class Association:
         anywhere: np.ndarray = np.any(logits > 0, axis=0)
         rows, columns = surroundings(anywhere, BLOCK)
         part = logits[:, rows, columns]
-        full = enlarger(*part.shape[1:], MEMORY_SCALE).logits(part)
+        full = self._enlarger(*part.shape[1:], MEMORY_SCALE).logits(part)
         on = full > 0
         before = np.count_nonzero(on, (1, 2))
         forgotten = np.zeros(len(logits), bool)

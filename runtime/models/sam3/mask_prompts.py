@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
 from ...imaging.antialias import resize_antialiased
-from ...imaging.upsample import SeparableUpsampler, bilinear_matrix
+from ...imaging.upsample import SeparableUpsampler, enlarger
 from ...tracking.prompt_inputs import PointInputs, PromptEncoder
 
 MASK_LOGIT = np.float32(1024.0)
@@ -45,8 +46,10 @@ class MaskResizer:
 
     def __init__(self, size: tuple[int, int], mask_side: int, low_res_side: int) -> None:
         self._size, self._mask_side, self._low_res_side = size, mask_side, low_res_side
-        enlarged = bilinear_matrix(low_res_side, mask_side)
-        self._detected = SeparableUpsampler(enlarged, enlarged)
+
+    @cached_property
+    def _enlarger(self) -> SeparableUpsampler:
+        return enlarger(self._low_res_side, self._low_res_side, self._mask_side // self._low_res_side)
 
     def to_mask(self, mask_hw: np.ndarray) -> np.ndarray:
         """Resize a bool mask of the video to (P,P), float32 in 0..1."""
@@ -67,5 +70,5 @@ class MaskResizer:
 
     def detected(self, logits_ss: np.ndarray) -> np.ndarray:
         """Return the mask of a detection, low-res logits, as bool (P,P)."""
-        mask: np.ndarray = self._detected.masks(logits_ss[None])[0]
+        mask: np.ndarray = self._enlarger.masks(logits_ss[None])[0]
         return mask

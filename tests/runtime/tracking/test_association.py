@@ -134,6 +134,13 @@ def test_unmatched_object_is_hidden_after_its_keep_alive():
     assert shown.object_ids == (0,)
 
 
+def test_associations_share_no_buffer():
+    """Engines of one process run in threads of their own: each has its upsampler."""
+    first, second = Association(96, 96), Association(96, 96)
+    assert first._enlarger(32, 64, 4) is first._enlarger(32, 64, 4)
+    assert first._enlarger(32, 64, 4) is not second._enlarger(32, 64, 4)
+
+
 def test_frame_without_detections_or_tracks():
     association = Association(40, 60, temporal_disambiguation=False)
     decision = association.step(0, detections((60, 60), score=0.2), NO_TRACKS)

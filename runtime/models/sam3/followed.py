@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from ...prompts import Concept
-from ...tracking.association import Association, Decision, Shown
+from ...tracking.association import SUPPRESSED_LOGIT, Association, Decision, Shown
 from ...tracking.object_group import FrameMemory, ObjectGroup
 from ...tracking.object_memory import BlockPool
 from ...tracking.prompt_inputs import PromptInputs
@@ -21,9 +21,6 @@ from ..options import ConceptOptions
 from .detector import ConceptPrompt
 from .interface import ConceptTracker
 from .mask_prompts import MaskResizer
-
-FORGOTTEN_LOGIT = np.float32(-10.0)
-"""Largest logit that an object remembers which loses most of its pixels to others."""
 
 Scored = tuple[np.ndarray, np.ndarray]
 """Low-res logits (K,s,s) and scores (K,) of detections."""
@@ -116,9 +113,7 @@ class FollowedConcept:
             if not prompted:
                 continue
             group.condition(frame, {o: FrameMemory(p.obj_ptr, p.score, p.iou) for o, p in prompted.items()})
-            logits = list(self._tracker.without_overlaps(np.stack([self._latest[obj] for obj in ids])))
-            scores = [group.cond[frame][obj].score for obj in ids]
-            self._tracker.encode_memory(features, logits, [True] * len(ids), scores, group.blocks(frame, ids))
+            _remember_prompts(self._tracker, features, group, frame, np.stack([self._latest[obj] for obj in ids]))
             group.prune(frame)
         return self._association.correct({obj: (o.low_res_logits, o.score) for obj, o in outputs.items()})
 
@@ -156,7 +151,7 @@ class FollowedConcept:
         if not rows:
             return
         logits = decision.masks
-        logits = np.where(decision.forgotten[:, None, None], np.minimum(logits, FORGOTTEN_LOGIT), logits)
+        logits = np.where(decision.forgotten[:, None, None], np.minimum(logits, SUPPRESSED_LOGIT), logits)
         scores = np.where(decision.present, MASK_PROMPT_SCORE, -MASK_PROMPT_SCORE)
         blocks = [
             block
@@ -175,15 +170,13 @@ class FollowedConcept:
         assert self._resizer is not None and self._association is not None
         masks, prompted = self._prompt(features, detected, decision.births)
         logits = self._resizer.to_logits([self._resizer.to_source(mask) for mask in masks])
-        ids, scores = list(prompted), [memory.score for memory in prompted.values()]
         settled = frame + self._association.options.delay - 1
         group = ObjectGroup(self._pool, self._tracker.memory_config, self._options.temporal_disambiguation, settled)
         self._groups.append(group)
-        group.open(ids)
+        group.open(prompted)
         group.condition(frame, prompted)
-        remembered = list(self._tracker.without_overlaps(logits))
-        self._tracker.encode_memory(features, remembered, [True] * len(ids), scores, group.blocks(frame, ids))
-        return dict(zip(ids, logits, strict=True))
+        _remember_prompts(self._tracker, features, group, frame, logits)
+        return dict(zip(prompted, logits, strict=True))
 
     def _prompt(
         self, features: ImageFeatures, detected: np.ndarray, pairs: Sequence[tuple[int, int]]
@@ -201,3 +194,13 @@ class FollowedConcept:
             for obj in set(object_ids) & set(group.object_ids):
                 group.remove(obj)
         self._groups = [group for group in self._groups if group.object_ids]
+
+
+def _remember_prompts(
+    tracker: ConceptTracker, features: ImageFeatures, group: ObjectGroup, frame: int, logits_nss: np.ndarray
+) -> None:
+    """Write the memory of a conditioning frame: the masks of all objects of the group, without overlaps."""
+    ids = group.object_ids
+    scores = [group.cond[frame][obj].score for obj in ids]
+    logits = list(tracker.without_overlaps(logits_nss))
+    tracker.encode_memory(features, logits, [True] * len(ids), scores, group.blocks(frame, ids))

@@ -37,3 +37,14 @@ def shared_traces(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx, "trace", functools.partial(trace_cache.trace, folder))
         yield
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Run torch on one thread: small tensors wait for threads longer than they are computed, on a busy machine."""
+    import torch
+
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(count)

@@ -12,6 +12,12 @@ import torch
 from transformers.models.sam3 import configuration_sam3
 from transformers.models.sam3_video import configuration_sam3_video
 
+from export.checkpoints import sam3 as checkpoints
+from export.checkpoints import sam3_hugging_face
+from export.models.sam3 import Sam3
+from export.networks.sam3 import stages
+from export.stage import Stage
+
 # the package's attributes are placeholders where torchvision is missing
 modeling_sam3 = import_module("transformers.models.sam3.modeling_sam3")
 modeling_sam3_video = import_module("transformers.models.sam3_video.modeling_sam3_video")
@@ -156,3 +162,12 @@ def _bilinear(maps: np.ndarray, y: float, x: float) -> np.ndarray:
     upper = maps[:, top, left] * (1 - dx) + maps[:, top, right] * dx
     lower = maps[:, bottom, left] * (1 - dx) + maps[:, bottom, right] * dx
     return upper * (1 - dy) + lower * dy
+
+
+def stages_of(theirs: Any) -> dict[str, Stage]:
+    """Return the stages of our network with the weights of theirs."""
+    tensors = sam3_hugging_face.renamed(theirs.state_dict())
+    config = checkpoints.sam3_config(tensors, sam3_hugging_face.hidden_sizes(theirs.config.to_dict()))
+    model = Sam3(config)
+    checkpoints.load_tensors(model, tensors, "toy", checkpoints.UNUSED)
+    return {stage.name: stage for stage in stages(model)}

@@ -6,8 +6,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from export import onnx as graphs
-from export.checkpoints import sam3 as checkpoints
-from export.checkpoints import sam3_hugging_face
 from export.layers.roi_align import roi_align
 from export.models.sam3 import Sam3, tiny_test_config
 from export.networks.sam3 import PADDING, stages
@@ -25,13 +23,7 @@ BOXES = {
 TEXTS = {"two words": [58, 7, 21, 59], "no padding": [58, 1, 2, 3, 4, 5, 6, 59]}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors this small wait for threads longer than they are computed, on a busy machine."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +36,9 @@ def theirs():
 
 @pytest.fixture(scope="module")
 def cuts(theirs):
-    """Stages of our network with the weights of theirs."""
-    tensors = sam3_hugging_face.renamed(theirs.state_dict())
-    config = checkpoints.sam3_config(tensors, sam3_hugging_face.hidden_sizes(theirs.config.to_dict()))
-    model = Sam3(config)
-    checkpoints.load_tensors(model, tensors, "toy", checkpoints.UNUSED)
-    return {stage.name: stage for stage in stages(model)}
+    from helpers import transformers_sam3
+
+    return transformers_sam3.stages_of(theirs)
 
 
 def padded(tokens):

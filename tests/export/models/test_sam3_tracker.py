@@ -10,10 +10,6 @@ pytest.importorskip("transformers.models.sam3_video", reason="needs transformers
 
 import torch.nn.functional as F
 
-from export.checkpoints import sam3 as checkpoints
-from export.checkpoints import sam3_hugging_face
-from export.models.sam3 import Sam3
-from export.networks.sam3 import stages
 from helpers import transformers_sam3
 
 SIDE, WIDTH, MEMORY = transformers_sam3.SIDE, transformers_sam3.WIDTH, 64
@@ -21,13 +17,7 @@ IMAGE, LOW, MASK = 14 * SIDE, 4 * SIDE, 16 * SIDE
 FIRST = torch.zeros(1, dtype=torch.int64)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors this small wait for threads longer than they are computed, on a busy machine."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +29,7 @@ def theirs():
 
 @pytest.fixture(scope="module")
 def cuts(theirs):
-    """Stages of our network with the weights of theirs."""
-    tensors = sam3_hugging_face.renamed(theirs.state_dict())
-    config = checkpoints.sam3_config(tensors, sam3_hugging_face.hidden_sizes(theirs.config.to_dict()))
-    model = Sam3(config)
-    checkpoints.load_tensors(model, tensors, "toy", checkpoints.UNUSED)
-    return {stage.name: stage for stage in stages(model)}
+    return transformers_sam3.stages_of(theirs)
 
 
 @pytest.fixture(scope="module")

@@ -157,15 +157,21 @@ def test_a_damaged_image_in_a_folder(toy, files, tmp_path):
     assert assert_kept(tmp_path, 3) == 3
 
 
+def damaged_folder(folder, damaged):
+    """Six images of noise by number, some of them cut short."""
+    folder.mkdir()
+    for i in range(6):
+        file = folder / f"{i}.png"
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (30, 40, 3), np.uint8)).save(file)
+        if i in damaged:
+            file.write_bytes(file.read_bytes()[:2000])
+    return folder
+
+
 @pytest.mark.parametrize("damaged", [[3], [0], [5], [0, 1, 4]])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_damaged_images_in_a_folder_are_left_out(toy, tmp_path, damaged, stride):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for i in range(6):
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (30, 40, 3), np.uint8)).save(folder / f"{i}.png")
-    for i in damaged:
-        (folder / f"{i}.png").write_bytes((folder / f"{i}.png").read_bytes()[:2000])
+    folder = damaged_folder(tmp_path / "in", damaged)
     command = ["--engine", str(toy), "--video", str(folder), "--out", str(tmp_path / "out"), *PROMPT]
     code = main([*command, "--stride", str(stride)])
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -179,12 +185,7 @@ def test_damaged_images_in_a_folder_are_left_out(toy, tmp_path, damaged, stride)
 @pytest.mark.parametrize("damaged, code", [([0, 2], 0), ([1, 4], 0), ([3], 2)])
 def test_prompts_are_on_the_images_that_they_name(toy_sam2_bundle, tmp_path, damaged, code):
     """Frames count all images of a folder, also those that cannot be read."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for i in range(6):
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (30, 40, 3), np.uint8)).save(folder / f"{i}.png")
-    for i in damaged:
-        (folder / f"{i}.png").write_bytes((folder / f"{i}.png").read_bytes()[:2000])
+    folder = damaged_folder(tmp_path / "in", damaged)
     command = ["--engine", str(toy_sam2_bundle), "--video", str(folder), "--out", str(tmp_path / "out")]
     assert main([*command, "--box", "5,5,20,20@3", "--box", "9,9,20,20@name:5"]) == code
     results = json.loads((tmp_path / "out" / "results.json").read_text())

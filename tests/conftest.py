@@ -23,6 +23,14 @@ def toy_sam2_bundle(tmp_path_factory) -> Path:
     return module.build(tmp_path_factory.mktemp("bundles") / "toy_sam2")
 
 
+@pytest.fixture(scope="session")
+def numpy_sam3_bundle(tmp_path_factory) -> Path:
+    """The bundle of `numpy_sam3.py`, with tracker."""
+    from helpers import numpy_sam3 as module
+
+    return module.build(tmp_path_factory.mktemp("bundles") / "numpy_sam3")
+
+
 @pytest.fixture(scope="module")
 def shared_traces(tmp_path_factory):
     """Let the exports of a module take graphs from `trace_cache.py`."""

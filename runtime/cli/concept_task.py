@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -61,8 +62,8 @@ def concept_task(engine: Engine, concepts: ConceptSet, video: VideoReader, optio
         num_frames=num_frames if num_frames and num_frames > 0 else None,
         detect_every=options.detect_every,
     )
-    stream = partial(_follow, session, changes, limit, video)
-    return Task(concepts.labels, {}, stream, session, unused=unused, concepts=True)
+    follower = Follower(session, changes, limit, video)
+    return Task(concepts.labels, {}, follower.stream, session, unused=unused, concepts=True, waiting=follower.waiting)
 
 
 def _check_prompts(network: ConceptImageNetwork, concepts: Sequence[Concept], video: VideoReader) -> None:
@@ -74,36 +75,77 @@ def _check_prompts(network: ConceptImageNetwork, concepts: Sequence[Concept], vi
     video.notes.extend(dict.fromkeys(str(warning.message) for warning in caught))
 
 
-def _follow(
-    session: ConceptSession,
-    changes: Mapping[int, Mapping[int, Concept]],
-    limit: int | None,
-    video: VideoReader,
-    frames: Iterable[np.ndarray],
-) -> Iterator[Result]:
-    """Yield a result per frame; those before the first concept have no objects."""
-    start, before, is_full = min(changes), 0, False
-    numbers = dict(enumerate(changes[start], 1))  # number of a concept in the session -> in the command
-    for index, frame in enumerate(frames):
-        position = video.frame_number(index) // video.stride
-        if position < start:
-            yield join([], index, frame)
-            before += 1
-            continue
-        if index == before and position > start:
-            _forget_exemplars(session)
-        if position > start:
-            _apply(session, changes.get(position, {}), numbers)
+class Follower:
+    """Follows concepts through a video; frames, concepts and objects are numbered as in the command."""
+
+    def __init__(
+        self,
+        session: ConceptSession,
+        changes: Mapping[int, Mapping[int, Concept]],
+        limit: int | None,
+        video: VideoReader,
+    ) -> None:
+        self._session, self._changes, self._limit, self._video = session, changes, limit, video
+        self._start = min(changes)
+        self._before, self._is_full = 0, False
+        self._numbers = dict(enumerate(changes[self._start], 1))
+        """Number of a concept in the session -> in the command."""
+        self._ready: deque[Result] = deque()
+        """Results of the session that are not taken yet."""
+
+    def stream(self, frames: Iterable[np.ndarray]) -> Iterator[Result]:
+        """Yield a result per frame; those before the first concept have no objects."""
+        for index, frame in enumerate(frames):
+            position = self._video.frame_number(index) // self._video.stride
+            if position < self._start:
+                yield join([], index, frame)
+                self._before += 1
+            else:
+                self._push(index, position, frame)
+                yield from self._take()
+        yield from self.waiting()
+
+    def waiting(self) -> Iterator[Result]:
+        """Yield the results that are computed, but not taken, or held back by the session."""
+        self._ready.extend(self._session.flush())
+        yield from self._take()
+
+    def _take(self) -> Iterator[Result]:
+        while self._ready:
+            yield self._numbered(self._ready.popleft())
+
+    def _push(self, index: int, position: int, frame: np.ndarray) -> None:
+        if index == self._before and position > self._start:
+            _forget_exemplars(self._session)
+        if position > self._start:
+            self._apply(self._changes.get(position, {}))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # noted by `_check_prompts`
-            results = session.push(frame)
-        if limit is not None and len(session.object_ids) >= limit and not is_full:
-            is_full = True
-            video.notes.append(
-                f"frame {index} has {limit} objects, the limit; if some are missing, raise --max-objects"
+            self._ready.extend(self._session.push(frame))
+        if self._limit is not None and len(self._session.object_ids) >= self._limit and not self._is_full:
+            self._is_full = True
+            self._video.notes.append(
+                f"frame {index} has {self._limit} objects, the limit; if some are missing, raise --max-objects"
             )
-        yield from (_numbered(result, before, numbers) for result in results)
-    yield from (_numbered(result, before, numbers) for result in session.flush())
+
+    def _apply(self, changed: Mapping[int, Concept]) -> None:
+        """Change concepts that are followed and add others."""
+        followed = {self._numbers[number]: number for number in self._session.concepts}
+        for number, concept in changed.items():
+            if number in followed:
+                self._session.change_concept(followed[number], concept)
+            else:
+                self._numbers[self._session.add_concept(concept)] = number
+
+    def _numbered(self, result: Result) -> Result:
+        """Count frames from the first of the video, objects from 1; give exclusive corners."""
+        return replace(
+            result,
+            frame_index=result.frame_index + self._before,
+            object_ids=tuple(obj + 1 for obj in result.object_ids),
+            prompt_ids=tuple(self._numbers[prompt] for prompt in result.prompt_ids),
+            boxes=boxes_and_areas(result.masks)[0].astype(np.float32),
+        )
 
 
 def _forget_exemplars(session: ConceptSession) -> None:
@@ -113,27 +155,6 @@ def _forget_exemplars(session: ConceptSession) -> None:
             session.remove_concept(number)
         else:
             session.change_concept(number, Concept(concept.text))
-
-
-def _apply(session: ConceptSession, changed: Mapping[int, Concept], numbers: dict[int, int]) -> None:
-    """Change concepts that are followed and add others; `numbers` as in `_follow`."""
-    followed = {numbers[number]: number for number in session.concepts}
-    for number, concept in changed.items():
-        if number in followed:
-            session.change_concept(followed[number], concept)
-        else:
-            numbers[session.add_concept(concept)] = number
-
-
-def _numbered(result: Result, before: int, numbers: Mapping[int, int]) -> Result:
-    """Count frames from the first of the video, concepts as the command, and objects from 1; give exclusive corners."""
-    return replace(
-        result,
-        frame_index=result.frame_index + before,
-        object_ids=tuple(obj + 1 for obj in result.object_ids),
-        prompt_ids=tuple(numbers[prompt] for prompt in result.prompt_ids),
-        boxes=boxes_and_areas(result.masks)[0].astype(np.float32),
-    )
 
 
 def _find(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -36,18 +37,23 @@ class Job:
         try:
             with ProgressBar(self._video.name, self._video.count) as progress:
                 for result in self._task.stream(self._frames()):
-                    time_shown = self._video.frame_time(result.frame_index)
-                    writer.put(self._in_session.popleft(), result, time_shown)
+                    with guard.defer_signals():
+                        self._put(writer, result)
                     progress.step()
-        except (Exception, KeyboardInterrupt) as error:  # drain the writer before reporting the error
+        except (Exception, KeyboardInterrupt) as error:  # write what is computed before reporting the error
             self._error = self._error or error
         try:
-            with guard.defer_signals():
-                writer.close()
+            with guard.defer_signals(), contextlib.closing(writer):
+                for result in self._task.waiting():
+                    self._put(writer, result)
         except (Exception, KeyboardInterrupt) as error:
             self._error = self._error or error
         self.stats.seconds, self.stats.writing = time.perf_counter() - start, writer.seconds
         return self._error
+
+    def _put(self, writer: WriterThread, result: Result) -> None:
+        """Have a result written with its frame, the oldest of those in the session."""
+        writer.put(self._in_session.popleft(), result, self._video.frame_time(result.frame_index))
 
     def _frames(self) -> Iterator[np.ndarray]:
         """Yield frames until the video ends or fails; the session then completes those it holds."""

@@ -35,6 +35,7 @@ class Task:
     small_on_top  whether smaller masks are drawn over larger ones, instead of by score
     unused        describes the prompts on frames that did not come, by the number of frames
     concepts      prompts are concepts, of several objects each
+    waiting       returns the results of a stream that ended early which are computed, but held back
     """
 
     labels: Mapping[int, str]
@@ -44,6 +45,7 @@ class Task:
     small_on_top: bool = False
     unused: Callable[[int], list[str]] = lambda num_frames: []
     concepts: bool = False
+    waiting: Callable[[], Iterable[Result]] = tuple
 
 
 def text_task(engine: Engine, prompts: Sequence[Text], options: TextOptions) -> Task:

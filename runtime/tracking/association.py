@@ -278,7 +278,8 @@ class Association:
         """Show frames until fewer than `waiting` are left."""
         shown = []
         while len(self._pending) >= waiting:
-            shown.append(self._show(self._pending.popleft()))
+            shown.append(self._show(self._pending[0]))
+            self._pending.popleft()
         return shown
 
     def _show(self, pending: _Pending) -> Shown:

@@ -104,7 +104,8 @@ class Recording:
                 outputs = {obj: decoded(frame, *track) for obj, track in tracks.items()}
                 self.concept.store(frame, outputs)
             self.tracker.remembered = []
-            self.concept.associate(frame, None, (masks, scores), tracks, 0)
+            decision = self.concept.associate(frame, (masks, scores), tracks, 0)
+            self.concept.carry_out(decision, frame, None, (masks, scores), tracks)
             self.remembered.append(self.tracker.remembered)
         self.born |= {obj: (keys[query], frame) for obj, query in expected["births"]}
 

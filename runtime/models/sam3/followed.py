@@ -79,16 +79,19 @@ class FollowedConcept:
             )
         return {obj: (decoded[obj].low_res_logits, decoded[obj].score) for obj in self.object_ids}
 
-    def associate(
-        self, frame: int, features: ImageFeatures, found: Scored | None, tracks: Tracks, others: int
-    ) -> list[Shown]:
-        """Compare detections (None: the frame was not searched) with tracks and carry the decision out; return the
-        frames that are complete. `others`: number of objects of other concepts."""
+    def associate(self, frame: int, found: Scored | None, tracks: Tracks, others: int) -> Decision:
+        """Compare detections (None: the frame was not searched) with tracks. `others`: objects of other concepts."""
         assert self._association is not None
         ids, side = self.object_ids, self._tracker.low_res_side
         logits = np.array([tracks[obj][0] for obj in ids], np.float32).reshape(len(ids), side, side)
         scores = np.array([tracks[obj][1] for obj in ids], np.float32)
-        decision = self._association.step(frame, found, (logits, scores), others=others)
+        return self._association.step(frame, found, (logits, scores), others=others)
+
+    def carry_out(
+        self, decision: Decision, frame: int, features: ImageFeatures, found: Scored | None, tracks: Tracks
+    ) -> None:
+        """Do with the objects what `associate` decided."""
+        ids = self.object_ids
         if found is not None:
             self._recondition(frame, features, found[0], decision)
         self._remember(frame, features, ids, decision)
@@ -98,7 +101,6 @@ class FollowedConcept:
         self._drop(decision.removed)
         for group in self._groups:
             group.prune(frame)
-        return decision.show
 
     def correct(self, frame: int, features: ImageFeatures, prompts: Mapping[int, PromptInputs]) -> Shown | None:
         """Take prompts on objects on the latest frame, which becomes a conditioning frame; return what it shows now."""
@@ -139,7 +141,9 @@ class FollowedConcept:
         """Take confident detections for the masks of their objects; the frame becomes a conditioning frame."""
         if not decision.recondition:
             return
-        _, prompted = self._prompt(features, detected, decision.recondition)
+        assert self._resizer is not None
+        masks = [self._resizer.detected(detected[query]) for _, query in decision.recondition]
+        prompted = _prompted(self._tracker, features, masks, decision.recondition)
         for group in self._groups:
             own = {obj: memory for obj, memory in prompted.items() if obj in group.object_ids}
             if own:
@@ -168,7 +172,8 @@ class FollowedConcept:
         if not decision.births:
             return {}
         assert self._resizer is not None and self._association is not None
-        masks, prompted = self._prompt(features, detected, decision.births)
+        masks = [self._resizer.detected(detected[query]) for _, query in decision.births]
+        prompted = _prompted(self._tracker, features, masks, decision.births)
         logits = self._resizer.to_logits([self._resizer.to_source(mask) for mask in masks])
         settled = frame + self._association.options.delay - 1
         group = ObjectGroup(self._pool, self._tracker.memory_config, self._options.temporal_disambiguation, settled)
@@ -178,22 +183,24 @@ class FollowedConcept:
         _remember_prompts(self._tracker, features, group, frame, logits)
         return dict(zip(prompted, logits, strict=True))
 
-    def _prompt(
-        self, features: ImageFeatures, detected: np.ndarray, pairs: Sequence[tuple[int, int]]
-    ) -> tuple[list[np.ndarray], dict[int, FrameMemory]]:
-        """Return the masks (P,P) of (object, query) pairs, and the memory of the objects; its maps are not written."""
-        assert self._resizer is not None
-        masks = [self._resizer.detected(detected[query]) for _, query in pairs]
-        pointers = self._tracker.mask_pointers(features, masks)
-        scores = [MASK_PROMPT_SCORE if mask.any() else -MASK_PROMPT_SCORE for mask in masks]
-        memories = (FrameMemory(pointer, score, 1.0) for pointer, score in zip(pointers, scores, strict=True))
-        return masks, dict(zip((obj for obj, _ in pairs), memories, strict=True))
-
     def _drop(self, object_ids: Sequence[int]) -> None:
         for group in self._groups:
             for obj in set(object_ids) & set(group.object_ids):
                 group.remove(obj)
         self._groups = [group for group in self._groups if group.object_ids]
+
+
+def _prompted(
+    tracker: ConceptTracker, features: ImageFeatures, masks: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]]
+) -> dict[int, FrameMemory]:
+    """Return the memory of objects that masks (P,P) of detections prompt; its maps are not written.
+
+    `pairs`: (object, query).
+    """
+    pointers = tracker.mask_pointers(features, masks)
+    scores = [MASK_PROMPT_SCORE if mask.any() else -MASK_PROMPT_SCORE for mask in masks]
+    memories = (FrameMemory(pointer, score, 1.0) for pointer, score in zip(pointers, scores, strict=True))
+    return dict(zip((obj for obj, _ in pairs), memories, strict=True))
 
 
 def _remember_prompts(

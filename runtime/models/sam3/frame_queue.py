@@ -48,8 +48,9 @@ class FrameQueue:
         results = []
         while self._frames and not self._frames[first := min(self._frames)].waits_for:
             assert size is not None
-            frame = self._frames.pop(first)
+            frame = self._frames[first]
             results.append(self.result(first, frame.shown, size, frame.time))
+            del self._frames[first]
         return results
 
     def result(self, index: int, parts: Mapping[int, Shown], size: tuple[int, int], time: float | None) -> Result:

@@ -50,7 +50,8 @@ class ConceptSession(Session):
     """All objects of concepts in one video. Made by `Engine.session`. It may be used from any thread; see `Engine`.
 
     With `temporal_disambiguation` results come 14 frames late, because objects that turn out to be false until then are
-    removed; `flush` returns those that wait. The memory of an object is bounded; `max_objects` bounds the objects.
+    removed; `flush` returns those that wait, also after an error or Ctrl-C in the middle of a frame, which closes the
+    session. The memory of an object is bounded; `max_objects` bounds the objects.
     """
 
     def __init__(
@@ -150,8 +151,12 @@ class ConceptSession(Session):
 
     @synchronized
     def flush(self) -> list[Result]:
-        """Return the results of the frames that wait, at the end of a video."""
-        self._check_open()
+        """Return the results of the frames that wait, at the end of a video or after a frame that was not finished.
+
+        Raises UserError after `close`.
+        """
+        if not self._closed_by:  # closed by an error, it has the results of the frames before
+            self._check_open()
         for number, followed in self._concepts.items():
             self._frames.show(number, followed.flush())
         return self._frames.release(self._size)
@@ -198,7 +203,9 @@ class ConceptSession(Session):
             if followed.first_frame is None:
                 size: tuple[int, int] = image.shape[:2]
                 tracks |= followed.start(frame, size, self._ids, self._maps, found[number], others)
-            self._frames.show(number, followed.associate(frame, self._maps, found.get(number), tracks, others))
+            decision = followed.associate(frame, found.get(number), tracks, others)
+            self._frames.show(number, decision.show)  # first, because the rest may be interrupted
+            followed.carry_out(decision, frame, self._maps, found.get(number), tracks)
 
     def _detect(self, frame: int) -> dict[int, Scored]:
         """Search the frame for the concepts whose turn it is."""

@@ -10,11 +10,11 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from helpers import media
-from runtime import Capability, Concept, PromptError, Result, UserError
+from runtime import Capability, Concept, PromptError, Result, UserError, VideoError
 from runtime.cli.app import main
 from runtime.cli.args import parse_prompts
 from runtime.cli.concept_args import parse_concepts
-from runtime.cli.concept_task import _follow
+from runtime.cli.concept_task import Follower
 from runtime.cli.overlay import ObjectColours, Painter
 from runtime.media.frame_names import PictureNames, unique_names
 from runtime.models import Networks
@@ -269,8 +269,27 @@ def test_concepts_keep_their_numbers_where_another_does_not_start():
     changes = {0: {1: Concept("bus")}, 1: {2: Concept(boxes=[[1, 1, 9, 9]])}, 2: {3: Concept("dog")}}
     video = SimpleNamespace(frame_number=[0, 2].__getitem__, stride=1, notes=[])  # picture 1 cannot be read
     with Session([Concept("bus")]) as session:
-        results = list(_follow(session, changes, None, video, [np.zeros((*SIZE, 3), np.uint8)] * 2))
+        results = list(Follower(session, changes, None, video).stream([np.zeros((*SIZE, 3), np.uint8)] * 2))
     assert [result.prompt_ids for result in results] == [(1,), (1, 3)]
+
+
+@pytest.mark.parametrize(
+    "error, code", [(KeyboardInterrupt(), 130), (VideoError("frame 5 is broken"), 2), (ValueError("a fault"), 1)]
+)
+@pytest.mark.parametrize("fails", [0, 1, 2, 5])
+def test_frames_that_wait_are_written_after_an_interrupt_or_error(clip, tmp_path, monkeypatch, error, code, fails):
+    push = Session.push
+
+    def fail(self, frame):
+        if self.frame == fails:
+            raise error
+        return push(self, frame)
+
+    monkeypatch.setattr(Session, "push", fail)
+    assert run(Engine(), clip, tmp_path / "out", "--exemplar", "1,1,9,9@1") == code
+    data = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert not data["complete"] and data["done"] == fails + 1  # one frame is before the first concept
+    assert [int(frame["name"]) for frame in data["frames"]] == list(range(fails + 1))
 
 
 def test_notes_and_unused_exemplars(clip, tmp_path, capsys):

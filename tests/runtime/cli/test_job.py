@@ -1,18 +1,20 @@
 """Jobs: files and totals of a session whose objects appear and disappear."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from helpers import media
-from runtime import Result, open_video
+from runtime import Result, VideoError, open_video
 from runtime.cli.job import Job
 from runtime.cli.overlay import Painter
 from runtime.cli.signals import SignalGuard
 from runtime.cli.summary import summarize_run
 from runtime.cli.tasks import Task
+from runtime.cli.writer_thread import WriterThread
 from runtime.cli.writers import OutputOptions, Outputs
 
 LABELS = {1: "person", 2: "dog"}
@@ -75,3 +77,56 @@ def test_objects_are_labelled_by_their_prompt():
     assert (person != unknown).any(), "only objects of known prompts have a label"
     other = Painter((480, 640), {9: "person"})(frame, result(0, {10: 9}, 480, 640))
     assert (person == other).all()
+
+
+class HoldsBack:
+    """Results come two frames late; `waiting` has those that are computed. `fails`: index of a frame that fails."""
+
+    def __init__(self, fails=None, error=None):
+        self.fails, self.error, self.ready = fails, error, []
+
+    def stream(self, frames):
+        for index, _ in enumerate(frames):
+            if index == self.fails:
+                raise self.error
+            self.ready.append(result(index, FRAMES[index]))
+            if len(self.ready) > 2:
+                yield self.ready.pop(0)
+        yield from self.waiting()
+
+    def waiting(self):
+        while self.ready:
+            yield self.ready.pop(0)
+
+
+def run(video, out, task):
+    with SignalGuard() as guard, Outputs(out, video.size, 24.0, {}, OutputOptions(LABELS, {})) as outputs:
+        job = Job(task, video, outputs, None)
+        error = job.run(guard)
+        outputs.close(summarize_run(job.stats, LABELS, {}, complete=error is None))
+    return error, [int(frame["name"]) for frame in json.loads((out / "results.json").read_text())["frames"]]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), VideoError("changes size"), RuntimeError("a fault")])
+@pytest.mark.parametrize("fails", range(len(FRAMES)))
+def test_results_that_are_held_back_are_written_after_an_error(video, tmp_path, fails, error):
+    holds = HoldsBack(fails, error)
+    found, written = run(video, tmp_path / "out", Task(LABELS, {}, holds.stream, waiting=holds.waiting))
+    assert found is error and written == list(range(fails))
+
+
+@pytest.mark.parametrize("interrupted", [1, 2, 3])
+def test_a_signal_between_two_results_loses_none(video, tmp_path, monkeypatch, interrupted):
+    holds, put = HoldsBack(), WriterThread.put
+    indices = []
+
+    def interrupt(self, frame, found, time):
+        indices.append(found.frame_index)
+        if len(indices) == interrupted:
+            signal.raise_signal(signal.SIGINT)
+        put(self, frame, found, time)
+
+    monkeypatch.setattr(WriterThread, "put", interrupt)
+    found, written = run(video, tmp_path / "out", Task(LABELS, {}, holds.stream, waiting=holds.waiting))
+    assert isinstance(found, KeyboardInterrupt) and written == indices == list(range(len(written)))
+    assert len(written) >= min(len(FRAMES), interrupted + 2)

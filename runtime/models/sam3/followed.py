@@ -103,8 +103,12 @@ class FollowedConcept:
             group.prune(frame)
 
     def correct(self, frame: int, features: ImageFeatures, prompts: Mapping[int, PromptInputs]) -> Shown | None:
-        """Take prompts on objects on the latest frame, which becomes a conditioning frame; return what it shows now."""
-        assert self._association is not None
+        """Take prompts on objects on the latest frame, which becomes a conditioning frame; return what it shows now.
+
+        None before the first frame.
+        """
+        if self._association is None:
+            return None
         own = [obj for obj in self.object_ids if obj in prompts]
         requests = [prompt_request(self._tracker, prompts[obj], self._latest[obj], None) for obj in own]
         outputs = dict(zip(own, predict_frame(self._tracker, features, requests, 0), strict=True))

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import runtime
-from helpers import media, toy_refersam
+from helpers import media, numpy_sam3, toy_refersam
 from helpers.samwise_schedule import A, B
-from runtime import Box, Mask, Points
+from runtime import Box, Concept, Mask, Points
 from runtime.tracking.requests import ImageFeatures
 
 CLICK = Points([(10, 8)], [1])
@@ -39,6 +39,11 @@ def sentences(tmp_path_factory):
     return runtime.load(toy_refersam.build(tmp_path_factory.mktemp("bundles") / "refersam"))
 
 
+@pytest.fixture(scope="module")
+def concepts(numpy_sam3_bundle):
+    return numpy_sam3.load(numpy_sam3_bundle, max_objects=MAX_OBJECTS)
+
+
 def arrays(results):
     return [np.asarray(getattr(r, name)) for r in results for name in r.__slots__ if getattr(r, name) is not None]
 
@@ -59,8 +64,9 @@ class Camera:
 
     def spoil(self):
         if not self._fresh:
-            for array in self._given:
-                array[...] = array.flat[0] + 1 if array.dtype != bool else ~array
+            with np.errstate(over="ignore"):
+                for array in self._given:
+                    array[...] = array.flat[0] + 1 if array.dtype != bool else ~array
         self._given = []
 
 
@@ -144,6 +150,32 @@ def image_predicted(engines, camera):
     return [first, again, *image.segment_all(points_per_side=2, pred_iou_thresh=-10.0, stability_score_thresh=0.0)]
 
 
+def concepts_followed(engines, camera):
+    given = Concept(tokens=camera.give([1]), boxes=camera.give([[1.0, 1.0, 9.0, 9.0]]), labels=camera.give([1]))
+    camera.spoil()
+    with engines["concepts"].session([given], logits=True) as session:
+        found = []
+        for number in range(4):
+            found += session.push(camera.give(numpy_sam3.picture(0, number)))
+            camera.spoil()
+            if number == 2:
+                session.add_concept(Concept(boxes=camera.give([[2.0, 2.0, 9.0, 9.0]]), tokens=camera.give([2])))
+                camera.spoil()
+            found.append(session.correct({0: Points(camera.give([[10.0, 8.0]]), camera.give([1]))}))
+            camera.spoil()
+            found.append(session.correct({0: Mask(camera.give(np.arange(24)[:, None].repeat(40, 1) > 9))}))
+            camera.spoil()
+        return found + session.flush()
+
+
+def concepts_of_an_image(engines, camera):
+    image = engines["concepts"].image(camera.give(numpy_sam3.picture(0)))
+    camera.spoil()
+    given = Concept(tokens=camera.give([1]), boxes=camera.give([[1.0, 1.0, 9.0, 9.0]]))
+    camera.spoil()
+    return image.detect([given], logits=True, semantic=True)
+
+
 def image_referred(engines, camera):
     image = engines["sentences"].image(camera.give(clip()[0]))
     camera.spoil()
@@ -160,17 +192,19 @@ USES = [
     video_of_a_list,
     image_predicted,
     image_referred,
+    concepts_followed,
+    concepts_of_an_image,
 ]
 
 
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
-def test_a_buffer_may_be_used_again(text, prompts, sentences, use):
-    engines = {"text": text, "prompts": prompts, "sentences": sentences}
+def test_a_buffer_may_be_used_again(text, prompts, sentences, concepts, use):
+    engines = {"text": text, "prompts": prompts, "sentences": sentences, "concepts": concepts}
     for a, b in zip(arrays(use(engines, Camera(False))), arrays(use(engines, Camera(True))), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
-def test_results_are_the_callers_own(text, prompts):
+def test_results_are_the_callers_own(text, prompts, concepts):
     """A result that is changed changes no later one."""
 
     def run(change):
@@ -179,7 +213,13 @@ def test_results_are_the_callers_own(text, prompts):
             text.session([runtime.Text(tokens=A)], logits=True) as session,
             prompts.live(logits=True) as live,
             prompts.video(clip(), logits=True) as video,
+            concepts.session([Concept(tokens=[1])], logits=True) as followed,
         ):
+            followed.push(frame := numpy_sam3.picture(0))
+            for call in (lambda: [followed.correct({0: CLICK})], lambda: followed.push(frame), followed.flush):
+                for array in arrays(call()):
+                    found.append([array.copy()])
+                    array[...] = array if not change else 0
             video.add_points(0, 1, CLICK.points, CLICK.labels)
             for results in (session.stream(clip()), live.stream(clip(), {0: {1: CLICK}}), video.propagate()):
                 for result in results:
@@ -258,6 +298,19 @@ def test_dropped_sessions_return_their_objects(text, prompts, make):
     try:
         for _ in range(3):
             make({"text": text, "prompts": prompts})
+    finally:
+        gc.enable()
+
+
+def test_dropped_concept_sessions_return_their_objects(concepts):
+    gc.disable()
+    try:
+        session = concepts.session([Concept(tokens=[1])])
+        results, pool = session.stream([numpy_sam3.picture(0, 3)] * 20), session._pool
+        next(results)
+        assert pool.in_use == 2
+        del session, results
+        assert pool.in_use == 0
     finally:
         gc.enable()
 

@@ -1,5 +1,6 @@
 """Several threads on one engine: the results are those of one thread, and no call waits for the caller's own code."""
 
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -8,12 +9,13 @@ import numpy as np
 import pytest
 
 import runtime
-from helpers import toy_refersam
-from runtime import Box, Points
+from helpers import numpy_sam3, public_methods, toy_refersam
+from runtime import Box, Concept, Points
 
 NANO = Path(__file__).resolve().parents[2] / "engines" / "nano"
 A, B = runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[0, 9, 7, 2])
 CLICK = Points([(10, 8)], [1])
+RED, GREEN, BLUE = (Concept(tokens=[token]) for token in (1, 2, 3))
 
 
 def clip(seed, count=9):
@@ -33,12 +35,13 @@ class Slow:
 
 
 @pytest.fixture(scope="module")
-def engines(toy, toy_sam2_bundle, tmp_path_factory):
+def engines(toy, toy_sam2_bundle, numpy_sam3_bundle, tmp_path_factory):
     image_bundle = toy_refersam.build(tmp_path_factory.mktemp("bundles") / "refersam")
     loaded = {
         "text": runtime.load(toy, max_objects=64),
         "prompts": runtime.load(toy_sam2_bundle, max_objects=64),
         "image": runtime.load(image_bundle),
+        "concepts": numpy_sam3.load(numpy_sam3_bundle),
     }
     for engine in loaded.values():
         engine.instrument(Slow)
@@ -95,7 +98,21 @@ def refer(engine, seed):
     return [engine["image"].image(clip(seed)[0]).refer(sentences, logits=True)]
 
 
-REQUESTS = [text_pushed, text_streamed, text_on_an_image, live, video, predict, everything, refer]
+def detect(engine, seed):
+    return engine["concepts"].image(clip(seed)[0]).detect([RED, GREEN], logits=True, threshold=0.1)
+
+
+def concepts(engine, seed):
+    """Two concepts, one of which comes later, and a correction."""
+    dark, seen = clip(seed) // 3, numpy_sam3.picture(seed % 4, 3 - seed % 4, size=(20, 30))
+    frames = np.maximum(dark, [seen, *[seen + seen[..., ::-1]] * 8])
+    with engine["concepts"].session([RED], logits=True) as session:
+        found = [r for frame in frames[:4] for r in session.push(frame)]
+        session.add_concept(BLUE)
+        return [*found, session.correct({0: CLICK}), *session.stream(frames[4:])]
+
+
+REQUESTS = [text_pushed, text_streamed, text_on_an_image, live, video, predict, everything, refer, detect, concepts]
 
 
 def values(results):
@@ -240,63 +257,34 @@ def test_one_generator_in_two_calls(engines, kind, here):
             assert len(found) == 2
 
 
-def refused(call, *arguments):
-    """Call what these toys cannot do: it waits for its turn, and then says so."""
-    with pytest.raises(runtime.UserError):
-        call(*arguments)
+def test_reading_while_another_thread_adds_and_removes(engines):
+    """Reading does not wait for a frame that is computed, so concepts may come and go in between."""
+    with engines["concepts"].session([RED]) as session:
 
+        class Followed(type(session._concepts[1])):
+            @property
+            def concept(self):
+                other_thread(lambda: session.add_concept(GREEN))
+                return RED
 
-def methods(engines):
-    """Name -> call, of everything public that computes or changes something."""
-    text, prompts = engines["text"], engines["prompts"]
-    session, live, video = text.session([A]), prompts.live(), prompts.video(clip(0))
-    live.push(clip(0)[0], {1: CLICK})
-    video.add_points(0, 1, CLICK.points, CLICK.labels)
-    image, sentence = prompts.image(clip(0)[0]), engines["image"].image(clip(0)[0])
-    return {
-        "Engine.session": lambda: text.session([A]),
-        "Engine.live": lambda: prompts.live(),
-        "Engine.video": lambda: prompts.video(clip(0)),
-        "TextSession.push": lambda: session.push(clip(0)[0]),
-        "TextSession.flush": session.flush,
-        "TextSession.stream": lambda: list(session.stream(clip(0))),
-        "TextSession.close": session.close,
-        "LiveSession.push": lambda: live.push(clip(0)[0]),
-        "LiveSession.flush": live.flush,
-        "LiveSession.stream": lambda: list(live.stream(clip(0))),
-        "LiveSession.correct": lambda: live.correct({1: CLICK}),
-        "LiveSession.remove": lambda: live.remove(1),
-        "LiveSession.close": live.close,
-        "VideoSession.add_points": lambda: video.add_points(0, 1, CLICK.points, CLICK.labels),
-        "VideoSession.add_box": lambda: video.add_box(0, 1, (3, 3, 12, 12)),
-        "VideoSession.add_mask": lambda: video.add_mask(0, 1, np.ones((20, 30), bool)),
-        "VideoSession.clear_prompts": lambda: video.clear_prompts(1, 1),
-        "VideoSession.propagate": lambda: list(video.propagate()),
-        "VideoSession.remove_object": lambda: video.remove_object(1),
-        "VideoSession.reset": video.reset,
-        "VideoSession.close": video.close,
-        "ImagePredictor.predict": lambda: image.predict([(10, 8)], [1]),
-        "ImagePredictor.segment_all": lambda: image.segment_all(points_per_side=2),
-        "ImagePredictor.refer": lambda: sentence.refer([A]),
-        "ImagePredictor.detect": lambda: refused(image.detect, [runtime.Concept("a bus")]),
-        "Engine.close": text.close,
-    }
+            @property
+            def object_ids(self):
+                other_thread(lambda: session.add_concept(GREEN))
+                return [0]
 
-
-READS = {"capabilities", "timings", "instrument", "image", "object_ids", "state", "output", "device_logits", "size"}
-READS |= {"REVERSE_INCLUDES_FIRST"}
-"""Methods that read what is there, or that are called before anything runs, and constants."""
+        session._concepts[1].__class__ = Followed
+        assert session.object_ids == (0,) and session.concepts == {1: RED, 2: GREEN}
 
 
 def test_every_method_takes_the_lock(engines):
-    calls = methods(engines)
-    classes = (runtime.Engine, runtime.TextSession, runtime.LiveSession, runtime.VideoSession, runtime.ImagePredictor)
-    public = {f"{c.__name__}.{name}" for c in classes for name in dir(c) if name[0] != "_" and name not in READS}
-    assert set(calls) == public
+    calls = public_methods.calls(engines, clip(0))
+    assert set(calls) == public_methods.names()
     for name, call in calls.items():
         done = threading.Event()
         thread = threading.Thread(target=lambda call=call, done=done: (call(), done.set()), daemon=True)
-        with engines["text"]._lock._lock, engines["prompts"]._lock._lock, engines["image"]._lock._lock:
+        with contextlib.ExitStack() as held:
+            for engine in engines.values():
+                held.enter_context(engine._lock._lock)
             thread.start()
             assert not done.wait(0.02), f"{name} does not wait"
         assert done.wait(30), f"{name} does not end"

@@ -78,12 +78,12 @@ class ConceptSession(Session):
     @property
     def object_ids(self) -> tuple[int, ...]:
         """Objects that are followed, by ascending id."""
-        return tuple(sorted(obj for followed in self._concepts.values() for obj in followed.object_ids))
+        return tuple(sorted(obj for followed in list(self._concepts.values()) for obj in followed.object_ids))
 
     @property
     def concepts(self) -> dict[int, Concept]:
         """Concepts by the number that `Result.prompt_ids` has."""
-        return {number: followed.concept for number, followed in self._concepts.items()}
+        return {number: followed.concept for number, followed in list(self._concepts.items())}
 
     # -- concepts -------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,16 @@ __path__.append(str(Path(__file__).resolve().parent.parent))
 
 from .backends.base import Stage
 from .engine import Engine, load
-from .errors import BackendError, BundleError, InternalError, PromptError, SamwiseRuntimeError, UserError, VideoError
+from .errors import (
+    BackendError,
+    BundleError,
+    Busy,
+    InternalError,
+    PromptError,
+    SamwiseRuntimeError,
+    UserError,
+    VideoError,
+)
 from .image import ImagePredictor
 from .media.video_reader import VideoReader, open_video
 from .models.base import Capability
@@ -27,6 +36,7 @@ from .models.sam3.session import ConceptSession
 from .models.samwise.session import TextSession
 from .prompts import Box, Concept, Mask, Points, Text
 from .results import Prediction, Result, Segment
+from .scheduler import Delivery, Outcome, Scheduler, Stream, StreamOptions
 from .tracking.live import LiveSession
 from .tracking.state import ObjectOutput, TrackedObject, TrackingOptions
 from .tracking.video import VideoSession
@@ -36,23 +46,29 @@ __all__ = [
     "BackendError",
     "Box",
     "BundleError",
+    "Busy",
     "Capability",
     "Concept",
     "ConceptOptions",
     "ConceptSession",
+    "Delivery",
     "Engine",
     "ImagePredictor",
     "InternalError",
     "LiveSession",
     "Mask",
     "ObjectOutput",
+    "Outcome",
     "Points",
     "Prediction",
     "PromptError",
     "Result",
     "SamwiseRuntimeError",
+    "Scheduler",
     "Segment",
     "Stage",
+    "Stream",
+    "StreamOptions",
     "Text",
     "TextOptions",
     "TextSession",

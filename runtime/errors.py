@@ -47,6 +47,10 @@ class UserError(SamwiseRuntimeError):
     """A mistake that the caller can correct: a bad argument, a bad file, a bundle that does not fit. Exit code 2."""
 
 
+class Busy(UserError):
+    """There is no room for another stream or object now; there may be later."""
+
+
 class BundleError(UserError):
     """A bundle is missing, incomplete, altered, of a newer format, or built for other hardware."""
 

@@ -49,7 +49,8 @@ PARTS = {
     "models": LEAVES | {"bundle", "device", "imaging", "media", "tokenizer", "tracking"},
     "image": LEAVES | {"media", "models", "tracking"},
     "engine": LEAVES | {"bundle", "device", "backends", "media", "models", "tracking", "image"},
-    "__init__": LEAVES | {"engine", "backends", "media", "models", "tracking", "image"},
+    "scheduler": LEAVES | {"engine", "tracking"},
+    "__init__": LEAVES | {"engine", "backends", "media", "models", "scheduler", "tracking", "image"},
     "cli": LEAVES
     | {"__init__", "engine", "bundle", "device", "backends", "imaging", "media", "models", "tokenizer", "tracking"},
     "run": {"cli"},

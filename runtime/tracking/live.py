@@ -23,7 +23,7 @@ from .base import TrackingSession, check_object_id
 from .memory_selection import strided_frames
 from .prompt_inputs import PointInputs, PromptInputs
 from .requests import DecodeRequest
-from .session import check_time, iterator_of_results, synchronized
+from .session import OnlineSession, check_time, iterator_of_results, synchronized
 from .state import ObjectOutput, TrackedObject, TrackingOptions
 from .step import TrackerNetwork, commit_memory, predict_frame, prompt_request, tracking_request
 
@@ -31,7 +31,7 @@ MAX_COND_FRAMES = 4
 """Conditioning frames that an object keeps unless `max_cond_frames_in_attn` says otherwise."""
 
 
-class LiveSession(TrackingSession):
+class LiveSession(TrackingSession, OnlineSession):
     """Made by `Engine.live`. Every push returns its frame's result. It may be used from any thread; see `Engine`."""
 
     def __init__(self, network: TrackerNetwork, logits: bool, options: TrackingOptions) -> None:

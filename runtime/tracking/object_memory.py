@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..device.base import Device
-from ..errors import UserError
+from ..errors import Busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,11 @@ class BlockPool:
         return self._num_open
 
     def check_room(self, objects: int) -> None:
-        """Raise UserError unless `objects` more fit."""
+        """Raise Busy unless `objects` more fit."""
         if objects > self.capacity - self.in_use:
             gc.collect()  # sessions in reference cycles
         if objects > self.capacity - self.in_use:
-            raise UserError(
+            raise Busy(
                 f"no room for {objects} more: of all {self.capacity} objects of the engine, {self.in_use} are in use; "
                 "remove an object, close a session, or load the engine with a larger max_objects"
             )
@@ -75,7 +75,7 @@ class BlockPool:
     def open(self, grows: bool = False) -> ObjectMemory:
         """Start the memory of a new object; `grows`: it may take more than one chunk.
 
-        Raises UserError when `capacity` objects are open.
+        Raises Busy when `capacity` objects are open.
         """
         self.check_room(1)
         memory = ObjectMemory(self, grows)

@@ -16,6 +16,7 @@ from ..results import Result
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 SessionType = TypeVar("SessionType", bound="Session")
+T = TypeVar("T")
 
 
 def synchronized(method: Method) -> Method:
@@ -32,20 +33,20 @@ def synchronized(method: Method) -> Method:
     return cast(Method, locked)
 
 
-class ResultIterator(Generator[Result, None, None]):
+class ResultIterator(Generator[T, None, None]):
     """Results of a generator, which one call at a time may take."""
 
-    def __init__(self, results: Generator[Result, None, None]) -> None:
+    def __init__(self, results: Generator[T, None, None]) -> None:
         self._results = results
 
-    def send(self, value: None) -> Result:
+    def send(self, value: None) -> T:
         return _taken(self._results.send, value)
 
-    def throw(self, *error: Any) -> Result:
+    def throw(self, *error: Any) -> T:
         return _taken(self._results.throw, *error)
 
 
-def _taken(take: Callable[..., Result], *args: Any) -> Result:
+def _taken(take: Callable[..., T], *args: Any) -> T:
     try:
         return take(*args)
     except ValueError as error:
@@ -56,12 +57,12 @@ def _taken(take: Callable[..., Result], *args: Any) -> Result:
         ) from None
 
 
-def iterator_of_results(method: Callable[..., Iterator[Result]]) -> Callable[..., Iterator[Result]]:
+def iterator_of_results(method: Callable[..., Iterator[T]]) -> Callable[..., Iterator[T]]:
     """Decorate a generator method to return a `ResultIterator`."""
 
     @wraps(method)
-    def iterate(*args: Any, **kwargs: Any) -> Iterator[Result]:
-        return ResultIterator(cast(Generator[Result, None, None], method(*args, **kwargs)))
+    def iterate(*args: Any, **kwargs: Any) -> Iterator[T]:
+        return ResultIterator(cast(Generator[T, None, None], method(*args, **kwargs)))
 
     return iterate
 
@@ -92,6 +93,11 @@ class Session:
         """Return the memory of the objects to the engine, after a call that runs. Closing twice is harmless."""
         self._lock.run_after(self._close)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more calls."""
+        return self._closed_by is not None
+
     def _close(self) -> None:
         self._closed_by = self._closed_by or ""
         self._release()
@@ -120,3 +126,26 @@ class Session:
             self._closed_by = f" because a frame was not finished ({type(error).__name__})"
             self.close()
             raise
+
+
+class OnlineSession(Session):
+    """A session whose frames come one by one. `push` computes all that a frame completes; `feed` does so in steps."""
+
+    @abstractmethod
+    def push(self, frame: Any, *, time: float | None = None) -> list[Result]:
+        """Take one frame; return the results that it completes."""
+
+    @abstractmethod
+    def flush(self) -> list[Result]:
+        """Return the results of the frames that wait, at the end of a video."""
+
+    def feed(self, frame: Any, *prompts: Any, time: float | None = None) -> Iterator[Result | None]:
+        """Take one frame as `push` does, but compute in steps of about a frame: each `next` does one, under the lock.
+
+        None: the step gave no result. Between two steps other sessions of the engine may compute.
+        """
+        yield from self.push(frame, *prompts, time=time)
+
+    def finish(self) -> Iterator[Result | None]:
+        """Compute the results of the frames that wait in steps, as `feed` does."""
+        yield from self.flush()

@@ -8,20 +8,20 @@ import numpy as np
 
 from runtime import Concept, Engine, ImagePredictor, Points, Text
 from runtime.tracking.base import TrackingSession
-from runtime.tracking.session import Session
+from runtime.tracking.session import OnlineSession, Session
 
 from . import numpy_sam3
 
 A, CLICK, RED = Text(tokens=[0, 5, 2]), Points([(10, 8)], [1]), Concept(tokens=[1])
 READS = {"capabilities", "timings", "instrument", "image", "object_ids", "state", "output", "device_logits", "size"}
-READS |= {"concepts", "REVERSE_INCLUDES_FIRST"}
+READS |= {"concepts", "is_closed", "REVERSE_INCLUDES_FIRST"}
 """Methods that read what is there, or that are called before anything runs, and constants."""
 
 
 def session_classes(base: type = Session) -> Iterator[type]:
     """Yield every class of sessions that an engine opens."""
     for cls in base.__subclasses__():
-        if cls is not TrackingSession:
+        if cls not in (TrackingSession, OnlineSession):
             yield cls
         yield from session_classes(cls)
 
@@ -67,6 +67,8 @@ def _text(session, clip):
         "push": lambda: session.push(clip[0]),
         "flush": session.flush,
         "stream": lambda: list(session.stream(clip)),
+        "feed": lambda: list(session.feed(clip[0])),
+        "finish": lambda: list(session.finish()),
     }
 
 
@@ -76,6 +78,8 @@ def _live(session, clip):
         "push": lambda: session.push(clip[0]),
         "flush": session.flush,
         "stream": lambda: list(session.stream(clip)),
+        "feed": lambda: list(session.feed(clip[0])),
+        "finish": lambda: list(session.finish()),
         "correct": lambda: session.correct({1: CLICK}),
         "remove": lambda: session.remove(1),
     }
@@ -101,6 +105,8 @@ def _concepts(session):
         "push": lambda: session.push(frame),
         "flush": session.flush,
         "stream": lambda: list(session.stream([frame])),
+        "feed": lambda: list(session.feed(frame)),
+        "finish": lambda: list(session.finish()),
         "correct": lambda: session.correct({0: CLICK}),
         "add_concept": lambda: session.add_concept(RED),
         "change_concept": lambda: session.change_concept(1, RED),

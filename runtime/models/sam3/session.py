@@ -24,7 +24,7 @@ from ...results import Result
 from ...tracking.matching import AssociationOptions
 from ...tracking.object_group import blocks_per_object
 from ...tracking.requests import ImageFeatures
-from ...tracking.session import Session, check_time, iterator_of_results, synchronized
+from ...tracking.session import OnlineSession, check_time, iterator_of_results, synchronized
 from ..options import ConceptOptions
 from .detector import ConceptPrompt, Detections, Detector
 from .followed import FollowedConcept, Scored, Tracks
@@ -46,7 +46,7 @@ class ConceptNetwork(Protocol):
         """Convert a concept for frames of `size` (H, W). Raises PromptError."""
 
 
-class ConceptSession(Session):
+class ConceptSession(OnlineSession):
     """All objects of concepts in one video. Made by `Engine.session`. It may be used from any thread; see `Engine`.
 
     With `temporal_disambiguation` results come 14 frames late, because objects that turn out to be false until then are

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,10 +21,32 @@ LEVELS = 3
 """Blocks of trunk and text tower, each followed by an adapter."""
 
 
+class ClipEncoding:
+    """One clip that is being encoded, stage by stage; made by `ClipEncoder.begin`."""
+
+    def __init__(self, calls: Iterator[None]) -> None:
+        self._calls = calls
+        self.is_done = False
+        self.error: BaseException | None = None
+        """What ended it before its time."""
+
+    def advance(self) -> None:
+        """Run the next stage."""
+        try:
+            next(self._calls)
+        except StopIteration:
+            self.is_done = True
+        except BaseException as error:
+            self.is_done, self.error = True, error
+            raise
+
+
 class ClipEncoder:
     """Encodes up to `window` frames with each prompt.
 
-    Stages that no text has entered run once for all prompts, stages that no frame has entered once per prompt.
+    Stages that no text has entered run once for all prompts, and stages that no frame has entered once per prompt. The
+    first stage, which sees no other frame, runs as soon as its frame is there. What lies between the others is scratch,
+    so that one clip at a time is encoded.
     """
 
     STAGES = (*(f"{kind}_{k}" for kind in ("hiera", "text", "adapter") for k in range(LEVELS)), "neck", "text_prompt")
@@ -38,11 +61,13 @@ class ClipEncoder:
     ) -> None:
         self._stages, self._device, self._scratch = {name: stages[name] for name in self.STAGES}, device, scratch
         self._sizes, self._motion = sizes, motion
+        self._current: weakref.ref[ClipEncoding] | None = None
+        """The clip that has begun; gone with the session that it belongs to."""
 
     def new_clip(self) -> dict[str, Array]:
-        """Allocate the arrays of all tracks of a video: `pixels` (window,3,I,I) and `high_res_0` (window,F,S,S)."""
+        """Allocate the arrays of all tracks of a video: `pixels` (window,3,I,I) and the maps of the first stage."""
         spec = self._stages["hiera_0"].spec
-        return self._allocate([spec.input("pixels"), spec.output("high_res_0")], self._sizes)
+        return self._allocate([spec.input("pixels"), *spec.outputs], self._sizes)
 
     def _allocate(self, tensors: Sequence[TensorSpec], sizes: Mapping[str, int]) -> dict[str, Array]:
         return {t.name: self._device.empty(t.resolve(sizes), t.dtype) for t in tensors}
@@ -64,28 +89,52 @@ class ClipEncoder:
         absent = self._motion and not len(verbs)
         return TextTrack(maskmem, obj_ptrs, features, sparse_count=features["sparse"].shape[1] - absent)
 
-    def encode(self, clip: Mapping[str, Array], tracks: Sequence[TextTrack], length: int) -> None:
-        """Encode the first `length` frames of the clip with every prompt, into the maps of its track."""
-        self._run_chunked("hiera_0", length, clip)
-        for track in tracks:
-            self._encode_track(track, length)
+    def encode_frame(self, clip: Mapping[str, Array], offset: int) -> None:
+        """Run the first stage on one frame of the clip."""
+        self._stages["hiera_0"].run(**{name: array[offset : offset + 1] for name, array in clip.items()})
 
-    def _encode_track(self, track: TextTrack, length: int) -> None:
+    def begin(self, clip: Mapping[str, Array], tracks: Sequence[TextTrack], length: int) -> ClipEncoding:
+        """Encode the first `length` frames of the clip with every prompt, into the maps of its track, by `advance`."""
+        shared = {name: array[:length] for name, array in clip.items()}
+        return ClipEncoding(self._encode([{**shared, **track.features} for track in tracks], length))
+
+    def advance(self, encoding: ClipEncoding) -> None:
+        """Run the next stage of a clip, or of another one that has begun and not ended.
+
+        An error of the other clip is raised where that one is advanced.
+        """
+        if encoding.error is not None:
+            raise encoding.error
+        if encoding.is_done:
+            return
+        current = encoding if self._current is None else self._current() or encoding
+        self._current = weakref.ref(current)
+        try:
+            current.advance()
+        except Exception:
+            if current is encoding:
+                raise
+        finally:
+            if current.is_done:
+                self._current = None
+
+    def _encode(self, tracks: Sequence[Mapping[str, Array]], length: int) -> Iterator[None]:
         """Run trunk, text tower and adapters in lockstep: block k of each, then adapter k mixes the two."""
-        own = track.features
-        sizes = {**self._sizes, "frames": length, "tokens": own["text_0"].shape[0]}
-        for k in range(LEVELS):
-            if k > 0:
-                self._run_chunked(f"hiera_{k}", length, own)
-                self._run(f"text_{k}", sizes, own)
-            self._run(f"adapter_{k}", sizes, own)
-        self._run_chunked("neck", length, own)
-        self._run("text_prompt", sizes, own)
+        for own in tracks:
+            sizes = {**self._sizes, "frames": length, "tokens": own["text_0"].shape[0]}
+            for k in range(LEVELS):
+                if k > 0:
+                    yield from self._run_chunked(f"hiera_{k}", length, own)
+                    self._run(f"text_{k}", sizes, own)
+                self._run(f"adapter_{k}", sizes, own)
+                yield
+            yield from self._run_chunked("neck", length, own)
+            self._run("text_prompt", sizes, own)
 
     def _run(self, stage: str, sizes: Mapping[str, int], own: Mapping[str, Array]) -> None:
         self._stages[stage].run(**self._bind(stage, sizes, own))
 
-    def _run_chunked(self, stage: str, length: int, own: Mapping[str, Array]) -> None:
+    def _run_chunked(self, stage: str, length: int, own: Mapping[str, Array]) -> Iterator[None]:
         """Run a stage that never mixes frames, on at most `max_frames_per_call` of them at a time."""
         arrays, step = (
             self._bind(stage, {**self._sizes, "frames": length}, own),
@@ -93,6 +142,7 @@ class ClipEncoder:
         )
         for at in range(0, length, step):
             self._stages[stage].run(**{name: array[at : min(at + step, length)] for name, array in arrays.items()})
+            yield
 
     def _bind(self, stage: str, sizes: Mapping[str, int], own: Mapping[str, Array]) -> dict[str, Array]:
         """Return the arrays of a stage by name: from `own`, else scratch. A tensor has one name in all stages."""

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -66,6 +67,28 @@ def same(a, b):
 @pytest.fixture(scope="module")
 def plain(engine):
     return run(engine, [BUS], clip(6), temporal_disambiguation=False)
+
+
+def test_streams_of_a_scheduler_give_the_masks_of_each_alone(engine):
+    sources = [([BUS], clip(18, 0)), ([DOG, BUS], clip(5, 1)), ([DOG], clip(3, 2))]
+    got = [[] for _ in sources]
+    with runtime.Scheduler(engine) as scheduler:
+        streams = [scheduler.open(p, into.append, logits=True) for (p, _), into in zip(sources, got, strict=True)]
+        for stream, (_, frames) in zip(streams, sources, strict=True):
+            for frame in frames[:16]:
+                assert stream.put(frame)
+        while streams[0].num_waiting:
+            time.sleep(0.01)
+        for stream, (_, frames) in zip(streams, sources, strict=True):
+            for frame in frames[16:]:
+                assert stream.put(frame)
+        assert scheduler.drain(60)
+    for (concepts, frames), deliveries in zip(sources, got, strict=True):
+        alone = run(engine, concepts, frames)
+        assert [d.outcome.value for d in deliveries] == ["done"] * len(alone) + ["end"]
+        for delivery, result in zip(deliveries[:-1], alone, strict=True):
+            assert delivery.result.object_ids == result.object_ids
+            np.testing.assert_array_equal(delivery.result.masks, result.masks)
 
 
 def test_every_frame_has_one_result(engine, plain):

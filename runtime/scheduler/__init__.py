@@ -1,0 +1,8 @@
+"""Many streams on one engine: one thread computes them in turns of about a frame."""
+
+from .delivery import Delivery, Outcome
+from .pending import StreamOptions
+from .scheduler import Scheduler
+from .stream import Stream
+
+__all__ = ["Delivery", "Outcome", "Scheduler", "Stream", "StreamOptions"]

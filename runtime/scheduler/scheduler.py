@@ -1,0 +1,189 @@
+"""Scheduler: many streams on one engine."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from ..engine import Engine
+from ..errors import Busy, InternalError, UserError
+from ..prompts import Concept, Text
+from ..tracking.session import OnlineSession
+from .delivery import Delivery
+from .pending import StreamOptions, now
+from .stream import Stream, resolve
+from .turns import Turns
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+MAX_LOAD = 0.9
+"""Part of the engine's time that streams of a stated rate may take."""
+_OPTIONS = {field.name for field in fields(StreamOptions)}
+
+
+class Scheduler:
+    """Streams of one engine, and the thread that computes them; a context manager. The engine stays the caller's.
+
+    max_streams  streams at a time
+    """
+
+    def __init__(self, engine: Engine, max_streams: int = 8) -> None:
+        if max_streams < 1:
+            raise UserError(f"max_streams must be 1 or more, not {max_streams}")
+        self.engine, self.max_streams = engine, max_streams
+        self._changed = threading.Condition()
+        self._turns = Turns()
+        self._num_opening = 0
+        self._calls: list[Callable[[], None]] = []
+        self._step_started: float | None = None
+        self._is_draining = self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="samwise-scheduler", daemon=True)
+        self._thread.start()
+
+    # -- streams --------------------------------------------------------------------------------------------------
+
+    def open(
+        self, prompts: Sequence[Text] | Sequence[Concept] | None, deliver: Callable[[Delivery], None], **options: Any
+    ) -> Stream:
+        """Start a stream.
+
+        prompts  sentences or concepts; None: points, boxes and masks come with the frames
+        deliver  called on the engine's thread with what becomes of each frame; it should only pass it on
+        options  those of `StreamOptions`, and those of `Engine.session` or `Engine.live`
+        Raises Busy, at once, where there is no room for another stream or its rate; Busy when there is none for its
+        objects; PromptError; UserError.
+        """
+        own = StreamOptions(**{name: options.pop(name) for name in _OPTIONS & set(options)})
+        with self._changed:
+            self._check_room(own)
+            self._num_opening += 1
+        try:
+            try:
+                session = self.submit(lambda: self._open_session(prompts, options)).result()
+            except CancelledError:
+                raise Busy(_CLOSED) from None
+            stream = Stream(self._changed, session, deliver, own)
+            with self._changed:
+                if self._is_closed or self._is_draining:
+                    session.close()
+                    raise Busy(_CLOSED)
+                self._turns.add(stream)
+        finally:
+            with self._changed:
+                self._num_opening -= 1
+        return stream
+
+    def _open_session(self, prompts: Sequence[Text] | Sequence[Concept] | None, options: Any) -> OnlineSession:
+        if prompts is None:
+            return self.engine.live(**options)
+        session: OnlineSession = self.engine.session(prompts, **options)
+        return session
+
+    def _check_room(self, options: StreamOptions) -> None:
+        if self._is_closed or self._is_draining:
+            raise Busy(_CLOSED)
+        if len(self._turns.streams) + self._num_opening >= self.max_streams:
+            raise Busy(f"all {self.max_streams} streams are in use; try again when one has ended")
+        if options.rate is not None and (load := self._turns.load(options.rate)) > MAX_LOAD:
+            raise Busy(f"the engine has no time for {options.rate:g} more frames a second (load {load:.2f})")
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """Streams that are not over."""
+        with self._changed:
+            return tuple(self._turns.streams)
+
+    @property
+    def load(self) -> float:
+        """Part of the engine's time that the streams of a stated rate need."""
+        with self._changed:
+            return self._turns.load()
+
+    # -- other work -----------------------------------------------------------------------------------------------
+
+    def submit(self, function: Callable[[], T]) -> Future[T]:
+        """Call `function` on the engine's thread, before the next step of a stream: for images, and other sessions."""
+        future: Future[T] = Future()
+        if threading.current_thread() is self._thread:
+            resolve(future, function)
+            return future
+        with self._changed:
+            if self._is_closed:
+                raise Busy(_CLOSED)
+            self._calls.append(lambda: resolve(future, function, self._is_closed))
+            self._changed.notify_all()
+        return future
+
+    @property
+    def stuck_seconds(self) -> float:
+        """Seconds that the present step has taken; 0: the engine waits for work; infinite: its thread has ended."""
+        if not self._thread.is_alive():
+            return float("inf")
+        started = self._step_started
+        return 0.0 if started is None else now() - started
+
+    # -- end ------------------------------------------------------------------------------------------------------
+
+    def drain(self, seconds: float | None = None) -> bool:
+        """Take no new stream and end the present ones: what waits is computed. Returns whether all are over in time."""
+        with self._changed:
+            self._is_draining = True
+            for stream in self._turns.streams:
+                stream.end()
+            return self._changed.wait_for(lambda: not self._turns.streams and not self._num_opening, seconds)
+
+    def close(self) -> None:
+        """Cancel every stream, and end the thread. Closing twice is harmless."""
+        with self._changed:
+            self._is_closed = True
+            for stream in self._turns.streams:
+                stream.cancel()
+            self._changed.notify_all()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def __enter__(self) -> Scheduler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- the engine's thread --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while (step := self._next()) is not None:
+                self._step_started = now()
+                step()
+                self._step_started = None
+        except BaseException as error:
+            log.critical("the scheduler has stopped", exc_info=error)
+            with self._changed:
+                self._is_closed = True
+                streams, calls, self._turns, self._calls = self._turns.streams, self._calls, Turns(), []
+            for call in calls:
+                call()
+            for stream in streams:
+                stream.cancel(InternalError("the scheduler has stopped"))
+                stream.step()
+
+    def _next(self) -> Callable[[], None] | None:
+        """Wait for work and return it; None: the scheduler is closed."""
+        with self._changed:
+            while True:
+                if self._calls:
+                    return self._calls.pop(0)
+                if self._turns.forget_ended():
+                    self._changed.notify_all()
+                if (stream := self._turns.choose()) is not None:
+                    return stream.step
+                if self._is_closed:
+                    return None
+                self._changed.wait()
+
+
+_CLOSED = "no new stream is taken: the scheduler is draining or closed"

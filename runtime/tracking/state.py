@@ -69,6 +69,7 @@ class ObjectOutput:
     prompted        whether it comes from a prompt
     raw_logits      (s, s) logits to remember until `block` is written: those before holes are filled, if not prompted
     block           remembered features, None until they are written
+    given           (H,W) bool mask of a prompt that does not count yet and is not refined (SAM 3); None otherwise
     """
 
     low_res_logits: np.ndarray
@@ -80,6 +81,7 @@ class ObjectOutput:
     prompted: bool = False
     raw_logits: np.ndarray | None = None
     block: Block | None = None
+    given: np.ndarray | None = None
 
     @property
     def iou(self) -> float:

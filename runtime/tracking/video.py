@@ -91,9 +91,9 @@ class VideoSession(TrackingSession):
         conditioning = not corrects or self._options.add_all_frames_to_correct_as_cond
         previous = None if known is None else known.pending_or_committed(frame, conditioning)
         memory = None
-        if known is not None and corrects and isinstance(prompt, PointInputs):
+        if known is not None and corrects and isinstance(prompt, PointInputs) and self._network.clicks_see_memory:
             memory = self._select_memory(known, frame, known.frames_tracked[frame])
-        logits = None if previous is None else previous.low_res_logits
+        logits = None if previous is None or previous.given is not None else previous.low_res_logits
         request = prompt_request(self._network, prompt, logits, memory)
         (output,) = predict_frame(self._network, self._features[frame], [request], self._options.fill_hole_area)
         tracked = self._object(obj)  # not before: a prompt that is refused leaves no object behind

@@ -8,17 +8,19 @@ frame do not overlap, and neither do masks that are remembered of it. Clicks nev
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
+from ...imaging.masks import boxes_and_areas
 from ...media.random_access import FrameSequence
 from ...results import Result
 from ...tracking.base import check_frame_number
 from ...tracking.prompt_inputs import PromptInputs
 from ...tracking.session import synchronized
 from ...tracking.state import ObjectOutput, TrackedObject, TrackingOptions
-from ...tracking.step import MASK_PROMPT_SCORE, predict_frame, prompt_request
+from ...tracking.step import MASK_PROMPT_SCORE
 from ...tracking.video import VideoSession, check_prompted
 from .interface import ConceptTracker
 
@@ -29,42 +31,33 @@ class Sam3VideoSession(VideoSession):
     REVERSE_INCLUDES_FIRST: ClassVar[bool] = True
 
     def __init__(self, network: ConceptTracker, frames: FrameSequence, logits: bool, options: TrackingOptions) -> None:
-        super().__init__(network, frames, logits, options)
+        # every prompt makes a conditioning frame
+        super().__init__(network, frames, logits, replace(options, add_all_frames_to_correct_as_cond=True))
         self._tracker = network
-        self._given: dict[int, dict[int, np.ndarray]] = {}
-        """Frame -> object -> mask (H,W) that was given there and does not count yet."""
 
     def _predict_prompt(self, frame: int, obj: int, prompt: PromptInputs) -> bool:
-        known, given = self._objects.get(obj), self._given.get(frame, {})
-        # a mask that was given and does not count yet is not refined
-        previous = None if known is None or obj in given else known.pending_or_committed(frame, True)
-        logits = None if previous is None else previous.low_res_logits
-        request = prompt_request(self._network, prompt, logits, None)
-        (output,) = predict_frame(self._network, self._features[frame], [request], self._options.fill_hole_area)
-        tracked = self._object(obj)  # not before: a prompt that is refused leaves no object behind
-        tracked.store(tracked.pending_cond_outputs, frame, output)
-        tracked.set_prompt(frame, prompt)
-        given.pop(obj, None)
+        conditioning = super()._predict_prompt(frame, obj, prompt)
         if isinstance(prompt, np.ndarray):
             self._take_pixels(frame, prompt)
-            self._given.setdefault(frame, {})[obj] = prompt
-        return True
+            self._objects[obj].pending_cond_outputs[frame].given = prompt
+        return conditioning
 
     def _take_pixels(self, frame: int, mask: np.ndarray) -> None:
         """Take the pixels of a mask away from the masks that were given before it."""
         assert self._size is not None
-        for obj, other in self._given.get(frame, {}).items():
-            left = self._given[frame][obj] = other & ~mask
-            output = self._objects[obj].pending_cond_outputs[frame]
-            output.low_res_logits = self._tracker.mask_resizer(self._size).to_logits([left])[0]
+        for tracked in self._objects.values():
+            output = tracked.pending_cond_outputs.get(frame)
+            if output is not None and output.given is not None:
+                output.given = output.given & ~mask
+                output.low_res_logits = self._tracker.mask_resizer(self._size).to_logits([output.given])[0]
 
     def _result(self, frame: int, outputs: Mapping[int, ObjectOutput | None], time: float | None) -> Result:
         """Build the result of a frame, with masks as they were given."""
         result = super()._result(frame, outputs, time)
-        for obj, mask in self._given.get(frame, {}).items():
-            if obj in outputs:
-                result.masks[list(outputs).index(obj)] = mask
-        return result
+        for mask, output in zip(result.masks, outputs.values(), strict=True):
+            if output is not None and output.given is not None:
+                mask[:] = output.given
+        return replace(result, boxes=boxes_and_areas(result.masks)[0].astype(np.float32))
 
     @synchronized
     def _commit_pending(self) -> dict[int, TrackedObject]:
@@ -73,7 +66,6 @@ class Sam3VideoSession(VideoSession):
         check_prompted(self._objects)
         for frame in sorted({f for tracked in self._objects.values() for f in tracked.pending_cond_outputs}):
             self._condition(frame)
-        self._given.clear()
         return dict(self._objects)
 
     def _condition(self, frame: int) -> None:
@@ -85,7 +77,7 @@ class Sam3VideoSession(VideoSession):
                 del tracked.non_cond_outputs[frame]
             tracked.drop(tracked.non_cond_outputs, frame)
             tracked.store(tracked.cond_outputs, frame, output)
-            output.block = output.block or tracked.memory.allocate()
+            output.block, output.given = output.block or tracked.memory.allocate(), None
             outputs.append(output)
         logits = self._tracker.without_overlaps(np.stack([output.low_res_logits for output in outputs]))
         scores, blocks = [o.score for o in outputs], [o.block for o in outputs if o.block is not None]
@@ -107,7 +99,6 @@ class Sam3VideoSession(VideoSession):
         self._check_open()
         frame = check_frame_number(frame, "frame", self.num_frames - 1)
         self._forget_prompt(frame, self.state(obj))
-        self._given.get(frame, {}).pop(obj, None)
         return self._prompted_result(frame)
 
     def _forget_prompt(self, frame: int, tracked: TrackedObject) -> None:
@@ -135,6 +126,4 @@ class Sam3VideoSession(VideoSession):
         tracked = self._objects[obj]
         for frame in [*tracked.point_inputs, *tracked.mask_inputs]:
             self._forget_prompt(frame, tracked)
-        for given in self._given.values():
-            given.pop(obj, None)
         super()._remove(obj)

@@ -10,8 +10,8 @@ from ..errors import BundleError
 from .manifest import MANIFEST, Manifest
 from .placeholder import describe_placeholder
 
-DEMONSTRATION = "nano"
-"""Name of the bundle that ships with the project; a bundle of the user is preferred to it."""
+DEMONSTRATIONS = ("nano", "nano-concepts")
+"""Bundles that ship with the project: a bundle of the user is preferred to them, the first of them to the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def find(folder: str | Path) -> list[Bundle]:
 
 
 def choose(folder: str | Path, model: str | None = None) -> Bundle:
-    """Return one bundle: by name, else by network, else the only one; the demonstration where no other fits.
+    """Return one bundle: by name, else by network, else the only one; a demonstration where no other fits.
 
     Raises BundleError that lists the bundles when none or several fit.
     """
@@ -89,7 +89,8 @@ def choose(folder: str | Path, model: str | None = None) -> Bundle:
     if not fitting:
         names = ", ".join(f"{b.name} ({b.manifest.network_names})" for b in bundles)
         raise BundleError(f"{folder}: no bundle or network {model!r}; found {names}")
-    chosen = named or [b for b in fitting if b.name != DEMONSTRATION] or fitting
+    own = [b for b in fitting if b.name not in DEMONSTRATIONS]
+    chosen = named or own or sorted(fitting, key=lambda b: DEMONSTRATIONS.index(b.name))[:1]
     if len(chosen) > 1:
         wanted = "several bundles fit" if model is None else f"several bundles have the network {model}"
         names = ", ".join(b.name for b in fitting)

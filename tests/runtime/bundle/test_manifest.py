@@ -153,6 +153,9 @@ def test_choosing_among_bundles(toy, tmp_path):
     assert bundle.choose(tmp_path, "samwise").name == "mine", "the user's own before the demonstration"
     shutil.rmtree(tmp_path / "mine")
     assert bundle.choose(tmp_path, "samwise").name == "nano"
+    shutil.copytree(toy, tmp_path / "nano-concepts")
+    assert bundle.choose(tmp_path).name == bundle.choose(tmp_path, "samwise").name == "nano", "the first demonstration"
+    assert bundle.choose(tmp_path, "nano-concepts").name == "nano-concepts"
 
 
 def test_named_bundle_loads_beside_a_damaged_one(toy, tmp_path):

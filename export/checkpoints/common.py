@@ -180,6 +180,10 @@ def config_from(kind: type, data: Any) -> Any:
             values[name] = tuple(_number(name, v) for v in value)
         elif isinstance(default, bool):
             values[name] = bool(value)
+        elif isinstance(default, str):
+            if not isinstance(value, str):
+                raise TypeError(f"config field {name} must be text")
+            values[name] = value
         else:
             values[name] = _number(name, value)
     return kind(**values)

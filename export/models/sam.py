@@ -46,6 +46,8 @@ class SamConfig:
     text_width: int = 0
     """Width of the sentence vector; 0 where prompts are points, boxes and masks only."""
     motion: bool = False
+    source_masks: bool = False
+    """Masks are prompted at the size of the source, and resized outside, also where the image has the same (SAM 3)."""
     pointer_positions: bool = False
     """SAM 2.1: pointers have temporal positions, and the memory of absent objects is marked."""
 
@@ -61,8 +63,8 @@ class SamConfig:
 
     @property
     def resizes_masks(self) -> bool:
-        """Whether masks have another size than the image (SAM 3)."""
-        return self.mask_size != self.image_size
+        """Whether prompted masks are resized outside (SAM 3)."""
+        return self.source_masks or self.mask_size != self.image_size
 
 
 class Sam(nn.Module):

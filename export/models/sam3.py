@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..layers.common import Group
 from ..layers.rotary_vit import RotaryVit, RotaryVitConfig
@@ -78,6 +78,19 @@ class Sam3(nn.Module):
         self.detector = Detector(config)
         if config.tracker:
             self.tracker = Sam(config.tracker)
+
+    def detector_levels(self, pixels_bchw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the levels of strides 14 (B,N,D), 7 and 3.5 (B,D,h,w) of pixels (B,3,I,I)."""
+        vision = self.detector.trunk(pixels_bchw).permute(0, 3, 1, 2)
+        fine, middle, coarse = (level(vision) for level in self.detector.necks.convs)
+        return coarse.flatten(2).transpose(1, 2), middle, fine
+
+    def tracker_features(self, pixels_bchw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the tracker's map (B,N,D) and its two fine maps of pixels (B,3,I,I)."""
+        vision, decoder = self.detector.trunk(pixels_bchw).permute(0, 3, 1, 2), self.tracker.sam_mask_decoder
+        fine, middle, coarse = (level(vision).permute(0, 2, 3, 1) for level in self.detector.necks.sam2_convs)
+        high_res = (conv(x).permute(0, 3, 1, 2) for conv, x in ((decoder.conv_s0, fine), (decoder.conv_s1, middle)))
+        return coarse.flatten(1, 2), *high_res
 
 
 def tiny_test_config(tracker: bool = True) -> Sam3Config:

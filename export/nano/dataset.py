@@ -62,7 +62,7 @@ class SyntheticDataset:
         while True:
             scene = generate_scene(rng, frames, split == "test", kinds)
             pixels, instance_map, areas = self.renderer.render(scene, rng)
-            _remove_specks(instance_map, areas)
+            clean_instance_map(instance_map, areas)
             scene.expressions = [e for e in scene.expressions if _is_visible(instance_map, areas, e)]
             if scene.expressions:
                 return SyntheticClip(pixels, instance_map, areas, scene)
@@ -74,7 +74,7 @@ def test_clips(dataset: SyntheticDataset, count: int, split: str = "test", first
         yield dataset.clip(split, seed, TEST_LENGTHS[seed % len(TEST_LENGTHS)])
 
 
-def _remove_specks(instance_map: np.ndarray, areas: np.ndarray) -> None:
+def clean_instance_map(instance_map: np.ndarray, areas: np.ndarray) -> None:
     """Set actors to background, in place, on the frames on which almost nothing of them shows."""
     count = areas.shape[1] + 1
     visible = np.stack([np.bincount(frame.ravel(), minlength=count)[1:count] for frame in instance_map])

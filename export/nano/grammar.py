@@ -124,6 +124,17 @@ def phrase(rng: Generator, kind: str, noun: str, attribute: str, colour: str | N
     return pick(rng, _FRAMES).format(text.format(n=n, colour=attribute, other=other, **verbs))
 
 
+def concept_phrase(rng: Generator, concept: str) -> str:
+    """Word a concept, `noun` or `attribute noun`, in one of several ways."""
+    attribute, _, noun = concept.rpartition(" ")
+    n = _synonym(rng, noun)
+    if attribute in COLOURS:
+        text = pick(rng, _COLOUR).removeprefix("the ").format(colour=attribute, n=n)
+    else:
+        text = f"{pick(rng, _SIZE[attribute])} {n}" if attribute else n
+    return pick(rng, ("{}", "{}", "{}", "{}", "the {}", "a {}")).format(text)
+
+
 def absent_sentence(rng: Generator, nouns: set[str]) -> str:
     """Draw a sentence about a noun that is not among `nouns`."""
     noun = pick(rng, [n for n in NOUNS if n not in nouns])

@@ -140,14 +140,15 @@ def generate_scene(rng: Generator, frames: int, allow_unseen: bool, kinds: tuple
         kinds = STATIC if frames < 6 else (*STATIC, *MOVING, "motion", "motion", "earlier")
     while True:
         builder = SceneBuilder(rng, frames, allow_unseen)
-        _add_groups(builder, kinds)
+        add_groups(builder, kinds)
         scene = builder.scene
         scene.expressions = [e for e in scene.expressions if unambiguous(scene, e)]
         if len(scene.actors) >= 3 and scene.expressions:
             return scene
 
 
-def _add_groups(builder: SceneBuilder, kinds: tuple[str, ...]) -> None:
+def add_groups(builder: SceneBuilder, kinds: tuple[str, ...]) -> None:
+    """Add groups of these kinds while there is room."""
     scene = builder.scene
     for _ in range(8):
         if builder.free <= 0:
@@ -259,12 +260,13 @@ def border_group(b: SceneBuilder) -> None:
         if border in ("stay", "there"):
             actor = b.place(noun, b.idle(), size, clearance=0.85, colour=colour)
         else:
-            actor = _place_crossing(b, noun, border, size, colour)
+            actor = place_crossing(b, noun, border, size, colour)
         actor.border = border
         b.add_expression(actor, "border", border)
 
 
-def _place_crossing(b: SceneBuilder, noun: str, border: str, size: float, colour: str | None) -> Actor:
+def place_crossing(b: SceneBuilder, noun: str, border: str, size: float, colour: str | None) -> Actor:
+    """Add an actor that crosses the border of the image. Raises NoRoomError."""
     path = border_path(b.rng, border, b.frames)
     actor = b.place(noun, Path.rest(b.frames), size, clearance=0.85, colour=colour)
     # from its position inside straight across the edge on its side

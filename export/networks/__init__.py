@@ -62,6 +62,7 @@ NETWORKS: Mapping[str, Entry] = {
     "refersam": Entry("refersam", frozenset({"image_size"})),
     "samwise+sam2": Entry("samwise_sam2"),
     "sam3": Entry("sam3"),
+    "nano-concepts": Entry("nano_concepts"),
 }
 
 

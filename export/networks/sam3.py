@@ -14,6 +14,7 @@ from runtime.bundle.manifest import TensorSpec
 
 from ..checkpoints.sam3 import load_sam3
 from ..layers.rotary_vit import fold_rotations
+from ..models.nano_concepts import NanoConcepts
 from ..models.sam3 import Sam3
 from ..stage import Stage, tensor
 from ..stages.concept_neck import ConceptImageStage, FineLevelsStage, TrackerNeckStage
@@ -59,7 +60,7 @@ def variant(model: Sam3) -> str:
     return "-".join(part for part in (name, "" if model.config.tracker else "image") if part) or "large"
 
 
-def settings(model: Sam3) -> dict[str, Any]:
+def settings(model: Sam3 | NanoConcepts) -> dict[str, Any]:
     """Return the settings of SAM 3."""
     c = model.config
     size, text = c.trunk.image_size, c.text
@@ -76,7 +77,7 @@ def settings(model: Sam3) -> dict[str, Any]:
     return {"sam3": own}
 
 
-def stage_factory(model: Sam3) -> StageFactory:
+def stage_factory(model: Sam3 | NanoConcepts) -> StageFactory:
     """Return the factory of SAM 3's stages; engines are tuned for one concept without exemplars."""
     c, tracker = model.config, model.config.tracker
 
@@ -105,7 +106,7 @@ def stages(model: Sam3) -> list[Stage]:
     detector, factory = model.eval().detector, stage_factory(model)
     fold_rotations(detector.trunk)
     tracker = [_tracker_neck(model, factory), *tracker_stages(model.tracker, factory)] if model.config.tracker else []
-    return [*_image(model, factory), *_prompts(model, factory), *_detection(model, factory), *tracker]
+    return [*_image(model, factory), *prompt_stages(model, factory), *detection_stages(model, factory), *tracker]
 
 
 def _concepts(name: str, *shape: int | str, dtype: str = "float32", **attributes: bool) -> TensorSpec:
@@ -135,7 +136,8 @@ def _image(model: Sam3, factory: StageFactory) -> list[Stage]:
     ]
 
 
-def _prompts(model: Sam3, factory: StageFactory) -> list[Stage]:
+def prompt_stages(model: Sam3 | NanoConcepts, factory: StageFactory) -> list[Stage]:
+    """Return the stages of words and exemplars."""
     c = model.config
     language: Any = model.detector.backbone.language_backbone
     tokens = (_concepts("tokens", c.text.positions, dtype="int64"),)
@@ -162,7 +164,8 @@ def _boxes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return low + span * torch.rand(shape, generator=generator)
 
 
-def _detection(model: Sam3, factory: StageFactory) -> list[Stage]:
+def detection_stages(model: Sam3 | NanoConcepts, factory: StageFactory) -> list[Stage]:
+    """Return the stages from prompts to masks."""
     c, detector = model.config, model.detector
     side, tokens = c.trunk.side, c.trunk.side**2
     prompt = (_concepts("prompt", "prompt_length", c.width), _concepts("prompt_mask", "prompt_length", dtype="bool"))

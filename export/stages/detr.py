@@ -8,6 +8,7 @@ extended by the numbers, k by the cell's row and column as unit vectors, and any
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -122,10 +123,10 @@ class Decoder(nn.Module):
         distance = steps[:, None] - edges_bq2[:, :, None]
         return distance.sign() * (8 * distance.abs() + 1).log2() / math.log2(8)
 
-    def forward(
+    def run_layers(
         self, map_bnd: Tensor, grid_nd: Tensor, prompt_btd: Tensor, mask_bt: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries (B,Q,D), boxes cx, cy, w, h (B,Q,4) in [0,1] and presence logits (B)."""
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield queries (B,Q,D), boxes cx, cy, w, h (B,Q,4) in [0,1] and the presence token (B,D) after every layer."""
         batch = map_bnd.shape[0]
         boxes = self.reference_points.weight.sigmoid().expand(batch, -1, -1)
         x = torch.cat((self.presence_token.weight, self.query_embed.weight)).expand(batch, -1, -1)
@@ -137,8 +138,20 @@ class Decoder(nn.Module):
             x = layer(x, positions, prompt_btd, mask_bt, keys, map_bnd, bias, self.cells)
             queries = self.norm(x[:, 1:])
             boxes = (self.bbox_embed(queries) + box_logit(boxes)).sigmoid()
-        presence = self.presence_token_head(self.presence_token_out_norm(x[:, 0]))
-        return queries, boxes, presence[:, 0]
+            yield queries, boxes, x[:, 0]
+            if self.training:  # each layer learns from its own correction
+                boxes = boxes.detach()
+
+    def presence(self, token_bd: Tensor) -> Tensor:
+        """Return the presence logits (B) of presence tokens."""
+        return self.presence_token_head(self.presence_token_out_norm(token_bd))[:, 0]
+
+    def forward(
+        self, map_bnd: Tensor, grid_nd: Tensor, prompt_btd: Tensor, mask_bt: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B,Q,D), boxes cx, cy, w, h (B,Q,4) in [0,1] and presence logits (B)."""
+        *_, (queries, boxes, token) = self.run_layers(map_bnd, grid_nd, prompt_btd, mask_bt)
+        return queries, boxes, self.presence(token)
 
 
 class Scoring(nn.Module):

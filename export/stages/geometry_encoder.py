@@ -10,7 +10,7 @@ from ..layers.positions import sine_grid, sine_values
 from ..layers.roi_align import roi_align
 
 ROI = 7
-"""Side of the features that are pooled from a box."""
+"""Side of the features that are pooled from a box in the published network."""
 
 
 class GeometryLayer(PreNormLayer):
@@ -24,14 +24,14 @@ class GeometryLayer(PreNormLayer):
 
 
 class GeometryEncoder(nn.Module):
-    """Trainable module. `side` is the side of the map."""
+    """Trainable module. `side` is the side of the map, `roi` that of the features that are pooled from a box."""
 
-    def __init__(self, side: int, width: int, heads: int, hidden: int, layers: int) -> None:
+    def __init__(self, side: int, width: int, heads: int, hidden: int, layers: int, roi: int = ROI) -> None:
         super().__init__()
-        self.side = side
+        self.side, self.roi = side, roi
         self.label_embed, self.cls_embed = nn.Embedding(2, width), nn.Embedding(1, width)
         self.boxes_direct_project = nn.Linear(4, width)
-        self.boxes_pool_project = nn.Conv2d(width, width, ROI)
+        self.boxes_pool_project = nn.Conv2d(width, width, roi)
         self.boxes_pos_enc_project = nn.Linear(width + 2, width)
         self.final_proj = nn.Linear(width, width)
         self.norm, self.img_pre_norm, self.encode_norm = (nn.LayerNorm(width) for _ in range(3))
@@ -45,7 +45,7 @@ class GeometryEncoder(nn.Module):
         code = torch.cat((sine_values(cy, channels), sine_values(cx, channels), h[..., None], w[..., None]), -1)
         corners = torch.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), -1) * self.side
         maps = self.img_pre_norm(level_bnd).unflatten(1, (self.side, self.side))
-        pooled = roi_align(maps, corners, ROI).flatten(0, 1)
+        pooled = roi_align(maps, corners, self.roi).flatten(0, 1)
         pooled = self.boxes_pool_project(pooled).flatten(1).unflatten(0, boxes_bk4.shape[:2])
         direct = self.boxes_direct_project(boxes_bk4) + pooled + self.boxes_pos_enc_project(code)
         return direct + self.label_embed(labels_bk)

@@ -195,40 +195,42 @@ def refersam_clip(model: Any, networks: Settings, frames: Frames, tokens: Ids, v
 def sam3_clip(model: Any, networks: Settings, frames: Frames, tokens: Ids, verbs: Ids = ()) -> ReferenceClip:
     """Detect a concept, as token ids, on the first of `frames`, uint8 RGB (H,W,3); then track the object at `CLICK`."""
     settings = networks["sam3"]
-    yield _sam3_detection(model.detector, settings, frames[0], tokens)
+    yield _sam3_detection(model, settings, frames[0], tokens)
     if model.config.tracker:
-        features = (_sam3_features(model, frame) for frame in frames)
+        features = (_sam3_features(model, settings, frame) for frame in frames)
         yield from _click_clip(model.tracker, settings["memory"], frames, features)
 
 
-def _sam3_detection(detector: Any, settings: Settings, frame: np.ndarray, tokens: Ids) -> ReferenceFrame:
+def _sam3_detection(model: Any, settings: Settings, frame: np.ndarray, tokens: Ids) -> ReferenceFrame:
     """Return the most probable queries of a concept."""
-    text, language, size = settings["text"], detector.backbone.language_backbone, settings["resize"]["max"]
+    text, size, detector = settings["text"], settings["resize"]["max"], model.detector
+    language, head = detector.backbone.language_backbone, detector.segmentation_head
     padded = torch.tensor([[*tokens, *[text["padding"]] * (text["max_tokens"] - len(tokens))]])
     visible, always = padded != text["padding"], torch.ones(1, 1, dtype=torch.bool)
     image = torch.from_numpy(frame).permute(2, 0, 1)[None]
     resized = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
-    vision = detector.trunk(resized.float() / 255 * 2 - 1).permute(0, 3, 1, 2)
-    fine, middle, coarse = (level(vision) for level in detector.necks.convs)
-    level = coarse.flatten(2).transpose(1, 2)
+    level, middle, fine = model.detector_levels(_normalized(resized.float() / 255, settings))
     cls = detector.geometry_encoder(level, level.new_ones(1, 1, 4), padded.new_zeros(1, 1), always)
     prompt, mask = torch.cat((language.resizer(language.encoder(padded)), cls), 1), torch.cat((visible, always), 1)
     detr = DetrStage(detector.transformer, detector.dot_prod_scoring).eval()
     encoded, queries, _, scores, presence = detr(level, padded.new_zeros(1), prompt, mask)
     joint = scores[0].sigmoid() * presence[0].sigmoid()
     top = joint.topk(min(TOP_QUERIES, len(joint))).indices.sort().values
-    pixels = detector.segmentation_head.pixel_embedding(encoded, prompt, mask, middle, fine)
-    logits = detector.segmentation_head(pixels, queries[:, top])[0]
+    logits = head(head.pixel_embedding(encoded, prompt, mask, middle, fine), queries[:, top])[0]
     masks = F.interpolate(logits, size=frame.shape[:2], mode="bilinear", align_corners=False)[0] > 0
     return masks.numpy(), logits[0].numpy(), scores[0, top].numpy()
 
 
-def _sam3_features(model: Any, frame: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+def _normalized(image_bchw: Tensor, settings: Settings) -> Tensor:
+    """Normalise an image in 0..1, in its own type."""
+    mean, std = (image_bchw.new_tensor(settings[name])[:, None, None] for name in ("mean", "std"))
+    return (image_bchw - mean) / std
+
+
+def _sam3_features(model: Any, settings: Settings, frame: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     """Encode a frame of a video for the tracker: the map (1,N,D) and the two fine maps."""
-    size, decoder = model.config.trunk.image_size, model.tracker.sam_mask_decoder
-    resized = np.array(Image.fromarray(frame).resize((size, size), BICUBIC))
-    pixels = ((torch.from_numpy(resized).float() / 255).half() - 0.5) / 0.5
-    vision = model.detector.trunk(pixels.float().permute(2, 0, 1)[None]).permute(0, 3, 1, 2)
-    fine, middle, coarse = (level(vision).permute(0, 2, 3, 1) for level in model.detector.necks.sam2_convs)
-    high_res = (conv(x).permute(0, 3, 1, 2) for conv, x in ((decoder.conv_s0, fine), (decoder.conv_s1, middle)))
-    return coarse.flatten(1, 2), *high_res
+    size = settings["resize"]["max"]
+    resized = torch.from_numpy(np.array(Image.fromarray(frame).resize((size, size), BICUBIC)))
+    unit = (resized.permute(2, 0, 1)[None].float() / 255).half()
+    features: tuple[Tensor, Tensor, Tensor] = model.tracker_features(_normalized(unit, settings).float())
+    return features

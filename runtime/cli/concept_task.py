@@ -10,6 +10,7 @@ import itertools
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -55,13 +56,14 @@ def concept_task(engine: Engine, concepts: ConceptSet, video: VideoReader, optio
     start = min(changes)
     num_frames = video.count - start if video.count is not None and video.count_is_exact else None
     limit = options.max_objects or (MAX_ENDLESS if video.count is None else None)
-    session = engine.session(
-        list(changes[start].values()),
-        temporal_disambiguation=options.temporal_disambiguation,
-        max_objects=limit,
-        num_frames=num_frames if num_frames and num_frames > 0 else None,
-        detect_every=options.detect_every,
-    )
+    with _noted():
+        session = engine.session(
+            list(changes[start].values()),
+            temporal_disambiguation=options.temporal_disambiguation,
+            max_objects=limit,
+            num_frames=num_frames if num_frames and num_frames > 0 else None,
+            detect_every=options.detect_every,
+        )
     follower = Follower(session, changes, limit, video)
     return Task(concepts.labels, {}, follower.stream, session, unused=unused, concepts=True, waiting=follower.waiting)
 
@@ -73,6 +75,14 @@ def _check_prompts(network: ConceptImageNetwork, concepts: Sequence[Concept], vi
         for concept in concepts:
             network.encode_prompt(concept, video.size)
     video.notes.extend(dict.fromkeys(str(warning.message) for warning in caught))
+
+
+@contextmanager
+def _noted() -> Iterator[None]:
+    """Ignore warnings of words that are cut: `_check_prompts` has noted them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 class Follower:
@@ -115,17 +125,17 @@ class Follower:
             yield self._numbered(self._ready.popleft())
 
     def _push(self, index: int, position: int, frame: np.ndarray) -> None:
-        if index == self._before and position > self._start:
-            _forget_exemplars(self._session)
-        if position > self._start:
-            self._apply(self._changes.get(position, {}))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # noted by `_check_prompts`
-            self._ready.extend(self._session.push(frame))
+        with _noted():
+            if index == self._before and position > self._start:
+                _forget_exemplars(self._session)
+            if position > self._start:
+                self._apply(self._changes.get(position, {}))
+        self._ready.extend(self._session.push(frame))
         if self._limit is not None and len(self._session.object_ids) >= self._limit and not self._is_full:
             self._is_full = True
             self._video.notes.append(
-                f"frame {index} has {self._limit} objects, the limit; if some are missing, raise --max-objects"
+                f"frame {index} has {self._limit} object{'s' * (self._limit > 1)}, the limit; if some are missing, "
+                f"raise --max-objects"
             )
 
     def _apply(self, changed: Mapping[int, Concept]) -> None:
@@ -172,8 +182,7 @@ def detect(engine: Engine, frame: np.ndarray, concepts: Mapping[int, Concept]) -
     """Find concepts, by number, in one frame."""
     if not concepts:
         return []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+    with _noted():
         results = engine.image(frame).detect(list(concepts.values()))
     return [
         replace(result, prompt_ids=(number,) * len(result.object_ids))

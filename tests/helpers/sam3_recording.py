@@ -79,7 +79,7 @@ class Recording:
         self.tracker, self.born, self.attended, self.remembered = FakeTracker(), {}, [], []
         options = ConceptOptions(**scene["options"], num_frames=scene["frames"])
         self.pool = BlockPool(Cpu(), 64, blocks_per_object(FakeTracker.memory_config, HOTSTART), (1,), "float32")
-        self.concept = FollowedConcept(Concept("thing"), self.tracker, self.pool, options)
+        self.concept = FollowedConcept(Concept("thing"), None, self.tracker, self.pool, options)
         self.ids = itertools.count()
         for expected in self.meta["passes"]:
             self.run(expected)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ...device.base import Array
 from ...device.scratch import GrowableBuffers
 from ...imaging.masks import probability
 from ...imaging.preprocess import preprocess
+from ...prompts import Concept
 from ..context import NetworkContext
 
 MAX_CACHED_CONCEPTS = 256
@@ -33,9 +34,13 @@ class ConceptPrompt:
     """
 
     tokens: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     geometry: Array | None = None
+
+    def with_exemplars(self, concept: Concept, size: tuple[int, int]) -> ConceptPrompt:
+        """Return the prompt with the exemplars of a concept on an image of `size` (H, W). Raises PromptError."""
+        return replace(self, boxes=concept.scaled_boxes(*size), labels=np.asarray(concept.labels, np.int64))
 
 
 @dataclass(slots=True)

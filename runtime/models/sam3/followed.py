@@ -30,11 +30,13 @@ Tracks = dict[int, tuple[np.ndarray, float]]
 
 
 class FollowedConcept:
-    """One concept of a session. `prompt` is None until the next frame, whose size exemplars are checked with."""
+    """One concept of a session. `is_new`: the frame to come is searched for it, whichever its turn is."""
 
-    def __init__(self, concept: Concept, tracker: ConceptTracker, pool: BlockPool, options: ConceptOptions) -> None:
-        self.concept, self._tracker, self._pool, self._options = concept, tracker, pool, options
-        self.prompt: ConceptPrompt | None = None
+    def __init__(
+        self, concept: Concept, prompt: ConceptPrompt, tracker: ConceptTracker, pool: BlockPool, options: ConceptOptions
+    ) -> None:
+        self._tracker, self._pool, self._options = tracker, pool, options
+        self.concept, self.prompt, self.is_new = concept, prompt, True
         self._association: Association | None = None
         self._resizer: MaskResizer | None = None
         self._groups: list[ObjectGroup] = []

@@ -31,7 +31,6 @@ from .video import Sam3VideoSession
 EXEMPLAR_WORD = "visual"
 """Text of a concept that only exemplars describe."""
 
-
 TRACKER_STAGES = (
     "tracker_neck",
     "prompt_encoder",
@@ -192,16 +191,17 @@ class Sam3:
         assert self.tracker is not None  # capabilities say so
         return self.tracker
 
-    def encode_prompt(self, concept: Concept, size: tuple[int, int]) -> ConceptPrompt:
-        """Convert a concept for an image of `size` (H, W). Raises PromptError; warns of words that are cut."""
-        boxes = concept.scaled_boxes(*size)
-        if len(boxes) > self._max_boxes:
-            raise PromptError(
-                f"{len(boxes)} exemplars are more than the {self._max_boxes} that {self._bundle.name} takes"
-            )
+    def encode_prompt(self, concept: Concept, size: tuple[int, int] | None) -> ConceptPrompt:
+        """Convert a concept for an image of `size` (H, W); None: not known yet, and exemplars are added later.
+
+        Raises PromptError; warns of words that are cut.
+        """
+        if (count := np.asarray(concept.labels).size) > self._max_boxes:
+            raise PromptError(f"{count} exemplars are more than the {self._max_boxes} that {self._bundle.name} takes")
         manifest = self._bundle.manifest
         self._tokenizer = self._tokenizer or Tokenizer.of(self._bundle.folder, manifest)
         tokens, cut = encode_concept(concept.words or Text(EXEMPLAR_WORD), manifest, self._tokenizer)
         if cut:
             warnings.warn(f"the concept {concept.label!r} is cut to {len(tokens)} tokens", stacklevel=2)
-        return ConceptPrompt(tokens, boxes, np.asarray(concept.labels, np.int64))
+        prompt = ConceptPrompt(tokens)
+        return prompt if size is None else prompt.with_exemplars(concept, size)

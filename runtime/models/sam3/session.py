@@ -21,6 +21,7 @@ from ...media.frame_iterables import iterate_frames
 from ...media.image_files import check_frame
 from ...prompts import Concept
 from ...results import Result
+from ...tracking.base import check_object_id, is_whole
 from ...tracking.matching import AssociationOptions
 from ...tracking.object_group import blocks_per_object
 from ...tracking.requests import ImageFeatures
@@ -42,8 +43,8 @@ class ConceptNetwork(Protocol):
     detector: Detector
     resample: Mapping[str, str]
 
-    def encode_prompt(self, concept: Concept, size: tuple[int, int]) -> ConceptPrompt:
-        """Convert a concept for frames of `size` (H, W). Raises PromptError."""
+    def encode_prompt(self, concept: Concept, size: tuple[int, int] | None) -> ConceptPrompt:
+        """Convert a concept for frames of `size` (H, W); None: not known yet. Raises PromptError."""
 
 
 class ConceptSession(OnlineSession):
@@ -68,10 +69,10 @@ class ConceptSession(OnlineSession):
         self._pool = tracker.memory_pool(blocks_per_object(tracker.memory_config, delay), MAX_OBJECTS)
         self._features, self._maps = network.detector.new_features(), tracker.new_features()
         self._numbers, self._ids = itertools.count(1), itertools.count()
-        self._follow = partial(FollowedConcept, tracker=tracker, pool=self._pool, options=options)
-        self._concepts = {next(self._numbers): self._follow(concept) for concept in concepts}
-        self._frames = FrameQueue(tracker.low_res_side, logits)
         self._size: tuple[int, int] | None = None
+        self._follow = partial(FollowedConcept, tracker=tracker, pool=self._pool, options=options)
+        self._concepts = {next(self._numbers): self._follow(*self._encoded(concept)) for concept in concepts}
+        self._frames = FrameQueue(tracker.low_res_side, logits)
         self._num_frames = 0
         self._time: float | None = None
 
@@ -94,8 +95,9 @@ class ConceptSession(OnlineSession):
         Raises PromptError.
         """
         self._check_open()
+        followed = self._follow(*self._encoded(concept))
         number = next(self._numbers)
-        self._concepts[number] = self._follow(Concept.of(concept))
+        self._concepts[number] = followed
         return number
 
     @synchronized
@@ -105,8 +107,8 @@ class ConceptSession(OnlineSession):
         Raises PromptError.
         """
         self._check_open()
-        followed = _find(self._concepts, number)
-        followed.concept, followed.prompt = Concept.of(concept), None
+        followed, encoded = _find(self._concepts, number), self._encoded(concept)
+        followed.concept, followed.prompt, followed.is_new = *encoded, True
 
     @synchronized
     def remove_concept(self, number: int) -> None:
@@ -120,8 +122,12 @@ class ConceptSession(OnlineSession):
 
     @synchronized
     def remove(self, obj: int) -> None:
-        """Stop following an object; frames that wait do not show it either. Raises PromptError."""
+        """Stop following an object; frames that wait do not show it either. Raises PromptError.
+
+        While the detector sees it, it is found again, with another id.
+        """
         self._check_open()
+        obj = check_object_id(obj)
         for followed in self._concepts.values():
             if obj in followed.object_ids:
                 return followed.remove(obj)
@@ -140,9 +146,11 @@ class ConceptSession(OnlineSession):
         time, index = check_time(time), self._num_frames
         frame = check_frame(frame, index, self._size)
         size = frame.shape[:2]
-        for followed in self._concepts.values():
-            followed.prompt = followed.prompt or self._network.encode_prompt(followed.concept, size)
-        self._size = size
+        if self._size is None:
+            prompts = [followed.prompt.with_exemplars(followed.concept, size) for followed in self._concepts.values()]
+            for followed, prompt in zip(self._concepts.values(), prompts, strict=True):
+                followed.prompt = prompt
+            self._size = size
         with self._close_on_error():
             self._frames.add(index, time, self._concepts)
             self._step(index, frame)
@@ -181,7 +189,7 @@ class ConceptSession(OnlineSession):
         self._check_open()
         if self._size is None or not isinstance(prompts, Mapping) or not prompts:
             raise PromptError("push a frame, then give prompts like {0: runtime.Points([[x, y]], [1])}: object, prompt")
-        if unknown := [obj for obj in prompts if obj not in self.object_ids]:
+        if unknown := [obj for obj in prompts if check_object_id(obj) not in self.object_ids]:
             raise PromptError(f"there is no object {unknown[0]!r}; objects: {_listed(self.object_ids)}")
         parsed = {obj: self._tracker.prompt_encoder.parse(prompt, self._size) for obj, prompt in prompts.items()}
         frame = self._num_frames - 1
@@ -189,6 +197,10 @@ class ConceptSession(OnlineSession):
             shown = {n: followed.correct(frame, self._maps, parsed) for n, followed in self._concepts.items()}
         parts = {number: part for number, part in shown.items() if part is not None}
         return self._frames.result(frame, parts, self._size, self._time)
+
+    def _encoded(self, concept: Concept) -> tuple[Concept, ConceptPrompt]:
+        concept = Concept.of(concept)
+        return concept, self._network.encode_prompt(concept, self._size)
 
     def _release(self) -> None:
         for followed in self._concepts.values():
@@ -213,15 +225,15 @@ class ConceptSession(OnlineSession):
         due = {
             number: followed
             for number, followed in self._concepts.items()
-            if followed.first_frame is None or (frame - followed.first_frame) % every == 0
+            if followed.is_new or followed.first_frame is None or (frame - followed.first_frame) % every == 0
         }
         prompts = []
         for followed in due.values():
             prompt = followed.prompt
-            assert prompt is not None
             if len(prompt.boxes) and prompt.geometry is None:  # exemplars are seen on the frame that they lie on
                 prompt = replace(prompt, geometry=self._network.detector.encode_geometry(self._features, prompt))
                 followed.prompt = prompt
+            followed.is_new = False
             prompts.append(prompt)
         detections = self._network.detector.detect(self._features, prompts, AssociationOptions().detection)
         return {number: _scored(found) for number, found in zip(due, detections, strict=True)}
@@ -238,7 +250,7 @@ def _track(concepts: Iterable[FollowedConcept], tracker: ConceptTracker, maps: I
 
 
 def _find(concepts: Mapping[int, FollowedConcept], number: int) -> FollowedConcept:
-    if number not in concepts:
+    if not is_whole(number) or number not in concepts:
         raise PromptError(f"there is no concept {number!r}; concepts: {_listed(concepts)}")
     return concepts[number]
 

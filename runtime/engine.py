@@ -114,7 +114,7 @@ class Engine:
             network, concepts = self.networks.concept_video, [Concept.of(prompt) for prompt in prompts]
             return self._opened(network.open_concept_session(concepts, logits, ConceptOptions(**options)))
         reject_unknown("session", options, ["logits", *TextOptions.__slots__])
-        texts = check_texts(prompts)
+        texts = check_texts(prompts, "runtime.Text or runtime.Concept")
         return self._opened(self.networks.text_video.open_text_session(texts, logits, TextOptions(**options)))
 
     @synchronized

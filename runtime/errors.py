@@ -10,6 +10,10 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
 
 MAX_MESSAGE_CHARS = 1000
 """Maximum message length; longer messages are truncated in the middle."""
@@ -119,6 +123,24 @@ def hide_secrets(address: str) -> str:
     name = path.rpartition("/")[2] if path.startswith("/") else path
     shown = "/" * bool(path) + (name if path.startswith("/") and _PUBLIC_NAME.fullmatch(name) else "***" * bool(path))
     return f"{scheme}{slashes}{host[0]}{shown}"
+
+
+def check_types(options: Any) -> None:
+    """Raise UserError for a flag or a float of a dataclass, by its annotation, that has a value such as "no"."""
+    for field in fields(options):
+        value, kind = getattr(options, field.name), str(field.type)
+        if kind == "float":
+            check_number(value, field.name)
+        if kind not in ("bool", "bool | None") or (kind != "bool" and value is None):
+            continue
+        if not isinstance(value, (int, np.bool_, np.integer)) or value not in (0, 1):
+            raise UserError(f"{field.name} must be True or False, not {value!r}")
+
+
+def check_number(value: Any, name: str) -> None:
+    """Raise UserError unless a value is a number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or value != value:
+        raise UserError(f"{name} must be a number, not {value!r}")
 
 
 def reject_unknown(what: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import PromptError, UserError, VideoError, reject_unknown
+from .errors import UserError, VideoError, check_number, reject_unknown
 from .media.image_files import check_frame
 from .media.video_reader import VideoReader, open_video
 from .models import Networks
 from .models.base import Capability, ConceptImage, PromptImage, TextImage
 from .models.options import AutomaticMaskKeywords, AutomaticMaskOptions, TextOptions
-from .prompts import Concept, Text, check_texts
+from .prompts import Concept, Text, check_concepts, check_texts
 from .results import Prediction, Result, Segment
 from .tracking.session import synchronized
 
@@ -112,13 +112,13 @@ class ImagePredictor:
         Object ids count the objects of a result from 1, `prompt_ids` repeat the number of the concept, `boxes` are the
         network's own, which may reach beyond the image. Raises PromptError, UserError.
         """
-        if isinstance(concepts, (str, Concept, Text)) or not len(concepts):
-            raise PromptError("concepts must be a list of runtime.Concept, e.g. [runtime.Concept('yellow bus')]")
+        wanted = check_concepts(concepts)
+        check_number(threshold, "threshold")
         if not 0 <= threshold < 1:
             raise UserError(f"threshold must be in 0..1, not {threshold}")
         if self._concept_image is None:
             self._concept_image = self._networks.concept_image.open_concept_image(self.frame)
-        return self._concept_image.detect([Concept.of(c) for c in concepts], threshold, logits, semantic)
+        return self._concept_image.detect(wanted, threshold, logits, semantic)
 
 
 def _has_more(opened: VideoReader) -> bool:

@@ -7,7 +7,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, check_types
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +18,15 @@ class TextOptions:
     memory              False decodes every frame alone (an approximation)
     window              frames that are fused with text at a time, fewer than trained so that results come sooner (an
                         approximation); None: as trained
+    Raises UserError for a value of another type.
     """
 
     conditional_memory: bool | None = None
     memory: bool = True
     window: int | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class ConceptOptions:
     hide_unmatched_after_hotstart: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("max_objects", "num_frames", "detect_every"):
             value = getattr(self, name)
             if value is None and name != "detect_every":
@@ -90,6 +95,7 @@ class AutomaticMaskOptions:
     multimask_output: bool = True
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, low in (
             ("points_per_side", 1),
             ("points_per_batch", 1),

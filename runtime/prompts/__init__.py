@@ -4,8 +4,8 @@ Plain values that check themselves when they are made, so that a mistake is repo
 need the size of the video are in `scaled` and `checked`, those that need the bundle in `tokenizer.encode`.
 """
 
-from .concept import Concept
+from .concept import Concept, check_concepts
 from .text import Text, check_texts
 from .visual import Box, Mask, Points
 
-__all__ = ["Box", "Concept", "Mask", "Points", "Text", "check_texts"]
+__all__ = ["Box", "Concept", "Mask", "Points", "Text", "check_concepts", "check_texts"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,3 +75,10 @@ class Concept:
         corners = [Box(row, self.normalized).scaled(height, width) for row in np.asarray(self.boxes).reshape(-1, 4)]
         x0, y0, x1, y1 = (np.reshape(corners, (-1, 4)) / np.array([width, height] * 2)).T
         return np.stack(((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0), 1).astype(np.float32)
+
+
+def check_concepts(prompts: Any) -> list[Concept]:
+    """Return the prompts as concepts. Raises PromptError unless they are a list of at least one Concept or Text."""
+    if not isinstance(prompts, (Sequence, np.ndarray)) or isinstance(prompts, (str, bytes)) or not len(prompts):
+        raise PromptError("concepts must be a list of runtime.Concept, e.g. [runtime.Concept('yellow bus')]")
+    return [Concept.of(prompt) for prompt in prompts]

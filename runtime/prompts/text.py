@@ -49,16 +49,16 @@ class Text:
         return f"tokens {','.join(map(str, tokens[:8]))}" + (",..." if len(tokens) > 8 else "")
 
 
-def check_texts(prompts: Any) -> Sequence[Text]:
-    """Return the prompts. Raises PromptError unless they are a list of at least one Text."""
+def check_texts(prompts: Any, kinds: str = "runtime.Text") -> Sequence[Text]:
+    """Return the prompts. Raises PromptError, which names `kinds`, unless they are a list of at least one Text."""
     if (
         isinstance(prompts, (str, Text))
         or (not isinstance(prompts, Sequence) and not isinstance(prompts, np.ndarray))
         or not all(isinstance(p, Text) for p in prompts)
     ):
-        raise PromptError("prompts must be a list of runtime.Text, e.g. [runtime.Text('the horse on the left')]")
+        raise PromptError(f"prompts must be a list of {kinds}, e.g. [runtime.Text('the horse on the left')]")
     if not len(prompts):
-        raise PromptError("no prompt: give at least one runtime.Text")
+        raise PromptError(f"no prompt: give at least one {kinds}")
     return list(prompts)
 
 

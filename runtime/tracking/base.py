@@ -42,8 +42,8 @@ class TrackingSession(Session):
     def state(self, obj: int) -> TrackedObject:
         """Return the prompts and outputs of an object by frame, for inspection. Raises PromptError if there is none."""
         try:
-            return self._objects[obj]
-        except (KeyError, TypeError):
+            return self._objects[check_object_id(obj)]
+        except KeyError:
             have = ", ".join(map(str, self._objects)) or "none"
             raise PromptError(f"there is no object {obj!r}; objects: {have}") from None
 
@@ -109,15 +109,20 @@ class TrackingSession(Session):
         return masks
 
 
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number, which True is not."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def check_object_id(obj: Any) -> int:
     """Return an object's id. Raises PromptError unless it is a whole number."""
-    if not isinstance(obj, (int, np.integer)) or isinstance(obj, bool):
+    if not is_whole(obj):
         raise PromptError(f"an object id must be a whole number, not {obj!r}")
     return int(obj)
 
 
 def check_frame_number(value: Any, name: str, high: int) -> int:
     """Return a frame number in 0..high. Raises PromptError that calls it `name`."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 0 <= value <= high:
+    if not is_whole(value) or not 0 <= value <= high:
         raise PromptError(f"{name} {value!r} is outside the video; give a whole number in 0..{high}")
     return int(value)

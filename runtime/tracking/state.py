@@ -12,7 +12,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, check_types
 from .object_memory import Block, ObjectMemory
 from .prompt_inputs import PointInputs, PromptInputs
 
@@ -36,6 +36,7 @@ class TrackingOptions:
     add_all_frames_to_correct_as_cond: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.max_cond_frames_in_attn == -1:  # SAM 2's value for all
             object.__setattr__(self, "max_cond_frames_in_attn", None)
         for name, low in (("fill_hole_area", 0), ("memory_temporal_stride", 1), ("max_cond_frames_in_attn", 2)):

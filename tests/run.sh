@@ -13,5 +13,5 @@ if "$venv/bin/python" -c "import urllib.request as r; r.urlopen('$cpu_index/torc
   torch+=(--extra-index-url "$cpu_index")
 fi
 "$venv/bin/pip" install --quiet "${torch[@]}"
-"$venv/bin/pip" install --quiet -e ".[cpu,export,test]"
+"$venv/bin/pip" install --quiet -e ".[cpu,export,test,serve]"
 "$venv/bin/python" -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "$@"

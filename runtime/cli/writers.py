@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import SamwiseRuntimeError, UserError
+from ..imaging.rle import encode_rle
 from ..results import Result
 from .output_folder import (
     CONTACT_SHEET,
@@ -66,11 +67,8 @@ class ResultsWriter:
 
     def add(self, name: str, result: Result, time: float | None = None) -> None:
         """Append one frame, shown at `time` in seconds; None if its source has no times."""
-        from pycocotools import mask as coco
-
-        codes = coco.encode(np.asfortranarray(result.masks.transpose(1, 2, 0), np.uint8)) if len(result.masks) else []
         objects = []
-        for i, (obj, code) in enumerate(zip(result.object_ids, codes, strict=True)):
+        for i, (obj, code) in enumerate(zip(result.object_ids, encode_rle(result.masks), strict=True)):
             x0, y0, x1, y1 = (round(float(v), 2) for v in result.boxes[i])
             objects.append(
                 {
@@ -79,7 +77,7 @@ class ResultsWriter:
                     "score": round(float(result.scores[i]), 6),
                     "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
                     "area": int(result.masks[i].sum()),
-                    "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode("ascii")},
+                    "segmentation": code,
                 }
             )
         seconds = None if time is None else round(time, 6)

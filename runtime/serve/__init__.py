@@ -1,0 +1,1 @@
+"""Fronts of one scheduler: a web server (extra `serve`), Triton Inference Server, Ray."""

@@ -1,0 +1,89 @@
+"""The command `python -m runtime.serve`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..cli.args import Parser
+from ..engine import load
+from ..errors import SamwiseRuntimeError, UserError, fail, summarize
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the server until a signal; return the exit code."""
+    try:
+        return _serve(_parser().parse_args(argv))
+    except SamwiseRuntimeError as error:
+        return fail(error)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m runtime.serve", description="Serve a bundle: a page, streams, pictures, files.")
+    add = parser.add_argument
+    add("--engine", default="engines", metavar="FOLDER", help="a bundle or a folder of bundles (default: engines)")
+    add("--model", help="name of the bundle or network, where several fit")
+    add("--backend", default="auto", help="backend (default: auto)")
+    add("--threads", type=int, help="CPU threads of the backend")
+    add("--max-streams", type=int, default=8, metavar="N", help="streams at a time (default: 8)")
+    add("--max-objects", type=int, default=64, metavar="N", help="objects at a time, over all streams (default: 64)")
+    add("--host", default="127.0.0.1", help="address to listen on; another than this machine needs --token-file")
+    add("--port", type=int, default=8000, help="port (default: 8000)")
+    add("--token-file", type=Path, metavar="FILE", help="file of tokens, one a line: who has none is refused")
+    add(
+        "--origin", action="append", default=[], help="address of another page that may use the server; repeat for more"
+    )
+    camera = "a camera that clients may name: a number, a file or an address; repeat for more"
+    add("--camera", action="append", default=[], metavar="NAME=SOURCE", help=camera)
+    add("--tls-cert", metavar="FILE", help="certificate, for https")
+    add("--tls-key", metavar="FILE", help="its key")
+    add("--log-level", default="info", choices=["debug", "info", "warning", "error"], help="(default: info)")
+    return parser
+
+
+def _serve(args: argparse.Namespace) -> int:
+    try:
+        from .service import Service
+        from .web import LOOPBACK, Server, application
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed; pip install 'samwise-runtime[serve]'") from None
+    tokens = _read_tokens(args.token_file) if args.token_file is not None else []
+    is_local = args.host in LOOPBACK
+    if not is_local and not tokens:
+        raise UserError(f"--host {args.host} lets other machines in: give --token-file FILE with a token in it")
+    cameras = dict(_camera(text) for text in args.camera)
+    logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with load(args.engine, args.model, args.backend, args.threads, args.max_objects) as engine:
+        service = Service(engine, tokens=tokens, cameras=cameras, max_streams=args.max_streams)
+        try:
+            service.probe()
+            app = application(service, LOOPBACK if is_local else (), args.origin)
+            tls = {"ssl_certfile": args.tls_cert, "ssl_keyfile": args.tls_key}
+            Server(app, service, host=args.host, port=args.port, log_config=None, **tls).run()
+        finally:
+            service.close()
+    return 0
+
+
+def _read_tokens(path: Path) -> list[str]:
+    try:
+        tokens = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--token-file {path}: not readable ({summarize(error)})") from None
+    if any(0 < len(token) < 8 for token in tokens) or not any(tokens):
+        raise UserError(f"--token-file {path}: write tokens of 8 or more characters, one a line")
+    return [token for token in tokens if token]
+
+
+def _camera(text: str) -> tuple[str, str]:
+    name, equals, source = text.partition("=")
+    if not (name and equals and source):
+        raise UserError(f"--camera {text}: write NAME=SOURCE, like gate=rtsp://host/stream")
+    return name, source
+
+
+if __name__ == "__main__":
+    sys.exit(main())

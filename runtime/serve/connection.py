@@ -1,0 +1,196 @@
+"""One WebSocket: messages in, one stream at a time, messages out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from ..errors import Busy, UserError
+from . import camera, wire
+from .service import Account, Service
+from .stream import SHUTDOWN, ClientStream, Close, Outbox
+
+
+class Connection:
+    """A WebSocket from its opening to its end. `account` None: the first message has to bring a token.
+
+    `lost`: set when the client has gone, where the protocol tells it; a reader that waits for room would not see it.
+    """
+
+    def __init__(
+        self, socket: WebSocket, service: Service, account: Account | None, lost: asyncio.Event | None = None
+    ) -> None:
+        self._socket, self._service, self._account = socket, service, account
+        self._lost = lost or asyncio.Event()
+        self._outbox = Outbox(socket, service)
+        self._current: ClientStream | None = None
+        self._handlers: dict[Any, Callable[[Mapping[str, Any]], Awaitable[None]]] = {
+            "start": self._start,
+            "correct": self._correct,
+            "remove": self._remove,
+            "add_concept": self._add_concept,
+            "remove_concept": self._remove_concept,
+            "end": self._end,
+            "cancel": self._cancel,
+        }
+
+    async def run(self) -> None:
+        """Serve the connection until it ends."""
+        self._service.open_connections += 1
+        tasks = [asyncio.ensure_future(work) for work in (self._read(), self._outbox.run(), self._lost.wait())]
+        try:
+            timeout = self._service.limits.session_seconds
+            done, _ = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            errors = [task.exception() for task in done] or [Close(1008, f"connected for {timeout:g} s; connect again")]
+        finally:
+            self._service.open_connections -= 1
+            for task in tasks:
+                task.cancel()
+            if self._current is not None:
+                self._current.leave()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if isinstance(errors[0], Close):
+            with contextlib.suppress(Exception):
+                message = {"type": "error", "message": str(errors[0]), "busy": False}
+                await asyncio.wait_for(self._socket.send_text(json.dumps(message)), 1)
+                await self._socket.close(errors[0].code, str(errors[0])[:120])
+        elif errors[0] is not None and not isinstance(errors[0], WebSocketDisconnect):
+            self._service.explain(errors[0])
+
+    async def _read(self) -> None:
+        while True:
+            await self._outbox.has_room.wait()  # answers that are not read must not pile up
+            message = await self._next()
+            if message["type"] == "websocket.disconnect":
+                return
+            size = len(message.get("bytes") or message.get("text") or "")
+            if self._account is not None:
+                await asyncio.sleep(self._account.bytes.take(size))
+            try:
+                await self._handle(message)
+            except (Close, asyncio.CancelledError):
+                raise
+            except Exception as error:
+                self._service.metrics.refused.labels("busy" if isinstance(error, Busy) else "message").inc()
+                answer = {"type": "error", "message": self._service.explain(error), "busy": isinstance(error, Busy)}
+                self._outbox.put(answer)
+
+    async def _next(self) -> Any:
+        """Return the next message. Raises Close after a while without one, unless results are going out."""
+        limits, started = self._service.limits, time.monotonic()
+        wait = limits.head_seconds if self._account is None else limits.idle_seconds
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                return await asyncio.wait_for(self._socket.receive(), wait)
+            active = self._current.active if self._current is not None else 0.0
+            if time.monotonic() - max(started, active) >= wait:
+                raise Close(1008, f"no message for {wait:g} s; connect again")
+
+    async def _handle(self, message: Mapping[str, Any]) -> None:
+        if (data := message.get("bytes")) is not None:
+            return await self._frame(data)
+        order = wire.parse(message["text"], self._service.limits)
+        handler = self._handlers.get(order.get("type")) if isinstance(order.get("type"), str) else None
+        if handler is None:
+            raise UserError(f"type must be one of {', '.join(self._handlers)}")
+        await handler(order)
+
+    @property
+    def _stream(self) -> ClientStream:
+        if self._current is None or self._current.is_over:
+            raise UserError("no stream is open; send a start first")
+        return self._current
+
+    # -- messages -----------------------------------------------------------------------------------------------------
+
+    async def _start(self, order: Mapping[str, Any]) -> None:
+        account = self._account or self._service.account(order.get("token"))
+        if account is None:
+            await asyncio.sleep(0.5)  # against guessing
+            raise Close(1008, "a token is needed, in the header Authorization or in the first message")
+        self._account = account
+        start = wire.start(order, self._service.limits)
+        if self._current is not None and not self._current.is_over:
+            raise UserError("a stream is open; send end or cancel, and start after it has ended")
+        await asyncio.sleep(account.starts.take(1))
+        if self._service.is_draining:
+            raise Busy(SHUTDOWN)
+        cameras = self._service.cameras
+        if start.camera is not None and start.camera not in cameras:
+            raise UserError(f"there is no camera of this name; cameras: {', '.join(cameras) or 'none'}")
+        self._service.check_room(account)
+        self._current = ClientStream(start, self._service, account, self._outbox)
+        self._service.streams.add(self._current)
+        try:
+            stream = await self._current.open()
+        except BaseException:
+            self._current.leave()
+            raise
+        about = {"stream": f"{id(stream):x}", "prompts": start.labels, "colours": wire.COLOURS}
+        self._outbox.put({"type": "started", **self._service.about, **about})
+        if start.camera is not None:
+            camera.follow(cameras[start.camera], self._current)
+
+    async def _frame(self, data: bytes) -> None:
+        header, encoded = wire.split(data, self._service.limits)
+        current, account = self._stream, self._account
+        assert account is not None
+        if current.start.camera is not None:
+            raise UserError("the server reads the camera of this stream; send no frames")
+        tag, limits = wire.tag(header, self._service.limits), self._service.limits
+        try:
+            seconds, prompts = wire.frame(header, limits)
+            image = await self._service.code(wire.picture, encoded, limits)
+            await asyncio.sleep(max(account.frames.take(1), account.pixels.take(image.shape[0] * image.shape[1])))
+            await current.put(image, prompts, tag, seconds)
+        except Exception as error:
+            self._service.metrics.frames.labels("refused").inc()
+            message = SHUTDOWN if self._service.is_draining else self._service.explain(error)
+            self._outbox.put({"type": "failed", "tag": tag, "message": message})
+
+    async def _correct(self, order: Mapping[str, Any]) -> None:
+        assert self._account is not None
+        prompts = wire.visual_prompts(order.get("prompts"), self._service.limits)
+        await asyncio.sleep(self._account.frames.take(1))
+        await self._stream.correct(prompts)
+
+    async def _remove(self, order: Mapping[str, Any]) -> None:
+        obj = wire.object_id(order.get("object"))
+        await self._stream.call(lambda session: session.remove(obj))
+
+    async def _add_concept(self, order: Mapping[str, Any]) -> None:
+        concept = wire.concept({name: value for name, value in order.items() if name != "type"})
+        limit = self._service.limits.prompts
+
+        def add(session: Any) -> dict[int, str]:
+            concepts = wire.concepts_of(session)
+            if len(concepts) >= limit:
+                raise UserError(f"a stream has at most {limit} concepts; remove one")
+            session.add_concept(concept)
+            return wire.concepts_of(session)
+
+        self._outbox.put({"type": "concepts", "concepts": await self._stream.call(add)})
+
+    async def _remove_concept(self, order: Mapping[str, Any]) -> None:
+        number = wire.object_id(order.get("number"))
+
+        def remove(session: Any) -> dict[int, str]:
+            wire.concepts_of(session)
+            session.remove_concept(number)
+            return wire.concepts_of(session)
+
+        self._outbox.put({"type": "concepts", "concepts": await self._stream.call(remove)})
+
+    async def _end(self, order: Mapping[str, Any]) -> None:
+        if (stream := self._stream.stream) is not None:
+            stream.end()
+
+    async def _cancel(self, order: Mapping[str, Any]) -> None:
+        if (stream := self._stream.stream) is not None:
+            stream.cancel()

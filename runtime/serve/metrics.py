@@ -1,0 +1,41 @@
+"""Metrics for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
+
+from ..engine import Engine
+
+_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+
+
+class Metrics:
+    """Counters of one server."""
+
+    def __init__(self, engine: Engine, streams: Collection[Any]) -> None:
+        self._registry, self._engine = CollectorRegistry(), engine
+        count = Gauge("samwise_streams", "Open streams", registry=self._registry)
+        count.set_function(lambda: len(streams))
+        objects = Gauge("samwise_objects", "Objects in the last results of the streams", registry=self._registry)
+        objects.set_function(lambda: sum(stream.num_objects for stream in list(streams)))
+        self.frames = Counter("samwise_frames", "Frames", ["outcome"], registry=self._registry)
+        self.seconds = Histogram(
+            "samwise_frame_seconds", "Time of a frame", ["part"], buckets=_SECONDS, registry=self._registry
+        )
+        self.refused = Counter("samwise_refused", "Refusals", ["reason"], registry=self._registry)
+        self._registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of the engine, as Prometheus' library asks."""
+        stages = CounterMetricFamily("samwise_stage_seconds", "Time of a stage", labels=["stage"])
+        for stage, (_, seconds) in self._engine.timings.items():
+            stages.add_metric([stage], seconds)
+        yield stages
+
+    def text(self) -> bytes:
+        """Return all in Prometheus' format."""
+        return generate_latest(self._registry)

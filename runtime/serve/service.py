@@ -1,0 +1,170 @@
+"""What all connections of a server share: the scheduler, limits, accounts of the tokens, messages of errors."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..engine import Engine
+from ..errors import BackendError, BundleError, Busy, UserError
+from ..models.base import Capability
+from ..prompts import Concept, Text
+from ..scheduler import Scheduler
+from .limits import Limits
+from .metrics import Metrics
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class Rate:
+    """A quota per second. Who takes more than that waits; a second's worth may come at once."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second, self._level, self._time = per_second, 0.0, time.monotonic()
+
+    def take(self, amount: float) -> float:
+        """Count an amount; return the seconds to wait before the next."""
+        now = time.monotonic()
+        self._level = max(0.0, self._level - (now - self._time) * self._per_second) + amount
+        self._time = now
+        return max(0.0, self._level / self._per_second - 1.0)
+
+
+class Account:
+    """What the clients of one token use."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.starts, self.frames = Rate(limits.starts_per_second), Rate(limits.frames_per_second)
+        self.pixels, self.bytes = Rate(limits.pixels_per_second), Rate(limits.bytes_per_second)
+
+
+@dataclass(eq=False)
+class Service:
+    """One engine with its scheduler, as the web server and Ray use it.
+
+    tokens   who may come in; none: everybody
+    cameras  addresses of the cameras that clients may name
+    """
+
+    engine: Engine
+    limits: Limits = field(default_factory=Limits)
+    tokens: Sequence[str] = ()
+    cameras: Mapping[str, str] = field(default_factory=dict)
+    max_streams: int = 8
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(self.engine, self.max_streams)
+        self.streams: set[Any] = set()
+        """Streams of clients, with their `account` and `num_objects`."""
+        self.metrics = Metrics(self.engine, self.streams)
+        self._accounts = {token.encode(): Account(self.limits) for token in self.tokens}
+        self._everybody = Account(self.limits)
+        self._codecs = ThreadPoolExecutor(4, "samwise-codec")
+        self._callers = ThreadPoolExecutor(self.max_streams + self.limits.images, "samwise-call")
+        self._faults = itertools.count(1)
+        self._probed, self._is_ok = 0.0, True
+        manifest = self.engine.bundle.manifest
+        window = getattr(self.engine.networks.text_video, "window", None) if Capability.TEXT_VIDEO in self.can else None
+        self.about = {"network": manifest.network_names, "model": self.engine.bundle.name, "window": window}
+        self.is_draining = False
+        self.open_connections = 0
+
+    @property
+    def can(self) -> frozenset[Capability]:
+        """Capabilities of the bundle."""
+        return self.engine.capabilities
+
+    def account(self, token: Any) -> Account | None:
+        """Return the account of a token; None for a wrong one."""
+        if not self._accounts:
+            return self._everybody
+        given, found = str(token or "").encode("utf-8", "replace"), None
+        for known, account in self._accounts.items():  # all of them, so that the time tells nothing
+            if secrets.compare_digest(known, given):
+                found = account
+        return found
+
+    def check_room(self, account: Account) -> None:
+        """Raise Busy when a token has all its streams."""
+        if sum(stream.account is account for stream in self.streams) >= self.limits.streams:
+            raise Busy(f"this token has {self.limits.streams} streams, the most that it may have; end one")
+
+    async def code(self, function: Callable[..., T], *args: Any) -> T:
+        """Run a codec (pictures, masks) in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._codecs, function, *args)
+
+    def call(self, function: Callable[..., T], *args: Any, **options: Any) -> asyncio.Future[T]:
+        """Run what waits for the engine in a thread."""
+        return asyncio.wrap_future(self._callers.submit(function, *args, **options))
+
+    def explain(self, error: BaseException) -> str:
+        """Return what a client may read about an error. What is not its fault is logged, with an id."""
+        if isinstance(error, UserError) and not isinstance(error, BundleError | BackendError):
+            return str(error)
+        number = f"{next(self._faults)}-{secrets.token_hex(3)}"
+        log.error("internal fault, id %s", number, exc_info=error)
+        self._is_ok = False  # until a probe says otherwise
+        return f"internal fault, id {number}"
+
+    # -- health -------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the engine makes progress, or has nothing to do."""
+        return self.scheduler.stuck_seconds < self.limits.stuck_seconds
+
+    async def is_ready(self) -> bool:
+        """Whether new streams are welcome, and the last inference was right; after a fault one is tried."""
+        if self.is_draining or not self.is_live:
+            return False
+        if not self._is_ok and time.monotonic() - self._probed > 5:
+            self._probed = time.monotonic()
+            try:
+                await asyncio.wait_for(self.call(self.probe), 10)
+                self._is_ok = True
+            except Exception as error:
+                log.warning("not ready: the engine fails", exc_info=error)
+        return self._is_ok
+
+    def probe(self) -> None:
+        """Compute a small picture. Raises what the engine raises."""
+        frame, can = np.zeros((64, 64, 3), np.uint8), self.can
+
+        def infer() -> None:
+            image = self.engine.image(frame)
+            words = Text("a thing") if self.engine.bundle.manifest.tokenizer else Text(tokens=[0, 2])
+            if can & {Capability.TEXT_VIDEO, Capability.TEXT_IMAGE}:
+                image.refer([words])
+            elif Capability.PROMPT_IMAGE in can:
+                image.predict([[32, 32]], [1])
+            elif Capability.CONCEPT_IMAGE in can:
+                image.detect([Concept.of(words)])
+
+        self.scheduler.submit(infer).result()
+
+    # -- end ----------------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Take no new streams, and wait until what waits is computed and sent, for `drain_seconds` at most."""
+        self.is_draining = True
+        end = time.monotonic() + self.limits.drain_seconds
+        self.scheduler.drain(self.limits.drain_seconds)
+        while self.open_connections and time.monotonic() < end:
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        """End everything but the engine, which is the caller's."""
+        self.is_draining = True
+        self.scheduler.close()
+        for pool in (self._codecs, self._callers):
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,206 @@
+"""The stream of one client: its frames on their way in, its results on their way out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.websockets import WebSocket
+
+from ..errors import UserError
+from ..results import Result
+from ..scheduler import Delivery, Outcome, Stream
+from . import wire
+from .service import Account, Service
+
+SHUTDOWN = "the server is shutting down; connect again"
+Message = Mapping[str, Any] | Callable[[], bytes]
+"""JSON, or what packs a result in another thread."""
+
+
+class Close(Exception):
+    """The end of a connection: code of the WebSocket, and why."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class Outbox:
+    """Messages to one client, in order. Who fills it stops where it is full, and goes on at `on_room`."""
+
+    def __init__(self, socket: WebSocket, service: Service) -> None:
+        self._socket, self._service = socket, service
+        self._items: deque[tuple[Message, int]] = deque()
+        self._bytes = 0
+        self._filled, self.has_room = asyncio.Event(), asyncio.Event()
+        self.has_room.set()
+        self.on_room: Callable[[], None] = lambda: None
+
+    def put(self, message: Message, nbytes: int = 0) -> None:
+        """Add a message that takes `nbytes` of memory until it is sent."""
+        self._items.append((message, nbytes))
+        self._bytes += nbytes
+        self._filled.set()
+        if len(self._items) >= self._service.limits.results or self._bytes > self._service.limits.result_bytes:
+            self.has_room.clear()
+
+    async def run(self) -> None:
+        """Send. Raises Close when the client does not read, or after the end of its stream when the server ends."""
+        while await self._filled.wait():
+            message, nbytes = self._items[0]
+            try:
+                await asyncio.wait_for(self._send(message), self._service.limits.idle_seconds)
+            except asyncio.TimeoutError:
+                raise Close(1008, "the results are not read") from None
+            self._items.popleft()
+            self._bytes -= nbytes
+            if not self._items:
+                self._filled.clear()
+                self.has_room.set()
+                self.on_room()
+            if isinstance(message, Mapping) and message["type"] == "ended" and self._service.is_draining:
+                raise Close(1012, SHUTDOWN)
+
+    async def _send(self, message: Message) -> None:
+        if isinstance(message, Mapping):
+            return await self._socket.send_text(json.dumps(message))
+        with self._service.metrics.seconds.labels("encode").time():
+            data = await self._service.code(message)
+        await self._socket.send_bytes(data)
+
+
+@dataclass(eq=False)
+class Sent:
+    """A frame that was put into the stream; its tag as the client knows it."""
+
+    tag: Any
+
+
+class ClientStream:
+    """The stream of a connection, used on the loop; `deliver` and `sent` on any thread."""
+
+    def __init__(self, start: wire.Start, service: Service, account: Account, outbox: Outbox) -> None:
+        self.start, self.account, self._service, self._outbox = start, account, service, outbox
+        self._loop = asyncio.get_running_loop()
+        self.stream: Stream | None = None
+        self.is_over = self.is_held = False
+        self.num_objects = 0
+        """Objects of the last result."""
+        self.active = time.monotonic()
+        """Time of the last delivery."""
+        self._sent: deque[Sent] = deque()
+        """Frames of the client that are not done, and the last one that is."""
+        self._progress = asyncio.Event()
+        self._last_tag: Any = None
+
+    async def open(self) -> Stream:
+        """Open the stream. Raises Busy, PromptError, UserError."""
+        limits, start = self._service.limits, self.start
+        options = {"keep": start.keep, "rate": start.rate, "max_pending": limits.pending, **start.options}
+        options["max_pending_bytes"] = limits.pending_bytes
+        opening = self._service.call(self._service.scheduler.open, start.prompts, self.deliver, **options)
+        try:
+            self.stream = await asyncio.shield(opening)
+        except asyncio.CancelledError:  # the client has gone meanwhile
+            opening.add_done_callback(lambda f: None if f.cancelled() or f.exception() else f.result().cancel())
+            raise
+        self._outbox.on_room = functools.partial(self._hold, False)
+        return self.stream
+
+    def leave(self) -> None:
+        """Cancel the stream and give its place back. Twice is harmless."""
+        self.is_over = True
+        self._service.streams.discard(self)
+        if self.stream is not None:
+            self.stream.cancel()
+
+    # -- out ----------------------------------------------------------------------------------------------------------
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Pass on what has become of a frame."""
+        self._loop.call_soon_threadsafe(self._delivered, delivery)
+
+    def _delivered(self, delivery: Delivery) -> None:
+        self.active = time.monotonic()
+        self._progress.set()
+        outcome, metrics, sent = delivery.outcome, self._service.metrics, delivery.tag
+        if outcome is Outcome.END:
+            return self._ended(delivery.error)
+        metrics.frames.labels(outcome.value).inc()
+        if delivery.result is not None:
+            metrics.seconds.labels("queue").observe(delivery.waited)
+            metrics.seconds.labels("compute").observe(delivery.computed)
+            while self._sent and self._sent[0] is not sent:
+                self._sent.popleft()
+            self._last_tag, self.num_objects = sent.tag, len(delivery.result.object_ids)
+            self._put_result(delivery.result, sent.tag, delivery)
+        else:
+            self._forget(sent)
+            if delivery.error is not None:
+                self._outbox.put({"type": "failed", "tag": sent.tag, "message": self._service.explain(delivery.error)})
+            elif self.start.camera is None:  # else the client does not know of the frame
+                self._outbox.put({"type": "dropped", "tag": sent.tag})
+        if not self._outbox.has_room.is_set():
+            self._hold(True)
+
+    def _put_result(self, result: Result, tag: Any, delivery: Delivery | None) -> None:
+        timing = (delivery.waited, delivery.computed) if delivery is not None else (0.0, 0.0)
+        pack = functools.partial(wire.result, result, self.start.masks, tag, *timing, delivery is None)
+        self._outbox.put(pack, result.masks.nbytes)
+
+    def _ended(self, error: Exception | None) -> None:
+        self.leave()
+        message = SHUTDOWN if self._service.is_draining else None if error is None else self._service.explain(error)
+        counts = {name: getattr(self.stream, f"num_{name}", 0) for name in ("done", "dropped", "failed")}
+        self._outbox.put({"type": "ended", "message": message, **counts})
+
+    def _hold(self, is_held: bool) -> None:
+        if self.stream is not None and self.is_held != is_held:
+            self.is_held = is_held
+            self.stream.hold(is_held)
+
+    # -- in -----------------------------------------------------------------------------------------------------------
+
+    async def put(self, image: Any, prompts: dict[int, Any], tag: Any, seconds: float | None) -> None:
+        """Put a frame, waiting for room. Raises PromptError, UserError after the end."""
+        assert self.stream is not None
+        sent = Sent(tag)
+        self._sent.append(sent)
+        try:
+            while not self.stream.put(image, prompts or None, sent, time=seconds):
+                self._progress.clear()  # set by a delivery, or when the session has taken all frames that wait
+                taken: Future[None] = self.stream.call(lambda session: None)
+                taken.add_done_callback(lambda f: self._loop.call_soon_threadsafe(self._progress.set))
+                await self._progress.wait()
+        except BaseException:
+            self._forget(sent)
+            raise
+
+    def _forget(self, sent: Sent) -> None:
+        with contextlib.suppress(ValueError):
+            self._sent.remove(sent)
+
+    async def call(self, function: Callable[[Any], Any]) -> Any:
+        """Call `function(session)` after the frames that wait. Raises what it raises."""
+        assert self.stream is not None
+        future = asyncio.wrap_future(self.stream.call(function))
+        await asyncio.wait([future])
+        if future.cancelled():
+            raise UserError("the stream has ended")
+        return future.result()
+
+    async def correct(self, prompts: dict[int, Any]) -> None:
+        """Correct the frame that the session has had last, and put its new result."""
+        sent = list(self._sent)
+        result = await self.call(lambda session: session.correct(prompts))
+        taken = [frame.tag for frame in sent if frame in self._sent]
+        self._put_result(result, taken[-1] if taken else self._last_tag, None)

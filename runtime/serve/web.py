@@ -1,0 +1,215 @@
+"""The web server: the page, streams over WebSocket, pictures and files over HTTP, health, metrics."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from ..bundle.demo import Demo
+from . import wire
+from .connection import Connection
+from .protocols import HttpProtocol, SocketProtocol
+from .service import Account, Service
+
+HERE = Path(__file__).parent
+PAGE = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
+"""The files that are served, by their addresses."""
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def policy(page: str) -> str:
+    """Return the Content-Security-Policy of the page; scripts inside it are allowed by their hashes."""
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{code}'" for code in hashes)
+    return (
+        f"default-src 'none'; script-src 'self' {allowed}; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
+        "img-src 'self' blob: data:; media-src 'self' blob:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+
+
+class Guard:
+    """Refuses requests of other pages, and other names of this host, which a foreign DNS server may point here."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str], origins: Sequence[str]) -> None:
+        self._app, self._hosts, self._origins = app, hosts, origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self._app(scope, receive, send)
+        if not self._allows(HTTPConnection(scope)):
+            if scope["type"] == "websocket":
+                return await send({"type": "websocket.close", "code": 1008})
+            return await PlainTextResponse("forbidden host or origin", 403)(scope, receive, send)
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] += [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
+
+    def _allows(self, connection: HTTPConnection) -> bool:
+        host, origin = connection.headers.get("host", ""), connection.headers.get("origin")
+        name = urlsplit(f"//{host}").hostname
+        if self._hosts and name not in self._hosts:
+            return False
+        return origin is None or origin in self._origins or urlsplit(origin).netloc == host
+
+
+class Web:
+    """Handlers of the requests."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._limits = service, service.limits
+        bundle = service.engine.bundle
+        folder = bundle.manifest.demo
+        self._demo = Demo.load(bundle.folder / folder) if folder is not None else None
+
+    def routes(self) -> list[Route | WebSocketRoute]:
+        """Return the addresses."""
+        name = self._service.engine.bundle.name
+        pages = [Route(path, self._page) for path in PAGE]
+        return [
+            *pages,
+            Route("/v1/model", self._guarded(self._model)),
+            Route("/v1/demo", self._guarded(self._clip)),
+            WebSocketRoute("/v1/stream", self._stream),
+            Route("/v2/health/live", self._live),
+            Route("/v2/health/ready", self._ready),
+            Route(f"/v2/models/{name}/ready", self._ready),
+            Route(f"/v2/models/{name}", self._guarded(self._metadata)),
+            Route("/metrics", self._guarded(self._metrics)),
+        ]
+
+    def _guarded(self, handler: Callable[[Request, Account], Awaitable[Response]]) -> Callable[[Request], Any]:
+        async def handle(request: Request) -> Response:
+            if (account := self._service.account(_token(request))) is None:
+                return JSONResponse({"error": "a token is needed: Authorization: Bearer TOKEN"}, 401)
+            return await handler(request, account)
+
+        return handle
+
+    async def _page(self, request: Request) -> Response:
+        path = HERE / PAGE[request.url.path]
+        if not path.exists():
+            return PlainTextResponse("no page here", 404)
+        if path.suffix != ".html":
+            return FileResponse(path)
+        text = path.read_text(encoding="utf-8")
+        return Response(text, media_type="text/html", headers={"Content-Security-Policy": policy(text)})
+
+    async def _stream(self, socket: WebSocket) -> None:
+        service, token = self._service, _token(socket)
+        account = service.account(token)
+        if (account is None and token is not None) or service.open_connections >= self._limits.connections:
+            service.metrics.refused.labels("token" if account is None else "connections").inc()
+            return await socket.close(1008)
+        await socket.accept()
+        await Connection(socket, service, account, socket.scope.get("state", {}).get("lost")).run()
+
+    async def _model(self, request: Request, account: Account) -> Response:
+        service = self._service
+        about = {
+            **service.about,
+            "networks": list(service.engine.networks),
+            "capabilities": sorted(capability.name.lower() for capability in service.can),
+            "image_size": service.engine.bundle.manifest.image_size,
+            "cameras": sorted(service.cameras),
+            "colours": wire.COLOURS,
+            "limits": asdict(self._limits),
+            "demonstration": [prompt.text for prompt in self._demo.prompts] if self._demo is not None else [],
+        }
+        return JSONResponse(about)
+
+    async def _clip(self, request: Request, account: Account) -> Response:
+        if self._demo is None:
+            return JSONResponse({"error": "the model has no demonstration clip"}, 404)
+        return FileResponse(self._demo.clip, media_type="video/mp4")
+
+    async def _live(self, request: Request) -> Response:
+        is_live = self._service.is_live
+        return JSONResponse({"live": is_live}, 200 if is_live else 503)
+
+    async def _ready(self, request: Request) -> Response:
+        is_ready = await self._service.is_ready()
+        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+
+    async def _metadata(self, request: Request, account: Account) -> Response:
+        tensor = {"datatype": "BYTES", "shape": [1]}
+        inputs = [{"name": "encoded", **tensor}, {"name": "prompts", **tensor}]
+        about = {"name": self._service.engine.bundle.name, "versions": ["1"], "platform": "samwise-runtime"}
+        return JSONResponse({**about, "inputs": inputs, "outputs": [{"name": "results", **tensor}]})
+
+    async def _metrics(self, request: Request, account: Account) -> Response:
+        return PlainTextResponse(self._service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _token(connection: HTTPConnection) -> str | None:
+    kind, _, token = connection.headers.get("authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else None
+
+
+def application(service: Service, hosts: Sequence[str] = LOOPBACK, origins: Sequence[str] = ()) -> ASGIApp:
+    """Return the ASGI application. `hosts`: names of this server; none: any."""
+    return Guard(Starlette(routes=Web(service).routes()), hosts, origins)
+
+
+class Server(uvicorn.Server):
+    """Drains at the first SIGTERM or Ctrl-C; uvicorn itself closes every WebSocket at once. A second one ends it."""
+
+    def __init__(self, app: ASGIApp, service: Service, **options: Any) -> None:
+        limits = service.limits
+        self._service = service
+        http = type("Http", (HttpProtocol,), {"limits": limits})
+        config = uvicorn.Config(
+            app,
+            http=http,
+            ws=SocketProtocol,
+            ws_max_size=limits.message_bytes + limits.header_bytes,
+            ws_ping_interval=0.4,  # a write to a client that was killed fails within a second
+            ws_ping_timeout=None,
+            ws_per_message_deflate=False,
+            limit_concurrency=limits.connections,
+            timeout_graceful_shutdown=5,
+            proxy_headers=False,
+            server_header=False,
+            lifespan="off",
+            **options,
+        )
+        super().__init__(config)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._service.is_draining:
+            self.force_exit = self.should_exit = True
+        else:
+            self._service.is_draining = True
+            threading.Thread(target=self._drain, name="drain", daemon=True).start()
+
+    def _drain(self) -> None:
+        self._service.drain()
+        self.should_exit = True

@@ -27,6 +27,7 @@ LIBRARIES = {
         "tensorrt",
         "tensorrt_rtx",
         "openvino",
+        "ray",
     },
 }
 # Libraries of the extras of servers; only `runtime/serve` names them.
@@ -55,6 +56,7 @@ PARTS = {
     "__init__": LEAVES | {"engine", "backends", "media", "models", "scheduler", "tracking", "image"},
     "cli": LEAVES
     | {"__init__", "engine", "bundle", "device", "backends", "imaging", "media", "models", "tokenizer", "tracking"},
+    "serve": LEAVES | {"engine", "cli"},
     "run": {"cli"},
     "autotune": {"cli"},
     "serve": LEAVES | {"__init__", "engine", "bundle", "cli", "imaging", "media", "models", "scheduler", "tracking"},

@@ -13,7 +13,7 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,31 +56,51 @@ Prompts = list[Text] | PromptSet | ConceptSet
 def main(argv: Sequence[str] | None = None, load: Callable[..., Engine] = load_engine) -> int:
     """Run the command and return its exit code. Tests replace `load`."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv
+    return report_errors(lambda: run(_parse(argv), load), "--debug" in argv)
+
+
+def report_errors(command: Callable[[], int], debug: bool) -> int:
+    """Return the exit code of a command; an error becomes one line on standard error and its code."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a prompt may have characters that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return _main(argv, load)
-    except SamwiseRuntimeError as error:
-        return fail(error, debug)
+        return command()
     except BrokenPipeError:  # the process that reads our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except MemoryError:
-        return fail(InternalError("out of memory; use fewer prompts, smaller frames or a smaller network"), debug)
     except Exception as error:
-        cause = summarize(f"{type(error).__name__}: {error}", 300)
-        return fail(InternalError(f"internal error ({cause}); run again with --debug and report it"), debug)
+        return fail(as_runtime_error(error), debug)
 
 
-def _main(argv: list[str], load: Callable[..., Engine]) -> int:
+def as_runtime_error(error: Exception) -> SamwiseRuntimeError:
+    """Return the error of this package that tells a user about any other."""
+    if isinstance(error, SamwiseRuntimeError):
+        return error
+    if isinstance(error, MemoryError):
+        return InternalError("out of memory; use fewer prompts, smaller frames or a smaller network")
+    cause = summarize(f"{type(error).__name__}: {error}", 300)
+    return InternalError(f"internal error ({cause}); run again with --debug and report it")
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
     prog = "samwise-runtime" if Path(sys.argv[0]).name == "samwise-runtime" else "python -m runtime.run"
-    args = build_parser(prog).parse_args(argv)
-    if is_address(args.out):
-        raise UserError(f"--out {hide_secrets(args.out)}: an address; give a folder, and copy it to where it belongs")
+    return build_parser(prog).parse_args(argv)
+
+
+def run(
+    args: argparse.Namespace,
+    load: Callable[..., contextlib.AbstractContextManager[Engine]],
+    about: Mapping[str, Any] = {},
+) -> int:
+    """Run the command with the options of `build_parser` and return its exit code. Raises the error of the run.
+
+    load   opens the engine
+    about  further entries for the header of results.json
+    """
+    check_out(args.out)
     if args.list:
         return list_bundles(Path(args.engine), args.json)
     if args.auto and args.prompt_args:
@@ -113,7 +133,13 @@ def _main(argv: list[str], load: Callable[..., Engine]) -> int:
             prompts, quality = demo.prompts, Quality(demo, args.stride)
         task = _task(args, engine, video, prompts)
         with task.session:
-            return _run(args, engine, video, task, quality)
+            return _run(args, engine, video, task, quality, about)
+
+
+def check_out(out: str) -> None:
+    """Raise UserError for an address in the place of the output folder."""
+    if is_address(out):
+        raise UserError(f"--out {hide_secrets(out)}: an address; give a folder, and copy it to where it belongs")
 
 
 def _load_demo(engine: Engine) -> Demo:
@@ -151,7 +177,14 @@ def _check_inputs(args: argparse.Namespace, video: VideoReader, prompts: Prompts
     folder.check(identities(inputs))
 
 
-def _run(args: argparse.Namespace, engine: Engine, video: VideoReader, task: Task, quality: Quality | None) -> int:
+def _run(
+    args: argparse.Namespace,
+    engine: Engine,
+    video: VideoReader,
+    task: Task,
+    quality: Quality | None,
+    about: Mapping[str, Any],
+) -> int:
     """Process the video and write the files. Returns the exit code; raises the error that ended the run early."""
     options = OutputOptions(
         task.labels,
@@ -165,7 +198,8 @@ def _run(args: argparse.Namespace, engine: Engine, video: VideoReader, task: Tas
         concepts=task.concepts,
         ytvis=args.format == "ytvis",
     )
-    with SignalGuard() as guard, Outputs(args.out, video.size, video.fps, _header(engine, video), options) as outputs:
+    header = {**_header(engine, video), **about}
+    with SignalGuard() as guard, Outputs(args.out, video.size, video.fps, header, options) as outputs:
         job = Job(task, video, outputs, quality)
         error = job.run(guard)
         with guard.defer_signals():

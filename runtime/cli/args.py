@@ -91,10 +91,13 @@ def build_parser(prog: str) -> Parser:
     )
     parser.set_defaults(prompt_args=[])
     parser._negative_number_matcher = re.compile(r"-[\d.]")  # -5,3 is a value, and not an option
+    parser.add_argument("--list", action="store_true", help="list the bundles in --engine, and exit")
     _add_input(parser)
-    _add_prompts(parser)
-    _add_output(parser)
-    _add_execution(parser)
+    add_texts(parser)
+    add_concepts(parser)
+    _add_visual_prompts(parser)
+    add_output(parser)
+    add_execution(parser)
     return parser
 
 
@@ -103,15 +106,22 @@ def _add_input(parser: Parser) -> None:
     source = "video, image, folder or list of images, 'frames/*.jpg', frames/%%05d.png, camera number, or address"
     default = "(default: the bundle's demonstration clip)"
     add("--video", "--image", action=_StoreSource, nargs="+", metavar="SOURCE", help=f"{source} {default}")
-    add("--stride", type=_positive, default=1, metavar="N", help="process every N-th frame only")
-    add("--max-frames", type=_positive, metavar="N", help="stop after N frames")
-    strict = "end with an error at damage in a video or image, instead of leaving the damaged frames out with a note"
-    add("--strict", action="store_true", help=strict)
+    add_reading(parser)
     columns = 'CSV with the columns picture,sentence, or JSON {"a.jpg": ["the dog", "the cat"]}'
     add("--sentences", type=os.path.expanduser, metavar="FILE", help=f"sentences for a folder of images: {columns}")
 
 
-def _add_prompts(parser: Parser) -> None:
+def add_reading(parser: Parser) -> None:
+    """Add the options that choose frames of a source."""
+    add = parser.add_argument_group("frames").add_argument
+    add("--stride", type=positive, default=1, metavar="N", help="process every N-th frame only")
+    add("--max-frames", type=positive, metavar="N", help="stop after N frames")
+    strict = "end with an error at damage in a video or image, instead of leaving the damaged frames out with a note"
+    add("--strict", action="store_true", help=strict)
+
+
+def add_texts(parser: Parser) -> None:
+    """Add the options that describe objects."""
     add = parser.add_argument_group("text prompts (one object each; repeat for more)").add_argument
     add("--text", action=_AppendPrompt, metavar="SENTENCE", help='a description, like "the dog moving left"')
     tokens = "a description as token ids, for bundles without tokenizer"
@@ -119,16 +129,21 @@ def _add_prompts(parser: Parser) -> None:
     verbs = "verbs of the preceding --text (or positions in the --tokens), for bundles with a motion prompt"
     add("--verbs", action=_AppendPrompt, metavar="WORD,...", help=verbs)
 
+
+def add_concepts(parser: Parser) -> None:
+    """Add the options about concepts."""
     title = "concepts: all objects of a kind (for SAM 3; may be repeated)"
     add = parser.add_argument_group(title).add_argument
     add("--concept", action=_AppendPrompt, metavar="WORDS", help='a short noun phrase, like "yellow bus"')
     exemplar = "a box around one of the objects, or with ,- around what is none, for the --concept before it or without"
     add("--exemplar", action=_AppendPrompt, metavar="L,T,R,B[,-][@FRAME]", help=exemplar)
     every = "search for objects on every N-th frame, and only follow them between (faster, approximate results)"
-    add("--detect-every", type=_positive, default=1, metavar="N", help=every)
+    add("--detect-every", type=positive, default=1, metavar="N", help=every)
     hold = "show results 14 frames late, without objects that turn out to be false until then"
     add("--temporal-disambiguation", action=argparse.BooleanOptionalAction, default=True, help=hold)
 
+
+def _add_visual_prompts(parser: Parser) -> None:
     title = "visual prompts (for bundles that take them; X,Y in pixels; may be repeated and mixed)"
     add = parser.add_argument_group(title).add_argument
     point = "a click on the object, or with ,- on the background; without # it belongs to the object named last"
@@ -143,7 +158,8 @@ def _add_prompts(parser: Parser) -> None:
     add("--auto", action="store_true", help="segment everything in an image")
 
 
-def _add_output(parser: Parser) -> None:
+def add_output(parser: Parser) -> None:
+    """Add the options about files that are written."""
     add = parser.add_argument_group("output").add_argument
     add("--out", type=os.path.expanduser, default="out", metavar="FOLDER", help="output folder (default: %(default)s)")
     add("--overlay", action=argparse.BooleanOptionalAction, default=True, help="draw the results")
@@ -155,14 +171,15 @@ def _add_output(parser: Parser) -> None:
     add("--json", action="store_true", help="print the summary as JSON on standard output")
 
 
-def _add_execution(parser: Parser) -> None:
+def add_execution(parser: Parser) -> None:
+    """Add the options about the engine."""
     add = parser.add_argument_group("execution").add_argument
     engine = "a bundle, or a folder of bundles (default: %(default)s)"
     add("--engine", type=os.path.expanduser, default="engines", metavar="FOLDER", help=engine)
     add("--model", metavar="NAME", help="bundle or network to load, if the folder holds several")
     backend = "inference library; auto selects one that works on this machine"
     add("--backend", default="auto", metavar="NAME", help=backend)
-    add("--threads", type=_positive, metavar="N", help="CPU threads (default: chosen by the backend)")
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: chosen by the backend)")
     kernels = "on a GPU, preprocess frames and extract masks with the bundle's compiled kernels (default: %(default)s)"
     add("--kernels", choices=("auto", "on", "off"), default="auto", help=kernels)
     memory = "correct the memory once the object becomes clear (default: set by the bundle)"
@@ -170,16 +187,16 @@ def _add_execution(parser: Parser) -> None:
     objects = (
         "most objects at a time, which take memory (default: as many as prompts, at least 16; concepts: any number)"
     )
-    add("--max-objects", type=_positive, metavar="N", help=objects)
+    add("--max-objects", type=positive, metavar="N", help=objects)
     window = (
         "encode N frames at a time with the text, instead of the trained number: lower latency, approximate results"
     )
-    add("--window", type=_positive, metavar="N", help=window)
-    add("--list", action="store_true", help="list the bundles in --engine, and exit")
+    add("--window", type=positive, metavar="N", help=window)
     add("--debug", action="store_true", help="print the traceback of an error")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Parse an integer of 1 or more, as a type of an option."""
     try:
         value = int(text)
     except ValueError:

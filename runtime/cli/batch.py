@@ -17,6 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def _parse_json(path: Path) -> Iterator[tuple[str, Any, Any]]:
             yield f"{path}, entry {number}", entry.get("picture"), sentence
 
 
-def run(args: argparse.Namespace, load: Callable[..., Engine]) -> int:
+def run(args: argparse.Namespace, load: Callable[..., AbstractContextManager[Engine]]) -> int:
     """Run the batch and return the exit code. Raises UserError, if an image is missing before the engine loads."""
     if not isinstance(args.video, str) or not Path(args.video).is_dir():
         raise UserError("--sentences needs a folder of images: --image FOLDER")

@@ -9,6 +9,8 @@ a video cut by another program is kept. What a killed run leaves is recognised a
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import os
 import re
 import struct
@@ -16,7 +18,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ..errors import InternalError, UserError
 
@@ -121,6 +123,17 @@ class OutputFolder:
                 return True
             return path.name.endswith(PART) or _names_tool(path)
         return False
+
+
+def read_head(folder: Path) -> dict[str, Any]:
+    """Return `results.json` of a folder without its frames; nothing if it cannot be read."""
+    try:
+        with open(folder / RESULTS, encoding="utf-8") as file:
+            head = "".join(itertools.takewhile(lambda line: not line.startswith(' "frames": ['), file))
+        data = json.loads(head.rstrip().rstrip(",") + "}")
+        return data if isinstance(data, dict) else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def mark_png(data: bytes, name: str) -> bytes:

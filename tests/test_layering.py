@@ -27,11 +27,10 @@ LIBRARIES = {
         "tensorrt",
         "tensorrt_rtx",
         "openvino",
-        "ray",
     },
 }
 # Libraries of the extras of servers; only `runtime/serve` names them.
-SERVERS = {"prometheus_client", "starlette", "uvicorn", "websockets"}
+SERVERS = {"prometheus_client", "ray", "starlette", "uvicorn", "websockets"}
 # Which parts of `runtime` each part may import. A part is a folder, or a module in the root; all may import the plain
 # values and errors in `LEAVES`. The engine and what it gives out are the root.
 LEAVES = {"errors", "prompts", "results", "metrics", "versions"}
@@ -56,7 +55,6 @@ PARTS = {
     "__init__": LEAVES | {"engine", "backends", "media", "models", "scheduler", "tracking", "image"},
     "cli": LEAVES
     | {"__init__", "engine", "bundle", "device", "backends", "imaging", "media", "models", "tokenizer", "tracking"},
-    "serve": LEAVES | {"engine", "cli"},
     "run": {"cli"},
     "autotune": {"cli"},
     "serve": LEAVES | {"__init__", "engine", "bundle", "cli", "imaging", "media", "models", "scheduler", "tracking"},

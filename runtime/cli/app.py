@@ -133,7 +133,7 @@ def run(
             prompts, quality = demo.prompts, Quality(demo, args.stride)
         task = _task(args, engine, video, prompts)
         with task.session:
-            return _run(args, engine, video, task, quality, about)
+            return _run(args, engine, video, task, quality, {**_header(engine, video), **about})
 
 
 def check_out(out: str) -> None:
@@ -183,7 +183,7 @@ def _run(
     video: VideoReader,
     task: Task,
     quality: Quality | None,
-    about: Mapping[str, Any],
+    header: Mapping[str, Any],
 ) -> int:
     """Process the video and write the files. Returns the exit code; raises the error that ended the run early."""
     options = OutputOptions(
@@ -198,7 +198,6 @@ def _run(
         concepts=task.concepts,
         ytvis=args.format == "ytvis",
     )
-    header = {**_header(engine, video), **about}
     with SignalGuard() as guard, Outputs(args.out, video.size, video.fps, header, options) as outputs:
         job = Job(task, video, outputs, quality)
         error = job.run(guard)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import fields
+from functools import partial
 from typing import Any, TypeVar
 
 from ..engine import Engine
@@ -22,6 +23,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 MAX_LOAD = 0.9
 """Part of the engine's time that streams of a stated rate may take."""
+MAX_BATCH = 16
+"""Streams that are decoded in one call on a GPU."""
 _OPTIONS = {field.name for field in fields(StreamOptions)}
 
 
@@ -29,14 +32,20 @@ class Scheduler:
     """Streams of one engine, and the thread that computes them; a context manager. The engine stays the caller's.
 
     max_streams  streams at a time
+    batch        streams whose frames are decoded in one call; 1: none; None: `default_batch`
+    batch_wait   seconds that a frame waits for those of others before it is decoded
     """
 
-    def __init__(self, engine: Engine, max_streams: int = 8) -> None:
-        if max_streams < 1:
-            raise UserError(f"max_streams must be 1 or more, not {max_streams}")
+    def __init__(
+        self, engine: Engine, max_streams: int = 8, batch: int | None = None, batch_wait: float = 0.05
+    ) -> None:
         self.engine, self.max_streams = engine, max_streams
+        self.batch = default_batch(engine) if batch is None else batch
+        for name, value in (("max_streams", max_streams), ("batch", self.batch)):
+            if value < 1:
+                raise UserError(f"{name} must be 1 or more, not {value}")
         self._changed = threading.Condition()
-        self._turns = Turns()
+        self._turns = Turns(self.batch, batch_wait)
         self._num_opening = 0
         self._calls: list[Callable[[], None]] = []
         self._step_started: float | None = None
@@ -164,7 +173,7 @@ class Scheduler:
             log.critical("the scheduler has stopped", exc_info=error)
             with self._changed:
                 self._is_closed = True
-                streams, calls, self._turns, self._calls = self._turns.streams, self._calls, Turns(), []
+                streams, calls, self._turns, self._calls = self._turns.streams, self._calls, Turns(1, 0.0), []
             for call in calls:
                 call()
             for stream in streams:
@@ -180,10 +189,30 @@ class Scheduler:
                 if self._turns.forget_ended():
                     self._changed.notify_all()
                 if (stream := self._turns.choose()) is not None:
-                    return stream.step
+                    return partial(self._step, stream, self._turns.partners(stream))
                 if self._is_closed:
                     return None
                 self._changed.wait()
+
+    def _step(self, stream: Stream, partners: Sequence[Stream]) -> None:
+        """Do the next step of a stream; its work, if it has any, together with that of partners."""
+        if partners and stream.work is not None:
+            started, together = now(), [stream, *partners]
+            try:
+                stream.work.run_together([partner.work for partner in partners if partner.work is not None])
+            except Exception:  # each runs its own again, and has its own error
+                log.exception("work of %d streams failed together", len(together))
+            for one in together:
+                self._turns.charge(one, (now() - started) / len(together))
+        for one in (stream, *partners):
+            started = now()
+            one.step()
+            self._turns.charge(one, now() - started)
+
+
+def default_batch(engine: Engine) -> int:
+    """Return how many streams are decoded in one call unless told otherwise."""
+    return 1 if engine.backend.device.name == "cpu" else MAX_BATCH
 
 
 _CLOSED = "no new stream is taken: the scheduler is draining or closed"

@@ -13,6 +13,7 @@ from ..errors import PromptError, SamwiseRuntimeError
 from ..results import Result
 from ..tracking.live import LiveSession
 from ..tracking.session import OnlineSession
+from ..tracking.work import Work
 from .delivery import Delivery, Outcome
 from .pending import Pending, PendingFrame, StreamOptions, now
 
@@ -38,8 +39,10 @@ class Stream:
         self._pending = Pending(options)
         self._in_session: deque[tuple[Any, float]] = deque()
         """Tags, and seconds waited, of the frames whose results the session owes."""
-        self._steps: Iterator[Result | None] | None = None
+        self._steps: Iterator[Result | Work | None] | None = None
         """Computation that has begun and not ended."""
+        self.work: Work | None = None
+        """What its next step runs, where that may run with the work of other streams."""
         self._is_held = self._is_cancelled = self._is_finished = False
         self._error: Exception | None = None
         self._last_result_at = 0.0
@@ -115,7 +118,7 @@ class Stream:
 
     def step(self) -> None:
         """Do what is next: one step of a frame, a call, or the end."""
-        started = now()
+        started, self.work = now(), None
         try:
             if self._is_cancelled:
                 self._leave()
@@ -123,9 +126,6 @@ class Stream:
                 self._advance(started)
         except Exception as error:  # it is not one of the other streams
             self._fail(error)
-        seconds = now() - started
-        self.engine_seconds += seconds
-        self.turn += seconds / self.options.weight
 
     def _advance(self, started: float) -> None:
         if self._steps is None:
@@ -137,7 +137,9 @@ class Stream:
         except StopIteration:
             self._steps = None
             return
-        if result is not None:
+        if isinstance(result, Work):
+            self.work = result
+        elif result is not None:
             self.num_done += 1
             tag, waited = self._in_session.popleft()
             total = self.engine_seconds + now() - started

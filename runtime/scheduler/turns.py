@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .pending import now
 from .stream import Stream
 
 
@@ -11,7 +12,9 @@ class Turns:
     One that was idle starts at the present: it has no credit. Its user holds a lock.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, batch: int, batch_wait: float) -> None:
+        """`batch`: streams whose work runs together; `batch_wait`: seconds that work waits for that of others."""
+        self._batch, self._batch_wait = batch, batch_wait
         self.streams: list[Stream] = []
         self._idle: set[Stream] = set()
         """Streams that had nothing to do when one was chosen last."""
@@ -31,9 +34,38 @@ class Turns:
         self._idle = set(self.streams).difference(ready)
         if not ready:
             return None
+        if self._batch > 1:
+            ready = [s for s in ready if s.work is None or now() - s.work.since > self._batch_wait] or ready
         chosen = min(ready, key=lambda stream: stream.turn)
         self._present = chosen.turn
         return chosen
+
+    def partners(self, stream: Stream) -> list[Stream]:
+        """Return other streams whose work may run with that of `stream`, those of the earliest turns first."""
+        work, found = stream.work, list[Stream]()
+        if work is None:
+            return found
+        num_objects = work.num_objects
+        for other in sorted(self.streams, key=lambda other: other.turn):
+            of = other.work
+            if (
+                other is stream
+                or of is None
+                or of.key != work.key
+                or not other.is_ready
+                or len(found) + 1 >= self._batch
+            ):
+                continue
+            if num_objects + of.num_objects <= work.max_objects:
+                found.append(other)
+                num_objects += of.num_objects
+        return found
+
+    @staticmethod
+    def charge(stream: Stream, seconds: float) -> None:
+        """Count engine time."""
+        stream.engine_seconds += seconds
+        stream.turn += seconds / stream.options.weight
 
     def forget_ended(self) -> bool:
         """Remove the streams that are over; return whether there were any."""

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 from ..device.lock import DeviceLock
 from ..errors import UserError
 from ..results import Result
+from .work import Work
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 SessionType = TypeVar("SessionType", bound="Session")
@@ -139,13 +140,14 @@ class OnlineSession(Session):
     def flush(self) -> list[Result]:
         """Return the results of the frames that wait, at the end of a video."""
 
-    def feed(self, frame: Any, *prompts: Any, time: float | None = None) -> Iterator[Result | None]:
+    def feed(self, frame: Any, *prompts: Any, time: float | None = None) -> Iterator[Result | Work | None]:
         """Take one frame as `push` does, but compute in steps of about a frame: each `next` does one, under the lock.
 
-        None: the step gave no result. Between two steps other sessions of the engine may compute.
+        Between two steps other sessions of the engine may compute. None: the step gave no result. `Work`: it comes
+        next, and may be run together with that of others.
         """
         yield from self.push(frame, *prompts, time=time)
 
-    def finish(self) -> Iterator[Result | None]:
+    def finish(self) -> Iterator[Result | Work | None]:
         """Compute the results of the frames that wait in steps, as `feed` does."""
         yield from self.flush()

@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -106,14 +107,15 @@ def sources(count):
     ]
 
 
+@pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize("device", ["cpu", "fake cuda"])
-def test_interleaved_sentences_give_the_masks_of_each_alone(toy, device):
+def test_interleaved_sentences_give_the_masks_of_each_alone(toy, device, batch):
     engine = runtime.Engine(choose(toy), OrtBackend() if device == "cpu" else FakeCudaBackend(), 16)
     streams, alone = sources(4), []
     for prompts, frames, options in streams:
         with engine.session(prompts, **options) as session:
             alone.append(list(session.stream(frames)))
-    with Scheduler(engine) as scheduler:
+    with Scheduler(engine, batch=batch, batch_wait=5.0) as scheduler:
         inboxes = [Inbox() for _ in streams]
         opened = [scheduler.open(p, box, max_pending=3, **o) for (p, _, o), box in zip(streams, inboxes, strict=True)]
         for number in range(12):
@@ -150,7 +152,59 @@ def test_interleaved_clicks_and_corrections_give_the_masks_of_each_alone(click_e
                 np.testing.assert_array_equal(corrections[0].result().masks, corrected.masks)
 
 
-def test_sentences_beside_clicks_give_the_bits_of_each_alone():
+@pytest.mark.parametrize("batch", [1, 2, 16])
+def test_frames_of_several_streams_are_decoded_in_one_call(toy, batch):
+    """As many as may, of all that are equally far; each stage runs once for all of them."""
+    engine = runtime.load(toy, max_objects=16)
+    sizes = {}
+
+    def wrap(stage):
+        def run(**arrays):
+            sizes.setdefault(stage.spec.name, []).append(len(next(iter(arrays.values()))))
+            stage.run(**arrays)
+
+        return SimpleNamespace(spec=stage.spec, run=run)
+
+    engine.instrument(wrap)
+    with Scheduler(engine, batch=batch, batch_wait=5.0) as scheduler:
+        boxes, started = [Inbox() for _ in range(4)], threading.Event()
+        streams = [scheduler.open([A], box) for box in boxes]
+        scheduler.submit(lambda: started.wait(30))
+        for i, stream in enumerate(streams):
+            put_all(stream, clip(i, 8))
+        started.set()
+        assert scheduler.drain(30)
+    assert all(box.tags == list(range(8)) for box in boxes)
+    together = min(batch, 4)
+    assert sizes["memory_attention"] == [together] * (7 * 4 // together)
+    assert len(sizes["hiera_0"]) == 32, "one by one: a frame fills the device"
+
+
+def test_an_error_of_frames_together_is_that_of_each_alone(toy):
+    engine = runtime.load(toy, max_objects=16)
+    with engine.session([A]) as session:
+        alone = list(session.stream(iter(clip(0, 8))))
+
+    def wrap(stage):
+        def run(**arrays):
+            if stage.spec.name == "memory_attention" and len(arrays["map_index"]) > 1:
+                raise runtime.InternalError("out of memory")
+            stage.run(**arrays)
+
+        return SimpleNamespace(spec=stage.spec, run=run)
+
+    engine.instrument(wrap)
+    with Scheduler(engine, batch=4, batch_wait=5.0) as scheduler:
+        boxes = [Inbox() for _ in range(3)]
+        for box in boxes:
+            put_all(scheduler.open([A], box), clip(0, 8))
+        assert scheduler.drain(30)
+    for box in boxes:
+        assert_equal_masks(box, alone)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_sentences_beside_clicks_give_the_bits_of_each_alone(batch):
     engine = runtime.load(NANO, threads=1)
     frames = [clip(i, 9, 48, 64) for i in range(3)]
     sentences = [[Text("the red car")], [Text("the dog on the left"), Text("the moon")]]
@@ -160,7 +214,7 @@ def test_sentences_beside_clicks_give_the_bits_of_each_alone():
             alone.append(list(session.stream(iter(source))))
     with engine.live() as live:
         alone.append([live.push(frame, {1: CLICK} if n == 0 else None)[0] for n, frame in enumerate(frames[2])])
-    with Scheduler(engine) as scheduler:
+    with Scheduler(engine, batch=batch, batch_wait=5.0) as scheduler:
         boxes = [Inbox() for _ in frames]
         streams = [scheduler.open(p, box) for p, box in zip((*sentences, None), boxes, strict=True)]
         for number in range(9):
@@ -337,6 +391,7 @@ def test_engine_time_is_shared_by_weight(text_engine):
     class Steady(Gate):
         def run(self, **arrays):
             time.sleep(0.002)  # as long for all, whatever else the machine does
+            self.stage.run(**arrays)
 
     text_engine.instrument(Steady)
     a, b = shares(text_engine, a={"weight": 1.0}, b={"weight": 1.0})

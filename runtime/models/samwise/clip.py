@@ -43,6 +43,16 @@ class Clip:
         return not self._undecoded
 
     @property
+    def is_encoded(self) -> bool:
+        """Whether a frame can be decoded."""
+        return self._encoding is None and bool(self._undecoded)
+
+    @property
+    def next_offset(self) -> int:
+        """Offset of the frame that is decoded next."""
+        return self._undecoded[0][0]
+
+    @property
     def pixels(self) -> Array:
         """Array (3, I, I) of the next frame."""
         return self.arrays["pixels"][len(self._waiting)]
@@ -62,10 +72,11 @@ class Clip:
         self._waiting = []
         return self._results
 
-    def advance(self, decode: Callable[[int, float | None], Result]) -> None:
-        """Run one stage of the encoding, or `decode` the next frame, by its offset and time."""
+    def advance(self, decode: Callable[[float | None], Result]) -> None:
+        """Run one stage of the encoding, or `decode` the next frame, by its time."""
         if self._encoding is None:
-            self._results.append(decode(*self._undecoded.popleft()))
+            self._results.append(decode(self._undecoded[0][1]))
+            self._undecoded.popleft()
             return
         self._encoder.advance(self._encoding)
         if self._encoding.is_done:

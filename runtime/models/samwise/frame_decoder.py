@@ -46,8 +46,13 @@ class FrameDecoder:
 
     def outputs(self, readback: ReadbackBuffer, num_tracks: int) -> dict[str, Array]:
         """Return the arrays that `decode` fills, by name; what is not read back is scratch."""
-        tensors = (*self._stages["mask_decoder"].spec.outputs, *self._stages["memory_encoder"].spec.outputs)
-        return {t.name: self._scratch.view(t.name, num_tracks) for t in tensors} | readback.arrays
+        return self.scratch_outputs(num_tracks) | readback.arrays
+
+    def scratch_outputs(self, num_tracks: int) -> dict[str, Array]:
+        """Return arrays that `decode` fills, all of them scratch."""
+        stages = ("mask_decoder", "memory_encoder", *self.OPTIONAL_STAGES)
+        specs = [self._stages[name].spec for name in stages if name in self._stages]
+        return {t.name: self._scratch.view(t.name, num_tracks) for spec in specs for t in spec.outputs}
 
     def decode(self, inputs: FrameInputs, outputs: Mapping[str, Array], slots: Sequence[Array] | None) -> None:
         """Run all stages. The memory of each track goes to its slot, or to `outputs` if `slots` is None."""
@@ -76,7 +81,7 @@ class FrameDecoder:
             sparse=self._scratch.gather("batch_sparse", inputs.sparse),
             sparse_count=inputs.sparse_count,
             high_res_0=inputs.high_res_0,
-            picture_index=self._zeros[:n],
+            picture_index=inputs.picture_index,
             high_res_1=inputs.high_res_1,
             map_index=self._index[:n],
             **{t.name: outputs[t.name] for t in stage.spec.outputs},
@@ -95,6 +100,7 @@ class FrameDecoder:
             inputs,
             sparse=[inputs.sparse[i] for i in due],
             sparse_count=self._count_without_verb[:n],
+            picture_index=inputs.picture_index_due,
             high_res_1=rows_due("high_res_1", inputs.high_res_1),
         )
         self._mask_decoder(inputs_due, inputs.embedding_no_memory, memoryless)
@@ -112,22 +118,20 @@ class FrameDecoder:
     def _memory_encoder(
         self, inputs: FrameInputs, outputs: Mapping[str, Array], replaced: Array | None, slots: Sequence[Array] | None
     ) -> None:
-        """Encode the mask of each track: in one call if all masks have one size and go to one array."""
+        """Encode the mask of each track, in one call per size of masks if they are neighbours and go to one array."""
         masks, due, n = outputs["low_res_logits"], list(inputs.cme_due), len(inputs.sparse)
-        encode = self._stages["memory_encoder"].run
-        if slots is None and len(due) in (0, n):
-            encode(
-                embedding=inputs.embedding,
-                map_index=self._index[:n],
-                mask_logits=masks if replaced is None else replaced,
-                maskmem_features=outputs["maskmem_features"],
-            )
-            return
-        for i, slot in enumerate(outputs["maskmem_features"] if slots is None else slots):
-            mask = masks[i] if replaced is None or i not in due else replaced[due.index(i)]
-            encode(
-                embedding=inputs.embedding[i : i + 1],
-                map_index=self._zeros[:1],
-                mask_logits=mask[None],
-                maskmem_features=slot[None],
-            )
+        out = outputs["maskmem_features"] if slots is None else slots
+        if slots is None and due == list(range(len(due))):
+            parts = [(slice(0, len(due)), replaced), (slice(len(due), n), masks[len(due) : n])]
+        else:
+            parts = [(slice(i, i + 1), masks[i : i + 1]) for i in range(n)]
+            for at, i in enumerate(due):
+                parts[i] = (slice(i, i + 1), None if replaced is None else replaced[at : at + 1])
+        for rows, logits in parts:
+            if (count := len(range(n)[rows])) and logits is not None:
+                self._stages["memory_encoder"].run(
+                    embedding=inputs.embedding[rows],
+                    map_index=self._index[:count],
+                    mask_logits=logits,
+                    maskmem_features=out[rows] if slots is None else out[rows.start][None],
+                )

@@ -14,8 +14,7 @@ from ...device.scratch import ReadbackBuffer, ScratchBuffers
 from ...tracking.object_memory import ObjectMemory
 from .frame_decoder import FrameDecoder
 from .graph_cache import GraphCache
-from .state import FrameInputs, TextTrack, TrackBatch
-from .transforms import Transforms
+from .state import BatchFrame, FrameInputs, TextTrack, TrackBatch
 
 
 class FrameRunner:
@@ -38,11 +37,12 @@ class FrameRunner:
             scratch.add("batch_" + name, attention.input("embedding"))
         scratch.add("batch_high_res_1", mask_decoder.input("high_res_1"))
         scratch.add("batch_high_res_0", mask_decoder.input("high_res_0"), pictures=1)
+        self._zeros = device.constant(np.zeros(mask_decoder.output("iou").resolve(sizes)[0], np.int64))
         inputs = (attention.input(name) for name in ("memory", "maskmem_tpos_index", "obj_ptrs"))
         self._static_buffers = {t.name: device.empty(t.resolve(sizes), t.dtype) for t in inputs}
-        self._results = [mask_decoder.output(name) for name in ("low_res_logits", "iou", "score")]
+        self.results = [mask_decoder.output(name) for name in ("low_res_logits", "iou", "score")]
         if "conditional_memory" in specs:
-            self._results.append(specs["conditional_memory"].output("switched"))
+            self.results.append(specs["conditional_memory"].output("switched"))
 
     def new_batch(self, tracks: Sequence[TextTrack], cme: Mapping[str, int] | None, uses_memory: bool) -> TrackBatch:
         """Allocate the arrays that the frames of these tracks share."""
@@ -59,73 +59,82 @@ class FrameRunner:
 
     def new_readback(self, num_tracks: int, more: Sequence[TensorSpec] = ()) -> ReadbackBuffer:
         """Allocate the outputs that are copied to the host after each frame: the decoder's, and `more`."""
-        return ReadbackBuffer(self._device, [*self._results, *more], num_tracks, optional=("low_res_logits",))
+        return ReadbackBuffer(self._device, [*self.results, *more], num_tracks, optional=("low_res_logits",))
 
-    def run(
-        self, batch: TrackBatch, clip: Mapping[str, Array], frame: int, offset: int, transforms: Transforms
-    ) -> dict[str, np.ndarray]:
-        """Decode frame number `frame`, `offset` in its clip; return host views by name, valid until the next frame."""
-        due, graph_ready = batch.cme_due(frame), batch.graphs.graph_ready(frame)
-        inputs = self._inputs(batch, clip, frame, offset, due, graph_ready)
+    def start(self, item: BatchFrame) -> None:
+        """Enqueue the work of a frame."""
+        batch, frame = item.batch, item.frame
+        graph_ready = batch.graphs.graph_ready(frame)
+        inputs = self._inputs(item, graph_ready)
         outputs = self._decoder.outputs(batch.readback, len(batch.tracks))
         slots = [track.maskmem.ring_block(frame) for track in batch.tracks]
         if graph_ready:  # a graph writes to fixed addresses; its memory is copied to the slot of the frame afterwards
-            batch.graphs.run(tuple(due), partial(self._decoder.decode, inputs, outputs, None))
+            batch.graphs.run(tuple(item.due), partial(self._decoder.decode, inputs, outputs, None))
         else:
             self._decoder.decode(inputs, outputs, slots)
         for i, track in enumerate(batch.tracks):
             self._device.copy(outputs["obj_ptr"][i], track.obj_ptrs.ring_block(frame))
             if graph_ready:
                 self._device.copy(outputs["maskmem_features"][i], slots[i])
-        read = transforms.read(batch.readback)
-        for i, at in enumerate(due):
+
+    def finish(self, item: BatchFrame) -> dict[str, np.ndarray]:
+        """Wait for a frame that was started; return host views by name, valid until the next frame of the batch."""
+        read = item.transforms.read(item.batch.readback)
+        for i, at in enumerate(item.due):
             if read["switched"][i]:
-                batch.tracks[at].last_switch_frame = frame
+                item.batch.tracks[at].last_switch_frame = item.frame
         return read
 
-    def _inputs(
-        self, batch: TrackBatch, clip: Mapping[str, Array], frame: int, offset: int, due: Sequence[int], static: bool
-    ) -> FrameInputs:
+    def _inputs(self, item: BatchFrame, static: bool) -> FrameInputs:
         """Gather the inputs of a frame. `static`: at the same addresses on every frame."""
 
         def gather(name: str, tracks: Sequence[TextTrack]) -> Array:
-            return self._scratch.gather("batch_" + name, [track.features[name][offset] for track in tracks], static)
+            return self._scratch.gather(
+                "batch_" + name, [track.features[name][item.offset] for track in tracks], static
+            )
 
-        tracks, has_memory = batch.tracks, batch.uses_memory and frame > 0
-        without_memory = [tracks[i] for i in due] if has_memory else tracks
+        tracks = item.batch.tracks
+        without_memory = [tracks[i] for i in item.due] if item.has_memory else tracks
         return FrameInputs(
             embedding=gather("embedding", tracks),
             embedding_no_memory=gather("embedding_no_memory", without_memory) if without_memory else None,
-            high_res_0=self._scratch.gather("batch_high_res_0", [clip["high_res_0"][offset]], static),
+            high_res_0=self._scratch.gather("batch_high_res_0", [item.clip["high_res_0"][item.offset]], static),
             high_res_1=gather("high_res_1", tracks),
             sparse=[track.features["sparse"][0] for track in tracks],
-            sparse_count=batch.sparse_count,
-            cme_due=due,
-            **(self._memory_inputs(batch, frame, static) if has_memory else {}),
+            sparse_count=item.batch.sparse_count,
+            picture_index=self._zeros[: len(tracks)],
+            cme_due=item.due,
+            picture_index_due=self._zeros[: len(item.due)],
+            **(self._memory_inputs(item.batch, item.frame, static) if item.has_memory else {}),
         )
 
     def _memory_inputs(self, batch: TrackBatch, frame: int, static: bool) -> dict[str, Array]:
-        slots = self._slots
-        ages = batch.maskmem_tpos_indices[frame if frame < slots else slots + frame % slots]
+        ages = self.slot_ages(batch, frame)
         if static:
             buffer = self._static_buffers["maskmem_tpos_index"][: len(batch.tracks)]
             self._device.copy(ages, buffer)
             ages = buffer
         return {
-            "memory": self._filled("memory", [track.maskmem for track in batch.tracks]),
-            "obj_ptrs": self._filled("obj_ptrs", [track.obj_ptrs for track in batch.tracks]),
+            "memory": self.filled("memory", [track.maskmem for track in batch.tracks]),
+            "obj_ptrs": self.filled("obj_ptrs", [track.obj_ptrs for track in batch.tracks]),
             "maskmem_tpos_index": ages,
         }
 
-    def _filled(self, name: str, memories: Sequence[ObjectMemory]) -> Array:
-        """Return the filled prefixes of rings as (rings, filled, ...).
+    def slot_ages(self, batch: TrackBatch, frame: int) -> Array:
+        """Return `ring_ages` of every track, (tracks, filled)."""
+        slots = self._slots
+        return batch.maskmem_tpos_indices[frame if frame < slots else slots + frame % slots]
+
+    def filled(self, name: str, memories: Sequence[ObjectMemory], static: bool = False) -> Array:
+        """Return the filled prefixes of rings as (rings, filled, ...), copied to one place if `static`.
 
         One ring, and neighbouring rings that are full, are read in place. Prefixes of several rings have gaps between
         them, so they are copied; after a few frames the rings are full.
         """
         pool, rows, filled = self._memory[name], [memory.index for memory in memories], memories[0].filled
         first, n = rows[0], len(rows)
-        if n == 1 or (filled == pool.shape[1] and rows == list(range(first, first + n))):
+        in_place = not static and (n == 1 or (filled == pool.shape[1] and rows == list(range(first, first + n))))
+        if in_place:
             return pool[first : first + n, :filled]
         buffer = self._static_buffers[name]
         shape = (n, filled, *buffer.shape[2:])

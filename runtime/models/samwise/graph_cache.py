@@ -17,9 +17,9 @@ class GraphCache:
     The key names everything that decides which work is enqueued; the arrays it uses must stay at their addresses.
     """
 
-    def __init__(self, device: Device, first_frame: int) -> None:
+    def __init__(self, device: Device, first_frame: int, max_graphs: int = MAX_GRAPHS) -> None:
         """`first_frame`: the first frame from which on no shape changes any more."""
-        self._device, self._first_frame = device, first_frame
+        self._device, self._first_frame, self._max_graphs = device, first_frame, max_graphs
         self.graphs: dict[Hashable, Callable[[], None] | None] = {}
 
     def graph_ready(self, frame: int) -> bool:
@@ -32,7 +32,7 @@ class GraphCache:
         The first run makes every allocation that a library needs for these shapes, which a capture does not allow.
         """
         if key not in self.graphs:
-            if len(self.graphs) < MAX_GRAPHS:
+            if len(self.graphs) < self._max_graphs:
                 self.graphs[key] = None
             work()
             return

@@ -23,6 +23,7 @@ from ..options import TextOptions
 from .clip_encoder import ClipEncoder
 from .frame_decoder import FrameDecoder
 from .frame_runner import FrameRunner
+from .joint_runner import JointRunner
 from .session import TextSession
 from .signature import SETTINGS, SIGNATURE
 from .state import TextTrack
@@ -67,6 +68,7 @@ class Samwise:
         decoder = FrameDecoder(stages, device, scratch, self._max_tracks, motion)
         memory = {"memory": self.maskmem_pool.array, "obj_ptrs": self.obj_ptr_pool.array}
         self._runner = FrameRunner(decoder, device, scratch, specs, sizes, memory)
+        self._joint = JointRunner(decoder, self._runner, device, scratch, specs, sizes)
         low_res_side = specs["mask_decoder"].output("low_res_logits").resolve(sizes)[1]
         self._images = ImageSettings(
             settings, bundle.manifest.image_size, low_res_side, self._max_tracks, device, context.kernels
@@ -90,7 +92,7 @@ class Samwise:
         tracks, n = self._open_tracks(prompts), self._max_tracks
         cme = None if options.conditional_memory is False or not options.memory else self._cme
         batches = [self._runner.new_batch(tracks[i : i + n], cme, options.memory) for i in range(0, len(tracks), n)]
-        return TextSession(self._encoder, self._runner, self._images, batches, window, logits)
+        return TextSession(self._encoder, self._joint, self._images, batches, window, logits)
 
     def _open_tracks(self, prompts: Sequence[Text]) -> list[TextTrack]:
         manifest = self._bundle.manifest

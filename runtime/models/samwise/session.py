@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ from ...imaging.masks import probability
 from ...media.frame_iterables import iterate_frames
 from ...results import Result
 from ...tracking.session import OnlineSession, check_time, iterator_of_results, synchronized
+from ...tracking.work import Work
 from .clip import Clip
 from .clip_encoder import ClipEncoder
-from .frame_runner import FrameRunner
+from .joint_runner import FrameWork, JointRunner
 from .state import TrackBatch
 from .transforms import ImageSettings, Size, Transforms
 
@@ -33,7 +33,7 @@ class TextSession(OnlineSession):
     def __init__(
         self,
         encoder: ClipEncoder,
-        runner: FrameRunner,
+        runner: JointRunner,
         images: ImageSettings,
         batches: Sequence[TrackBatch],
         window: int,
@@ -46,6 +46,8 @@ class TextSession(OnlineSession):
         self._clip = Clip(encoder, self._tracks, window)
         self._size: Size | None = None
         self._transforms: Transforms | None = None
+        self._work: list[FrameWork] = []
+        """Work of the next frame, one for each batch, where it is described already."""
         self._num_frames = 0
         """Frames decoded so far."""
 
@@ -63,13 +65,13 @@ class TextSession(OnlineSession):
         in stream order; do not overwrite it before its result is there.
         Raises VideoError for anything that is not such a frame or changes size, UserError after `close`.
         """
-        return list(iter(partial(self._next, self._add(frame, check_time(time))), None))
+        return list(_results(self._steps(self._add(frame, check_time(time)), _call)))
 
     @synchronized
     def flush(self) -> list[Result]:
         """Return the results of the frames that wait for their clip to fill up. Raises UserError after `close`."""
         self._check_open()
-        return list(iter(partial(self._next, self._clip.begin()), None))
+        return list(_results(self._steps(self._clip.begin(), _call)))
 
     @iterator_of_results
     def stream(self, frames: Any) -> Iterator[Result]:
@@ -78,20 +80,20 @@ class TextSession(OnlineSession):
         frames  a `VideoReader`, anything that `open_video` opens, or an iterable of arrays or image files
         """
         for frame, time in iterate_frames(frames):
-            yield from filter(None, self._steps(self._lock.run(self._add, frame, time)))
-        yield from filter(None, self._steps(self._lock.run(self._clip.begin)))
+            yield from _results(self._steps(self._lock.run(self._add, frame, time), self._lock.run))
+        yield from _results(self._steps(self._lock.run(self._clip.begin), self._lock.run))
 
     @iterator_of_results
-    def feed(self, frame: Any, *, time: float | None = None) -> Iterator[Result | None]:
+    def feed(self, frame: Any, *, time: float | None = None) -> Iterator[Result | Work | None]:
         """Take one frame, and compute the clip that it completes in steps; see `OnlineSession.feed`."""
         results = self._lock.run(self._add, frame, check_time(time))
         yield None
-        yield from self._steps(results)
+        yield from self._steps(results, self._lock.run)
 
     @iterator_of_results
-    def finish(self) -> Iterator[Result | None]:
+    def finish(self) -> Iterator[Result | Work | None]:
         """Compute the frames that wait in steps; see `OnlineSession.feed`."""
-        yield from self._steps(self._lock.run(self._clip.begin))
+        yield from self._steps(self._lock.run(self._clip.begin), self._lock.run)
 
     @property
     def device_logits(self) -> list[Array]:
@@ -104,6 +106,8 @@ class TextSession(OnlineSession):
 
     def _release(self) -> None:
         self._clip.stop()
+        for work in self._work:
+            work.is_cancelled = True
         for track in self._tracks:
             track.close()
 
@@ -119,7 +123,7 @@ class TextSession(OnlineSession):
             self._transforms = self._images.transforms(self._size, self._logits)
             if self._transforms.outputs:
                 for batch in self._batches:
-                    batch.readback = self._runner.new_readback(len(batch.tracks), self._transforms.outputs)
+                    batch.readback = self._runner.single.new_readback(len(batch.tracks), self._transforms.outputs)
         while not self._clip.is_computed:
             self._advance()
         self._transforms.preprocess_frame(frame, self._clip.pixels)
@@ -138,23 +142,26 @@ class TextSession(OnlineSession):
             self._advance()
         return results.popleft() if results else None
 
-    def _next(self, results: deque[Result]) -> Result | None:
-        """Return the next result of a clip; None at its end."""
-        result = None
-        while result is None and self._clip.has_more(results):
-            result = self._step(results)
-        return result
-
-    def _steps(self, results: deque[Result]) -> Iterator[Result | None]:
-        """Compute a clip in steps."""
+    def _steps(self, results: deque[Result], call: Callable[..., Any]) -> Iterator[Result | Work | None]:
+        """Compute a clip in steps, each by `call(function, *arguments)`."""
         while self._clip.has_more(results):
-            yield self._lock.run(self._step, results)
+            if not results and len(self._batches) == 1:
+                yield from call(self._works)
+            yield call(self._step, results)
 
-    def _decode(self, offset: int, time: float | None) -> Result:
+    def _works(self) -> list[FrameWork]:
+        """Return the work of the next frame, one for each batch; none where no frame can be decoded."""
+        if not self._work and self._clip.is_encoded and not self.is_closed:
+            assert self._transforms is not None
+            offset, clip = self._clip.next_offset, self._clip.arrays
+            self._work = self._runner.works(self._batches, clip, self._num_frames, offset, self._transforms)
+        return self._work
+
+    def _decode(self, time: float | None) -> Result:
         """Decode the next frame of the encoded clip."""
         assert self._transforms is not None
-        frame = self._num_frames
-        parts = [self._runner.run(b, self._clip.arrays, frame, offset, self._transforms) for b in self._batches]
+        frame, work, self._work = self._num_frames, self._works(), []
+        parts = [part.read() for part in work]
         read = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         masks, boxes = self._transforms.postprocess_masks(read)
         self._num_frames += 1
@@ -170,3 +177,11 @@ class TextSession(OnlineSession):
             low_res_logits=read["low_res_logits"] if self._logits else None,
             time=time,
         )
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _results(steps: Iterator[Result | Work | None]) -> Iterator[Result]:
+    return (step for step in steps if isinstance(step, Result))

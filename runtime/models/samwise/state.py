@@ -9,6 +9,7 @@ from ...device.base import Array
 from ...device.scratch import ReadbackBuffer
 from ...tracking.object_memory import ObjectMemory
 from .graph_cache import GraphCache
+from .transforms import Transforms
 
 
 @dataclass(slots=True)
@@ -53,6 +54,28 @@ class TrackBatch:
         return [i for i, t in enumerate(self.tracks) if frame - t.last_switch_frame >= self.cme["every"]]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchFrame:
+    """One frame of a batch of tracks.
+
+    clip    arrays of the clip that the frame is in, `offset` its place there
+    frame   its number in the video
+    due     tracks for which the conditional memory encoder runs
+    """
+
+    batch: TrackBatch
+    clip: Mapping[str, Array]
+    frame: int
+    offset: int
+    transforms: Transforms
+    due: Sequence[int]
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether there is memory to attend to."""
+        return self.batch.uses_memory and self.frame > 0
+
+
 @dataclass(frozen=True, slots=True)
 class FrameInputs:
     """Inputs of the frame decoder for n tracks, named as in its stages."""
@@ -64,8 +87,12 @@ class FrameInputs:
     high_res_1: Array
     sparse: Sequence[Array]
     sparse_count: Array
+    picture_index: Array
+    """(n,) row of `high_res_0` of each track."""
     cme_due: Sequence[int]
     """Tracks for which the conditional memory encoder runs."""
+    picture_index_due: Array
+    """(due,) row of `high_res_0` of each of these."""
     memory: Array | None = None
     """None, like the next two: no memory to attend to, on the first frame and with memory switched off."""
     maskmem_tpos_index: Array | None = None

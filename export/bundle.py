@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from runtime.backends import create
 from runtime.backends.base import Backend
+from runtime.backends.ort import OrtBackend
 from runtime.bundle.bundle import file_sha256
 from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
 from runtime.errors import UserError
@@ -56,6 +57,8 @@ def export_bundle(
         raise UserError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     with replacing(Path(out), name) as folder:
         runner, rounded = create(backend, threads), folder.with_name(".rounded")
+        if isinstance(runner, OrtBackend):  # of SAM 3, the trunk alone would keep 8 GB until the export ends
+            runner.keeps_memory = False
         for graphs in (folder / GRAPHS, rounded / GRAPHS):
             graphs.mkdir(parents=True, exist_ok=True)
         job = _Job(network, folder, rounded, precision, variants, check, runner, threads, report)

@@ -37,6 +37,8 @@ class OrtBackend:
     variants: tuple[str, ...] = ("ort", "default")
     memory = "cpu"
     """ONNX Runtime's name of the memory that the device's arrays are in."""
+    keeps_memory = True
+    """Whether scratch space stays in the arena of the process, for the next stage. Without, each call allocates it."""
 
     def __init__(self, threads: int | None = None) -> None:
         self._ort = _import()
@@ -69,7 +71,8 @@ class OrtBackend:
         options.log_severity_level = 3
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
-        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.enable_cpu_mem_arena = self.keeps_memory
+        options.add_session_config_entry("session.use_env_allocators", str(int(self.keeps_memory)))
         # every stage has its own threads: spinning after a call, they would take cores from the next stage and the
         # caller
         options.add_session_config_entry("session.force_spinning_stop", "1")

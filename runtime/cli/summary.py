@@ -17,6 +17,7 @@ from ..bundle.bundle import find
 from ..bundle.manifest import MANIFEST, Manifest
 from ..engine import Engine
 from ..errors import BundleError
+from ..media.video_reader import VideoReader
 from ..results import Result
 
 MAX_ROWS = 40
@@ -117,6 +118,13 @@ def summarize_run(
 def describe_engine(engine: Engine) -> dict[str, str]:
     """Describe the bundle and backend of a run, as in the header of results.json."""
     return {"bundle": engine.bundle.name, **_network(engine.bundle.manifest), "backend": engine.backend.name}
+
+
+def describe_run(engine: Engine, video: VideoReader) -> dict[str, Any]:
+    """Describe source and engine of a run: the header of results.json."""
+    size = {"width": video.size[1], "height": video.size[0]}
+    about = {"name": video.name, **size, "fps": float(f"{video.fps:.6g}"), "stride": video.stride}
+    return {"video": about, "model": describe_engine(engine)}
 
 
 def _network(manifest: Manifest) -> dict[str, str]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ..bundle.placeholder import describe_unreadable
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 DEFAULT_FPS = 24.0
 """Frame rate assumed for a container that names none."""
 
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
+"""Demuxers of FFmpeg for files of strangers: none that reads another file."""
+
 RETRIES = 3
 """Number of times that a dropped camera or stream is reopened, after 1, 2 and 4 seconds, before it is an error."""
 
@@ -49,12 +53,18 @@ def open_video_file(path: Path, stride: int, strict: bool = False) -> Source:
     return source
 
 
-def _open_file(path: Path) -> InputContainer:
+def open_upload(path: Path, name: str) -> Source:
+    """Open a video file that anybody may have sent: a real container, and nothing that it refers to."""
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    return _pyav_source(name, partial(_open_file, path, options), 1, False, path=path)
+
+
+def _open_file(path: Path, options: Mapping[str, str] = MappingProxyType({})) -> InputContainer:
     import av
 
     # absolute: FFmpeg takes what precedes a colon for a protocol, and would open another file or a pipe
     # container_options: PyAV before 18 crashes at damaged files that are opened with `options`
-    return av.open(str(path.absolute()), container_options={"probesize": "20000000"})
+    return av.open(str(path.absolute()), container_options={"probesize": "20000000", **options})
 
 
 def decode_from(path: Path, seconds: float, start: float) -> Iterator[Frame]:

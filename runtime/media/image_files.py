@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -52,6 +53,27 @@ def read_image(path: Path, notes: list[str] | None = None) -> np.ndarray:
             notes += leftover_notes(image, path, pages)
         _seek(image, pages[0], path)
         return _read_page(image, path)
+
+
+def decode_image(data: bytes, formats: tuple[str, ...], max_pixels: int) -> np.ndarray:
+    """Decode one picture that anybody may have sent, as `read_image` does a file. Raises VideoError.
+
+    Its size stands in its header, and is checked before a pixel is decoded.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            if image.width * image.height > max_pixels:
+                raise VideoError(f"a picture of {image.width}x{image.height} pixels; send at most {max_pixels:,}")
+            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+                raise VideoError("an animation; send its frames as pictures of their own")
+            return _read_page(image, "the picture")
+    except VideoError:
+        raise
+    except Exception as error:  # Pillow's readers raise a dozen types for a damaged file
+        reason = "" if "BytesIO" in str(error) else f" ({summarize(error, 80)})"
+        raise VideoError(f"not a picture of the kinds {', '.join(formats)}, or a damaged one{reason}") from None
 
 
 def read_pages(source: Source, path: Path, stride: int, strict: bool) -> Iterator[Frame]:

@@ -12,22 +12,23 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..errors import Busy, UserError
+from ..models.sam3.session import ConceptSession
+from ..prompts.json_prompts import parse_concept, parse_number, parse_objects
 from . import camera, wire
-from .service import Account, Service
-from .stream import SHUTDOWN, ClientStream, Close, Outbox
+from .service import SHUTDOWN, Account, Service
+from .stream import ClientStream, Close, Outbox
 
 
 class Connection:
     """A WebSocket from its opening to its end. `account` None: the first message has to bring a token.
 
-    `lost`: set when the client has gone, where the protocol tells it; a reader that waits for room would not see it.
+    `state`: may have `lost`, an event that is set when the client has gone, which a reader that waits for room would
+    not see; and `abort`, which ends the connection without waiting for the client.
     """
 
-    def __init__(
-        self, socket: WebSocket, service: Service, account: Account | None, lost: asyncio.Event | None = None
-    ) -> None:
+    def __init__(self, socket: WebSocket, service: Service, account: Account | None, state: Mapping[str, Any]) -> None:
         self._socket, self._service, self._account = socket, service, account
-        self._lost = lost or asyncio.Event()
+        self._lost, self._abort = state.get("lost", asyncio.Event()), state.get("abort", lambda: None)
         self._outbox = Outbox(socket, service)
         self._current: ClientStream | None = None
         self._handlers: dict[Any, Callable[[Mapping[str, Any]], Awaitable[None]]] = {
@@ -60,6 +61,8 @@ class Connection:
                 message = {"type": "error", "message": str(errors[0]), "busy": False}
                 await asyncio.wait_for(self._socket.send_text(json.dumps(message)), 1)
                 await self._socket.close(errors[0].code, str(errors[0])[:120])
+                return
+            self._abort()
         elif errors[0] is not None and not isinstance(errors[0], WebSocketDisconnect):
             self._service.explain(errors[0])
 
@@ -132,7 +135,11 @@ class Connection:
         except BaseException:
             self._current.leave()
             raise
-        about = {"stream": f"{id(stream):x}", "prompts": start.labels, "colours": wire.COLOURS}
+        about = {
+            "stream": f"{id(stream):x}",
+            "prompts": [prompt.label for prompt in start.prompts or ()],
+            "colours": wire.COLOURS,
+        }
         self._outbox.put({"type": "started", **self._service.about, **about})
         if start.camera is not None:
             camera.follow(cameras[start.camera], self._current)
@@ -147,7 +154,7 @@ class Connection:
         try:
             seconds, prompts = wire.frame(header, limits)
             image = await self._service.code(wire.picture, encoded, limits)
-            await asyncio.sleep(max(account.frames.take(1), account.pixels.take(image.shape[0] * image.shape[1])))
+            await account.take_frame(image.shape)
             await current.put(image, prompts, tag, seconds)
         except Exception as error:
             self._service.metrics.frames.labels("refused").inc()
@@ -156,36 +163,36 @@ class Connection:
 
     async def _correct(self, order: Mapping[str, Any]) -> None:
         assert self._account is not None
-        prompts = wire.visual_prompts(order.get("prompts"), self._service.limits)
+        limits = self._service.limits
+        prompts = parse_objects(order.get("prompts"), limits.objects, limits.pixels)
         await asyncio.sleep(self._account.frames.take(1))
         await self._stream.correct(prompts)
 
     async def _remove(self, order: Mapping[str, Any]) -> None:
-        obj = wire.object_id(order.get("object"))
+        obj = parse_number(order.get("object"), "an object")
         await self._stream.call(lambda session: session.remove(obj))
 
     async def _add_concept(self, order: Mapping[str, Any]) -> None:
-        concept = wire.concept({name: value for name, value in order.items() if name != "type"})
-        limit = self._service.limits.prompts
-
-        def add(session: Any) -> dict[int, str]:
-            concepts = wire.concepts_of(session)
-            if len(concepts) >= limit:
-                raise UserError(f"a stream has at most {limit} concepts; remove one")
-            session.add_concept(concept)
-            return wire.concepts_of(session)
-
-        self._outbox.put({"type": "concepts", "concepts": await self._stream.call(add)})
+        concept = parse_concept({name: value for name, value in order.items() if name != "type"})
+        await self._change_concepts(lambda session: session.add_concept(concept))
 
     async def _remove_concept(self, order: Mapping[str, Any]) -> None:
-        number = wire.object_id(order.get("number"))
+        number = parse_number(order.get("number"), "a concept")
+        await self._change_concepts(lambda session: session.remove_concept(number))
 
-        def remove(session: Any) -> dict[int, str]:
-            wire.concepts_of(session)
-            session.remove_concept(number)
-            return wire.concepts_of(session)
+    async def _change_concepts(self, change: Callable[[Any], Any]) -> None:
+        limit = self._service.limits.prompts
 
-        self._outbox.put({"type": "concepts", "concepts": await self._stream.call(remove)})
+        def changed(session: Any) -> dict[int, str]:
+            if not isinstance(session, ConceptSession):
+                raise UserError("this stream follows no concepts; start one with them")
+            change(session)
+            if len(session.concepts) > limit:
+                session.remove_concept(max(session.concepts))
+                raise UserError(f"a stream has at most {limit} concepts; remove one first")
+            return {number: concept.label for number, concept in session.concepts.items()}
+
+        self._outbox.put({"type": "concepts", "concepts": await self._stream.call(changed)})
 
     async def _end(self, order: Mapping[str, Any]) -> None:
         if (stream := self._stream.stream) is not None:

@@ -22,7 +22,8 @@ class Limits:
     connections         open connections, over all clients
     streams, starts_per_second, frames_per_second, pixels_per_second, bytes_per_second  quotas of a token
     images              pictures over HTTP at a time, over all clients
-    videos, video_bytes, video_seconds  files that a token may keep here; size of one; seconds until one expires
+    videos              video files that a token may have here
+    video_bytes, video_frames, video_seconds  size of one; frames read of it; time until a finished one is deleted
     head_seconds        to send the head of a request, and to authenticate
     idle_seconds        without a message, without reading, without a byte of an upload
     session_seconds     length of a connection
@@ -51,6 +52,7 @@ class Limits:
     images: int = 4
     videos: int = 4
     video_bytes: int = 2 << 30
+    video_frames: int = 100_000
     video_seconds: float = 3600
     head_seconds: float = 10
     idle_seconds: float = 60

@@ -24,6 +24,7 @@ from .metrics import Metrics
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+SHUTDOWN = "the server is shutting down; connect again"
 
 
 class Rate:
@@ -46,6 +47,10 @@ class Account:
     def __init__(self, limits: Limits) -> None:
         self.starts, self.frames = Rate(limits.starts_per_second), Rate(limits.frames_per_second)
         self.pixels, self.bytes = Rate(limits.pixels_per_second), Rate(limits.bytes_per_second)
+
+    async def take_frame(self, shape: Sequence[int]) -> None:
+        """Count a frame, waiting where there are too many."""
+        await asyncio.sleep(max(self.frames.take(1), self.pixels.take(shape[0] * shape[1])))
 
 
 @dataclass(eq=False)
@@ -76,6 +81,7 @@ class Service:
         manifest = self.engine.bundle.manifest
         window = getattr(self.engine.networks.text_video, "window", None) if Capability.TEXT_VIDEO in self.can else None
         self.about = {"network": manifest.network_names, "model": self.engine.bundle.name, "window": window}
+        self.on_close: list[Callable[[], None]] = []
         self.is_draining = False
         self.open_connections = 0
 
@@ -166,5 +172,7 @@ class Service:
         """End everything but the engine, which is the caller's."""
         self.is_draining = True
         self.scheduler.close()
+        for close in self.on_close:
+            close()
         for pool in (self._codecs, self._callers):
             pool.shutdown(wait=False, cancel_futures=True)

@@ -19,9 +19,8 @@ from ..errors import UserError
 from ..results import Result
 from ..scheduler import Delivery, Outcome, Stream
 from . import wire
-from .service import Account, Service
+from .service import SHUTDOWN, Account, Service
 
-SHUTDOWN = "the server is shutting down; connect again"
 Message = Mapping[str, Any] | Callable[[], bytes]
 """JSON, or what packs a result in another thread."""
 

@@ -1,4 +1,4 @@
-"""The web server: the page, streams over WebSocket, pictures and files over HTTP, health, metrics."""
+"""The web server: the page, streams over WebSocket, health, metrics, the end."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from ..bundle.demo import Demo
+from ..errors import Busy, UserError
 from . import wire
 from .connection import Connection
 from .protocols import HttpProtocol, SocketProtocol
 from .service import Account, Service
+from .uploads import Uploads
 
 HERE = Path(__file__).parent
 PAGE = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
@@ -59,8 +61,6 @@ class Guard:
         self._app, self._hosts, self._origins = app, hosts, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            return await self._app(scope, receive, send)
         if not self._allows(HTTPConnection(scope)):
             if scope["type"] == "websocket":
                 return await send({"type": "websocket.close", "code": 1008})
@@ -75,73 +75,87 @@ class Guard:
 
     def _allows(self, connection: HTTPConnection) -> bool:
         host, origin = connection.headers.get("host", ""), connection.headers.get("origin")
-        name = urlsplit(f"//{host}").hostname
-        if self._hosts and name not in self._hosts:
+        try:
+            name, page = urlsplit(f"//{host}").hostname, urlsplit(origin or "").netloc
+        except ValueError:
             return False
-        return origin is None or origin in self._origins or urlsplit(origin).netloc == host
+        return (not self._hosts or name in self._hosts) and (origin is None or origin in self._origins or page == host)
 
 
 class Web:
     """Handlers of the requests."""
 
     def __init__(self, service: Service) -> None:
-        self._service, self._limits = service, service.limits
+        self._service, self._uploads = service, Uploads(service)
         bundle = service.engine.bundle
         folder = bundle.manifest.demo
         self._demo = Demo.load(bundle.folder / folder) if folder is not None else None
 
     def routes(self) -> list[Route | WebSocketRoute]:
         """Return the addresses."""
-        name = self._service.engine.bundle.name
-        pages = [Route(path, self._page) for path in PAGE]
+        model, uploads, guarded = f"/v2/models/{self._service.engine.bundle.name}", self._uploads, self._guarded
         return [
-            *pages,
-            Route("/v1/model", self._guarded(self._model)),
-            Route("/v1/demo", self._guarded(self._clip)),
+            *(Route(path, self._page) for path in PAGE),
             WebSocketRoute("/v1/stream", self._stream),
+            Route("/v1/model", guarded(self._model)),
+            Route("/v1/demo", guarded(self._clip)),
+            Route("/v1/image", guarded(uploads.image), methods=["POST"]),
+            Route("/v1/video", guarded(uploads.video), methods=["POST"]),
+            Route("/v1/video/{id}", guarded(uploads.job), methods=["GET", "DELETE"]),
+            Route("/v1/video/{id}/result", guarded(uploads.result)),
             Route("/v2/health/live", self._live),
             Route("/v2/health/ready", self._ready),
-            Route(f"/v2/models/{name}/ready", self._ready),
-            Route(f"/v2/models/{name}", self._guarded(self._metadata)),
-            Route("/metrics", self._guarded(self._metrics)),
+            Route(f"{model}/ready", self._ready),
+            Route(model, guarded(self._metadata)),
+            Route("/metrics", guarded(self._metrics)),
         ]
 
     def _guarded(self, handler: Callable[[Request, Account], Awaitable[Response]]) -> Callable[[Request], Any]:
+        """Return a handler that wants a token, and tells errors as JSON."""
+
         async def handle(request: Request) -> Response:
             if (account := self._service.account(_token(request))) is None:
+                self._service.metrics.refused.labels("token").inc()
                 return JSONResponse({"error": "a token is needed: Authorization: Bearer TOKEN"}, 401)
-            return await handler(request, account)
+            try:
+                return await handler(request, account)
+            except ClientDisconnect:
+                return Response(status_code=400)
+            except Exception as error:
+                text, is_busy = self._service.explain(error), isinstance(error, Busy)
+                self._service.metrics.refused.labels("busy" if is_busy else "message").inc()
+                status = 503 if is_busy else 422 if isinstance(error, UserError) else 500
+                return JSONResponse({"error": text, "busy": is_busy}, status, {"Retry-After": "5"} if is_busy else None)
 
         return handle
 
     async def _page(self, request: Request) -> Response:
         path = HERE / PAGE[request.url.path]
-        if not path.exists():
-            return PlainTextResponse("no page here", 404)
-        if path.suffix != ".html":
-            return FileResponse(path)
+        if path.suffix != ".html" or not path.exists():
+            return FileResponse(path) if path.exists() else PlainTextResponse("no such file", 404)
         text = path.read_text(encoding="utf-8")
         return Response(text, media_type="text/html", headers={"Content-Security-Policy": policy(text)})
 
     async def _stream(self, socket: WebSocket) -> None:
         service, token = self._service, _token(socket)
         account = service.account(token)
-        if (account is None and token is not None) or service.open_connections >= self._limits.connections:
-            service.metrics.refused.labels("token" if account is None else "connections").inc()
+        is_full = service.open_connections >= service.limits.connections
+        if (account is None and token is not None) or is_full:
+            service.metrics.refused.labels("connections" if is_full else "token").inc()
             return await socket.close(1008)
         await socket.accept()
-        await Connection(socket, service, account, socket.scope.get("state", {}).get("lost")).run()
+        await Connection(socket, service, account, socket.scope.get("state", {})).run()
 
     async def _model(self, request: Request, account: Account) -> Response:
         service = self._service
         about = {
             **service.about,
             "networks": list(service.engine.networks),
-            "capabilities": sorted(capability.name.lower() for capability in service.can),
+            "capabilities": sorted(capability.name.lower() for capability in service.engine.capabilities),
             "image_size": service.engine.bundle.manifest.image_size,
             "cameras": sorted(service.cameras),
             "colours": wire.COLOURS,
-            "limits": asdict(self._limits),
+            "limits": asdict(service.limits),
             "demonstration": [prompt.text for prompt in self._demo.prompts] if self._demo is not None else [],
         }
         return JSONResponse(about)
@@ -166,7 +180,7 @@ class Web:
         return JSONResponse({**about, "inputs": inputs, "outputs": [{"name": "results", **tensor}]})
 
     async def _metrics(self, request: Request, account: Account) -> Response:
-        return PlainTextResponse(self._service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _token(connection: HTTPConnection) -> str | None:
@@ -175,7 +189,7 @@ def _token(connection: HTTPConnection) -> str | None:
 
 
 def application(service: Service, hosts: Sequence[str] = LOOPBACK, origins: Sequence[str] = ()) -> ASGIApp:
-    """Return the ASGI application. `hosts`: names of this server; none: any."""
+    """Return the ASGI application. `hosts`: names of this server; none: any. `origins`: other pages that may use it."""
     return Guard(Starlette(routes=Web(service).routes()), hosts, origins)
 
 
@@ -183,12 +197,10 @@ class Server(uvicorn.Server):
     """Drains at the first SIGTERM or Ctrl-C; uvicorn itself closes every WebSocket at once. A second one ends it."""
 
     def __init__(self, app: ASGIApp, service: Service, **options: Any) -> None:
-        limits = service.limits
-        self._service = service
-        http = type("Http", (HttpProtocol,), {"limits": limits})
+        self._service, limits = service, service.limits
         config = uvicorn.Config(
             app,
-            http=http,
+            http=type("Http", (HttpProtocol,), {"limits": limits}),
             ws=SocketProtocol,
             ws_max_size=limits.message_bytes + limits.header_bytes,
             ws_ping_interval=0.4,  # a write to a client that was killed fails within a second
@@ -208,7 +220,7 @@ class Server(uvicorn.Server):
             self.force_exit = self.should_exit = True
         else:
             self._service.is_draining = True
-            threading.Thread(target=self._drain, name="drain", daemon=True).start()
+            threading.Thread(target=self._drain, name="samwise-drain", daemon=True).start()
 
     def _drain(self) -> None:
         self._service.drain()

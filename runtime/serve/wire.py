@@ -18,11 +18,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ..errors import PromptError, UserError, VideoError, reject_unknown, summarize
-from ..imaging.rle import decode_rle, encode_rle
-from ..media.image_files import check_frame
+from ..errors import UserError, reject_unknown, summarize
+from ..imaging.rle import encode_rle
+from ..media.image_files import decode_image
 from ..models.options import ConceptOptions, TextOptions
-from ..prompts import Box, Concept, Mask, Points, Text
+from ..prompts import Concept, Text
+from ..prompts.json_prompts import parse_objects, parse_prompts
 from ..results import Result
 from ..tracking.state import TrackingKeywords
 from .limits import Limits
@@ -30,7 +31,7 @@ from .limits import Limits
 MASKS = ("png", "rle", "bits", "none")
 """Forms of masks that a client may ask for."""
 
-OPTIONS = {*TextOptions.__slots__, *ConceptOptions.__slots__, *TrackingKeywords.__annotations__}
+OPTIONS = sorted({*TextOptions.__slots__, *ConceptOptions.__slots__, *TrackingKeywords.__annotations__})
 """Options of a session that a client may set."""
 
 COLOURS = [
@@ -42,12 +43,14 @@ COLOURS = [
 ALPHA = 128
 """Opacity of a mask, of 255."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP")
+_EXPECTED = {
+    "keep": '"all" or "latest"',
+    "masks": f"one of {', '.join(MASKS)}",
+    "rate": "null or frames a second, above 0",
+    "camera": "the name of a camera",
+    "options": "an object",
+}
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_START = ("type", "prompts", "keep", "masks", "rate", "options", "camera", "token")
-_FRAME = ("type", "tag", "time", "prompts")
-
-Prompts = list[Text] | list[Concept] | None
 
 
 # -- in ---------------------------------------------------------------------------------------------------------------
@@ -64,177 +67,8 @@ def parse(text: str | bytes, limits: Limits) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON ({summarize(error, 80)})") from None
     if not isinstance(value, dict):
-        raise UserError(f"a message is a JSON object with a type, not {_kind(value)}")
+        raise UserError('a message is a JSON object like {"type": "end"}')
     return value
-
-
-def split(data: bytes, limits: Limits) -> tuple[dict[str, Any], memoryview]:
-    """Return header and payload of a binary message. Raises UserError."""
-    if len(data) < 4:
-        raise UserError(f"a binary message of {len(data)} bytes; it begins with the length of its header, 4 bytes")
-    (length,) = struct.unpack_from(">I", data)
-    if length > len(data) - 4:
-        raise UserError(f"the message ends before its header of {length:,} bytes; send 4 bytes, header, picture")
-    header = parse(bytes(data[4 : 4 + length]), limits)
-    if header.get("type") != "frame":
-        raise UserError('a binary message has the type "frame"')
-    return header, memoryview(data)[4 + length :]
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """A checked `start`: `prompts` None where points, boxes and masks come with the frames."""
-
-    prompts: Prompts
-    keep: str = "all"
-    masks: str = "png"
-    rate: float | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    camera: str | None = None
-
-    @property
-    def labels(self) -> list[str]:
-        """Words to show, by prompt."""
-        return [prompt.label for prompt in self.prompts or ()]
-
-
-def start(message: Mapping[str, Any], limits: Limits) -> Start:
-    """Return the checked message. Raises UserError, PromptError."""
-    reject_unknown("start", message, _START)
-    keep, masks = message.get("keep", "all"), message.get("masks", "png")
-    if keep not in ("all", "latest"):
-        raise UserError('keep must be "all" or "latest"')
-    check_masks(masks)
-    rate = message.get("rate")
-    if rate is not None and not (_is_number(rate) and 0 < rate <= 1000):
-        raise UserError("rate must be null or frames a second, above 0")
-    camera = message.get("camera")
-    if camera is not None and not isinstance(camera, str):
-        raise UserError("camera must be the name of a camera")
-    prompts = sentences(message.get("prompts", []), limits)
-    options = check_options(message.get("options", {}), limits)
-    if prompts and isinstance(prompts[0], Concept):  # the video has no end
-        options.setdefault("max_objects", limits.objects)
-    return Start(prompts, keep, masks, rate, options, camera)
-
-
-def check_masks(masks: Any) -> str:
-    """Return a form of masks. Raises UserError."""
-    if masks not in MASKS:
-        raise UserError(f"masks must be one of {', '.join(MASKS)}")
-    return str(masks)
-
-
-def check_options(options: Any, limits: Limits) -> dict[str, Any]:
-    """Return the options of a session. Raises UserError; the session checks them against each other."""
-    if not isinstance(options, dict):
-        raise UserError(f"options must be an object, not {_kind(options)}")
-    reject_unknown("options", options, sorted(OPTIONS))
-    for name, value in options.items():
-        if not (value is None or isinstance(value, bool) or (isinstance(value, int) and -1 <= value <= limits.option)):
-            raise UserError(f"options.{name} must be true, false, null or a whole number up to {limits.option}")
-    return dict(options)
-
-
-def sentences(values: Any, limits: Limits) -> Prompts:
-    """Return sentences or concepts; None for an empty list. Raises PromptError."""
-    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise PromptError('prompts must be a list like [{"text": "the red car"}] or [{"concept": "bus"}]')
-    if len(values) > limits.prompts:
-        raise PromptError(f"{len(values)} prompts, more than {limits.prompts}; send fewer")
-    concepts = [value for value in values if "concept" in value or "boxes" in value]
-    if not concepts:
-        return [_text(value) for value in values] or None
-    if len(concepts) < len(values):
-        raise PromptError("prompts must be all sentences or all concepts")
-    return [concept(value) for value in values]
-
-
-def _text(value: Mapping[str, Any]) -> Text:
-    reject_unknown("a sentence", value, ("text", "tokens", "verbs"))
-    return Text(value.get("text"), tokens=value.get("tokens"), verbs=value.get("verbs"))
-
-
-def concept(value: Mapping[str, Any]) -> Concept:
-    """Return a concept. Raises PromptError."""
-    reject_unknown("a concept", value, ("concept", "tokens", "boxes", "labels"))
-    words, boxes = value.get("concept"), value.get("boxes")
-    return Concept(words, tokens=value.get("tokens"), boxes=boxes, labels=value.get("labels"))
-
-
-def concepts_of(session: Any) -> dict[int, str]:
-    """Return the concepts of a session by number. Raises PromptError for another kind of session."""
-    if not hasattr(session, "concepts"):
-        raise PromptError("this stream follows no concepts; start one with them")
-    return {number: concept.label for number, concept in session.concepts.items()}
-
-
-def visual_prompts(values: Any, limits: Limits) -> dict[int, Any]:
-    """Return points, boxes and masks by object. Raises PromptError."""
-    if values is None:
-        return {}
-    if not isinstance(values, dict) or not all(isinstance(value, dict) for value in values.values()):
-        raise PromptError('prompts on a frame must be an object like {"1": {"points": [[x, y]], "labels": [1]}}')
-    if len(values) > limits.objects:
-        raise PromptError(f"{len(values)} objects, more than {limits.objects}; send fewer")
-    return {object_id(key): _visual(value, limits) for key, value in values.items()}
-
-
-def object_id(key: Any) -> int:
-    """Return the number of an object. Raises PromptError."""
-    if isinstance(key, bool) or not re.fullmatch("[0-9]{1,9}", str(key)):
-        raise PromptError(f"an object is a whole number, not {summarize(repr(key), 40)}")
-    return int(key)
-
-
-def _visual(value: Mapping[str, Any], limits: Limits) -> Any:
-    reject_unknown("a prompt", value, ("points", "labels", "box", "mask"))
-    if "mask" in value:
-        return Mask(decode_rle(value["mask"], limits.pixels))
-    found: list[Any] = [Box(value["box"])] if "box" in value else []
-    if "points" in value:
-        found.append(Points(value["points"], value.get("labels", [])))
-    if not found:
-        raise PromptError('a prompt has "points" and "labels", a "box", or a "mask"')
-    return found if len(found) > 1 else found[0]
-
-
-def frame(header: Mapping[str, Any], limits: Limits) -> tuple[float | None, dict[int, Any]]:
-    """Return time and prompts of a frame. Raises UserError."""
-    reject_unknown("a frame", header, _FRAME)
-    time = header.get("time")
-    if time is not None and not _is_number(time):
-        raise UserError("time must be null or a number of seconds")
-    return time, visual_prompts(header.get("prompts"), limits)
-
-
-def tag(header: Mapping[str, Any], limits: Limits) -> Any:
-    """Return the tag of a frame. Raises UserError."""
-    value = header.get("tag")
-    if not (value is None or isinstance(value, str) or _is_number(value)) or len(str(value)) > limits.tag_characters:
-        raise UserError(f"tag must be a number or a string of at most {limits.tag_characters} characters")
-    return value
-
-
-def picture(data: bytes | memoryview, limits: Limits) -> np.ndarray:
-    """Return a picture as uint8 RGB (H,W,3), upright. Its size is checked before a pixel is decoded.
-
-    Raises VideoError.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > limits.pixels:
-                raise VideoError(f"a picture of {image.width}x{image.height}; at most {limits.pixels:,} pixels")
-            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-                raise VideoError("an animation; send its frames as pictures of their own")
-            return check_frame(ImageOps.exif_transpose(image), 0, None)
-    except VideoError as error:
-        raise VideoError(str(error).removeprefix("frame 0: ")) from None
-    except Exception as error:  # Pillow's readers raise a dozen types for a damaged file
-        reason = "" if "BytesIO" in str(error) else f" ({summarize(error, 80)})"
-        raise VideoError(f"not a JPEG, PNG or WebP picture, or a damaged one{reason}") from None
 
 
 def _check_depth(text: str, limit: int) -> None:
@@ -257,8 +91,81 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _kind(value: Any) -> str:
-    return "a list" if isinstance(value, list) else "a string" if isinstance(value, str) else "something else"
+def split(data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes]:
+    """Return header and payload of a binary message. Raises UserError."""
+    length = int.from_bytes(data[:4], "big")
+    if len(data) < 4 or length > len(data) - 4:
+        raise UserError("the message ends before its header; send its length in 4 bytes, the header, the picture")
+    header = parse(data[4 : 4 + length], limits)
+    if header.get("type") != "frame":
+        raise UserError('a binary message has the type "frame"')
+    return header, data[4 + length :]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A checked `start`: `prompts` None where points, boxes and masks come with the frames."""
+
+    prompts: list[Text] | list[Concept] | None
+    keep: str = "all"
+    masks: str = "png"
+    rate: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    camera: str | None = None
+
+
+def start(message: Mapping[str, Any], limits: Limits) -> Start:
+    """Return the checked message. Raises UserError, PromptError."""
+    given = {name: value for name, value in message.items() if name not in ("type", "token", "prompts")}
+    reject_unknown("start", given, _EXPECTED)
+    for name, value in given.items():
+        if not _fits(name, value):
+            raise UserError(f"{name} of a start must be {_EXPECTED[name]}")
+    prompts = parse_prompts(message.get("prompts", []), limits.prompts)
+    options = check_options(given.pop("options", {}), limits)
+    if prompts and isinstance(prompts[0], Concept):  # the video has no end
+        options.setdefault("max_objects", limits.objects)
+    return Start(prompts, options=options, **given)
+
+
+def _fits(name: str, value: Any) -> bool:
+    if name == "rate":
+        return value is None or (_is_number(value) and 0 < value <= 1000)
+    if name == "camera":
+        return value is None or isinstance(value, str)
+    choices = {"keep": ("all", "latest"), "masks": MASKS}
+    return isinstance(value, dict) if name == "options" else value in choices[name]
+
+
+def check_options(options: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+    """Return the options of a session, whose values it checks itself. Raises UserError."""
+    reject_unknown("options", options, OPTIONS)
+    for name, value in options.items():
+        if not (value is None or (isinstance(value, int) and -1 <= value <= limits.option)):
+            raise UserError(f"options.{name} must be true, false, null or a whole number up to {limits.option}")
+    return dict(options)
+
+
+def frame(header: Mapping[str, Any], limits: Limits) -> tuple[float | None, dict[int, Any]]:
+    """Return time and prompts of a frame. Raises UserError."""
+    reject_unknown("a frame", header, ("type", "tag", "time", "prompts"))
+    time = header.get("time")
+    if time is not None and not _is_number(time):
+        raise UserError("time must be null or a number of seconds")
+    return time, parse_objects(header.get("prompts"), limits.objects, limits.pixels)
+
+
+def tag(header: Mapping[str, Any], limits: Limits) -> Any:
+    """Return the tag of a frame. Raises UserError."""
+    value = header.get("tag")
+    if not (value is None or isinstance(value, str) or _is_number(value)) or len(str(value)) > limits.tag_characters:
+        raise UserError(f"tag must be a number or a string of at most {limits.tag_characters} characters")
+    return value
+
+
+def picture(data: bytes, limits: Limits) -> np.ndarray:
+    """Return a JPEG, PNG or WebP picture as uint8 RGB (H,W,3), upright. Raises VideoError."""
+    return decode_image(data, ("JPEG", "PNG", "WEBP"), limits.pixels)
 
 
 # -- out --------------------------------------------------------------------------------------------------------------
@@ -292,14 +199,14 @@ def describe(found: Result, masks: str) -> dict[str, Any]:
 
 
 def payload(found: Result, masks: str) -> bytes:
-    """Return the masks as the bytes after a header."""
+    """Return the masks as the bytes after a header.
+
+    png: the index is the position of the object, from 1; 0 is transparent, later objects are on top.
+    """
     if masks == "bits":
         return np.packbits(found.masks.reshape(len(found.masks), -1), axis=1).tobytes()
-    return _indexed_png(found) if masks == "png" else b""
-
-
-def _indexed_png(found: Result) -> bytes:
-    """Return a PNG whose index is the position of the object, from 1; 0 is transparent, later objects are on top."""
+    if masks != "png":
+        return b""
     from PIL import Image
 
     index = np.zeros(found.masks.shape[1:], np.uint8)

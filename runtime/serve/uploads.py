@@ -1,0 +1,121 @@
+"""Pictures and video files over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from ..cli.concept_task import join
+from ..engine import Engine
+from ..errors import Busy, UserError
+from ..prompts import Concept
+from ..prompts.json_prompts import parse_number, parse_objects, parse_prompts
+from ..results import Result
+from . import wire
+from .service import Account, Service
+from .videos import Videos
+
+
+class Uploads:
+    """Handlers of the requests with a file. Prompts are in the query, or in the header X-Prompts."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._limits, self._videos, self._num_images = service, service.limits, Videos(service), 0
+        service.on_close.append(self._videos.close)
+
+    async def image(self, request: Request, account: Account) -> Response:
+        """Segment a picture."""
+        limits, service, form = self._limits, self._service, request.query_params.get("masks", "rle")
+        if form not in ("rle", "png", "none"):
+            raise UserError("masks must be rle, png or none")
+        given, _ = self._given(request)
+        prompts = self._objects(given) if isinstance(given, dict) else parse_prompts(given, limits.prompts)
+        if not prompts:
+            raise UserError('no prompt; add one to the address, like ?prompts=[{"text":"the red car"}]')
+        if self._num_images >= limits.images:
+            raise Busy(f"{limits.images} pictures are in work; try again")
+        self._num_images += 1
+        try:
+            data = bytearray()
+            async for chunk in self._body(request, account):
+                data += chunk
+                if len(data) > limits.message_bytes:
+                    raise UserError(f"a picture of more than {limits.message_bytes:,} bytes; send a smaller one")
+            frame = await service.code(wire.picture, bytes(data), limits)
+            await account.take_frame(frame.shape)
+            work = functools.partial(segment, service.engine, frame, prompts)
+            found = await asyncio.wrap_future(service.scheduler.submit(work))
+        finally:
+            self._num_images -= 1
+        if form == "png":
+            return Response(await service.code(wire.payload, found, form), media_type="image/png")
+        return JSONResponse(await service.code(wire.describe, found, form))
+
+    async def video(self, request: Request, account: Account) -> Response:
+        """Begin a job."""
+        given, options = self._given(request)
+        prompts: Any
+        if isinstance(given, dict):
+            prompts = {parse_number(frame, "a frame"): self._objects(value) for frame, value in given.items()}
+        else:
+            prompts = parse_prompts(given, self._limits.prompts)
+        if not prompts:
+            raise UserError('no prompt; add one to the address, like ?prompts=[{"text":"the red car"}]')
+        job = await self._videos.add(self._body(request, account), account, prompts, options)
+        return JSONResponse(job.describe(), 202)
+
+    async def job(self, request: Request, account: Account) -> Response:
+        """Tell the progress of a job, or cancel and delete it."""
+        if (job := self._videos.find(request.path_params["id"], account)) is None:
+            return JSONResponse({"error": "there is no such job"}, 404)
+        if request.method == "DELETE":
+            self._videos.remove(job)
+        return JSONResponse(job.describe())
+
+    async def result(self, request: Request, account: Account) -> Response:
+        """Return the zip of a job that is done."""
+        job = self._videos.find(request.path_params["id"], account)
+        if job is None or job.state != "done":
+            return JSONResponse({"error": "there is no result of this job"}, 404)
+        return FileResponse(job.result, media_type="application/zip", filename="result.zip")
+
+    def _given(self, request: Request) -> tuple[Any, dict[str, Any]]:
+        query = request.query_params
+        prompts, options = (
+            query.get("prompts") or request.headers.get("x-prompts") or "[]",
+            query.get("options") or "{}",
+        )
+        given = wire.parse(f'{{"prompts": {prompts}, "options": {options}}}', self._limits)
+        if not isinstance(given["options"], dict):
+            raise UserError("options must be an object")
+        return given["prompts"], wire.check_options(given["options"], self._limits)
+
+    def _objects(self, value: Any) -> dict[int, Any]:
+        return parse_objects(value, self._limits.objects, self._limits.pixels)
+
+    async def _body(self, request: Request, account: Account) -> AsyncIterator[bytes]:
+        chunks = request.stream()
+        while True:
+            try:
+                chunk = await asyncio.wait_for(chunks.__anext__(), self._limits.idle_seconds)
+            except StopAsyncIteration:
+                return
+            except asyncio.TimeoutError:
+                raise UserError("the upload has stopped; send it again") from None
+            await asyncio.sleep(account.bytes.take(len(chunk)))
+            yield chunk
+
+
+def segment(engine: Engine, frame: np.ndarray, prompts: Any) -> Result:
+    """Find sentences or concepts in a picture, or what points, boxes and masks show. Raises PromptError, UserError."""
+    if isinstance(prompts, dict):
+        with engine.live() as live:
+            return live.push(frame, prompts)[0]
+    image = engine.image(frame)
+    return join(image.detect(prompts), 0, frame) if isinstance(prompts[0], Concept) else image.refer(prompts)

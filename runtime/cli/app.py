@@ -45,7 +45,7 @@ from .overlay import ObjectColours
 from .prompt_args import PromptSet
 from .signals import SignalGuard
 from .source_file import SourceFile
-from .summary import RunStats, describe_engine, list_bundles, print_summary, summarize_run
+from .summary import RunStats, describe_run, list_bundles, print_summary, summarize_run
 from .tasks import Task, automatic_task, prompt_task, reject_options, text_task
 from .writers import OutputOptions, Outputs, check_ids
 
@@ -133,7 +133,7 @@ def run(
             prompts, quality = demo.prompts, Quality(demo, args.stride)
         task = _task(args, engine, video, prompts)
         with task.session:
-            return _run(args, engine, video, task, quality, {**_header(engine, video), **about})
+            return _run(args, engine, video, task, quality, {**describe_run(engine, video), **about})
 
 
 def check_out(out: str) -> None:
@@ -235,12 +235,6 @@ def _unused_prompts(task: Task, video: VideoReader, num_frames: int) -> PromptEr
     video.notes.extend(unused)
     more = f"; prompts on {len(unused) - 1} more frames" if unused[1:] else ""
     return PromptError(unused[0] + more) if unused else None
-
-
-def _header(engine: Engine, video: VideoReader) -> dict[str, Any]:
-    size = {"width": video.size[1], "height": video.size[0]}
-    about = {"name": video.name, **size, "fps": float(f"{video.fps:.6g}"), "stride": video.stride}
-    return {"video": about, "model": describe_engine(engine)}
 
 
 def _add_details(summary: dict[str, Any], stats: RunStats, video: VideoReader, quality: Quality | None) -> None:

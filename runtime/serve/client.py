@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import Busy, InternalError, UserError
+from ..errors import Busy, InternalError, UserError, summarize
 from ..imaging.rle import encode_rle
 from ..media.frame_iterables import iterate_frames
 from ..prompts import Box, Concept, Mask, Points, Text
@@ -46,23 +46,32 @@ class Client:
         start     `keep`, `rate` and `options` of the protocol
         Raises UserError with what the server says, Busy where it has no room.
         """
+        from websockets.exceptions import WebSocketException
         from websockets.sync.client import connect
 
         by_frame = prompts if isinstance(prompts, Mapping) else {}
         first = {"type": "start", "masks": "bits", "prompts": [_as_json(p) for p in prompts if not by_frame], **start}
-        with connect(self._address, additional_headers=self._headers, compression=None, max_size=None) as socket:
-            socket.send(json.dumps(first))
-            _checked(json.loads(socket.recv()))
-            sender = threading.Thread(target=_send, args=(socket, frames, by_frame, encoding), daemon=True)
-            sender.start()
-            for message in socket:
-                if isinstance(message, bytes):
-                    yield _unpack(message)
-                elif _checked(json.loads(message))["type"] == "ended":
-                    return
+        try:
+            with connect(self._address, additional_headers=self._headers, compression=None, max_size=None) as socket:
+                socket.send(json.dumps(first))
+                _checked(json.loads(socket.recv()))
+                errors: list[Exception] = []
+                arguments = (socket, frames, by_frame, encoding, errors)
+                threading.Thread(target=_send, args=arguments, daemon=True).start()
+                for message in socket:
+                    if isinstance(message, bytes):
+                        yield _unpack(message)
+                    elif _checked(json.loads(message))["type"] == "ended":
+                        break
+        except (OSError, WebSocketException) as error:
+            raise UserError(f"{self._address}: cannot be reached, or hung up ({summarize(error)})") from None
+        if errors:
+            raise errors[0]
 
 
-def _send(socket: ClientConnection, frames: Any, prompts: Mapping[int, Any], encoding: str) -> None:
+def _send(
+    socket: ClientConnection, frames: Any, prompts: Mapping[int, Any], encoding: str, errors: list[Exception]
+) -> None:
     from PIL import Image
     from websockets.exceptions import ConnectionClosed
 
@@ -74,8 +83,11 @@ def _send(socket: ClientConnection, frames: Any, prompts: Mapping[int, Any], enc
                 given = {str(obj): _as_json(prompt) for obj, prompt in prompts.get(number, {}).items()}
                 header = {"type": "frame", "tag": number, "time": time, "prompts": given}
                 socket.send(wire.pack(header, data.getvalue()))
-        finally:
-            socket.send('{"type": "end"}')
+        except ConnectionClosed:
+            raise
+        except Exception as error:  # of the source; raised where results are taken
+            errors.append(error)
+        socket.send('{"type": "end"}')
 
 
 def _as_json(prompt: Any) -> dict[str, Any]:

@@ -121,6 +121,8 @@ def start(message: Mapping[str, Any], limits: Limits) -> Start:
     for name, value in given.items():
         if not _fits(name, value):
             raise UserError(f"{name} of a start must be {_EXPECTED[name]}")
+    if given.get("camera") is not None:
+        given["keep"] = "latest"
     prompts = parse_prompts(message.get("prompts", []), limits.prompts)
     options = check_options(given.pop("options", {}), limits)
     if prompts and isinstance(prompts[0], Concept):  # the video has no end

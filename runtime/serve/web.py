@@ -30,7 +30,7 @@ from .service import Account, Service
 from .uploads import Uploads
 
 HERE = Path(__file__).parent
-PAGE = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
+PAGE = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js", "/stream.js": "stream.js"}
 """The files that are served, by their addresses."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

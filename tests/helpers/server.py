@@ -22,11 +22,11 @@ from runtime.serve.web import LOOPBACK, Server, application
 class Running:
     """A server that runs."""
 
-    def __init__(self, engine, limits=None, hosts=LOOPBACK, origins=(), **options):
+    def __init__(self, engine, limits=None, hosts=LOOPBACK, origins=(), port=0, **options):
         self.engine, self.limits = engine, limits or Limits()
         self.service = Service(engine, self.limits, **options)
         app = application(self.service, hosts, origins)
-        self.server = Server(app, self.service, host="127.0.0.1", port=0, log_config=None)
+        self.server = Server(app, self.service, host="127.0.0.1", port=port, log_config=None)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         wait(lambda: self.server.started)

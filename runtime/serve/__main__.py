@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..cli.args import Parser
 from ..engine import load
-from ..errors import SamwiseRuntimeError, UserError, fail, summarize
+from ..errors import SamwiseRuntimeError, UserError, fail
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,11 +46,11 @@ def _parser() -> Parser:
 
 def _serve(args: argparse.Namespace) -> int:
     try:
-        from .service import Service
+        from .service import Service, read_tokens
         from .web import LOOPBACK, Server, application
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; pip install 'samwise-runtime[serve]'") from None
-    tokens = _read_tokens(args.token_file) if args.token_file is not None else []
+    tokens = read_tokens(args.token_file) if args.token_file is not None else []
     is_local = args.host in LOOPBACK
     if not is_local and not tokens:
         raise UserError(f"--host {args.host} lets other machines in: give --token-file FILE with a token in it")
@@ -66,16 +66,6 @@ def _serve(args: argparse.Namespace) -> int:
         finally:
             service.close()
     return 0
-
-
-def _read_tokens(path: Path) -> list[str]:
-    try:
-        tokens = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--token-file {path}: not readable ({summarize(error)})") from None
-    if any(0 < len(token) < 8 for token in tokens) or not any(tokens):
-        raise UserError(f"--token-file {path}: write tokens of 8 or more characters, one a line")
-    return [token for token in tokens if token]
 
 
 def _camera(text: str) -> tuple[str, str]:

@@ -156,39 +156,43 @@ def _in_process(args: argparse.Namespace, videos: Sequence[Video], load: Callabl
 
 def _on_ray(args: argparse.Namespace, videos: Sequence[Video]) -> Answers:
     """Divide the videos among actors. One that ends is replaced, and its video done again."""
-    ray = _connect(args.address)
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints there what happens to its processes
+        ray = _connect(args.address)
+        try:
+            yield from _divide_work(ray, args, videos)
+        finally:
+            ray.shutdown()
+
+
+def _divide_work(ray: Any, args: argparse.Namespace, videos: Sequence[Video]) -> Answers:
     waiting, ends, busy = deque(videos), Counter[Video | None](), dict[Any, tuple[Any, Video | None]]()
-    try:
-        count, shares = _divide(args, ray.cluster_resources(), len(videos))
-        actor_class = ray.remote(Worker).options(**shares)
-        missing = count
-        while waiting or any(video for _, video in busy.values()):
-            while missing:
-                actor, missing = actor_class.remote(args, load_engine, os.getcwd()), missing - 1
-                busy[actor.start.remote()] = actor, None
-            (done,), _ = ray.wait(list(busy))
-            actor, video = busy.pop(done)
-            try:
-                answer = ray.get(done)
-            except ray.exceptions.RayError as error:
-                missing, cause = missing + 1, summarize(error)
-                ray.kill(actor)
-                ends[video] += 1
-                if ends[video] < MAX_ENDS:
-                    waiting.extend([video] if video else [])
-                elif video is None:
-                    raise InternalError(f"processes of Ray do not start ({cause})") from None
-                else:
-                    yield video, InternalError(f"its process ended {MAX_ENDS} times ({cause})")
-                continue
-            ends[None] = 0
-            if video is not None:
-                yield video, answer
-            if waiting:
-                video = waiting.popleft()
-                busy[actor.segment.remote(video)] = actor, video
-    finally:
-        ray.shutdown()
+    missing, shares = _divide(args, ray.cluster_resources(), len(videos))
+    actor_class = ray.remote(Worker).options(**shares)
+    while waiting or any(video for _, video in busy.values()):
+        while missing:
+            actor, missing = actor_class.remote(args, load_engine, os.getcwd()), missing - 1
+            busy[actor.start.remote()] = actor, None
+        (done,), _ = ray.wait(list(busy))
+        actor, video = busy.pop(done)
+        try:
+            answer = ray.get(done)
+        except ray.exceptions.RayError as error:
+            missing, cause = missing + 1, summarize(error)
+            ray.kill(actor)
+            ends[video] += 1
+            if ends[video] < MAX_ENDS:
+                waiting.extend([video] if video else [])
+            elif video is None:
+                raise InternalError(f"processes of Ray do not start ({cause})") from None
+            else:
+                yield video, InternalError(f"its process ended {MAX_ENDS} times ({cause})")
+            continue
+        ends[None] = 0
+        if video is not None:
+            yield video, answer
+        if waiting:
+            video = waiting.popleft()
+            busy[actor.segment.remote(video)] = actor, video
 
 
 def _connect(address: str | None) -> Any:

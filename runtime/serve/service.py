@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ..engine import Engine
-from ..errors import BackendError, BundleError, Busy, UserError
+from ..errors import BackendError, BundleError, Busy, UserError, summarize
 from ..models.base import Capability
 from ..prompts import Concept, Text
 from ..scheduler import Scheduler
@@ -176,3 +177,14 @@ class Service:
             close()
         for pool in (self._codecs, self._callers):
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def read_tokens(path: Path) -> list[str]:
+    """Return the tokens of a file, one a line. Raises UserError."""
+    try:
+        tokens = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"token file {path}: not readable ({summarize(error)})") from None
+    if any(0 < len(token) < 8 for token in tokens) or not any(tokens):
+        raise UserError(f"token file {path}: write tokens of 8 or more characters, one a line")
+    return [token for token in tokens if token]

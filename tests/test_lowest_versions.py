@@ -11,8 +11,8 @@ from packaging.version import Version
 from runtime import versions
 
 ROOT = Path(__file__).parents[1]
-UNTESTED = {"gpu", "tensorrt", "fuzz", "dev"}
-"""Extras that CI cannot install everywhere, or whose versions are pinned."""
+UNTESTED = {"gpu", "tensorrt", "fuzz", "dev", "ray"}
+"""Extras that CI cannot install everywhere, whose versions are pinned, or that are large (Ray, see CONTRIBUTING.md)."""
 
 
 def bounds():

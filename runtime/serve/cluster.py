@@ -29,6 +29,8 @@ from .web import LOOPBACK, application
 
 ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 OPTIONS = ("engine", "model", "backend", "threads", "max_objects", "max_streams", "token_file", "num_cpus", "num_gpus")
+NUMBERS = {"threads": int, "max_objects": int, "max_streams": int, "num_cpus": float, "num_gpus": float}
+"""Those that are numbers; on the command line all are texts."""
 DRAIN_SECONDS = 60
 """From the shutdown of a replica to its end by force; longer than its streams have to end."""
 
@@ -96,8 +98,11 @@ def build(args: Mapping[str, Any]) -> Any:
     if "engine" not in args:
         raise UserError("runtime.serve.cluster:build needs engine=FOLDER, a bundle or a folder of bundles")
     given = {"max_objects": 64, "max_streams": 8, "token_file": None, "num_gpus": 0, **args}
-    given |= {name: float(value) for name, value in given.items() if name in ("num_cpus", "num_gpus")}
-    given |= {name: int(value) for name, value in given.items() if name in ("threads", "max_objects", "max_streams")}
+    for name, kind in NUMBERS.items():
+        try:
+            given |= {name: kind(given[name])} if name in given else {}
+        except (TypeError, ValueError):
+            raise UserError(f"{name} must be a number, not {given[name]!r}") from None
     gpus, max_streams = given.pop("num_gpus"), given["max_streams"]
     cpus = given.pop("num_cpus", 1 if gpus else 2)
     given.setdefault("threads", None if gpus else max(1, int(cpus)))

@@ -1,5 +1,7 @@
 """Folders and streams on a real Ray of two cores; skipped without Ray (`pip install "ray[serve]"`)."""
 
+import asyncio
+import importlib
 import io
 import json
 import os
@@ -92,7 +94,51 @@ def test_a_folder_whose_actor_is_killed(tmp_path):
     again = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stderr
     assert (json.loads(again.stdout)["videos"], json.loads(again.stdout)["before"]) == (2, 3)
-    assert processes(b"ray::") == []
+    wait_for(lambda: not processes(b"ray::"))
+
+
+# -- the deployment ---------------------------------------------------------------------------------------------------
+
+
+def test_arguments_of_the_deployment():
+    from runtime.serve.cluster import build
+
+    with pytest.raises(runtime.UserError, match="engine=FOLDER"):
+        build({})
+    with pytest.raises(runtime.UserError, match="has no option egine"):
+        build({"egine": "engines"})
+    for text in ("two", None):
+        with pytest.raises(runtime.UserError, match="max_streams .* number"):
+            build({"engine": "engines", "max_streams": text})
+    bound = build({"engine": "engines", "max_streams": "6", "num_gpus": "0.5"})._bound_deployment
+    assert bound.max_ongoing_requests == 6 and bound.ray_actor_options["num_gpus"] == 0.5
+    assert build({"engine": "engines"})._bound_deployment.init_kwargs["threads"] == 2
+
+
+def test_the_configuration_that_is_shipped():
+    import yaml
+    from ray.serve.schema import ServeDeploySchema
+
+    config = ServeDeploySchema.model_validate(yaml.safe_load((ROOT / "examples" / "ray_serve.yaml").read_text()))
+    (application,) = config.applications
+    module, name = application.import_path.split(":")
+    bound = getattr(importlib.import_module(module), name)(application.args)._bound_deployment
+    assert [deployment.name for deployment in application.deployments] == [bound.name]
+
+
+def test_other_machines_need_a_token():
+    from runtime.serve.cluster import _local
+
+    async def app(scope, receive, send):
+        sent.append("served")
+
+    async def send(message):
+        sent.append(message.get("status", message.get("code")))
+
+    for kind, client, want in [("http", "127.0.0.1", "served"), ("http", "10.0.0.9", 403), ("websocket", "::2", 1008)]:
+        sent = []
+        asyncio.run(_local(app)({"type": kind, "client": (client, 1), "headers": []}, None, send))
+        assert sent[0] == want
 
 
 # -- streams ----------------------------------------------------------------------------------------------------------
@@ -103,7 +149,8 @@ class Client:
 
     def __init__(self, port, session):
         headers = {"x-session-id": session}
-        self.socket = connect(f"ws://127.0.0.1:{port}/v1/stream", additional_headers=headers, max_size=None)
+        address = f"ws://127.0.0.1:{port}/v1/stream"
+        self.socket = connect(address, additional_headers=headers, max_size=None).__enter__()
         prompts = [{"text": "the red square"}]
         self.socket.send(json.dumps({"type": "start", "prompts": prompts, "keep": "all", "masks": "rle"}))
         self.started, self.results, self.texts = json.loads(self.socket.recv(timeout=60)), [], []

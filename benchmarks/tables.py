@@ -59,7 +59,9 @@ def second_over_first(measured: Measurement) -> float | None:
         return (two - one) / one
     new = first(measured, "test_first_sentence", "median")
     known = first(measured, "test_further_sentences", "median", sentences=1)
-    return None if new is None or known is None else known / new
+    if new is None or known is None:
+        return first(measured, "test_concepts", "second_over_first")
+    return known / new
 
 
 def over_pytorch(measured: Measurement) -> str:
@@ -68,6 +70,7 @@ def over_pytorch(measured: Measurement) -> str:
     ours = first(measured, "test_first_sentence", "median")
     theirs = first(measured, "test_torch_eager", "median", folded=False)
     ratios.append(None if ours is None or theirs is None else theirs / ours)
+    ratios.append(first(measured, "test_concepts", "pytorch_over_runtime"))
     return " / ".join(number(ratio, 3, "x") for ratio in ratios if ratio is not None)
 
 
@@ -130,9 +133,11 @@ class Section(NamedTuple):
     def __call__(self, measured: Measurement) -> str:
         """Render as Markdown; empty if none of the benchmarks was run."""
         found = [case for name in self.benchmarks for case in cases(measured, name)]
+        if not found:
+            return ""
         rows = [[self._cell(column, case, measured) for column in self.columns.values()] for case in found]
         paragraph = self.paragraph if isinstance(self.paragraph, str) else self.paragraph(measured)
-        return f"{paragraph}\n\n{table(list(self.columns), rows)}" if rows else ""
+        return f"{paragraph}\n\n{table(list(self.columns), rows)}"
 
     @staticmethod
     def _cell(column: str | Cell, case: Case, measured: Measurement) -> str:
@@ -146,6 +151,18 @@ def sentences_paragraph(measured: Measurement) -> str:
     note = second_over_first(measured)
     cost = f": the second costs {number(note, 2)} of the first" if note else ""
     return f"**Sentences** on one window; the trunk before the first adapter is shared{cost}."
+
+
+def concepts_paragraph(measured: Measurement) -> str:
+    """Say what was measured, and what limits it."""
+    trunk, seconds = (first(measured, "test_concepts", key) for key in ("trunk_gflop", "trunk_seconds"))
+    rate = measured["machine"]["matmul_gflops"]
+    return (
+        "**Concepts** on a new frame, and a second one on the same frame, beside transformers' Sam3Model (eager) with "
+        "the same random weights, in turn in one process. What limits: the products of the trunk are "
+        f"{number(trunk / 1000)} TFLOP, {number(trunk / rate)} s at the rate of a large product here; the trunk takes "
+        f"{number(seconds)} s, {trunk / seconds / rate:.0%} of that rate."
+    )
 
 
 def label(case: Case, _: Measurement) -> str:
@@ -205,6 +222,18 @@ SECTIONS: tuple[Section | Callable[[Measurement], str], ...] = (
         ("test_first_sentence", "test_further_sentences", "test_torch_eager"),
         "**Sentences on an image.**",
         {"image": label, "s": "median", "s per sentence": "per_sentence"},
+    ),
+    Section(
+        ("test_concepts",),
+        concepts_paragraph,
+        {
+            "ours, s": lambda case, _: number(case["runtime_seconds"][0]),
+            "second concept": lambda case, _: number(case["runtime_seconds"][1]),
+            "second / first": lambda case, _: number(case["second_over_first"], 2),
+            "PyTorch, s": lambda case, _: number(case["pytorch_seconds"][0]),
+            "its second": lambda case, _: number(case["pytorch_seconds"][1]),
+            "ratio": lambda case, _: number(case["pytorch_over_runtime"], 3, "x"),
+        },
     ),
     Section(
         ("test_objects",),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -156,6 +157,27 @@ def test_sentences_on_pictures():
         "| known, 2 more | 0.8 | 0.4 |" in page and "| new, with one sentence, in PyTorch with our folds | 6 |" in page
     )
     assert line.split("|")[6].strip() == "0.25"
+
+
+def test_concepts_say_what_limits_them():
+    figures = {"runtime_seconds": [36.0, 2.9], "pytorch_seconds": [41.0, 5.0], "pytorch_over_runtime": 1.139}
+    figures |= {"second_over_first": 0.0806, "trunk_seconds": 33.3, "trunk_gflop": 5390.0, "peak_rss_mb": 9000}
+    kept = report.summarize({"datetime": "2026-11-26T10:00:00", "benchmarks": [case("test_concepts", 80.0, **figures)]})
+    (measured,) = kept.values()
+    text = tables.page([measured])
+    assert "| 36 | 2.9 | 0.081 | 41 | 5 | 1.14x |" in text
+    assert "5.39 TFLOP, 26.9 s at the rate of a large product here; the trunk takes 33.3 s, 81% of that rate" in text
+    assert "| toy (fp32) | ort | 1.14x | 0.081 |" in text
+
+
+def test_operations_of_the_published_trunk():
+    pytest.importorskip("torch")
+    from benchmarks.bench_sam3 import trunk_operations
+
+    sizes = {"image_size": 1008, "patch_size": 14, "window_size": 24, "hidden_size": 1024, "intermediate_size": 4736}
+    trunk = SimpleNamespace(**sizes, num_hidden_layers=32, global_attn_indexes=[7, 15, 23, 31])
+    config = SimpleNamespace(vision_config=SimpleNamespace(backbone_config=trunk))
+    assert trunk_operations(SimpleNamespace(config=config)) == pytest.approx(5.4e12, rel=0.01)
 
 
 def test_numbers_are_short_and_without_exponents():

@@ -1,0 +1,149 @@
+"""SAM 3 at its published size beside transformers' Sam3Model with the same random weights: one frame, two concepts.
+
+    python -m pytest benchmarks/bench_sam3.py --benchmark-only
+
+It exports the weights first, into a temporary folder of 3.3 GB, and takes some ten minutes; `--layers 2` less.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import runtime
+
+from . import rss
+
+MEMORY = 16 * 2**30
+ROUNDS = 2
+WORDS = (736, 2368), (10712, 6235)
+"""Tokens of the two concepts, between those that begin and end a sentence."""
+BEGIN, END = 49406, 49407
+
+
+@pytest.fixture
+def transformers() -> Any:
+    """Modules of SAM 3 in transformers; skips where they or the memory are missing."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers.models.sam3", reason="needs transformers 5, which has Sam3Model")
+    if (have := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) < MEMORY:
+        pytest.skip(f"needs {MEMORY >> 30} GiB of memory, not {have / 2**30:.0f}")
+    return import_module("transformers.models.sam3.modeling_sam3")
+
+
+def build(transformers: Any, layers: int | None) -> Any:
+    """Return transformers' model with random weights; `layers` of trunk and text encoder, None: as published."""
+    import torch
+
+    config = transformers.Sam3Config()
+    if layers is not None:
+        trunk = config.vision_config.backbone_config
+        trunk.num_hidden_layers = config.text_config.num_hidden_layers = layers
+        trunk.global_attn_indexes = [layers - 1]
+    torch.manual_seed(0)
+    return transformers.Sam3Model(config).eval()
+
+
+def export_bundle(model: Any, folder: Path) -> Path:
+    """Export the weights of transformers' model without comparison."""
+    from export import bundle
+    from export.checkpoints import sam3 as checkpoints
+    from export.checkpoints import sam3_hugging_face
+    from export.models.sam3 import Sam3
+    from export.networks import base
+
+    tensors = sam3_hugging_face.renamed(model.state_dict())
+    ours = Sam3(checkpoints.sam3_config(tensors, sam3_hugging_face.hidden_sizes(model.config.to_dict())))
+    checkpoints.load_tensors(ours, tensors, "transformers", checkpoints.UNUSED)
+    return bundle.export_bundle(base.describe("sam3", ours), folder, "sam3", variants=("ort",), check=False)
+
+
+def runs_ours(engine: runtime.Engine, frame: np.ndarray) -> list[Callable[[], Any]]:
+    """Return a search for the first concept on a new frame, and for the second on the same frame."""
+    concepts = [runtime.Concept(tokens=[BEGIN, *words, END]) for words in WORDS]
+    images: list[Any] = []
+
+    def first() -> None:
+        images[:] = [engine.image(frame.copy())]
+        images[0].detect(concepts[:1], threshold=0.0)
+
+    return [first, lambda: images[0].detect(concepts[1:], threshold=0.0)]
+
+
+def runs_theirs(model: Any, engine: runtime.Engine) -> list[Callable[[], Any]]:
+    """Return the same searches in transformers, which takes a frame that is encoded already."""
+    import torch
+
+    side, longest = engine.bundle.manifest.image_size, engine.bundle.manifest.text["max_tokens"]
+    pixels, frames = torch.randn(1, 3, side, side), []
+
+    def tokens(words: tuple[int, ...]) -> dict[str, Any]:
+        ids = torch.zeros(1, longest, dtype=torch.long)
+        ids[0, : len(words) + 2] = torch.tensor([BEGIN, *words, END])
+        return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+    def first() -> None:
+        frames[:] = [model.get_vision_features(pixels)]
+        model(vision_embeds=frames[0], **tokens(WORDS[0]))
+
+    return [first, lambda: model(vision_embeds=frames[0], **tokens(WORDS[1]))]
+
+
+def trunk_operations(model: Any) -> float:
+    """Return the floating-point operations of the products of the trunk on one frame."""
+    c = model.config.vision_config.backbone_config
+    tokens, windows = (c.image_size // c.patch_size) ** 2, c.window_size**2
+    linear = c.num_hidden_layers * 2 * tokens * (4 * c.hidden_size**2 + 2 * c.hidden_size * c.intermediate_size)
+    seen = [tokens if i in c.global_attn_indexes else windows for i in range(c.num_hidden_layers)]
+    return linear + sum(4 * tokens * keys * c.hidden_size for keys in seen)
+
+
+def test_concepts(benchmark, machine, transformers, tmp_path, request):
+    """Seconds in turn: ours and theirs, each the first concept on a frame and the second."""
+    import torch
+
+    layers, threads = request.config.option.layers, request.config.option.threads
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    model = build(transformers, layers)
+    folder = export_bundle(model, tmp_path)
+    gc.collect()
+    frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    with runtime.load(folder, backend="ort", threads=threads) as engine:
+        calls = {"runtime": runs_ours(engine, frame), "pytorch": runs_theirs(model, engine)}
+        seconds: dict[str, list[list[float]]] = {name: [] for name in calls}
+
+        def turn() -> None:
+            for name, (first, second) in calls.items():
+                times = [time.perf_counter()]
+                with torch.inference_mode():
+                    for call in (first, second):
+                        call()
+                        times.append(time.perf_counter())
+                seconds[name].append(np.diff(times).tolist())
+
+        benchmark.pedantic(turn, rounds=ROUNDS)
+        encoder, frames = (engine.timings["image_encoder"][i] for i in (1, 0))
+        manifest = engine.bundle.manifest
+    best = {name: np.min(values, axis=0) for name, values in seconds.items()}
+    benchmark.extra_info.update(
+        machine=machine | {"backend": "ort"},
+        bundle="sam3-large" if layers is None else f"sam3-{layers}-layers",
+        precision=manifest.precision,
+        bundle_sha256=sha256("".join(sorted(manifest.files.values())).encode()).hexdigest()[:16],
+        runtime_seconds=best["runtime"].tolist(),
+        pytorch_seconds=best["pytorch"].tolist(),
+        pytorch_over_runtime=float(best["pytorch"][0] / best["runtime"][0]),
+        second_over_first=float(best["runtime"][1] / best["runtime"][0]),
+        trunk_seconds=encoder / frames,
+        trunk_gflop=trunk_operations(model) / 1e9,
+        peak_rss_mb=rss.peak_mb(),
+    )

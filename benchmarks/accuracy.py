@@ -28,7 +28,7 @@ import runtime
 from export.nano import scores
 from export.nano.scores import Record
 
-from . import datasets, tables
+from . import accuracy_tables, datasets
 from .datasets import Case
 
 
@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
         base = records if base is None else base
         if records is not base and (change := scores.paired_difference(base, records)):
             variants[name]["against_first"] = change
-            print("against the first variant:", tables.difference(variants[name]))
+            print("against the first variant:", accuracy_tables.difference(variants[name]))
         if args.json:  # after each variant, for all of them take long
             args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(report, indent=1) + "\n")

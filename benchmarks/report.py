@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import tables
+from . import accuracy_tables, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -77,7 +77,7 @@ def texts(results: list[dict[str, Any]], accuracy: list[dict[str, Any]]) -> dict
     return {
         PAGE: tables.page(results),
         README: replace_section(README.read_text(), tables.summary(results, accuracy)),
-        NANO: replace_section(NANO.read_text(), tables.nano(accuracy)),
+        NANO: replace_section(NANO.read_text(), accuracy_tables.nano(accuracy)),
     }
 
 

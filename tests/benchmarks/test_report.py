@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import report, tables
+from benchmarks import accuracy_tables, report, tables
 
 MACHINE = {
     "cpu": "Some CPU",
@@ -225,13 +225,13 @@ def test_accuracy_reaches_the_tables():
             },
         },
     }
-    text = tables.nano([measured])
+    text = accuracy_tables.nano([measured])
     assert (
         "2 clips of later:" in text
         and "| memory off | 3 | 0.700 | 0.800 | **0.750** | 0.700 .. 0.800 | -0.100 (-0.200 .. -0.050) |" in text
     )
     assert "| later | 3 |" in text and "noun" not in text
-    assert tables.nano_line([measured]).startswith("nano on 2 unseen clips, J&F: text 0.75 (")
+    assert accuracy_tables.nano_line([measured]).startswith("nano on 2 unseen clips, J&F: text 0.75 (")
 
 
 def test_a_readme_without_marks_is_an_error():

@@ -30,7 +30,7 @@ LIBRARIES = {
     },
 }
 # Libraries of the extras of servers; only `runtime/serve` names them.
-SERVERS = {"prometheus_client", "ray", "starlette", "uvicorn", "websockets"}
+SERVERS = {"prometheus_client", "ray", "starlette", "triton_python_backend_utils", "uvicorn", "websockets"}
 # Which parts of `runtime` each part may import. A part is a folder, or a module in the root; all may import the plain
 # values and errors in `LEAVES`. The engine and what it gives out are the root.
 LEAVES = {"errors", "prompts", "results", "metrics", "versions"}

@@ -36,10 +36,11 @@ from .models.sam3.session import ConceptSession
 from .models.samwise.session import TextSession
 from .prompts import Box, Concept, Mask, Points, Text
 from .results import Prediction, Result, Segment
-from .scheduler import Delivery, Outcome, Scheduler, Stream, StreamOptions
+from .scheduler import Delivery, Outcome, Scheduler, SchedulerGroup, Stream, StreamOptions
 from .tracking.live import LiveSession
 from .tracking.state import ObjectOutput, TrackedObject, TrackingOptions
 from .tracking.video import VideoSession
+from .tracking.work import Work
 
 __all__ = [
     "AutomaticMaskOptions",
@@ -65,6 +66,7 @@ __all__ = [
     "Result",
     "SamwiseRuntimeError",
     "Scheduler",
+    "SchedulerGroup",
     "Segment",
     "Stage",
     "Stream",
@@ -78,6 +80,7 @@ __all__ = [
     "VideoError",
     "VideoReader",
     "VideoSession",
+    "Work",
     "load",
     "open_video",
 ]

@@ -51,10 +51,11 @@ PARTS = {
     "models": LEAVES | {"bundle", "device", "imaging", "media", "tokenizer", "tracking"},
     "image": LEAVES | {"media", "models", "tracking"},
     "engine": LEAVES | {"bundle", "device", "backends", "media", "models", "tracking", "image"},
-    "scheduler": LEAVES | {"engine", "tracking"},
+    "scheduler": LEAVES | {"backends", "engine", "tracking"},
     "__init__": LEAVES | {"engine", "backends", "media", "models", "scheduler", "tracking", "image"},
     "cli": LEAVES
-    | {"__init__", "engine", "bundle", "device", "backends", "imaging", "media", "models", "tokenizer", "tracking"},
+    | {"__init__", "engine", "bundle", "device", "backends", "imaging", "media", "models", "scheduler", "tokenizer"}
+    | {"tracking"},
     "run": {"cli"},
     "autotune": {"cli"},
     "serve": LEAVES | {"__init__", "engine", "bundle", "cli", "imaging", "media", "models", "scheduler", "tracking"},

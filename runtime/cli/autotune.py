@@ -23,19 +23,22 @@ from ..backends.base import Stage
 from ..backends.recorder import StageRecorder, StageRecorders
 from ..bundle.bundle import Bundle, choose
 from ..bundle.demo import Demo
-from ..engine import Engine
+from ..engine import Engine, load
 from ..errors import SamwiseRuntimeError, UserError, fail
 from ..media.synthetic_clip import Disc, synthetic_clip
 from ..media.video_reader import open_video
 from ..metrics import clip_jaccard, relative_error
 from ..models.base import Capability
 from ..prompts import Text
+from ..scheduler.tuning import save
+from .autotune_streams import tune_streams
 
 TOLERANCES = {"fp32": (1e-4, 0.999), "fp16": (5e-3, 0.99), "int8": (5e-3, 0.99)}
 """Precision of a bundle -> largest relative L2 error of a stage's output, smallest IoU of an object's masks over the
 clip. Both sides compute the same graph; fp16 and int8 leave rounding between operators, and rounding of ties, open."""
 
 FRAMES, REPEATS = 16, 5
+DEFAULT = next(iter(NEEDS_AUTOTUNE))
 
 Clock = Callable[[], float]
 
@@ -216,11 +219,34 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--engine", default="engines", help="a bundle, or a folder of bundles (default: %(default)s)")
     parser.add_argument("--model", help="name of the bundle or of the network")
-    parser.add_argument("--backend", default=next(iter(NEEDS_AUTOTUNE)), help="backend to test (default: %(default)s)")
+    parser.add_argument("--backend", help=f"backend to test (default: {DEFAULT}; with --streams: auto)")
+    streams = "measure instead how many of N streams of sentences are best decoded in one call, for runtime.Scheduler"
+    parser.add_argument("--streams", type=int, metavar="N", help=streams)
     parser.add_argument("--threads", type=int, help="CPU threads (default: each library decides)")
     parser.add_argument("--frames", type=int, default=FRAMES, help="frames of the clip (default: %(default)s)")
     parser.add_argument("--cpu-seconds", action="store_true", help="measure processor time, and save nothing")
     return parser.parse_args(arguments)
+
+
+def _tune_streams(bundle: Bundle, options: argparse.Namespace, clock: Clock) -> int:
+    if options.streams < 2:
+        raise UserError(f"--streams must be 2 or more, not {options.streams}")
+    with load(bundle.folder, backend=options.backend or "auto", threads=options.threads, max_objects=64) as engine:
+        if Capability.TEXT_VIDEO not in engine.capabilities:
+            raise UserError(
+                f"the bundle {bundle.name} follows no sentences, and other streams are not decoded together"
+            )
+        frames = list(clip_of(bundle, options.frames))
+        tuning = tune_streams(engine, _prompts(bundle)[:1], frames, options.streams, REPEATS, clock)
+    alone = tuning.frames_per_second["1"]
+    print(f"{'batch':>5} {'speed':>6}")
+    for batch, rate in tuning.frames_per_second.items():
+        print(f"{batch:>5} {rate / alone:6.2f}")
+    if options.cpu_seconds:
+        print("not saved: processor time")
+    else:
+        print(f"a scheduler will decode up to {tuning.batch} streams in one call ({save(tuning)})")
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -231,6 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--frames must be 1 or more, not {options.frames}")
         clock = time.process_time if options.cpu_seconds else time.perf_counter
         bundle = choose(options.engine, options.model)
+        if options.streams is not None:
+            return _tune_streams(bundle, options, clock)
+        options.backend = options.backend or DEFAULT
         report = tune(bundle, options.backend, options.threads, frames=options.frames, clock=clock)
         print(table(report))
         if options.cpu_seconds or options.backend not in NEEDS_AUTOTUNE:

@@ -17,14 +17,13 @@ from ..tracking.session import OnlineSession
 from .delivery import Delivery
 from .pending import StreamOptions, now
 from .stream import Stream, resolve
+from .tuning import default_batch
 from .turns import Turns
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 MAX_LOAD = 0.9
 """Part of the engine's time that streams of a stated rate may take."""
-MAX_BATCH = 16
-"""Streams that are decoded in one call on a GPU."""
 _OPTIONS = {field.name for field in fields(StreamOptions)}
 
 
@@ -32,7 +31,7 @@ class Scheduler:
     """Streams of one engine, and the thread that computes them; a context manager. The engine stays the caller's.
 
     max_streams  streams at a time
-    batch        streams whose frames are decoded in one call; 1: none; None: `default_batch`
+    batch        streams whose frames are decoded in one call; 1: none; None: see `default_batch`
     batch_wait   seconds that a frame waits for those of others before it is decoded
     """
 
@@ -72,7 +71,7 @@ class Scheduler:
             self._num_opening += 1
         try:
             try:
-                session = self.submit(lambda: self._open_session(prompts, options)).result()
+                session = self.submit(lambda _: self._open_session(prompts, options)).result()
             except CancelledError:
                 raise Busy(_CLOSED) from None
             stream = Stream(self._changed, session, deliver, own)
@@ -114,16 +113,17 @@ class Scheduler:
 
     # -- other work -----------------------------------------------------------------------------------------------
 
-    def submit(self, function: Callable[[], T]) -> Future[T]:
-        """Call `function` on the engine's thread, before the next step of a stream: for images, and other sessions."""
+    def submit(self, function: Callable[[Engine], T]) -> Future[T]:
+        """Call `function(engine)` on the engine's thread, before the next step of a stream: for images and the like."""
         future: Future[T] = Future()
+        call = partial(function, self.engine)
         if threading.current_thread() is self._thread:
-            resolve(future, function)
+            resolve(future, call)
             return future
         with self._changed:
             if self._is_closed:
                 raise Busy(_CLOSED)
-            self._calls.append(lambda: resolve(future, function, self._is_closed))
+            self._calls.append(lambda: resolve(future, call, self._is_closed))
             self._changed.notify_all()
         return future
 
@@ -208,11 +208,6 @@ class Scheduler:
             started = now()
             one.step()
             self._turns.charge(one, now() - started)
-
-
-def default_batch(engine: Engine) -> int:
-    """Return how many streams are decoded in one call unless told otherwise."""
-    return 1 if engine.backend.device.name == "cpu" else MAX_BATCH
 
 
 _CLOSED = "no new stream is taken: the scheduler is draining or closed"

@@ -147,9 +147,9 @@ class Service:
         """Compute a small picture. Raises what the engine raises."""
         frame, can = np.zeros((64, 64, 3), np.uint8), self.can
 
-        def infer() -> None:
-            image = self.engine.image(frame)
-            words = Text("a thing") if self.engine.bundle.manifest.tokenizer else Text(tokens=[0, 2])
+        def infer(engine: Engine) -> None:
+            image = engine.image(frame)
+            words = Text("a thing") if engine.bundle.manifest.tokenizer else Text(tokens=[0, 2])
             if can & {Capability.TEXT_VIDEO, Capability.TEXT_IMAGE}:
                 image.refer([words])
             elif Capability.PROMPT_IMAGE in can:

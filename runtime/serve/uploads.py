@@ -49,7 +49,7 @@ class Uploads:
                     raise UserError(f"a picture of more than {limits.message_bytes:,} bytes; send a smaller one")
             frame = await service.code(wire.picture, bytes(data), limits)
             await account.take_frame(frame.shape)
-            work = functools.partial(segment, service.engine, frame, prompts)
+            work = functools.partial(segment, frame=frame, prompts=prompts)
             found = await asyncio.wrap_future(service.scheduler.submit(work))
         finally:
             self._num_images -= 1

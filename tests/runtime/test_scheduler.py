@@ -169,7 +169,7 @@ def test_frames_of_several_streams_are_decoded_in_one_call(toy, batch):
     with Scheduler(engine, batch=batch, batch_wait=5.0) as scheduler:
         boxes, started = [Inbox() for _ in range(4)], threading.Event()
         streams = [scheduler.open([A], box) for box in boxes]
-        scheduler.submit(lambda: started.wait(30))
+        scheduler.submit(lambda _: started.wait(30))
         for i, stream in enumerate(streams):
             put_all(stream, clip(i, 8))
         started.set()
@@ -235,7 +235,7 @@ def test_only_the_thread_of_the_scheduler_computes(text_engine):
         put_all(stream, clip(0))
         stream.end()
         inbox.wait()
-        scheduler.submit(lambda: text_engine.image(clip(0)[0]).refer([A])).result(30)
+        scheduler.submit(lambda engine: engine.image(clip(0)[0]).refer([A])).result(30)
     assert set.union(*(gate.threads for gate in gates)) == {"samwise-scheduler"}
 
 
@@ -376,7 +376,7 @@ def shares(engine, **options):
             for name, more in options.items()
         }
         done = threading.Event()
-        scheduler.submit(lambda: done.wait(30))  # all frames are there before the first step
+        scheduler.submit(lambda _: done.wait(30))  # all frames are there before the first step
         for stream in streams.values():
             put_all(stream, clip(0, 40))
             stream.end()
@@ -409,7 +409,7 @@ def test_a_stream_that_was_idle_has_no_credit(gated):
         time.sleep(1e-3)
     assert early.engine_seconds > late.engine_seconds == 0
     order.clear()
-    scheduler.submit(lambda: (put_all(early, clip(1, 10)), put_all(late, clip(2, 10), {0: {1: CLICK}})))
+    scheduler.submit(lambda _: (put_all(early, clip(1, 10)), put_all(late, clip(2, 10), {0: {1: CLICK}})))
     while len(order) < 20:
         time.sleep(1e-3)
     assert order[:10] != ["late"] * 10, "the one that computed before has its share"
@@ -429,7 +429,7 @@ def test_encoding_of_a_clip_lets_others_compute_between_its_stages(text_engine):
     with Scheduler(text_engine) as scheduler:
         boxes = [Inbox(), Inbox()]
         streams = [scheduler.open([A, B], boxes[0], window=4), scheduler.open([A], boxes[1], window=1)]
-        scheduler.submit(lambda: started.wait(30))
+        scheduler.submit(lambda _: started.wait(30))
         for stream, frames in zip(streams, (clip(0, 4), clip(1, 8)), strict=True):
             put_all(stream, frames)
             stream.end()
@@ -487,7 +487,7 @@ def test_a_fault_of_the_engine_ends_the_stream_whose_frame_it_was(text_engine):
             stages["adapter_1"].broken = True
             faulty.put(clip(0, 1)[0])
 
-        scheduler.submit(breaks).result(30)
+        scheduler.submit(lambda _: breaks()).result(30)
         boxes[0].wait()
         stages["adapter_1"].broken = False
         put_all(other, clip(1, 8)[3:], start=3)
@@ -517,7 +517,7 @@ def test_cancel_hands_out_at_most_one_more_frame_and_frees_the_objects(text_engi
     with Scheduler(text_engine) as scheduler:
         inbox, started = Inbox(), threading.Event()
         stream = scheduler.open([A], inbox, max_pending=99)
-        scheduler.submit(lambda: started.wait(30))
+        scheduler.submit(lambda _: started.wait(30))
         put_all(stream, clip(0, 40))
         future = stream.call(lambda session: session.object_ids)
         started.set()
@@ -576,7 +576,7 @@ def test_a_stream_that_is_held_computes_nothing(click_engine):
         stream = scheduler.open(None, inbox)
         stream.hold(True)
         put_all(stream, clip(0, 4), {0: {1: CLICK}})
-        scheduler.submit(lambda: None).result(30)
+        scheduler.submit(lambda _: None).result(30)
         assert not inbox.all and not scheduler.drain(0.05)
         stream.hold(False)
         assert inbox.wait().tags == [0, 1, 2, 3]
@@ -586,15 +586,15 @@ def test_closing_ends_streams_and_waiting_calls(text_engine):
     inbox, started = Inbox(), threading.Event()
     scheduler = Scheduler(text_engine)
     stream = scheduler.open([A], inbox)
-    scheduler.submit(lambda: started.wait(30))
-    late = scheduler.submit(lambda: 1)
+    scheduler.submit(lambda _: started.wait(30))
+    late = scheduler.submit(lambda _: 1)
     put_all(stream, clip(0, 4))
     threading.Timer(0.05, started.set).start()
     scheduler.close()
     scheduler.close()
     assert inbox.wait().tags == [] and late.cancelled()
     assert text_engine.networks["samwise"].maskmem_pool.in_use == 0
-    for call in (lambda: scheduler.open([A], inbox), lambda: scheduler.submit(lambda: 1)):
+    for call in (lambda: scheduler.open([A], inbox), lambda: scheduler.submit(lambda _: 1)):
         with pytest.raises(runtime.Busy, match="closed"):
             call()
     assert scheduler.stuck_seconds == float("inf")
@@ -641,6 +641,57 @@ def test_wrong_prompts_are_named(text_engine):
         assert scheduler.streams == (stream,), "what was refused takes no room"
     with pytest.raises(runtime.UserError, match="max_streams must be 1 or more"):
         Scheduler(text_engine, max_streams=0)
+
+
+def test_a_group_spreads_streams_over_its_engines(toy):
+    engines = [runtime.load(toy, max_objects=2) for _ in range(2)]
+    with engines[0].session([A]) as session:
+        alone = list(session.stream(iter(clip(0, 8))))
+    with runtime.SchedulerGroup([Scheduler(engine, max_streams=2) for engine in engines]) as group:
+        boxes = [Inbox() for _ in range(4)]
+        streams = [group.open([A], box) for box in boxes]
+        assert [len(scheduler.streams) for scheduler in group.schedulers] == [2, 2] and group.max_streams == 4
+        with pytest.raises(runtime.Busy):
+            group.open([A], Inbox())
+        for stream in streams:
+            put_all(stream, clip(0, 8))
+        assert group.submit(lambda engine: engine in engines).result(30)
+        assert group.drain(30) and group.streams == () and group.stuck_seconds == 0
+        for box in boxes:
+            assert_equal_masks(box, alone)
+        with pytest.raises(runtime.Busy, match="draining"):
+            group.open([A], Inbox())
+
+
+def test_the_measured_batch_is_that_of_new_schedulers(toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    from runtime.cli import autotune, autotune_streams
+
+    seconds = {1: 1.0, 2: 0.5, 4: 0.7}
+    monkeypatch.setattr(autotune_streams, "_run", lambda engine, p, f, streams, batch, clock: seconds[batch])
+    assert autotune.main(["--engine", str(toy), "--streams", "4"]) == 0
+    assert "decode up to 2 streams in one call" in capsys.readouterr().out
+    engine = runtime.load(toy)
+    with Scheduler(engine) as scheduler:
+        assert scheduler.batch == 2
+    seconds.update({2: 0.99, 4: 0.98})
+    assert autotune.main(["--engine", str(toy), "--streams", "4"]) == 0
+    with Scheduler(engine) as scheduler:
+        assert scheduler.batch == 1, "too little gain"
+    for file in tmp_path.rglob("streams-*.json"):
+        file.write_text("[]")
+    with Scheduler(engine) as scheduler:
+        assert scheduler.batch == 1, "a file that cannot be read counts as none"
+
+
+def test_streams_are_really_timed(toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    from runtime.cli import autotune
+
+    assert autotune.main(["--engine", str(toy), "--streams", "2", "--frames", "4", "--cpu-seconds"]) == 0
+    out = capsys.readouterr().out
+    assert "batch" in out and "not saved" in out and not list(tmp_path.rglob("*.json"))
+    assert autotune.main(["--engine", str(toy), "--streams", "1"]) == 2
 
 
 def test_window_of_the_toy():

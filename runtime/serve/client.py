@@ -110,7 +110,7 @@ def _unpack(message: bytes) -> Result:
     length = int.from_bytes(message[:4], "big")
     header = json.loads(message[4 : 4 + length])
     objects, (height, width) = header["objects"], header["size"]
-    bits = np.frombuffer(message[4 + length :], np.uint8).reshape(len(objects), -1)
+    bits = np.frombuffer(message[4 + length :], np.uint8).reshape(len(objects), -(-height * width // 8))
     masks = np.unpackbits(bits, axis=1, count=height * width).reshape(-1, height, width).astype(bool)
     columns = [[entry[name] for entry in objects] for name in ("id", "prompt", "score", "box")]
     scores, boxes = np.array(columns[2], np.float32), np.array(columns[3], np.float32).reshape(-1, 4)

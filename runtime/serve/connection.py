@@ -44,27 +44,33 @@ class Connection:
     async def run(self) -> None:
         """Serve the connection until it ends."""
         self._service.open_connections += 1
-        tasks = [asyncio.ensure_future(work) for work in (self._read(), self._outbox.run(), self._lost.wait())]
+        pending = {asyncio.ensure_future(work) for work in (self._read(), self._outbox.run(), self._lost.wait())}
         try:
             timeout = self._service.limits.session_seconds
-            done, _ = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            done, pending = await asyncio.wait(pending, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             errors = [task.exception() for task in done] or [Close(1008, f"connected for {timeout:g} s; connect again")]
         finally:
             self._service.open_connections -= 1
-            for task in tasks:
-                task.cancel()
-            if self._current is not None:
-                self._current.leave()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if isinstance(errors[0], Close):
-            with contextlib.suppress(Exception):
-                message = {"type": "error", "message": str(errors[0]), "busy": False}
-                await asyncio.wait_for(self._socket.send_text(json.dumps(message)), 1)
-                await self._socket.close(errors[0].code, str(errors[0])[:120])
-                return
-            self._abort()
-        elif errors[0] is not None and not isinstance(errors[0], WebSocketDisconnect):
-            self._service.explain(errors[0])
+            while pending:  # `wait_for` before Python 3.12 may swallow a cancellation
+                self._leave()
+                for task in pending:
+                    task.cancel()
+                _, pending = await asyncio.wait(pending, timeout=0.1)
+            self._leave()
+        if (error := errors[0]) is not None and not isinstance(error, WebSocketDisconnect):
+            await self._close(error if isinstance(error, Close) else Close(1011, self._service.explain(error)))
+
+    def _leave(self) -> None:
+        if self._current is not None:
+            self._current.leave()
+
+    async def _close(self, error: Close) -> None:
+        """Tell the client why it ends; without waiting for one that does not read."""
+        with contextlib.suppress(Exception):
+            message = {"type": "error", "message": str(error), "busy": False}
+            await asyncio.wait_for(self._socket.send_text(json.dumps(message)), 1)
+            return await self._socket.close(error.code, str(error)[:120])
+        self._abort()
 
     async def _read(self) -> None:
         while True:

@@ -119,7 +119,7 @@ class Videos:
     def _run(self, job: Job) -> None:
         job.become("running")
         try:
-            with VideoReader(open_upload(job.video, NAME), 1, self._limits.video_frames) as video:
+            with VideoReader(open_upload(job.video, NAME), 1, None) as video:
                 if video.size[0] * video.size[1] > self._limits.pixels:
                     raise VideoError(f"frames of {video.size[1]}x{video.size[0]} are too large; scale the video down")
                 job.total = video.count
@@ -169,6 +169,8 @@ class _Run:
 
     def _feed(self, stream: Stream, outputs: Outputs) -> None:
         for number, frame in enumerate(self._video):
+            if number >= self._service.limits.video_frames:
+                raise VideoError(f"the file has more than {number:,} frames; send a part of it")
             while not stream.put(frame, self._clicks.get(number), number, time=self._video.frame_time(number)):
                 self._take(outputs, 0.05)
             while self._take(outputs, 0.0):

@@ -31,8 +31,10 @@ from .limits import Limits
 MASKS = ("png", "rle", "bits", "none")
 """Forms of masks that a client may ask for."""
 
-OPTIONS = sorted({*TextOptions.__slots__, *ConceptOptions.__slots__, *TrackingKeywords.__annotations__})
-"""Options of a session that a client may set."""
+OPTIONS = sorted(
+    {*TextOptions.__slots__, *ConceptOptions.__slots__, *TrackingKeywords.__annotations__} - {"max_cond_frames_in_attn"}
+)
+"""Options of a session that a client may set; for each value of the one left out, the engine keeps other memory."""
 
 COLOURS = [
     "#" + "".join(f"{round(255 * c):02x}" for c in colorsys.hsv_to_rgb(0.98 + i * 0.6180339887 % 1, 0.72, 1.0))
@@ -126,7 +128,7 @@ def start(message: Mapping[str, Any], limits: Limits) -> Start:
     prompts = parse_prompts(message.get("prompts", []), limits.prompts)
     options = check_options(given.pop("options", {}), limits)
     if prompts and isinstance(prompts[0], Concept):  # the video has no end
-        options.setdefault("max_objects", limits.objects)
+        options["max_objects"] = min(options.get("max_objects") or limits.objects, limits.objects)
     return Start(prompts, options=options, **given)
 
 
@@ -206,7 +208,7 @@ def payload(found: Result, masks: str) -> bytes:
     png: the index is the position of the object, from 1; 0 is transparent, later objects are on top.
     """
     if masks == "bits":
-        return np.packbits(found.masks.reshape(len(found.masks), -1), axis=1).tobytes()
+        return np.packbits(found.masks.reshape(len(found.masks), math.prod(found.masks.shape[1:])), axis=1).tobytes()
     if masks != "png":
         return b""
     from PIL import Image

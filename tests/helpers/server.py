@@ -112,7 +112,7 @@ def png(image):
 def masks(message):
     """Return the masks of a result with packed bits."""
     height, width = message["size"]
-    bits = np.frombuffer(message["payload"], np.uint8).reshape(len(message["objects"]), -1)
+    bits = np.frombuffer(message["payload"], np.uint8).reshape(len(message["objects"]), -(-height * width // 8))
     return np.unpackbits(bits, axis=1, count=height * width).reshape(-1, height, width).astype(bool)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import runtime
 from helpers import numpy_sam3
-from helpers.server import masks, png
+from helpers.server import masks, png, wait
 from runtime import Box, Concept, Mask, Points, Text
 from runtime.serve.client import Client
 
@@ -133,7 +133,7 @@ def test_interleaved_clients_get_the_masks_of_each_alone(text_engine, serve):
     for index, thread in enumerate(threads):
         thread.join(60)
         assert_equal(found[index], expected[index])
-    assert not server.service.streams and not server.service.scheduler.streams
+    wait(lambda: not server.service.streams and not server.service.scheduler.streams)
 
 
 @pytest.mark.parametrize("form", ["png", "rle", "none"])

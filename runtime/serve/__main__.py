@@ -54,6 +54,9 @@ def _serve(args: argparse.Namespace) -> int:
     is_local = args.host in LOOPBACK
     if not is_local and not tokens:
         raise UserError(f"--host {args.host} lets other machines in: give --token-file FILE with a token in it")
+    tls = {"ssl_certfile": args.tls_cert, "ssl_keyfile": args.tls_key}
+    if any(tls.values()) and not all(path and Path(path).is_file() for path in tls.values()):
+        raise UserError("--tls-cert and --tls-key are given together, and name files")
     cameras = dict(_camera(text) for text in args.camera)
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with load(args.engine, args.model, args.backend, args.threads, args.max_objects) as engine:
@@ -61,7 +64,6 @@ def _serve(args: argparse.Namespace) -> int:
         try:
             service.probe()
             app = application(service, LOOPBACK if is_local else (), args.origin)
-            tls = {"ssl_certfile": args.tls_cert, "ssl_keyfile": args.tls_key}
             Server(app, service, host=args.host, port=args.port, log_config=None, **tls).run()
         finally:
             service.close()

@@ -35,10 +35,10 @@ class Connection:
             "start": self._start,
             "correct": self._correct,
             "remove": self._remove,
-            "add_concept": self._add_concept,
-            "remove_concept": self._remove_concept,
-            "end": self._end,
-            "cancel": self._cancel,
+            "add_concept": self._change_concepts,
+            "remove_concept": self._change_concepts,
+            "end": self._finish,
+            "cancel": self._finish,
         }
 
     async def run(self) -> None:
@@ -178,32 +178,26 @@ class Connection:
         obj = parse_number(order.get("object"), "an object")
         await self._stream.call(lambda session: session.remove(obj))
 
-    async def _add_concept(self, order: Mapping[str, Any]) -> None:
-        concept = parse_concept({name: value for name, value in order.items() if name != "type"})
-        await self._change_concepts(lambda session: session.add_concept(concept))
-
-    async def _remove_concept(self, order: Mapping[str, Any]) -> None:
-        number = parse_number(order.get("number"), "a concept")
-        await self._change_concepts(lambda session: session.remove_concept(number))
-
-    async def _change_concepts(self, change: Callable[[Any], Any]) -> None:
+    async def _change_concepts(self, order: Mapping[str, Any]) -> None:
+        given = {name: value for name, value in order.items() if name != "type"}
+        concept = parse_concept(given) if order["type"] == "add_concept" else None
+        number = parse_number(order.get("number"), "a concept") if concept is None else 0
         limit = self._service.limits.prompts
 
-        def changed(session: Any) -> dict[int, str]:
+        def change(session: Any) -> dict[int, str]:
             if not isinstance(session, ConceptSession):
                 raise UserError("this stream follows no concepts; start one with them")
-            change(session)
-            if len(session.concepts) > limit:
-                session.remove_concept(max(session.concepts))
+            if concept is None:
+                session.remove_concept(number)
+            elif len(session.concepts) >= limit:
                 raise UserError(f"a stream has at most {limit} concepts; remove one first")
+            else:
+                session.add_concept(concept)
             return {number: concept.label for number, concept in session.concepts.items()}
 
-        self._outbox.put({"type": "concepts", "concepts": await self._stream.call(changed)})
+        self._outbox.put({"type": "concepts", "concepts": await self._stream.call(change)})
 
-    async def _end(self, order: Mapping[str, Any]) -> None:
-        if (stream := self._stream.stream) is not None:
-            stream.end()
-
-    async def _cancel(self, order: Mapping[str, Any]) -> None:
-        if (stream := self._stream.stream) is not None:
-            stream.cancel()
+    async def _finish(self, order: Mapping[str, Any]) -> None:
+        stream = self._stream.stream
+        assert stream is not None
+        stream.end() if order["type"] == "end" else stream.cancel()

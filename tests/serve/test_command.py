@@ -1,0 +1,87 @@
+"""The command `python -m runtime.serve`: what it refuses, and a process from its start to SIGTERM."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import runtime
+from helpers.server import wait
+from runtime.serve.__main__ import main
+from runtime.serve.client import Client
+
+ROOT = Path(__file__).resolve().parents[2]
+NANO = ROOT / "engines" / "nano"
+REFUSED = {
+    "open to all": (["--host", "0.0.0.0"], "give --token-file"),
+    "no token file": (["--token-file", "missing"], "missing: not readable"),
+    "camera": (["--camera", "rtsp://host"], "write NAME=SOURCE"),
+    "engine": (["--engine", "missing"], "no such folder"),
+    "certificate": (["--tls-cert", "missing"], "--tls-cert and --tls-key"),
+    "option": (["--ports", "1"], "unrecognized arguments"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(name, capsys):
+    arguments, expected = REFUSED[name]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert expected in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "short\n", "good-token-1\nbad\n"])
+def test_tokens_that_are_none(text, tmp_path, capsys):
+    (tmp_path / "tokens").write_text(text)
+    assert main(["--token-file", str(tmp_path / "tokens")]) == 2
+    assert "8 or more characters" in capsys.readouterr().err
+
+
+def test_a_process_from_its_start_to_sigterm():
+    """Streams that run are finished, the exit code is 0."""
+    command = [sys.executable, "-m", "runtime.serve", "--engine", str(NANO), "--port", "0", "--threads", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    lines = []
+    threading.Thread(target=lambda: lines.extend(iter(process.stderr.readline, "")), daemon=True).start()
+    try:
+        wait(lambda: process.poll() is None and re.search(r"http://127\.0\.0\.1:(\d+)", "".join(lines)), 60)
+        address = re.search(r"http://127\.0\.0\.1:\d+", "".join(lines))[0]
+        with runtime.open_video(NANO / "demo" / "clip.mp4", max_frames=12) as video:
+            frames = list(video)
+        sent = threading.Event()
+
+        def source():
+            yield from frames
+            sent.set()
+            wait(lambda: process.poll() is not None)  # the client would go on
+
+        found = []
+
+        def follow():
+            with pytest.raises(runtime.UserError, match="shutting down"):
+                for result in Client(address).stream(source(), ["the crab in the video"]):
+                    found.append(result)
+
+        thread = threading.Thread(target=follow)
+        thread.start()
+        assert sent.wait(30)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        thread.join(10)
+    finally:
+        process.kill()
+    with runtime.load(NANO, threads=1) as engine, engine.session([runtime.Text("the crab in the video")]) as session:
+        for expected, result in zip(session.stream(frames), found, strict=True):
+            np.testing.assert_array_equal(result.masks, expected.masks)
+    assert not [line for line in lines if "Traceback" in line]
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(address, timeout=2)

@@ -112,7 +112,11 @@ def build(args: Mapping[str, Any]) -> Any:
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         max_ongoing_requests=max_streams,
         autoscaling_config=AutoscalingConfig(
-            min_replicas=1, max_replicas=8, target_ongoing_requests=max(1, max_streams / 2), downscale_delay_s=600
+            min_replicas=1,
+            max_replicas=8,
+            target_ongoing_requests=max(1, max_streams / 2),
+            upscale_delay_s=10,
+            downscale_delay_s=600,
         ),
         request_router_config=RequestRouterConfig(request_router_class=ROUTER),
         health_check_timeout_s=DRAIN_SECONDS,

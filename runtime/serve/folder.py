@@ -207,7 +207,9 @@ def _connect(address: str | None) -> Any:
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **own)
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"--address {address}: no Ray cluster answers ({summarize(error)})") from None
+        raise UserError(
+            f"--address {address}: no Ray cluster answers ({summarize(error)}); is RAY_AUTH_MODE as there?"
+        ) from None
     return ray
 
 

@@ -339,5 +339,5 @@ def test_ray_that_is_missing_or_does_not_answer(ray, command, monkeypatch):
     module = ray({})
     module.init = lambda *args, **kwargs: (_ for _ in ()).throw(ConnectionError("timed out"))
     done = command("--address", "ray://host:10001")
-    assert done.code == 2 and "no Ray cluster answers (timed out)" in done.err
+    assert done.code == 2 and "no Ray cluster answers (timed out); is RAY_AUTH_MODE" in done.err
     assert len(done.err.splitlines()) == 1

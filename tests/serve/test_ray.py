@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -221,6 +222,13 @@ def test_streams_on_two_replicas(serving):
     other = next(name for name in names if streams_of(serving, name) == 0)
     two = Client(serving, other)
     assert [streams_of(serving, other) for _ in range(6)] == [1] * 6
+
+    # a client that disappears gives its place back
+    gone = Client(serving, other)
+    gone.send(frames[:4])
+    wait_for(lambda: streams_of(serving, other) == 2)
+    gone.socket.socket.shutdown(socket.SHUT_RDWR)
+    wait_for(lambda: streams_of(serving, other) == 1)
 
     # one replica is killed, the other stream goes on
     for client in (one, two):

@@ -25,7 +25,8 @@ const CAMERA = {
 };
 
 let model = {}, colours = [], stream = null, opened = null; // `opened`: the source that the video shows
-let isFinished = false, isStarting = false, isExcluding = false, isEdited = false;
+let isFinished = false, isExcluding = false, isEdited = false;
+let turn = 0; // number of the latest start or stop: what began before it gives up after its next wait
 let words = []; // sentences or concepts, { text, number }; `number` is that of the prompt in the stream
 let objects = new Map(), nextId = 1, selected = null; // what is followed, by id; the one that clicks refine
 let shown = null; // answer in view
@@ -42,7 +43,9 @@ function complain({ message, retry }) {
 }
 
 async function attempt(work) {
+  const mine = turn;
   try { await work(); } catch (error) {
+    if (mine !== turn) return;
     complain(error);
     await stop();
     say('Stopped.');
@@ -76,9 +79,9 @@ function askToken() {
 async function start({ isResumed = false, prompts = {} } = {}) {
   const by = chosen('by'), source = chosen('source'), isClip = source !== 'camera';
   addWords($('words').value);
-  if (isStarting) return;
   if (by !== 'points' && !words.length) { say('Type what to follow first.'); return $('words').focus(); }
-  isStarting = true;
+  await stop();
+  const mine = turn;
   reset();
   set('banner', { hidden: true });
   await attempt(async () => {
@@ -86,6 +89,7 @@ async function start({ isResumed = false, prompts = {} } = {}) {
     await get('v1/model'); // asks for a token that has become invalid
     if (opened !== source) await openSource();
     if (isClip && !isResumed && video.currentTime) await seek(0);
+    if (mine !== turn) return;
     const over = (error) => (error ? attempt(() => { throw error; }) : finish());
     const current = new Stream(video, [picture.width, picture.height], isClip, { shown: show, message: receive, over });
     Object.assign(current, { by, prompts, isWaiting: by === 'points' && isClip && !Object.keys(prompts).length });
@@ -98,24 +102,25 @@ async function start({ isResumed = false, prompts = {} } = {}) {
       // else answers come 14 frames late, and clicks concern a frame that is not seen yet
       options: by === 'concept' ? { temporal_disambiguation: false } : {},
     });
-    if (current !== stream) return;
+    if (mine !== turn) return;
     colours = started.colours;
     say('Looking…');
     update();
+    if (document.activeElement === document.body) $('pause').focus(); // the button that was pressed is hidden
     current.begin();
   });
-  isStarting = false;
 }
 
-async function stop() {
+async function stop(keepsSource = false) {
   const old = stream;
+  turn++;
   stream = null;
-  if (old && !old.isClip) closeSource();
+  if (old && !old.isClip && !keepsSource) closeSource();
   update();
   await old?.close();
 }
 
-const restart = () => stop().then(() => start({ isResumed: true }));
+const restart = () => stop(true).then(() => start({ isResumed: true }));
 
 function finish() {
   const { numShown, numDropped, isClip } = stream;
@@ -204,8 +209,17 @@ function removeObject(id) {
   if (selected === id) selected = null;
   delete stream?.prompts[id];
   stream?.send({ type: 'remove', object: id });
+  erase(colourOf(id));
   update();
   marks.focus();
+}
+
+/* Remove a mask from the frame in view: a pause may be long. */
+function erase(colour) {
+  const pen = mask.getContext('2d'), image = pen.getImageData(0, 0, mask.width, mask.height), { data } = image;
+  const rgb = [1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16));
+  for (let i = 0; i < data.length; i += 4) if (rgb.every((value, k) => Math.abs(data[i + k] - value) < 3)) data[i + 3] = 0;
+  pen.putImageData(image, 0, 0);
 }
 
 function select(id) {
@@ -277,7 +291,7 @@ function markPoint(place, isNegative) {
 
 function mark(prompt) {
   const id = selected ?? nextId, old = stream?.prompts[id];
-  if (!stream && isFinished) return seek(0).then(preview).then(() => say('The first frame: click what to follow.'));
+  if (!stream && shown) return seek(0).then(preview).then(() => say('The first frame: click what to follow.'));
   if (!stream) return start({ prompts: { [id]: prompt } });
   if (stream.by === 'points') keepObjects({ [id]: prompt });
   const isLast = stream.by === 'concept' || (stream.isHeld && stream.last); // the server has had no later frame
@@ -364,11 +378,13 @@ async function camera() {
 
 async function openSource() {
   const source = chosen('source'), file = source === 'file' && $('file').files[0], name = file?.name ?? 'the video';
+  const mine = turn;
   closeSource();
   if (source === 'file' && !file) throw failure('Choose a video file first.', null);
-  const blob = source === 'demo' ? await (await get('v1/demo')).blob() : file;
-  if (source === 'camera') video.srcObject = await camera();
-  else video.src = URL.createObjectURL(blob);
+  const media = source === 'camera' ? await camera() : file || await (await get('v1/demo')).blob();
+  if (mine !== turn) return source === 'camera' && stopTracks(media);
+  if (source === 'camera') video.srcObject = media;
+  else video.src = URL.createObjectURL(media);
   await new Promise((resolve, reject) => {
     video.onloadeddata = resolve;
     video.onerror = () => reject(failure(`This browser cannot play ${name}. Try MP4 (H.264) or WebM.`, null));
@@ -379,9 +395,11 @@ async function openSource() {
   preview();
 }
 
+const stopTracks = (media) => media.getTracks().forEach((track) => track.stop());
+
 function closeSource() {
   opened = video.onerror = video.onended = null;
-  video.srcObject?.getTracks().forEach((track) => track.stop());
+  if (video.srcObject) stopTracks(video.srcObject);
   if (video.src) URL.revokeObjectURL(video.src);
   video.srcObject = null;
   video.removeAttribute('src');
@@ -441,55 +459,57 @@ function update() {
 }
 
 function pause(isPaused, steps = 0) {
-  if (!stream) return;
   stream.pause(isPaused, steps);
   say(isPaused ? 'Paused.' : 'Following.');
   update();
 }
 
 function save() {
-  if (!shown?.png.size) return;
   const href = URL.createObjectURL(shown.png);
   make('a', { href, download: `masks-${String(shown.head.frame).padStart(5, '0')}.png` }).click();
   setTimeout(() => URL.revokeObjectURL(href), 1e4);
 }
 
-async function clear() {
-  await stop();
+function clear() {
   words = [];
   isEdited = true;
-  reset();
-  say('Cleared.');
+  return change();
 }
 
 async function change() {
   set('banner', { hidden: true });
   await stop();
+  const mine = turn;
   closeSource();
   picture.getContext('2d').clearRect(0, 0, picture.width, picture.height);
   reset();
   const source = chosen('source'), by = chosen('by'), isDemo = source === 'demo';
   if (!isEdited) words = isDemo && by === 'text' ? model.demonstration.map((text) => ({ text })) : [];
   if (isDemo || (source === 'file' && $('file').files[0])) await attempt(openSource);
+  if (mine !== turn) return;
   update();
   const ready = by === 'points' ? 'Click what to follow.' : 'Ready.';
   say(source === 'camera' ? 'Start asks the browser for the camera.' : opened ? ready : 'Choose a video file.');
 }
 
-function toggleExclude() {
-  isExcluding = !isExcluding;
-  update();
-}
-
-const KEYS = { p: () => pause(!stream?.isPaused), s: () => stream?.isPaused && pause(true, 1), m: save,
-  n: () => select(null), x: toggleExclude, '?': () => $('help').showModal() };
-const CLICKS = { pause: KEYS.p, step: KEYS.s, save, exclude: KEYS.x, 'new-object': KEYS.n, 'help-open': KEYS['?'],
-  clear, add: () => addWords($('words').value), dismiss: () => set('banner', { hidden: true }),
-  retry: () => (model.model ? start({ isResumed: !video.ended }) : location.reload()), 'hero-start': () => start() };
+const CLICKS = {
+  pause: () => pause(!stream.isPaused),
+  step: () => pause(true, 1),
+  save, clear,
+  exclude: () => { isExcluding = !isExcluding; update(); },
+  'new-object': () => select(null),
+  'help-open': () => $('help').showModal(),
+  add: () => addWords($('words').value),
+  dismiss: () => set('banner', { hidden: true }),
+  retry: () => (model.model ? start({ isResumed: !video.ended }) : location.reload()),
+  'hero-start': () => start(),
+};
 for (const [id, onclick] of Object.entries(CLICKS)) set(id, { onclick });
+const KEYS = { p: 'pause', s: 'step', m: 'save', n: 'new-object', x: 'exclude', '?': 'help-open' };
 document.onkeydown = (event) => {
   const isTyping = event.target.matches('input:not([type=radio])') || document.querySelector('dialog[open]');
-  if (!isTyping && !event.ctrlKey && !event.metaKey && !event.altKey) KEYS[event.key.toLowerCase()]?.();
+  const button = $(KEYS[event.key.toLowerCase()]);
+  if (button && !button.hidden && !isTyping && !event.ctrlKey && !event.metaKey && !event.altKey) button.click();
 };
 $('controls').onsubmit = (event) => {
   event.preventDefault();

@@ -245,7 +245,7 @@ def test_another_sentence_while_it_runs_starts_again(tab):
     tab.until("window.answers.at(-1).objects.length === 1")
     assert tab.text("#objects").startswith("the house")
     tab.page.click("#clear")
-    tab.says("Cleared")
+    tab.says("asks the browser")
     assert tab.text("#objects") == ""
 
 
@@ -280,7 +280,9 @@ def test_clicks_boxes_corrections_and_removal(tab, tmp_path):
     assert image.mode == "P" and set(np.unique(image)) == {0, 1, 2}
     tab.page.locator("#objects input").first.fill("crab")
     tab.page.locator("#objects .remove").last.click()
-    assert tab.page.locator("#marks .label").first.inner_text() == "crab"
+    assert tab.page.locator("#marks .label").all_inner_texts() == ["crab"]
+    drawn = tab.page.evaluate("document.getElementById('mask').toDataURL()")
+    assert set(np.unique(indices(drawn, (1, 2)))) == {0, 1}  # its mask is gone from the frame in view
     tab.page.click("#pause")
     tab.says("Finished")
     answers = tab.check_masks(least=count + 4)
@@ -448,6 +450,39 @@ def luminance(rgb):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def test_presses_in_quick_succession(open_tab):
+    tab = open_tab()
+    tab.says("Ready")
+    tab.page.click("#start", click_count=3)
+    tab.choose("source-camera", "source-file", "source-demo", "by-points", "by-text", "source-camera", "source-demo")
+    tab.says("Ready")
+    tab.page.dblclick("#start")
+    tab.page.fill("#words", "the house that is going to the left")
+    tab.page.click("#add")
+    tab.page.locator("#objects .remove").first.click()
+    tab.says("Finished")
+    assert len(tab.page.evaluate("window.answers.at(-1).objects")) == 3
+    tab.page.click("#start")
+    tab.says("Following")
+    tab.page.click("#start")
+    tab.says("Stopped")
+    assert len(tab.host.service.scheduler.streams) == 0
+    assert all("closed before the connection" in complaint for complaint in tab.complaints)
+
+
+def test_a_click_after_the_end_returns_to_the_first_frame(tab):
+    tab.choose("by-points")
+    tab.says("Click")
+    tab.page.mouse.click(*tab.at(220, 100))
+    tab.says("Finished")
+    shown = len(tab.page.evaluate("window.answers"))
+    tab.page.mouse.click(*tab.at(220, 100))
+    tab.says("first frame")
+    tab.page.mouse.click(*tab.at(220, 100))
+    tab.shows(shown + 1)
+    assert tab.page.evaluate(f"window.answers[{shown}].time") == 0
+
+
 # -- what goes wrong --------------------------------------------------------------------------------------------------
 
 
@@ -464,6 +499,7 @@ def test_a_file_that_is_no_video(tab, tmp_path):
 def test_nothing_to_follow(tab):
     tab.says("Ready")
     tab.page.click("#clear")
+    tab.until("!document.getElementById('objects').children.length")
     tab.page.click("#start")
     tab.says("Type what to follow")
     assert tab.page.evaluate("document.activeElement.id") == "words"

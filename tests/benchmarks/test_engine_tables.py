@@ -17,10 +17,14 @@ DOCS = (RESULTS.parent.parent / "docs" / "notes" / "gpu.md").read_text()
 def stages_of(name):
     """Stage -> its symbols, from a toy network: they do not depend on its size."""
     pytest.importorskip("torch")
+    from benchmarks import engine_table
     from export.models import sam2, samwise
     from export.networks import network
     from helpers import toy_networks
 
+    if name == "sam3":
+        module, model = engine_table.network(name, "tiny")
+        return {stage.name: sorted(stage.spec.symbols) for stage in module.stages(model)}
     samwise_config, sam2_config = toy_networks.toy_samwise_config(), toy_networks.toy_sam2_config()
     model = samwise.Samwise(samwise_config) if name == "samwise" else sam2.Sam2(sam2_config)
     return {stage.name: sorted(stage.spec.symbols) for stage in network(name).stages(model)}
@@ -28,7 +32,7 @@ def stages_of(name):
 
 @pytest.fixture(scope="module")
 def stages():
-    return {name: stages_of(name) for name in ("samwise", "sam2")}
+    return {name: stages_of(name) for name in ("samwise", "sam2", "sam3")}
 
 
 def test_published_sizes():
@@ -38,6 +42,7 @@ def test_published_sizes():
         "engines-samwise-large",
         "engines-sam2-tiny",
         "engines-sam2-base_plus",
+        "engines-sam3-large",
     }
 
 

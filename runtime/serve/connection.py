@@ -13,6 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..errors import Busy, UserError
 from ..models.sam3.session import ConceptSession
+from ..prompts import Concept
 from ..prompts.json_prompts import parse_concept, parse_number, parse_objects
 from . import camera, wire
 from .service import SHUTDOWN, Account, Service
@@ -141,12 +142,11 @@ class Connection:
         except BaseException:
             self._current.leave()
             raise
-        about = {
-            "stream": f"{id(stream):x}",
-            "prompts": [prompt.label for prompt in start.prompts or ()],
-            "colours": wire.COLOURS,
-        }
-        self._outbox.put({"type": "started", **self._service.about, **about})
+        about = {**self._service.about, "stream": f"{id(stream):x}", "colours": wire.COLOURS}
+        is_text = start.prompts is not None and not isinstance(start.prompts[0], Concept)
+        about["window"] = (start.options.get("window") or about["window"]) if is_text else None
+        about["prompts"] = [prompt.label for prompt in start.prompts or ()]
+        self._outbox.put({"type": "started", **about})
         if start.camera is not None:
             camera.follow(cameras[start.camera], self._current)
 

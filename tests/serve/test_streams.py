@@ -46,6 +46,7 @@ def test_sentences(text_engine, serve):
     with serve(text_engine).connect() as socket:
         started = socket.start([A, B], options={"window": 3})
         assert started["type"] == "started" and len(started["prompts"]) == 2 and started["colours"][0][0] == "#"
+        assert started["window"] == 3
         for number, frame in enumerate(frames):
             socket.frame(frame, f"tag {number}", time=number / 25)
         socket.send("end")
@@ -145,6 +146,7 @@ def test_forms_of_masks(click_engine, serve, form):
         (expected,) = live.push(frame, prompts)
     with serve(click_engine).connect() as socket:
         started = socket.start(masks=form)
+        assert started["window"] is None
         socket.frame(frame, None, {"1": CLICK, "2": {"box": [3, 3, 12, 12]}})
         message = socket.receive()
     if form == "png":

@@ -59,7 +59,7 @@ async function get(path) {
   const answer = await fetch(path, token ? { headers: { Authorization: `Bearer ${token}` } } : {})
     .catch(() => { throw failure('The server does not answer. Check that it runs.'); });
   if (answer.status === 401) return askToken().then(() => get(path));
-  if (!answer.ok) throw failure(`The server answers ${answer.status} for ${path}.`);
+  if (!answer.ok) throw failure((await answer.json().catch(() => ({}))).error ?? `The server answers ${answer.status}.`);
   return answer;
 }
 
@@ -172,7 +172,7 @@ function noteObjects(found) {
   }
   if (!objects.has(selected)) selected = null;
   const seen = [...objects.values()].filter(({ isSeen }) => isSeen).length;
-  if (stream.isWaiting) say('Click what to follow.');
+  if (stream.by === 'points' && !objects.size) say('Click what to follow.');
   else if (!stream.isPaused) say(`Following ${seen} object${seen === 1 ? '' : 's'}.`);
   update();
 }

@@ -21,6 +21,7 @@ from typing import Any
 
 from ..cli import args as options
 from ..cli.app import as_runtime_error, check_out, report_errors, run
+from ..cli.signals import SignalGuard
 from ..cli.videos import Video, plan
 from ..cli.write_errors import report_write_errors
 from ..engine import Engine
@@ -158,10 +159,13 @@ def _on_ray(args: argparse.Namespace, videos: Sequence[Video]) -> Answers:
     """Divide the videos among actors. One that ends is replaced, and its video done again."""
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints there what happens to its processes
         ray = _connect(args.address)
-        try:
-            yield from _divide_work(ray, args, videos)
-        finally:
-            ray.shutdown()
+        with SignalGuard() as guard:  # instead of Ray's, which aborts
+            try:
+                yield from _divide_work(ray, args, videos)
+            except KeyboardInterrupt:
+                sys.exit(128 + guard.signal)
+            finally:
+                ray.shutdown()
 
 
 def _divide_work(ray: Any, args: argparse.Namespace, videos: Sequence[Video]) -> Answers:

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from helpers import media
+from helpers import media, numpy_sam3
+from runtime import tokenizer
 from runtime.cli import app
 from runtime.cli import videos as planning
 from runtime.cli.output_folder import read_head
@@ -190,6 +191,15 @@ def test_no_prompt(toy, videos, capsys):
     for prompt in ([], ["--concept", "dog", "--exemplar", "0,0,9,9"]):
         assert main([str(videos), *prompt, "--engine", str(toy)]) == 2
         assert "every video" in capsys.readouterr().err
+
+
+def test_concepts(numpy_sam3_bundle, videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer.Tokenizer, "of", lambda *_: lambda text: ([5, 6], []))
+    engine = numpy_sam3.load(numpy_sam3_bundle)
+    given = [videos, "--concept", "dog", "--engine", numpy_sam3_bundle, "--out", tmp_path / "out", "--no-overlay"]
+    assert main(list(map(str, given)), lambda *args, **kwargs: engine) == 2
+    heads = [read_head(tmp_path / "out" / name) for name in "ac"]
+    assert [(head["request"]["prompts"], head["done"]) for head in heads] == [([["--concept", "dog"]], 4)] * 2
 
 
 def test_an_error_of_all_videos_is_told_once(command):

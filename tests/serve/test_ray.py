@@ -98,6 +98,22 @@ def test_a_folder_whose_actor_is_killed(tmp_path):
     wait_for(lambda: not processes(b"ray::"))
 
 
+def test_a_signal_ends_the_processes(tmp_path):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    for name, count in (("a", 4), ("b", 3000)):
+        media.write(videos / f"{name}.mp4", media.clip(count))
+    command = [sys.executable, "-m", "runtime.serve.folder", videos, "--text", "the red square", "--out", out,
+               "--engine", NANO, "--no-overlay", "--workers", "2"]  # fmt: skip
+    run = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: read_head(out / "a").get("complete") and len(list((out / "b").glob("masks/*"))) > 2)
+    run.send_signal(signal.SIGTERM)
+    shown, err = run.communicate(timeout=120)
+    assert run.returncode == 143 and "1 videos" in shown, err
+    wait_for(lambda: not processes(b"ray::"))
+    assert not read_head(out / "b").get("complete")
+
+
 # -- the deployment ---------------------------------------------------------------------------------------------------
 
 

@@ -52,7 +52,9 @@ class Client:
         by_frame = prompts if isinstance(prompts, Mapping) else {}
         first = {"type": "start", "masks": "bits", "prompts": [_as_json(p) for p in prompts if not by_frame], **start}
         try:
-            with connect(self._address, additional_headers=self._headers, compression=None, max_size=None) as socket:
+            # no pings: while the server lets it wait, their answers wait behind frames
+            options: dict[str, Any] = {"compression": None, "max_size": None, "ping_interval": None}
+            with connect(self._address, additional_headers=self._headers, **options) as socket:
                 socket.send(json.dumps(first))
                 _checked(json.loads(socket.recv()))
                 errors: list[Exception] = []

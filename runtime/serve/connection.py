@@ -12,7 +12,6 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..errors import Busy, UserError
-from ..models.sam3.session import ConceptSession
 from ..prompts import Concept
 from ..prompts.json_prompts import parse_concept, parse_number, parse_objects
 from . import camera, wire
@@ -36,8 +35,8 @@ class Connection:
             "start": self._start,
             "correct": self._correct,
             "remove": self._remove,
-            "add_concept": self._change_concepts,
-            "remove_concept": self._change_concepts,
+            "add_concept": self._add_concept,
+            "remove_concept": self._remove_concept,
             "end": self._finish,
             "cancel": self._finish,
         }
@@ -145,7 +144,7 @@ class Connection:
         about = {**self._service.about, "stream": f"{id(stream):x}", "colours": wire.COLOURS}
         is_text = start.prompts is not None and not isinstance(start.prompts[0], Concept)
         about["window"] = (start.options.get("window") or about["window"]) if is_text else None
-        about["prompts"] = [prompt.label for prompt in start.prompts or ()]
+        about["prompts"] = list(self._current.concepts.values())
         self._outbox.put({"type": "started", **about})
         if start.camera is not None:
             camera.follow(cameras[start.camera], self._current)
@@ -175,27 +174,20 @@ class Connection:
         await self._stream.correct(prompts)
 
     async def _remove(self, order: Mapping[str, Any]) -> None:
-        obj = parse_number(order.get("object"), "an object")
-        await self._stream.call(lambda session: session.remove(obj))
+        await self._stream.call("remove", parse_number(order.get("object"), "an object"))
 
-    async def _change_concepts(self, order: Mapping[str, Any]) -> None:
-        given = {name: value for name, value in order.items() if name != "type"}
-        concept = parse_concept(given) if order["type"] == "add_concept" else None
-        number = parse_number(order.get("number"), "a concept") if concept is None else 0
-        limit = self._service.limits.prompts
+    async def _add_concept(self, order: Mapping[str, Any]) -> None:
+        concept, stream = parse_concept({name: order[name] for name in order if name != "type"}), self._stream
+        if len(stream.concepts) >= self._service.limits.prompts:
+            raise UserError(f"a stream has at most {len(stream.concepts)} concepts; remove one first")
+        stream.concepts[await stream.call("add_concept", concept)] = concept.label
+        self._outbox.put({"type": "concepts", "concepts": stream.concepts})
 
-        def change(session: Any) -> dict[int, str]:
-            if not isinstance(session, ConceptSession):
-                raise UserError("this stream follows no concepts; start one with them")
-            if concept is None:
-                session.remove_concept(number)
-            elif len(session.concepts) >= limit:
-                raise UserError(f"a stream has at most {limit} concepts; remove one first")
-            else:
-                session.add_concept(concept)
-            return {number: concept.label for number, concept in session.concepts.items()}
-
-        self._outbox.put({"type": "concepts", "concepts": await self._stream.call(change)})
+    async def _remove_concept(self, order: Mapping[str, Any]) -> None:
+        number, stream = parse_number(order.get("number"), "a concept"), self._stream
+        await stream.call("remove_concept", number)
+        stream.concepts.pop(number, None)
+        self._outbox.put({"type": "concepts", "concepts": stream.concepts})
 
     async def _finish(self, order: Mapping[str, Any]) -> None:
         stream = self._stream.stream

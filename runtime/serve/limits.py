@@ -10,6 +10,7 @@ class Limits:
     """What one client, and all of them, may use. Quotas are per token; without tokens all clients share one.
 
     message_bytes       one message of a WebSocket, and one picture over HTTP
+    socket_bytes        what the kernel receives before the server reads it
     header_bytes        JSON of a message, and prompts over HTTP
     json_depth          nesting of that JSON
     tag_characters      length of a frame's tag
@@ -32,6 +33,7 @@ class Limits:
     """
 
     message_bytes: int = 16 << 20
+    socket_bytes: int = 1 << 20
     header_bytes: int = 256 << 10
     json_depth: int = 8
     tag_characters: int = 100

@@ -24,8 +24,10 @@ class HttpProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if hasattr(socket, "TCP_USER_TIMEOUT") and (raw := transport.get_extra_info("socket")) is not None:
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self.limits.idle_seconds * 1000))
+        if (raw := transport.get_extra_info("socket")) is not None:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.limits.socket_bytes)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # of data that is not acknowledged
+                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self.limits.idle_seconds * 1000))
         self._timer = self.loop.call_later(self.limits.head_seconds, self._check)
 
     def _check(self) -> None:

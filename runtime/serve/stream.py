@@ -92,6 +92,8 @@ class ClientStream:
         self._loop = asyncio.get_running_loop()
         self.stream: Stream | None = None
         self.is_over = self.is_held = False
+        self.concepts = dict(enumerate([prompt.label for prompt in start.prompts or ()], 1))
+        """Prompts by number; those of concepts change."""
         self.num_objects = 0
         """Objects of the last result."""
         self.active = time.monotonic()
@@ -188,10 +190,16 @@ class ClientStream:
         with contextlib.suppress(ValueError):
             self._sent.remove(sent)
 
-    async def call(self, function: Callable[[Any], Any]) -> Any:
-        """Call `function(session)` after the frames that wait. Raises what it raises."""
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the session after the frames that wait. Raises what it raises."""
+
+        def call(session: Any) -> Any:
+            if not hasattr(session, method):
+                raise UserError(f"this stream cannot {method.replace('_', ' ')}; start one with clicks or concepts")
+            return getattr(session, method)(*arguments)
+
         assert self.stream is not None
-        future = asyncio.wrap_future(self.stream.call(function))
+        future = asyncio.wrap_future(self.stream.call(call))
         await asyncio.wait([future])
         if future.cancelled():
             raise UserError("the stream has ended")
@@ -200,6 +208,6 @@ class ClientStream:
     async def correct(self, prompts: dict[int, Any]) -> None:
         """Correct the frame that the session has had last, and put its new result."""
         sent = list(self._sent)
-        result = await self.call(lambda session: session.correct(prompts))
+        result = await self.call("correct", prompts)
         taken = [frame.tag for frame in sent if frame in self._sent]
         self._put_result(result, taken[-1] if taken else self._last_tag, None)

@@ -34,7 +34,8 @@ class Running:
         self.address = f"http://127.0.0.1:{self.port}"
 
     def connect(self, **options):
-        return Socket(connect(f"ws://127.0.0.1:{self.port}/v1/stream", compression=None, max_size=None, **options))
+        options = {"compression": None, "max_size": None, "ping_interval": None, **options}
+        return Socket(connect(f"ws://127.0.0.1:{self.port}/v1/stream", **options))
 
     def request(self, path, data=None, method=None, **headers):
         """Return status and body."""

@@ -170,7 +170,7 @@ MESSAGES = {
     "an object that is not there": ('{"type":"remove","object":5}', "no object 5"),
     "an object of words": ('{"type":"remove","object":"x"}', "whole number"),
     "true": ('{"type":"remove","object":true}', "whole number"),
-    "a concept": ('{"type":"add_concept","concept":"dog"}', "follows no concepts"),
+    "a concept": ('{"type":"add_concept","concept":"dog"}', "this stream cannot add concept"),
     "number": ('{"type":"remove_concept","number":-1}', "whole number"),
     "a second start": ('{"type":"start"}', "a stream is open"),
     "short": (b"ab", "ends before its header"),

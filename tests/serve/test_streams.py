@@ -56,6 +56,23 @@ def test_sentences(text_engine, serve):
     assert all(m["computed"] >= 0 and m["waited"] >= 0 for m in found)
 
 
+def test_what_sentences_do_not_take(text_engine, serve, caplog):
+    with serve(text_engine).connect() as socket:
+        socket.start([A])
+        socket.frame(clip(0, 1)[0], 0, {"1": CLICK})
+        assert "takes no prompts on frames" in socket.receive()["message"]
+        for kind, fields in (
+            ("correct", {"prompts": {"1": CLICK}}),
+            ("remove", {"object": 1}),
+            ("add_concept", {"concept": "dog"}),
+            ("remove_concept", {"number": 1}),
+        ):
+            socket.send(kind, **fields)
+            answer = socket.receive()
+            assert answer["type"] == "error" and "this stream cannot" in answer["message"]
+    assert "internal fault" not in caplog.text
+
+
 def test_clicks_with_corrections_and_objects_that_come_and_go(click_engine, serve):
     frames, mask = clip(1, 6), np.zeros((20, 30), bool)
     mask[3:9, 5:17] = True

@@ -82,3 +82,50 @@ def test_an_idle_engine_uses_no_processor_time(engine):
             time.sleep(0.05)
             used.append(time.process_time() - before)
     assert min(used) < 0.03, used
+
+
+@pytest.fixture(scope="module")
+def concepts():
+    return runtime.load(ENGINES, model="nano-concepts", backend="ort", threads=2)
+
+
+def test_the_concept_bundle_is_small_and_leaves_the_first_demonstration(concepts, engine):
+    assert sum(p.stat().st_size for p in concepts.bundle.folder.rglob("*") if p.is_file()) < 15e6
+    assert runtime.bundle.bundle.choose(ENGINES).name == "nano"
+
+
+def test_the_concept_bundle_finds_all_objects_of_concepts_and_nothing_else(concepts, demo):
+    """On an image: nouns, colour and noun, an absent noun, the noun in another colour, an exemplar."""
+    frame = next(iter(video_reader.open_video(demo.clip)))
+    truth = {number: demo.masks[0] == number for number in np.unique(demo.masks[0]) if number}
+    crab, *houses = (truth[number] for number in demo.objects)
+    image = concepts.image(frame)
+    asked = {"crab": [crab], "house": houses, "pink crab": [crab], "dog": [], "blue crab": [], "green house": []}
+    for result, (text, wanted) in zip(
+        image.detect([runtime.Concept(text) for text in asked]), asked.items(), strict=True
+    ):
+        best = [max((jaccard(m, t) for m in result.masks), default=0) for t in wanted]
+        assert all(iou > 0.6 for iou in best), (text, best)
+        assert all(max((jaccard(m, t) for t in wanted), default=0) > 0.3 for m in result.masks), text
+        assert (result.presence > 0.5) == bool(wanted), text
+
+
+def test_the_concept_bundle_follows_two_concepts(concepts, demo):
+    frames = list(video_reader.open_video(demo.clip))
+    with concepts.session([runtime.Concept("house"), runtime.Concept("crab"), runtime.Concept("dog")]) as session:
+        results = list(session.stream(frames))
+    crab, *houses = demo.objects
+    ids = {obj: prompt for r in results for obj, prompt in zip(r.object_ids, r.prompt_ids, strict=True)}
+    assert sorted(ids.values()) == [1, 1, 2], ids
+    for number, prompt in ((crab, 2), *((house, 1) for house in houses)):
+        scores = {
+            obj: np.mean(
+                [
+                    jaccard(r.masks[r.object_ids.index(obj)], demo.masks[t] == number) if obj in r.object_ids else 0.0
+                    for t, r in enumerate(results)
+                ]
+            )
+            for obj, own in ids.items()
+            if own == prompt
+        }
+        assert max(scores.values()) > 0.6, (number, scores)

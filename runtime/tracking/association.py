@@ -275,10 +275,10 @@ class Association:
         self._pending.append(self._latest)
 
     def _release(self, waiting: int) -> list[Shown]:
-        """Show frames until fewer than `waiting` are left."""
-        shown = []
-        while len(self._pending) >= waiting:
-            shown.append(self._show(self._pending[0]))
+        """Show frames until fewer than `waiting` are left; all of them wait still if it is interrupted."""
+        ready = list(self._pending)[: max(0, len(self._pending) + 1 - waiting)]
+        shown = [self._show(pending) for pending in ready]
+        for _ in ready:
             self._pending.popleft()
         return shown
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -44,13 +45,16 @@ class FrameQueue:
             frame.waits_for.discard(concept)
 
     def release(self, size: tuple[int, int] | None) -> list[Result]:
-        """Return the results, of `size` (H, W), of the oldest frames that all their concepts have shown."""
-        results = []
-        while self._frames and not self._frames[first := min(self._frames)].waits_for:
-            assert size is not None
-            frame = self._frames[first]
-            results.append(self.result(first, frame.shown, size, frame.time))
-            del self._frames[first]
+        """Return the results, of `size` (H, W), of the oldest frames that all their concepts have shown.
+
+        All of them wait still if it is interrupted.
+        """
+        ready = dict(itertools.takewhile(lambda item: not item[1].waits_for, sorted(self._frames.items())))
+        if not ready or size is None:
+            return []
+        results = [self.result(index, frame.shown, size, frame.time) for index, frame in ready.items()]
+        for index in ready:
+            del self._frames[index]
         return results
 
     def result(self, index: int, parts: Mapping[int, Shown], size: tuple[int, int], time: float | None) -> Result:

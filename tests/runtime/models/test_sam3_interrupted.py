@@ -9,6 +9,8 @@ import runtime
 from helpers import numpy_sam3
 from helpers.numpy_sam3 import picture
 from runtime import Concept
+from runtime.models.sam3 import frame_queue
+from runtime.tracking import association
 
 RED, GREEN = Concept(tokens=[1]), Concept(tokens=[2])
 FRAMES = [picture(0, 3) | picture(1, channel=1)] * 6
@@ -94,6 +96,26 @@ def test_a_correction_that_is_stopped_loses_no_frame(engine, late):
                 session.correct({0: mask})
             found += session.flush()
         assert [result.frame_index for result in found] == list(range(LAST))
+
+
+@pytest.mark.parametrize("what", ["boxes_and_areas", "Result"])
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_results_are_not_lost_while_they_are_made(engine, monkeypatch, what, call):
+    """An interrupt when frames are shown, or joined, leaves them to the next flush."""
+    module = association if what == "boxes_and_areas" else frame_queue
+    made, calls = getattr(module, what), itertools.count(1)
+
+    def interrupted(*args, **kwargs):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return made(*args, **kwargs)
+
+    with engine.session([RED, GREEN]) as session:
+        push(session, FRAMES)
+        monkeypatch.setattr(module, what, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.flush()
+        assert [result.frame_index for result in session.flush()] == list(range(len(FRAMES)))
 
 
 def test_a_session_that_the_caller_closed_shows_nothing_more(engine):

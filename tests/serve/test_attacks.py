@@ -252,7 +252,8 @@ def test_a_message_that_is_too_large(server):
         with pytest.raises(ConnectionClosed) as closed:
             socket.raw.send(bytes(2 << 20))
             socket.until("never")
-        assert closed.value.rcvd.code == 1009
+        # a reset by the kernel, for the bytes that were not read, may overtake the frame with the code
+        assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
 
 
 @pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://["}])

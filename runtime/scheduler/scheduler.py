@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import fields
@@ -45,6 +46,8 @@ class Scheduler:
                 raise UserError(f"{name} must be 1 or more, not {value}")
         self._changed = threading.Condition()
         self._turns = Turns(self.batch, batch_wait)
+        self.batch_sizes: Counter[int] = Counter()
+        """Calls that decoded the frames of so many streams, by their number."""
         self._num_opening = 0
         self._calls: list[Callable[[], None]] = []
         self._step_started: float | None = None
@@ -196,6 +199,8 @@ class Scheduler:
 
     def _step(self, stream: Stream, partners: Sequence[Stream]) -> None:
         """Do the next step of a stream; its work, if it has any, together with that of partners."""
+        if stream.work is not None:
+            self.batch_sizes[1 + len(partners)] += 1
         if partners and stream.work is not None:
             started, together = now(), [stream, *partners]
             try:

@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 from ..engine import Engine
+from ..scheduler import Scheduler
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -16,8 +17,8 @@ _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 class Metrics:
     """Counters of one server."""
 
-    def __init__(self, engine: Engine, streams: Collection[Any]) -> None:
-        self._registry, self._engine = CollectorRegistry(), engine
+    def __init__(self, engine: Engine, scheduler: Scheduler, streams: Collection[Any]) -> None:
+        self._registry, self._engine, self._scheduler = CollectorRegistry(), engine, scheduler
         count = Gauge("samwise_streams", "Open streams", registry=self._registry)
         count.set_function(lambda: len(streams))
         objects = Gauge("samwise_objects", "Objects in the last results of the streams", registry=self._registry)
@@ -35,6 +36,12 @@ class Metrics:
         for stage, (_, seconds) in self._engine.timings.items():
             stages.add_metric([stage], seconds)
         yield stages
+        sizes = sorted(self._scheduler.batch_sizes.copy().items())
+        counts = [(str(limit), float(sum(n for size, n in sizes if size <= limit))) for limit in (1, 2, 4, 8)]
+        calls = [*counts, ("+Inf", float(sum(n for _, n in sizes)))]
+        batches = HistogramMetricFamily("samwise_batch_size", "Streams whose frames are decoded in one call")
+        batches.add_metric([], calls, sum(size * n for size, n in sizes))
+        yield batches
 
     def text(self) -> bytes:
         """Return all in Prometheus' format."""

@@ -72,7 +72,7 @@ class Service:
         self.scheduler = Scheduler(self.engine, self.max_streams)
         self.streams: set[Any] = set()
         """Streams of clients, with their `account` and `num_objects`."""
-        self.metrics = Metrics(self.engine, self.streams)
+        self.metrics = Metrics(self.engine, self.scheduler, self.streams)
         self._accounts = {token.encode(): Account(self.limits) for token in self.tokens}
         self._everybody = Account(self.limits)
         self._codecs = ThreadPoolExecutor(4, "samwise-codec")

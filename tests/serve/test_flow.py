@@ -296,6 +296,18 @@ def test_health_is_quick_under_load(click_engine, serve):
     assert sorted(seconds)[37] < 0.5, "a busy machine; docs/guides/serving.md has what is measured on a quiet one"
 
 
+def test_metrics_of_batches(text_engine, serve):
+    server = serve(text_engine)
+    with server.connect() as socket:
+        socket.start([runtime.Text(tokens=[0, 5, 2])])
+        for number in range(4):
+            socket.frame(GOOD, number)
+        socket.send("end")
+        socket.until("ended")
+    lines = server.request("/metrics")[1].decode().splitlines()
+    assert "samwise_batch_size_count 4.0" in lines and 'samwise_batch_size_bucket{le="1"} 4.0' in lines
+
+
 def test_metrics(click_engine, serve):
     server = serve(click_engine)
     with server.connect() as socket:

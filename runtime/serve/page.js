@@ -171,9 +171,10 @@ function noteObjects(found) {
     objects.set(id, Object.assign(before.get(id) ?? { id, prompt }, { score, box, isSeen: box[2] > box[0] }));
   }
   if (!objects.has(selected)) selected = null;
-  const seen = [...objects.values()].filter(({ isSeen }) => isSeen).length;
-  if (stream.by === 'points' && !objects.size) say('Click what to follow.');
-  else if (!stream.isPaused) say(`Following ${seen} object${seen === 1 ? '' : 's'}.`);
+  const seen = [...objects.values()].filter(({ isSeen }) => isSeen).length, count = objects.size;
+  const following = `Following ${count} object${count === 1 ? '' : 's'}${seen < count ? `, ${seen} in view` : ''}.`;
+  if (stream.by === 'points' && !count) say('Click what to follow.');
+  else if (!stream.isPaused) say(following);
   update();
 }
 

@@ -27,8 +27,9 @@ export class Stream {
   #kept = new Map(); // those frames, by tag
   #queue = []; // answers to show
   #fresh = null; // time of a frame that the video shows and that was not sent
-  #time = -1; // of the frame that was sent last
-  #isAtEnd = false;
+  #time = -1; // of the frame that the video showed last
+  #interval = Infinity; // between frames of a clip
+  #phase = 'plays'; // of a clip; then 'ends', 'ended', 'told'
   #isDone = false; // the server has answered everything
   #timer = 0;
   #opening = null; // how to settle `open`
@@ -57,9 +58,9 @@ export class Stream {
   }
 
   begin() {
-    if (this.isClip) this.#fresh = this.video.currentTime;
-    // the last frame may come after the event
-    this.video.onended = () => setTimeout(() => { this.#isAtEnd = true; this.pump(); }, 200);
+    if (this.isClip) this.#fresh = this.#time = this.video.currentTime;
+    this.video.playbackRate = 1;
+    this.video.onended = () => this.pump();
     this.#watch();
     this.pump();
   }
@@ -114,7 +115,11 @@ export class Stream {
   #watch() {
     const check = (now, { mediaTime }) => {
       if (this.isOver) return;
-      if (Math.abs(mediaTime - this.#time) > 1e-3) this.#fresh = mediaTime;
+      const gap = mediaTime - this.#time;
+      if (Math.abs(gap) > 1e-3) {
+        if (this.isClip) this.#adapt(gap);
+        this.#fresh = this.#time = mediaTime;
+      }
       this.pump();
       this.#watch();
     };
@@ -122,23 +127,32 @@ export class Stream {
     else requestAnimationFrame((now) => check(now, { mediaTime: this.video.currentTime }));
   }
 
-  /* Send the frame that the video shows if there is room. A clip waits for room, so that no frame is lost; frames of a
-     camera are left out before anybody encodes them. */
+  /* Play a clip more slowly where frames are lost, because the browser is behind, or was told late to pause. */
+  #adapt(gap) {
+    if (gap > 0) this.#interval = Math.min(this.#interval, gap);
+    const isLost = this.#fresh !== null || gap > 1.5 * this.#interval;
+    this.video.playbackRate = Math.min(2, Math.max(0.1, this.video.playbackRate * (isLost ? 0.6 : 1.02)));
+  }
+
+  /* Send the frame that the video shows if there is room. A clip waits for room; frames of a camera are left out
+     before anybody encodes them. */
   pump() {
-    if (this.isOver || this.#isAtEnd === 'told') return;
+    if (this.isOver || this.#phase === 'told') return;
     if (this.#fresh !== null && this.#kept.size < this.#ahead && !this.isHeld) this.#capture();
     const { video } = this, room = this.#ahead - this.#kept.size;
     if (this.isClip && (!room || this.#fresh !== null || this.isHeld)) video.pause();
-    else if (this.#isAtEnd) {
-      this.#isAtEnd = 'told';
+    else if (this.#phase === 'ended') {
+      this.#phase = 'told';
       this.#sending.then(() => this.send({ type: 'end' }));
+    } else if (video.ended && this.#phase === 'plays') {
+      this.#phase = 'ends';
+      setTimeout(() => { this.#phase = 'ended'; this.pump(); }, 200); // the last frame may come after the event
     } else if (video.paused && !video.ended && room >= this.#window) video.play().catch(() => {}); // `pause` may follow
   }
 
   #capture() {
     const frame = { tag: this.numSent++, time: this.#fresh, at: performance.now() };
     const { prompts, video, size: [width, height] } = this;
-    this.#time = frame.time;
     this.#fresh = null;
     this.prompts = {};
     if (this.#window === 1) this.#steps = 0;

@@ -303,15 +303,28 @@ def test_a_clip_waits_for_the_first_click(tab):
     tab.check_masks(least=10)
 
 
-def write_quadrants(path):
-    """Write a video of two red quadrants and a green one, three seconds long."""
-    frame = numpy_sam3.picture(0, 3, size=(96, 160)) | numpy_sam3.picture(1, channel=1, size=(96, 160))
+def write_quadrants(path, size=(96, 160), rate=10, count=30):
+    """Write a video of two red quadrants and a green one."""
+    frame = numpy_sam3.picture(0, 3, size=size) | numpy_sam3.picture(1, channel=1, size=size)
     with av.open(path, "w") as file:
-        video = file.add_stream("libvpx", rate=10)
-        video.width, video.height = 160, 96
-        for _ in range(30):
+        video = file.add_stream("libvpx", rate=rate)
+        video.height, video.width = size
+        for _ in range(count):
             file.mux(video.encode(av.VideoFrame.from_ndarray(frame)))
         file.mux(video.encode())
+
+
+def test_a_file_that_is_faster_than_the_server_ends(tab, tmp_path):
+    write_quadrants(tmp_path / "large.webm", (720, 1280), 30, 40)
+    tab.choose("source-file", "by-points")
+    tab.page.set_input_files("#file", tmp_path / "large.webm")
+    tab.says("Click")
+    tab.page.mouse.click(*tab.at(200, 150))
+    tab.says("Finished")
+    answers = tab.check_masks(least=10)
+    assert answers[0]["size"] == [576, 1024]
+    times = [answer["time"] for answer in answers]
+    assert times == sorted(times) and times[0] == 0 and times[-1] > 1.25  # the last frame too
 
 
 def test_concepts(open_tab, numpy_sam3_bundle, tmp_path, monkeypatch):

@@ -33,21 +33,25 @@ PENDING_FRAMES = 256
 """Frames of a sequence that may wait, within the scheduler's bound in bytes: clients of streams send ahead."""
 DRAIN_SECONDS, WATCH_SECONDS, THREADS = 20.0, 0.5, 256
 LIMITS = Limits()
+NOT_OPEN = "this sequence is not open; begin it with sequence_start"
 
 
 class Reply:
     """Responses to one request. The last one is sent once; what comes after it is dropped."""
 
     def __init__(self, request: Any) -> None:
-        self.sender, self._outputs = request.get_response_sender(), request.requested_output_names()
+        self._sender, self._outputs = request.get_response_sender(), request.requested_output_names()
         self.flags = request.flags()
         self.is_together = TOGETHER in json.loads(request.parameters() or "{}")
-        self._closing = threading.Lock()
+        self.is_open = True
+        """Whether the last response is to come."""
+        self._lock = threading.Lock()
 
     @property
-    def is_open(self) -> bool:
-        """Whether the last response is to come."""
-        return not self._closing.locked()
+    def is_cancelled(self) -> bool:
+        """Whether it is open and its client is gone. Triton crashes if it is asked after the last response."""
+        with self._lock:
+            return self.is_open and bool(self._sender.is_cancelled())
 
     def send(self, results: list[Result], is_last: bool) -> None:
         """Send results in the outputs that were asked for."""
@@ -70,8 +74,10 @@ class Reply:
         self._send(pb.InferenceResponse(error=pb.TritonError(text, getattr(pb.TritonError, code))), True)
 
     def _send(self, response: Any, is_last: bool) -> None:
-        if self._closing.acquire(blocking=False) if is_last else self.is_open:
-            self.sender.send(response, flags=FINAL if is_last else 0)
+        with self._lock:
+            if self.is_open:
+                self.is_open = not is_last
+                self._sender.send(response, flags=FINAL if is_last else 0)
 
 
 class Sequence:
@@ -92,7 +98,8 @@ class Sequence:
     @property
     def is_abandoned(self) -> bool:
         """Whether a client is gone that waits for an answer."""
-        return any(reply.is_open and reply.sender.is_cancelled() for reply in self._replies)
+        waiting = [reply for reply in self._replies if reply.is_open]
+        return any(reply.is_cancelled for reply in waiting[:1] + waiting[-1:])  # asking takes time
 
     def take(self, frame: np.ndarray | None, prompts: dict[int, Any], reply: Reply) -> None:
         """Take a frame with or without clicks, clicks for the frame before, or the end. Raises UserError, Busy."""
@@ -199,7 +206,7 @@ class SegmentStream:
             start = wire.start(message if is_start else {}, LIMITS)
             self._sequences[key] = Sequence(self._scheduler, start, self._answers)
         if key not in self._sequences:
-            raise UserError("this sequence is not open; begin it with sequence_start")
+            raise UserError(NOT_OPEN)
         self._sequences[key].take(frame, prompts, reply)
 
     def _watch(self) -> None:
@@ -245,6 +252,8 @@ def _pass_on(request: Any, sender: Any, key: Any, flags: int) -> None:
         answer = next(iter(inner.exec(decoupled=True)))
         error = answer.error() if answer.has_error() else None
         code, _, text = error.message().partition(": ") if error else ("", "", "")
+        if "must specify the START flag" in text:
+            code, text = "INVALID_ARG", NOT_OPEN
         if code in ("UNAVAILABLE", "INVALID_ARG", "INTERNAL"):
             error = pb.TritonError(text, getattr(pb.TritonError, code))
         response = pb.InferenceResponse([] if error else answer.output_tensors(), error)

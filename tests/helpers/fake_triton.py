@@ -87,7 +87,7 @@ class Sender:
         self.sent.put((response, self._is_closed))
 
     def is_cancelled(self):
-        assert not self._is_closed, "asked after the last response"
+        assert not self._is_closed, "Triton crashes here"
         return self.is_gone
 
 

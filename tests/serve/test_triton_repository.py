@@ -296,6 +296,26 @@ def test_a_server_that_dies_is_told(clicks, monkeypatch):
     assert send("segment", 0, 0, clip(1, 1)[0], {"1": CLICK}).error[0] == TritonError.INTERNAL
 
 
+@pytest.mark.parametrize(
+    "text, code, message",
+    [
+        (
+            "Model segment_stream - Error when running inference: inference request for sequence 9 to model "
+            "'segment_stream' must specify the START flag on the first request of the sequence",
+            TritonError.INVALID_ARG,
+            "this sequence is not open; begin it with sequence_start",
+        ),
+        ("Stub process is not healthy: gone", TritonError.INTERNAL, "Stub process is not healthy: gone"),
+    ],
+)
+def test_what_triton_itself_answers(clicks, monkeypatch, text, code, message):
+    def refuse(*_, **__):
+        return iter([fake_triton.InferenceResponse(error=TritonError(text))])
+
+    monkeypatch.setattr(fake_triton.InferenceRequest, "exec", refuse)
+    assert send("segment", 9, 0, clip(1, 1)[0]).error == (code, message)
+
+
 @pytest.mark.parametrize("model", ["segment_stream", "segment"])
 def test_too_many_sequences_are_refused_at_once(text, model):
     opened = [send(model, key, START, clip(1, 1)[0], [SENTENCE]) for key in range(1, 4)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..cli.args import Parser
 from ..engine import load
-from ..errors import SamwiseRuntimeError, UserError, fail
+from ..errors import SamwiseRuntimeError, UserError, fail, summarize
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,16 +59,27 @@ def _serve(args: argparse.Namespace) -> int:
     if any(tls.values()) and not all(path and Path(path).is_file() for path in tls.values()):
         raise UserError("--tls-cert and --tls-key are given together, and name files")
     cameras = dict(_camera(text) for text in args.camera)
+    listener = _listen(args.host, args.port)
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with load(args.engine, args.model, args.backend, args.threads, args.max_objects) as engine:
         service = Service(engine, tokens=tokens, cameras=cameras, max_streams=args.max_streams)
         try:
             service.probe()
             app = application(service, LOOPBACK if is_local else (), args.origin)
-            Server(app, service, host=args.host, port=args.port, log_config=None, **tls).run()
+            scheme, port = "https" if args.tls_cert else "http", listener.getsockname()[1]
+            print(f"{engine.bundle.name}: {scheme}://{args.host}:{port}", file=sys.stderr, flush=True)
+            Server(app, service, log_config=None, access_log=args.log_level == "debug", **tls).run([listener])
         finally:
             service.close()
     return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"{host}, port {port}: cannot listen ({summarize(error)}); choose another --port") from None
 
 
 def _camera(text: str) -> tuple[str, str]:

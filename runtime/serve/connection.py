@@ -31,6 +31,7 @@ class Connection:
         self._lost, self._abort = state.get("lost", asyncio.Event()), state.get("abort", lambda: None)
         self._outbox = Outbox(socket, service)
         self._current: ClientStream | None = None
+        self._opened = time.monotonic()
         self._handlers: dict[Any, Callable[[Mapping[str, Any]], Awaitable[None]]] = {
             "start": self._start,
             "correct": self._correct,
@@ -91,15 +92,20 @@ class Connection:
                 self._outbox.put(answer)
 
     async def _next(self) -> Any:
-        """Return the next message. Raises Close after a while without one, unless results are going out."""
-        limits, started = self._service.limits, time.monotonic()
-        wait = limits.head_seconds if self._account is None else limits.idle_seconds
+        """Return the next message. Raises Close after a while without one, unless frames wait or results go out.
+
+        Without a token the time counts from the start of the connection, whatever comes.
+        """
+        limits, is_known = self._service.limits, self._account is not None
+        wait = limits.idle_seconds if is_known else limits.head_seconds
+        started = time.monotonic() if is_known else self._opened
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
-                return await asyncio.wait_for(self._socket.receive(), wait)
-            active = self._current.active if self._current is not None else 0.0
-            if time.monotonic() - max(started, active) >= wait:
-                raise Close(1008, f"no message for {wait:g} s; connect again")
+                return await asyncio.wait_for(self._socket.receive(), started + wait - time.monotonic())
+            if self._current is not None:
+                started = time.monotonic() if self._current.is_waiting else max(started, self._current.active)
+            if time.monotonic() - started >= wait:
+                raise Close(1008, f"no {'message' if is_known else 'token'} for {wait:g} s; connect again")
 
     async def _handle(self, message: Mapping[str, Any]) -> None:
         if (data := message.get("bytes")) is not None:

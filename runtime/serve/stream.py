@@ -169,6 +169,11 @@ class ClientStream:
             self.is_held = is_held
             self.stream.hold(is_held)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether frames wait for the engine."""
+        return self.stream is not None and not self.is_over and self.stream.num_waiting > 0
+
     # -- in -----------------------------------------------------------------------------------------------------------
 
     async def put(self, image: Any, prompts: dict[int, Any], tag: Any, seconds: float | None) -> None:

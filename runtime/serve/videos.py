@@ -151,7 +151,7 @@ class _Run:
         given = {obj for by_object in self._clicks.values() for obj in by_object} or set(labels)
         objects = {} if self._has_concepts else {obj: obj for obj in sorted(given)}
         options = OutputOptions(labels, objects, overlay=False, concepts=self._has_concepts)
-        stream = service.scheduler.open(self._texts, self._deliveries.put, **self._job.options)
+        stream = self._open()
         header = describe_run(service.engine, self._video)
         try:
             with Outputs(folder, self._video.size, self._video.fps, header, options) as outputs:
@@ -166,6 +166,17 @@ class _Run:
             for mask in sorted((folder / MASKS).iterdir()):
                 archive.write(mask, f"{MASKS}/{mask.name}")
         shutil.rmtree(folder)
+
+    def _open(self) -> Stream:
+        """Open the stream when there is room. Raises Busy after an hour."""
+        end = time.monotonic() + 3600
+        while True:
+            try:
+                return self._service.scheduler.open(self._texts, self._deliveries.put, **self._job.options)
+            except Busy:
+                if self._job.state == "cancelled" or self._service.is_draining or time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
 
     def _feed(self, stream: Stream, outputs: Outputs) -> None:
         for number, frame in enumerate(self._video):

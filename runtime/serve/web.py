@@ -192,7 +192,7 @@ class Server(uvicorn.Server):
             ws_ping_interval=0.4,  # a write to a client that was killed fails within a second
             ws_ping_timeout=None,
             ws_per_message_deflate=False,
-            limit_concurrency=limits.connections,
+            limit_concurrency=2 * limits.connections,  # of WebSockets and requests: one kind leaves room for the other
             timeout_graceful_shutdown=5,
             proxy_headers=False,
             server_header=False,

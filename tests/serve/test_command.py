@@ -26,6 +26,7 @@ REFUSED = {
     "camera": (["--camera", "rtsp://host"], "write NAME=SOURCE"),
     "engine": (["--engine", "missing"], "no such folder"),
     "certificate": (["--tls-cert", "missing"], "--tls-cert and --tls-key"),
+    "port": (["--port", "99999"], "choose another --port"),
     "option": (["--ports", "1"], "unrecognized arguments"),
 }
 

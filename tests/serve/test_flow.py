@@ -181,8 +181,13 @@ def test_a_token_is_needed(click_engine, serve):
             assert "a token is needed" in socket.start(**attempt)["message"]
             with pytest.raises(ConnectionClosed):
                 socket.receive()
-    with server.connect() as silent:
-        assert silent.receive(3)["message"].startswith("no message for 0.5 s")
+    with server.connect() as stranger:
+        answer, started = "", time.monotonic()
+        while not answer.startswith("no token for 0.5 s"):
+            stranger.send("end")
+            answer = stranger.receive(3)["message"]
+            time.sleep(0.05)
+        assert time.monotonic() - started < 3
 
 
 def test_streams_of_a_token_and_of_all(click_engine, serve):
@@ -233,10 +238,11 @@ def test_connections_are_limited(click_engine, serve):
     held = [server.connect() for _ in range(3)]
     with pytest.raises(InvalidStatus):
         server.connect()
-    assert server.request("/v2/health/live")[0] == 503
+    assert server.request("/v2/health/live")[0] == 200, "requests have room of their own"
     for socket in held:
         socket.raw.close()
-    wait(lambda: server.request("/v2/health/live")[0] == 200)
+    wait(lambda: not server.service.open_connections)
+    server.connect().raw.close()
 
 
 # -- faults and health ------------------------------------------------------------------------------------------------

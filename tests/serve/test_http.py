@@ -185,6 +185,16 @@ def test_jobs_are_limited_private_and_expire(click_engine, serve, tmp_path):
     assert server.request(path, data, **first)[0] == 202, "a refused file takes no place"
 
 
+def test_a_job_waits_for_room(click_engine, serve, tmp_path):
+    server = serve(click_engine, max_streams=1)
+    with server.connect() as socket:
+        socket.start()
+        job = upload(server, clip_file(tmp_path).read_bytes(), prompts={"0": CLICKS})
+        time.sleep(0.3)
+        assert json.loads(server.request(f"/v1/video/{job}")[1])["state"] == "running"
+    assert finished(server, job)["done"] == 7
+
+
 def test_a_job_is_cancelled(click_engine, serve, tmp_path):
     server = serve(click_engine)
     job = upload(server, clip_file(tmp_path, 300).read_bytes(), prompts={"0": CLICKS})

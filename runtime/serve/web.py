@@ -18,6 +18,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from .. import __version__
 from ..bundle.demo import Demo
 from ..errors import Busy, UserError
 from . import wire
@@ -92,6 +93,7 @@ class Web:
             Route("/v1/video", guarded(uploads.video), methods=["POST"]),
             Route("/v1/video/{id}", guarded(uploads.job), methods=["GET", "DELETE"]),
             Route("/v1/video/{id}/result", guarded(uploads.result)),
+            Route("/v2", guarded(self._about)),
             Route("/v2/health/live", self._live),
             Route("/v2/health/ready", self._ready),
             Route(f"{model}/ready", self._ready),
@@ -159,6 +161,9 @@ class Web:
         is_ready = await self._service.is_ready()
         return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
+    async def _about(self, request: Request, account: Account) -> Response:
+        return JSONResponse({"name": "samwise-runtime", "version": __version__, "extensions": []})
+
     async def _metadata(self, request: Request, account: Account) -> Response:
         tensor = {"datatype": "BYTES", "shape": [1]}
         inputs = [{"name": "encoded", **tensor}, {"name": "prompts", **tensor}]
@@ -186,6 +191,7 @@ class Server(uvicorn.Server):
         self._service, limits = service, service.limits
         config = uvicorn.Config(
             app,
+            loop="asyncio",
             http=type("Http", (HttpProtocol,), {"limits": limits}),
             ws=SocketProtocol,
             ws_max_size=limits.message_bytes + limits.header_bytes,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import time
 import urllib.parse
 import zipfile
@@ -185,10 +186,23 @@ def test_jobs_are_limited_private_and_expire(click_engine, serve, tmp_path):
     assert server.request(path, data, **first)[0] == 202, "a refused file takes no place"
 
 
+@pytest.mark.parametrize("path", ["/v1/image", "/v1/video"])
+def test_an_upload_that_stops_is_given_up(click_engine, serve, path):
+    server = serve(click_engine, Limits(idle_seconds=0.5))
+    given = query(path, prompts=CLICKS if path == "/v1/image" else {"0": CLICKS})
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+        raw.sendall(f"POST {given} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\nabc".encode())
+        answer = raw.recv(2000)
+    assert answer.startswith(b"HTTP/1.1 422") and b"the upload has stopped" in answer
+    with socket.create_connection(("127.0.0.1", server.port)) as raw:
+        raw.sendall(f"POST {given} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\nabc".encode())
+    wait(lambda: server.request("/v2/health/ready")[0] == 200)
+
+
 def test_a_job_waits_for_room(click_engine, serve, tmp_path):
     server = serve(click_engine, max_streams=1)
-    with server.connect() as socket:
-        socket.start()
+    with server.connect() as client:
+        client.start()
         job = upload(server, clip_file(tmp_path).read_bytes(), prompts={"0": CLICKS})
         time.sleep(0.3)
         assert json.loads(server.request(f"/v1/video/{job}")[1])["state"] == "running"
@@ -222,6 +236,7 @@ def test_what_the_server_says_about_itself(serve):
     assert about["limits"]["message_bytes"] > 0 and "secret" not in json.dumps(about)
     assert server.request("/v1/demo")[1] == (nano.bundle.folder / "demo" / "clip.mp4").read_bytes()
     assert json.loads(server.request("/v2/models/nano")[1])["name"] == "nano"
+    assert json.loads(server.request("/v2")[1])["version"] == runtime.__version__
     assert server.request("/v2/models/nano/ready")[0] == 200 and server.request("/v2/models/other")[0] == 404
     assert server.request("/")[1].startswith(b"<!DOCTYPE html>") or server.request("/")[1].startswith(b"<!doctype")
     assert server.request("/v1/image", method="PUT")[0] == 405

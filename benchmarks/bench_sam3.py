@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -40,6 +41,13 @@ def transformers() -> Any:
     if (have := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) < MEMORY:
         pytest.skip(f"needs {MEMORY >> 30} GiB of memory, not {have / 2**30:.0f}")
     return import_module("transformers.models.sam3.modeling_sam3")
+
+
+@pytest.fixture
+def work() -> Iterator[Path]:
+    """A folder that is removed at once: pytest keeps those of the latest runs, and the bundle is large."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def build(transformers: Any, layers: int | None) -> Any:
@@ -115,14 +123,14 @@ def trunk_operations(model: Any) -> float:
     return linear + sum(4 * tokens * keys * c.hidden_size for keys in seen)
 
 
-def test_concepts(benchmark, machine, transformers, tmp_path, request):
+def test_concepts(benchmark, machine, transformers, work, request):
     """Seconds in turn: ours and theirs, each the first concept on a frame and the second."""
     import torch
 
     layers, threads = request.config.option.layers, request.config.option.threads
     torch.set_num_threads(threads or os.cpu_count() or 1)
     model = build(transformers, layers)
-    folder = export_bundle(model, tmp_path)
+    folder = export_bundle(model, work)
     gc.collect()
     frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     with runtime.load(folder, backend="ort", threads=threads) as engine:

@@ -56,7 +56,9 @@ class Connection:
                 self._leave()
                 for task in pending:
                     task.cancel()
-                _, pending = await asyncio.wait(pending, timeout=0.1)
+                others, pending = await asyncio.wait(pending, timeout=0.1)
+                for task in others:
+                    task.cancelled() or task.exception()  # seen, so that asyncio does not report it
             self._leave()
         if (error := errors[0]) is not None and not isinstance(error, WebSocketDisconnect):
             await self._close(error if isinstance(error, Close) else Close(1011, self._service.explain(error)))

@@ -20,6 +20,7 @@ import triton_python_backend_utils as pb  # only in Triton's processes
 
 from ..engine import load
 from ..errors import BackendError, BundleError, Busy, InternalError, PromptError, SamwiseRuntimeError, UserError
+from ..models.base import Capability
 from ..results import Result
 from ..scheduler import Delivery, Outcome, Scheduler
 from . import wire
@@ -33,6 +34,7 @@ PENDING_FRAMES = 256
 """Frames of a sequence that may wait, within the scheduler's bound in bytes: clients of streams send ahead."""
 DRAIN_SECONDS, WATCH_SECONDS, THREADS = 20.0, 0.5, 256
 LIMITS = Limits()
+VIDEOS = {Capability.TEXT_VIDEO, Capability.PROMPT_VIDEO, Capability.CONCEPT_VIDEO}
 NOT_OPEN = "this sequence is not open; begin it with sequence_start"
 
 
@@ -164,7 +166,10 @@ class SegmentStream:
         """Load the engine."""
         given = {key: item["string_value"] for key, item in json.loads(args["model_config"])["parameters"].items()}
         try:
-            self._scheduler = Scheduler(load(given["engine"], **json.loads(given["load"])), int(given["max_streams"]))
+            engine = load(given["engine"], **json.loads(given["load"]))
+            if not engine.capabilities & VIDEOS:
+                raise UserError(f"the bundle {engine.bundle.name} is for images; serve it by python -m runtime.serve")
+            self._scheduler = Scheduler(engine, int(given["max_streams"]))
         except SamwiseRuntimeError as error:
             raise pb.TritonModelException(str(error)) from None
         self._idle = 2 * float(given["idle"])

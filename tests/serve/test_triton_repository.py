@@ -18,7 +18,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 import runtime
-from helpers import fake_triton, numpy_sam3
+from helpers import fake_triton, numpy_sam3, toy_refersam
 from helpers.fake_triton import END, MODELS, START, TritonError, send
 from runtime import Concept, Points, Text, open_video
 from runtime.bundle.demo import Demo
@@ -333,7 +333,7 @@ def test_more_frames_than_may_wait(clicks, monkeypatch):
     monkeypatch.setattr(triton_model, "PENDING_FRAMES", 2)
     gate = threading.Event()
     assert send("segment", 1, START, clip(1, 1)[0], {"1": CLICK}).results
-    MODELS["segment_stream"]._scheduler.submit(lambda: gate.wait(30))
+    MODELS["segment_stream"]._scheduler.submit(lambda _: gate.wait(30))
     sent = [send("segment_stream", 1, 0, frame) for frame in clip(1, 6)]
     assert sent[-1].error == (TritonError.UNAVAILABLE, "2 frames of this sequence wait; send this one again later")
     gate.set()
@@ -363,7 +363,7 @@ def test_frames_that_are_dropped_for_newer_ones_are_told(clicks, monkeypatch):
     gate = threading.Event()
     first = send("segment_stream", 1, START, clip(1, 1)[0], {"prompts": [], "keep": "latest"})
     first.sender.sent.get(timeout=30)
-    MODELS["segment_stream"]._scheduler.submit(lambda: gate.wait(30))
+    MODELS["segment_stream"]._scheduler.submit(lambda _: gate.wait(30))
     sent = [send("segment_stream", 1, 0, frame) for frame in clip(1, 6)]
     gate.set()
     assert "newer ones" in sent[2].error[1]
@@ -381,7 +381,7 @@ def test_an_id_may_be_used_again_after_its_end(text):
 def test_the_rows_of_a_client_that_is_gone_are_free(text, is_last):
     gone = send("segment_stream", 1, START, clip(1, 1)[0], [SENTENCE] * 8)
     if is_last:  # it has an answer to come, but for its end
-        MODELS["segment_stream"]._scheduler.submit(lambda: time.sleep(0.2))
+        MODELS["segment_stream"]._scheduler.submit(lambda _: time.sleep(0.2))
         gone = send("segment_stream", 1, END, clip(1, 1)[0])
     gone.sender.is_gone = True
     wait(lambda: not MODELS["segment_stream"]._scheduler.streams)
@@ -418,6 +418,13 @@ def test_a_bundle_that_cannot_be_loaded(serve, toy, tmp_path):
     assert triton.main(["--engine", str(toy), "--out", str(tmp_path), "--backend", "nothing"]) == 0
     with pytest.raises(fake_triton.TritonModelException, match="nothing"):
         fake_triton.load(tmp_path, "segment_stream")
+
+
+def test_a_bundle_for_images_is_refused_when_it_is_loaded(tmp_path):
+    toy_refersam.build(tmp_path / "toy")
+    assert triton.main(["--engine", str(tmp_path / "toy"), "--out", str(tmp_path / "r")]) == 0
+    with pytest.raises(fake_triton.TritonModelException, match="is for images"):
+        fake_triton.load(tmp_path / "r", "segment_stream")
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

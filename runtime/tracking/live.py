@@ -11,24 +11,41 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import PromptError
+from ..errors import PromptError, UserError
 from ..media.frame_iterables import iterate_frames
 from ..media.image_files import check_frame
 from ..results import Result
 from .base import TrackingSession, check_object_id
-from .memory_selection import strided_frames
+from .memory_selection import MemoryConfig, strided_frames
 from .prompt_inputs import PointInputs, PromptInputs
 from .requests import DecodeRequest
 from .session import OnlineSession, check_time, iterator_of_results, synchronized
 from .state import ObjectOutput, TrackedObject, TrackingOptions
-from .step import TrackerNetwork, commit_memory, predict_frame, prompt_request, tracking_request
+from .step import (
+    DecodeWork,
+    MemoryWork,
+    TrackerNetwork,
+    freed_on_error,
+    object_output,
+    prompt_request,
+    tracking_request,
+)
+from .work import Work
 
+_END: Any = object()
 MAX_COND_FRAMES = 4
 """Conditioning frames that an object keeps unless `max_cond_frames_in_attn` says otherwise."""
+
+
+class UnfinishedFrame(NamedTuple):
+    """A frame that has steps left, and the objects that were known before it."""
+
+    frame: int
+    known: Collection[int]
 
 
 class LiveSession(TrackingSession, OnlineSession):
@@ -48,9 +65,12 @@ class LiveSession(TrackingSession, OnlineSession):
         self._num_frames = 0
         self._time: float | None = None
         self._prompted_frames: set[int] = set()
+        self._unfinished: UnfinishedFrame | None = None
+        """The frame that has steps left."""
 
     # -- frames ---------------------------------------------------------------------------------------------------
 
+    @synchronized
     def push(self, frame: Any, prompts: Mapping[int, Any] | None = None, *, time: float | None = None) -> list[Result]:
         """Take one frame, uint8 RGB (H,W,3), with prompts on it by object; return its result, in a list of one.
 
@@ -59,12 +79,24 @@ class LiveSession(TrackingSession, OnlineSession):
         VideoError for an invalid frame or another size, PromptError for a bad prompt, UserError when there is no room
         for another object. A frame that raises an error is not taken.
         """
-        return self._push(frame, lambda _: prompts, time)
+        return _alone(self._compute(frame, lambda _: prompts, time))
 
-    @synchronized
-    def _push(
+    @iterator_of_results
+    def feed(
+        self, frame: Any, prompts: Mapping[int, Any] | None = None, *, time: float | None = None
+    ) -> Iterator[Result | Work | None]:
+        """Take one frame as `push` does, in steps; see `OnlineSession.feed`.
+
+        Another call on the session in between leaves the frame out, and its next step raises UserError.
+        """
+        steps = self._compute(frame, lambda _: prompts, time)
+        while (step := self._lock.run(next, steps, _END)) is not _END:
+            yield step
+
+    def _compute(
         self, frame: Any, prompts_on: Callable[[int], Mapping[int, Any] | None], time: float | None
-    ) -> list[Result]:
+    ) -> Iterator[Any]:
+        """Compute one frame; each step under the lock. The last one gives its result."""
         self._check_open()
         time = check_time(time)
         frame = check_frame(frame, self._num_frames, self._size)
@@ -74,19 +106,26 @@ class LiveSession(TrackingSession, OnlineSession):
         parsed = self._parse_all(prompts_on(index))
         self._frame, self._last = frame, None
         for tracked in self._objects.values():
-            self._prune(tracked, index)
-        known = tuple(self._objects)
+            prune(tracked, index, self._network.memory_config, self._options)
+        unfinished = self._unfinished = UnfinishedFrame(index, tuple(self._objects))
         try:
-            self._step(index, dict.fromkeys((*known, *parsed)), parsed)
-        except BaseException:  # also an interrupt: the frame may be pushed again
-            self._undo(index, known)
+            for step in self._step(index, dict.fromkeys((*self._objects, *parsed)), parsed):
+                self._work = () if step is None else (step,)
+                yield step
+                if self._unfinished is not unfinished or self.is_closed:
+                    raise UserError(f"frame {index} was left out: another call came before its last step")
+        except GeneratorExit:  # the next call undoes it, under the lock
             raise
+        except BaseException:  # also an interrupt: the frame may be pushed again
+            self._undo(unfinished)
+            raise
+        self._unfinished, self._work = None, ()
         if self._frame is not None:  # `correct` may need it when the caller has used the buffer again
             self._frame = self._frame.copy()
         self._last, self._num_frames, self._time = index, index + 1, time
         if parsed:
             self._prompted_frames.add(index)
-        return [self._committed_result(index)]
+        yield self._committed_result(index)
 
     @iterator_of_results
     def stream(self, frames: Any, prompts: Mapping[int, Mapping[int, Any]] | None = None) -> Iterator[Result]:
@@ -101,7 +140,7 @@ class LiveSession(TrackingSession, OnlineSession):
                 "prompts must be a dict, like {0: {1: runtime.Points([[x, y]], [1])}}: frame, object, prompt"
             )
         for frame, time in iterate_frames(frames):
-            yield from self._push(frame, (prompts or {}).get, time)
+            yield from self._lock.run(_alone, self._compute(frame, (prompts or {}).get, time))
         if missed := [frame for frame in prompts or () if frame not in self._prompted_frames]:
             had = f"the session has had {self._num_frames} frames, from 0 on"
             warnings.warn(f"prompts on frames {', '.join(map(repr, missed))} were not used: {had}", stacklevel=5)
@@ -134,7 +173,7 @@ class LiveSession(TrackingSession, OnlineSession):
             if old is not None and isinstance(new, PointInputs):
                 parsed[obj] = self._network.prompt_encoder.check(old + new)
         with self._close_on_error():
-            self._step(last, parsed, parsed)
+            _alone(self._step(last, parsed, parsed))
         return self._committed_result(last)
 
     @synchronized
@@ -159,7 +198,14 @@ class LiveSession(TrackingSession, OnlineSession):
         self._pool.check_room(len(set(parsed) - set(self._objects)))
         return parsed
 
-    def _step(self, frame: int, ids: Iterable[int], prompts: Mapping[int, PromptInputs]) -> None:
+    def _check_open(self) -> None:
+        super()._check_open()
+        if self._unfinished is not None:
+            self._undo(self._unfinished)
+
+    def _step(
+        self, frame: int, ids: Iterable[int], prompts: Mapping[int, PromptInputs]
+    ) -> Iterator[DecodeWork | MemoryWork | None]:
         """Predict one frame and write its memory, in one batch: prompted objects, and tracked ones."""
         objects = {obj: self._object(obj) for obj in ids}
         if not objects:
@@ -168,17 +214,29 @@ class LiveSession(TrackingSession, OnlineSession):
         if self._frame is not None:
             self._network.encode_image(self._frame, self._features, self._network.resample["video"])
             self._frame = None
-        outputs = predict_frame(self._network, self._features, requests, self._options.fill_hole_area)
+            yield None
+        decoding = DecodeWork(self._network, self._features, requests)
+        yield decoding
+        decoding.run_alone()
+        fill = self._options.fill_hole_area
+        outputs = [object_output(r, d, fill) for r, d in zip(requests, decoding.outputs, strict=True)]
         for (obj, tracked), output in zip(objects.items(), outputs, strict=True):
-            self._store(frame, tracked, prompts.get(obj), output)
-        commit_memory(self._network, self._features, list(zip(objects.values(), outputs, strict=True)))
+            store(tracked, frame, prompts.get(obj), output, self._options)
+        pairs = list(zip(objects.values(), outputs, strict=True))
+        memory = MemoryWork(self._network, self._features, pairs)
+        yield memory
+        with freed_on_error(pairs):
+            memory.run_alone()
+        memory.finish()
 
-    def _undo(self, frame: int, known: Collection[int]) -> None:
-        """Forget a frame that was not finished, and the objects that it added to the `known` ones."""
+    def _undo(self, unfinished: UnfinishedFrame) -> None:
+        """Forget a frame that was not finished, and the objects that it added."""
+        self._unfinished = None
+        self._cancel_work()
         for obj, tracked in list(self._objects.items()):
             for outputs in (tracked.cond_outputs, tracked.non_cond_outputs):
-                tracked.drop(outputs, frame)
-            if obj not in known:
+                tracked.drop(outputs, unfinished.frame)
+            if obj not in unfinished.known:
                 self._remove(obj)
 
     def _request(self, frame: int, tracked: TrackedObject, prompt: PromptInputs | None) -> DecodeRequest:
@@ -193,33 +251,42 @@ class LiveSession(TrackingSession, OnlineSession):
         logits = None if previous is None else previous.low_res_logits
         return prompt_request(self._network, prompt, logits, memory)
 
-    def _store(self, frame: int, tracked: TrackedObject, prompt: PromptInputs | None, output: ObjectOutput) -> None:
-        corrects = frame in tracked.non_cond_outputs and not self._options.add_all_frames_to_correct_as_cond
-        if output.prompted and not corrects:
-            tracked.drop(tracked.non_cond_outputs, frame)
-            tracked.store(tracked.cond_outputs, frame, output)
-        else:
-            tracked.store(tracked.non_cond_outputs, frame, output)
-        tracked.point_inputs.clear()
-        if isinstance(prompt, PointInputs):
-            tracked.point_inputs[frame] = prompt
-
-    def _prune(self, tracked: TrackedObject, frame: int) -> None:
-        """Drop the memory that neither `frame` nor a later one can attend to."""
-        config, stride = self._network.memory_config, self._options.memory_temporal_stride
-        limit = self._options.max_cond_frames_in_attn
-        assert limit is not None
-        for past in set(tracked.cond_outputs) - set(sorted(tracked.cond_outputs)[-limit:]):
-            # one that is no longer among the latest is attended to like any other frame while it is recent
-            tracked.store(tracked.non_cond_outputs, past, tracked.cond_outputs.pop(past))
-        oldest = min(past for _, past in strided_frames(frame, False, config.num_maskmem, stride))
-        for past in list(tracked.non_cond_outputs):
-            # a frame between two strides is attended to only by the next one; its pointer, a vector, stays longer
-            if past < frame - 1 and (past < oldest or past % stride):
-                tracked.free_block(tracked.non_cond_outputs[past])
-            if past < min(oldest, frame - config.max_obj_ptrs + 1):
-                tracked.drop(tracked.non_cond_outputs, past)
-
     def _committed_result(self, frame: int) -> Result:
         outputs = {obj: tracked.committed(frame) for obj, tracked in self._objects.items()}
         return self._result(frame, outputs, self._time)
+
+
+def prune(tracked: TrackedObject, frame: int, config: MemoryConfig, options: TrackingOptions) -> None:
+    """Drop the memory that neither `frame` nor a later one can attend to."""
+    stride, limit = options.memory_temporal_stride, options.max_cond_frames_in_attn
+    assert limit is not None
+    for past in set(tracked.cond_outputs) - set(sorted(tracked.cond_outputs)[-limit:]):
+        # one that is no longer among the latest is attended to like any other frame while it is recent
+        tracked.store(tracked.non_cond_outputs, past, tracked.cond_outputs.pop(past))
+    oldest = min(past for _, past in strided_frames(frame, False, config.num_maskmem, stride))
+    for past in list(tracked.non_cond_outputs):
+        # a frame between two strides is attended to only by the next one; its pointer, a vector, stays longer
+        if past < frame - 1 and (past < oldest or past % stride):
+            tracked.free_block(tracked.non_cond_outputs[past])
+        if past < min(oldest, frame - config.max_obj_ptrs + 1):
+            tracked.drop(tracked.non_cond_outputs, past)
+
+
+def store(
+    tracked: TrackedObject, frame: int, prompt: PromptInputs | None, output: ObjectOutput, options: TrackingOptions
+) -> None:
+    """Store the output of a frame: as a conditioning frame if it was prompted."""
+    corrects = frame in tracked.non_cond_outputs and not options.add_all_frames_to_correct_as_cond
+    if output.prompted and not corrects:
+        tracked.drop(tracked.non_cond_outputs, frame)
+        tracked.store(tracked.cond_outputs, frame, output)
+    else:
+        tracked.store(tracked.non_cond_outputs, frame, output)
+    tracked.point_inputs.clear()
+    if isinstance(prompt, PointInputs):
+        tracked.point_inputs[frame] = prompt
+
+
+def _alone(steps: Iterator[Any]) -> list[Result]:
+    """Take all steps; what they give as work, they run themselves."""
+    return [step for step in steps if isinstance(step, Result)]

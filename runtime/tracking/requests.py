@@ -13,7 +13,7 @@ from .prompt_inputs import NO_POINTS, PointInputs
 
 @dataclass(slots=True)
 class ImageFeatures:
-    """Feature maps of one frame on the device, each (1, ...)."""
+    """Feature maps of one frame on the device, each (1, ...), or of P frames, each (P, ...)."""
 
     embedding: Any
     embedding_no_memory: Any
@@ -31,6 +31,7 @@ class DecodeRequest:
     memory             input of memory attention; None: no memory
     skip_no_mem_embed  without memory: leave the no-memory embedding out (object pointer of a mask prompt)
     output_logits      (s, s) logits of a mask prompt: the output is this mask, not the decoder's
+    picture            row of the feature maps, where they are those of several frames
     """
 
     points: PointInputs | None
@@ -39,6 +40,7 @@ class DecodeRequest:
     memory: MemorySelection | None = None
     skip_no_mem_embed: bool = False
     output_logits: np.ndarray | None = None
+    picture: int = 0
 
     @property
     def memory_shape(self) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from numbers import Real
@@ -87,6 +87,8 @@ class Session:
         self._lock = lock
         self._closed_by: str | None = None
         """Reason why the session is closed; None: it is open."""
+        self._work: Sequence[Work] = ()
+        """What `feed` has given out and has no outcome yet."""
         self._on_close = ExitStack()
         """Calls that release what the session has besides the memory of its objects."""
 
@@ -101,8 +103,15 @@ class Session:
 
     def _close(self) -> None:
         self._closed_by = self._closed_by or ""
+        self._cancel_work()
         self._release()
         self._on_close.close()
+
+    def _cancel_work(self) -> None:
+        """Let nobody run what was given out: its objects may be gone."""
+        for work in self._work:
+            work.is_cancelled = True
+        self._work = ()
 
     @abstractmethod
     def _release(self) -> None:

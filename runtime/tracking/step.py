@@ -6,7 +6,10 @@ with objects does so in between.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +21,7 @@ from .object_memory import Block, BlockPool
 from .prompt_inputs import NO_POINTS, PADDING_POINT, PromptEncoder, PromptInputs
 from .requests import DecodeRequest, DecoderOutput, ImageFeatures
 from .state import ObjectOutput, TrackedObject, TrackingOptions
+from .work import Work
 
 MASK_PROMPT_SCORE = 10.0
 """Presence logit of an object whose mask was given (SAM 2: `obj_scores` of a mask used as output)."""
@@ -38,9 +42,14 @@ class TrackerNetwork(Protocol):
     """Whether points on a tracked frame are decoded with the memory of the object."""
     tracking_defaults: TrackingOptions
     prompt_encoder: PromptEncoder
+    max_batch: int
+    """Objects in one call of a stage."""
 
     def new_features(self) -> ImageFeatures:
         """Allocate the feature maps of one frame."""
+
+    def join_features(self, frames: Sequence[ImageFeatures]) -> ImageFeatures:
+        """Copy the feature maps of several frames side by side, into scratch."""
 
     def encode_image(self, frame_hwc: np.ndarray, features: ImageFeatures, resample: str) -> None:
         """Write the feature maps of a frame, uint8 RGB (H,W,3)."""
@@ -61,8 +70,9 @@ class TrackerNetwork(Protocol):
         scores: Sequence[float],
         blocks: Sequence[Block],
         direct: bool = False,
+        pictures: Sequence[int] | None = None,
     ) -> None:
-        """Write the memory features of objects on one frame into their blocks."""
+        """Write the memory features of objects into their blocks; `pictures`: rows of maps of several frames."""
 
     def memory_pool(self, blocks: int | None = None, capacity: int | None = None) -> BlockPool:
         """Return the pool whose chunks have this many blocks, for `capacity` objects at a time."""
@@ -89,10 +99,11 @@ def predict_frame(
 ) -> list[ObjectOutput]:
     """Decode all requests on one frame; background regions of at most `fill_hole_area` pixels are filled."""
     decoded = network.decode(features, requests)
-    return [_object_output(r, d, fill_hole_area) for r, d in zip(requests, decoded, strict=True)]
+    return [object_output(r, d, fill_hole_area) for r, d in zip(requests, decoded, strict=True)]
 
 
-def _object_output(request: DecodeRequest, decoded: DecoderOutput, fill_hole_area: int) -> ObjectOutput:
+def object_output(request: DecodeRequest, decoded: DecoderOutput, fill_hole_area: int) -> ObjectOutput:
+    """Convert the output of the decoder; background regions of at most `fill_hole_area` pixels are filled."""
     if request.output_logits is not None:
         logits = fill_holes(request.output_logits, fill_hole_area)
         unknown = np.full(4, np.nan, np.float32)
@@ -117,17 +128,73 @@ def commit_memory(
     """Write the memory of objects on one frame, in one batch."""
     if not outputs:
         return
-    blocks, logits = [], []
-    for tracked, output in outputs:
-        output.block = output.block or tracked.memory.allocate()
-        blocks.append(output.block)
-        logits.append(output.low_res_logits if output.raw_logits is None else output.raw_logits)
-    prompted, scores = [output.prompted for _, output in outputs], [output.score for _, output in outputs]
+    with freed_on_error(outputs):
+        work = MemoryWork(network, features, outputs)
+        work.run()
+    work.finish()
+
+
+@contextmanager
+def freed_on_error(outputs: Sequence[tuple[TrackedObject, ObjectOutput]]) -> Iterator[None]:
+    """Free the blocks of objects if the computation inside fails: no later frame may attend to one that is not written.
+
+    An interrupt counts as a failure; the end of a generator at a step does not.
+    """
     try:
-        network.encode_memory(features, logits, prompted, scores, blocks)
-    except BaseException:  # also an interrupt: no later frame may attend to a block that is not written
+        yield
+    except GeneratorExit:
+        raise
+    except BaseException:
         for tracked, output in outputs:
             tracked.free_block(output)
         raise
-    for _, output in outputs:
-        output.raw_logits = None
+
+
+class DecodeWork(Work):
+    """Decoding of the objects of one frame, alone or with those of frames of other sessions."""
+
+    def __init__(self, network: TrackerNetwork, features: ImageFeatures, requests: Sequence[DecodeRequest]) -> None:
+        super().__init__(network.device.lock, ("decode", id(network)), len(requests), network.max_batch)
+        self._network, self._features, self._requests = network, features, requests
+        self.outputs: list[DecoderOutput] = []
+
+    def _run(self, others: Sequence[DecodeWork]) -> None:
+        if not others:
+            self.outputs = self._network.decode(self._features, self._requests)
+            return
+        works = (self, *others)
+        features = self._network.join_features([work._features for work in works])
+        requests = [replace(r, picture=i) for i, work in enumerate(works) for r in work._requests]
+        outputs = iter(self._network.decode(features, requests))
+        for work in works:
+            work.outputs = list(islice(outputs, len(work._requests)))
+
+
+class MemoryWork(Work):
+    """Writing of the memory of the objects on one frame, alone or with those on frames of other sessions."""
+
+    def __init__(
+        self, network: TrackerNetwork, features: ImageFeatures, outputs: Sequence[tuple[TrackedObject, ObjectOutput]]
+    ) -> None:
+        super().__init__(network.device.lock, ("memory", id(network)), len(outputs), network.max_batch)
+        self._network, self._features, self._outputs = network, features, outputs
+        for tracked, output in outputs:
+            output.block = output.block or tracked.memory.allocate()
+
+    def _run(self, others: Sequence[MemoryWork]) -> None:
+        works = (self, *others)
+        features = self._network.join_features([work._features for work in works]) if others else self._features
+        outputs = [output for work in works for _, output in work._outputs]
+        self._network.encode_memory(
+            features,
+            [output.low_res_logits if output.raw_logits is None else output.raw_logits for output in outputs],
+            [output.prompted for output in outputs],
+            [output.score for output in outputs],
+            [output.block for output in outputs if output.block is not None],
+            pictures=[i for i, work in enumerate(works) for _ in work._outputs],
+        )
+
+    def finish(self) -> None:
+        """Forget what only the memory was made of, when it is written."""
+        for _, output in self._outputs:
+            output.raw_logits = None

@@ -37,6 +37,11 @@ class Work(ABC):
         for work in (self, *others):
             work.is_done = True
 
+    def run_alone(self) -> None:
+        """Run this work under the lock, unless it is done."""
+        if not self.is_done:
+            self.run()
+
     @abstractmethod
     def _run(self, others: Sequence[Any]) -> None:
         """Run this work and others of its key."""

@@ -127,7 +127,8 @@ def test_interleaved_sentences_give_the_masks_of_each_alone(toy, device, batch):
             assert_equal_masks(inbox.wait(), expected)
 
 
-def test_interleaved_clicks_and_corrections_give_the_masks_of_each_alone(click_engine):
+@pytest.mark.parametrize("batch", [1, 16])
+def test_interleaved_clicks_and_corrections_give_the_masks_of_each_alone(click_engine, batch):
     prompts = [{0: {1: CLICK}, 3: {2: Box((3, 3, 12, 12))}}, {1: {7: CLICK}}, {0: {1: Box((2, 2, 20, 15)), 2: CLICK}}]
     fix = {1: Points([(4, 4)], [0])}
     alone = []
@@ -136,7 +137,7 @@ def test_interleaved_clicks_and_corrections_give_the_masks_of_each_alone(click_e
             before = [live.push(frame, given.get(n))[0] for n, frame in enumerate(clip(i, 5))]
             corrected = live.correct(fix) if i == 0 else None
             alone.append((before + [live.push(frame)[0] for frame in clip(i + 9, 4)], corrected))
-    with Scheduler(click_engine) as scheduler:
+    with Scheduler(click_engine, batch=batch, batch_wait=5.0) as scheduler:
         inboxes = [Inbox() for _ in prompts]
         opened = [scheduler.open(None, inbox) for inbox in inboxes]
         corrections = []
@@ -178,6 +179,71 @@ def test_frames_of_several_streams_are_decoded_in_one_call(toy, batch):
     together = min(batch, engine.bundle.manifest.bounds["objects"][1])
     assert together == min(batch, 2) and sizes["memory_attention"] == [together] * (7 * 4 // together)
     assert len(sizes["hiera_0"]) == 32, "one by one: a frame fills the device"
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_objects_of_several_live_streams_are_decoded_in_one_call(click_engine, batch):
+    sizes = {}
+
+    def wrap(stage):
+        def run(**arrays):
+            rows = arrays.get("map_index", next(iter(arrays.values())))
+            sizes.setdefault(stage.spec.name, []).append(len(rows))
+            stage.run(**arrays)
+
+        return SimpleNamespace(spec=stage.spec, run=run)
+
+    with click_engine.live() as live:
+        alone = [live.push(frame, {1: CLICK} if n == 0 else None)[0] for n, frame in enumerate(clip(0, 4))]
+    click_engine.instrument(wrap)
+    with Scheduler(click_engine, batch=batch, batch_wait=5.0) as scheduler:
+        boxes, started = [Inbox() for _ in range(3)], threading.Event()
+        streams = [scheduler.open(None, box) for box in boxes]
+        scheduler.submit(lambda _: started.wait(30))
+        for stream in streams:
+            put_all(stream, clip(0, 4), {0: {1: CLICK}})
+        started.set()
+        assert scheduler.drain(30)
+    for box in boxes:
+        assert_equal_masks(box, alone)
+    network = click_engine.networks.prompt_video
+    together = min(3, batch, network.max_batch)
+    for stage in ("prompt_decoder", "prompt_memory_encoder"):
+        assert max(sizes[stage]) == together and sum(sizes[stage]) == 12
+    assert len(sizes["image_encoder"]) == 12
+
+
+@pytest.mark.parametrize("ending", ["dropped", "another call", "closed"])
+def test_a_live_frame_whose_steps_are_not_all_taken_is_left_out(click_engine, ending):
+    frames = clip(0, 5)
+    pool = click_engine.live()._pool
+    with click_engine.live() as live:
+        alone = [live.push(frame, {1: CLICK} if n == 0 else None)[0] for n, frame in enumerate(frames)]
+    for steps_taken in (1, 2, 3):
+        live = click_engine.live()
+        got = [live.push(frames[0], {1: CLICK})[0]]
+        steps = live.feed(clip(9, 1)[0], {2: CLICK})
+        for _ in range(steps_taken):
+            work = next(steps)
+        if ending == "dropped":
+            del steps
+        elif ending == "closed":
+            live.close()
+            with pytest.raises(runtime.UserError):
+                next(steps)
+            assert pool.in_use == 0
+            continue
+        got += [live.push(frame)[0] for frame in frames[1:]]
+        if work is not None:
+            work.run_together([])  # what a scheduler may do late: it touches nothing
+        if ending == "another call":
+            with pytest.raises(runtime.UserError, match="frame 1 was left out"):
+                next(steps)
+        for a, b in zip(got, alone, strict=True):
+            np.testing.assert_array_equal(a.masks, b.masks)
+            assert a.object_ids == b.object_ids == (1,)
+        live.close()
+    assert pool.in_use == 0
 
 
 def test_an_error_of_frames_together_is_that_of_each_alone(toy):

@@ -30,7 +30,6 @@ class MemoryAttention:
         tokens = self._spec.output("conditioned").shape[1]
         assert isinstance(tokens, int)
         self._objects_per_call = max(1, min(batch, MAX_ATTENTION_TOKENS // tokens)) if device.name == "cpu" else batch
-        self._zeros = np.zeros(batch, np.int64)
 
     def allocate(self, sizes: Mapping[str, int]) -> None:
         """Allocate scratch for calls of these sizes."""
@@ -53,18 +52,22 @@ class MemoryAttention:
 
     def _condition_run(self, features: ImageFeatures, requests: list[DecodeRequest], out: Array) -> None:
         memories = [request.memory for request in requests if request.memory is not None and request.memory.blocks]
+        pictures = np.array([request.picture for request in requests], np.int64)
         for i in range(0, len(memories), self._objects_per_call):
             some = slice(i, i + self._objects_per_call)
-            self._attend(features, memories[some], out[some])
+            self._attend(features, memories[some], pictures[some], out[some])
         if not memories:
             for request, to in zip(requests, out, strict=True):
                 self._device.copy(self._without_memory(features, request)[0], to)
 
     @staticmethod
     def _without_memory(features: ImageFeatures, request: DecodeRequest) -> Array:
-        return features.embedding if request.skip_no_mem_embed else features.embedding_no_memory
+        maps = features.embedding if request.skip_no_mem_embed else features.embedding_no_memory
+        return maps[request.picture : request.picture + 1]
 
-    def _attend(self, features: ImageFeatures, memories: list[MemorySelection], out: Array) -> None:
+    def _attend(
+        self, features: ImageFeatures, memories: list[MemorySelection], pictures: np.ndarray, out: Array
+    ) -> None:
         n, spec = len(memories), self._spec.input("obj_ptrs")
         pointers = np.zeros((n, len(memories[0].obj_ptrs), int(spec.shape[2])), spec.dtype)
         for row, memory in zip(pointers, memories, strict=True):
@@ -75,7 +78,7 @@ class MemoryAttention:
             inputs["obj_ptr_tpos"] = _relative_distances(memories)
         self._stage.run(
             embedding=features.embedding,
-            map_index=self._zeros[:n],
+            map_index=pictures,
             memory=self._gather(memories),
             maskmem_tpos_index=np.array([memory.tpos for memory in memories], np.int64),
             conditioned=out,

@@ -8,12 +8,14 @@ prompt encoder and mask decoder. The requests for each frame come from `tracking
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
+from ...bundle.manifest import TensorSpec
 from ...bundle.schema import COUNT, NORMALIZATION, RESAMPLE, RESIZE, Group, number
-from ...device.base import Array
+from ...device.base import Array, Device
 from ...device.scratch import GrowableBuffers
 from ...errors import UserError
 from ...imaging.preprocess import preprocess
@@ -33,6 +35,19 @@ from .prompt_encoding import PromptEncoding
 
 VIDEO_BLOCKS = 32
 """Blocks by which an object's memory grows where frames are known."""
+
+
+def joined(
+    tensors: Sequence[TensorSpec], device: Device, scratch: GrowableBuffers, frames: Sequence[ImageFeatures]
+) -> ImageFeatures:
+    """Copy the feature maps of several frames side by side, into scratch."""
+    maps = {}
+    for tensor in tensors:
+        out = scratch.take("joint_" + tensor.name, tensor.resolve({"frames": len(frames)}), tensor.dtype)
+        for features, to in zip(frames, out, strict=True):
+            device.copy(getattr(features, tensor.name)[0], to)
+        maps[tensor.name] = out
+    return ImageFeatures(**maps)
 
 
 class Sam2:
@@ -110,7 +125,7 @@ class Sam2:
         self.low_res_side = int(self._specs["prompt_decoder"].output("low_res_logits").shape[1])
         self.prompt_encoder = self._make_prompt_encoder(manifest.bounds["prompt_tokens"][1] - 1)
         # a batch never exceeds what the graphs were exported for; more objects run in several batches
-        self._batch = min(context.max_objects, *(manifest.bounds[s][1] for s in ("objects", "maps")))
+        self.max_batch = min(context.max_objects, *(manifest.bounds[s][1] for s in ("objects", "maps")))
         self._max_objects = context.max_objects
         self._pools: dict[tuple[int, int], BlockPool] = {}
         self._allocate()
@@ -121,18 +136,18 @@ class Sam2:
     def _allocate(self) -> None:
         """Allocate scratch for the usual numbers of memory frames and points; it grows once for larger ones."""
         device, stages = self.device, self._stages
-        self._zeros = np.zeros(self._batch, np.int64)
         self._allocate_input()
         self._scratch = GrowableBuffers(device)
-        self._attention = MemoryAttention(stages["memory_attention"], device, self._scratch, self._batch)
+        self.join_features = partial(joined, self._specs[self.features_stage].outputs, device, self._scratch)
+        self._attention = MemoryAttention(stages["memory_attention"], device, self._scratch, self.max_batch)
         self._prompts = PromptEncoding(
             stages["prompt_encoder"], stages["mask_prompt"], device, self._scratch, self.low_res_side
         )
-        sizes = {"objects": self._batch, "prompt_tokens": 2, "slots": self.memory_config.num_maskmem + 1}
+        sizes = {"objects": self.max_batch, "prompt_tokens": 2, "slots": self.memory_config.num_maskmem + 1}
         self._attention.allocate(sizes)
         self._prompts.allocate(sizes)
         for name in ("prompt_decoder", "prompt_memory_encoder"):
-            self._outputs(name, self._batch)
+            self._outputs(name, self.max_batch)
 
     def _allocate_input(self) -> None:
         self._pixels = np.zeros((1, 3, self._image_size, self._image_size), np.float32)
@@ -204,8 +219,8 @@ class Sam2:
         # equal memory shapes side by side: each run of them shares calls of memory attention
         order = sorted(range(len(requests)), key=lambda i: requests[i].memory_shape)
         outputs: dict[int, DecoderOutput] = {}
-        for start in range(0, len(order), self._batch):
-            chosen = order[start : start + self._batch]
+        for start in range(0, len(order), self.max_batch):
+            chosen = order[start : start + self.max_batch]
             decoded = self._decode_batch(features, [requests[i] for i in chosen], all_logits)
             outputs.update(zip(chosen, decoded, strict=True))
         return [outputs[i] for i in range(len(requests))]
@@ -213,7 +228,7 @@ class Sam2:
     def _decode_batch(
         self, features: ImageFeatures, requests: list[DecodeRequest], all_logits: bool
     ) -> Iterator[DecoderOutput]:
-        n = len(requests)
+        n, pictures = len(requests), np.array([request.picture for request in requests], np.int64)
         conditioned = self._attention.condition(features, requests)
         prompt = self._prompts.encode(requests)
         outputs = self._outputs("prompt_decoder", n)
@@ -221,9 +236,9 @@ class Sam2:
             conditioned=conditioned,
             **prompt,
             high_res_0=features.high_res_0,
-            picture_index=self._zeros[:n],
+            picture_index=pictures,
             high_res_1=features.high_res_1,
-            map_index=self._zeros[:n],
+            map_index=pictures,
             multimask=np.array([request.multimask for request in requests]),
             **outputs,
         )
@@ -252,15 +267,17 @@ class Sam2:
         scores: Sequence[float],
         blocks: Sequence[Block],
         direct: bool = False,
+        pictures: Sequence[int] | None = None,
     ) -> None:
         """Write the memory features of objects on one frame into their blocks.
 
         logits (s,s) low-res logits; `binarize`: whether they come from a prompt; `scores` presence logits; `direct`:
-        see `export.stages.memory_encoder.PromptMemoryStage`.
+        see `export.stages.memory_encoder.PromptMemoryStage`; `pictures`: rows of the feature maps, of several frames.
         """
+        index = np.zeros(len(blocks), np.int64) if pictures is None else np.array(pictures, np.int64)
         stage = self._stages["prompt_memory_encoder"]
-        for start in range(0, len(blocks), self._batch):
-            part = slice(start, start + self._batch)
+        for start in range(0, len(blocks), self.max_batch):
+            part = slice(start, start + self.max_batch)
             n = len(blocks[part])
             optional = {
                 "binarize": np.array(binarize[part], bool),
@@ -271,7 +288,7 @@ class Sam2:
             out = blocks[start].array[None] if n == 1 else self._outputs(stage.spec.name, n)["maskmem_features"]
             stage.run(
                 embedding=features.embedding,
-                map_index=self._zeros[:n],
+                map_index=index[part],
                 mask_logits=np.stack(logits[part]).astype(np.float32, copy=False),
                 maskmem_features=out,
                 **{t.name: optional[t.name] for t in stage.spec.inputs if t.name in optional},

@@ -160,6 +160,5 @@ class FrameWork(Work):
 
     def read(self) -> dict[str, np.ndarray]:
         """Return the outcome, alone if nobody has run the work; host views, valid until the next frame."""
-        if not self.is_done:
-            self.run()
+        self.run_alone()
         return self._runner.single.finish(self._item)

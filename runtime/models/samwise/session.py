@@ -40,14 +40,13 @@ class TextSession(OnlineSession):
         logits: bool,
     ) -> None:
         super().__init__(images.device.lock)
+        self._work: Sequence[FrameWork] = ()
         self._runner, self._images, self._batches = runner, images, batches
         self._logits = logits
         self._tracks = [track for batch in batches for track in batch.tracks]
         self._clip = Clip(encoder, self._tracks, window)
         self._size: Size | None = None
         self._transforms: Transforms | None = None
-        self._work: list[FrameWork] = []
-        """Work of the next frame, one for each batch, where it is described already."""
         self._num_frames = 0
         """Frames decoded so far."""
 
@@ -106,8 +105,6 @@ class TextSession(OnlineSession):
 
     def _release(self) -> None:
         self._clip.stop()
-        for work in self._work:
-            work.is_cancelled = True
         for track in self._tracks:
             track.close()
 
@@ -149,7 +146,7 @@ class TextSession(OnlineSession):
                 yield from call(self._works)
             yield call(self._step, results)
 
-    def _works(self) -> list[FrameWork]:
+    def _works(self) -> Sequence[FrameWork]:
         """Return the work of the next frame, one for each batch; none where no frame can be decoded."""
         if not self._work and self._clip.is_encoded and not self.is_closed:
             assert self._transforms is not None
@@ -160,7 +157,7 @@ class TextSession(OnlineSession):
     def _decode(self, time: float | None) -> Result:
         """Decode the next frame of the encoded clip."""
         assert self._transforms is not None
-        frame, work, self._work = self._num_frames, self._works(), []
+        frame, work, self._work = self._num_frames, self._works(), ()
         parts = [part.read() for part in work]
         read = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         masks, boxes = self._transforms.postprocess_masks(read)

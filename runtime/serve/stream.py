@@ -171,8 +171,8 @@ class ClientStream:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether frames wait for the engine."""
-        return self.stream is not None and not self.is_over and self.stream.num_waiting > 0
+        """Whether the engine has something to do for it, even if others are first."""
+        return self.stream is not None and not self.is_over and self.stream.is_ready
 
     # -- in -----------------------------------------------------------------------------------------------------------
 

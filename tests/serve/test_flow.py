@@ -234,6 +234,21 @@ def test_idle_and_long_connections_end(click_engine, serve):
     wait(lambda: not server.service.streams)
 
 
+@pytest.mark.parametrize("more", [0, 3])
+def test_who_waits_for_the_engine_is_not_idle(gated, serve, more):
+    engine, gate = gated
+    with serve(engine, Limits(idle_seconds=0.4)).connect() as socket:
+        socket.start()
+        gate.open.clear()
+        for number in range(1 + more):
+            socket.frame(GOOD, number, CLICK)
+        socket.send("end")
+        assert gate.entered.wait(10)
+        time.sleep(1)
+        gate.open.set()
+        assert socket.until("ended")[-1]["done"] == 1 + more
+
+
 def test_connections_are_limited(click_engine, serve):
     server = serve(click_engine, Limits(connections=3))
     held = [server.connect() for _ in range(3)]

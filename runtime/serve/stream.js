@@ -116,7 +116,7 @@ export class Stream {
     const check = (now, { mediaTime }) => {
       if (this.isOver) return;
       const gap = mediaTime - this.#time;
-      if (Math.abs(gap) > 1e-3) {
+      if (gap > 1e-3) {
         if (this.isClip) this.#adapt(gap);
         this.#fresh = this.#time = mediaTime;
       }
@@ -129,7 +129,7 @@ export class Stream {
 
   /* Play a clip more slowly where frames are lost, because the browser is behind, or was told late to pause. */
   #adapt(gap) {
-    if (gap > 0) this.#interval = Math.min(this.#interval, gap);
+    this.#interval = Math.min(this.#interval, gap);
     const isLost = this.#fresh !== null || gap > 1.5 * this.#interval;
     this.video.playbackRate = Math.min(2, Math.max(0.1, this.video.playbackRate * (isLost ? 0.6 : 1.02)));
   }
@@ -146,8 +146,15 @@ export class Stream {
       this.#sending.then(() => this.send({ type: 'end' }));
     } else if (video.ended && this.#phase === 'plays') {
       this.#phase = 'ends';
-      setTimeout(() => { this.#phase = 'ended'; this.pump(); }, 200); // the last frame may come after the event
+      setTimeout(() => this.#takeLast(), 200); // the last frame may come after the event
     } else if (video.paused && !video.ended && room >= this.#window) video.play().catch(() => {}); // `pause` may follow
+  }
+
+  #takeLast() {
+    const { currentTime } = this.video, isLost = currentTime - this.#time > 1.5 * this.#interval;
+    this.#phase = 'ended';
+    if (isLost) this.#fresh = this.#time = currentTime;
+    this.pump();
   }
 
   #capture() {

@@ -315,16 +315,16 @@ def write_quadrants(path, size=(96, 160), rate=10, count=30):
 
 
 def test_a_file_that_is_faster_than_the_server_ends(tab, tmp_path):
-    write_quadrants(tmp_path / "large.webm", (720, 1280), 30, 40)
+    write_quadrants(tmp_path / "large.webm", (720, 1280), 30, 15)
     tab.choose("source-file", "by-points")
     tab.page.set_input_files("#file", tmp_path / "large.webm")
     tab.says("Click")
     tab.page.mouse.click(*tab.at(200, 150))
     tab.says("Finished")
-    answers = tab.check_masks(least=10)
+    answers = tab.check_masks(least=4)
     assert answers[0]["size"] == [576, 1024]
     times = [answer["time"] for answer in answers]
-    assert times == sorted(times) and times[0] == 0 and times[-1] > 1.25  # the last frame too
+    assert times == sorted(times) and times[0] == 0 and times[-1] > 0.43  # the last frame too
 
 
 def test_concepts(open_tab, numpy_sam3_bundle, tmp_path, monkeypatch):
@@ -417,7 +417,10 @@ def test_every_control_has_a_name(tab):
 def test_on_a_phone(open_tab):
     tab = open_tab(viewport=PHONE, has_touch=True, is_mobile=True, device_scale_factor=2)
     tab.says("Ready")
-    assert tab.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    wide = "[...document.querySelectorAll('body *')].filter((node) => node.getBoundingClientRect().right > innerWidth)"
+    for width in (320, PHONE["width"]):
+        tab.page.set_viewport_size({**PHONE, "width": width})
+        assert tab.page.evaluate(f"{wide}.map((node) => node.outerHTML)") == []
     small = "[...document.querySelectorAll('button')].filter((b) => b.offsetHeight > 0 && b.offsetHeight < 32).length"
     assert tab.page.evaluate(small) == 0
     tab.choose("by-points")

@@ -58,7 +58,8 @@ PARTS = {
     | {"tracking"},
     "run": {"cli"},
     "autotune": {"cli"},
-    "serve": LEAVES | {"__init__", "engine", "bundle", "cli", "imaging", "media", "models", "scheduler", "tracking"},
+    "serve": LEAVES
+    | {"__init__", "engine", "backends", "bundle", "cli", "imaging", "media", "models", "scheduler", "tracking"},
 }
 
 

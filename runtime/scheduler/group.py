@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -27,6 +28,17 @@ class SchedulerGroup:
     def engine(self) -> Engine:
         """One of the engines, to ask what its bundle can do."""
         return self.schedulers[0].engine
+
+    @classmethod
+    def of(cls, engines: Sequence[Engine], max_streams: int) -> SchedulerGroup:
+        """Make a scheduler for each engine, which have the streams in equal parts."""
+        parts = [max_streams // len(engines) + (i < max_streams % len(engines)) for i in range(len(engines))]
+        return cls([Scheduler(engine, part) for engine, part in zip(engines, parts, strict=True) if part])
+
+    @property
+    def batch_sizes(self) -> Counter[int]:
+        """See `Scheduler.batch_sizes`; of all."""
+        return sum((scheduler.batch_sizes.copy() for scheduler in self.schedulers), Counter())
 
     @property
     def max_streams(self) -> int:

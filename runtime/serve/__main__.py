@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..backends.autotune import num_cores
 from ..cli.args import Parser
-from ..engine import load
+from ..engine import Engine, load
 from ..errors import SamwiseRuntimeError, UserError, fail, summarize
 
 
@@ -29,6 +31,8 @@ def _parser() -> Parser:
     add("--model", help="name of the bundle or network, where several fit")
     add("--backend", default="auto", help="backend (default: auto)")
     add("--threads", type=int, help="CPU threads of the backend")
+    engines = "engines, each with its part of the streams and of the processor's threads (default: 1)"
+    add("--engines", type=int, default=1, metavar="N", help=engines)
     add("--max-streams", type=int, default=8, metavar="N", help="streams at a time (default: 8)")
     add("--max-objects", type=int, default=64, metavar="N", help="objects at a time, over all streams (default: 64)")
     add("--host", default="127.0.0.1", help="address to listen on; another than this machine needs --token-file")
@@ -61,8 +65,9 @@ def _serve(args: argparse.Namespace) -> int:
     cameras = dict(_camera(text) for text in args.camera)
     listener = _listen(args.host, args.port)
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    with load(args.engine, args.model, args.backend, args.threads, args.max_objects) as engine:
-        service = Service(engine, tokens=tokens, cameras=cameras, max_streams=args.max_streams)
+    with contextlib.ExitStack() as stack:
+        engine, *others = (stack.enter_context(one) for one in _engines(args))
+        service = Service(engine, tokens=tokens, cameras=cameras, max_streams=args.max_streams, others=others)
         try:
             service.probe()
             app = application(service, LOOPBACK if is_local else (), args.origin)
@@ -72,6 +77,17 @@ def _serve(args: argparse.Namespace) -> int:
         finally:
             service.close()
     return 0
+
+
+def _engines(args: argparse.Namespace) -> Iterator[Engine]:
+    """Load the engines; without `--threads` they share the cores."""
+    if args.engines < 1:
+        raise UserError(f"--engines must be 1 or more, not {args.engines}")
+    threads = args.threads
+    if threads is None and args.engines > 1:
+        threads = max(1, num_cores() // args.engines)
+    for number in range(args.engines):
+        yield load(args.engine, args.model, args.backend, threads, args.max_objects, verify=number == 0)
 
 
 def _listen(host: str, port: int) -> socket.socket:

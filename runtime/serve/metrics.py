@@ -8,8 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
-from ..engine import Engine
-from ..scheduler import Scheduler
+from ..scheduler import SchedulerGroup
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -17,8 +16,8 @@ _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 class Metrics:
     """Counters of one server."""
 
-    def __init__(self, engine: Engine, scheduler: Scheduler, streams: Collection[Any]) -> None:
-        self._registry, self._engine, self._scheduler = CollectorRegistry(), engine, scheduler
+    def __init__(self, scheduler: SchedulerGroup, streams: Collection[Any]) -> None:
+        self._registry, self._scheduler = CollectorRegistry(), scheduler
         count = Gauge("samwise_streams", "Open streams", registry=self._registry)
         count.set_function(lambda: len(streams))
         objects = Gauge("samwise_objects", "Objects in the last results of the streams", registry=self._registry)
@@ -31,12 +30,13 @@ class Metrics:
         self._registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics of the engine, as Prometheus' library asks."""
+        """Yield the metrics of the engines, as Prometheus' library asks."""
         stages = CounterMetricFamily("samwise_stage_seconds", "Time of a stage", labels=["stage"])
-        for stage, (_, seconds) in self._engine.timings.items():
-            stages.add_metric([stage], seconds)
+        timings = [scheduler.engine.timings for scheduler in self._scheduler.schedulers]
+        for stage in timings[0]:
+            stages.add_metric([stage], sum(one[stage][1] for one in timings))
         yield stages
-        sizes = sorted(self._scheduler.batch_sizes.copy().items())
+        sizes = sorted(self._scheduler.batch_sizes.items())
         counts = [(str(limit), float(sum(n for size, n in sizes if size <= limit))) for limit in (1, 2, 4, 8)]
         calls = [*counts, ("+Inf", float(sum(n for _, n in sizes)))]
         batches = HistogramMetricFamily("samwise_batch_size", "Streams whose frames are decoded in one call")

@@ -19,7 +19,7 @@ from ..engine import Engine
 from ..errors import BackendError, BundleError, Busy, UserError, summarize
 from ..models.base import Capability
 from ..prompts import Concept, Text
-from ..scheduler import Scheduler
+from ..scheduler import SchedulerGroup
 from .limits import Limits
 from .metrics import Metrics
 
@@ -56,8 +56,9 @@ class Account:
 
 @dataclass(eq=False)
 class Service:
-    """One engine with its scheduler, as the web server and Ray use it.
+    """An engine with its scheduler, as the web server and Ray use it.
 
+    others   more engines of the same bundle: each has its part of the streams
     tokens   who may come in; none: everybody
     cameras  addresses of the cameras that clients may name
     """
@@ -67,12 +68,13 @@ class Service:
     tokens: Sequence[str] = ()
     cameras: Mapping[str, str] = field(default_factory=dict)
     max_streams: int = 8
+    others: Sequence[Engine] = ()
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(self.engine, self.max_streams)
+        self.scheduler = SchedulerGroup.of([self.engine, *self.others], self.max_streams)
         self.streams: set[Any] = set()
         """Streams of clients, with their `account` and `num_objects`."""
-        self.metrics = Metrics(self.engine, self.scheduler, self.streams)
+        self.metrics = Metrics(self.scheduler, self.streams)
         self._accounts = {token.encode(): Account(self.limits) for token in self.tokens}
         self._everybody = Account(self.limits)
         self._codecs = ThreadPoolExecutor(4, "samwise-codec")
@@ -170,7 +172,7 @@ class Service:
             time.sleep(0.05)
 
     def close(self) -> None:
-        """End everything but the engine, which is the caller's."""
+        """End everything but the engines, which are the caller's."""
         self.is_draining = True
         self.scheduler.close()
         for close in self.on_close:

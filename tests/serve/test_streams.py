@@ -1,5 +1,6 @@
 """Masks over the WebSocket are those of the runtime in the same process: sentences, clicks, concepts, many clients."""
 
+import contextlib
 import io
 import threading
 
@@ -54,6 +55,26 @@ def test_sentences(text_engine, serve):
     assert_equal(found, alone(text_engine, [A, B], frames, window=3))
     assert [(m["tag"], m["time"]) for m in found] == [(f"tag {n}", n / 25) for n in range(9)]
     assert all(m["computed"] >= 0 and m["waited"] >= 0 for m in found)
+
+
+def test_several_engines_have_the_streams_in_parts(text_engine, toy, serve):
+    server = serve(text_engine, others=[runtime.load(toy, max_objects=16)], max_streams=3)
+    assert [scheduler.max_streams for scheduler in server.service.scheduler.schedulers] == [2, 1]
+    frames = clip(0)
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(server.connect()) for _ in range(3)]
+        for socket in sockets:
+            assert socket.start([A])["type"] == "started"
+        assert [len(scheduler.streams) for scheduler in server.service.scheduler.schedulers] == [2, 1]
+        assert stack.enter_context(server.connect()).start([A])["busy"]
+        for socket in sockets:
+            for number, frame in enumerate(frames):
+                socket.frame(frame, number)
+            socket.send("end")
+        for socket in sockets:
+            assert_equal(results(socket), alone(text_engine, [A], frames))
+    status, body = server.request("/metrics")
+    assert status == 200 and b'samwise_frames_total{outcome="done"} 27.0' in body
 
 
 def test_what_sentences_do_not_take(text_engine, serve, caplog):

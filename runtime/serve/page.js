@@ -237,7 +237,7 @@ function entries() {
   if (by === 'points') return all.map(entry);
   return words.flatMap((word, i) => {
     const own = all.filter(({ prompt }) => prompt === word.number);
-    const head = { name: word.text, colour: 'transparent', note: own.length ? `${own.length} found` : '',
+    const head = { name: word.text, colour: '', note: own.length ? `${own.length} found` : '',
       remove: () => removeWord(word) };
     if (by === 'text') return [{ ...head, colour: colourOf(own[0]?.id ?? i + 1), note: note(own[0] ?? {}) }];
     return [head, ...own.map((object) => ({ ...entry(object), name: `${word.text} ${object.id}`, isPart: true }))];
@@ -264,7 +264,7 @@ function row({ object, name, colour, remove, isPart }) {
   const label = object && !isPart ? make('input', { value: name, ariaLabel: 'Name', onfocus: pick, oninput: rename })
     : make('span', { textContent: name });
   swatch.className = 'swatch';
-  swatch.style.background = colour;
+  Object.assign(swatch.style, { background: colour, visibility: colour ? 'visible' : 'hidden' });
   label.className = 'name';
   item.append(swatch, label, make('span', { className: 'quiet' }),
     button({ className: 'remove', textContent: '×', ariaLabel: `Remove ${name}`, onclick: remove }));

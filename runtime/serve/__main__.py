@@ -15,6 +15,9 @@ from ..cli.args import Parser
 from ..engine import Engine, load
 from ..errors import SamwiseRuntimeError, UserError, fail, summarize
 
+CPU_ENGINES, SMALL_BYTES = 2, 1 << 30
+"""Engines on a CPU unless told otherwise, and below which size of a bundle; measured on two cores."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server until a signal; return the exit code."""
@@ -31,8 +34,8 @@ def _parser() -> Parser:
     add("--model", help="name of the bundle or network, where several fit")
     add("--backend", default="auto", help="backend (default: auto)")
     add("--threads", type=int, help="CPU threads of the backend")
-    engines = "engines, each with its part of the streams and of the processor's threads (default: 1)"
-    add("--engines", type=int, default=1, metavar="N", help=engines)
+    engines = "engines, each with its part of the streams and of the cores (default: 2 on a CPU, else 1)"
+    add("--engines", type=int, metavar="N", help=engines)
     add("--max-streams", type=int, default=8, metavar="N", help="streams at a time (default: 8)")
     add("--max-objects", type=int, default=64, metavar="N", help="objects at a time, over all streams (default: 64)")
     add("--host", default="127.0.0.1", help="address to listen on; another than this machine needs --token-file")
@@ -80,14 +83,22 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _engines(args: argparse.Namespace) -> Iterator[Engine]:
-    """Load the engines; without `--threads` they share the cores."""
-    if args.engines < 1:
+    """Load the engines; without `--threads` they share the cores.
+
+    On a CPU two engines of half the cores finish more frames than one of all, but those of one stream later.
+    """
+    if args.engines is not None and args.engines < 1:
         raise UserError(f"--engines must be 1 or more, not {args.engines}")
-    threads = args.threads
-    if threads is None and args.engines > 1:
-        threads = max(1, num_cores() // args.engines)
-    for number in range(args.engines):
-        yield load(args.engine, args.model, args.backend, threads, args.max_objects, verify=number == 0)
+    number = args.engines or max(1, min(CPU_ENGINES, num_cores(), args.max_streams))
+    threads = args.threads or (None if number == 1 else max(1, num_cores() // number))
+    first = load(args.engine, args.model, args.backend, threads, args.max_objects)
+    yield first
+    folder, files = first.bundle.folder, first.bundle.manifest.files
+    is_small = (
+        first.backend.device.name == "cpu" and sum((folder / file).stat().st_size for file in files) < SMALL_BYTES
+    )
+    for _ in range(number - 1 if args.engines or is_small else 0):
+        yield load(args.engine, args.model, args.backend, threads, args.max_objects, verify=False)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -15,6 +15,7 @@ import pytest
 
 import runtime
 from helpers.server import wait
+from runtime.serve import __main__ as serve_command
 from runtime.serve.__main__ import main
 from runtime.serve.client import Client
 
@@ -86,3 +87,38 @@ def test_a_process_from_its_start_to_sigterm():
     assert not [line for line in lines if "Traceback" in line]
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(address, timeout=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "cores", "threads"),
+    [
+        ([], 2, [1, 1]),
+        ([], 8, [4, 4]),
+        ([], 1, [None]),
+        (["--max-streams", "1"], 8, [None]),
+        (["--engines", "1"], 8, [None]),
+        (["--engines", "3"], 8, [2, 2, 2]),
+        (["--engines", "3", "--threads", "5"], 8, [5, 5, 5]),
+        (["--threads", "5"], 8, [5, 5]),
+    ],
+)
+def test_engines_share_the_cores(toy, monkeypatch, options, cores, threads):
+    given = []
+
+    def load(engine, model, backend, threads, *more, **options):
+        given.append(threads)
+        return runtime.load(engine, model, backend, 1, *more, **options)
+
+    monkeypatch.setattr(serve_command, "num_cores", lambda: cores)
+    monkeypatch.setattr(serve_command, "load", load)
+    engines = list(serve_command._engines(serve_command._parser().parse_args(["--engine", str(toy), *options])))
+    assert given == threads and len(engines) == len(threads)
+    assert len({id(engine) for engine in engines}) == len(engines)
+
+
+def test_a_large_bundle_has_one_engine(toy, monkeypatch):
+    monkeypatch.setattr(serve_command, "num_cores", lambda: 8)
+    monkeypatch.setattr(serve_command, "SMALL_BYTES", 100)
+    assert len(list(serve_command._engines(serve_command._parser().parse_args(["--engine", str(toy)])))) == 1
+    with pytest.raises(runtime.UserError, match="--engines must be 1 or more"):
+        list(serve_command._engines(serve_command._parser().parse_args(["--engine", str(toy), "--engines", "0"])))

@@ -34,13 +34,16 @@ class Device(Protocol):
         """Copy `host` to the device, once."""
 
     def staging(self, array: Array) -> np.ndarray:
-        """Return host memory of the shape of `array`, to fill before `upload`; on the host, the array itself."""
+        """Return host memory of the shape of `array`, to fill before `upload`; on the host, the array itself.
+
+        Each call before the next wait returns other memory, because uploads are under way until then.
+        """
 
     def upload(self, host: np.ndarray, to: Array) -> None:
         """Enqueue a copy of `staging` memory to the device."""
 
     def download(self, array: Array) -> np.ndarray:
-        """Wait for all enqueued work and return the array on the host, valid until its next download."""
+        """Wait for all enqueued work and return the array on the host, valid until its next download or staging."""
 
     def copy(self, source: Array, to: Array) -> None:
         """Enqueue a copy inside the device."""

@@ -10,6 +10,7 @@ import ctypes
 import logging
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol, TypeAlias
 
@@ -127,8 +128,21 @@ class Allocation:
         self.memory = memory
 
 
+@dataclass(slots=True)
+class PinnedBuffer:
+    """Pinned memory of the host, its owner, and the number of waits when it was given out last."""
+
+    host: np.ndarray
+    owner: Opaque
+    num_waits: int = -1
+
+
 class Cuda:
-    """Memory of one CUDA device. Uploads and downloads go through pinned staging buffers, made once per array."""
+    """Memory of one CUDA device. Uploads and downloads go through pinned buffers of the host, made once per array.
+
+    An upload is under way until the device has been waited for. So an array that is uploaded several times before the
+    next wait has as many pinned buffers.
+    """
 
     name = "cuda"
     max_frames_per_call: int | None = None
@@ -136,8 +150,9 @@ class Cuda:
 
     def __init__(self, driver: Driver | None = None) -> None:
         self.driver = driver if driver is not None else CudaCore()
-        self._staging_buffers: dict[tuple[int, int], tuple[np.ndarray, Opaque]] = {}
-        """(address, bytes) of device memory -> its pinned host array, and the owner of that."""
+        self._pinned: dict[tuple[int, int], list[PinnedBuffer]] = {}
+        """(address, bytes) of device memory -> its pinned buffers; the first one is also that of downloads."""
+        self._num_waits = 0
         self.captures = 0
         self.lock = DeviceLock(self.driver.make_current)
 
@@ -168,23 +183,29 @@ class Cuda:
 
     def _free_staging(self, ptr: int, size: int) -> None:
         """Free the staging buffers of device memory that has been freed; the garbage collector calls this anywhere."""
-        for key in list(self._staging_buffers):
+        for key in list(self._pinned):
             if ptr <= key[0] < ptr + size:
-                self._staging_buffers.pop(key, None)
+                self._pinned.pop(key, None)
 
     def constant(self, host: np.ndarray) -> DeviceArray:
         array = self.empty(host.shape, host.dtype.name)
         pinned, _owner = pinned_like(array, self.driver)
         pinned[...] = host
         self.upload(pinned, array)
-        self.driver.synchronize()  # the pinned memory is freed with `_owner`
+        self._wait()  # the pinned memory is freed with `_owner`
         return array
 
     def staging(self, array: DeviceArray) -> np.ndarray:
-        key = (array.ptr, array.nbytes)
-        if key not in self._staging_buffers:
-            self._staging_buffers[key] = pinned_like(array, self.driver)
-        return self._staging_buffers[key][0]
+        buffers = self._pinned.setdefault((array.ptr, array.nbytes), [])
+        free = next((buffer for buffer in buffers if buffer.num_waits < self._num_waits), None)
+        if free is None:
+            buffers.append(free := PinnedBuffer(*pinned_like(array, self.driver)))
+        free.num_waits = self._num_waits
+        return free.host.view(array.dtype).reshape(array.shape)
+
+    def _wait(self) -> None:
+        self.driver.synchronize()
+        self._num_waits += 1
 
     def upload(self, host: np.ndarray, to: DeviceArray) -> None:
         self.driver.copy(to.ptr, host.ctypes.data, to.nbytes)
@@ -192,7 +213,7 @@ class Cuda:
     def download(self, array: DeviceArray) -> np.ndarray:
         host = self.staging(array)
         self.driver.copy(host.ctypes.data, array.ptr, array.nbytes)
-        self.driver.synchronize()
+        self._wait()
         return host
 
     def copy(self, source: DeviceArray, to: DeviceArray) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from ..bundle.bundle import Bundle
 from ..device.base import Device
 from ..device.cubin import Kernels
+from ..device.inputs import UploadingStage
 from ..errors import BundleError, UserError
 from .base import (
     Capability,
@@ -58,7 +59,10 @@ class Networks(Mapping[str, Network]):
         self._networks: dict[str, Network] = {}
         for name, settings in bundle.manifest.networks.items():
             network = _network_class(name, bundle)
-            context = NetworkContext(bundle, settings, _own(network, stages), device, max_objects, kernels)
+            own = _own(network, stages)
+            if device.name != "cpu":
+                own = {stage: UploadingStage(loaded, device) for stage, loaded in own.items()}
+            context = NetworkContext(bundle, settings, own, device, max_objects, kernels)
             self._networks[name] = network(context)
         self.capabilities = frozenset().union(*(network.capabilities for network in self._networks.values()))
 

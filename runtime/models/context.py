@@ -20,6 +20,7 @@ class NetworkContext:
 
     max_objects  objects that may be tracked at a time, over all sessions
     kernels      compiled kernels for frames in and masks out, None to do both on the host
+    stages       take arrays of the device, and as inputs also ones of the host
     """
 
     bundle: Bundle

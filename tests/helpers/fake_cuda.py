@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 
 import numpy as np
@@ -28,6 +28,8 @@ class FakeDriver:
         self.threads: set[int] = set()
         """Threads that the device was made current in."""
         self.recording: list[Callable[[], None]] | None = None
+        self._stream: deque[Callable[[], None]] = deque()
+        """Work that was enqueued since the host waited last."""
         self._allocations: dict[int, tuple[int, str]] = {}
         """Address -> size and kind of memory that is still allocated: an address may be used again as another kind."""
 
@@ -63,8 +65,8 @@ class FakeDriver:
         raise AssertionError("copy outside of allocated memory")
 
     def enqueue(self, work: Callable[[], None]) -> None:
-        """Run work that a library puts on the stream, or record it."""
-        work() if self.recording is None else self.recording.append(work)
+        """Record work, or let it wait as on a stream: it runs when the host waits, on what memory holds by then."""
+        (self._stream if self.recording is None else self.recording).append(work)
 
     def copy(self, to: int, source: int, size: int) -> None:
         name = {("device", "pinned"): "upload", ("pinned", "device"): "download", ("device", "device"): "copy"}
@@ -76,6 +78,8 @@ class FakeDriver:
     def synchronize(self) -> None:
         assert self.recording is None, "waiting while recording is an error on a real device"
         self.calls["wait"] += 1
+        while self._stream:
+            self._stream.popleft()()
 
     def wait_for(self, stream: int) -> None:
         self.calls["wait_for"] += 1
@@ -91,8 +95,7 @@ class FakeDriver:
 
     def launch(self, graph) -> None:
         self.calls["launch"] += 1
-        for work in graph:
-            work()
+        self._stream.extend(graph)
 
 
 class FakeCudaBackend(OrtBackend):
@@ -116,6 +119,8 @@ class Enqueued:
         self.stage, self.spec, self._driver = stage, stage.spec, driver
 
     def run(self, **arrays) -> None:
+        host = [name for name, array in arrays.items() if isinstance(array, np.ndarray)]
+        assert not host, f"{self.spec.name}: {host} are addresses of the host"
         self._driver.enqueue(lambda: self.stage.run(**arrays))
 
 

@@ -150,9 +150,8 @@ class Sam2:
             self._outputs(name, self.max_batch)
 
     def _allocate_input(self) -> None:
-        self._pixels = np.zeros((1, 3, self._image_size, self._image_size), np.float32)
-        on_host = self.device.name == "cpu"
-        self._device_pixels = self._pixels if on_host else self.device.empty(self._pixels.shape, "float32")
+        tensor = self._specs["image_encoder"].input("pixels")
+        self._pixels = self.device.empty(tensor.resolve({"frames": 1}), tensor.dtype)
 
     def _outputs(self, stage: str, objects: int) -> dict[str, Array]:
         sizes = {"objects": objects}
@@ -191,12 +190,11 @@ class Sam2:
 
     def encode_image(self, frame_hwc: np.ndarray, features: ImageFeatures, resample: str) -> None:
         """Write the feature maps of a frame, uint8 RGB (H,W,3); `resample` as in `imaging.preprocess`."""
-        side = self._image_size
-        preprocess(frame_hwc, (side, side), side, self._mean, self._std, out=self._pixels[0], resample=resample)
-        if self._device_pixels is not self._pixels:
-            self.device.upload(self._pixels, self._device_pixels)
+        side, host = self._image_size, self.device.staging(self._pixels)
+        preprocess(frame_hwc, (side, side), side, self._mean, self._std, out=host[0], resample=resample)
+        self.device.upload(host, self._pixels)
         outputs = {t.name: getattr(features, t.name) for t in self._specs["image_encoder"].outputs}
-        self._stages["image_encoder"].run(pixels=self._device_pixels, **outputs)
+        self._stages["image_encoder"].run(pixels=self._pixels, **outputs)
 
     def encode_mask_prompt(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the dense prompt (s,s) of a mask (I,I), and the low-res logits (s,s) of the mask itself."""

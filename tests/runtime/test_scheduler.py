@@ -128,7 +128,9 @@ def test_interleaved_sentences_give_the_masks_of_each_alone(toy, device, batch):
 
 
 @pytest.mark.parametrize("batch", [1, 16])
-def test_interleaved_clicks_and_corrections_give_the_masks_of_each_alone(click_engine, batch):
+@pytest.mark.parametrize("device", ["cpu", "fake cuda"])
+def test_interleaved_clicks_and_corrections_give_the_masks_of_each_alone(toy_sam2_bundle, device, batch):
+    click_engine = runtime.Engine(choose(toy_sam2_bundle), OrtBackend() if device == "cpu" else FakeCudaBackend(), 8)
     prompts = [{0: {1: CLICK}, 3: {2: Box((3, 3, 12, 12))}}, {1: {7: CLICK}}, {0: {1: Box((2, 2, 20, 15)), 2: CLICK}}]
     fix = {1: Points([(4, 4)], [0])}
     alone = []
@@ -177,7 +179,9 @@ def test_frames_of_several_streams_are_decoded_in_one_call(toy, batch):
         assert scheduler.drain(30)
     assert all(box.tags == list(range(8)) for box in boxes)
     together = min(batch, engine.bundle.manifest.bounds["objects"][1])
-    assert together == min(batch, 2) and sizes["memory_attention"] == [together] * (7 * 4 // together)
+    assert together == min(batch, 2) and sum(sizes["memory_attention"]) == 7 * 4
+    full = sizes["memory_attention"].count(together)
+    assert full * together >= 20, "which pairs are formed depends on measured time; one may be left over"
     assert len(sizes["hiera_0"]) == 32, "one by one: a frame fills the device"
 
 

@@ -46,7 +46,12 @@ class Part:
     def __init__(self, work, spec=None) -> None:
         self.work, self.spec = work, spec
 
+    driver: FakeDriver
+
     def run(self, **arrays) -> None:
+        self.driver.enqueue(lambda: self._compute(arrays))
+
+    def _compute(self, arrays) -> None:
         given = {name: host(array) for name, array in arrays.items()}
         for name, result in self.work(**given).items():
             assert given[name].shape == result.shape and given[name].dtype == result.dtype, name
@@ -56,6 +61,7 @@ class Part:
 @pytest.fixture
 def device():
     driver = FakeDriver()
+    Part.driver = driver
     driver.kernel_driver = HostAttention(driver, np.float32, WIDTH, MEMORY, {8: 4, 4: 2, 2: 1})
     return Cuda(driver)
 
@@ -164,7 +170,7 @@ def test_memory_attention_in_three_subgraphs(device, kernels, n, slots, pointers
     out = device.empty((n, TOKENS, WIDTH), F32)
     arrays = {name: device.constant(array) for name, array in given.items()}
     stage.run(**arrays, conditioned=out)
-    np.testing.assert_allclose(host(out), expected(fixed, given), rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(device.download(out), expected(fixed, given), rtol=2e-4, atol=2e-4)
     launched = device.kernel_driver.launched
     config = plan.flash_config(89, plan.MemorySizes(n, TOKENS, slots, 2 * pointers, WIDTH, MEMORY), 4)
     assert config.splits == {1: 4, 2: 2, 3: 4}[n]
@@ -251,8 +257,10 @@ def test_adapter_in_two_subgraphs(device, kernels, frames, patch):
     want = reference.window_attention(
         x @ down, patch, reference.time_embedding(frames, WIDTH), *fixed.values(), heads=1
     )
-    np.testing.assert_allclose(host(outs["vision_0_fused"]), (want - x @ down)[..., :8], rtol=1e-3, atol=1e-3)
-    assert (host(outs["text_0_fused"]) == 1).all()
+    np.testing.assert_allclose(
+        device.download(outs["vision_0_fused"]), (want - x @ down)[..., :8], rtol=1e-3, atol=1e-3
+    )
+    assert (device.download(outs["text_0_fused"]) == 1).all()
     names = [name for name, _ in device.kernel_driver.launched]
     long = frames * patch * patch > plan.FUSED_TOKENS
     assert names == (["window_attention_project", "window_attention_attend"] if long else ["window_attention_fused"])

@@ -126,9 +126,9 @@ def test_constants_and_round_trips():
     other = device.empty((3, 4), "int64")
     device.copy(array, other)
     assert (device.download(other) == host).all()
-    host = device.staging(other)
-    host[...] = 7
-    device.upload(host, other)
+    sevens = device.staging(other)
+    sevens[...] = 7
+    device.upload(sevens, other)
     assert (device.download(other) == 7).all() and (device.download(array) == host).all()
 
 

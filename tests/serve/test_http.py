@@ -193,6 +193,8 @@ def test_an_upload_that_stops_is_given_up(click_engine, serve, path):
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
         raw.sendall(f"POST {given} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\nabc".encode())
         answer = raw.recv(2000)
+        while b"}" not in answer and (more := raw.recv(2000)):  # headers and body may come one after the other
+            answer += more
     assert answer.startswith(b"HTTP/1.1 422") and b"the upload has stopped" in answer
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
         raw.sendall(f"POST {given} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\nabc".encode())

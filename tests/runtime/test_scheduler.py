@@ -87,7 +87,7 @@ def put_all(stream, frames, prompts=None, start=0):
             time.sleep(1e-3)
 
 
-def assert_equal_masks(inbox, expected, tolerance=1e-6):
+def assert_equal_masks(inbox, expected, tolerance=1e-5):
     """`tolerance` of numbers: rows of the toys' memory are aligned differently, and so are the sums of their parts."""
     assert inbox.tags == list(range(len(expected)))
     for delivery, alone in zip(inbox.of(Outcome.DONE), expected, strict=True):
@@ -274,7 +274,7 @@ def test_an_error_of_frames_together_is_that_of_each_alone(toy):
 
 
 @pytest.mark.parametrize("batch", [1, 16])
-def test_sentences_beside_clicks_give_the_bits_of_each_alone(batch):
+def test_sentences_beside_clicks_give_the_masks_of_each_alone(batch):
     engine = runtime.load(NANO, threads=1)
     frames = [clip(i, 9, 48, 64) for i in range(3)]
     sentences = [[Text("the red car")], [Text("the dog on the left"), Text("the moon")]]
@@ -292,8 +292,8 @@ def test_sentences_beside_clicks_give_the_bits_of_each_alone(batch):
                 put_all(stream, source[number : number + 1], {0: {1: CLICK}} if stream is streams[2] else None, number)
         for stream in streams:
             stream.end()
-        for box, expected in zip(boxes, alone, strict=True):
-            assert_equal_masks(box.wait(), expected, tolerance=0)
+        for box, expected in zip(boxes, alone, strict=True):  # some versions round products of several rows otherwise
+            assert_equal_masks(box.wait(), expected, tolerance=0 if batch == 1 else 1e-5)
 
 
 def test_only_the_thread_of_the_scheduler_computes(text_engine):

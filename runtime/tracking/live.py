@@ -9,6 +9,7 @@ frames.
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from .base import TrackingSession, check_object_id
 from .memory_selection import MemoryConfig, strided_frames
 from .prompt_inputs import PointInputs, PromptInputs
 from .requests import DecodeRequest
-from .session import OnlineSession, check_time, iterator_of_results, synchronized
+from .session import OnlineSession, check_time, iterator_of_results, results_of, steps_under_lock, synchronized
 from .state import ObjectOutput, TrackedObject, TrackingOptions
 from .step import (
     DecodeWork,
@@ -36,7 +37,6 @@ from .step import (
 )
 from .work import Work
 
-_END: Any = object()
 MAX_COND_FRAMES = 4
 """Conditioning frames that an object keeps unless `max_cond_frames_in_attn` says otherwise."""
 
@@ -79,7 +79,7 @@ class LiveSession(TrackingSession, OnlineSession):
         VideoError for an invalid frame or another size, PromptError for a bad prompt, UserError when there is no room
         for another object. A frame that raises an error is not taken.
         """
-        return _alone(self._compute(frame, lambda _: prompts, time))
+        return list(results_of(self._compute(frame, lambda _: prompts, time)))
 
     @iterator_of_results
     def feed(
@@ -89,9 +89,7 @@ class LiveSession(TrackingSession, OnlineSession):
 
         Another call on the session in between leaves the frame out, and its next step raises UserError.
         """
-        steps = self._compute(frame, lambda _: prompts, time)
-        while (step := self._lock.run(next, steps, _END)) is not _END:
-            yield step
+        yield from steps_under_lock(self._lock, self._compute(frame, lambda _: prompts, time))
 
     def _compute(
         self, frame: Any, prompts_on: Callable[[int], Mapping[int, Any] | None], time: float | None
@@ -140,7 +138,7 @@ class LiveSession(TrackingSession, OnlineSession):
                 "prompts must be a dict, like {0: {1: runtime.Points([[x, y]], [1])}}: frame, object, prompt"
             )
         for frame, time in iterate_frames(frames):
-            yield from self._lock.run(_alone, self._compute(frame, (prompts or {}).get, time))
+            yield from self._lock.run(list, results_of(self._compute(frame, (prompts or {}).get, time)))
         if missed := [frame for frame in prompts or () if frame not in self._prompted_frames]:
             had = f"the session has had {self._num_frames} frames, from 0 on"
             warnings.warn(f"prompts on frames {', '.join(map(repr, missed))} were not used: {had}", stacklevel=5)
@@ -173,7 +171,7 @@ class LiveSession(TrackingSession, OnlineSession):
             if old is not None and isinstance(new, PointInputs):
                 parsed[obj] = self._network.prompt_encoder.check(old + new)
         with self._close_on_error():
-            _alone(self._step(last, parsed, parsed))
+            deque(self._step(last, parsed, parsed), maxlen=0)
         return self._committed_result(last)
 
     @synchronized
@@ -285,8 +283,3 @@ def store(
     tracked.point_inputs.clear()
     if isinstance(prompt, PointInputs):
         tracked.point_inputs[frame] = prompt
-
-
-def _alone(steps: Iterator[Any]) -> list[Result]:
-    """Take all steps; what they give as work, they run themselves."""
-    return [step for step in steps if isinstance(step, Result)]

@@ -68,6 +68,20 @@ def iterator_of_results(method: Callable[..., Iterator[T]]) -> Callable[..., Ite
     return iterate
 
 
+_END: Any = object()
+
+
+def steps_under_lock(lock: DeviceLock, steps: Iterator[T]) -> Iterator[T]:
+    """Take steps of a generator, each under the lock; the caller's code runs without it between them."""
+    while (step := lock.run(next, steps, _END)) is not _END:
+        yield step
+
+
+def results_of(steps: Iterator[Any]) -> Iterator[Result]:
+    """Yield the results among steps; work among them is run by the session, alone."""
+    return (step for step in steps if isinstance(step, Result))
+
+
 def check_time(time: Any) -> float | None:
     """Return the time of a frame in seconds. Raises UserError unless it is a number or None."""
     if time is None:

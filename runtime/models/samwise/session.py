@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,14 @@ from ...device.base import Array
 from ...imaging.masks import probability
 from ...media.frame_iterables import iterate_frames
 from ...results import Result
-from ...tracking.session import OnlineSession, check_time, iterator_of_results, synchronized
+from ...tracking.session import (
+    OnlineSession,
+    check_time,
+    iterator_of_results,
+    results_of,
+    steps_under_lock,
+    synchronized,
+)
 from ...tracking.work import Work
 from .clip import Clip
 from .clip_encoder import ClipEncoder
@@ -64,13 +71,13 @@ class TextSession(OnlineSession):
         in stream order; do not overwrite it before its result is there.
         Raises VideoError for anything that is not such a frame or changes size, UserError after `close`.
         """
-        return list(_results(self._steps(self._add(frame, check_time(time)), _call)))
+        return list(results_of(self._steps(self._add(frame, check_time(time)))))
 
     @synchronized
     def flush(self) -> list[Result]:
         """Return the results of the frames that wait for their clip to fill up. Raises UserError after `close`."""
         self._check_open()
-        return list(_results(self._steps(self._clip.begin(), _call)))
+        return list(results_of(self._steps(self._clip.begin())))
 
     @iterator_of_results
     def stream(self, frames: Any) -> Iterator[Result]:
@@ -79,20 +86,20 @@ class TextSession(OnlineSession):
         frames  a `VideoReader`, anything that `open_video` opens, or an iterable of arrays or image files
         """
         for frame, time in iterate_frames(frames):
-            yield from _results(self._steps(self._lock.run(self._add, frame, time), self._lock.run))
-        yield from _results(self._steps(self._lock.run(self._clip.begin), self._lock.run))
+            yield from results_of(steps_under_lock(self._lock, self._steps(self._lock.run(self._add, frame, time))))
+        yield from results_of(steps_under_lock(self._lock, self._steps(self._lock.run(self._clip.begin))))
 
     @iterator_of_results
     def feed(self, frame: Any, *, time: float | None = None) -> Iterator[Result | Work | None]:
         """Take one frame, and compute the clip that it completes in steps; see `OnlineSession.feed`."""
         results = self._lock.run(self._add, frame, check_time(time))
         yield None
-        yield from self._steps(results, self._lock.run)
+        yield from steps_under_lock(self._lock, self._steps(results))
 
     @iterator_of_results
     def finish(self) -> Iterator[Result | Work | None]:
         """Compute the frames that wait in steps; see `OnlineSession.feed`."""
-        yield from self._steps(self._lock.run(self._clip.begin), self._lock.run)
+        yield from steps_under_lock(self._lock, self._steps(self._lock.run(self._clip.begin)))
 
     @property
     def device_logits(self) -> list[Array]:
@@ -139,12 +146,12 @@ class TextSession(OnlineSession):
             self._advance()
         return results.popleft() if results else None
 
-    def _steps(self, results: deque[Result], call: Callable[..., Any]) -> Iterator[Result | Work | None]:
-        """Compute a clip in steps, each by `call(function, *arguments)`."""
+    def _steps(self, results: deque[Result]) -> Iterator[Result | Work | None]:
+        """Compute a clip in steps."""
         while self._clip.has_more(results):
             if not results and len(self._batches) == 1:
-                yield from call(self._works)
-            yield call(self._step, results)
+                yield from self._works()
+            yield self._step(results)
 
     def _works(self) -> Sequence[FrameWork]:
         """Return the work of the next frame, one for each batch; none where no frame can be decoded."""
@@ -174,11 +181,3 @@ class TextSession(OnlineSession):
             low_res_logits=read["low_res_logits"] if self._logits else None,
             time=time,
         )
-
-
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)
-
-
-def _results(steps: Iterator[Result | Work | None]) -> Iterator[Result]:
-    return (step for step in steps if isinstance(step, Result))

@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .base import Array, Device
-from .scratch import GrowableBuffers
+from .scratch import GrowableBuffers, side_by_side
 
 if TYPE_CHECKING:
     from ..backends.base import Stage
-
-ALIGNMENT = 256
-"""Bytes; the alignment of CUDA allocations."""
 
 
 class UploadingStage:
@@ -31,15 +28,10 @@ class UploadingStage:
         self._stage.run(**{**arrays, **self._upload(host)} if host else arrays)
 
     def _upload(self, host: dict[str, np.ndarray]) -> dict[str, Array]:
-        starts, total = {}, 0
-        for name, array in host.items():
-            starts[name] = total
-            total += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+        fields, total = side_by_side({name: (array.shape, array.dtype) for name, array in host.items()})
         block = self._blocks.reserve("inputs", total)
-        pinned, uploaded = self._device.staging(block)[:total], {}
-        for name, array in host.items():
-            field = slice(starts[name], starts[name] + array.nbytes)
-            pinned[field] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            uploaded[name] = block[field].view(array.dtype).reshape(*array.shape)
+        pinned = self._device.staging(block)[:total]
+        for name, field in fields.items():
+            field.of(pinned)[...] = host[name]
         self._device.upload(pinned, block[:total])
-        return uploaded
+        return {name: field.of(block) for name, field in fields.items()}

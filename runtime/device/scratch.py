@@ -91,6 +91,26 @@ class Field(NamedTuple):
         return block[self.start : self.stop].view(self.dtype).reshape(*self.shape)
 
 
+ALIGNMENT = 256
+"""Bytes; the alignment of CUDA allocations."""
+
+
+def aligned(size: int) -> int:
+    """Return `size` rounded up to the alignment."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def side_by_side(arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> tuple[dict[str, Field], int]:
+    """Lay arrays, given by shape and type, out in one block, each aligned; return their places and its bytes."""
+    sizes = [prod(shape) * dtype.itemsize for shape, dtype in arrays.values()]
+    *starts, total = accumulate(map(aligned, sizes), initial=0)
+    fields = {
+        name: Field(start, start + size, shape, dtype)
+        for (name, (shape, dtype)), start, size in zip(arrays.items(), starts, sizes, strict=True)
+    }
+    return fields, total
+
+
 class ReadbackBuffer:
     """Stage outputs side by side in one block, so that one copy and one wait bring them to the host.
 
@@ -98,31 +118,19 @@ class ReadbackBuffer:
     copies less.
     """
 
-    ALIGNMENT = 256
-    """Bytes; the alignment of CUDA allocations."""
-
     def __init__(
         self, device: Device, tensors: Iterable[TensorSpec], objects: int, optional: Collection[str] = ()
     ) -> None:
         self._device = device
         ordered = sorted(tensors, key=lambda tensor: tensor.name in optional)
-        shapes = {tensor.name: tensor.resolve({"objects": objects}) for tensor in ordered}
-        sizes = [prod(shapes[t.name]) * np.dtype(t.dtype).itemsize for t in ordered]
-        *starts, total = accumulate((self._aligned(size) for size in sizes), initial=0)
-        self._fields = {
-            t.name: Field(start, start + size, shapes[t.name], np.dtype(t.dtype))
-            for t, start, size in zip(ordered, starts, sizes, strict=True)
-        }
+        shapes = {t.name: (t.resolve({"objects": objects}), np.dtype(t.dtype)) for t in ordered}
+        self._fields, total = side_by_side(shapes)
         self._block = device.empty((total,), "uint8")
         self.arrays: dict[str, Array] = {name: field.of(self._block) for name, field in self._fields.items()}
-
-    @classmethod
-    def _aligned(cls, size: int) -> int:
-        return -(-size // cls.ALIGNMENT) * cls.ALIGNMENT
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """Wait once and return host views of these fields (None: of all), valid until the next `read`."""
         fields = self._fields if names is None else {name: self._fields[name] for name in names}
-        size = self._aligned(max(field.stop for field in fields.values()))
+        size = aligned(max(field.stop for field in fields.values()))
         host = self._device.download(self._block[:size])
         return {name: field.of(host) for name, field in fields.items()}

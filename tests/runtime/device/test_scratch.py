@@ -9,7 +9,7 @@ from helpers.fake_cuda import FakeDriver
 from runtime.bundle.manifest import TensorSpec
 from runtime.device.base import Cpu
 from runtime.device.cuda import Cuda
-from runtime.device.scratch import GrowableBuffers, ReadbackBuffer
+from runtime.device.scratch import ALIGNMENT, GrowableBuffers, ReadbackBuffer
 
 
 @pytest.mark.parametrize("captures", [0, 1])
@@ -66,7 +66,7 @@ def test_readback_is_one_copy_of_the_fields_that_are_read():
     driver.copy = lambda to, source, size: (sizes.append(size), copy(to, source, size))
     required = results.read(("score", "switched"))
     assert {name: a.tolist() for name, a in required.items()} == {"score": [0.0, 0.0], "switched": [True, True]}
-    assert sizes == [2 * ReadbackBuffer.ALIGNMENT]
+    assert sizes == [2 * ALIGNMENT]
     everything = results.read()
     assert everything["low_res_logits"].shape == (2, 3, 3) and (everything["low_res_logits"] == 2).all()
-    assert sizes[1:] == [3 * ReadbackBuffer.ALIGNMENT]
+    assert sizes[1:] == [3 * ALIGNMENT]

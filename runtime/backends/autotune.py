@@ -15,6 +15,7 @@ import os
 import platform
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from ..bundle.manifest import Manifest
 from ..errors import InternalError, summarize
@@ -108,9 +109,13 @@ def cache_path(backend: str, bundle_fingerprint: str, processor_name: str) -> Pa
 
 def save(result: TuningResult) -> Path:
     """Write a result in one step and return its path. Raises InternalError when the folder cannot be written."""
-    path = cache_path(result.backend, result.fingerprint, result.processor)
+    return write(cache_path(result.backend, result.fingerprint, result.processor), asdict(result))
+
+
+def write(path: Path, record: dict[str, Any]) -> Path:
+    """Write a record as JSON in one step and return its path. Raises InternalError."""
     try:
-        replace_file(path, (json.dumps(asdict(result), indent=1) + "\n").encode())
+        replace_file(path, (json.dumps(record, indent=1) + "\n").encode())
     except OSError as error:
         raise InternalError(
             f"{path}: cannot save the result ({summarize(error)}); set XDG_CACHE_HOME to a writable folder"

@@ -10,9 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ..backends import autotune
-from ..backends.cache_folder import replace_file
 from ..engine import Engine
-from ..errors import InternalError, summarize
 
 MAX_BATCH = 16
 """Most streams that are decoded in one call."""
@@ -33,12 +31,7 @@ class BatchTuning:
 
 def save(tuning: BatchTuning) -> Path:
     """Write a result in one step and return its path. Raises InternalError when the folder cannot be written."""
-    path = _path(tuning.backend, tuning.fingerprint, tuning.processor)
-    try:
-        replace_file(path, (json.dumps(asdict(tuning), indent=1) + "\n").encode())
-    except OSError as error:
-        raise InternalError(f"{path}: cannot save the result ({summarize(error)})") from None
-    return path
+    return autotune.write(_path(tuning.backend, tuning.fingerprint, tuning.processor), asdict(tuning))
 
 
 def default_batch(engine: Engine) -> int:

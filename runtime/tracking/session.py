@@ -122,7 +122,7 @@ class Session:
         self._on_close.close()
 
     def _cancel_work(self) -> None:
-        """Let nobody run what was given out: its objects may be gone."""
+        """Cancel the work that was given out: its objects may be gone."""
         for work in self._work:
             work.is_cancelled = True
         self._work = ()

@@ -42,8 +42,7 @@ class JointRunner:
         self._slots, self._pointers, self.max_tracks = sizes["slots"], sizes["pointers"], sizes["objects"]
         self._graphs = GraphCache(device, max(self._slots, self._pointers), MAX_GRAPHS)
         self.lock, n = device.lock, self.max_tracks
-        scratch.add("joint_high_res_0", specs["mask_decoder"].input("high_res_0"))
-        scratch.add("joint_sparse", specs["mask_decoder"].input("sparse"))
+        self._decoder_inputs = {name: specs["mask_decoder"].input(name) for name in ("high_res_0", "sparse")}
         self._written = [tensor.name for tensor in runner.results]
         self._numbers = device.constant(np.repeat(np.arange(n, dtype=np.int64)[:, None], n, axis=1))
         """Row i is full of i."""
@@ -103,6 +102,8 @@ class JointRunner:
 
     def _inputs(self, items: Sequence[BatchFrame], counts: Sequence[int], due: Sequence[int]) -> FrameInputs:
         """Copy the inputs of the frames side by side, to the same addresses on every frame."""
+        for name, tensor in self._decoder_inputs.items():
+            self._scratch.add("joint_" + name, tensor)  # allocated by the first frames that are decoded together
         rows, has_memory = [(item, track) for item in items for track in item.batch.tracks], items[0].has_memory
 
         def gather(name: str, rows: Sequence[tuple[BatchFrame, TextTrack]]) -> Array:
@@ -159,6 +160,6 @@ class FrameWork(Work):
             self._runner.single.start(self._item)
 
     def read(self) -> dict[str, np.ndarray]:
-        """Return the outcome, alone if nobody has run the work; host views, valid until the next frame."""
+        """Return the outcome; run the work if it is not done. Host views, valid until the next frame."""
         self.run_alone()
         return self._runner.single.finish(self._item)

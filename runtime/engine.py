@@ -12,6 +12,7 @@ from .backends import create
 from .backends.base import Backend, ProfiledStage, Stage, load_stages
 from .backends.split_stage import load_split_stages
 from .bundle.bundle import Bundle, choose
+from .device.graphs import choose_graphs
 from .device.kernels import choose_kernels
 from .errors import UserError, reject_unknown
 from .image import ImagePredictor
@@ -43,8 +44,16 @@ class Engine:
     session that is garbage is closed.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, max_objects: int = MAX_OBJECTS, kernels: str = "auto") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        max_objects: int = MAX_OBJECTS,
+        kernels: str = "auto",
+        graphs: str = "auto",
+    ) -> None:
         check_networks(bundle)
+        choose_graphs(graphs, backend.device)
         self.bundle, self.backend = bundle, backend
         self.kernels = choose_kernels(kernels, bundle.folder, backend.device)
         split = load_split_stages(bundle, backend, self.kernels, kernels, max_objects)
@@ -184,6 +193,7 @@ def load(
     max_objects: int = MAX_OBJECTS,
     verify: bool = True,
     kernels: str = "auto",
+    graphs: str = "auto",
 ) -> Engine:
     """Load a bundle, or one out of a folder of bundles.
 
@@ -196,6 +206,8 @@ def load(
     verify       compare every file with its sha256 first
     kernels      `on`, `off` or `auto`: frames in and masks out by compiled kernels of the bundle (`export.kernels`);
                  `on`: attention as well, where the bundle has stages split for it
+    graphs       `auto`: on CUDA, work that repeats is recorded as CUDA graphs where the backend can; `on`: it raises
+                 BackendError where it cannot; `off`: nothing is recorded
     Raises BundleError, BackendError, UserError.
     """
     if max_objects < 1:
@@ -203,4 +215,4 @@ def load(
     bundle = choose(engine, model)
     if verify:
         bundle.verify()
-    return Engine(bundle, create(backend, threads, bundle.manifest), max_objects, kernels)
+    return Engine(bundle, create(backend, threads, bundle.manifest), max_objects, kernels, graphs)

@@ -106,7 +106,13 @@ def run(
     if args.auto and args.prompt_args:
         raise UserError("--auto segments everything; remove the prompts")
     load = functools.partial(
-        load, args.engine, model=args.model, backend=args.backend, threads=args.threads, kernels=args.kernels
+        load,
+        args.engine,
+        model=args.model,
+        backend=args.backend,
+        threads=args.threads,
+        kernels=args.kernels,
+        graphs=args.graphs,
     )
     if args.sentences is not None:
         return batch.run(args, load)

@@ -182,6 +182,8 @@ def add_execution(parser: Parser) -> None:
     add("--threads", type=positive, metavar="N", help="CPU threads (default: chosen by the backend)")
     kernels = "on a GPU, preprocess frames and extract masks with the bundle's compiled kernels (default: %(default)s)"
     add("--kernels", choices=("auto", "on", "off"), default="auto", help=kernels)
+    graphs = "on a GPU, record work that repeats as CUDA graphs; auto: where the backend can (default: %(default)s)"
+    add("--graphs", choices=("auto", "on", "off"), default="auto", help=graphs)
     memory = "correct the memory once the object becomes clear (default: set by the bundle)"
     add("--conditional-memory", choices=("on", "off"), help=memory)
     objects = (

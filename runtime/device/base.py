@@ -22,6 +22,8 @@ class Device(Protocol):
     """Most frames per call of a stage that never mixes them; None: as many as there are."""
     supports_graph_capture: bool
     """Ability to `capture`, for which arrays should stay at fixed addresses."""
+    requires_graphs: bool
+    """Whether a capture that fails raises."""
     captures: int
     """Graphs captured so far; memory that one of them may use must stay allocated."""
     lock: DeviceLock
@@ -51,7 +53,7 @@ class Device(Protocol):
     def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
         """Capture the operations that `work` enqueues, as a graph, without running them; return its launcher.
 
-        None where it cannot be captured.
+        None where it cannot be captured; raises BackendError there if graphs are required.
         """
 
 
@@ -63,6 +65,7 @@ class Cpu:
     # frame one by one, and 0.9 s and four times the memory in batches of two or eight
     max_frames_per_call: int | None = 1
     supports_graph_capture = False
+    requires_graphs = False
     captures = 0
 
     def __init__(self) -> None:

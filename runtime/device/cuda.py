@@ -147,6 +147,7 @@ class Cuda:
     name = "cuda"
     max_frames_per_call: int | None = None
     supports_graph_capture = True
+    requires_graphs = False
 
     def __init__(self, driver: Driver | None = None) -> None:
         self.driver = driver if driver is not None else CudaCore()
@@ -220,7 +221,8 @@ class Cuda:
         self.driver.copy(to.ptr, source.ptr, to.nbytes)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
-        """See `Device.capture`. A failure (a library that waits or allocates) is logged and ends all attempts."""
+        """See `Device.capture`. A failure (a library that waits or allocates) is logged and ends all attempts; where
+        graphs are required it raises BackendError."""
         builder, graph = self.driver.begin_capture(), None
         failure: Exception | None = None
         try:
@@ -233,6 +235,8 @@ class Cuda:
             if failure is not None:
                 log.info("the capture ended with: %s", summarize(error))
             failure = failure or error
+        if failure is not None and self.requires_graphs:
+            raise BackendError(f"no CUDA graph: {summarize(failure)}; use --graphs auto or off") from None
         if failure is not None:
             log.warning("no CUDA graph: %s; frames are launched stage by stage", summarize(failure))
             self.supports_graph_capture = False

@@ -10,10 +10,10 @@ import numpy as np
 
 from ...bundle.manifest import StageSpec, TensorSpec
 from ...device.base import Array, Device
+from ...device.graphs import GraphCache
 from ...device.scratch import ReadbackBuffer, ScratchBuffers
 from ...tracking.object_memory import ObjectMemory
 from .frame_decoder import FrameDecoder
-from .graph_cache import GraphCache
 from .state import BatchFrame, FrameInputs, TextTrack, TrackBatch
 
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from ...bundle.manifest import StageSpec
 from ...device.base import Array, Device
+from ...device.graphs import GraphCache
 from ...device.scratch import ScratchBuffers
 from ...tracking.work import Work
 from .frame_decoder import FrameDecoder
 from .frame_runner import FrameRunner
-from .graph_cache import GraphCache
 from .state import BatchFrame, FrameInputs, TextTrack, TrackBatch
 from .transforms import Transforms
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...device.base import Array
+from ...device.graphs import GraphCache
 from ...device.scratch import ReadbackBuffer
 from ...tracking.object_memory import ObjectMemory
-from .graph_cache import GraphCache
 from .transforms import Transforms
 
 

@@ -76,6 +76,26 @@ def test_a_device_that_cannot_capture_runs_stage_by_stage_and_logs_it_once(engin
     assert not driver.calls["launch"]
 
 
+@pytest.mark.parametrize("graphs, launches", [("auto", True), ("on", True), ("off", False)])
+def test_graphs_are_recorded_unless_they_are_off(toy, graphs, launches):
+    with Engine(choose(toy), FakeCudaBackend(), graphs=graphs) as engine:
+        logits, _ = run(engine, frames(14), A)
+    np.testing.assert_allclose(logits[0], reference(frames(14), A)[0], rtol=1e-5, atol=1e-5)
+    assert bool(engine.backend.device.driver.calls["launch"]) == launches
+
+
+def test_graphs_that_are_required_and_cannot_be_are_an_error(toy, monkeypatch):
+    with pytest.raises(runtime.BackendError, match="--graphs on needs a CUDA backend"):
+        runtime.load(toy, backend="ort", graphs="on")
+    with pytest.raises(runtime.UserError, match="graphs 'always' is not one of auto, on, off"):
+        runtime.load(toy, backend="ort", graphs="always")
+    engine = Engine(choose(toy), FakeCudaBackend(), graphs="on")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.backend.device.driver, "end_capture", lambda recording, keep: 1 / 0)
+        with pytest.raises(runtime.BackendError, match="no CUDA graph: .*; use --graphs auto or off"):
+            run(engine, frames(14), A)
+
+
 def test_a_stage_that_fails_during_capture_leaves_the_stream_usable(engine, monkeypatch, caplog):
     driver, stage = engine.backend.device.driver, engine.stages["mask_decoder"].stage
     run_stage = stage.run

@@ -1,28 +1,45 @@
-"""CUDA graphs of the frames of one batch of tracks."""
+"""CUDA graphs: whether work is recorded, and the recorded graphs by what they do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-from ...device.base import Device
+from ..errors import BackendError, UserError
+from .base import Device
+
+MODES = ("auto", "on", "off")
 
 MAX_GRAPHS = 8
-"""Most graphs of one batch. Its conditional memory is due for all tracks or for none, unless they switched on different
-frames."""
+"""Most graphs of one cache. The conditional memory of a batch is due for all tracks or for none, unless they switched
+on different frames."""
+
+
+def choose_graphs(mode: str, device: Device) -> None:
+    """Let a device capture graphs: `auto` where it can, `off` never; with `on`, work that cannot be captured raises.
+
+    Raises UserError for another mode, BackendError for `on` on a device without graphs.
+    """
+    if mode not in MODES:
+        raise UserError(f"graphs {mode!r} is not one of {', '.join(MODES)}")
+    if mode == "on" and not device.supports_graph_capture:
+        raise BackendError("--graphs on needs a CUDA backend; remove it on a CPU")
+    device.requires_graphs = mode == "on"
+    if mode == "off":
+        device.supports_graph_capture = False
 
 
 class GraphCache:
-    """Captures the work of a frame as a graph and replays it on later frames, one graph per key.
+    """Captures work as a graph and replays it later, one graph per key.
 
     The key names everything that decides which work is enqueued; the arrays it uses must stay at their addresses.
     """
 
-    def __init__(self, device: Device, first_frame: int, max_graphs: int = MAX_GRAPHS) -> None:
+    def __init__(self, device: Device, first_frame: int = 0, max_graphs: int = MAX_GRAPHS) -> None:
         """`first_frame`: the first frame from which on no shape changes any more."""
         self._device, self._first_frame, self._max_graphs = device, first_frame, max_graphs
         self.graphs: dict[Hashable, Callable[[], None] | None] = {}
 
-    def graph_ready(self, frame: int) -> bool:
+    def graph_ready(self, frame: int = 0) -> bool:
         """Tell whether the work of `frame` may be captured."""
         return self._device.supports_graph_capture and frame >= self._first_frame
 

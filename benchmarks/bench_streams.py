@@ -12,16 +12,15 @@ stream to its next, its first from the start of all.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
 import runtime
-from runtime import Delivery, Outcome, Scheduler
+from runtime import Delivery, Outcome
+from runtime.cli.autotune_streams import run_streams
 
 from .bench_clip import clip, sentences
 
@@ -92,27 +91,11 @@ def scheduled(
     batch: int,
 ) -> tuple[float, list[float]]:
     """Run the streams on schedulers, one for each engine."""
-    go, waits, last = threading.Event(), list[float](), [0.0] * count
+    ends: list[list[float]] = [[] for _ in range(count)]
 
-    def deliver(delivery: Delivery, stream: int) -> None:
+    def deliver(stream: int, delivery: Delivery) -> None:
         if delivery.outcome is Outcome.DONE:
-            waits.append(time.perf_counter() - last[stream])
-            last[stream] = time.perf_counter()
+            ends[stream].append(time.perf_counter())
 
-    with ExitStack() as stack:
-        schedulers = [stack.enter_context(Scheduler(e, count, batch, batch_wait=60.0)) for e in engines]
-        for stream in range(count):
-            opened = schedulers[stream % len(schedulers)].open(
-                prompts, lambda delivery, stream=stream: deliver(delivery, stream), max_pending=FRAMES
-            )
-            opened.hold(True)
-            for frame in frames:
-                opened.put(frame)
-        for scheduler in schedulers:
-            scheduler.submit(lambda _, scheduler=scheduler: (go.wait(), [s.hold(False) for s in scheduler.streams]))
-        start = time.perf_counter()
-        last[:] = [start] * count
-        go.set()
-        for scheduler in schedulers:
-            scheduler.drain()
-        return time.perf_counter() - start, waits
+    start, end = run_streams(engines, prompts, frames, count, batch, time.perf_counter, deliver)
+    return end - start, [wait for found in ends for wait in np.diff([start, *found]).tolist()]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 
 from ..backends import autotune
 from ..engine import Engine
 from ..prompts import Text
+from ..scheduler.delivery import Delivery
 from ..scheduler.scheduler import Scheduler
 from ..scheduler.tuning import MAX_BATCH, BatchTuning
 
@@ -24,7 +27,8 @@ def tune_streams(
     least = dict.fromkeys(batches, float("inf"))
     for _ in range(rounds + 1):  # once to warm up
         for batch in batches:
-            seconds = _run(engine, prompts, frames, streams, batch, clock)
+            start, end = run_streams([engine], prompts, frames, streams, batch, clock)
+            seconds = end - start
             least[batch] = seconds if least[batch] == float("inf") else min(least[batch], seconds)
     rates = {batch: streams * len(frames) / max(seconds, 1e-9) for batch, seconds in least.items()}
     best = max(batches, key=lambda batch: rates[batch])
@@ -39,17 +43,33 @@ def tune_streams(
     )
 
 
-def _run(
-    engine: Engine, prompts: Sequence[Text], frames: Sequence[np.ndarray], streams: int, batch: int, clock: Clock
-) -> float:
+def run_streams(
+    engines: Sequence[Engine],
+    prompts: Sequence[Text],
+    frames: Sequence[np.ndarray],
+    streams: int,
+    batch: int,
+    clock: Clock,
+    deliver: Callable[[int, Delivery], None] = lambda stream, delivery: None,
+) -> tuple[float, float]:
+    """Run streams, in turn on schedulers of the engines, with all frames from the start; return its time and the end's.
+
+    `deliver` is called with the number of a stream and what comes of it.
+    """
     go = threading.Event()
-    with Scheduler(engine, streams, batch, batch_wait=60.0) as scheduler:
-        opened = [scheduler.open(prompts, lambda _: None, max_pending=len(frames)) for _ in range(streams)]
-        scheduler.submit(lambda _: go.wait())
+    with ExitStack() as stack:
+        schedulers = [stack.enter_context(Scheduler(engine, streams, batch, batch_wait=60.0)) for engine in engines]
+        opened = [
+            schedulers[i % len(engines)].open(prompts, partial(deliver, i), max_pending=len(frames))
+            for i in range(streams)
+        ]
+        for scheduler in schedulers:
+            scheduler.submit(lambda _: go.wait())
         for stream in opened:
             for frame in frames:
                 stream.put(frame)
         start = clock()
         go.set()
-        scheduler.drain()
-        return clock() - start
+        for scheduler in schedulers:
+            scheduler.drain()
+        return start, clock()

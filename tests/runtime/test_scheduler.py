@@ -738,7 +738,7 @@ def test_the_measured_batch_is_that_of_new_schedulers(toy, tmp_path, monkeypatch
     from runtime.cli import autotune, autotune_streams
 
     seconds = {1: 1.0, 2: 0.5, 4: 0.7}
-    monkeypatch.setattr(autotune_streams, "_run", lambda engine, p, f, streams, batch, clock: seconds[batch])
+    monkeypatch.setattr(autotune_streams, "run_streams", lambda e, p, f, streams, batch, clock: (0.0, seconds[batch]))
     assert autotune.main(["--engine", str(toy), "--streams", "4"]) == 0
     assert "decode up to 2 streams in one call" in capsys.readouterr().out
     engine = runtime.load(toy)

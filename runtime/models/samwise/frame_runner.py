@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -87,25 +88,34 @@ class FrameRunner:
 
     def _inputs(self, item: BatchFrame, static: bool) -> FrameInputs:
         """Gather the inputs of a frame. `static`: at the same addresses on every frame."""
-
-        def gather(name: str, tracks: Sequence[TextTrack]) -> Array:
-            return self._scratch.gather(
-                "batch_" + name, [track.features[name][item.offset] for track in tracks], static
-            )
-
         tracks = item.batch.tracks
-        without_memory = [tracks[i] for i in item.due] if item.has_memory else tracks
-        return FrameInputs(
-            embedding=gather("embedding", tracks),
-            embedding_no_memory=gather("embedding_no_memory", without_memory) if without_memory else None,
+        return self.gather_maps(
+            [item],
+            item.due,
+            static,
             high_res_0=self._scratch.gather("batch_high_res_0", [item.clip["high_res_0"][item.offset]], static),
-            high_res_1=gather("high_res_1", tracks),
             sparse=[track.features["sparse"][0] for track in tracks],
             sparse_count=item.batch.sparse_count,
             picture_index=self._zeros[: len(tracks)],
-            cme_due=item.due,
             picture_index_due=self._zeros[: len(item.due)],
             **(self._memory_inputs(item.batch, item.frame, static) if item.has_memory else {}),
+        )
+
+    def gather_maps(self, items: Sequence[BatchFrame], due: Sequence[int], static: bool, **own: Any) -> FrameInputs:
+        """Gather the maps of the tracks of frames, to the same addresses on every frame if `static`; `due`: tracks of
+        all of them whose conditional memory is due. `own` are the other inputs."""
+        rows, has_memory = [(item, track) for item in items for track in item.batch.tracks], items[0].has_memory
+
+        def gather(name: str, rows: Sequence[tuple[BatchFrame, TextTrack]]) -> Array:
+            return self._scratch.gather("batch_" + name, [t.features[name][item.offset] for item, t in rows], static)
+
+        without_memory = [rows[i] for i in due] if has_memory else rows
+        return FrameInputs(
+            embedding=gather("embedding", rows),
+            embedding_no_memory=gather("embedding_no_memory", without_memory) if without_memory else None,
+            high_res_1=gather("high_res_1", rows),
+            cme_due=due,
+            **own,
         )
 
     def _memory_inputs(self, batch: TrackBatch, frame: int, static: bool) -> dict[str, Array]:

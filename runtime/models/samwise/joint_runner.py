@@ -19,7 +19,7 @@ from ...device.scratch import ScratchBuffers
 from ...tracking.work import Work
 from .frame_decoder import FrameDecoder
 from .frame_runner import FrameRunner
-from .state import BatchFrame, FrameInputs, TextTrack, TrackBatch
+from .state import BatchFrame, FrameInputs, TrackBatch
 from .transforms import Transforms
 
 MAX_GRAPHS = 32
@@ -104,27 +104,19 @@ class JointRunner:
         """Copy the inputs of the frames side by side, to the same addresses on every frame."""
         for name, tensor in self._decoder_inputs.items():
             self._scratch.add("joint_" + name, tensor)  # allocated by the first frames that are decoded together
-        rows, has_memory = [(item, track) for item in items for track in item.batch.tracks], items[0].has_memory
-
-        def gather(name: str, rows: Sequence[tuple[BatchFrame, TextTrack]]) -> Array:
-            return self._scratch.gather("batch_" + name, [t.features[name][item.offset] for item, t in rows], True)
-
-        without_memory = [rows[i] for i in due] if has_memory else rows
         pictures = self._joined("picture_index", [self._numbers[i][:n] for i, n in enumerate(counts)])
-        sparse = [track.features["sparse"][0] for _, track in rows]
-        return FrameInputs(
-            embedding=gather("embedding", rows),
-            embedding_no_memory=gather("embedding_no_memory", without_memory) if without_memory else None,
-            high_res_0=self._scratch.gather(
-                "joint_high_res_0", [item.clip["high_res_0"][item.offset] for item in items], True
-            ),
-            high_res_1=gather("high_res_1", rows),
+        sparse = [track.features["sparse"][0] for item in items for track in item.batch.tracks]
+        maps = [item.clip["high_res_0"][item.offset] for item in items]
+        return self.single.gather_maps(
+            items,
+            due,
+            static=True,
+            high_res_0=self._scratch.gather("joint_high_res_0", maps, True),
             sparse=list(self._scratch.gather("joint_sparse", sparse, True)),
             sparse_count=self._joined("sparse_count", [item.batch.sparse_count for item in items]),
             picture_index=pictures,
-            cme_due=due,
             picture_index_due=self._joined("picture_index_due", [pictures[i : i + 1] for i in due]),
-            **(self._memory_inputs(items) if has_memory else {}),
+            **(self._memory_inputs(items) if items[0].has_memory else {}),
         )
 
     def _memory_inputs(self, items: Sequence[BatchFrame]) -> dict[str, Array]:

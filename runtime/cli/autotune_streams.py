@@ -52,7 +52,7 @@ def run_streams(
     clock: Clock,
     deliver: Callable[[int, Delivery], None] = lambda stream, delivery: None,
 ) -> tuple[float, float]:
-    """Run streams, in turn on schedulers of the engines, with all frames from the start; return its time and the end's.
+    """Run streams, in turn on schedulers of the engines, with all frames from the start; return the times of its ends.
 
     `deliver` is called with the number of a stream and what comes of it.
     """

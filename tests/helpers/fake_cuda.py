@@ -16,7 +16,8 @@ from runtime.kernels import reference
 
 
 class FakeDriver:
-    """`runtime.device.cuda.Driver` on host memory. `calls` counts uploads, downloads, copies, waits, allocations."""
+    """`runtime.device.cuda.Driver` on host memory. `calls` counts uploads, downloads, copies, waits, allocations,
+    and what is launched: stages and graphs."""
 
     stream = 0
     capability = 89
@@ -121,6 +122,7 @@ class Enqueued:
     def run(self, **arrays) -> None:
         host = [name for name, array in arrays.items() if isinstance(array, np.ndarray)]
         assert not host, f"{self.spec.name}: {host} are addresses of the host"
+        self._driver.calls["stage"] += self._driver.recording is None
         self._driver.enqueue(lambda: self.stage.run(**arrays))
 
 

@@ -18,7 +18,7 @@ class Clip:
 
     def __init__(self, encoder: ClipEncoder, tracks: Sequence[TextTrack], window: int) -> None:
         self._encoder, self._tracks, self._window = encoder, tracks, window
-        self.arrays = encoder.new_clip()
+        self.arrays, self._graphs = encoder.new_clip(), encoder.new_graphs(len(tracks))
         self._waiting: list[float | None] = []
         """Times of the frames in the clip that fills up."""
         self._encoding: ClipEncoding | None = None
@@ -59,7 +59,7 @@ class Clip:
 
     def add(self, time: float | None) -> None:
         """Take the frame in `pixels`."""
-        self._encoder.encode_frame(self.arrays, len(self._waiting))
+        self._encoder.encode_frame(self.arrays, len(self._waiting), self._graphs)
         self._waiting.append(time)
 
     def begin(self) -> deque[Result]:
@@ -67,7 +67,7 @@ class Clip:
         if not self._waiting:
             return deque()
         self._results = deque()  # an iteration over the clip before this one keeps its own
-        self._encoding = self._encoder.begin(self.arrays, self._tracks, len(self._waiting))
+        self._encoding = self._encoder.begin(self.arrays, self._tracks, len(self._waiting), self._graphs)
         self._undecoded.extend(enumerate(self._waiting))
         self._waiting = []
         return self._results

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...bundle.manifest import TensorSpec
 from ...device.base import Array, Device
+from ...device.graphs import GraphCache
 from ...device.scratch import ScratchBuffers
 from ...tracking.object_memory import ObjectMemory
 from .state import TextTrack
@@ -89,14 +92,25 @@ class ClipEncoder:
         absent = self._motion and not len(verbs)
         return TextTrack(maskmem, obj_ptrs, features, sparse_count=features["sparse"].shape[1] - absent)
 
-    def encode_frame(self, clip: Mapping[str, Array], offset: int) -> None:
-        """Run the first stage on one frame of the clip."""
-        self._stages["hiera_0"].run(**{name: array[offset : offset + 1] for name, array in clip.items()})
+    def new_graphs(self, num_tracks: int) -> GraphCache:
+        """Return the graphs of all clips of a video, which are in the same arrays."""
+        return GraphCache(self._device, max_graphs=(1 + num_tracks) * self._sizes["frames"])
 
-    def begin(self, clip: Mapping[str, Array], tracks: Sequence[TextTrack], length: int) -> ClipEncoding:
+    def encode_frame(self, clip: Mapping[str, Array], offset: int, graphs: GraphCache) -> None:
+        """Run the first stage on one frame of the clip."""
+        arrays = {name: array[offset : offset + 1] for name, array in clip.items()}
+        work = partial(self._stages["hiera_0"].run, **arrays)
+        if graphs.graph_ready():
+            graphs.run(offset, work)
+        else:
+            work()
+
+    def begin(
+        self, clip: Mapping[str, Array], tracks: Sequence[TextTrack], length: int, graphs: GraphCache
+    ) -> ClipEncoding:
         """Encode the first `length` frames of the clip with every prompt, into the maps of its track, by `advance`."""
         shared = {name: array[:length] for name, array in clip.items()}
-        return ClipEncoding(self._encode([{**shared, **track.features} for track in tracks], length))
+        return ClipEncoding(self._encode([{**shared, **track.features} for track in tracks], length, graphs))
 
     def advance(self, encoding: ClipEncoding) -> None:
         """Run the next stage of a clip, or of another one that has begun and not ended.
@@ -118,18 +132,29 @@ class ClipEncoder:
             if current.is_done:
                 self._current = None
 
-    def _encode(self, tracks: Sequence[Mapping[str, Array]], length: int) -> Iterator[None]:
-        """Run trunk, text tower and adapters in lockstep: block k of each, then adapter k mixes the two."""
-        for own in tracks:
-            sizes = {**self._sizes, "frames": length, "tokens": own["text_0"].shape[0]}
-            for k in range(LEVELS):
-                if k > 0:
-                    yield from self._run_chunked(f"hiera_{k}", length, own)
-                    self._run(f"text_{k}", sizes, own)
-                self._run(f"adapter_{k}", sizes, own)
+    def _encode(self, tracks: Sequence[Mapping[str, Array]], length: int, graphs: GraphCache) -> Iterator[None]:
+        """Encode the clip with one prompt after the other: stage by stage, or in one step as a graph."""
+        for i, own in enumerate(tracks):
+            if graphs.graph_ready():
+                graphs.run((i, length), partial(self._encode_at_once, own, length))
                 yield
-            yield from self._run_chunked("neck", length, own)
-            self._run("text_prompt", sizes, own)
+            else:
+                yield from self._encode_track(own, length)
+
+    def _encode_at_once(self, own: Mapping[str, Array], length: int) -> None:
+        deque(self._encode_track(own, length), maxlen=0)
+
+    def _encode_track(self, own: Mapping[str, Array], length: int) -> Iterator[None]:
+        """Run trunk, text tower and adapters in lockstep: block k of each, then adapter k mixes the two."""
+        sizes = {**self._sizes, "frames": length, "tokens": own["text_0"].shape[0]}
+        for k in range(LEVELS):
+            if k > 0:
+                yield from self._run_chunked(f"hiera_{k}", length, own)
+                self._run(f"text_{k}", sizes, own)
+            self._run(f"adapter_{k}", sizes, own)
+            yield
+        yield from self._run_chunked("neck", length, own)
+        self._run("text_prompt", sizes, own)
 
     def _run(self, stage: str, sizes: Mapping[str, int], own: Mapping[str, Array]) -> None:
         self._stages[stage].run(**self._bind(stage, sizes, own))

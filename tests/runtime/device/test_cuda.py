@@ -12,8 +12,11 @@ from helpers.fake_cuda import FakeCudaBackend, FakeDriver
 from helpers.samwise_schedule import A, B, C, frames, reference, run
 from runtime.bundle.bundle import choose
 from runtime.device.array import DeviceArray
+from runtime.device.base import Cpu
 from runtime.device.cuda import Cuda
+from runtime.device.graphs import GraphCache
 from runtime.engine import Engine
+from runtime.models.samwise.clip_encoder import ClipEncoder
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def test_same_results_as_the_plain_loop(engine, prompts):
 def test_one_upload_one_download_one_wait_per_frame_and_no_allocation(engine):
     calls = engine.backend.device.driver.calls
     with engine.session([runtime.Text(tokens=A), runtime.Text(tokens=B)]) as session:
-        list(session.stream(frames(2 * toy.WINDOW)))  # pinned twins are made on first use
+        list(session.stream(frames(6 * toy.WINDOW)))  # pinned twins are made, and graphs recorded, on first use
         before = Counter(calls)
         for frame in frames(4 * toy.WINDOW, seed=3):
             session.push(frame)
@@ -42,12 +45,14 @@ def test_one_upload_one_download_one_wait_per_frame_and_no_allocation(engine):
     n = 4 * toy.WINDOW
     assert (spent["upload"], spent["download"], spent["wait"]) == (n, n, n)
     assert spent["device"] == spent["pinned"] == 0
+    assert spent["stage"] == 0 and spent["launch"] == 2.5 * n, "first stage, frame; two sentences per clip"
 
 
 @pytest.mark.parametrize("prompts", [[A], [A, B, C]])
-def test_frames_with_full_memory_are_one_graph_and_equal_the_plain_loop(engine, prompts):
+def test_frames_with_full_memory_are_one_graph_and_equal_the_plain_loop(engine, prompts, monkeypatch):
     """Memory is full from frame 5 on; a batch has one graph per set of tracks whose conditional memory is due."""
     clip, driver = frames(41, seed=5), engine.backend.device.driver
+    monkeypatch.setattr(ClipEncoder, "new_graphs", lambda self, num_tracks: GraphCache(Cpu()))
     plain = Counter({name: timed.calls for name, timed in engine.stages.items()})
     logits, _ = run(engine, clip, *prompts)
     for got, prompt in zip(logits, prompts, strict=True):
@@ -57,6 +62,21 @@ def test_frames_with_full_memory_are_one_graph_and_equal_the_plain_loop(engine, 
     batches = -(-len(prompts) // 2)
     assert driver.calls["launch"] + spent["memory_attention"] - driver.calls["capture"] == 40 * batches
     assert 0 < driver.calls["capture"] <= 8 * batches and driver.calls["launch"] > 20 * batches
+
+
+@pytest.mark.parametrize("window", [None, 1])
+@pytest.mark.parametrize("prompts", [[A], [A, B, C]])
+def test_encoding_of_a_full_clip_is_one_graph_per_prompt(engine, prompts, window):
+    """And the first stage is one per frame, from the second clip on; a last clip that is shorter has its own."""
+    clip, length = frames(41, seed=6), window or toy.WINDOW
+    trunk, neck = engine.stages["hiera_0"], engine.stages["neck"]
+    logits, _ = run(engine, clip, *prompts, window=window)
+    if window is None:
+        for got, prompt in zip(logits, prompts, strict=True):
+            np.testing.assert_allclose(got, reference(clip, prompt)[0], rtol=1e-5, atol=1e-5)
+    lengths = 1 if window else 2
+    assert trunk.calls == 2 * length, "run once, recorded once"
+    assert neck.calls == len(prompts) * (2 + lengths - 1)
 
 
 def test_a_device_that_cannot_capture_runs_stage_by_stage_and_logs_it_once(engine, monkeypatch, caplog):

@@ -55,6 +55,12 @@ class Engine:
         check_networks(bundle)
         choose_graphs(graphs, backend.device)
         self.bundle, self.backend = bundle, backend
+        self._lock = backend.device.lock
+        self._sessions: WeakSet[Session] = WeakSet()
+        self._lock.run(self._load, max_objects, kernels)
+
+    def _load(self, max_objects: int, kernels: str) -> None:
+        bundle, backend = self.bundle, self.backend
         self.kernels = choose_kernels(kernels, bundle.folder, backend.device)
         split = load_split_stages(bundle, backend, self.kernels, kernels, max_objects)
         stages = {**load_stages(bundle, backend, without=split), **split}
@@ -65,8 +71,6 @@ class Engine:
                 f"the bundle {bundle.name} ({bundle.manifest.network_names}) does not use compiled kernels; "
                 "remove --kernels on"
             )
-        self._lock = backend.device.lock
-        self._sessions: WeakSet[Session] = WeakSet()
 
     @property
     def capabilities(self) -> frozenset[Capability]:

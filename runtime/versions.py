@@ -1,11 +1,14 @@
-"""Versions of the libraries that read a bundle's files, for messages about files that they refuse."""
+"""Versions of libraries, for messages about what they refuse or lack."""
 
 from __future__ import annotations
 
 import re
+from importlib import metadata
 from types import ModuleType
 
-LOWEST = {"tokenizers": "0.21", "onnxruntime": "1.20", "openvino": "2026.3"}
+from .errors import summarize
+
+LOWEST = {"tokenizers": "0.21", "onnxruntime": "1.20", "openvino": "2026.3", "cuda-core": "0.5"}
 """Lowest versions that the tests have passed with, as in pyproject.toml."""
 
 
@@ -16,6 +19,20 @@ def remedy(library: ModuleType, damaged: str = "export the bundle again") -> str
     if _numbers(version) < _numbers(LOWEST[name]):
         return f"{name} {version} is installed, {LOWEST[name]} or newer is needed: pip install --upgrade {name}"
     return f"{damaged}, or, if a newer {name} than the installed {version} wrote it: pip install --upgrade {name}"
+
+
+def cuda_core_remedy(error: ImportError) -> str:
+    """Return why `cuda.core` cannot be imported, with what to do about it."""
+    try:
+        found = metadata.version("cuda-core")
+    except metadata.PackageNotFoundError:
+        return "a CUDA backend needs cuda-core: pip install 'samwise-runtime[gpu]'"
+    if _numbers(found) < _numbers(LOWEST["cuda-core"]):
+        reason = f"cuda-core {found} is installed, {LOWEST['cuda-core']} or newer is needed"
+    else:
+        # cuda-core itself brings no bindings to CUDA; its extras cu12 and cu13 do
+        reason = f"cuda-core {found} is installed but cannot be imported ({summarize(error)})"
+    return f"{reason}: pip install --upgrade 'cuda-core[cu13]'"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

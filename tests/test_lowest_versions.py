@@ -11,7 +11,7 @@ from packaging.version import Version
 from runtime import versions
 
 ROOT = Path(__file__).parents[1]
-UNTESTED = {"gpu", "tensorrt", "fuzz", "dev", "ray"}
+UNTESTED = {"tensorrt", "fuzz", "dev", "ray"}
 """Extras that CI cannot install everywhere, whose versions are pinned, or that are large (Ray, see CONTRIBUTING.md)."""
 
 
@@ -32,8 +32,14 @@ def lowest():
 
 
 def test_every_bound_is_a_tested_version():
-    untested = {"cuda-core"}  # needs a GPU
-    assert {name: bound for name, bound in bounds() if name not in untested} == lowest()
+    assert dict(bounds()) == lowest()
+
+
+def test_gpu_libraries_bring_what_they_load():
+    """onnxruntime-gpu finds CUDA and cuDNN in pip's packages; cuda-core needs bindings that only its extra brings."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = {r.name: r.extras for name in ("gpu", "tensorrt", "tensorrt-rtx") for r in map(Requirement, project[name])}
+    assert extras["onnxruntime-gpu"] == {"cuda", "cudnn"} and extras["cuda-core"] == {"cu13"}
 
 
 def test_one_bound_per_library():

@@ -7,6 +7,12 @@ by the next one, so resident memory is that of the largest stage, not of the sum
 
 from __future__ import annotations
 
+import ctypes
+import io
+import logging
+import sys
+from collections import Counter
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +25,16 @@ from ..device.base import Array, Cpu, Device
 from ..device.cuda import Cuda
 from ..errors import BackendError, BundleError, InternalError, summarize
 
+log = logging.getLogger("runtime")
+
+CUDNN = "cudnn64_9.dll" if sys.platform == "win32" else "libcudnn.so.9"
+
+SHAPE_OPS = {"Add", "Cast", "Concat", "Div", "Equal", "Expand", "Gather", "Mul", "Range", "Reshape", "Shape", "Slice"}
+SHAPE_OPS |= {"ConstantOfShape", "Max", "Min", "Mod", "ReduceProd", "Size", "Squeeze", "Sub", "Unsqueeze", "Where"}
+"""Arithmetic on shapes, a few numbers each, which ONNX Runtime moves to the CPU although CUDA kernels exist."""
+
 _arena_registered = False
+_libraries_loaded = False
 
 
 def _import() -> Any:
@@ -76,6 +91,7 @@ class OrtBackend:
         # every stage has its own threads: spinning after a call, they would take cores from the next stage and the
         # caller
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._configure(options)
         try:
             session = self._ort.InferenceSession(str(file), options, providers=self._providers())
         except Exception as error:  # onnxruntime raises a dozen unrelated types
@@ -89,6 +105,9 @@ class OrtBackend:
                 f"{file}: tensors {sorted(have ^ want)} differ from the manifest's; export the bundle again"
             )
         return OrtStage(session, spec, self.memory, self._run_options())
+
+    def _configure(self, options: Any) -> None:
+        pass
 
     def _check_provider(self, session: Any, file: Path) -> None:
         pass
@@ -109,17 +128,29 @@ class OrtCudaBackend(OrtBackend):
             raise BackendError(
                 "this onnxruntime has no CUDA: pip uninstall onnxruntime, then pip install 'samwise-runtime[gpu]'"
             )
+        load_cuda_libraries(self._ort)
         self._stream = (device := Cuda()).stream
         return device
 
     def _providers(self) -> list[Any]:
         return [("CUDAExecutionProvider", {"user_compute_stream": str(self._stream), "use_tf32": "0"})]
 
+    def _configure(self, options: Any) -> None:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+
     def _check_provider(self, session: Any, file: Path) -> None:
         if session.get_providers()[0] != "CUDAExecutionProvider":
             raise BackendError(
-                f"{file}: ONNX Runtime would run it on the CPU; its CUDA libraries (CUDA 13, cuDNN 9) are "
-                f"missing or too old. Use --backend ort to run on the CPU on purpose"
+                f"{file}: ONNX Runtime would run it on the CPU; its CUDA libraries are missing or too old: "
+                f"pip install 'onnxruntime-gpu[cuda,cudnn]=={self._ort.__version__}', or use --backend ort to run on "
+                "the CPU on purpose"
+            )
+        misplaced = nodes_on_cpu(session)
+        if misplaced:
+            ops = ", ".join(f"{count} {op}" for op, count in sorted(misplaced.items()))
+            raise BackendError(
+                f"{file}: onnxruntime-gpu {self._ort.__version__} has no CUDA kernel for {ops} and would run them "
+                "on the CPU; pip install --upgrade onnxruntime-gpu, or use --backend ort to run on the CPU on purpose"
             )
 
     def _run_options(self) -> Any:
@@ -127,6 +158,40 @@ class OrtCudaBackend(OrtBackend):
         # everything is on one stream, and the download waits for it
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         return options
+
+
+def load_cuda_libraries(ort: Any) -> None:
+    """Load the CUDA libraries that pip installs where the system does not look, once per process.
+
+    Raises BackendError without cuDNN: ONNX Runtime opens it at the first convolution only, and fails there.
+    """
+    global _libraries_loaded
+    if _libraries_loaded:
+        return
+    preload = getattr(ort, "preload_dlls", None)  # versions before 1.21 find only what the system's loader finds
+    if preload is not None:
+        with redirect_stdout(io.StringIO()) as printed:
+            preload()
+        for line in printed.getvalue().splitlines():
+            log.info("onnxruntime: %s", line)
+    try:
+        ctypes.CDLL(CUDNN)
+    except OSError as error:
+        raise BackendError(
+            f"CUDA convolutions need cuDNN 9, which cannot be loaded ({summarize(error)}): pip install "
+            f"'onnxruntime-gpu[cuda,cudnn]=={ort.__version__}', or use --backend ort"
+        ) from None
+    _libraries_loaded = True
+
+
+def nodes_on_cpu(session: Any) -> Counter[str]:
+    """Count the nodes that compute on the CPU, by operator; nothing where the library is too old to tell."""
+    assignment = getattr(session, "get_provider_graph_assignment_info", None)
+    if assignment is None:
+        return Counter()
+    others = (part for part in assignment() if part.ep_name != "CUDAExecutionProvider")
+    operators = (node.op_type for part in others for node in part.get_nodes())
+    return Counter(operator for operator in operators if operator not in SHAPE_OPS)
 
 
 class OrtStage:

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from .. import versions
 from ..errors import BackendError, summarize
 from .array import DeviceArray
 from .cubin import CubinDriver
@@ -66,8 +67,8 @@ class CudaCore:
         try:
             from cuda.core import Buffer, LegacyPinnedMemoryResource
             from cuda.core import Device as CudaDevice
-        except ImportError:
-            raise BackendError("a CUDA backend needs cuda-core: pip install 'samwise-runtime[gpu]'") from None
+        except ImportError as error:
+            raise BackendError(versions.cuda_core_remedy(error)) from None
         self._buffer = Buffer
         try:
             self._device = CudaDevice(index)

@@ -60,6 +60,7 @@ class DeviceLock:
         """Call `call` when no other call runs: within a call, at its end."""
         with self._lock:
             if self._owner is None:
+                self._prepare()
                 call()
             else:
                 self._postponed.append(call)

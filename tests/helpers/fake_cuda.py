@@ -26,8 +26,9 @@ class FakeDriver:
     def __init__(self) -> None:
         self.kernel_driver = HostKernels(self)
         self.calls: Counter[str] = Counter()
-        self.threads: set[int] = set()
-        """Threads that the device was made current in."""
+        self._thread = threading.local()
+        """Whether the device's context is current, in each thread; at first only in the one that made the driver."""
+        self.make_current()
         self.recording: list[Callable[[], None]] | None = None
         self._stream: deque[Callable[[], None]] = deque()
         """Work that was enqueued since the host waited last."""
@@ -35,6 +36,7 @@ class FakeDriver:
         """Address -> size and kind of memory that is still allocated: an address may be used again as another kind."""
 
     def _memory(self, kind: str, size: int):
+        self.require_context()
         memory = np.full(size + 64, 0xFF, np.uint8)  # not zero: reading uninitialised memory must show
         self.calls[kind] += 1
         return self.register(memory, kind), memory
@@ -51,7 +53,10 @@ class FakeDriver:
         return sum(of == kind for _, of in self._allocations.values())
 
     def make_current(self) -> None:
-        self.threads.add(threading.get_ident())
+        self._thread.current = True
+
+    def require_context(self) -> None:
+        assert getattr(self._thread, "current", False), "invalid device context (201): not current in this thread"
 
     def allocate(self, size: int):
         return self._memory("device", size)
@@ -67,6 +72,7 @@ class FakeDriver:
 
     def enqueue(self, work: Callable[[], None]) -> None:
         """Record work, or let it wait as on a stream: it runs when the host waits, on what memory holds by then."""
+        self.require_context()
         (self._stream if self.recording is None else self.recording).append(work)
 
     def copy(self, to: int, source: int, size: int) -> None:
@@ -77,15 +83,18 @@ class FakeDriver:
         self.enqueue(lambda: ctypes.memmove(to, source, size))
 
     def synchronize(self) -> None:
+        self.require_context()
         assert self.recording is None, "waiting while recording is an error on a real device"
         self.calls["wait"] += 1
         while self._stream:
             self._stream.popleft()()
 
     def wait_for(self, stream: int) -> None:
+        self.require_context()
         self.calls["wait_for"] += 1
 
     def begin_capture(self):
+        self.require_context()
         self.recording = []
         return self.recording
 
@@ -95,6 +104,7 @@ class FakeDriver:
         return recording if keep else None
 
     def launch(self, graph) -> None:
+        self.require_context()
         self.calls["launch"] += 1
         self._stream.extend(graph)
 
@@ -133,6 +143,7 @@ class HostKernels:
         self._driver = driver
 
     def load(self, cubin: bytes, symbol: str, shared: int):
+        self._driver.require_context()
         return symbol
 
     def launch(self, function, grid, threads, shared, stream, params) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from runtime.kernels import launch, plan
+from runtime.kernels import candidates, launch, plan
 
 from . import bench_kernel_memory_attention as memory_attention
 from . import bench_kernel_postprocess as postprocess
@@ -37,7 +37,7 @@ class Workload:
 
     memory: plan.MemorySizes = plan.MemorySizes(1, 4096, 7, 64)
     objects: tuple[int, ...] = (1, 4, 16, 64)
-    flash: tuple[plan.FlashConfig, ...] = plan.FLASH_CANDIDATES
+    flash: tuple[plan.FlashConfig, ...] = candidates.FLASH_CANDIDATES
     windows: tuple[plan.WindowSizes, ...] = (
         plan.WindowSizes(8, 128, 128, 8),
         plan.WindowSizes(8, 64, 64, 4),
@@ -45,7 +45,7 @@ class Workload:
         plan.WindowSizes(2, 128, 128, 8),
         plan.WindowSizes(3, 128, 128, 8),
     )
-    window: tuple[plan.WindowConfig, ...] = plan.WINDOW_CANDIDATES
+    window: tuple[plan.WindowConfig, ...] = candidates.WINDOW_CANDIDATES
     frames: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = (
         ((360, 640), (576, 1024)),
         ((1080, 1920), (576, 1024)),

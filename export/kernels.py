@@ -27,8 +27,6 @@ from runtime.kernels.signatures import ARGUMENT_TYPES
 
 TARGETS = (80, 86, 89, 90, 120)
 """A100, RTX 30, RTX 40 and L4, Hopper, RTX 50."""
-SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
-"""Shared memory that one program may take (CUDA programming guide, compute capabilities)."""
 
 Report = Callable[[str], None]
 
@@ -111,10 +109,11 @@ def compile_launch(launch: plan.Launch, capability: int) -> tuple[Entry, bytes]:
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     cubin, metadata = compiled.asm["cubin"], compiled.metadata
-    if metadata.shared > SHARED_LIMIT[capability] or getattr(metadata, "global_scratch_size", 0):
+    limit = plan.SHARED_LIMIT[capability]
+    if metadata.shared > limit or getattr(metadata, "global_scratch_size", 0):
         raise UserError(
             f"{launch.kernel} needs {metadata.shared} bytes of shared memory on sm_{capability}, which has "
-            f"{SHARED_LIMIT[capability]}, or scratch; choose smaller blocks in kernels/plan.py"
+            f"{limit}, or scratch; choose smaller blocks in kernels/plan.py"
         )
     kinds = tuple(kind for kind in types.values() if kind != "constexpr")
     (declared,) = re.findall(r"\.entry\s+\w+\s*\((.*?)\)", compiled.asm["ptx"], re.DOTALL)[:1]

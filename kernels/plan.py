@@ -54,8 +54,9 @@ class WindowConfig:
     fused: tuple[int, int, int] = (64, 4, 1)
 
 
-SMALL = (86, 89, 120)
-"""Compute capabilities with 99 KB of shared memory."""
+SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
+"""Bytes of shared memory that one program may take, by compute capability (CUDA programming guide)."""
+SMALL = tuple(capability for capability, size in SHARED_LIMIT.items() if size < 100 << 10)
 
 FLASH = {
     # queries 64 x 256 (32 KB) and two stages of keys 32 x 256 (16 KB) and values
@@ -65,35 +66,8 @@ FLASH = {
 }
 """By compute capability; the largest that fits shared memory, until `benchmarks.gpu_check` has measured better."""
 
-FLASH_CANDIDATES = (
-    FlashConfig(128, 64, 8, 2),
-    FlashConfig(128, 64, 8, 3),
-    FlashConfig(128, 128, 8, 2),
-    FlashConfig(128, 32, 8, 4),
-    FlashConfig(128, 64, 8, 3, tma=True),
-    FlashConfig(128, 64, 8, 4, tma=True),
-    FlashConfig(128, 128, 8, 2, tma=True),
-    # two programs per multiprocessor: one takes the softmax while the other multiplies
-    FlashConfig(64, 64, 4, 2, splits=4),
-    FlashConfig(64, 64, 4, 2, tma=True, splits=4),
-    FlashConfig(64, 32, 4, 4, splits=4),
-    FlashConfig(64, 64, 4, 2, tma=True, specialize=True, splits=4),
-)
-"""Measured by `benchmarks.gpu_check`. All fit the 227 KB of sm_90 and none spills registers (ptxas 12.8, Triton 3.6);
-128 queries with 4 warps and 256 queries with 8 do."""
-
 WINDOW = {**dict.fromkeys(SMALL, WindowConfig(project=(64, 32, 4, 2))), 80: WindowConfig(), 90: WindowConfig()}
 """By compute capability. Columns of `attend` divide 64, so that no window of 8 x 8 patches needs a mask."""
-
-WINDOW_CANDIDATES = (
-    WindowConfig((64, 64, 4, 2), (64, 64, 4, 2), (64, 4, 1)),
-    WindowConfig((128, 64, 8, 2), (128, 64, 8, 2), (64, 8, 1)),
-    WindowConfig((128, 128, 8, 2), (64, 32, 4, 2), (64, 4, 2)),
-    WindowConfig((128, 32, 8, 3), (128, 32, 8, 2), (128, 4, 1)),
-    WindowConfig((64, 32, 4, 3), (64, 64, 4, 3), (128, 8, 1)),
-    WindowConfig((128, 64, 8, 3), (64, 64, 4, 1), (32, 4, 1)),
-)
-"""Measured by `benchmarks.gpu_check`, which picks the best of each column."""
 
 HEAD = 32
 LOG2_E = math.log2(math.e)

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from runtime.kernels import launch, plan, reference
+from runtime.kernels import candidates, launch, plan, reference
 
 LIMIT = {"float16": 2e-3, "float32": 1e-5}
 ORDER = ("time", "position", "norm_weight", "norm_bias", "qkv_weight", "qkv_bias", "out_weight", "out_bias")
@@ -70,7 +70,7 @@ def test_long_windows_are_two_launches(frames, dtype):
     assert names == ["window_attention_project", "window_attention_attend"]
 
 
-@pytest.mark.parametrize("config", plan.WINDOW_CANDIDATES[:3])
+@pytest.mark.parametrize("config", candidates.WINDOW_CANDIDATES[:3])
 def test_every_block_size_computes_the_same(config):
     check(plan.WindowSizes(3, 8, 8, 8), config, "float16")
 

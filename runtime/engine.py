@@ -12,6 +12,7 @@ from .backends import create
 from .backends.base import Backend, ProfiledStage, Stage, load_stages
 from .backends.split_stage import load_split_stages
 from .bundle.bundle import Bundle, choose
+from .device.cubin import Kernels
 from .device.graphs import choose_graphs
 from .device.kernels import choose_kernels
 from .errors import UserError, reject_unknown
@@ -57,20 +58,8 @@ class Engine:
         self.bundle, self.backend = bundle, backend
         self._lock = backend.device.lock
         self._sessions: WeakSet[Session] = WeakSet()
-        self._lock.run(self._load, max_objects, kernels)
-
-    def _load(self, max_objects: int, kernels: str) -> None:
-        bundle, backend = self.bundle, self.backend
-        self.kernels = choose_kernels(kernels, bundle.folder, backend.device)
-        split = load_split_stages(bundle, backend, self.kernels, kernels, max_objects)
-        stages = {**load_stages(bundle, backend, without=split), **split}
-        self.stages = {name: ProfiledStage(stage) for name, stage in stages.items()}
-        self.networks = Networks(bundle, self.stages, backend.device, max_objects, self.kernels)
-        if kernels == "on" and not any(network.uses_kernels for network in self.networks.values()):
-            raise UserError(
-                f"the bundle {bundle.name} ({bundle.manifest.network_names}) does not use compiled kernels; "
-                "remove --kernels on"
-            )
+        # a device of CUDA is current in the thread of a call under its lock
+        self.kernels, self.stages, self.networks = self._lock.run(_load, bundle, backend, max_objects, kernels)
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -181,6 +170,23 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _load(
+    bundle: Bundle, backend: Backend, max_objects: int, kernels: str
+) -> tuple[Kernels | None, dict[str, ProfiledStage], Networks]:
+    """Load kernels and stages, and make the networks of them."""
+    compiled = choose_kernels(kernels, bundle.folder, backend.device)
+    split = load_split_stages(bundle, backend, compiled, kernels, max_objects)
+    loaded = {**load_stages(bundle, backend, without=split), **split}
+    stages = {name: ProfiledStage(stage) for name, stage in loaded.items()}
+    networks = Networks(bundle, stages, backend.device, max_objects, compiled)
+    if kernels == "on" and not any(network.uses_kernels for network in networks.values()):
+        raise UserError(
+            f"the bundle {bundle.name} ({bundle.manifest.network_names}) does not use compiled kernels; "
+            "remove --kernels on"
+        )
+    return compiled, stages, networks
 
 
 def _tracking_options(what: str, defaults: TrackingOptions, options: TrackingKeywords) -> TrackingOptions:

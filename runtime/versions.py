@@ -6,8 +6,6 @@ import re
 from importlib import metadata
 from types import ModuleType
 
-from .errors import summarize
-
 LOWEST = {"tokenizers": "0.21", "onnxruntime": "1.20", "openvino": "2026.3", "cuda-core": "0.5"}
 """Lowest versions that the tests have passed with, as in pyproject.toml."""
 
@@ -21,8 +19,8 @@ def remedy(library: ModuleType, damaged: str = "export the bundle again") -> str
     return f"{damaged}, or, if a newer {name} than the installed {version} wrote it: pip install --upgrade {name}"
 
 
-def cuda_core_remedy(error: ImportError) -> str:
-    """Return why `cuda.core` cannot be imported, with what to do about it."""
+def cuda_core_remedy(failure: str) -> str:
+    """Return what to do about a `cuda.core` that cannot be imported. `failure`: the message of the import."""
     try:
         found = metadata.version("cuda-core")
     except metadata.PackageNotFoundError:
@@ -31,7 +29,7 @@ def cuda_core_remedy(error: ImportError) -> str:
         reason = f"cuda-core {found} is installed, {LOWEST['cuda-core']} or newer is needed"
     else:
         # cuda-core itself brings no bindings to CUDA; its extras cu12 and cu13 do
-        reason = f"cuda-core {found} is installed but cannot be imported ({summarize(error)})"
+        reason = f"cuda-core {found} is installed but cannot be imported ({failure})"
     return f"{reason}: pip install --upgrade 'cuda-core[cu13]'"
 
 

@@ -68,7 +68,7 @@ class CudaCore:
             from cuda.core import Buffer, LegacyPinnedMemoryResource
             from cuda.core import Device as CudaDevice
         except ImportError as error:
-            raise BackendError(versions.cuda_core_remedy(error)) from None
+            raise BackendError(versions.cuda_core_remedy(summarize(error))) from None
         self._buffer = Buffer
         try:
             self._device = CudaDevice(index)

@@ -158,7 +158,7 @@ def test_the_message_names_the_version_of_cuda_core(monkeypatch, installed, mess
         return installed
 
     monkeypatch.setattr(metadata, "version", version)
-    assert versions.cuda_core_remedy(ImportError("cannot import name 'bindings' from 'cuda'")) == message
+    assert versions.cuda_core_remedy("cannot import name 'bindings' from 'cuda'") == message
 
 
 def test_a_cuda_core_that_exports_nothing_is_named(monkeypatch):

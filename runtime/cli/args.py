@@ -171,15 +171,22 @@ def add_output(parser: Parser) -> None:
     add("--json", action="store_true", help="print the summary as JSON on standard output")
 
 
-def add_execution(parser: Parser) -> None:
-    """Add the options about the engine."""
-    add = parser.add_argument_group("execution").add_argument
+def add_engine(parser: Parser) -> argparse._ArgumentGroup:
+    """Add the options that choose the engine; return their group."""
+    group = parser.add_argument_group("execution")
+    add = group.add_argument
     engine = "a bundle, or a folder of bundles (default: %(default)s)"
     add("--engine", type=os.path.expanduser, default="engines", metavar="FOLDER", help=engine)
     add("--model", metavar="NAME", help="bundle or network to load, if the folder holds several")
     backend = "inference library; auto selects one that works on this machine"
     add("--backend", default="auto", metavar="NAME", help=backend)
     add("--threads", type=positive, metavar="N", help="CPU threads (default: chosen by the backend)")
+    return group
+
+
+def add_execution(parser: Parser) -> None:
+    """Add the options about the engine."""
+    add = add_engine(parser).add_argument
     kernels = "on a GPU, preprocess frames and extract masks with the bundle's compiled kernels (default: %(default)s)"
     add("--kernels", choices=("auto", "on", "off"), default="auto", help=kernels)
     graphs = "on a GPU, record work that repeats as CUDA graphs; auto: where the backend can (default: %(default)s)"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..backends.autotune import num_cores
-from ..cli.args import Parser
+from ..cli.args import Parser, add_engine, positive
 from ..engine import Engine, load
 from ..errors import SamwiseRuntimeError, UserError, fail, summarize
 
@@ -29,15 +29,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog="python -m runtime.serve", description="Serve a bundle: a page, streams, pictures, files.")
+    add_engine(parser)
     add = parser.add_argument
-    add("--engine", default="engines", metavar="FOLDER", help="a bundle or a folder of bundles (default: engines)")
-    add("--model", help="name of the bundle or network, where several fit")
-    add("--backend", default="auto", help="backend (default: auto)")
-    add("--threads", type=int, help="CPU threads of the backend")
     engines = "engines, each with its part of the streams and of the cores (default: 2 on a CPU, else 1)"
-    add("--engines", type=int, metavar="N", help=engines)
-    add("--max-streams", type=int, default=8, metavar="N", help="streams at a time (default: 8)")
-    add("--max-objects", type=int, default=64, metavar="N", help="objects at a time, over all streams (default: 64)")
+    add("--engines", type=positive, metavar="N", help=engines)
+    add("--max-streams", type=positive, default=8, metavar="N", help="streams at a time (default: 8)")
+    add(
+        "--max-objects",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="objects at a time, over all streams (default: 64)",
+    )
     add("--host", default="127.0.0.1", help="address to listen on; another than this machine needs --token-file")
     add("--port", type=int, default=8000, help="port (default: 8000)")
     add("--token-file", type=Path, metavar="FILE", help="file of tokens, one a line: who has none is refused")
@@ -87,8 +90,6 @@ def _engines(args: argparse.Namespace) -> Iterator[Engine]:
 
     On a CPU two engines of half the cores finish more frames than one of all, but those of one stream later.
     """
-    if args.engines is not None and args.engines < 1:
-        raise UserError(f"--engines must be 1 or more, not {args.engines}")
     number = args.engines or max(1, min(CPU_ENGINES, num_cores(), args.max_streams))
     threads = args.threads or (None if number == 1 else max(1, num_cores() // number))
     first = load(args.engine, args.model, args.backend, threads, args.max_objects)

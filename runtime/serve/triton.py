@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..bundle.bundle import choose
-from ..cli.args import Parser, positive
+from ..cli.args import Parser, add_engine, positive
 from ..errors import InternalError, SamwiseRuntimeError, UserError, fail, summarize
 
 CONFIG = """# written by python -m runtime.serve.triton
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.out is None:
             raise UserError("--out FOLDER is missing, the model repository to write")
         options = {"backend": args.backend, "threads": args.threads, "max_objects": args.max_objects}
-        engine = str(choose(args.engine).folder.resolve())
+        engine = str(choose(args.engine, args.model).folder.resolve())
         write(
             args.out, {"engine": engine, "load": json.dumps(options), "max_streams": str(args.max_streams)}, args.idle
         )
@@ -155,14 +155,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog="python -m runtime.serve.triton", description="Serve a bundle by Triton Inference Server.")
+    add_engine(parser)
     add = parser.add_argument
-    add("--engine", default="engines", metavar="FOLDER", help="a bundle or a folder of bundles (default: engines)")
     add("--out", type=Path, metavar="FOLDER", help="model repository to write")
     add("--run", action="store_true", help="run tritonserver on it")
     add("--max-streams", type=positive, default=8, metavar="N", help="sequences at a time (default: 8)")
     add("--idle", type=positive, default=300, metavar="SECONDS", help="until an idle sequence is closed (default: 300)")
-    add("--backend", default="auto", help="backend (default: auto)")
-    add("--threads", type=positive, metavar="N", help="CPU threads of the backend")
     add("--max-objects", type=positive, default=64, metavar="N", help="objects at a time, over all (default: 64)")
     add("--host", default="127.0.0.1", help="address of --run (default: 127.0.0.1); Triton has no access control")
     add("--port", type=positive, default=8000, help="port for HTTP; the next two: gRPC, metrics (default: 8000)")

@@ -120,5 +120,5 @@ def test_a_large_bundle_has_one_engine(toy, monkeypatch):
     monkeypatch.setattr(serve_command, "num_cores", lambda: 8)
     monkeypatch.setattr(serve_command, "SMALL_BYTES", 100)
     assert len(list(serve_command._engines(serve_command._parser().parse_args(["--engine", str(toy)])))) == 1
-    with pytest.raises(runtime.UserError, match="--engines must be 1 or more"):
-        list(serve_command._engines(serve_command._parser().parse_args(["--engine", str(toy), "--engines", "0"])))
+    with pytest.raises(runtime.UserError, match="--engines: .*1 or more"):
+        serve_command._parser().parse_args(["--engine", str(toy), "--engines", "0"])

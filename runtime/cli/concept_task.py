@@ -148,14 +148,15 @@ class Follower:
                 self._numbers[self._session.add_concept(concept)] = number
 
     def _numbered(self, result: Result) -> Result:
-        """Count frames from the first of the video, objects from 1; give exclusive corners."""
-        return replace(
-            result,
-            frame_index=result.frame_index + self._before,
-            object_ids=tuple(obj + 1 for obj in result.object_ids),
-            prompt_ids=tuple(self._numbers[prompt] for prompt in result.prompt_ids),
-            boxes=boxes_and_areas(result.masks)[0].astype(np.float32),
-        )
+        """Count frames from the first of the video, and concepts as they were given."""
+        prompt_ids = tuple(self._numbers[prompt] for prompt in result.prompt_ids)
+        return replace(numbered(result), frame_index=result.frame_index + self._before, prompt_ids=prompt_ids)
+
+
+def numbered(result: Result) -> Result:
+    """Return a result of a session as the command has it: objects count from 1, corners are exclusive."""
+    boxes = boxes_and_areas(result.masks)[0].astype(np.float32)
+    return replace(result, object_ids=tuple(obj + 1 for obj in result.object_ids), boxes=boxes)
 
 
 def _forget_exemplars(session: ConceptSession) -> None:

@@ -47,6 +47,9 @@ class Stream:
         self._error: Exception | None = None
         self._last_result_at = 0.0
         """`engine_seconds` at the result before."""
+        self._fed_tag: Any = None
+        self.last_tag: Any = None
+        """Tag of the last frame that the session has taken, which corrections refine; for functions of `call`."""
         self.is_over = False
         self.turn = 0.0
         """Weighted engine time, by which streams take turns."""
@@ -135,7 +138,7 @@ class Stream:
         try:
             result = next(self._steps)
         except StopIteration:
-            self._steps = None
+            self._steps, self.last_tag = None, self._fed_tag
             return
         if isinstance(result, Work):
             self.work = result
@@ -152,6 +155,7 @@ class Stream:
             item = self._pending.pop()
         self._hand_out_dropped()
         if isinstance(item, PendingFrame):
+            self._fed_tag = item.tag
             self._in_session.append((item.tag, now() - item.arrival))
             prompts = (item.prompts,) if item.prompts else ()
             self._steps = self._session.feed(item.image, *prompts, time=item.time)

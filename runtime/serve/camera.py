@@ -8,7 +8,7 @@ import time
 
 from ..errors import UserError
 from ..media.video_reader import open_video
-from .stream import ClientStream, Sent
+from .stream import ClientStream
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def _follow(source: str, client: ClientStream) -> None:
                 if client.is_over:
                     return
                 if not client.is_held:  # else the client does not read, and frames are dropped here
-                    stream.put(image, None, Sent(number), time=seconds)
+                    stream.put(image, None, number, time=seconds)
         stream.end()
     except Exception as error:
         if not client.is_over:

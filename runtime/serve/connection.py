@@ -89,9 +89,8 @@ class Connection:
             except (Close, asyncio.CancelledError):
                 raise
             except Exception as error:
-                self._service.metrics.refused.labels("busy" if isinstance(error, Busy) else "message").inc()
-                answer = {"type": "error", "message": self._service.explain(error), "busy": isinstance(error, Busy)}
-                self._outbox.put(answer)
+                text, is_busy = self._service.refuse(error)
+                self._outbox.put({"type": "error", "message": text, "busy": is_busy})
 
     async def _next(self) -> Any:
         """Return the next message. Raises Close after a while without one, unless frames wait or results go out.

@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
-from ..scheduler import SchedulerGroup
+from ..scheduler import Delivery, SchedulerGroup
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -28,6 +28,13 @@ class Metrics:
         )
         self.refused = Counter("samwise_refused", "Refusals", ["reason"], registry=self._registry)
         self._registry.register(self)
+
+    def count(self, delivery: Delivery) -> None:
+        """Count what became of a frame."""
+        self.frames.labels(delivery.outcome.value).inc()
+        if delivery.result is not None:
+            self.seconds.labels("queue").observe(delivery.waited)
+            self.seconds.labels("compute").observe(delivery.computed)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of the engines, as Prometheus' library asks."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import secrets
 import time
@@ -16,10 +15,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..engine import Engine
-from ..errors import BackendError, BundleError, Busy, UserError, summarize
+from ..errors import Busy, UserError, summarize
 from ..models.base import Capability
 from ..prompts import Concept, Text
 from ..scheduler import SchedulerGroup
+from . import wire
 from .limits import Limits
 from .metrics import Metrics
 
@@ -79,7 +79,6 @@ class Service:
         self._everybody = Account(self.limits)
         self._codecs = ThreadPoolExecutor(4, "samwise-codec")
         self._callers = ThreadPoolExecutor(self.max_streams + self.limits.images, "samwise-call")
-        self._faults = itertools.count(1)
         self._probed, self._is_ok = 0.0, True
         manifest = self.engine.bundle.manifest
         window = getattr(self.engine.networks.text_video, "window", None) if Capability.TEXT_VIDEO in self.can else None
@@ -118,12 +117,15 @@ class Service:
 
     def explain(self, error: BaseException) -> str:
         """Return what a client may read about an error. What is not its fault is logged, with an id."""
-        if isinstance(error, UserError) and not isinstance(error, BundleError | BackendError):
-            return str(error)
-        number = f"{next(self._faults)}-{secrets.token_hex(3)}"
-        log.error("internal fault, id %s", number, exc_info=error)
-        self._is_ok = False  # until a probe says otherwise
-        return f"internal fault, id {number}"
+        kind, text = wire.explain(error, log.error)
+        self._is_ok &= kind != "fault"  # until a probe says otherwise
+        return text
+
+    def refuse(self, error: Exception) -> tuple[str, bool]:
+        """Count a request that is refused; return what the client may read, and whether it may work later."""
+        is_busy = isinstance(error, Busy)
+        self.metrics.refused.labels("busy" if is_busy else "message").inc()
+        return self.explain(error), is_busy
 
     # -- health -------------------------------------------------------------------------------------------------------
 

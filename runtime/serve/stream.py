@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.websockets import WebSocket
@@ -77,15 +75,8 @@ class Outbox:
         await self._socket.send_bytes(data)
 
 
-@dataclass(eq=False)
-class Sent:
-    """A frame that was put into the stream; its tag as the client knows it."""
-
-    tag: Any
-
-
 class ClientStream:
-    """The stream of a connection, used on the loop; `deliver` and `sent` on any thread."""
+    """The stream of a connection, used on the loop; `deliver` on any thread."""
 
     def __init__(self, start: wire.Start, service: Service, account: Account, outbox: Outbox) -> None:
         self.start, self.account, self._service, self._outbox = start, account, service, outbox
@@ -98,10 +89,7 @@ class ClientStream:
         """Objects of the last result."""
         self.active = time.monotonic()
         """Time of the last delivery."""
-        self._sent: deque[Sent] = deque()
-        """Frames of the client that are not done, and the last one that is."""
         self._progress = asyncio.Event()
-        self._last_tag: Any = None
 
     async def open(self) -> Stream:
         """Open the stream. Raises Busy, PromptError, UserError."""
@@ -114,7 +102,7 @@ class ClientStream:
         except asyncio.CancelledError:  # the client has gone meanwhile
             opening.add_done_callback(lambda f: None if f.cancelled() or f.exception() else f.result().cancel())
             raise
-        self._outbox.on_room = functools.partial(self._hold, False)
+        self._outbox.on_room = partial(self._hold, False)
         return self.stream
 
     def leave(self) -> None:
@@ -133,36 +121,26 @@ class ClientStream:
     def _delivered(self, delivery: Delivery) -> None:
         self.active = time.monotonic()
         self._progress.set()
-        outcome, metrics, sent = delivery.outcome, self._service.metrics, delivery.tag
+        outcome, error, explain = delivery.outcome, delivery.error, self._service.explain
         if outcome is Outcome.END:
-            return self._ended(delivery.error)
-        metrics.frames.labels(outcome.value).inc()
+            self.leave()
+            message = SHUTDOWN if self._service.is_draining else None if error is None else explain(error)
+            counts = {name: getattr(self.stream, f"num_{name}", 0) for name in ("done", "dropped", "failed")}
+            return self._outbox.put({"type": "ended", "message": message, **counts})
+        self._service.metrics.count(delivery)
         if delivery.result is not None:
-            metrics.seconds.labels("queue").observe(delivery.waited)
-            metrics.seconds.labels("compute").observe(delivery.computed)
-            while self._sent and self._sent[0] is not sent:
-                self._sent.popleft()
-            self._last_tag, self.num_objects = sent.tag, len(delivery.result.object_ids)
-            self._put_result(delivery.result, sent.tag, delivery)
-        else:
-            self._forget(sent)
-            if delivery.error is not None:
-                self._outbox.put({"type": "failed", "tag": sent.tag, "message": self._service.explain(delivery.error)})
-            elif self.start.camera is None:  # else the client does not know of the frame
-                self._outbox.put({"type": "dropped", "tag": sent.tag})
+            self.num_objects = len(delivery.result.object_ids)
+            self._put_result(delivery.result, delivery)
+        elif error is not None:
+            self._outbox.put({"type": "failed", "tag": delivery.tag, "message": explain(error)})
+        elif self.start.camera is None:  # else the client does not know of the frame
+            self._outbox.put({"type": "dropped", "tag": delivery.tag})
         if not self._outbox.has_room.is_set():
             self._hold(True)
 
-    def _put_result(self, result: Result, tag: Any, delivery: Delivery | None) -> None:
-        timing = (delivery.waited, delivery.computed) if delivery is not None else (0.0, 0.0)
-        pack = functools.partial(wire.result, result, self.start.masks, tag, *timing, delivery is None)
+    def _put_result(self, result: Result, delivery: Delivery, is_corrected: bool = False) -> None:
+        pack = partial(wire.result, result, delivery, self.start.masks, is_corrected)
         self._outbox.put(pack, result.masks.nbytes)
-
-    def _ended(self, error: Exception | None) -> None:
-        self.leave()
-        message = SHUTDOWN if self._service.is_draining else None if error is None else self._service.explain(error)
-        counts = {name: getattr(self.stream, f"num_{name}", 0) for name in ("done", "dropped", "failed")}
-        self._outbox.put({"type": "ended", "message": message, **counts})
 
     def _hold(self, is_held: bool) -> None:
         if self.stream is not None and self.is_held != is_held:
@@ -179,40 +157,33 @@ class ClientStream:
     async def put(self, image: Any, prompts: dict[int, Any], tag: Any, seconds: float | None) -> None:
         """Put a frame, waiting for room. Raises PromptError, UserError after the end."""
         assert self.stream is not None
-        sent = Sent(tag)
-        self._sent.append(sent)
-        try:
-            while not self.stream.put(image, prompts or None, sent, time=seconds):
-                self._progress.clear()  # set by a delivery, or when the session has taken all frames that wait
-                taken: Future[None] = self.stream.call(lambda session: None)
-                taken.add_done_callback(lambda f: self._loop.call_soon_threadsafe(self._progress.set))
-                await self._progress.wait()
-        except BaseException:
-            self._forget(sent)
-            raise
-
-    def _forget(self, sent: Sent) -> None:
-        with contextlib.suppress(ValueError):
-            self._sent.remove(sent)
+        while not self.stream.put(image, prompts or None, tag, time=seconds):
+            self._progress.clear()  # set by a delivery, or when the session has taken all frames that wait
+            taken: Future[None] = self.stream.call(lambda session: None)
+            taken.add_done_callback(lambda f: self._loop.call_soon_threadsafe(self._progress.set))
+            await self._progress.wait()
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the session after the frames that wait. Raises what it raises."""
+        return (await self._call(method, *arguments))[0]
 
-        def call(session: Any) -> Any:
+    async def correct(self, prompts: dict[int, Any]) -> None:
+        """Correct the frame that the session has had last, and put its new result."""
+        result, tag = await self._call("correct", prompts)
+        self._put_result(result, Delivery(Outcome.DONE, tag), is_corrected=True)
+
+    async def _call(self, method: str, *arguments: Any) -> tuple[Any, Any]:
+        """Return what a method of the session returns, and the tag of the frame that the session has had last."""
+        stream = self.stream
+        assert stream is not None
+
+        def call(session: Any) -> tuple[Any, Any]:
             if not hasattr(session, method):
                 raise UserError(f"this stream cannot {method.replace('_', ' ')}; start one with clicks or concepts")
-            return getattr(session, method)(*arguments)
+            return getattr(session, method)(*arguments), stream.last_tag
 
-        assert self.stream is not None
-        future = asyncio.wrap_future(self.stream.call(call))
+        future = asyncio.wrap_future(stream.call(call))
         await asyncio.wait([future])
         if future.cancelled():
             raise UserError("the stream has ended")
         return future.result()
-
-    async def correct(self, prompts: dict[int, Any]) -> None:
-        """Correct the frame that the session has had last, and put its new result."""
-        sent = list(self._sent)
-        result = await self.call("correct", prompts)
-        taken = [frame.tag for frame in sent if frame in self._sent]
-        self._put_result(result, taken[-1] if taken else self._last_tag, None)

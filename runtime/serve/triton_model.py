@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import threading
-import traceback
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,7 @@ import numpy as np
 import triton_python_backend_utils as pb  # only in Triton's processes
 
 from ..engine import load
-from ..errors import BackendError, BundleError, Busy, InternalError, PromptError, SamwiseRuntimeError, UserError
+from ..errors import Busy, InternalError, PromptError, SamwiseRuntimeError, UserError
 from ..models.base import Capability
 from ..results import Result
 from ..scheduler import Delivery, Outcome, Scheduler
@@ -28,6 +27,8 @@ from .limits import Limits
 
 START, END = pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START, pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
 FINAL = pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+CODES = {"busy": "UNAVAILABLE", "mistake": "INVALID_ARG", "fault": "INTERNAL"}
+"""Triton's codes by kinds of `wire.explain`."""
 TOGETHER = "together"
 """Parameter of requests from `Segment`: answered once, as soon as their frame is taken, with all results there are."""
 PENDING_FRAMES = 256
@@ -68,9 +69,8 @@ class Reply:
 
     def fail(self, error: BaseException) -> None:
         """Send an error as the last response, on one line without paths."""
-        code, text = ("UNAVAILABLE" if isinstance(error, Busy) else "INVALID_ARG"), str(error)
-        if not isinstance(error, UserError) or isinstance(error, BundleError | BackendError):
-            code, text = "INTERNAL", log_fault(error)
+        kind, text = wire.explain(error, pb.Logger.log_error)
+        code = CODES[kind]
         # a code does not pass from model to model, but text does
         text = f"{code}: {text}" if self.is_together else text
         self._send(pb.InferenceResponse(error=pb.TritonError(text, getattr(pb.TritonError, code))), True)
@@ -135,7 +135,7 @@ class Sequence:
 
     def _check(self, done: Future[None]) -> None:
         if error := done.exception():
-            log_fault(error)
+            wire.explain(error, pb.Logger.log_error)
             self.stream.cancel(InternalError("an answer could not be sent"))
 
     def _deliver(self, delivery: Delivery) -> None:
@@ -259,11 +259,12 @@ def _pass_on(request: Any, sender: Any, key: Any, flags: int) -> None:
         code, _, text = error.message().partition(": ") if error else ("", "", "")
         if "must specify the START flag" in text:
             code, text = "INVALID_ARG", NOT_OPEN
-        if code in ("UNAVAILABLE", "INVALID_ARG", "INTERNAL"):
+        if code in CODES.values():
             error = pb.TritonError(text, getattr(pb.TritonError, code))
         response = pb.InferenceResponse([] if error else answer.output_tensors(), error)
     except Exception as fault:
-        response = pb.InferenceResponse(error=pb.TritonError(log_fault(fault)))
+        text = wire.explain(fault, pb.Logger.log_error)[1]
+        response = pb.InferenceResponse(error=pb.TritonError(text))
     sender.send(response, flags=FINAL)
 
 
@@ -278,10 +279,3 @@ def _inputs(request: Any) -> tuple[np.ndarray | None, Any]:
     if text is None or not text.flat[0]:
         return frame, None
     return frame, wire.parse(b'{"prompts": %s}' % text.flat[0], LIMITS)["prompts"] or None
-
-
-def log_fault(error: BaseException) -> str:
-    """Log a fault that is not the client's; return what the client may read."""
-    number = uuid.uuid4().hex[:8]
-    pb.Logger.log_error(f"fault {number}: " + "".join(traceback.format_exception(error)))
-    return f"internal fault {number}; the server's log says more"

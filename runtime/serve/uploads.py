@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
@@ -34,10 +34,7 @@ class Uploads:
         limits, service, form = self._limits, self._service, request.query_params.get("masks", "rle")
         if form not in ("rle", "png", "none"):
             raise UserError("masks must be rle, png or none")
-        given, _ = self._given(request)
-        prompts = self._objects(given) if isinstance(given, dict) else parse_prompts(given, limits.prompts)
-        if not prompts:
-            raise UserError('no prompt; add one to the address, like ?prompts=[{"text":"the red car"}]')
+        texts, clicks, _ = self._read(request, self._objects)
         if self._num_images >= limits.images:
             raise Busy(f"{limits.images} pictures are in work; try again")
         self._num_images += 1
@@ -49,7 +46,7 @@ class Uploads:
                     raise UserError(f"a picture of more than {limits.message_bytes:,} bytes; send a smaller one")
             frame = await service.code(wire.picture, bytes(data), limits)
             await account.take_frame(frame.shape)
-            work = functools.partial(segment, frame=frame, prompts=prompts)
+            work = functools.partial(segment, frame=frame, prompts=texts or clicks)
             found = await asyncio.wrap_future(service.scheduler.submit(work))
         finally:
             self._num_images -= 1
@@ -59,15 +56,8 @@ class Uploads:
 
     async def video(self, request: Request, account: Account) -> Response:
         """Begin a job."""
-        given, options = self._given(request)
-        prompts: Any
-        if isinstance(given, dict):
-            prompts = {parse_number(frame, "a frame"): self._objects(value) for frame, value in given.items()}
-        else:
-            prompts = parse_prompts(given, self._limits.prompts)
-        if not prompts:
-            raise UserError('no prompt; add one to the address, like ?prompts=[{"text":"the red car"}]')
-        job = await self._videos.add(self._body(request, account), account, prompts, options)
+        prompts = self._read(request, self._by_frame)
+        job = await self._videos.add(self._body(request, account), account, *prompts)
         return JSONResponse(job.describe(), 202)
 
     async def job(self, request: Request, account: Account) -> Response:
@@ -85,19 +75,24 @@ class Uploads:
             return JSONResponse({"error": "there is no result of this job"}, 404)
         return FileResponse(job.result, media_type="application/zip", filename="result.zip")
 
-    def _given(self, request: Request) -> tuple[Any, dict[str, Any]]:
-        query = request.query_params
-        prompts, options = (
-            query.get("prompts") or request.headers.get("x-prompts") or "[]",
-            query.get("options") or "{}",
-        )
+    def _read(self, request: Request, parse_clicks: Callable[[Any], Any]) -> tuple[Any, Any, dict[str, Any]]:
+        """Return sentences or concepts, else clicks, and options. Raises UserError, PromptError."""
+        prompts = request.query_params.get("prompts") or request.headers.get("x-prompts") or "[]"
+        options = request.query_params.get("options") or "{}"
         given = wire.parse(f'{{"prompts": {prompts}, "options": {options}}}', self._limits)
         if not isinstance(given["options"], dict):
             raise UserError("options must be an object")
-        return given["prompts"], wire.check_options(given["options"], self._limits)
+        clicks = parse_clicks(given["prompts"]) if isinstance(given["prompts"], dict) else {}
+        texts = None if clicks else parse_prompts(given["prompts"] or [], self._limits.prompts)
+        if not (texts or clicks):
+            raise UserError('no prompt; add one to the address, like ?prompts=[{"text":"the red car"}]')
+        return texts, clicks, wire.check_options(given["options"], self._limits)
 
     def _objects(self, value: Any) -> dict[int, Any]:
         return parse_objects(value, self._limits.objects, self._limits.pixels)
+
+    def _by_frame(self, value: dict[str, Any]) -> dict[int, Any]:
+        return {parse_number(frame, "a frame"): self._objects(objects) for frame, objects in value.items()}
 
     async def _body(self, request: Request, account: Account) -> AsyncIterator[bytes]:
         chunks = request.stream()

@@ -9,22 +9,22 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..cli.concept_task import numbered
 from ..cli.output_folder import MASKS, RESULTS
 from ..cli.summary import RunStats, describe_run, summarize_run
 from ..cli.writers import OutputOptions, Outputs
 from ..errors import Busy, UserError, VideoError
-from ..imaging.masks import boxes_and_areas
 from ..media.container import open_upload
 from ..media.video_reader import VideoReader
-from ..prompts import Concept, Text
+from ..prompts import Concept
 from ..results import Result
 from ..scheduler import Delivery, Outcome, Stream
 from .service import SHUTDOWN, Account, Service
@@ -35,26 +35,31 @@ NAME = "the file"
 
 @dataclass(eq=False)
 class Job:
-    """One file. `prompts`: sentences, concepts, or by frame and object; `state`: uploading, waiting, running, done,
-    failed or cancelled."""
+    """One file, with prompts of one kind. `state`: uploading, waiting, running, done, failed or cancelled."""
 
     account: Account
     folder: Path
-    prompts: list[Text] | list[Concept] | dict[int, dict[int, Any]]
+    texts: list[Any] | None
+    """Sentences, or concepts."""
+    clicks: Mapping[int, dict[int, Any]]
+    """By frame and object."""
     options: Mapping[str, Any]
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     state: str = "uploading"
-    done: int = 0
     total: int | None = None
     message: str | None = None
     changed: float = field(default_factory=time.monotonic)
+    stats: RunStats = field(default_factory=lambda: RunStats({}))
 
     def __post_init__(self) -> None:
         self.video, self.result = self.folder / "video", self.folder / "result.zip"
+        self.labels = {number: prompt.label for number, prompt in enumerate(self.texts or (), 1)}
+        self.has_concepts = any(isinstance(prompt, Concept) for prompt in self.texts or ())
 
     def describe(self) -> dict[str, Any]:
         """Return the progress as JSON."""
-        return {name: getattr(self, name) for name in ("id", "state", "done", "total", "message")}
+        progress = {"done": self.stats.frames, "total": self.total}
+        return {"id": self.id, "state": self.state, **progress, "message": self.message}
 
     def become(self, state: str, message: str | None = None) -> None:
         """Change the state; a cancelled job stays so."""
@@ -77,12 +82,12 @@ class Videos:
         job = self._jobs.get(name)
         return job if job is not None and job.account is account else None
 
-    async def add(self, chunks: AsyncIterator[bytes], account: Account, prompts: Any, options: Any) -> Job:
-        """Take a file and start its job. Raises Busy, UserError."""
+    async def add(self, chunks: AsyncIterator[bytes], account: Account, *prompts: Any) -> Job:
+        """Take a file and start its job; `prompts`: texts, clicks and options of it. Raises Busy, UserError."""
         self._forget_expired()
         if sum(job.account is account for job in self._jobs.values()) >= self._limits.videos:
             raise Busy(f"this token has {self._limits.videos} files here; delete one")
-        job = Job(account, Path(tempfile.mkdtemp(dir=self._folder.name)), prompts, options)
+        job = Job(account, Path(tempfile.mkdtemp(dir=self._folder.name)), *prompts)
         self._jobs[job.id] = job
         try:
             with open(job.video, "wb") as file:
@@ -116,6 +121,8 @@ class Videos:
             if job.state in ("done", "failed") and job.changed < oldest:
                 self.remove(job)
 
+    # -- a thread of a job ----------------------------------------------------------------------------------------
+
     def _run(self, job: Job) -> None:
         job.become("running")
         try:
@@ -123,7 +130,7 @@ class Videos:
                 if video.size[0] * video.size[1] > self._limits.pixels:
                     raise VideoError(f"frames of {video.size[1]}x{video.size[0]} are too large; scale the video down")
                 job.total = video.count
-                _Run(job, video, self._service).run()
+                self._write(job, video)
             job.become("done")
         except Exception as error:
             if job.state != "cancelled":
@@ -132,87 +139,67 @@ class Videos:
             with contextlib.suppress(OSError):
                 job.video.unlink()
 
+    def _write(self, job: Job, video: VideoReader) -> None:
+        """Write the files of the command, and put them into the zip."""
+        out, started = job.folder / "out", time.monotonic()
+        objects = {obj for by_object in job.clicks.values() for obj in by_object} or set(job.labels)
+        known = {} if job.has_concepts else {obj: obj for obj in sorted(objects)}
+        options = OutputOptions(job.labels, known, overlay=False, concepts=job.has_concepts)
+        header = describe_run(self._service.engine, video)
+        with (
+            contextlib.closing(self._results(job, video)) as results,
+            Outputs(out, video.size, video.fps, header, options) as outputs,
+        ):
+            for found in results:
+                result, index = numbered(found) if job.has_concepts else found, found.frame_index
+                outputs.add(video.frame_name(index), np.empty(0), result, video.frame_time(index))
+                job.stats.count(result)
+            job.stats.seconds = time.monotonic() - started
+            outputs.close({**summarize_run(job.stats, job.labels, {}, complete=True), "notes": list(video.notes)})
+        with zipfile.ZipFile(job.result, "w") as archive:
+            archive.write(out / RESULTS, RESULTS, zipfile.ZIP_DEFLATED)
+            for mask in sorted((out / MASKS).iterdir()):
+                archive.write(mask, f"{MASKS}/{mask.name}")
+        shutil.rmtree(out)
 
-class _Run:
-    """A job in work: its frames through a stream, its results into files."""
-
-    def __init__(self, job: Job, video: VideoReader, service: Service) -> None:
-        self._job, self._video, self._service = job, video, service
-        self._deliveries: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
-        self._clicks = job.prompts if isinstance(job.prompts, dict) else {}
-        self._texts: Any = None if self._clicks else job.prompts
-        self._has_concepts = any(isinstance(prompt, Concept) for prompt in self._texts or ())
-        self._stats = RunStats({})
-
-    def run(self) -> None:
-        """Compute all. Raises SamwiseRuntimeError."""
-        service, folder, started = self._service, self._job.folder / "out", time.monotonic()
-        labels = {number: prompt.label for number, prompt in enumerate(self._texts or (), 1)}
-        given = {obj for by_object in self._clicks.values() for obj in by_object} or set(labels)
-        objects = {} if self._has_concepts else {obj: obj for obj in sorted(given)}
-        options = OutputOptions(labels, objects, overlay=False, concepts=self._has_concepts)
-        stream = self._open()
-        header = describe_run(service.engine, self._video)
+    def _results(self, job: Job, video: VideoReader) -> Generator[Result, None, None]:
+        """Put the frames into a stream, and yield its results. Raises what ended it."""
+        deliveries: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        stream = self._open(job, deliveries.put)
         try:
-            with Outputs(folder, self._video.size, self._video.fps, header, options) as outputs:
-                self._feed(stream, outputs)
-                self._stats.seconds = time.monotonic() - started
-                summary = summarize_run(self._stats, labels, {}, complete=True)
-                outputs.close(summary | {"notes": list(self._video.notes)})
+            for number, frame in enumerate(video):
+                if number >= self._limits.video_frames:
+                    raise VideoError(f"the file has more than {number:,} frames; send a part of it")
+                while not stream.put(frame, job.clicks.get(number), number, time=video.frame_time(number)):
+                    yield from self._take(job, deliveries, 0.05)
+                yield from self._take(job, deliveries)
+            stream.end()
+            while not stream.is_over or not deliveries.empty():
+                yield from self._take(job, deliveries, 0.5)
         finally:
             stream.cancel()
-        with zipfile.ZipFile(self._job.result, "w") as archive:
-            archive.write(folder / RESULTS, RESULTS, zipfile.ZIP_DEFLATED)
-            for mask in sorted((folder / MASKS).iterdir()):
-                archive.write(mask, f"{MASKS}/{mask.name}")
-        shutil.rmtree(folder)
 
-    def _open(self) -> Stream:
+    def _open(self, job: Job, deliver: Callable[[Delivery], None]) -> Stream:
         """Open the stream when there is room. Raises Busy after an hour."""
         end = time.monotonic() + 3600
         while True:
             try:
-                return self._service.scheduler.open(self._texts, self._deliveries.put, **self._job.options)
+                return self._service.scheduler.open(job.texts, deliver, **job.options)
             except Busy:
-                if self._job.state == "cancelled" or self._service.is_draining or time.monotonic() > end:
+                if job.state == "cancelled" or self._service.is_draining or time.monotonic() > end:
                     raise
                 time.sleep(0.2)
 
-    def _feed(self, stream: Stream, outputs: Outputs) -> None:
-        for number, frame in enumerate(self._video):
-            if number >= self._service.limits.video_frames:
-                raise VideoError(f"the file has more than {number:,} frames; send a part of it")
-            while not stream.put(frame, self._clicks.get(number), number, time=self._video.frame_time(number)):
-                self._take(outputs, 0.05)
-            while self._take(outputs, 0.0):
-                pass
-        stream.end()
-        while not stream.is_over or not self._deliveries.empty():
-            self._take(outputs, 0.5)
-
-    def _take(self, outputs: Outputs, seconds: float) -> bool:
-        """Write the next result; return whether there was one in time. Raises what ended the stream."""
-        if self._job.state == "cancelled":
-            raise UserError("cancelled")
-        try:
-            delivery = self._deliveries.get(seconds > 0, seconds or None)
-        except queue.Empty:
-            return False
-        if delivery.error is not None:
-            raise delivery.error
-        if delivery.outcome is Outcome.END and self._service.is_draining:
-            raise UserError(SHUTDOWN)
-        if (result := delivery.result) is not None:
-            name, seconds_shown = self._video.frame_name(result.frame_index), self._video.frame_time(result.frame_index)
-            result = self._numbered(result)
-            outputs.add(name, np.empty(0), result, seconds_shown)
-            self._stats.count(result)
-            self._job.done += 1
-        return True
-
-    def _numbered(self, result: Result) -> Result:
-        """Return a result as the command has it: objects of concepts are numbered from 1, corners exclusive."""
-        if not self._has_concepts:
-            return result
-        boxes = boxes_and_areas(result.masks)[0].astype(np.float32)
-        return replace(result, object_ids=tuple(obj + 1 for obj in result.object_ids), boxes=boxes)
+    def _take(self, job: Job, deliveries: queue.SimpleQueue[Delivery], seconds: float = 0.0) -> Iterator[Result]:
+        """Yield the results that there are, or come in time. Raises what ended the stream."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if job.state == "cancelled":
+                    raise UserError("cancelled")
+                delivery, seconds = deliveries.get(timeout=seconds), 0.0
+                if delivery.error is not None:
+                    raise delivery.error
+                if delivery.outcome is Outcome.END and self._service.is_draining:
+                    raise UserError(SHUTDOWN)
+                if delivery.result is not None:
+                    yield delivery.result

@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket
 
 from .. import __version__
 from ..bundle.demo import Demo
-from ..errors import Busy, UserError
+from ..errors import UserError
 from . import wire
 from .connection import Connection
 from .protocols import HttpProtocol, SocketProtocol
@@ -113,8 +113,7 @@ class Web:
             except ClientDisconnect:
                 return Response(status_code=400)
             except Exception as error:
-                text, is_busy = self._service.explain(error), isinstance(error, Busy)
-                self._service.metrics.refused.labels("busy" if is_busy else "message").inc()
+                text, is_busy = self._service.refuse(error)
                 status = 503 if is_busy else 422 if isinstance(error, UserError) else 500
                 return JSONResponse({"error": text, "busy": is_busy}, status, {"Retry-After": "5"} if is_busy else None)
 

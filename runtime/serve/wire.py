@@ -11,20 +11,23 @@ import io
 import json
 import math
 import re
+import secrets
 import struct
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
 
-from ..errors import UserError, reject_unknown, summarize
+from ..errors import BackendError, BundleError, Busy, UserError, reject_unknown, summarize
 from ..imaging.rle import encode_rle
 from ..media.image_files import decode_image
 from ..models.options import ConceptOptions, TextOptions
 from ..prompts import Concept, Text
 from ..prompts.json_prompts import parse_objects, parse_prompts
 from ..results import Result
+from ..scheduler import Delivery
 from ..tracking.state import TrackingKeywords
 from .limits import Limits
 
@@ -45,13 +48,6 @@ COLOURS = [
 ALPHA = 128
 """Opacity of a mask, of 255."""
 
-_EXPECTED = {
-    "keep": '"all" or "latest"',
-    "masks": f"one of {', '.join(MASKS)}",
-    "rate": "null or frames a second, above 0",
-    "camera": "the name of a camera",
-    "options": "an object",
-}
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
@@ -104,6 +100,19 @@ def split(data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes]:
     return header, data[4 + length :]
 
 
+_START: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "keep": (lambda value: value in ("all", "latest"), '"all" or "latest"'),
+    "masks": (lambda value: value in MASKS, f"one of {', '.join(MASKS)}"),
+    "rate": (
+        lambda value: value is None or (_is_number(value) and 0 < value <= 1000),
+        "null or frames a second, above 0",
+    ),
+    "camera": (lambda value: value is None or isinstance(value, str), "the name of a camera"),
+    "options": (lambda value: isinstance(value, dict), "an object"),
+}
+"""Fields of a `start`: what fits, and its description."""
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
     """A checked `start`: `prompts` None where points, boxes and masks come with the frames."""
@@ -119,10 +128,11 @@ class Start:
 def start(message: Mapping[str, Any], limits: Limits) -> Start:
     """Return the checked message. Raises UserError, PromptError."""
     given = {name: value for name, value in message.items() if name not in ("type", "token", "prompts")}
-    reject_unknown("start", given, _EXPECTED)
+    reject_unknown("start", given, _START)
     for name, value in given.items():
-        if not _fits(name, value):
-            raise UserError(f"{name} of a start must be {_EXPECTED[name]}")
+        fits, expected = _START[name]
+        if not fits(value):
+            raise UserError(f"{name} of a start must be {expected}")
     if given.get("camera") is not None:
         given["keep"] = "latest"
     prompts = parse_prompts(message.get("prompts", []), limits.prompts)
@@ -130,15 +140,6 @@ def start(message: Mapping[str, Any], limits: Limits) -> Start:
     if prompts and isinstance(prompts[0], Concept):  # the video has no end
         options["max_objects"] = min(options.get("max_objects") or limits.objects, limits.objects)
     return Start(prompts, options=options, **given)
-
-
-def _fits(name: str, value: Any) -> bool:
-    if name == "rate":
-        return value is None or (_is_number(value) and 0 < value <= 1000)
-    if name == "camera":
-        return value is None or isinstance(value, str)
-    choices = {"keep": ("all", "latest"), "masks": MASKS}
-    return isinstance(value, dict) if name == "options" else value in choices[name]
 
 
 def check_options(options: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
@@ -172,6 +173,18 @@ def picture(data: bytes, limits: Limits) -> np.ndarray:
     return decode_image(data, ("JPEG", "PNG", "WEBP"), limits.pixels)
 
 
+def explain(error: BaseException, log: Callable[[str], object]) -> tuple[str, str]:
+    """Return the kind of an error, `busy`, `mistake` or `fault`, and what a client may read of it.
+
+    A fault is not the client's: `log` gets its traceback, and the client an id to find it by.
+    """
+    if isinstance(error, UserError) and not isinstance(error, BundleError | BackendError):
+        return "busy" if isinstance(error, Busy) else "mistake", str(error)
+    name = f"internal fault, id {secrets.token_hex(4)}"
+    log(f"{name}: {''.join(traceback.format_exception(error))}")
+    return "fault", name
+
+
 # -- out --------------------------------------------------------------------------------------------------------------
 
 
@@ -181,12 +194,10 @@ def pack(header: Mapping[str, Any], payload: bytes = b"") -> bytes:
     return struct.pack(">I", len(head)) + head + payload
 
 
-def result(
-    found: Result, masks: str, tag: Any = None, waited: float = 0.0, computed: float = 0.0, corrected: bool = False
-) -> bytes:
-    """Return a result as a message."""
-    header = {"type": "result", "tag": tag, "frame": found.frame_index, "time": found.time, "masks": masks}
-    header |= {"waited": round(waited, 4), "computed": round(computed, 4), "corrected": corrected}
+def result(found: Result, delivery: Delivery, masks: str, corrected: bool = False) -> bytes:
+    """Return a result, and what the scheduler says about it, as a message."""
+    header = {"type": "result", "tag": delivery.tag, "frame": found.frame_index, "time": found.time, "masks": masks}
+    header |= {"waited": round(delivery.waited, 4), "computed": round(delivery.computed, 4), "corrected": corrected}
     return pack(header | describe(found, masks), payload(found, masks))
 
 

@@ -76,6 +76,12 @@ class Networks(Mapping[str, Network]):
         return len(self._networks)
 
     @property
+    def memory_rows(self) -> tuple[int, int]:
+        """Numbers of objects that hold memory, and for which there is room, in the pools that were used."""
+        rows = [pool.rows for network in self._networks.values() for pool in list(network.pools)]
+        return sum(used for used, _ in rows), sum(free for _, free in rows)
+
+    @property
     def text_video(self) -> TextVideoNetwork:
         """The network that follows sentences. Raises UserError, like the others, when the bundle has none."""
         return cast(TextVideoNetwork, self._find(Capability.TEXT_VIDEO))

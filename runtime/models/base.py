@@ -7,7 +7,7 @@ where it is not a floating one. A tensor that no table names is not checked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -21,6 +21,7 @@ from ..media.random_access import FrameSequence
 from ..prompts import Concept, Text
 from ..results import Prediction, Result, Segment
 from ..tracking.live import LiveSession
+from ..tracking.object_memory import BlockPool
 from ..tracking.state import TrackingOptions
 from ..tracking.video import VideoSession
 from .context import NetworkContext
@@ -84,6 +85,10 @@ class Network(Protocol):
     @property
     def capabilities(self) -> frozenset[Capability]:
         """Tasks that it can do."""
+
+    @property
+    def pools(self) -> Collection[BlockPool]:
+        """The memory of its objects, as far as it is made."""
 
     settings_schema: ClassVar[Group]
     signature: ClassVar[Signature]

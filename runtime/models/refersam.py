@@ -6,7 +6,7 @@ An image is encoded once, a sentence once, and every pair of the two is fused; s
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..imaging.upsample import CornerAlignedUpsampler
 from ..prompts import Text
 from ..results import Result
 from ..tokenizer import Tokenizer, encode
+from ..tracking.object_memory import BlockPool
 from .base import Capability, Signature
 from .context import NetworkContext
 
@@ -56,6 +57,7 @@ class ReferSam:
     """Stages and buffers of one ReferSAM bundle."""
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.TEXT_IMAGE})
+    pools: ClassVar[Collection[BlockPool]] = ()
     required_stages: ClassVar[tuple[str, ...]] = ("image", "text", "fuse")
     optional_stages: ClassVar[tuple[str, ...]] = ()
     uses_kernels: ClassVar[bool] = False

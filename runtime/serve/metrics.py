@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from ..scheduler import Delivery, SchedulerGroup
 
@@ -39,10 +39,19 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of the engines, as Prometheus' library asks."""
         stages = CounterMetricFamily("samwise_stage_seconds", "Time of a stage", labels=["stage"])
-        timings = [scheduler.engine.timings for scheduler in self._scheduler.schedulers]
+        engines = [scheduler.engine for scheduler in self._scheduler.schedulers]
+        timings = [engine.timings for engine in engines]
         for stage in timings[0]:
             stages.add_metric([stage], sum(one[stage][1] for one in timings))
         yield stages
+        rows = GaugeMetricFamily(
+            "samwise_pool_rows", "Objects in the memory pools, and room for more", labels=["state"]
+        )
+        for state, numbers in zip(
+            ("used", "free"), zip(*(e.networks.memory_rows for e in engines), strict=True), strict=True
+        ):
+            rows.add_metric([state], sum(numbers))
+        yield rows
         sizes = sorted(self._scheduler.batch_sizes.items())
         counts = [(str(limit), float(sum(n for size, n in sizes if size <= limit))) for limit in (1, 2, 4, 8)]
         calls = [*counts, ("+Inf", float(sum(n for _, n in sizes)))]

@@ -62,6 +62,12 @@ class BlockPool:
             self._num_open -= 1
         return self._num_open
 
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Numbers of objects that are open, and for which there is room; any thread may ask."""
+        used = self._num_open - len(self._closed)
+        return used, self.capacity - used
+
     def check_room(self, objects: int) -> None:
         """Raise Busy unless `objects` more fit."""
         if objects > self.capacity - self.in_use:

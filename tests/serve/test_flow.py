@@ -5,12 +5,14 @@ import signal
 import socket as sockets
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import runtime
+from helpers import numpy_sam3
 from helpers.server import png, wait
 from runtime.serve.limits import Limits
 
@@ -350,6 +352,53 @@ def test_metrics(click_engine, serve):
     ):
         assert line in text
     assert "samwise_streams 0.0" in server.request("/metrics")[1].decode()
+
+
+def families(server):
+    """Types of the metrics by name, and values by name and labels."""
+    lines = server.request("/metrics")[1].decode().splitlines()
+    types = dict(line.split()[2:4] for line in lines if line.startswith("# TYPE"))
+    return types, dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+
+
+def test_names_and_types_of_metrics(click_engine, serve):
+    types, _ = families(serve(click_engine))
+    counters = ("samwise_frames_total", "samwise_stage_seconds_total", "samwise_refused_total")
+    gauges = ("samwise_streams", "samwise_objects", "samwise_pool_rows")
+    for kind, names in (
+        ("counter", counters),
+        ("gauge", gauges),
+        ("histogram", ("samwise_frame_seconds", "samwise_batch_size")),
+    ):
+        for name in names:
+            assert types.pop(name) == kind
+            assert f"`{name}" in Path("docs/guides/serving.md").read_text()
+    assert not {name for name in types if not name.endswith("_created")}
+
+
+@pytest.mark.parametrize("kind", ["sentences", "clicks", "concepts"])
+def test_rows_of_the_object_memory(text_engine, click_engine, concept_engine, toy, serve, kind):
+    engine, prompts = {
+        "sentences": (text_engine, [runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[0, 9, 2])]),
+        "clicks": (click_engine, ()),
+        "concepts": (concept_engine, [runtime.Concept(tokens=[1])]),
+    }[kind]
+    server = serve(engine, others=[runtime.load(toy, max_objects=16)] if kind == "sentences" else ())
+    frame = numpy_sam3.picture(0, 3) if kind == "concepts" else FRAME
+    clicks = {"1": CLICK["1"], "2": {"box": [2, 2, 9, 9]}} if kind == "clicks" else None
+
+    def rows():
+        values = families(server)[1]
+        return [int(float(values[f'samwise_pool_rows{{state="{state}"}}'])) for state in ("used", "free")]
+
+    options = {"sentences": {"window": 1}, "clicks": {}, "concepts": {"temporal_disambiguation": False}}[kind]
+    with server.connect() as socket:
+        socket.start(prompts, options=options)
+        socket.frame(frame, 0, clicks)
+        socket.receive()
+        used, free = rows()
+        assert used == 2 and used + free == {"sentences": 32, "clicks": 16, "concepts": 1 << 16}[kind]
+    wait(lambda: rows() == [0, used + free])
 
 
 # -- the end ----------------------------------------------------------------------------------------------------------

@@ -128,6 +128,7 @@ class Sam2:
         self.max_batch = min(context.max_objects, *(manifest.bounds[s][1] for s in ("objects", "maps")))
         self._max_objects = context.max_objects
         self._pools: dict[tuple[int, int], BlockPool] = {}
+        self.pools = self._pools.values()
         self._allocate()
 
     def _make_prompt_encoder(self, max_points: int) -> PromptEncoder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from ...prompts import Concept, Text
 from ...results import Result
 from ...tokenizer import Tokenizer, encode_concept
 from ...tracking.live import LiveSession
+from ...tracking.object_memory import BlockPool
 from ...tracking.state import TrackingOptions
 from ...tracking.video import VideoSession
 from ..base import Capability, Signature
@@ -158,6 +159,7 @@ class Sam3:
         self.tracking_defaults = Sam3Tracker.tracking_defaults
         self.low_res_side = int(context.stages["mask_head"].spec.output("detected_logits").shape[2])
         self.tracker = Sam3Tracker(context, self.detector) if "memory" in settings else None
+        self.pools: Collection[BlockPool] = () if self.tracker is None else self.tracker.pools
 
     @property
     def capabilities(self) -> frozenset[Capability]:

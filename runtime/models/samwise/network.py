@@ -64,6 +64,7 @@ class Samwise:
         self.maskmem_pool, self.obj_ptr_pool = (
             self._new_pool(context, specs["memory_attention"].input(name), sizes) for name in ("memory", "obj_ptrs")
         )
+        self.pools = (self.maskmem_pool,)  # rows of pointers go along with it
         self._encoder = ClipEncoder(stages, device, scratch, sizes, motion)
         decoder = FrameDecoder(stages, device, scratch, self._max_tracks, motion)
         memory = {"memory": self.maskmem_pool.array, "obj_ptrs": self.obj_ptr_pool.array}

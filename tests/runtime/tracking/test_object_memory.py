@@ -43,8 +43,10 @@ def test_objects_are_limited_and_their_memory_is_reused(contiguous):
     with pytest.raises(UserError, match="all 2 objects .* max_objects"):
         rings.open()
     chunks = rings.num_chunks
+    assert rings.rows == (2, 0)
     a.ring_block(0)
     a.close()
+    assert rings.rows == (1, 1)
     again = rings.open()
     assert again.filled == 0 and again.allocate().number == 0
     for memory in (b, again, again, a):

@@ -44,10 +44,11 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     add(
         "--checkpoint",
         required=True,
-        type=Path,
-        metavar="FILE",
-        help="checkpoint: a file of torch or safetensors, or a folder with model.safetensors or its shards",
+        metavar="FILE|NAME",
+        help="checkpoint: a file of torch or safetensors, a folder with model.safetensors or its shards, or a name "
+        "that is downloaded: facebook/sam2.1-hiera-tiny, sam2.1_hiera_tiny.pt, samwise-mevis (docs/guides/export.md)",
     )
+    add("--offline", action="store_true", help="download nothing; names are looked up in the caches")
     add("--out", default=Path("engines"), type=Path, metavar="DIR", help="folder of bundles (default: %(default)s)")
     add("--name", help="name of the bundle (default: from network, size and precision)")
     add(
@@ -59,10 +60,10 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--tokenizer",
-        type=Path,
-        metavar="DIR",
-        help="Hugging Face folder, tokenizer.json, folder with vocab.json and merges.txt, or CLIP's list of merges "
-        "(bpe_simple_vocab_16e6.txt.gz); without it the bundle takes token ids only",
+        metavar="DIR|NAME",
+        help="Hugging Face folder, tokenizer.json, folder with vocab.json and merges.txt, CLIP's list of merges "
+        "(bpe_simple_vocab_16e6.txt.gz), or a name that is downloaded, such as roberta-base; without it the bundle "
+        "takes token ids only",
     )
     add("--image-size", type=int, metavar="PIXELS", help="side of the input image, for networks that support several")
     add("--demo", type=Path, metavar="DIR", help="demonstration to include: clip.mp4, demo.json and masks.npz")
@@ -103,28 +104,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _export(options: dict[str, Any]) -> None:
     """Export one checkpoint. Raises UserError, InternalError."""
     started = time.perf_counter()
-    name, checkpoint, precision, threads = (options[k] for k in ("network", "checkpoint", "precision", "threads"))
-    if not checkpoint.exists() and not checkpoint.is_symlink():  # before the libraries are imported
-        raise UserError(f"{checkpoint}: no such file; give the path of a checkpoint (.pth or .pt)")
+    name, precision, threads = (options[k] for k in ("network", "precision", "threads"))
     if threads is not None and threads < 1:
         raise UserError(f"--threads must be 1 or more, not {threads}")
     chosen = {"image_size": options["image_size"]} if options["image_size"] is not None else {}
     if not chosen.keys() <= NETWORKS[name].options:
         raise UserError(f"{name} has one input size; remove --image-size")
-    _say(f"reading {checkpoint.name}")
     try:
         from . import bundle, split_attention
+        from .checkpoints import download
         from .networks import base
     except ImportError as error:
         raise UserError(f"the export needs {error.name}: pip install 'samwise-runtime[cpu,export]'") from None
+    checkpoint = download.checkpoint(options["checkpoint"], options["offline"], _say)
+    tokens = options["tokenizer"] or download.default_tokenizer(name, options["checkpoint"], checkpoint)
+    if tokens is not None:
+        tokens = download.tokenizer(tokens, options["offline"])
+    shown = checkpoint.name if Path(options["checkpoint"]) == checkpoint else options["checkpoint"]
+    _say(f"reading {shown}")
     if threads:
         import torch
 
         torch.set_num_threads(threads)
     model = network(name).load(checkpoint, **chosen)
-    source = base.describe(name, model, provenance=_provenance(checkpoint), **_demonstration(options["demo"]))
+    source = base.describe(name, model, provenance=_provenance(shown, checkpoint), **_demonstration(options["demo"]))
     suffix = "" if precision == "fp32" else f"-{precision}"
-    if source.vocabulary and options["tokenizer"] is None:
+    if source.vocabulary and tokens is None:
         _say("no --tokenizer: the bundle will take token ids, not sentences")
     with tempfile.TemporaryDirectory() as work:
         if options["split_attention"]:
@@ -135,19 +140,19 @@ def _export(options: dict[str, Any]) -> None:
             f"{name}-{source.variant}{suffix}" if options["name"] is None else options["name"],
             precision=precision,
             threads=threads,
-            tokenizer_source=options["tokenizer"],
+            tokenizer_source=tokens,
             report=_say,
         )
     _say(f"published {folder} in {time.perf_counter() - started:.0f} s")
 
 
-def _provenance(checkpoint: Path) -> dict[str, str]:
+def _provenance(name: str, checkpoint: Path) -> dict[str, str]:
     """Return name and sha256 of the weights; of several shards, that of their sha256 in order."""
     from .checkpoints.files import weight_files
 
     digests = [file_sha256(file) for file in weight_files(checkpoint)]
     digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    return {"checkpoint": checkpoint.name, "checkpoint_sha256": digest}
+    return {"checkpoint": name, "checkpoint_sha256": digest}
 
 
 def _demonstration(folder: Path | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Accepted: a local Hugging Face folder, a `tokenizer.json`, a folder (or either file) with `vocab.json` and `merges.txt`
 (byte-level BPE of RoBERTa or CLIP), with OpenAI's `bpe_simple_vocab_16e6.txt.gz` (CLIP), or with `vocab.txt` (BERT's
-WordPiece). Nothing is downloaded.
+WordPiece). Names are resolved by `export.checkpoints.download`.
 """
 
 from __future__ import annotations

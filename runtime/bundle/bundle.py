@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BundleError
+from .catalog import export_command
 from .manifest import MANIFEST, Manifest
 from .placeholder import describe_placeholder
 
+GENERIC_EXPORT = "python -m export NETWORK --checkpoint FILE"
 DEMONSTRATIONS = ("nano", "nano-concepts")
 """Bundles that ship with the project: a bundle of the user is preferred to them, the first of them to the others."""
 
@@ -80,15 +82,17 @@ def choose(folder: str | Path, model: str | None = None) -> Bundle:
     folder = Path(folder)
     # a damaged bundle beside the named one must not prevent loading
     bundles = find(folder / model if model is not None and (folder / model / MANIFEST).is_file() else folder)
+    command = export_command(model or "samwise", folder.parent if (folder / MANIFEST).is_file() else folder)
     if not bundles:
-        raise BundleError(
-            f"{folder}: no bundle here; export one with `python -m export samwise --checkpoint X.pth --out {folder}`"
-        )
+        raise BundleError(f"{folder}: no bundle here; export one with `{command or GENERIC_EXPORT}`")
     named = [b for b in bundles if b.name == model]
     fitting = named or [b for b in bundles if model is None or model in b.manifest.networks]
     if not fitting:
         names = ", ".join(f"{b.name} ({b.manifest.network_names})" for b in bundles)
-        raise BundleError(f"{folder}: no bundle or network {model!r}; found {names}")
+        raise BundleError(
+            f"{folder}: no bundle or network {model!r}; found {names}"
+            + (f"; export it with `{command}`" if command else "")
+        )
     own = [b for b in fitting if b.name not in DEMONSTRATIONS]
     chosen = named or own or sorted(fitting, key=lambda b: DEMONSTRATIONS.index(b.name))[:1]
     if len(chosen) > 1:

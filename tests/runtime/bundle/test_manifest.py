@@ -139,8 +139,12 @@ def test_choosing_among_bundles(toy, tmp_path):
         shutil.copytree(toy, tmp_path / name)
     assert bundle.choose(tmp_path).name == "mine", "the user's own before the demonstration"
     assert bundle.choose(tmp_path, "nano").name == "nano"
-    with pytest.raises(BundleError, match="found mine.*nano"):
+    with pytest.raises(BundleError, match=r"found mine.*nano \(samwise\)$"):
         bundle.choose(tmp_path, "absent")
+    command = f"python -m export sam2 --checkpoint facebook/sam2.1-hiera-tiny --name sam2.1-tiny --out {tmp_path}"
+    for place in (tmp_path, tmp_path / "mine"):
+        with pytest.raises(BundleError, match=f"found mine.*; export it with `{command}`$"):
+            bundle.choose(place, "sam2.1-tiny")
     shutil.copytree(toy, tmp_path / "other")
     with pytest.raises(BundleError, match="several"):
         bundle.choose(tmp_path)

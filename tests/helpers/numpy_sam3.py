@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from helpers.fake_cuda import Enqueued, FakeDriver, view
 from runtime.bundle.bundle import choose
 from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
 from runtime.device.base import Cpu
+from runtime.device.cuda import Cuda
 from runtime.engine import Engine
 
 SIDE, IMAGE, MASK, WORDS, QUERIES = 16, 32, 64, 4, 4
@@ -208,6 +211,23 @@ class NumpyBackend:
 
     def load(self, file: Path, spec: StageSpec) -> NumpyStage:
         return NumpyStage(spec)
+
+
+class FakeCudaNumpyBackend(NumpyBackend):
+    """The stages on the fake device, which hands them pointers."""
+
+    name = "fake-cuda"
+
+    def __init__(self) -> None:
+        self.device = Cuda(FakeDriver())
+
+    def load(self, file: Path, spec: StageSpec) -> Enqueued:
+        stage = super().load(file, spec)
+
+        def run(**arrays: Any) -> None:
+            stage.run(**{name: view(array.ptr, array.shape, array.dtype) for name, array in arrays.items()})
+
+        return Enqueued(SimpleNamespace(spec=spec, run=run), self.device.driver)
 
 
 def _tensors(text: str) -> tuple[TensorSpec, ...]:

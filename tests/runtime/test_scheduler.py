@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import runtime
+from helpers import numpy_sam3
 from helpers import toy_samwise as toy
 from helpers.fake_cuda import FakeCudaBackend
-from runtime import Box, Outcome, Points, Scheduler, Text
+from helpers.numpy_sam3 import picture
+from runtime import Box, Concept, Outcome, Points, Scheduler, Text
 from runtime.backends.ort import OrtBackend
 from runtime.bundle.bundle import choose
 
@@ -93,7 +95,8 @@ def assert_equal_masks(inbox, expected, tolerance=1e-5):
     for delivery, alone in zip(inbox.of(Outcome.DONE), expected, strict=True):
         for name in ("masks", "boxes"):
             np.testing.assert_array_equal(getattr(delivery.result, name), getattr(alone, name))
-        for name in ("scores", "ious"):
+        assert (delivery.result.ious is None) == (alone.ious is None)
+        for name in ("scores", "ious") if alone.ious is not None else ("scores",):
             np.testing.assert_allclose(getattr(delivery.result, name), getattr(alone, name), tolerance, tolerance)
         assert delivery.result.frame_index == alone.frame_index and delivery.result.time is None
 
@@ -153,6 +156,55 @@ def test_interleaved_clicks_and_corrections_give_the_masks_of_each_alone(toy_sam
             assert_equal_masks(inbox.wait(), expected)
             if corrected is not None:
                 np.testing.assert_array_equal(corrections[0].result().masks, corrected.masks)
+
+
+def concepts_of_streams():
+    """Prompts, frames and options of streams of concepts, whose objects come, move and go."""
+    red, green = Concept(tokens=[1]), Concept(tokens=[2])
+    moving = [picture(n // 6 % 4, 3) for n in range(20)]
+    both = [np.maximum(picture(0, channel=0), picture(*[1, 2][: n // 5], channel=1)) for n in range(12)]
+    large = [picture(*range(n % 3), size=(36, 50)) for n in range(7)]
+    return [
+        ([red], moving, {}),
+        ([green, red], both, {"temporal_disambiguation": False}),
+        ([red], large, {"temporal_disambiguation": False, "detect_every": 2}),
+        ([green], [np.full((24, 40, 3), 3, np.uint8)] * 3, {}),
+    ]
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("backend", [numpy_sam3.NumpyBackend, numpy_sam3.FakeCudaNumpyBackend])
+def test_interleaved_concepts_give_the_masks_of_each_alone(numpy_sam3_bundle, backend, batch):
+    """With a concept that is added and a correction between the frames of one of them."""
+    engine, streams = runtime.Engine(choose(numpy_sam3_bundle), backend(), 16), concepts_of_streams()
+
+    def changes(session):
+        return session.add_concept(Concept(tokens=[3])), session.correct({0: Points([(10, 5)], [1])}).masks
+
+    alone, changed = [], []
+    for i, (prompts, frames, options) in enumerate(streams):
+        with engine.session(prompts, **options) as session:
+            results = [r for frame in frames[:4] for r in session.push(frame)]
+            changed.append(changes(session) if i == 1 else None)
+            alone.append([*results, *session.stream(frames[4:])])
+    assert [max(len(r.object_ids) for r in results) for results in alone] == [2, 3, 2, 0]
+    with Scheduler(engine, batch=batch) as scheduler:
+        inboxes, calls = [Inbox() for _ in streams], []
+        opened = [scheduler.open(p, box, max_pending=3, **o) for (p, _, o), box in zip(streams, inboxes, strict=True)]
+        for number in range(20):
+            for i, (stream, (_, frames, _)) in enumerate(zip(opened, streams, strict=True)):
+                if number == 4 and i == 1:
+                    calls.append(stream.call(changes))
+                put_all(stream, frames[number : number + 1], start=number)
+        for stream in opened:
+            stream.end()
+        for inbox, expected in zip(inboxes, alone, strict=True):
+            assert_equal_masks(inbox.wait(), expected)
+            for found, one in zip(inbox.of(Outcome.DONE), expected, strict=True):
+                assert (found.result.object_ids, found.result.prompt_ids) == (one.object_ids, one.prompt_ids)
+    (number, masks), (expected_number, expected_masks) = calls[0].result(), changed[1]
+    assert number == expected_number
+    np.testing.assert_array_equal(masks, expected_masks)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 16])

@@ -58,6 +58,7 @@ PARTS = {
     | {"tracking"},
     "run": {"cli"},
     "autotune": {"cli"},
+    "doctor": {"cli"},
     "serve": LEAVES
     | {"__init__", "engine", "backends", "bundle", "cli", "imaging", "media", "models", "scheduler", "tracking"},
 }
@@ -180,7 +181,11 @@ def test_no_import_cycle(package):
 
 def test_export_does_not_use_the_command():
     assert (
-        offences("export", lambda path, name, hint: under(name, "runtime.cli", "runtime.run", "runtime.autotune")) == []
+        offences(
+            "export",
+            lambda path, name, hint: under(name, "runtime.cli", "runtime.run", "runtime.autotune", "runtime.doctor"),
+        )
+        == []
     )
 
 

@@ -165,7 +165,7 @@ def _object_table(objects: Sequence[Mapping[str, Any]], colours: Mapping[int, np
     if measures and len(objects) > 1:
         means = (sum(entry[key] for entry in objects) / len(objects) for key in measures)
         rows.append(["", "mean", "", "", *(f"{mean:.3f}" for mean in means)])
-    lines = _table(rows)
+    lines = table(rows)
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
         for number, entry in enumerate(shown, 1):
             r, g, b = colours[entry["id"]]
@@ -184,7 +184,7 @@ def list_bundles(folder: Path, as_json: bool) -> int:
             sizes = [f"{b['image_size']} px", f"{b['megabytes']:.0f}"]
             parts = ["yes" if b["tokenizer"] else "token ids only", "yes" if b["demo"] else "no"]
             rows.append([b["name"], b["network"], b["variant"], b["precision"], *sizes, *parts])
-        print("\n".join(_table(rows) if bundles else [f"no bundle in {folder}"]))
+        print("\n".join(table(rows) if bundles else [f"no bundle in {folder}"]))
     for message in errors:
         print("error: " + message, file=sys.stderr)
     return 2 if errors or not bundles else 0
@@ -225,6 +225,6 @@ def _shorten(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -25,6 +25,8 @@ from runtime.errors import SamwiseRuntimeError, UserError, fail
 from runtime.kernels import plan
 from runtime.kernels.signatures import ARGUMENT_TYPES
 
+from . import cubin_resources
+
 TARGETS = (80, 86, 89, 90, 120)
 """A100, RTX 30, RTX 40 and L4, Hopper, RTX 50."""
 
@@ -45,6 +47,11 @@ def launches(manifest: Manifest, capability: int) -> Iterator[plan.Launch]:
     """Yield every launch that the bundle can need on a device, with names in place of arrays and without real grids."""
     for name, split in manifest.split_stages.items():
         yield from SPLIT_LAUNCHES[split.kernel](manifest, manifest.stages[name], split, capability)
+    yield from image_launches()
+
+
+def image_launches() -> Iterator[plan.Launch]:
+    """Yield the launches that take frames in and masks out; their code is the same for every network."""
     taps = ("first", "weight")
     yield from plan.preprocess("frame", taps, taps, "table", "out", (1, 1), (1, 1), 1, (1, 1))
     yield from plan.postprocess("low", taps, taps, "packed", "stats", 1, 1, (1, 1))
@@ -120,7 +127,18 @@ def compile_launch(launch: plan.Launch, capability: int) -> tuple[Entry, bytes]:
     parameters = declared.count(".param")
     name = f"{launch.kernel}-{capability}-{hashlib.sha256(cubin).hexdigest()[:12]}.cubin"
     identity = launch.kernel, capability, dict(launch.constants), name, metadata.name
-    return Entry(*identity, kinds, parameters - len(kinds), 32 * metadata.num_warps, metadata.shared), cubin
+    entry = Entry(*identity, kinds, parameters - len(kinds), 32 * metadata.num_warps, metadata.shared)
+    cubin_resources.require_layout(entry, cubin_resources.read(cubin, entry.symbol))
+    return entry, cubin
+
+
+def distinct(launches: Iterable[plan.Launch]) -> dict[str, plan.Launch]:
+    """Return one launch per kernel and set of constants, by a text that names both."""
+    found: dict[str, plan.Launch] = {}
+    for launch in launches:
+        constants = " ".join(f"{name}={value}" for name, value in sorted(launch.constants.items()))
+        found.setdefault(f"{launch.kernel} {constants}", launch)
+    return found
 
 
 def compile_kernels(
@@ -138,15 +156,13 @@ def compile_kernels(
         old.unlink()
     entries: list[Entry] = []
     for target in targets:
-        distinct: dict[str, plan.Launch] = {}
-        for launch in plans(target):
-            distinct.setdefault(f"{launch.kernel} {sorted(launch.constants.items())}", launch)
-        built = [compile_launch(launch, target) for launch in distinct.values()]
+        built = [compile_launch(launch, target) for launch in distinct(plans(target)).values()]
         for entry, cubin in built:
             (folder / entry.file).write_bytes(cubin)
             entries.append(entry)
-        shared = sum(entry.shared for entry, _ in built) >> 10
-        report(f"sm_{target}: {len(built)} kernels, {shared} KB shared memory in sum")
+        kilobytes = sum(len(cubin) for _, cubin in built) >> 10
+        spilled = sum(cubin_resources.read(cubin, entry.symbol).spilled for entry, cubin in built)
+        report(f"sm_{target}: {len(built)} kernels, {kilobytes} KB, {spilled} bytes of registers spilled per thread")
     index = {"format": FORMAT, "kernels": [asdict(entry) for entry in entries]}
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     return entries

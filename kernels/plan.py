@@ -46,12 +46,12 @@ class FlashConfig:
 
 @dataclass(frozen=True, slots=True)
 class WindowConfig:
-    """Block sizes. `project` and `attend` of the two-launch form as (rows, columns, warps, stages); `fused` as (rows at
-    least, warps per 64 rows, stages)."""
+    """Block sizes. `project` and `attend` of the two-launch form as (rows, columns, warps, stages); `fused` as (rows,
+    warps, stages), with rows for a window of `FUSED_TOKENS`."""
 
     project: tuple[int, int, int, int] = (64, 64, 4, 2)
     attend: tuple[int, int, int, int] = (64, 64, 4, 2)
-    fused: tuple[int, int, int] = (64, 4, 1)
+    fused: tuple[int, int, int] = (32, 8, 1)
 
 
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
@@ -66,13 +66,16 @@ FLASH = {
 }
 """By compute capability; the largest that fits shared memory, until `benchmarks.gpu_check` has measured better."""
 
-WINDOW = {**dict.fromkeys(SMALL, WindowConfig(project=(64, 32, 4, 2))), 80: WindowConfig(), 90: WindowConfig()}
+WINDOW = {
+    **dict.fromkeys(SMALL, WindowConfig(project=(64, 32, 4, 2))),
+    80: WindowConfig(attend=(64, 32, 4, 2)),  # 64 columns spill 8 bytes there (Triton 3.6)
+    90: WindowConfig(),
+}
 """By compute capability. Columns of `attend` divide 64, so that no window of 8 x 8 patches needs a mask."""
-
 HEAD = 32
 LOG2_E = math.log2(math.e)
-FUSED_TOKENS = 128
-"""Longest window held whole by one program: 128 x 256 in half is 64 KB of shared memory, 99 KB with the weights."""
+FUSED_TOKENS = 32
+"""Longest window held whole by one program: the registers of 64 rows spill on every target."""
 
 
 def cdiv(a: int, b: int) -> int:
@@ -226,11 +229,10 @@ def window_attention(
     common = (sizes.frames, sizes.height, sizes.width, sizes.windows)
     scale, constants = LOG2_E / math.sqrt(HEAD), {"C": sizes.channels, "HEAD": HEAD, "PATCH": sizes.patch}
     if sizes.fused:
-        least, warps, stages = config.fused
-        rows = power_of_two(sizes.length, least)
+        rows, warps, stages = config.fused
         group = rows // sizes.length
         arguments = (*norm, *projection, *common, scale, epsilon, group)
-        grid, warps = (cdiv(sizes.windows, group), 1, 1), max(4, warps * rows // 64)
+        grid = (cdiv(sizes.windows, group), 1, 1)
         return [Launch("window_attention_fused", grid, arguments, constants | {"ROWS": rows}, warps, stages)]
     rows, columns, *project = config.project
     blocks: dict[str, Any] = {"BLOCK_T": rows, "BLOCK_C": columns}

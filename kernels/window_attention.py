@@ -2,8 +2,9 @@
 
 `reference.window_attention` is the formula: windows of n = T*P*P tokens of 256 channels, 8 heads of 32. Where to cut is
 a matter of on-chip memory (227 KB on sm_90, 163 on sm_80, 99 on sm_86/89/120). A window of the finest level at T = 8
-holds 512 tokens: 256 KB of half-precision input and 768 KB of q, k, v, more than any chip keeps. At n <= 128 a window
-is 64 KB and everything is kept.
+holds 512 tokens: 256 KB of half-precision input and 768 KB of q, k, v, more than any chip keeps. At n <= 32 everything
+is kept. Between, registers decide: 64 rows of float32 sums beside the products of a head spill 80 (sm_90) to 768 bytes
+per thread, 32 rows on 8 warps none on any target (`kernels/resources.json`).
 
 Roofline at 1024 px, T = 8, half precision, H200 (4.3 TB/s and 790 TFLOP/s measured; 3.6 T exponentials/s by 16 per
 clock and multiprocessor):
@@ -19,7 +20,7 @@ attention (a program holds all heads of its queries): that saves 134 MB, and the
 
 `window_attention_project`: gather, positions, layer norm, q/k/v    -> scratch (3, windows, heads, n, 32)
 `window_attention_attend`:  attention, output projection, scatter, residual
-`window_attention_fused`:   all of it, several windows per program so that the matrix units see 64 rows or more
+`window_attention_fused`:   all of it, several windows per program so that the matrix units see 32 rows
 """
 
 from __future__ import annotations
@@ -145,22 +146,23 @@ def window_attention_fused(
     )
     z = z.to(x_ptr.dtype.element_ty)
     c, head = tl.arange(0, C), tl.arange(0, HEAD)
-    # a row without a window sees itself, so that no softmax is empty; it is never stored
-    visible = (member[:, None] == member[None, :]) & (inside[None, :] | (row[:, None] == row[None, :]))
+    # all rows of a member have a window, or none of them has and nothing of them is stored
+    visible = member[:, None] == member[None, :]
     projected = tl.zeros([ROWS, C], tl.float32)
+    # values are computed last: with 32 rows and 8 warps no register is spilled on any target
     for h in tl.range(0, C // HEAD):
         out = h * HEAD + head
         source = qkv_weight_ptr + out[None, :] * C + c[:, None]
         q = tl.dot(z, tl.load(source), input_precision="ieee") + tl.load(qkv_bias_ptr + out)[None, :]
+        q = (q * scale).to(z.dtype)
         k = tl.dot(z, tl.load(source + C * C), input_precision="ieee") + tl.load(qkv_bias_ptr + C + out)[None, :]
-        v = (
-            tl.dot(z, tl.load(source + 2 * C * C), input_precision="ieee")
-            + tl.load(qkv_bias_ptr + 2 * C + out)[None, :]
-        )
-        scores = tl.dot((q * scale).to(z.dtype), tl.trans(k.to(z.dtype)), input_precision="ieee")
+        scores = tl.dot(q, tl.trans(k.to(z.dtype)), input_precision="ieee")
         scores = tl.where(visible, scores, float("-inf"))
         p = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
-        attended = tl.dot(p.to(z.dtype), v.to(z.dtype), input_precision="ieee") / tl.sum(p, axis=1)[:, None]
+        p = (p / tl.sum(p, axis=1)[:, None]).to(z.dtype)
+        v = tl.dot(z, tl.load(source + 2 * C * C), input_precision="ieee")
+        v += tl.load(qkv_bias_ptr + 2 * C + out)[None, :]
+        attended = tl.dot(p, v.to(z.dtype), input_precision="ieee")
         weight = tl.load(out_weight_ptr + c[None, :] * C + out[:, None])
         projected = tl.dot(attended.to(z.dtype), weight, projected, input_precision="ieee")
     place = pixel[:, None].to(tl.int64) * C + c[None, :]

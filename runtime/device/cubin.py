@@ -22,7 +22,7 @@ SHARED_ATTRIBUTE = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: above 48 KB a kernel must ask."""
 TYPES = {"fp16": "float16", "fp32": "float32", "i32": "int32", "u8": "uint8"}
 """Element types of pointers -> names of a manifest's types."""
-SCALARS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
+SCALARS: Mapping[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
 
 
 class Launch(Protocol):

@@ -58,8 +58,10 @@ def check(sizes, config, dtype):
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("patch, frames", [(8, 1), (8, 2), (4, 1), (4, 5), (4, 8), (2, 1), (2, 3), (2, 8)])
 def test_short_windows_are_one_launch(patch, frames, dtype):
+    """Those of at most 32 tokens; no configuration keeps the registers of more."""
     sizes = plan.WindowSizes(frames, patch * 1, patch * 3, patch)
-    assert check(sizes, plan.WindowConfig(), dtype) == ["window_attention_fused"]
+    two = ["window_attention_project", "window_attention_attend"]
+    assert check(sizes, plan.WindowConfig(), dtype) == (two if sizes.length > 32 else ["window_attention_fused"])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,25 @@ def test_every_kernel_of_a_bundle_is_compiled(bundle):
         assert (bundle / "kernels" / entry["file"]).read_bytes()[:4] == b"\x7fELF" and entry["shared"] <= 227 << 10
     manifest = Manifest.load(bundle)
     assert "kernels/index.json" in manifest.files and "kernels/old.cubin" not in manifest.files
+
+
+@pytest.mark.slow
+def test_resources_of_compiled_kernels_are_those_of_the_table(bundle):
+    """Of a Triton that is not in the table: none spills. The slots of this bundle are those of the table."""
+    from benchmarks import kernel_resources
+    from export import cubin_resources
+
+    table = json.loads(kernel_resources.TABLE.read_text())["triton"].get(metadata.version("triton"), {}).get("sm_90")
+    entries = cubin.read_index(bundle / "kernels")
+    assert len(entries) > 8
+    for entry in entries:
+        found = cubin_resources.read((bundle / "kernels" / entry.file).read_bytes(), entry.symbol)
+        cubin_resources.require_layout(entry, found)
+        values = [cubin.pack(replace(entry, signature=(kind,), extra_pointers=0), [16])[1] for kind in entry.signature]
+        assert [ctypes.sizeof(value) for (value,) in values] == [size for _, size in found.parameters[: len(values)]]
+        assert found.spilled == 0 and found.threads == entry.threads
+        name = " ".join([entry.kernel, *(f"{k}={v}" for k, v in sorted(entry.constants.items()))])
+        assert table is None or table[name] == [found.registers, found.spilled, entry.shared], name
 
 
 @pytest.mark.slow

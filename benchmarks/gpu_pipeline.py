@@ -40,7 +40,9 @@ class Video(NamedTuple):
     used: Callable[[], int]
 
 
-def check(folder: Path, video: Video, objects: Sequence[int], make: MakeBackend = create) -> dict[str, Any]:
+def check(
+    folder: Path, video: Video, objects: Sequence[int], make: MakeBackend = create, backends: Sequence[str] = BACKENDS
+) -> dict[str, Any]:
     """Measure every bundle in `folder` on every backend; a missing backend is recorded as skipped with the reason."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as work:
@@ -49,7 +51,7 @@ def check(folder: Path, video: Video, objects: Sequence[int], make: MakeBackend 
             if "samwise" not in bundle.manifest.networks:
                 found[bundle.name] = {"skipped": f"{bundle.manifest.network_names} takes no sentence"}
                 continue
-            found[bundle.name] = {n: check_backend(bundle, n, Path(work), video, objects, make) for n in BACKENDS}
+            found[bundle.name] = {n: check_backend(bundle, n, Path(work), video, objects, make) for n in backends}
     return found or {"skipped": f"no bundle in {folder}"}
 
 
@@ -108,8 +110,11 @@ def tuned_sizes(spec: StageSpec, bundle: Bundle) -> dict[str, int]:
     return {symbol: tuned for symbol, (_, tuned, _) in profile(spec, bundle.manifest).items()}
 
 
-def time_stage(stage: Any, sizes: dict[str, int], device: Any) -> tuple[float, dict[str, np.ndarray]]:
-    """Return seconds of one call, and its outputs. Floats are seeded noise, integers zero."""
+def time_stage(
+    stage: Any, sizes: dict[str, int], device: Any, rounds: int = ROUNDS, repeats: int = REPEATS
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Return seconds of one call, and its outputs. Floats are seeded noise, integers zero. `rounds`: 0 for the time of
+    the first call."""
     rng, inputs = np.random.default_rng(0), {}
     for t in stage.spec.inputs:
         shape, kind = t.resolve(sizes), np.dtype(t.dtype)
@@ -120,13 +125,13 @@ def time_stage(stage: Any, sizes: dict[str, int], device: Any) -> tuple[float, d
 
     def round_() -> float:
         begin = time.perf_counter()
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             stage.run(**inputs, **outputs)
         device.download(probe)
-        return (time.perf_counter() - begin) / REPEATS
+        return (time.perf_counter() - begin) / repeats
 
-    round_()
-    seconds = statistics.median(round_() for _ in range(ROUNDS))
+    first = round_()
+    seconds = statistics.median(round_() for _ in range(rounds)) if rounds else first
     return seconds, {name: np.array(device.download(array)) for name, array in outputs.items()}
 
 

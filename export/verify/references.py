@@ -36,8 +36,9 @@ BILINEAR, BICUBIC = Resampling.BILINEAR, Resampling.BICUBIC
 def to_pixels(frame: np.ndarray, high: int, wide: int, settings: Settings, resample: Resampling = BILINEAR) -> Tensor:
     """Resize a uint8 frame (H,W,3) and normalise it: (3,high,wide)."""
     resized = np.array(Image.fromarray(frame).resize((wide, high), resample))
+    # `torch.tensor` makes all of them on the default device, which a benchmark sets
     mean, std = torch.tensor(settings["mean"]), torch.tensor(settings["std"])
-    return ((torch.from_numpy(resized).float() / 255 - mean) / std).permute(2, 0, 1)
+    return ((torch.tensor(resized).float() / 255 - mean) / std).permute(2, 0, 1)
 
 
 @torch.no_grad()
@@ -70,7 +71,7 @@ def samwise_clip(model: Any, networks: Settings, frames: Frames, tokens: Ids, ve
                 last_switch_frame = frame if switched else last_switch_frame
             memory[frame] = model.encode_memory(embedding, remembered)
             masks = _source_masks(mask, resized, frames[frame].shape[:2])
-            yield masks, out.low_res_logits.float().numpy(), out.score.float().numpy()
+            yield masks, out.low_res_logits.float().cpu().numpy(), out.score.float().cpu().numpy()
 
 
 def _padded_pixels(frame: np.ndarray, image_size: int, settings: Settings) -> tuple[Tensor, tuple[int, int]]:
@@ -111,7 +112,7 @@ def _conditional_memory(
 def _source_masks(mask_bii: Tensor, resized: Sequence[int], size: tuple[int, ...]) -> np.ndarray:
     """Crop the padding, resize to the source, threshold."""
     cropped = mask_bii[:, None, : resized[0], : resized[1]]
-    return (F.interpolate(cropped, size, mode="bilinear", align_corners=False)[:, 0] > 0).numpy()
+    return (F.interpolate(cropped, size, mode="bilinear", align_corners=False)[:, 0] > 0).cpu().numpy()
 
 
 @torch.no_grad()
@@ -151,7 +152,7 @@ def _click_clip(
             slot = slot + sam.no_obj_embed_spatial
         memory[t] = slot.to(torch.bfloat16).float()
         masks = _source_masks(logits, logits.shape[1:], frame.shape[:2])
-        yield masks, logits.float().numpy(), out.score.float().numpy()
+        yield masks, logits.float().cpu().numpy(), out.score.float().cpu().numpy()
 
 
 def _sam2_features(sam: Any, frame: np.ndarray, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:

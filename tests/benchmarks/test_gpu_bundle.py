@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-from benchmarks import gpu_bundle, gpu_pipeline, gpu_summary
+from benchmarks import gpu_bundle, gpu_pipeline, gpu_table
 from export import split_attention
 from export.models import samwise
 from export.networks import samwise as samwise_network
@@ -67,19 +67,12 @@ def test_adapters_of_the_published_size_are_split():
     assert [c.stage for c in split_attention.split_stages(samwise.Samwise(config))] == ["memory_attention"]
 
 
-def test_summary_has_a_line_per_split_stage():
+def test_table_has_a_line_per_split_stage():
     row = {"whole_seconds": 2e-3, "kernel_seconds": 1e-3, "gain": 2.0, "relative_error": 1e-3}
-    section = {
-        "big": {
-            "tensorrt": {"stages": {}, "split_stages": {"stages": {"memory_attention": row}}},
-            "ort-cuda": {"stages": {}, "split_stages": {"skipped": "no split stages; export with --split-attention"}},
-        }
-    }
-    (line,) = gpu_summary.pipeline_lines(section)
-    assert (
-        line
-        == "  big tensorrt memory_attention: kernel 1000.0 us, whole graph 2000.0 us, gain 2.00, relative error 1.0e-03"
-    )
+    section = {"split_stages": {"split_stages": {"stages": {"memory_attention": row}}}}
+    (line,) = gpu_table.split_stage_lines(section)
+    assert line == "memory_attention: kernel 1000.0 us, whole graph 2000.0 us, gain 2.00, relative error 1.0e-03"
+    assert not list(gpu_table.split_stage_lines({"split_stages": {"split_stages": {"skipped": "no kernels"}}}))
 
 
 def test_command_keeps_existing_bundles(tmp_path, monkeypatch, capsys):

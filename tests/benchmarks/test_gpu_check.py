@@ -1,126 +1,186 @@
-"""The logic of `benchmarks.gpu_check` on a fake device: tiny sizes, kernels in Triton's interpreter, counted time."""
+"""`benchmarks.gpu_check`: sections in processes of their own, their limits, the report, exit codes."""
 
 import json
 import os
-from pathlib import Path
-
-os.environ["TRITON_INTERPRET"] = "1"
+import time
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
+from benchmarks import gpu_check, gpu_run
+from benchmarks.gpu_check import Check, Options, chosen, exit_code
+from benchmarks.gpu_monitor import FIELDS, Monitor
+from benchmarks.gpu_sections import SECTIONS, Section
 
-from benchmarks import gpu_check
-from runtime.kernels import plan
-
-
-class FakeBench:
-    """Runs on the CPU; every measurement takes a millisecond. Counts what was measured."""
-
-    device, capability, multiprocessors, name = "cpu", 90, 4, "fake"
-
-    def __init__(self):
-        self.measured = 0
-
-    def seconds(self, work):
-        work()
-        self.measured += 1
-        return 1e-3
-
-    eager_seconds = seconds
-
-    def allocated(self):
-        return 4096
-
-    used = allocated
+FAKE = "helpers.fake_sections:Machine"
 
 
-TINY = gpu_check.Workload(
-    memory=plan.MemorySizes(1, 16, 2, 4),
-    objects=(1, 2),
-    flash=(plan.FlashConfig(16, 16, 4, 2), plan.FlashConfig(16, 24, 4, 2)),  # a block of 24 cannot be compiled
-    windows=(plan.WindowSizes(1, 4, 4, 4),),
-    window=(plan.WindowConfig(),),
-    frames=(((6, 8), (12, 16)),),
-    image_size=16,
-    matrix=16,
-    copy_bytes=1 << 10,
-    steps=3,
-    compiled=False,
-    engines=Path("nowhere"),
+@pytest.fixture(autouse=True)
+def helpers_in_children(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(os.path.dirname(__file__)))
+
+
+def section(name, limit=20.0, least=0.0, **options):
+    return Section(name, f"helpers.fake_sections:{name}", limit, least, **options)
+
+
+def check(tmp_path, sections, launch=gpu_check.launch, **options):
+    work = tmp_path / "work"
+    work.mkdir(exist_ok=True)
+    options = {"budget": 600.0, "machine": FAKE, "out": tmp_path / "deep" / "r.json"} | options
+    report = Check(Options(**options), work, launch).run(sections)
+    if options["out"]:
+        assert json.loads(options["out"].read_text()) == json.loads(json.dumps(report))
+    return report
+
+
+def inline(context, folder):
+    """Run a section in this process: tests of the order need no others."""
+    return 0 if gpu_run.execute(context) else 1
+
+
+def alive(process):
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except FileNotFoundError:
+        return False
+
+
+def test_every_failure_is_contained(tmp_path, monkeypatch):
+    """One section raises, one hangs with a child of its own, others die in three ways: those between are unharmed."""
+    monkeypatch.setattr(gpu_check, "GRACE", 0.1)
+    names = ("raises", "good", "hangs", "dies", "aborts", "exits", "shortened", "does_not_apply", "sees")
+    sections = [section(n, **({"limit": 0.6} if n == "hangs" else {})) for n in names]
+    report = check(tmp_path, sections)
+    entries = report["sections"]
+    assert list(entries) == list(names), "in order, none left out"
+    assert {name: entry["status"] for name, entry in entries.items()} == {
+        "raises": "failed",
+        "good": "done",
+        "hangs": "killed",
+        "dies": "failed",
+        "aborts": "failed",
+        "exits": "failed",
+        "shortened": "shortened",
+        "does_not_apply": "skipped",
+        "sees": "done",
+    }
+    assert entries["raises"]["reason"] == "ArithmeticError: the result is wrong"
+    assert any("fake_sections.py" in line for line in entries["raises"]["where"])
+    assert entries["hangs"]["reason"] == "at its limit of 1 s" and entries["hangs"]["seconds"] < 10
+    assert [entries[n]["reason"] for n in ("dies", "aborts", "exits")] == ["signal 9", "signal 6", "exit code 7"]
+    assert [entries[n]["result"]["before"] for n in ("raises", "hangs", "dies")] == [2, 3, 4], "kept to the last"
+    assert entries["shortened"]["result"]["left_out"] == ["part 1", "part 2"]
+    assert entries["sees"]["result"]["seen"]["value"] == 1, "later sections know earlier results"
+    time.sleep(0.05)
+    assert not any(alive(entries["hangs"]["result"][key]) for key in ("process", "child"))
+    assert exit_code(report, sections) == 1
+
+
+def test_the_report_is_written_after_each_section(tmp_path):
+    seen, out = [], tmp_path / "r.json"
+
+    def launch(context, folder):
+        seen.append(list(json.loads(out.read_text())["sections"]) if out.exists() else [])
+        return inline(context, folder)
+
+    check(tmp_path, [section("good"), section("raises"), section("sees")], launch, out=out)
+    assert seen == [[], ["good"], ["good", "raises"]]
+
+
+def test_a_small_budget_shortens_and_skips_with_the_reason(tmp_path):
+    now, limits = [0.0], []
+
+    def launch(context, folder):
+        limits.append(context.seconds)
+        now[0] += 30.0
+        return inline(context, folder)
+
+    sections = [section("good", 50.0, 10.0), section("sees", 50.0, 10.0), section("shortened", 50.0, 25.0)]
+    (tmp_path / "work").mkdir()
+    report = Check(Options(budget=80.0, machine=FAKE), tmp_path / "work", launch, clock=lambda: now[0]).run(sections)
+    assert limits == [50.0, 46.0], "the second gets what is left"
+    assert report["sections"]["shortened"] == {
+        "status": "skipped",
+        "reason": "16 s of the budget are left, and it takes 25 at least",
+        "seconds": 0.0,
+        "clocks": {},
+    }
+
+
+def test_what_cannot_run_without_another_is_skipped(tmp_path):
+    report = check(tmp_path, [section("raises"), section("good", after=("raises",)), section("sees")], inline)
+    assert report["sections"]["good"]["reason"] == "needs raises, which did not succeed"
+    assert report["sections"]["sees"]["status"] == "done"
+
+
+def test_without_a_device_nothing_else_runs(tmp_path):
+    sections = [section("device", required=True), section("good")]
+    report = check(tmp_path, sections, inline, machine="helpers.fake_sections:NoMachine")
+    assert list(report["sections"]) == ["device"] and exit_code(report, sections) == 2
+    assert "no CUDA device" in report["sections"]["device"]["reason"]
+
+
+@pytest.mark.parametrize(
+    "names, code",
+    [(["good", "sees"], 0), (["good", "shortened"], 0), (["good", "does_not_apply"], 0), (["raises", "good"], 1)],
 )
+def test_exit_code(tmp_path, names, code):
+    sections = [section(name) for name in names]
+    assert exit_code(check(tmp_path, sections, inline), sections) == code
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("gpu") / "deep" / "result.json"
-    result = gpu_check.check(FakeBench(), TINY, path)
-    assert json.loads(path.read_text()) == json.loads(json.dumps(result))
-    return result
+def test_a_runtime_that_did_not_run_is_a_failure(tmp_path):
+    """Kernels may all be right: without the runtime the check is not green."""
+    sections = [section("good"), section("does_not_apply", runtime=True)]
+    assert exit_code(check(tmp_path, sections, inline), sections) == 1
 
 
-def test_every_section_is_present_and_none_failed(data):
-    assert data["failed"] == []
-    assert {
-        "machine",
-        "ceilings",
-        "memory_attention",
-        "window_attention_p4_t1",
-        "preprocess_6p",
-        "postprocess_6p",
-        "graph_gain",
-        "flat_memory",
-        "cubins",
-        "pipeline",
-    } == set(data["sections"])
+def test_a_budget_that_ends_before_the_runtime_is_a_failure(tmp_path):
+    sections = [section("good"), section("sees", least=1e9, runtime=True)]
+    assert exit_code(check(tmp_path, sections, inline), sections) == 1
 
 
-def test_failing_configuration_is_recorded_and_not_chosen(data):
-    good, bad = data["sections"]["memory_attention"]["sweep"]
-    assert "error" in bad and "seconds" not in bad
-    assert data["sections"]["memory_attention"]["winner"] == good and good["relative_error"] <= 2e-3
+def test_only_names_sections_and_groups_and_takes_what_they_need():
+    assert [s.name for s in chosen("nano_plain")] == ["machine", "nano_on_cpu", "nano_plain"]
+    assert [s.name for s in chosen("clicks")][:2] == ["machine", "nano_on_cpu"] and len(chosen("clicks")) == 5
+    assert chosen(None) == list(SECTIONS)
+    with pytest.raises(SystemExit, match="no section speed; there are machine, ceilings"):
+        chosen("nano, speed")
 
 
-def test_rates_follow_from_counted_work(data):
-    memory = data["sections"]["memory_attention"]
-    assert memory["keys"] == 2 * 16 + 4
-    assert memory["winner"]["tflops"] == pytest.approx(2 * 16 * 36 * (256 + 64) / 1e-3 / 1e12)
-    assert memory["pytorch"]["default"]["tflops"] == pytest.approx(2 * 16 * 36 * 512 / 1e-3 / 1e12)
-    ceiling = 2 * 16**3 / 1e-3 / 1e12
-    assert memory["share_of_ceiling"] == pytest.approx(memory["winner"]["tflops"] / ceiling)
+def test_the_order_is_that_of_value():
+    names = [s.name for s in SECTIONS]
+    assert len(set(names)) == len(names)
+    order = ["machine", "ceilings", "shipped_kernels", "frames_and_masks", "nano_plain", "nano_graphs", "nano_kernels"]
+    order += ["clicks_plain", "base_stages", "base_plain", "base_graphs", "base_kernels", "pytorch_eager"]
+    order += ["pytorch_compiled", "objects", "streams", "sweep_flash", "sweep_tma", "sweep_specialized"]
+    assert sorted(order, key=names.index) == order and names[-1] == "sweep_specialized"
+    for s in SECTIONS:
+        assert callable(gpu_run.load(s.function)) and s.least <= s.limit
+        assert all(names.index(needed) < names.index(s.name) for needed in s.after)
 
 
-def test_checks_pass(data):
-    sections = data["sections"]
-    assert sections["preprocess_6p"]["equal"] and sections["postprocess_6p"]["wrong_pixels"] == 0
-    assert sections["window_attention_p4_t1"]["winner"]["relative_error"] <= 2e-3
-    assert sections["flat_memory"]["flat"]
-    assert [entry["objects"] for entry in sections["memory_attention"]["objects"]] == [1, 2]
+def test_clocks_and_power_are_kept_beside_times():
+    monitor = Monitor()
+    begin = time.monotonic()
+    monitor.read(["1980, 2619, 512.3, 54, 98\n", "1755, 2619, [N/A], 55, 100\n", "\n"])
+    found = monitor.summary(begin, time.monotonic())
+    assert found["sm_mhz"] == {"min": 1755.0, "median": 1867.5, "max": 1980.0}
+    assert found["watts"] == {"min": 512.3, "median": 512.3, "max": 512.3} and set(found) == set(FIELDS)
+    assert monitor.summary(begin - 2, begin - 1) == {}
 
 
-def test_verdicts_need_a_measurement():
-    assert not any(v["met"] for v in gpu_check.verdicts(None, [None]))
-    memory = {"speedup_over_fastest_pytorch": 1.4, "share_of_ceiling": 0.49}
-    met = {
-        v["what"]: v["met"]
-        for v in gpu_check.verdicts(memory, [{"speedup_over_eager": 2.5}, {"speedup_over_eager": 1.9}])
-    }
-    assert met == {
-        "memory_attention_over_pytorch": True,
-        "memory_attention_share_of_ceiling": False,
-        "window_attention_over_eager": False,
-    }
+def test_a_machine_without_nvidia_smi_has_no_clocks(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with Monitor.of_the_device() as monitor:
+        assert monitor.summary(0.0, time.monotonic()) == {}
 
 
-def test_failing_section_does_not_stop_the_others(tmp_path):
-    report = gpu_check.Report(tmp_path / "r.json", FakeBench())
-    assert report.section("bad", lambda: 1 / 0) is None and report.section("good", lambda: 2) == 2
-    written = json.loads((tmp_path / "r.json").read_text())
-    assert written["failed"] == ["bad"] and "ZeroDivisionError" in written["sections"]["bad"]["error"]
-    assert written["sections"]["good"] == 2
-
-
-def test_summary_prints_errors_and_numbers(data):
-    text = gpu_check.summary(data)
-    assert ("flash 16x16" in text and "NOT MET" in text) or "met" in text
+def test_command(tmp_path, monkeypatch, capsys):
+    """The whole command in its own process: without a device it ends with 2 and says why."""
+    out = tmp_path / "r.json"
+    assert gpu_check.main(["--budget", "60", "--only", "ceilings", "--out", str(out)]) == 2
+    assert "failed machine" in capsys.readouterr().out
+    assert json.loads(out.read_text())["sections"]["machine"]["status"] == "failed"

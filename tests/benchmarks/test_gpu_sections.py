@@ -1,0 +1,193 @@
+"""Sections of `benchmarks.gpu_check` on a fake machine: tiny sizes, kernels in Triton's interpreter, counted time."""
+
+import os
+import shutil
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from benchmarks import engine_table, gpu_run, gpu_table
+from benchmarks.gpu_check import Check, Options, exit_code
+from benchmarks.gpu_sections import SECTIONS
+from export.networks import samwise as samwise_network
+from helpers import toy_exports
+from helpers import toy_samwise as toy
+from runtime.kernels import candidates, plan
+
+NANO = Path(__file__).resolve().parents[2] / "engines" / "nano"
+TINY = {
+    "memory": [1, 16, 2, 4],
+    "windows": [[1, 4, 4, 4]],
+    "frames": [[[6, 8], [12, 16]]],
+    "image_size": 16,
+    "matrix": 16,
+    "copy_bytes": 1 << 10,
+    "steps": 3,
+    "demo_frames": 2,
+    "video_frames": 8,
+    "video_hw": [24, 32],
+    "pytorch_frames": 1,
+    "pytorch_warm": 1,
+    "objects": [1, 2],
+    "streams": [1, 2],
+    "stream_frames": 4,
+    "rounds": 1,
+    "repeats": 1,
+}
+FLASH = plan.FlashConfig(16, 16, 4, 2)
+# a block of 24 cannot be compiled
+SWEEP = (FLASH, plan.FlashConfig(16, 24, 4, 2), plan.FlashConfig(16, 16, 4, 2, specialize=True))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    work = tmp_path_factory.mktemp("gpu")
+    shutil.copytree(NANO, work / "engines" / "nano")
+    toy.build(work / "engines" / "toy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, "flash_candidates", lambda capability: SWEEP)
+        patch.setattr(candidates, "window_candidates", lambda capability: (plan.WindowConfig(),))
+        patch.setattr(plan, "FLASH", {80: FLASH, 90: FLASH})
+        patch.setattr(engine_table, "network", lambda name, variant: (samwise_network, toy_exports.samwise()))
+        patch.setattr(torch, "compile", lambda module, **options: module)
+        options = Options(work / "r.json", 600.0, work / "engines", None, "helpers.fake_gpu:FakeMachine", TINY)
+
+        def inline(context, folder):
+            return 0 if gpu_run.execute(context) else 1
+
+        (work / "work").mkdir()
+        return Check(options, work / "work", inline).run(SECTIONS)
+
+
+def test_every_section_is_reached_and_none_fails(report):
+    entries = report["sections"]
+    assert list(entries) == [section.name for section in SECTIONS]
+    skipped = {name: entry["reason"] for name, entry in entries.items() if entry["status"] == "skipped"}
+    assert {name: entry.get("reason") for name, entry in entries.items() if entry["status"] == "failed"} == {}
+    assert set(skipped) == {"cubins", "split_stages", "tensorrt", "sweep_tma"}, skipped
+    assert exit_code(report, SECTIONS) == 0
+
+
+def result(report, section):
+    return report["sections"][section]["result"]
+
+
+def test_masks_are_compared_with_those_of_the_cpu_frame_by_frame(report):
+    for task in ("nano", "clicks"):
+        for mode in ("plain", "graphs", "kernels"):
+            found = result(report, f"{task}_{mode}")
+            assert all(len(found[turn]["iou_by_frame"]) == TINY["demo_frames"] for turn in ("first", "second"))
+            assert found["second"]["least_iou"] > 0.999
+    assert result(report, "nano_kernels")["compiled_kernels"]["count"] == 2
+    assert "compiled_kernels" not in result(report, "clicks_kernels"), "compiled once for all"
+
+
+def test_stages_are_compared_with_the_cpu(report):
+    stages = result(report, "base_stages")["stages"]
+    assert set(stages) == set(toy.GRAPHS)
+    assert all(
+        row["seconds"] > 0 and row["cpu_seconds"] > 0 and row["relative_error"] < 1e-5 for row in stages.values()
+    )
+
+
+def test_videos_count_what_a_frame_costs(report):
+    for mode in ("plain", "graphs", "kernels"):
+        video = result(report, f"base_{mode}")["video"]
+        per_frame = video["calls_per_frame"]
+        assert per_frame["allocate"] == per_frame["pinned"] == 0 and video["grown_bytes"] == 0
+        assert per_frame["synchronize"] == 1
+        assert (video["captures"] > 0 and per_frame["launch"] > 0) is (mode != "plain")
+        assert result(report, f"base_{mode}")["iou_to_plain"] == 1.0
+    assert {"objects_1", "objects_2"} < set(result(report, "objects"))
+    assert {"streams_1", "streams_2"} < set(result(report, "streams"))
+
+
+def test_pytorch_runs_the_same_clip(report):
+    for how in ("eager", "compiled"):
+        assert result(report, f"pytorch_{how}")["video"]["frames"] == TINY["pytorch_frames"]
+
+
+def test_failing_configuration_is_recorded_and_not_chosen(report):
+    found = result(report, "sweep_flash")
+    good, bad = found["sweep"]
+    assert "error" in bad and "seconds" not in bad
+    assert found["winner"] == good and good["relative_error"] <= 2e-3
+    assert [entry["objects"] for entry in found["objects"]] == TINY["objects"]
+
+
+def test_rates_follow_from_counted_work(report):
+    memory = result(report, "shipped_kernels")["memory_attention"]
+    assert memory["keys"] == 2 * 16 + 4
+    assert memory["winner"]["tflops"] == pytest.approx(2 * 16 * 36 * (256 + 64) / 1e-3 / 1e12)
+    assert memory["pytorch"]["default"]["tflops"] == pytest.approx(2 * 16 * 36 * 512 / 1e-3 / 1e12)
+    ceiling = 2 * 16**3 / 1e-3 / 1e12
+    assert memory["share_of_ceiling"] == pytest.approx(memory["winner"]["tflops"] / ceiling)
+
+
+def test_checks_pass(report):
+    images = result(report, "frames_and_masks")
+    assert images["preprocess_6p"]["equal"] and images["postprocess_6p"]["wrong_pixels"] == 0
+    assert result(report, "shipped_kernels")["window_attention_p4_t1"]["winner"]["relative_error"] <= 2e-3
+    assert result(report, "memory_of_kernels")["flat_memory"]["flat"]
+
+
+def test_table_has_our_modes_pytorch_the_limit_and_the_iou(report):
+    lines = gpu_table.table(report).splitlines()
+    assert lines[0].split() == "plain graphs kernels PyTorch eager torch.compile limit IoU".split()
+    base = next(line for line in lines if line.startswith("base+, ms per frame"))
+    assert len(base.removeprefix("base+, ms per frame").split()) == 7
+    assert any(line.startswith("memory attention (PyTorch: SDPA), us") for line in lines)
+    assert any("flash 16x24" in line and "power of 2" in line for line in lines)
+    assert any(line == "skipped sweep_tma: no such configuration can run on sm_90" for line in lines)
+    assert sum(line.startswith(("met ", "NOT MET")) for line in lines) == len(gpu_table.TARGETS)
+
+
+def test_targets_need_a_measurement():
+    assert not any(verdict["met"] for verdict in gpu_table.verdicts({}))
+    iou = {"first": {"least_iou": 0.99}, "second": {"least_iou": 0.98}}
+    memory = {"speedup_over_fastest_pytorch": 1.4, "share_of_ceiling": 0.49}
+    found = {
+        "shipped_kernels": {
+            "memory_attention": memory,
+            "window_attention_a": {"winner": {}, "speedup_over_eager": 2.5},
+            "window_attention_b": {"winner": {}, "speedup_over_eager": 1.9},
+        },
+        **{f"nano_{mode}": iou for mode in gpu_table.MODES},
+        **{f"clicks_{mode}": iou for mode in ("plain", "graphs")},
+        "base_plain": {"video": {"ms_per_frame": 10.0}},
+        "base_graphs": {"video": {"ms_per_frame": 5.0}},
+        "pytorch_eager": {"video": {"ms_per_frame": 26.0}},
+    }
+    verdicts = {v["what"]: (v["measured"], v["met"]) for v in gpu_table.verdicts(found)}
+    assert verdicts["nano_least_iou"] == (0.98, True)
+    assert verdicts["clicks_least_iou"] == (None, False), "one mode was not compared"
+    assert verdicts["base_over_pytorch_eager"] == (5.2, True)
+    assert verdicts["base_over_torch_compile"] == (None, False)
+    assert verdicts["memory_attention_over_sdpa"] == (1.4, True)
+    assert verdicts["memory_attention_share_of_ceiling"] == (0.49, False)
+    assert verdicts["window_attention_over_eager"] == (1.9, False)
+
+
+def test_wrong_masks_fail(tmp_path, monkeypatch):
+    """Masks that are those of another frame, as a stale graph gives them."""
+    from benchmarks import gpu_video
+
+    shutil.copytree(NANO, tmp_path / "engines" / "nano")
+    (tmp_path / "work").mkdir()
+    shift = gpu_video.TASKS["nano"]
+    cpu = [s for s in SECTIONS if s.name in ("nano_on_cpu", "nano_plain")]
+
+    def launch(context, folder):
+        if context.section.endswith("nano_plain"):
+            monkeypatch.setitem(gpu_video.TASKS, "nano", lambda *args: shift(*args)[::-1])
+        return 0 if gpu_run.execute(context) else 1
+
+    options = Options(None, 600.0, tmp_path / "engines", None, "helpers.fake_gpu:FakeMachine", TINY)
+    entry = Check(options, tmp_path / "work", launch).run(cpu)["sections"]["nano_plain"]
+    assert entry["status"] == "failed" and "less than 0.97" in entry["reason"]
+    assert len(entry["result"]["second"]["iou_by_frame"]) == 2, "kept to look at"

@@ -1,16 +1,71 @@
-"""Stages that take small arrays of the host: these are uploaded side by side, in one copy per call."""
+"""Arrays of the host that stages take, uploaded side by side: in one copy per frame, or per call of a stage."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from .base import Array, Device
-from .scratch import GrowableBuffers, side_by_side
+from .scratch import GrowableBuffers, aligned, side_by_side
 
 if TYPE_CHECKING:
     from ..backends.base import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """An array that `write` fills where it is uploaded from."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    write: Callable[[np.ndarray], None]
+
+
+HostArrays: TypeAlias = Mapping[str, "np.ndarray | Filled"]
+"""Inputs by name."""
+
+
+class InputBlock:
+    """Arrays of the host for all calls of a frame, uploaded in one copy.
+
+    Inputs of a later call that are known before the first one travel with it: `upload` takes them by their *owner*, the
+    object that the call is made for, and `take` finds them again. The next upload writes over all of them.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device, self._blocks = device, GrowableBuffers(device)
+        self._ahead: list[tuple[object, dict[str, Array]]] = []
+
+    def reserve(self, nbytes: int) -> None:
+        """Make room for so many bytes besides those that there is room for; an upload of more makes it itself."""
+        self._blocks.reserve("inputs", self._blocks.reserve("inputs", 0).nbytes + aligned(nbytes))
+
+    def upload(self, arrays: HostArrays, *ahead: tuple[object, HostArrays]) -> dict[str, Array]:
+        """Return `arrays` on the device; they are valid until the next upload. `ahead`: of later calls, by owner."""
+        groups = [arrays, *(group for _, group in ahead)]
+        host = {f"{i}.{name}": array for i, group in enumerate(groups) for name, array in group.items()}
+        fields, total = side_by_side({name: (array.shape, array.dtype) for name, array in host.items()})
+        block = self._blocks.reserve("inputs", total)
+        pinned = self._device.staging(block)
+        for name, field in fields.items():
+            array, to = host[name], field.of(pinned)
+            if isinstance(array, Filled):
+                array.write(to)
+            else:
+                to[...] = array
+        if pinned is not block:  # on the host they are one
+            self._device.upload(pinned[:total], block[:total])
+        first, *later = ({name: fields[f"{i}.{name}"].of(block) for name in group} for i, group in enumerate(groups))
+        self._ahead = [(owner, group) for (owner, _), group in zip(ahead, later, strict=True)]
+        return first
+
+    def take(self, owner: object, make: Callable[[], HostArrays]) -> dict[str, Array]:
+        """Return the inputs of the call that `owner` stands for: uploaded before, else made and uploaded now."""
+        found = next((i for i, (known, _) in enumerate(self._ahead) if known is owner), None)
+        return self.upload(make()) if found is None else self._ahead.pop(found)[1]
 
 
 class UploadingStage:

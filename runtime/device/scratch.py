@@ -111,6 +111,26 @@ def side_by_side(arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> tupl
     return fields, total
 
 
+class OutputBlock:
+    """Stage outputs side by side, as in a `ReadbackBuffer`, of sizes that differ from call to call."""
+
+    def __init__(self, device: Device) -> None:
+        self._device, self._blocks = device, GrowableBuffers(device)
+        self._fields: dict[str, Field] = {}
+        self._total = 0
+
+    def reserve(self, tensors: Iterable[TensorSpec], sizes: Mapping[str, int]) -> dict[str, Array]:
+        """Return arrays to bind as outputs, instead of those before."""
+        self._fields, self._total = side_by_side({t.name: (t.resolve(sizes), np.dtype(t.dtype)) for t in tensors})
+        block = self._blocks.reserve("outputs", self._total)
+        return {name: field.of(block) for name, field in self._fields.items()}
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Wait once and return host views of the arrays, valid until the next `reserve`."""
+        host = self._device.download(self._blocks.reserve("outputs", self._total)[: self._total])
+        return {name: field.of(host) for name, field in self._fields.items()}
+
+
 class ReadbackBuffer:
     """Stage outputs side by side in one block, so that one copy and one wait bring them to the host.
 

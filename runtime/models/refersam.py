@@ -13,7 +13,7 @@ import numpy as np
 
 from ..bundle.schema import NORMALIZATION, RESIZE, TEXT, Group
 from ..device.base import Array
-from ..device.scratch import ScratchBuffers
+from ..device.scratch import OutputBlock
 from ..imaging.masks import boxes_and_areas
 from ..imaging.preprocess import preprocess, resized_size
 from ..imaging.upsample import CornerAlignedUpsampler
@@ -92,7 +92,7 @@ class ReferSam:
         self.low_res_side = int(specs["fuse"].output("low_res_logits").shape[1])
         # a batch never exceeds what the graph was exported for; more sentences run in several batches
         self._batch = min(context.max_objects, manifest.bounds["objects"][1])
-        self._scratch = ScratchBuffers(device, {"fuse": specs["fuse"]}, {"objects": self._batch})
+        self._readback = OutputBlock(device)
         pixels, text = specs["image"].input("pixels"), specs["fuse"].input("text")
         self._pixels = device.empty(pixels.resolve({}), pixels.dtype)
         self._width = int(text.shape[2])
@@ -142,7 +142,7 @@ class ReferSam:
             for row, text in zip(batch, texts, strict=True):
                 self._device.copy(text, row[: len(text)])
         counts = np.array([len(t) for t in texts], np.int64)
-        outputs = {t.name: self._scratch.view(t.name, n) for t in self._stages["fuse"].spec.outputs}
+        outputs = self._readback.reserve(self._stages["fuse"].spec.outputs, {"objects": n})
         self._stages["fuse"].run(**features, text=batch, text_count=counts, **outputs)
-        names = ("low_res_logits", "coarse_logits", "iou")
-        return tuple(np.array(self._device.download(outputs[name])) for name in names)
+        host = self._readback.read()
+        return tuple(np.array(host[name]) for name in ("low_res_logits", "coarse_logits", "iou"))

@@ -210,7 +210,7 @@ class LiveSession(TrackingSession, OnlineSession):
             return
         requests = [self._request(frame, tracked, prompts.get(obj)) for obj, tracked in objects.items()]
         if self._frame is not None:
-            self._network.encode_image(self._frame, self._features, self._network.resample["video"])
+            self._network.encode_image(self._frame, self._features, self._network.resample["video"], requests)
             self._frame = None
             yield None
         decoding = DecodeWork(self._network, self._features, requests)

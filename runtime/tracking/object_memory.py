@@ -33,6 +33,15 @@ class Block:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class DecodedMemory:
+    """Features of one map that were computed with its mask, on the device; `batch`: number of the batch that it was
+    decoded in, whose features are there until the next one."""
+
+    features: Any
+    batch: int
+
+
 class BlockPool:
     """Chunks of `blocks` blocks each, for at most `capacity` objects at a time.
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .memory_selection import MemorySelection
+from .object_memory import DecodedMemory
 from .prompt_inputs import NO_POINTS, PointInputs
 
 
@@ -64,3 +65,4 @@ class DecoderOutput:
     score: float
     obj_ptr: np.ndarray
     memory_tokens: tuple[int, int]
+    decoded_memory: DecodedMemory | None = None

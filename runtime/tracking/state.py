@@ -13,7 +13,7 @@ from typing import TypedDict
 import numpy as np
 
 from ..errors import UserError, check_types
-from .object_memory import Block, ObjectMemory
+from .object_memory import Block, DecodedMemory, ObjectMemory
 from .prompt_inputs import PointInputs, PromptInputs
 
 
@@ -70,6 +70,7 @@ class ObjectOutput:
     prompted        whether it comes from a prompt
     raw_logits      (s, s) logits to remember until `block` is written: those before holes are filled, if not prompted
     block           remembered features, None until they are written
+    decoded_memory  remembered features that were computed with the mask, until `block` is written
     given           (H,W) bool mask of a prompt that does not count yet and is not refined (SAM 3); None otherwise
     """
 
@@ -82,6 +83,7 @@ class ObjectOutput:
     prompted: bool = False
     raw_logits: np.ndarray | None = None
     block: Block | None = None
+    decoded_memory: DecodedMemory | None = None
     given: np.ndarray | None = None
 
     @property

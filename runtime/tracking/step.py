@@ -17,7 +17,7 @@ import numpy as np
 from ..device.base import Device
 from ..imaging.morphology import fill_holes
 from .memory_selection import MemoryConfig, MemorySelection
-from .object_memory import Block, BlockPool
+from .object_memory import Block, BlockPool, DecodedMemory
 from .prompt_inputs import NO_POINTS, PADDING_POINT, PromptEncoder, PromptInputs
 from .requests import DecodeRequest, DecoderOutput, ImageFeatures
 from .state import ObjectOutput, TrackedObject, TrackingOptions
@@ -51,16 +51,29 @@ class TrackerNetwork(Protocol):
     def join_features(self, frames: Sequence[ImageFeatures]) -> ImageFeatures:
         """Copy the feature maps of several frames side by side, into scratch."""
 
-    def encode_image(self, frame_hwc: np.ndarray, features: ImageFeatures, resample: str) -> None:
-        """Write the feature maps of a frame, uint8 RGB (H,W,3)."""
+    def encode_image(
+        self,
+        frame_hwc: np.ndarray,
+        features: ImageFeatures,
+        resample: str,
+        requests: Sequence[DecodeRequest] | None = None,
+    ) -> None:
+        """Write the feature maps of a frame, uint8 RGB (H,W,3); `requests`: what is decoded on it next."""
 
     def encode_mask_prompt(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the dense prompt (s,s) of a mask (I,I), and the low-res logits (s,s) of the mask itself."""
 
     def decode(
-        self, features: ImageFeatures, requests: Sequence[DecodeRequest], all_logits: bool = False
+        self,
+        features: ImageFeatures,
+        requests: Sequence[DecodeRequest],
+        all_logits: bool = False,
+        remember: bool = False,
     ) -> list[DecoderOutput]:
-        """Decode all requests on one frame, in batches."""
+        """Decode all requests on one frame, in batches; `remember`: their memory will be written as it is decoded."""
+
+    def keep_memory(self, memory: DecodedMemory | None, block: Block) -> bool:
+        """Write memory that was computed with its mask; False if there is none, or no longer."""
 
     def encode_memory(
         self,
@@ -98,7 +111,7 @@ def predict_frame(
     network: TrackerNetwork, features: ImageFeatures, requests: Sequence[DecodeRequest], fill_hole_area: int
 ) -> list[ObjectOutput]:
     """Decode all requests on one frame; background regions of at most `fill_hole_area` pixels are filled."""
-    decoded = network.decode(features, requests)
+    decoded = network.decode(features, requests, remember=True)
     return [object_output(r, d, fill_hole_area) for r, d in zip(requests, decoded, strict=True)]
 
 
@@ -119,6 +132,7 @@ def object_output(request: DecodeRequest, decoded: DecoderOutput, fill_hole_area
         prompted,
         # the memory of a tracked frame is made of the logits as they were decoded, before holes are filled
         raw_logits=None if prompted else decoded.low_res_logits,
+        decoded_memory=None if prompted else decoded.decoded_memory,
     )
 
 
@@ -160,12 +174,12 @@ class DecodeWork(Work):
 
     def _run(self, others: Sequence[DecodeWork]) -> None:
         if not others:
-            self.outputs = self._network.decode(self._features, self._requests)
+            self.outputs = self._network.decode(self._features, self._requests, remember=True)
             return
         works = (self, *others)
         features = self._network.join_features([work._features for work in works])
         requests = [replace(r, picture=i) for i, work in enumerate(works) for r in work._requests]
-        outputs = iter(self._network.decode(features, requests))
+        outputs = iter(self._network.decode(features, requests, remember=True))
         for work in works:
             work.outputs = list(islice(outputs, len(work._requests)))
 
@@ -183,18 +197,26 @@ class MemoryWork(Work):
 
     def _run(self, others: Sequence[MemoryWork]) -> None:
         works = (self, *others)
+        waiting = [(i, output) for i, work in enumerate(works) for output in work._unwritten()]
+        if not waiting:
+            return
         features = self._network.join_features([work._features for work in works]) if others else self._features
-        outputs = [output for work in works for _, output in work._outputs]
+        pictures, outputs = [i for i, _ in waiting], [output for _, output in waiting]
         self._network.encode_memory(
             features,
             [output.low_res_logits if output.raw_logits is None else output.raw_logits for output in outputs],
             [output.prompted for output in outputs],
             [output.score for output in outputs],
             [output.block for output in outputs if output.block is not None],
-            pictures=[i for i, work in enumerate(works) for _ in work._outputs],
+            pictures=pictures,
         )
+
+    def _unwritten(self) -> list[ObjectOutput]:
+        """Write what was computed with the masks; return the rest."""
+        outputs = [(output, output.block) for _, output in self._outputs if output.block is not None]
+        return [output for output, block in outputs if not self._network.keep_memory(output.decoded_memory, block)]
 
     def finish(self) -> None:
         """Forget what only the memory was made of, when it is written."""
         for _, output in self._outputs:
-            output.raw_logits = None
+            output.raw_logits = output.decoded_memory = None

@@ -6,7 +6,7 @@ The state machine of SAM 2's video predictor, rule by rule; `state.py` explains 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..prompts import Box, Mask, Points
 from ..results import Result
 from .base import TrackingSession, check_frame_number, check_object_id
 from .prompt_inputs import PointInputs, PromptInputs
-from .requests import ImageFeatures
+from .requests import DecodeRequest, ImageFeatures
 from .session import iterator_of_results, synchronized
 from .state import ObjectOutput, TrackedObject, TrackingOptions
 from .step import TrackerNetwork, commit_memory, predict_frame, prompt_request, tracking_request
@@ -94,8 +94,9 @@ class VideoSession(TrackingSession):
         if known is not None and corrects and isinstance(prompt, PointInputs) and self._network.clicks_see_memory:
             memory = self._select_memory(known, frame, known.frames_tracked[frame])
         logits = None if previous is None or previous.given is not None else previous.low_res_logits
-        request = prompt_request(self._network, prompt, logits, memory)
-        (output,) = predict_frame(self._network, self._features[frame], [request], self._options.fill_hole_area)
+        requests = [prompt_request(self._network, prompt, logits, memory)]
+        features = self._features.get(frame, requests)
+        (output,) = predict_frame(self._network, features, requests, self._options.fill_hole_area)
         tracked = self._object(obj)  # not before: a prompt that is refused leaves no object behind
         pending = tracked.pending_cond_outputs if conditioning else tracked.pending_non_cond_outputs
         tracked.store(pending, frame, output)
@@ -195,7 +196,7 @@ class VideoSession(TrackingSession):
         waiting = [tracked for tracked in followed.values() if frame not in tracked.cond_outputs]
         if waiting:
             requests = [tracking_request(self._select_memory(tracked, frame, reverse)) for tracked in waiting]
-            features = self._features[frame]
+            features = self._features.get(frame, requests)
             predicted = predict_frame(self._network, features, requests, self._options.fill_hole_area)
             for tracked, output in zip(waiting, predicted, strict=True):
                 tracked.store(tracked.non_cond_outputs, frame, output)
@@ -251,13 +252,17 @@ class FeatureCache:
         self._cache: OrderedDict[int, ImageFeatures] = OrderedDict()
 
     def __getitem__(self, frame: int) -> ImageFeatures:
+        return self.get(frame)
+
+    def get(self, frame: int, requests: Sequence[DecodeRequest] | None = None) -> ImageFeatures:
+        """Return the features of a frame; `requests`: what is decoded on it next."""
         cache = self._cache
         if frame in cache:
             cache.move_to_end(frame)
             return cache[frame]
         features = cache.popitem(last=False)[1] if len(cache) == CACHED_FRAMES else self._network.new_features()
         image = check_frame(self._frames[frame], frame, self.size)
-        self._network.encode_image(image, features, self._network.resample["video"])
+        self._network.encode_image(image, features, self._network.resample["video"], requests)
         cache[frame] = features
         return features
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...device.base import Array, Device
-from ...device.scratch import GrowableBuffers
+from ...device.scratch import GrowableBuffers, aligned
 from ...tracking.memory_selection import MemorySelection
 from ...tracking.requests import DecodeRequest, ImageFeatures
 
@@ -27,6 +28,8 @@ class MemoryAttention:
     def __init__(self, stage: Stage, device: Device, scratch: GrowableBuffers, batch: int) -> None:
         self._stage, self._device, self._scratch = stage, device, scratch
         self._spec = stage.spec
+        computed = ("embedding", "memory")
+        self._input_names = [tensor.name for tensor in self._spec.inputs if tensor.name not in computed]
         tokens = self._spec.output("conditioned").shape[1]
         assert isinstance(tokens, int)
         self._objects_per_call = max(1, min(batch, MAX_ATTENTION_TOKENS // tokens)) if device.name == "cpu" else batch
@@ -36,54 +39,71 @@ class MemoryAttention:
         for tensor in (self._spec.input("memory"), *self._spec.outputs):
             self._scratch.take(tensor.name, tensor.resolve(sizes), tensor.dtype)
 
-    def condition(self, features: ImageFeatures, requests: Sequence[DecodeRequest]) -> Array:
-        """Return the conditioned embedding of each request, (requests, N, D). Requests of equal memory shape must be
-        neighbours: each run of them shares calls."""
+    def num_input_bytes(self, sizes: Mapping[str, int]) -> int:
+        """Return the bytes of `host_inputs` of a call of these sizes."""
+        tensors = [self._spec.input(name) for name in self._input_names]
+        return sum(aligned(prod(t.resolve(sizes)) * np.dtype(t.dtype).itemsize) for t in tensors)
+
+    def host_inputs(self, requests: Sequence[DecodeRequest]) -> dict[str, np.ndarray]:
+        """Return what `condition` needs on the device, by place of the call and name of the input."""
+        return {
+            f"{start}.{name}": array
+            for start, call in self._calls(requests)
+            if _attends(call[0])
+            for name, array in self._call_inputs(call).items()
+        }
+
+    def condition(
+        self, features: ImageFeatures, requests: Sequence[DecodeRequest], inputs: Mapping[str, Array]
+    ) -> Array:
+        """Return the conditioned embedding of each request, (requests, N, D); `inputs`: see `host_inputs`. Requests of
+        equal memory shape must be neighbours: each run of them shares calls."""
         if len(requests) == 1 and requests[0].memory is None:
             return self._without_memory(features, requests[0])
         tensor = self._spec.output("conditioned")
         out = self._scratch.take(tensor.name, tensor.resolve({"objects": len(requests)}), tensor.dtype)
+        for start, call in self._calls(requests):
+            if _attends(call[0]):
+                own = {name: inputs[f"{start}.{name}"] for name in self._input_names}
+                self._attend(features, call, own, out[start : start + len(call)])
+                continue
+            for i, request in enumerate(call, start):
+                self._device.copy(self._without_memory(features, request)[0], out[i])
+        return out
+
+    def _calls(self, requests: Sequence[DecodeRequest]) -> Iterator[tuple[int, list[DecodeRequest]]]:
+        """Yield the requests that share a call, and the place of the first."""
         start = 0
         for _, run in groupby(requests, key=lambda request: request.memory_shape):
             group = list(run)
-            self._condition_run(features, group, out[start : start + len(group)])
+            for i in range(0, len(group), self._objects_per_call):
+                yield start + i, group[i : i + self._objects_per_call]
             start += len(group)
-        return out
-
-    def _condition_run(self, features: ImageFeatures, requests: list[DecodeRequest], out: Array) -> None:
-        memories = [request.memory for request in requests if request.memory is not None and request.memory.blocks]
-        pictures = np.array([request.picture for request in requests], np.int64)
-        for i in range(0, len(memories), self._objects_per_call):
-            some = slice(i, i + self._objects_per_call)
-            self._attend(features, memories[some], pictures[some], out[some])
-        if not memories:
-            for request, to in zip(requests, out, strict=True):
-                self._device.copy(self._without_memory(features, request)[0], to)
 
     @staticmethod
     def _without_memory(features: ImageFeatures, request: DecodeRequest) -> Array:
         maps = features.embedding if request.skip_no_mem_embed else features.embedding_no_memory
         return maps[request.picture : request.picture + 1]
 
-    def _attend(
-        self, features: ImageFeatures, memories: list[MemorySelection], pictures: np.ndarray, out: Array
-    ) -> None:
-        n, spec = len(memories), self._spec.input("obj_ptrs")
-        pointers = np.zeros((n, len(memories[0].obj_ptrs), int(spec.shape[2])), spec.dtype)
+    def _call_inputs(self, requests: list[DecodeRequest]) -> dict[str, np.ndarray]:
+        memories, spec = _memories(requests), self._spec.input("obj_ptrs")
+        pointers = np.zeros((len(memories), len(memories[0].obj_ptrs), int(spec.shape[2])), spec.dtype)
         for row, memory in zip(pointers, memories, strict=True):
             if memory.obj_ptrs:
                 row[:] = memory.obj_ptrs
-        inputs = {"obj_ptrs": pointers}
-        if any(tensor.name == "obj_ptr_tpos" for tensor in self._spec.inputs):
-            inputs["obj_ptr_tpos"] = _relative_distances(memories)
-        self._stage.run(
-            embedding=features.embedding,
-            map_index=pictures,
-            memory=self._gather(memories),
-            maskmem_tpos_index=np.array([memory.tpos for memory in memories], np.int64),
-            conditioned=out,
-            **inputs,
-        )
+        inputs = {
+            "map_index": np.array([request.picture for request in requests], np.int64),
+            "maskmem_tpos_index": np.array([memory.tpos for memory in memories], np.int64),
+            "obj_ptrs": pointers,
+            "obj_ptr_tpos": _relative_distances(memories),
+        }
+        return {name: inputs[name] for name in self._input_names}
+
+    def _attend(
+        self, features: ImageFeatures, requests: list[DecodeRequest], inputs: Mapping[str, Array], out: Array
+    ) -> None:
+        memory = self._gather(_memories(requests))
+        self._stage.run(embedding=features.embedding, memory=memory, conditioned=out, **inputs)
 
     def _gather(self, memories: list[MemorySelection]) -> Array:
         """Copy the remembered maps of the objects side by side: (objects, slots, N, M).
@@ -98,6 +118,14 @@ class MemoryAttention:
             for block, to in zip(memory.blocks, row, strict=True):
                 self._device.copy(block.array, to)
         return out
+
+
+def _attends(request: DecodeRequest) -> bool:
+    return request.memory is not None and bool(request.memory.blocks)
+
+
+def _memories(requests: Sequence[DecodeRequest]) -> list[MemorySelection]:
+    return [request.memory for request in requests if request.memory is not None]
 
 
 def _relative_distances(memories: list[MemorySelection]) -> np.ndarray:

@@ -7,22 +7,24 @@ prompt encoder and mask decoder. The requests for each frame come from `tracking
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from math import prod
 from typing import ClassVar
 
 import numpy as np
 
 from ...bundle.manifest import TensorSpec
 from ...bundle.schema import COUNT, NORMALIZATION, RESAMPLE, RESIZE, Group, number
-from ...device.base import Array, Device
+from ...device.base import Device
+from ...device.inputs import Filled, HostArrays, InputBlock
 from ...device.scratch import GrowableBuffers
 from ...errors import UserError
 from ...imaging.preprocess import preprocess
 from ...media.random_access import FrameSequence
 from ...tracking.live import LiveSession
 from ...tracking.memory_selection import MemoryConfig
-from ...tracking.object_memory import Block, BlockPool
+from ...tracking.object_memory import Block, BlockPool, DecodedMemory
 from ...tracking.prompt_inputs import PromptEncoder
 from ...tracking.requests import DecodeRequest, DecoderOutput, ImageFeatures
 from ...tracking.state import TrackingOptions
@@ -30,7 +32,8 @@ from ...tracking.video import VideoSession
 from ..base import MASK_DECODER, MEMORY_ATTENTION, Capability, Signature
 from ..context import NetworkContext
 from .image import Sam2ImagePredictor
-from .memory_attention import MemoryAttention
+from .mask_decoding import MaskDecoding
+from .memory_encoding import MemoryEncoding
 from .prompt_encoding import PromptEncoding
 
 VIDEO_BLOCKS = 32
@@ -136,27 +139,27 @@ class Sam2:
 
     def _allocate(self) -> None:
         """Allocate scratch for the usual numbers of memory frames and points; it grows once for larger ones."""
-        device, stages = self.device, self._stages
-        self._allocate_input()
-        self._scratch = GrowableBuffers(device)
-        self.join_features = partial(joined, self._specs[self.features_stage].outputs, device, self._scratch)
-        self._attention = MemoryAttention(stages["memory_attention"], device, self._scratch, self.max_batch)
+        device, stages, scratch = self.device, self._stages, GrowableBuffers(self.device)
+        self._inputs = self._make_inputs()
+        self.join_features = partial(joined, self._specs[self.features_stage].outputs, device, scratch)
         self._prompts = PromptEncoding(
-            stages["prompt_encoder"], stages["mask_prompt"], device, self._scratch, self.low_res_side
+            stages["prompt_encoder"], stages["mask_prompt"], device, scratch, self.low_res_side
         )
-        sizes = {"objects": self.max_batch, "prompt_tokens": 2, "slots": self.memory_config.num_maskmem + 1}
-        self._attention.allocate(sizes)
+        self._memory = MemoryEncoding(stages["prompt_memory_encoder"], device, scratch, self.max_batch)
+        self._decoding = MaskDecoding(
+            stages, device, scratch, self.max_batch, self._inputs, self._prompts, self._memory
+        )
+        maps, pointers = self.memory_config.num_maskmem + 1, self.memory_config.max_obj_ptrs + 1
+        sizes = {"objects": self.max_batch, "prompt_tokens": 2, "slots": maps, "pointers": pointers}
+        self._decoding.allocate(sizes)
         self._prompts.allocate(sizes)
-        for name in ("prompt_decoder", "prompt_memory_encoder"):
-            self._outputs(name, self.max_batch)
+        self._memory.allocate()
 
-    def _allocate_input(self) -> None:
-        tensor = self._specs["image_encoder"].input("pixels")
-        self._pixels = self.device.empty(tensor.resolve({"frames": 1}), tensor.dtype)
-
-    def _outputs(self, stage: str, objects: int) -> dict[str, Array]:
-        sizes = {"objects": objects}
-        return {t.name: self._scratch.take(t.name, t.resolve(sizes), t.dtype) for t in self._specs[stage].outputs}
+    def _make_inputs(self) -> InputBlock:
+        """Return what frames and requests are uploaded through, with room for a frame."""
+        inputs, tensor = InputBlock(self.device), self._specs["image_encoder"].input("pixels")
+        inputs.reserve(prod(tensor.resolve({"frames": 1})) * np.dtype(tensor.dtype).itemsize)
+        return inputs
 
     # -- sessions -------------------------------------------------------------------------------------------------
 
@@ -189,13 +192,28 @@ class Sam2:
         outputs = self._specs[self.features_stage].outputs
         return ImageFeatures(**{t.name: self.device.empty(t.resolve({"frames": 1}), t.dtype) for t in outputs})
 
-    def encode_image(self, frame_hwc: np.ndarray, features: ImageFeatures, resample: str) -> None:
-        """Write the feature maps of a frame, uint8 RGB (H,W,3); `resample` as in `imaging.preprocess`."""
-        side, host = self._image_size, self.device.staging(self._pixels)
-        preprocess(frame_hwc, (side, side), side, self._mean, self._std, out=host[0], resample=resample)
-        self.device.upload(host, self._pixels)
+    def encode_image(
+        self,
+        frame_hwc: np.ndarray,
+        features: ImageFeatures,
+        resample: str,
+        requests: Sequence[DecodeRequest] | None = None,
+    ) -> None:
+        """Write the feature maps of a frame, uint8 RGB (H,W,3); `resample` as in `imaging.preprocess`. What `decode`
+        takes for `requests`, those of the frame, is uploaded with it."""
+        side, tensor = self._image_size, self._specs["image_encoder"].input("pixels")
+
+        def write(pixels: np.ndarray) -> None:
+            preprocess(frame_hwc, (side, side), side, self._mean, self._std, out=pixels[0], resample=resample)
+
+        frame = Filled(tensor.resolve({"frames": 1}), np.dtype(tensor.dtype), write)
+        pixels = self._inputs.upload({"pixels": frame}, *self.inputs_of(requests))["pixels"]
         outputs = {t.name: getattr(features, t.name) for t in self._specs["image_encoder"].outputs}
-        self._stages["image_encoder"].run(pixels=self._pixels, **outputs)
+        self._stages["image_encoder"].run(pixels=pixels, **outputs)
+
+    def inputs_of(self, requests: Sequence[DecodeRequest] | None) -> Sequence[tuple[object, HostArrays]]:
+        """Return what `decode` takes for requests, for `InputBlock.upload`."""
+        return [(requests, self._decoding.host_inputs(requests))] if requests else []
 
     def encode_mask_prompt(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the dense prompt (s,s) of a mask (I,I), and the low-res logits (s,s) of the mask itself."""
@@ -203,9 +221,14 @@ class Sam2:
         return encoded["prompt_logits"], encoded["mask_logits"]
 
     def decode(
-        self, features: ImageFeatures, requests: Sequence[DecodeRequest], all_logits: bool = False
+        self,
+        features: ImageFeatures,
+        requests: Sequence[DecodeRequest],
+        all_logits: bool = False,
+        remember: bool = False,
     ) -> list[DecoderOutput]:
-        """Decode all requests on one frame, in batches; `all_logits` keeps the four ungated masks of each.
+        """Decode all requests on one frame, in batches; `all_logits` keeps the four ungated masks of each. `remember`:
+        their memory will be written as it is decoded, if they are only tracked.
 
         Raises UserError for more memory than the bundle takes.
         """
@@ -215,48 +238,11 @@ class Sam2:
                     f"{maps} remembered frames are more than the bundle {self._bundle} takes "
                     f"({self._bounds['slots'][1]}); limit them with max_cond_frames_in_attn"
                 )
-        # equal memory shapes side by side: each run of them shares calls of memory attention
-        order = sorted(range(len(requests)), key=lambda i: requests[i].memory_shape)
-        outputs: dict[int, DecoderOutput] = {}
-        for start in range(0, len(order), self.max_batch):
-            chosen = order[start : start + self.max_batch]
-            decoded = self._decode_batch(features, [requests[i] for i in chosen], all_logits)
-            outputs.update(zip(chosen, decoded, strict=True))
-        return [outputs[i] for i in range(len(requests))]
+        return self._decoding.decode(features, requests, all_logits, remember)
 
-    def _decode_batch(
-        self, features: ImageFeatures, requests: list[DecodeRequest], all_logits: bool
-    ) -> Iterator[DecoderOutput]:
-        n, pictures = len(requests), np.array([request.picture for request in requests], np.int64)
-        conditioned = self._attention.condition(features, requests)
-        prompt = self._prompts.encode(requests)
-        outputs = self._outputs("prompt_decoder", n)
-        self._stages["prompt_decoder"].run(
-            conditioned=conditioned,
-            **prompt,
-            high_res_0=features.high_res_0,
-            picture_index=pictures,
-            high_res_1=features.high_res_1,
-            map_index=pictures,
-            multimask=np.array([request.multimask for request in requests]),
-            **outputs,
-        )
-        if not all_logits:
-            del outputs["all_logits"]
-        host = {name: self.device.download(array) for name, array in outputs.items()}
-        _, tokens, channels = self._specs["prompt_memory_encoder"].output("maskmem_features").shape
-        tokens_per_pointer = int(self._specs["prompt_decoder"].output("obj_ptr").shape[1]) // int(channels)
-        for i, request in enumerate(requests):
-            maps, pointers = request.memory_shape
-            yield DecoderOutput(
-                low_res_logits=np.array(host["low_res_logits"][i]),
-                all_logits=np.array(host["all_logits"][i]) if all_logits else None,
-                ious=np.array(host["ious"][i]),
-                selected=int(host["selected"][i]),
-                score=float(host["score"][i]),
-                obj_ptr=np.array(host["obj_ptr"][i], np.float32),
-                memory_tokens=(maps * int(tokens), pointers * tokens_per_pointer),
-            )
+    def keep_memory(self, memory: DecodedMemory | None, block: Block) -> bool:
+        """Write memory that was computed with its mask; False if there is none, or no longer."""
+        return memory is not None and self._memory.keep(memory, block)
 
     def encode_memory(
         self,
@@ -273,25 +259,4 @@ class Sam2:
         logits (s,s) low-res logits; `binarize`: whether they come from a prompt; `scores` presence logits; `direct`:
         see `export.stages.memory_encoder.PromptMemoryStage`; `pictures`: rows of the feature maps, of several frames.
         """
-        index = np.zeros(len(blocks), np.int64) if pictures is None else np.array(pictures, np.int64)
-        stage = self._stages["prompt_memory_encoder"]
-        for start in range(0, len(blocks), self.max_batch):
-            part = slice(start, start + self.max_batch)
-            n = len(blocks[part])
-            optional = {
-                "binarize": np.array(binarize[part], bool),
-                "score": np.array(scores[part], np.float32),
-                "direct": np.full(n, direct),
-            }
-            # one object is written in place, several are written side by side and then copied to their blocks
-            out = blocks[start].array[None] if n == 1 else self._outputs(stage.spec.name, n)["maskmem_features"]
-            stage.run(
-                embedding=features.embedding,
-                map_index=index[part],
-                mask_logits=np.stack(logits[part]).astype(np.float32, copy=False),
-                maskmem_features=out,
-                **{t.name: optional[t.name] for t in stage.spec.inputs if t.name in optional},
-            )
-            if n > 1:
-                for features_nm, block in zip(out, blocks[part], strict=True):
-                    self.device.copy(features_nm, block.array)
+        self._memory.encode(features, logits, binarize, scores, blocks, direct, pictures)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...device.base import Array, Device
-from ...device.scratch import GrowableBuffers
+from ...device.scratch import GrowableBuffers, OutputBlock
 from ...tracking.prompt_inputs import NO_POINTS
 from ...tracking.requests import DecodeRequest
 
@@ -24,25 +24,23 @@ class PromptEncoding:
     ) -> None:
         self._prompt_encoder, self._mask_prompt = prompt_encoder, mask_prompt
         self._device, self._scratch, self._side = device, scratch, low_res_side
+        self._readback = OutputBlock(device)
         self._empty: dict[str, Array] = {}
         self._num_empty = 0
 
     def allocate(self, sizes: Mapping[str, int]) -> None:
         """Allocate scratch for calls of these sizes, and the encoded empty prompt."""
-        for stage in (self._prompt_encoder, self._mask_prompt):
-            self._outputs(stage, sizes)
+        self._outputs(self._prompt_encoder, sizes)
         for tensor in self._prompt_encoder.spec.outputs:
             shape = tensor.resolve({**sizes, "prompt_tokens": len(NO_POINTS.labels)})
             self._empty[tensor.name] = self._device.empty(shape, tensor.dtype)
 
-    def encode(self, requests: Sequence[DecodeRequest]) -> dict[str, Array]:
-        """Return `sparse`, `sparse_count` and `dense` of the decoder."""
+    def host_inputs(self, requests: Sequence[DecodeRequest]) -> dict[str, np.ndarray]:
+        """Return what `encode` needs on the device."""
         n = len(requests)
-        if all(request.is_tracking_only for request in requests):
-            self._fill_empty(n)
-            counts = np.full(n, len(NO_POINTS.labels), np.int64)
-            return {name: array[:n] for name, array in self._empty.items()} | {"sparse_count": counts}
         counts = np.array([0 if r.points is None else len(r.points.labels) for r in requests], np.int64)
+        if all(request.is_tracking_only for request in requests):
+            return {"sparse_count": counts}
         longest = max(1, int(counts.max()))
         coords, labels = np.zeros((n, longest, 2), np.float32), np.full((n, longest), -1, np.int64)
         logits = np.zeros((n, self._side, self._side), np.float32)
@@ -51,17 +49,32 @@ class PromptEncoding:
                 coords[i, : counts[i]], labels[i, : counts[i]] = request.points.coords, request.points.labels
             if request.mask_logits is not None:
                 logits[i] = request.mask_logits
-        outputs = self._outputs(self._prompt_encoder, {"objects": n, "prompt_tokens": longest})
         has_mask = np.array([request.mask_logits is not None for request in requests])
-        self._prompt_encoder.run(points=coords, labels=labels, prompt_logits=logits, has_mask=has_mask, **outputs)
-        return {**outputs, "sparse_count": counts}
+        return {
+            "sparse_count": counts,
+            "points": coords,
+            "labels": labels,
+            "prompt_logits": logits,
+            "has_mask": has_mask,
+        }
+
+    def encode(self, requests: Sequence[DecodeRequest], inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return `sparse`, `sparse_count` and `dense` of the decoder; `inputs`: see `host_inputs`."""
+        n, counts = len(requests), {"sparse_count": inputs["sparse_count"]}
+        if all(request.is_tracking_only for request in requests):
+            self._fill_empty(n)
+            return {name: array[:n] for name, array in self._empty.items()} | counts
+        prompts = {t.name: inputs[t.name] for t in self._prompt_encoder.spec.inputs}
+        outputs = self._outputs(self._prompt_encoder, {"objects": n, "prompt_tokens": prompts["labels"].shape[1]})
+        self._prompt_encoder.run(**prompts, **outputs)
+        return {**outputs, **counts}
 
     def encode_mask(self, mask: np.ndarray) -> dict[str, np.ndarray]:
         """Return `prompt_logits`, the dense prompt (s,s) of a mask (P,P), and where the network has it `mask_logits`,
         the low-res logits (s,s) of the mask itself."""
-        outputs = self._outputs(self._mask_prompt, {"objects": 1})
+        outputs = self._readback.reserve(self._mask_prompt.spec.outputs, {"objects": 1})
         self._mask_prompt.run(mask=mask.astype(np.float32)[None], **outputs)
-        return {name: np.array(self._device.download(array)[0]) for name, array in outputs.items()}
+        return {name: np.array(array[0]) for name, array in self._readback.read().items()}
 
     def _outputs(self, stage: Stage, sizes: Mapping[str, int]) -> dict[str, Array]:
         return {t.name: self._scratch.take(t.name, t.resolve(sizes), t.dtype) for t in stage.spec.outputs}

@@ -10,10 +10,12 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import numpy as np
 
 from ...device.base import Array
+from ...device.inputs import Filled, HostArrays, InputBlock
 from ...device.scratch import GrowableBuffers
 from ...imaging.masks import probability
 from ...imaging.preprocess import preprocess
@@ -85,7 +87,10 @@ class Detector:
         self._specs = {name: stage.spec for name, stage in self._stages.items()}
         self._batch = context.bundle.manifest.bounds["concepts"][1]
         pixels = self._specs["image_encoder"].input("pixels")
-        self._pixels = self._device.empty(pixels.resolve({"frames": 1}), pixels.dtype)
+        self._pixels = pixels.resolve({"frames": 1}), np.dtype(pixels.dtype)
+        self.inputs = InputBlock(self._device)
+        """What frames are uploaded through, and with them what the calls on them take."""
+        self.inputs.reserve(prod(self._pixels[0]) * self._pixels[1].itemsize)
         self._scratch = GrowableBuffers(self._device)
         self._latest: tuple[weakref.ref[np.ndarray] | None, ConceptFeatures | None] = None, None
         self._texts: OrderedDict[tuple[int, ...], Array] = OrderedDict()
@@ -104,13 +109,23 @@ class Detector:
         assert features is not None
         return features
 
-    def encode_image(self, frame_hwc: np.ndarray, resample: str, features: ConceptFeatures) -> None:
-        """Write the features of a frame, uint8 RGB (H,W,3); `resample` as in `imaging.preprocess`."""
-        side, host = self._pixels.shape[-1], self._device.staging(self._pixels)
-        preprocess(frame_hwc, (side, side), side, self._mean, self._std, out=host[0], resample=resample)
-        self._device.upload(host, self._pixels)
+    def encode_image(
+        self,
+        frame_hwc: np.ndarray,
+        resample: str,
+        features: ConceptFeatures,
+        ahead: Sequence[tuple[object, HostArrays]] = (),
+    ) -> None:
+        """Write the features of a frame, uint8 RGB (H,W,3); `resample` as in `imaging.preprocess`; `ahead`: what calls
+        on the frame take."""
+        side = self._pixels[0][-1]
+
+        def write(pixels: np.ndarray) -> None:
+            preprocess(frame_hwc, (side, side), side, self._mean, self._std, out=pixels[0], resample=resample)
+
+        pixels = self.inputs.upload({"pixels": Filled(*self._pixels, write)}, *ahead)["pixels"]
         outputs = {t.name: getattr(features, t.name) for t in self._specs["image_encoder"].outputs}
-        self._stages["image_encoder"].run(pixels=self._pixels, **outputs)
+        self._stages["image_encoder"].run(pixels=pixels, **outputs)
         features.fine_levels_valid = False
 
     def encode_geometry(self, features: ConceptFeatures, prompt: ConceptPrompt) -> Array:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from ...device.base import Array
+from ...device.inputs import InputBlock
 from ...imaging.upsample import SeparableUpsampler, bilinear_matrix
 from ...tracking.object_group import MAX_COND_FRAMES
 from ...tracking.prompt_inputs import NO_POINTS, PromptEncoder
@@ -41,21 +42,27 @@ class Sam3Tracker(Sam2):
     def _make_prompt_encoder(self, max_points: int) -> PromptEncoder:
         return Sam3PromptEncoder(self._bundle, self._image_size, min(max_points, MAX_POINTS))
 
-    def _allocate_input(self) -> None:
-        """Allocate nothing: the detector has the pixels."""
+    def _make_inputs(self) -> InputBlock:
+        return self._detector.inputs
 
     @cached_property
     def _to_image(self) -> SeparableUpsampler:
         matrix = bilinear_matrix(self.low_res_side, self._image_size)
         return SeparableUpsampler(matrix, matrix)
 
-    def encode_image(self, frame_hwc: np.ndarray, features: ImageFeatures, resample: str) -> None:
-        """Write the feature maps of a frame, uint8 RGB (H,W,3); `resample` as in `imaging.preprocess`."""
+    def encode_image(
+        self,
+        frame_hwc: np.ndarray,
+        features: ImageFeatures,
+        resample: str,
+        requests: Sequence[DecodeRequest] | None = None,
+    ) -> None:
+        """Write the feature maps of a frame; see `Sam2.encode_image`."""
         if resample == self.resample["image"]:  # an image, which may be searched for concepts as well
             encoded = self._detector.encode_once(frame_hwc, resample)
         else:
             encoded = self._trunk
-            self._detector.encode_image(frame_hwc, resample, encoded)
+            self._detector.encode_image(frame_hwc, resample, encoded, self.inputs_of(requests))
         self.encode_trunk(encoded.trunk, features)
 
     def encode_trunk(self, trunk: Array, features: ImageFeatures) -> None:

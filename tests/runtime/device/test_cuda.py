@@ -33,21 +33,6 @@ def test_same_results_as_the_plain_loop(engine, prompts):
         np.testing.assert_allclose(got, reference(clip, prompt)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_one_upload_one_download_one_wait_per_frame_and_no_allocation(engine):
-    calls = engine.backend.device.driver.calls
-    with engine.session([runtime.Text(tokens=A), runtime.Text(tokens=B)]) as session:
-        list(session.stream(frames(6 * toy.WINDOW)))  # pinned twins are made, and graphs recorded, on first use
-        before = Counter(calls)
-        for frame in frames(4 * toy.WINDOW, seed=3):
-            session.push(frame)
-    spent = Counter(calls)
-    spent.subtract(before)
-    n = 4 * toy.WINDOW
-    assert (spent["upload"], spent["download"], spent["wait"]) == (n, n, n)
-    assert spent["device"] == spent["pinned"] == 0
-    assert spent["stage"] == 0 and spent["launch"] == 2.5 * n, "first stage, frame; two sentences per clip"
-
-
 @pytest.mark.parametrize("prompts", [[A], [A, B, C]])
 def test_frames_with_full_memory_are_one_graph_and_equal_the_plain_loop(engine, prompts, monkeypatch):
     """Memory is full from frame 5 on; a batch has one graph per set of tracks whose conditional memory is due."""

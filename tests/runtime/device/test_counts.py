@@ -1,0 +1,122 @@
+"""What a frame costs on a device with its own memory, counted by the fake driver for every network."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import runtime
+from helpers import numpy_sam3, toy_refersam
+from helpers import toy_samwise as toy
+from helpers.fake_cuda import FakeCudaBackend, FakeNumpyBackend
+from helpers.samwise_schedule import A, B, frames
+from runtime import Points
+from runtime.bundle.bundle import choose
+
+CLICKS = [Points([(8, 5)], [1]), Points([(9, 6)], [1])]
+COPIES = ("upload", "download", "wait")
+MEMORY = ("device", "pinned")
+
+
+def measure(engine, steps, warm, count):
+    """Calls of the driver per step, after the first `warm` steps."""
+    calls = engine.backend.device.driver.calls
+    for _ in range(warm):
+        next(steps)
+    before = Counter(calls)
+    for _ in range(count):
+        next(steps)
+    spent = Counter(calls)
+    spent.subtract(before)
+    return {name: number / count for name, number in spent.items()}
+
+
+def samwise(engine, objects):
+    with engine.session([runtime.Text(tokens=t) for t in (A, B)[:objects]]) as session:
+        for frame in frames(64, seed=3):
+            yield session.push(frame)
+
+
+def live(engine, objects):
+    with engine.live() as session:
+        for i, frame in enumerate(frames(64)):
+            yield from session.push(frame, dict(enumerate(CLICKS[:objects])) if i == 0 else None)
+
+
+def fed(engine, objects):
+    """Frames of a live session in steps; what other sessions compute between them overwrites what it decoded ahead."""
+    with engine.live() as session:
+        for i, frame in enumerate(frames(64, seed=objects)):
+            steps = session.feed(frame, dict(enumerate(CLICKS[:objects])) if i == 0 else None)
+            yield from (step if isinstance(step, runtime.Result) else None for step in steps)
+
+
+def video(engine, objects):
+    with engine.video(frames(64)) as session:
+        for obj, click in enumerate(CLICKS[:objects]):
+            session.add_points(0, obj, click.points, click.labels)
+        yield from session.propagate()
+
+
+def image(engine, objects):
+    predictor = engine.image(frames(1)[0])
+    clicks = CLICKS[:objects]
+    while True:
+        yield predictor.predict([click.points for click in clicks], [click.labels for click in clicks])
+
+
+@pytest.fixture
+def engines(toy, toy_sam2_bundle, numpy_sam3_bundle):
+    return {
+        "samwise": lambda: runtime.Engine(choose(toy), FakeCudaBackend()),
+        "sam2": lambda: runtime.Engine(choose(toy_sam2_bundle), FakeCudaBackend()),
+        "sam3": lambda: runtime.Engine(choose(numpy_sam3_bundle), FakeNumpyBackend()),
+    }
+
+
+@pytest.mark.parametrize("objects", [1, 2])
+@pytest.mark.parametrize(
+    "network, task",
+    [("samwise", samwise), *((network, task) for network in ("sam2", "sam3") for task in (live, video, image))],
+)
+def test_one_upload_one_download_one_wait_per_frame_and_no_allocation(engines, network, task, objects):
+    """Where frames are known, objects keep one low-res mask and one map per frame: chunks of maps are allocated."""
+    engine = engines[network]()
+    steps = task(engine, objects)
+    spent = measure(engine, steps, 6 * toy.WINDOW, 4 * toy.WINDOW)
+    assert [spent[name] for name in COPIES] == [1, 1, 1]
+    assert spent["pinned"] == 0 and (task is video or spent["device"] == 0)
+
+
+def test_a_steady_clip_launches_nothing_but_graphs(engines):
+    engine = engines["samwise"]()
+    spent = measure(engine, samwise(engine, 2), 6 * toy.WINDOW, 4 * toy.WINDOW)
+    assert spent["stage"] == 0 and spent["launch"] == 2.5, "first stage, frame; two sentences per clip"
+
+
+def test_sentences_on_an_image_are_one_download(tmp_path):
+    """The image is uploaded when it is given, the lengths of the sentences when they are."""
+    engine = runtime.Engine(choose(toy_refersam.build(tmp_path / "refersam")), FakeCudaBackend())
+    texts = [runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[0, 9, 7, 8, 2])]
+    steps = (engine.image(frame).refer(texts) for frame in frames(6))
+    spent = measure(engine, steps, 3, 3)
+    assert [spent[name] for name in COPIES] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("task", [live, fed, video, image])
+@pytest.mark.parametrize("network", ["sam2", "sam3"])
+def test_clicks_give_the_masks_of_the_host(engines, toy_sam2_bundle, numpy_sam3_bundle, network, task):
+    """Of two sessions in turn."""
+    hosts = {
+        "sam2": lambda: runtime.load(toy_sam2_bundle, backend="ort"),
+        "sam3": lambda: numpy_sam3.load(numpy_sam3_bundle),
+    }
+
+    def results(engine):
+        steps = [task(engine, 2), task(engine, 1)]
+        found = [next(step) for _ in range(36) for step in steps]
+        return [result for result in found if result is not None]
+
+    for found, expected in zip(results(engines[network]()), results(hosts[network]()), strict=True):
+        np.testing.assert_array_equal(found.masks, expected.masks)
+        np.testing.assert_allclose(found.scores, expected.scores, 1e-5)

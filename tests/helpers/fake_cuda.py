@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from helpers import numpy_sam3
 from runtime.backends.ort import OrtBackend
 from runtime.device.cuda import Cuda
 from runtime.kernels import reference
@@ -135,26 +134,6 @@ class Enqueued:
         assert not host, f"{self.spec.name}: {host} are addresses of the host"
         self._driver.calls["stage"] += self._driver.recording is None
         self._driver.enqueue(lambda: self.stage.run(**arrays))
-
-
-class HostArrays:
-    """A stage that computes on numpy arrays, handed those of the fake device."""
-
-    def __init__(self, stage) -> None:
-        self.stage, self.spec = stage, stage.spec
-
-    def run(self, **arrays) -> None:
-        self.stage.run(**{name: view(array.ptr, array.shape, array.dtype) for name, array in arrays.items()})
-
-
-class FakeNumpyBackend(numpy_sam3.NumpyBackend):
-    """The stages of `numpy_sam3`, run when the stream of a fake device reaches them."""
-
-    def __init__(self) -> None:
-        self.device = Cuda(FakeDriver())
-
-    def load(self, file, spec):
-        return Enqueued(HostArrays(super().load(file, spec)), self.device.driver)
 
 
 class HostKernels:

@@ -8,7 +8,7 @@ import pytest
 import runtime
 from helpers import numpy_sam3, toy_refersam
 from helpers import toy_samwise as toy
-from helpers.fake_cuda import FakeCudaBackend, FakeNumpyBackend
+from helpers.fake_cuda import FakeCudaBackend
 from helpers.samwise_schedule import A, B, frames
 from runtime import Points
 from runtime.bundle.bundle import choose
@@ -70,7 +70,7 @@ def engines(toy, toy_sam2_bundle, numpy_sam3_bundle):
     return {
         "samwise": lambda: runtime.Engine(choose(toy), FakeCudaBackend()),
         "sam2": lambda: runtime.Engine(choose(toy_sam2_bundle), FakeCudaBackend()),
-        "sam3": lambda: runtime.Engine(choose(numpy_sam3_bundle), FakeNumpyBackend()),
+        "sam3": lambda: runtime.Engine(choose(numpy_sam3_bundle), numpy_sam3.FakeCudaNumpyBackend()),
     }
 
 

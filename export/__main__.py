@@ -65,7 +65,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
         "(bpe_simple_vocab_16e6.txt.gz), or a name that is downloaded, such as roberta-base; without it the bundle "
         "takes token ids only",
     )
-    add("--image-size", type=int, metavar="PIXELS", help="side of the input image, for networks that support several")
+    add("--image-size", type=int, metavar="PIXELS", help="side of the input image (default: that of the training)")
     add("--demo", type=Path, metavar="DIR", help="demonstration to include: clip.mp4, demo.json and masks.npz")
     add(
         "--split-attention",
@@ -129,6 +129,7 @@ def _export(options: dict[str, Any]) -> None:
     model = network(name).load(checkpoint, **chosen)
     source = base.describe(name, model, provenance=_provenance(shown, checkpoint), **_demonstration(options["demo"]))
     suffix = "" if precision == "fp32" else f"-{precision}"
+    size = f"-{options['image_size']}" if chosen and not source.variant.endswith(f"-{options['image_size']}") else ""
     if source.vocabulary and tokens is None:
         _say("no --tokenizer: the bundle will take token ids, not sentences")
     with tempfile.TemporaryDirectory() as work:
@@ -137,7 +138,7 @@ def _export(options: dict[str, Any]) -> None:
         folder = bundle.export_bundle(
             source,
             options["out"],
-            f"{name}-{source.variant}{suffix}" if options["name"] is None else options["name"],
+            f"{name}-{source.variant}{size}{suffix}" if options["name"] is None else options["name"],
             precision=precision,
             threads=threads,
             tokenizer_source=tokens,

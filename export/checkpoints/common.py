@@ -48,6 +48,9 @@ NUMERIC_DTYPES = {getattr(torch, name) for name in _NUMERIC.split()}
 MAX_SHARING = 4
 """Maximum ratio of the bytes that tensors claim to the bytes in the file: weights may be tied."""
 
+MAX_IMAGE_SIZE = 8192
+"""Maximum side of the input image."""
+
 MAX_SIZE = 1 << 20
 """Maximum of a number in a 'config', far above any real size."""
 
@@ -189,13 +192,27 @@ def config_from(kind: type, data: Any) -> Any:
     return kind(**values)
 
 
+def choose_image_size(wanted: int | None, own: int, multiple: int) -> int:
+    """Return the side of the input image: `wanted`, or `own`, that of the training. Raises UserError unless it fits."""
+    if wanted is None:
+        return own
+    if not multiple <= wanted <= MAX_IMAGE_SIZE or wanted % multiple:
+        nearest = min(max(round(wanted / multiple), 1), MAX_IMAGE_SIZE // multiple) * multiple
+        raise UserError(
+            f"--image-size {wanted}: give a multiple of {multiple} up to {MAX_IMAGE_SIZE}, such as {nearest}"
+        )
+    return wanted
+
+
 def _number(name: str, value: Any) -> int:
     limit = MAX_DEPTH if any(word in name for word in ("layers", "blocks", "depth")) else MAX_SIZE
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= limit:
         raise ValueError(f"config field {name} is {value!r}, not a number in 0..{limit}")
     coarsest = STRIDES[-1]
-    if name == "image_size" and not (coarsest <= value <= 8192 and value % coarsest == 0):
-        raise ValueError(f"config field image_size is {value}, not a multiple of {coarsest} in {coarsest}..8192")
+    if name == "image_size" and not (coarsest <= value <= MAX_IMAGE_SIZE and value % coarsest == 0):
+        raise ValueError(
+            f"config field image_size is {value}, not a multiple of {coarsest} in {coarsest}..{MAX_IMAGE_SIZE}"
+        )
     return value
 
 

@@ -15,10 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layers.hiera import HieraConfig
+from ..layers.hiera import STRIDES, HieraConfig
 from ..models.sam import SamConfig
 from ..models.sam2 import Sam2, Sam2Config
-from .common import check_tensors, config_from, hugging_face_config, load_tensors, read, reported_as, sam_config
+from .common import (
+    check_tensors,
+    choose_image_size,
+    config_from,
+    hugging_face_config,
+    load_tensors,
+    read,
+    reported_as,
+    sam_config,
+)
 from .names import rename
 
 UNUSED = ("no_mem_pos_enc",)
@@ -65,14 +74,16 @@ NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
 """Patterns from Hugging Face's names to official ones; all are applied, in this order."""
 
 
-def load_sam2(path: str | Path) -> Sam2:
-    """Load a checkpoint as a network in eval mode. Raises UserError."""
+def load_sam2(path: str | Path, image_size: int | None = None) -> Sam2:
+    """Load a checkpoint as a network in eval mode, for images of another size if given. Raises UserError."""
     path = Path(path)
     with reported_as(path, "SAM 2"):
         tensors, written, _ = read(path, "sam2")
         if any(name.startswith("vision_encoder.") for name in tensors):
             tensors = renamed(tensors)
         config = config_from(Sam2Config, written) if written else _config(path, tensors)
+        size = choose_image_size(image_size, config.sam.image_size, STRIDES[-1])
+        config = dataclasses.replace(config, sam=dataclasses.replace(config.sam, image_size=size))
         with torch.device("meta"), torch.no_grad():  # sizes are checked before memory is allocated for them
             check_tensors(Sam2(config).sam, tensors, path, UNUSED)
     model = Sam2(config)

@@ -16,7 +16,17 @@ from ..layers.text_towers import ACTIVATIONS, HEAD_WIDTH, TowerConfig
 from ..models.sam import SamConfig
 from ..models.sam3 import Sam3, Sam3Config
 from . import sam3_hugging_face
-from .common import check_tensors, count_modules, hugging_face_config, load_tensors, read, reported_as, sam_config
+from .common import (
+    MAX_IMAGE_SIZE,
+    check_tensors,
+    choose_image_size,
+    count_modules,
+    hugging_face_config,
+    load_tensors,
+    read,
+    reported_as,
+    sam_config,
+)
 from .names import rename
 from .sam3_hugging_face import DETR, TEXT, TRUNK, VISION, HiddenSizes
 
@@ -50,12 +60,9 @@ NAMES = (
 )
 """Patterns from official names to those of the modules, which are shared with other networks; all are applied."""
 
-MAX_IMAGE = 8192
-"""Maximum side of the input."""
 
-
-def load_sam3(path: str | Path) -> Sam3:
-    """Load a checkpoint as a network in eval mode. Raises UserError."""
+def load_sam3(path: str | Path, image_size: int | None = None) -> Sam3:
+    """Load a checkpoint as a network in eval mode, for images of another size if given. Raises UserError."""
     path = Path(path)
     with reported_as(path, "SAM 3"):
         tensors = read(path, "sam3").tensors
@@ -66,6 +73,10 @@ def load_sam3(path: str | Path) -> Sam3:
             tensors = renamed(tensors)
             hidden = _hidden_sizes(tensors)
         config = sam3_config(tensors, hidden)
+        trunk = config.trunk
+        size = choose_image_size(image_size, trunk.image_size, trunk.patch * trunk.window)
+        tracker = config.tracker and dataclasses.replace(config.tracker, image_size=size)
+        config = dataclasses.replace(config, trunk=dataclasses.replace(trunk, image_size=size), tracker=tracker)
         unused = UNUSED if config.tracker else UNUSED + UNUSED_IN_IMAGES
         with torch.device("meta"), torch.no_grad():  # sizes are checked before memory is allocated for them
             check_tensors(Sam3(config), tensors, path, unused)
@@ -139,8 +150,8 @@ def _trunk(tensors: Mapping[str, Tensor], hidden: HiddenSizes | None) -> RotaryV
         )
     hidden = hidden or HiddenSizes()
     patch, window = tensors[TRUNK + "patch_embed.proj.weight"].shape[2], math.isqrt(rows - 1)
-    if hidden.image_size % (patch * window) or not 0 < hidden.image_size <= MAX_IMAGE:
-        raise ValueError(f"image size {hidden.image_size} is not a multiple of {patch * window} up to {MAX_IMAGE}")
+    if hidden.image_size % (patch * window) or not 0 < hidden.image_size <= MAX_IMAGE_SIZE:
+        raise ValueError(f"image size {hidden.image_size} is not a multiple of {patch * window} up to {MAX_IMAGE_SIZE}")
     if width % hidden.head_width or hidden.head_width % 4:
         raise ValueError(f"the trunk's width {width} is not made of heads of width {hidden.head_width}")
     if not all(0 <= i < blocks for i in hidden.global_blocks):

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..layers.hiera import STRIDES
 from ..layers.roberta import HEAD_WIDTH, TextConfig
 from ..models.samwise import CrossModalAdapterConfig, Samwise, SamwiseConfig
-from .common import check_tensors, config_from, count_modules, load_tensors, read, reported_as, sam_config
+from .common import (
+    check_tensors,
+    choose_image_size,
+    config_from,
+    count_modules,
+    load_tensors,
+    read,
+    reported_as,
+    sam_config,
+)
 
 
-def load_samwise(path: str | Path) -> Samwise:
-    """Load a checkpoint as a network in eval mode. Raises UserError."""
+def load_samwise(path: str | Path, image_size: int | None = None) -> Samwise:
+    """Load a checkpoint as a network in eval mode, for images of another size if given. Raises UserError."""
     tensors, written, arguments = read(path, "samwise")
     # official files always contain a conditional memory encoder, which is untrained if the training did not use it
     if arguments.get("use_cme_head") is False:
         tensors = {k: v for k, v in tensors.items() if not k.startswith("conditional_memory_encoder.")}
     with reported_as(path, "SAMWISE"):
         config = config_from(SamwiseConfig, written) if written else samwise_config(tensors)
+        patches = zip(STRIDES[1:], config.adapter.patches, strict=True)
+        multiple = math.lcm(STRIDES[-1], *(stride * patch for stride, patch in patches if patch))
+        size = choose_image_size(image_size, config.sam.image_size, multiple)
+        config = replace(config, sam=replace(config.sam, image_size=size))
         with torch.device("meta"), torch.no_grad():  # sizes are checked before memory is allocated for them
             model = Samwise(config)
             check_tensors(model, tensors, path)

@@ -57,11 +57,11 @@ class Entry:
 
 NETWORKS: Mapping[str, Entry] = {
     # memory attention that serves SAM 2's clicks, too, has other sizes and rules than the kernel's
-    "samwise": Entry("samwise", split_attention=True),
-    "sam2": Entry("sam2"),
+    "samwise": Entry("samwise", frozenset({"image_size"}), split_attention=True),
+    "sam2": Entry("sam2", frozenset({"image_size"})),
     "refersam": Entry("refersam", frozenset({"image_size"})),
-    "samwise+sam2": Entry("samwise_sam2"),
-    "sam3": Entry("sam3"),
+    "samwise+sam2": Entry("samwise_sam2", frozenset({"image_size"})),
+    "sam3": Entry("sam3", frozenset({"image_size"})),
     "nano-concepts": Entry("nano_concepts"),
 }
 

@@ -71,6 +71,11 @@ def describe(name: str, model: Any, **changes: Any) -> ExportSource:
     return dataclasses.replace(source, provenance=provenance, **changes)
 
 
+def is_published(trunk: HieraConfig) -> bool:
+    """Return whether the trunk is one of SAM 2's, and not one that was trained here."""
+    return trunk_name(trunk) in PUBLISHED_TRUNKS
+
+
 def trunk_name(trunk: HieraConfig) -> str:
     """Return `tiny`, `small`, `base_plus` or `large`, or the width of a trunk that is none of them."""
     for name, published in PUBLISHED_TRUNKS.items():

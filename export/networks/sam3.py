@@ -48,9 +48,9 @@ HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 """Normalisation of pixels."""
 
 
-def load(path: str | Path) -> Sam3:
-    """Load an official checkpoint in eval mode. Raises UserError."""
-    return load_sam3(path)
+def load(path: str | Path, image_size: int | None = None) -> Sam3:
+    """Load an official checkpoint in eval mode, for images of another size if given. Raises UserError."""
+    return load_sam3(path, image_size)
 
 
 def variant(model: Sam3) -> str:

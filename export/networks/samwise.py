@@ -21,7 +21,7 @@ from ..stages.neck import NeckStage
 from ..stages.prompt_encoder import TextPromptStage
 from ..stages.text_encoder import FirstText, NextText
 from ..verify.references import samwise_clip as clip
-from .base import IMAGENET, StageFactory, attention_variants, trunk_name
+from .base import IMAGENET, StageFactory, attention_variants, is_published, trunk_name
 
 __all__ = ["clip", "load", "settings", "stages", "variant"]
 
@@ -37,8 +37,8 @@ def settings(model: Samwise) -> dict[str, Any]:
     size = c.sam.image_size
     own = {
         "window": c.window,
-        # the official video transform resizes the short side to 1020 of 1024; networks of other sizes use all of it
-        "resize": {"rule": "samwise_video", "short": 1020 if size == 1024 else size, "max": size},
+        # the official video transform resizes the short side to 1020 of 1024; networks trained here use all of the size
+        "resize": {"rule": "samwise_video", "short": size - 4 if is_published(c.sam.hiera) else size, "max": size},
         **IMAGENET,
         # the reference counts the frame itself in both
         "memory": {"num_maskmem": c.slots + 1, "max_obj_ptrs": c.pointers + 1},

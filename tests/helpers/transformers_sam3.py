@@ -26,8 +26,8 @@ SIDE, PATCH, WINDOW, WIDTH, TOKENS = 8, 14, 4, 64, 8
 VOCABULARY = 60
 
 
-def detector_config() -> configuration_sam3.Sam3Config:
-    """Sizes with every part of the published network. Its norms have the official epsilon."""
+def detector_config(side: int = SIDE) -> configuration_sam3.Sam3Config:
+    """Sizes with every part of the published network, `side` patches wide. Its norms have the official epsilon."""
     norm = {"layer_norm_eps": 1e-5}
     part = {"hidden_size": WIDTH, "num_attention_heads": 2, **norm}
     layers = {**part, "intermediate_size": 48, "dropout": 0.0}
@@ -37,7 +37,7 @@ def detector_config() -> configuration_sam3.Sam3Config:
         "intermediate_size": 96,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
-        "image_size": SIDE * PATCH,
+        "image_size": side * PATCH,
         "patch_size": PATCH,
         "window_size": WINDOW,
         "pretrain_image_size": WINDOW * PATCH,
@@ -47,7 +47,7 @@ def detector_config() -> configuration_sam3.Sam3Config:
     vision = {
         "backbone_config": trunk,
         "fpn_hidden_size": WIDTH,
-        "backbone_feature_sizes": [[n * SIDE, n * SIDE] for n in (4, 2, 1)],
+        "backbone_feature_sizes": [[n * side, n * side] for n in (4, 2, 1)],
         **norm,
     }
     text = {
@@ -114,9 +114,9 @@ def seeded(model: torch.nn.Module) -> Any:
     return model.eval()
 
 
-def detector() -> torch.nn.Module:
+def detector(side: int = SIDE) -> torch.nn.Module:
     modeling_sam3.torchvision = SimpleNamespace(ops=SimpleNamespace(roi_align=_roi_align))
-    return seeded(modeling_sam3.Sam3Model(detector_config()))
+    return seeded(modeling_sam3.Sam3Model(detector_config(side)))
 
 
 def video_model() -> torch.nn.Module:

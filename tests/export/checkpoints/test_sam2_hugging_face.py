@@ -20,7 +20,7 @@ from export.networks import sam2 as sam2_network
 SIZE, MEAN, STD = 128, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def config(new: bool = True):
+def config(new: bool = True, size: int = SIZE):
     """A small network with every part of the published ones."""
     trunk = {
         "hidden_size": 16,
@@ -30,25 +30,25 @@ def config(new: bool = True):
         "num_attention_heads_per_stage": [1, 2, 4, 8],
         "global_attention_blocks": [4],
         "window_size_per_stage": [8, 4, 6, 4],
-        "image_size": [SIZE, SIZE],
+        "image_size": [size, size],
         "window_positional_embedding_background_size": [7, 7],
     }
     vision = {
         "backbone_config": {"model_type": "sam2_hiera_det_model", **trunk},
         "fpn_hidden_size": 128,
         "backbone_channel_list": [128, 64, 32, 16],
-        "backbone_feature_sizes": [[SIZE // s, SIZE // s] for s in (4, 8, 16)],
+        "backbone_feature_sizes": [[size // s, size // s] for s in (4, 8, 16)],
     }
     return transformers.Sam2VideoConfig(
         vision_config=vision,
-        prompt_encoder_config={"hidden_size": 128, "image_size": SIZE, "mask_input_channels": 8},
+        prompt_encoder_config={"hidden_size": 128, "image_size": size, "mask_input_channels": 8},
         mask_decoder_config={"hidden_size": 128, "mlp_dim": 96, "num_attention_heads": 4, "iou_head_hidden_dim": 48},
-        image_size=SIZE,
+        image_size=size,
         memory_attention_hidden_size=128,
         memory_attention_num_layers=2,
         memory_encoder_hidden_size=128,
         memory_attention_feed_forward_hidden_size=96,
-        memory_attention_rope_feat_sizes=[SIZE // 16] * 2,
+        memory_attention_rope_feat_sizes=[size // 16] * 2,
         memory_encoder_output_channels=64,
         mask_downsampler_embed_dim=128,
         memory_fuser_embed_dim=128,
@@ -89,11 +89,12 @@ def clip(count):
 @torch.no_grad()
 def theirs(model, frames, point):
     """Low-res logits per frame of one click on frame 0."""
-    pixels = np.stack([preprocess(f, (SIZE, SIZE), SIZE, MEAN, STD, resample="bicubic") for f in frames])
+    size = model.config.image_size
+    pixels = np.stack([preprocess(f, (size, size), size, MEAN, STD, resample="bicubic") for f in frames])
     session = transformers.models.sam2_video.modeling_sam2_video.Sam2VideoInferenceSession(
         video=torch.from_numpy(pixels), video_height=frames.shape[1], video_width=frames.shape[2], dtype=torch.float32
     )
-    where = torch.tensor(point, dtype=torch.float32) / torch.tensor([frames.shape[2], frames.shape[1]]) * SIZE
+    where = torch.tensor(point, dtype=torch.float32) / torch.tensor([frames.shape[2], frames.shape[1]]) * size
     index = session.obj_id_to_idx(1)
     session.add_point_inputs(
         index, 0, {"point_coords": where.reshape(1, 1, 1, 2), "point_labels": torch.ones(1, 1, 1, dtype=torch.int32)}
@@ -140,17 +141,22 @@ def test_damaged_folders(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_click_equals_transformers(tmp_path):
+@pytest.mark.parametrize("size", [None, 160])
+def test_one_click_equals_transformers(tmp_path, size):
+    """Also at another size than that of the training, with the same weights."""
     model, frames, point = seeded(), clip(6), [70.5, 41.0]
     model.save_pretrained(tmp_path / "hf")
-    bundle.export_bundle(
-        base.describe("sam2", sam2_network.load(tmp_path / "hf")), tmp_path, "small", variants={"ort"}, check=False
-    )
+    network = sam2_network.load(tmp_path / "hf", image_size=size)
+    bundle.export_bundle(base.describe("sam2", network), tmp_path, "small", variants={"ort"}, check=False)
+    if size is not None:
+        weights, model = model.state_dict(), transformers.Sam2VideoModel(config(size=size)).eval()
+        model.load_state_dict(weights)
     want = theirs(model, frames, point)
+    cells = (network.config.sam.image_size // 16) ** 2
     with runtime.load(tmp_path / "small") as engine, engine.video(frames, logits=True, fill_hole_area=0) as video:
         video.add_points(0, 1, [point], [1])
         got = [r.low_res_logits[0] for r in video.propagate()]
-        assert video.output(5, 1).memory_tokens == (5 * 64, 5 * 2)
+        assert video.output(5, 1).memory_tokens == (5 * cells, 5 * 2)
     assert max(np.std(w) for w in want) > 0.1 and all(0.02 < (w > 0).mean() < 0.98 for w in want)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.std(b))

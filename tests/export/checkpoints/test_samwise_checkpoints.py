@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ torch = pytest.importorskip("torch")
 from export.layers.hiera import PUBLISHED_TRUNKS
 from export.models.sam import SamConfig
 from export.models.samwise import Samwise, SamwiseConfig
+from export.networks.samwise import settings
 from helpers.toy_networks import toy_samwise_config
 from runtime.errors import UserError
 
@@ -222,3 +224,23 @@ def test_no_code_is_run(tmp_path, writer):
     with pytest.raises(UserError):
         load_samwise(path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_another_image_size(tmp_path, network):
+    """The same weights; a size in which the patches of the adapters do not fit is refused."""
+    path = saved(tmp_path, network)
+    larger, theirs = load_samwise(path, image_size=96), network.state_dict()
+    assert larger.config == replace(network.config, sam=replace(network.config.sam, image_size=96))
+    assert all(torch.equal(value, theirs[name]) for name, value in larger.state_dict().items())
+    for size in (0, 80, 16384):
+        with pytest.raises(UserError, match=f"--image-size {size}: give a multiple of 32 up to 8192, such as"):
+            load_samwise(path, image_size=size)
+
+
+def test_the_resize_rule_is_the_official_one_for_official_trunks():
+    """`max_size - 4` of the reference; networks that were trained here use all of their size."""
+    small = toy_samwise_config()
+    official = replace(small, sam=replace(small.sam, image_size=512, hiera=PUBLISHED_TRUNKS["tiny"]))
+    with torch.device("meta"):
+        assert settings(Samwise(official))["samwise"]["resize"] == {"rule": "samwise_video", "short": 508, "max": 512}
+        assert settings(Samwise(small))["samwise"]["resize"]["short"] == 64

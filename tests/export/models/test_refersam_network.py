@@ -162,7 +162,7 @@ def test_from_checkpoint_to_masks(tmp_path, shared_traces):
         assert (result.masks[i] != masks[0]).mean() < 1e-3 and abs(result.scores[i] - iou[0]) < 1e-4
 
 
-def test_image_size_is_refused_for_other_networks(tmp_path, capsys):
+def test_image_size_is_refused_for_networks_with_one_size(tmp_path, capsys):
     (tmp_path / "x.pth").write_bytes(b"x")
-    assert command.main(["samwise", "--checkpoint", str(tmp_path / "x.pth"), "--image-size", "448"]) == 2
+    assert command.main(["nano-concepts", "--checkpoint", str(tmp_path / "x.pth"), "--image-size", "448"]) == 2
     assert "one input size" in capsys.readouterr().err

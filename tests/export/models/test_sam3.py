@@ -8,9 +8,10 @@ torch = pytest.importorskip("torch")
 from export import onnx as graphs
 from export.layers.roi_align import roi_align
 from export.models.sam3 import Sam3, tiny_test_config
-from export.networks.sam3 import PADDING, stages
+from export.networks.sam3 import PADDING, load, stages
 from export.verify import parity
 from helpers.toy_sam3 import toy_sam3
+from runtime.errors import UserError
 
 POSITIVE, NEGATIVE = [[0.4, 0.5, 0.3, 0.4]], [[0.7, 0.3, 0.11, 0.1]]
 BOXES = {
@@ -103,6 +104,23 @@ def test_equals_transformers(theirs, cuts, text, boxes):
     assert want["scores"].std() > 0.01 and want["masks"].flatten(2).std(2).min() > 0.3
     for name, value in want.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_equals_transformers_at_another_size(theirs, tmp_path):
+    """The weights of the network above, for pictures of 12 x 12 patches instead of 8 x 8."""
+    from helpers import transformers_sam3
+
+    theirs.save_pretrained(tmp_path)
+    larger = transformers_sam3.detector(side=12)
+    larger.load_state_dict(theirs.state_dict())
+    cuts = {stage.name: stage for stage in stages(load(tmp_path, image_size=168))}
+    pixels = torch.rand(1, 3, 168, 168, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    want = reference(larger, pixels, TEXTS["two words"], *BOXES["both"])
+    got = detect(cuts, pixels, TEXTS["two words"], *BOXES["both"])
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    with pytest.raises(UserError, match="--image-size 160: give a multiple of 56 .* such as 168"):
+        load(tmp_path, image_size=160)
 
 
 def test_prompts_change_the_result(cuts):

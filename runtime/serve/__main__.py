@@ -69,8 +69,9 @@ def _serve(args: argparse.Namespace) -> int:
     if any(tls.values()) and not all(path and Path(path).is_file() for path in tls.values()):
         raise UserError("--tls-cert and --tls-key are given together, and name files")
     cameras = dict(_camera(text) for text in args.camera)
-    listener = _listen(args.host, args.port)
+    listener = listen(args.host, args.port)
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    sys.setswitchinterval(1e-3)  # of 5 ms by default, for which the event loop would wait for threads that compute
     with contextlib.ExitStack() as stack:
         engine, *others = (stack.enter_context(one) for one in _engines(args))
         service = Service(engine, tokens=tokens, cameras=cameras, max_streams=args.max_streams, others=others)
@@ -102,7 +103,8 @@ def _engines(args: argparse.Namespace) -> Iterator[Engine]:
         yield load(args.engine, args.model, args.backend, threads, args.max_objects, verify=False)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Open the socket of the server. Raises UserError."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)

@@ -14,6 +14,7 @@ from websockets.sync.client import connect
 
 import runtime
 from runtime.serve import wire
+from runtime.serve.__main__ import listen
 from runtime.serve.limits import Limits
 from runtime.serve.service import Service
 from runtime.serve.web import LOOPBACK, Server, application
@@ -26,11 +27,11 @@ class Running:
         self.engine, self.limits = engine, limits or Limits()
         self.service = Service(engine, self.limits, **options)
         app = application(self.service, hosts, origins)
-        self.server = Server(app, self.service, host="127.0.0.1", port=port, log_config=None)
-        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.server, listener = Server(app, self.service, log_config=None), listen("127.0.0.1", port)
+        self.port = listener.getsockname()[1]
+        self.thread = threading.Thread(target=self.server.run, args=([listener],), daemon=True)
         self.thread.start()
         wait(lambda: self.server.started)
-        self.port = self.server.servers[0].sockets[0].getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
 
     def connect(self, **options):

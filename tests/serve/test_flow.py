@@ -320,6 +320,15 @@ def test_health_is_quick_under_load(click_engine, serve):
     assert sorted(seconds)[37] < 0.5, "a busy machine; docs/guides/serving.md has what is measured on a quiet one"
 
 
+def test_small_answers_do_not_wait_for_acknowledgements(click_engine, serve):
+    """The kernel would hold the body of an answer back for 40 ms, until the client acknowledges its head."""
+    server = serve(click_engine)
+    with server.connect():
+        (protocol,) = server.server.server_state.connections
+        raw = protocol.transport.get_extra_info("socket")
+        assert raw.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY)
+
+
 def test_metrics_of_batches(text_engine, serve):
     server = serve(text_engine)
     with server.connect() as socket:

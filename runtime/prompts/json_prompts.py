@@ -13,6 +13,9 @@ from .concept import Concept
 from .text import Text
 from .visual import Box, Mask, Points
 
+MAX_MASKS = 4
+"""Masks of the largest size that one frame may have: a few characters of run lengths are millions of pixels."""
+
 
 def parse_prompts(values: Any, max_count: int) -> list[Text] | list[Concept] | None:
     """Return sentences or concepts; None for an empty list. Raises PromptError."""
@@ -41,13 +44,22 @@ def parse_concept(value: Mapping[str, Any]) -> Concept:
 
 
 def parse_objects(values: Any, max_count: int, max_pixels: int) -> dict[int, Any]:
-    """Return points, boxes and masks by object; none for None. Raises PromptError."""
+    """Return points, boxes and masks by object; none for None. Raises PromptError.
+
+    max_pixels  of one mask; all of one frame may have `MAX_MASKS` times as many, because their run lengths are short
+    """
     values = {} if values is None else values
     if not isinstance(values, dict) or not all(isinstance(value, dict) for value in values.values()):
         raise PromptError('prompts on a frame must be an object like {"1": {"points": [[x, y]], "labels": [1]}}')
     if len(values) > max_count:
         raise PromptError(f"{len(values)} objects, more than {max_count}; send fewer")
-    return {parse_number(key, "an object"): _visual(value, max_pixels) for key, value in values.items()}
+    found, pixels = dict[int, Any](), 0
+    for key, value in values.items():
+        visual = found[parse_number(key, "an object")] = _visual(value, max_pixels)
+        pixels += visual.array.size if isinstance(visual, Mask) else 0
+        if pixels > MAX_MASKS * max_pixels:
+            raise PromptError(f"masks of more than {MAX_MASKS * max_pixels:,} pixels on one frame; send fewer")
+    return found
 
 
 def parse_number(value: Any, name: str) -> int:

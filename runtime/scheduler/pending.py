@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import UserError
+from ..prompts import Mask
 
 now = time.monotonic
 Call = Callable[[], None]
@@ -24,7 +25,7 @@ class StreamOptions:
     deadline           seconds after which a waiting frame without prompts is dropped; None: never
     rate               frames a second that it will bring, for admission; None: it takes what is left
     max_pending        frames that may wait
-    max_pending_bytes  bytes of the frames that may wait; one frame always may
+    max_pending_bytes  bytes of the frames that may wait, with the masks in their prompts; one frame always may
     """
 
     keep: Literal["all", "latest"] = "all"
@@ -55,6 +56,12 @@ class PendingFrame:
     time: float | None
     arrival: float
     """`now()` when it came."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its pixels and masks."""
+        masks = sum(prompt.array.nbytes for prompt in (self.prompts or {}).values() if isinstance(prompt, Mask))
+        return masks + int(getattr(self.image, "nbytes", 0))
 
 
 class Pending:
@@ -115,7 +122,7 @@ class Pending:
 
     def _has_room(self, new: PendingFrame) -> bool:
         frames = self.frames
-        nbytes = sum(getattr(frame.image, "nbytes", 0) for frame in (*frames, new))
+        nbytes = sum(frame.nbytes for frame in (*frames, new))
         few = len(frames) < self._options.max_pending and nbytes <= self._options.max_pending_bytes
         return few or not frames
 

@@ -13,7 +13,7 @@ from helpers import numpy_sam3
 from helpers import toy_samwise as toy
 from helpers.fake_cuda import FakeCudaBackend
 from helpers.numpy_sam3 import picture
-from runtime import Box, Concept, Outcome, Points, Scheduler, Text
+from runtime import Box, Concept, Mask, Outcome, Points, Scheduler, Text
 from runtime.backends.ort import OrtBackend
 from runtime.bundle.bundle import choose
 
@@ -420,6 +420,14 @@ def test_a_stream_that_keeps_all_refuses_what_has_no_room(gated, bound):
     gate.open.set()
     stream.end()
     assert inbox.wait().tags == [0, 1] and not inbox.of(Outcome.DROPPED)
+
+
+def test_masks_of_prompts_count_as_bytes_that_wait(gated):
+    scheduler, gate = gated
+    stream = scheduler.open(None, Inbox(), max_pending_bytes=2 * 20 * 30 * (3 + 1))
+    busy(scheduler, gate)
+    given = {1: Mask(np.eye(20, 30, dtype=bool))}
+    assert [stream.put(frame, given) for frame in clip(0, 3)] == [True, True, False]
 
 
 def test_a_frame_larger_than_the_bound_is_taken_alone(gated):

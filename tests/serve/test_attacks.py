@@ -133,6 +133,10 @@ FRAMES = {
     "mask string": ({"prompts": {"1": {"mask": {"size": [20, 30], "counts": "o" * 4000}}}}, "mask"),
     "mask of zeros": ({"prompts": {"1": {"mask": {"size": [0, 0], "counts": ""}}}}, "mask"),
     "huge mask": ({"prompts": {"1": {"mask": {"size": [10**9, 10**9], "counts": "0"}}}}, "mask"),
+    "many large masks": (
+        {"prompts": {str(n): {"mask": {"size": [2000, 2000], "counts": [1, 3_999_999]}} for n in range(8)}},
+        "masks of more than 16,000,000 pixels",
+    ),
     "other size": ({"prompts": {"1": {"mask": {"size": [2, 2], "counts": [1, 3]}}}}, "the video 30x20"),
     "time": ({"time": "now"}, "time must be"),
     "field": ({"path": "x"}, "a frame has no option path"),

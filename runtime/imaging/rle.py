@@ -11,5 +11,6 @@ def encode_rle(masks_nhw: np.ndarray) -> list[dict[str, Any]]:
     """Return bool masks (N,H,W) as `{"size": [H, W], "counts": str}`."""
     from pycocotools import mask as coco
 
-    codes = coco.encode(np.asfortranarray(masks_nhw.transpose(1, 2, 0), np.uint8)) if len(masks_nhw) else []
+    # one by one: pycocotools holds the interpreter's lock, and other threads of a server have to go on
+    codes = [coco.encode(np.asfortranarray(mask, np.uint8)) for mask in masks_nhw]
     return [{"size": list(code["size"]), "counts": code["counts"].decode("ascii")} for code in codes]

@@ -111,7 +111,7 @@ class Connection:
     async def _handle(self, message: Mapping[str, Any]) -> None:
         if (data := message.get("bytes")) is not None:
             return await self._frame(data)
-        order = wire.parse(message["text"], self._service.limits)
+        order = await self._service.code(wire.parse, message["text"], self._service.limits)
         handler = self._handlers.get(order.get("type")) if isinstance(order.get("type"), str) else None
         if handler is None:
             raise UserError(f"type must be one of {', '.join(self._handlers)}")
@@ -157,15 +157,15 @@ class Connection:
             camera.follow(cameras[start.camera], self._current)
 
     async def _frame(self, data: bytes) -> None:
-        header, encoded = wire.split(data, self._service.limits)
-        current, account = self._stream, self._account
+        code, limits, account = self._service.code, self._service.limits, self._account
+        header, encoded = await code(wire.split, data, limits)
+        current = self._stream
         assert account is not None
         if current.start.camera is not None:
             raise UserError("the server reads the camera of this stream; send no frames")
-        tag, limits = wire.tag(header, self._service.limits), self._service.limits
+        tag = wire.tag(header, limits)
         try:
-            seconds, prompts = wire.frame(header, limits)
-            image = await self._service.code(wire.picture, encoded, limits)
+            seconds, prompts, image = await code(wire.frame_and_picture, header, encoded, limits)
             await account.take_frame(image.shape)
             await current.put(image, prompts, tag, seconds)
         except Exception as error:
@@ -176,7 +176,7 @@ class Connection:
     async def _correct(self, order: Mapping[str, Any]) -> None:
         assert self._account is not None
         limits = self._service.limits
-        prompts = parse_objects(order.get("prompts"), limits.objects, limits.pixels)
+        prompts = await self._service.code(parse_objects, order.get("prompts"), limits.objects, limits.pixels)
         await asyncio.sleep(self._account.frames.take(1))
         await self._stream.correct(prompts)
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..backends.autotune import num_cores
 from ..engine import Engine
 from ..errors import Busy, UserError, summarize
 from ..models.base import Capability
@@ -77,7 +78,7 @@ class Service:
         self.metrics = Metrics(self.scheduler, self.streams)
         self._accounts = {token.encode(): Account(self.limits) for token in self.tokens}
         self._everybody = Account(self.limits)
-        self._codecs = ThreadPoolExecutor(4, "samwise-codec")
+        self._codecs = ThreadPoolExecutor(min(4, num_cores()), "samwise-codec")
         self._callers = ThreadPoolExecutor(self.max_streams + self.limits.images, "samwise-call")
         self._probed, self._is_ok = 0.0, True
         manifest = self.engine.bundle.manifest

@@ -34,7 +34,7 @@ class Uploads:
         limits, service, form = self._limits, self._service, request.query_params.get("masks", "rle")
         if form not in ("rle", "png", "none"):
             raise UserError("masks must be rle, png or none")
-        texts, clicks, _ = self._read(request, self._objects)
+        texts, clicks, _ = await service.code(self._read, request, self._objects)
         if self._num_images >= limits.images:
             raise Busy(f"{limits.images} pictures are in work; try again")
         self._num_images += 1
@@ -56,7 +56,7 @@ class Uploads:
 
     async def video(self, request: Request, account: Account) -> Response:
         """Begin a job."""
-        prompts = self._read(request, self._by_frame)
+        prompts = await self._service.code(self._read, request, self._by_frame)
         job = await self._videos.add(self._body(request, account), account, *prompts)
         return JSONResponse(job.describe(), 202)
 

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from ..errors import BackendError, summarize
 from .array import DeviceArray
 from .cubin import CubinDriver
 from .lock import DeviceLock
+
+if TYPE_CHECKING:
+    from cuda.core.graph import Graph, GraphBuilder
 
 log = logging.getLogger("runtime")
 
@@ -107,16 +110,16 @@ class CudaCore:
         # 1 and 2 are the legacy and the per-thread default stream, as in __cuda_array_interface__ and DLPack
         self._stream.wait(Stream.from_handle(stream))
 
-    def begin_capture(self) -> Opaque:
+    def begin_capture(self) -> GraphBuilder:
         return self._stream.create_graph_builder().begin_building("relaxed")
 
-    def end_capture(self, builder: Opaque, keep: bool) -> Opaque | None:
+    def end_capture(self, builder: GraphBuilder, keep: bool) -> Graph | None:
         builder.end_building()
         graph = builder.complete() if keep else None
         builder.close()
         return graph
 
-    def launch(self, graph: Opaque) -> None:
+    def launch(self, graph: Graph) -> None:
         graph.launch(self._stream)
 
 
@@ -151,7 +154,7 @@ class Cuda:
     requires_graphs = False
 
     def __init__(self, driver: Driver | None = None) -> None:
-        self.driver = driver if driver is not None else CudaCore()
+        self.driver: Driver = driver if driver is not None else CudaCore()
         self._pinned: dict[tuple[int, int], list[PinnedBuffer]] = {}
         """(address, bytes) of device memory -> its pinned buffers; the first one is also that of downloads."""
         self._num_waits = 0

@@ -4,6 +4,7 @@
     python -m benchmarks.accuracy --engine engines/nano --all                       # every variant in turn
     python -m benchmarks.accuracy --kinds later earlier --variant text --variant "memory off" --variant "CME off"
     python -m benchmarks.accuracy --engine engines/samwise --data DIR --layout mevis
+    python -m benchmarks.accuracy --engine engines/samwise --data MeViS/valid --layout mevis --submit mevis.zip
 
 J is region similarity, F contour accuracy with a tolerance of 0.8 % of the diagonal (DAVIS). Intervals are 95 %
 bootstrap intervals over clips. Layouts: `davis` (JPEGImages, Annotations as indexed PNG, meta_expressions.json),
@@ -28,7 +29,7 @@ import runtime
 from export.nano import scores
 from export.nano.scores import Record
 
-from . import accuracy_tables, datasets
+from . import accuracy_tables, datasets, submissions
 from .datasets import Case
 
 
@@ -126,8 +127,17 @@ def _progress(text: str) -> None:
 
 def _cases(args: argparse.Namespace) -> Iterator[Case]:
     if args.data is None:
-        return datasets.nano(args.clips, args.first, args.split, args.kinds and tuple(args.kinds))
+        return datasets.nano(args.clips or 60, args.first, args.split, args.kinds and tuple(args.kinds))
     return datasets.LAYOUTS[args.layout](args.data)
+
+
+def _submit(engine: runtime.Engine, args: argparse.Namespace) -> int:
+    """Write an archive for the evaluation server of a data set. Raises UserError, FileNotFoundError."""
+    if args.data is None:
+        raise runtime.UserError("--submit needs --data, the folder of a split, and its --layout")
+    count = submissions.submit(engine, args.data, args.layout, args.submit, args.clips)
+    print(f"wrote {args.submit}: {count} videos")
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,12 +149,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int)
     add("--data", type=Path, help="data set; without it fresh clips of the nano dataset are drawn")
     add("--layout", choices=datasets.LAYOUTS, default="davis", help="layout of --data")
-    add("--clips", type=int, default=60, help="clips to measure (default: %(default)s)")
+    add("--clips", type=int, help="clips to measure (default: 60, or all videos of a submission)")
     add("--first", type=int, default=0, help="number of the first clip of the nano test set")
     add("--split", choices=("val", "test"), default="test")
     add("--kinds", nargs="+", metavar="KIND", help="only contrast groups of these kinds, in clips of 16 frames")
     add("--variant", choices=VARIANTS, action="append", help="variant to run; may be repeated (default: text)")
     add("--all", action="store_true", help="all variants that the bundle can run")
+    add(
+        "--submit",
+        type=Path,
+        metavar="ZIP",
+        help="no ground truth: write the masks of --data for its evaluation server",
+    )
     add("--json", type=Path, help="write tables and records here")
     return parser
 
@@ -153,7 +169,9 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         engine = runtime.load(args.engine, model=args.model, backend=args.backend, threads=args.threads)
-        cases = list(islice(_cases(args), args.clips))
+        if args.submit is not None:
+            return _submit(engine, args)
+        cases = list(islice(_cases(args), args.clips or 60))
     except (runtime.SamwiseRuntimeError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -77,20 +77,27 @@ def nano(count: int, first: int = 0, split: str = "test", kinds: tuple[str, ...]
         yield Case(f"{split}{first + i}", partial(iter, clip.frames), *columns)
 
 
-def _read(paths: list[Path]) -> Iterator[np.ndarray]:
+def read_images(paths: list[Path]) -> Iterator[np.ndarray]:
+    """Yield the images, uint8 (H,W,3)."""
     for path in paths:
         yield np.asarray(Image.open(path).convert("RGB"))
 
 
-def _need(path: Path) -> Path:
+def need(path: Path) -> Path:
+    """Return `path`. Raises FileNotFoundError that says what may be wrong if it is missing."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: missing; is --data the folder that holds it, and --layout right?")
     return path
 
 
-def _frames(folder: Path, names: list[str] | None = None) -> list[Path]:
-    files = sorted(p for p in _need(folder).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+def frame_files(folder: Path, names: list[str] | None = None) -> list[Path]:
+    """Return the images of a folder, in the order of `names` if given. Raises FileNotFoundError."""
+    files = sorted(p for p in need(folder).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     by_name = {p.stem: p for p in files}
+    if missing := sorted(set(names or ()) - by_name.keys()):
+        raise FileNotFoundError(
+            f"{folder}: lacks the image of frame {missing[0]}, {len(missing)} of {len(names or ())}"
+        )
     return files if names is None else [by_name[n] for n in names]
 
 
@@ -107,34 +114,34 @@ def _indexed(folder: Path, frames: list[Path]) -> tuple[np.ndarray, frozenset[in
     return owners, None if len(found) == len(frames) else frozenset(found)
 
 
-def _pictures(root: Path, video: str) -> Path:
-    """JPEGImages/video, or under the resolution folder that DAVIS puts between."""
+def pictures(root: Path, video: str) -> Path:
+    """Return JPEGImages/video, or the folder under the resolution folder that DAVIS puts between."""
     folders = [root / "JPEGImages" / size / video for size in ("480p", "Full-Resolution", "")]
-    return next((f for f in folders if f.is_dir()), None) or _need(folders[-1])
+    return next((f for f in folders if f.is_dir()), None) or need(folders[-1])
 
 
 def expressions(root: Path) -> Iterator[Case]:
     """DAVIS-17, Ref-YouTube-VOS: JPEGImages, Annotations (indexed PNG), meta_expressions.json with exp and obj_id."""
-    meta = json.loads(_need(root / "meta_expressions.json").read_text(encoding="utf-8"))["videos"]
+    meta = json.loads(need(root / "meta_expressions.json").read_text(encoding="utf-8"))["videos"]
     for video, entry in meta.items():
-        folder = _pictures(root, video)
-        frames = _frames(folder, entry.get("frames"))
+        folder = pictures(root, video)
+        frames = frame_files(folder, entry.get("frames"))
         annotations = root / "Annotations" / folder.relative_to(root / "JPEGImages")
-        annotations = annotations if annotations.is_dir() else _need(root / "Annotations" / video)
+        annotations = annotations if annotations.is_dir() else need(root / "Annotations" / video)
         owners, annotated = _indexed(annotations, frames)
         said = list(entry["expressions"].values())
         masks = [owners == int(e["obj_id"]) for e in said]
-        yield Case(video, partial(_read, frames), [e["exp"] for e in said], masks, annotated=annotated)
+        yield Case(video, partial(read_images, frames), [e["exp"] for e in said], masks, annotated=annotated)
 
 
 def mevis(root: Path) -> Iterator[Case]:
     """MeViS: JPEGImages, meta_expressions.json (exp, anno_id) and mask_dict.json (COCO run-length codes per frame)."""
     from pycocotools import mask as coco
 
-    meta = json.loads(_need(root / "meta_expressions.json").read_text(encoding="utf-8"))["videos"]
-    codes = json.loads(_need(root / "mask_dict.json").read_text(encoding="utf-8"))
+    meta = json.loads(need(root / "meta_expressions.json").read_text(encoding="utf-8"))["videos"]
+    codes = json.loads(need(root / "mask_dict.json").read_text(encoding="utf-8"))
     for video, entry in meta.items():
-        frames = _frames(_pictures(root, video), entry.get("frames"))
+        frames = frame_files(pictures(root, video), entry.get("frames"))
         texts, masks = [], []
         for e in entry["expressions"].values():
             coded = [codes[str(a)] for a in e["anno_id"]]
@@ -146,7 +153,7 @@ def mevis(root: Path) -> Iterator[Case]:
                         union[t] |= coco.decode(code).astype(bool)
             masks.append(union)
             texts.append(e["exp"])
-        yield Case(video, partial(_read, frames), texts, masks)
+        yield Case(video, partial(read_images, frames), texts, masks)
 
 
 LAYOUTS: dict[str, Callable[[Path], Iterator[Case]]] = {"davis": expressions, "ytvos": expressions, "mevis": mevis}

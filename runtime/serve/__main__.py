@@ -6,9 +6,11 @@ import argparse
 import contextlib
 import logging
 import socket
+import ssl
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..backends.autotune import num_cores
 from ..cli.args import Parser, add_engine, positive
@@ -49,7 +51,7 @@ def _parser() -> Parser:
     )
     camera = "a camera that clients may name: a number, a file or an address; repeat for more"
     add("--camera", action="append", default=[], metavar="NAME=SOURCE", help=camera)
-    add("--tls-cert", metavar="FILE", help="certificate, for https")
+    add("--tls-cert", metavar="FILE", help="certificate in PEM, for https")
     add("--tls-key", metavar="FILE", help="its key")
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"], help="(default: info)")
     return parser
@@ -65,9 +67,7 @@ def _serve(args: argparse.Namespace) -> int:
     is_local = args.host in LOOPBACK
     if not is_local and not tokens:
         raise UserError(f"--host {args.host} lets other machines in: give --token-file FILE with a token in it")
-    tls = {"ssl_certfile": args.tls_cert, "ssl_keyfile": args.tls_key}
-    if any(tls.values()) and not all(path and Path(path).is_file() for path in tls.values()):
-        raise UserError("--tls-cert and --tls-key are given together, and name files")
+    tls = _tls(args.tls_cert, args.tls_key) if args.tls_cert or args.tls_key else {}
     cameras = dict(_camera(text) for text in args.camera)
     listener = listen(args.host, args.port)
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -78,7 +78,7 @@ def _serve(args: argparse.Namespace) -> int:
         try:
             service.probe()
             app = application(service, LOOPBACK if is_local else (), args.origin)
-            scheme, port = "https" if args.tls_cert else "http", listener.getsockname()[1]
+            scheme, port = "https" if tls else "http", listener.getsockname()[1]
             print(f"{engine.bundle.name}: {scheme}://{args.host}:{port}", file=sys.stderr, flush=True)
             Server(app, service, log_config=None, access_log=args.log_level == "debug", **tls).run([listener])
         finally:
@@ -101,6 +101,15 @@ def _engines(args: argparse.Namespace) -> Iterator[Engine]:
     )
     for _ in range(number - 1 if args.engines or is_small else 0):
         yield load(args.engine, args.model, args.backend, threads, args.max_objects, verify=False)
+
+
+def _tls(cert: str | None, key: str | None) -> dict[str, Any]:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert or "", key or "", password="")  # never ask for it
+    except OSError as error:
+        cause = summarize(error)
+        raise UserError(f"--tls-cert and --tls-key name a certificate and its key in PEM, both ({cause})") from None
+    return {"ssl_certfile": cert, "ssl_keyfile": key}
 
 
 def listen(host: str, port: int) -> socket.socket:

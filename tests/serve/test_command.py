@@ -16,17 +16,24 @@ import pytest
 import runtime
 from helpers.server import wait
 from runtime.serve import __main__ as serve_command
+from runtime.serve import web
 from runtime.serve.__main__ import main
 from runtime.serve.client import Client
 
 ROOT = Path(__file__).resolve().parents[2]
 NANO = ROOT / "engines" / "nano"
+PEM = str(Path(__file__).with_name("localhost.pem"))
+"""A certificate that signs itself, until 2126, and its key."""
 REFUSED = {
     "open to all": (["--host", "0.0.0.0"], "give --token-file"),
     "no token file": (["--token-file", "missing"], "missing: not readable"),
     "camera": (["--camera", "rtsp://host"], "write NAME=SOURCE"),
     "engine": (["--engine", "missing"], "no such folder"),
     "certificate": (["--tls-cert", "missing"], "--tls-cert and --tls-key"),
+    "certificate alone": (["--tls-cert", PEM], "in PEM, both (No such file"),
+    "key alone": (["--tls-key", PEM], "in PEM, both (No such file"),
+    "no certificate": (["--tls-cert", __file__, "--tls-key", PEM], "in PEM, both"),
+    "no key": (["--tls-cert", PEM, "--tls-key", __file__], "in PEM, both"),
     "port": (["--port", "99999"], "choose another --port"),
     "option": (["--ports", "1"], "unrecognized arguments"),
 }
@@ -87,6 +94,26 @@ def test_a_process_from_its_start_to_sigterm():
     assert not [line for line in lines if "Traceback" in line]
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(address, timeout=2)
+
+
+def test_https(toy, monkeypatch, capfd):
+    servers, run = [], web.Server.run
+    monkeypatch.setattr(web.Server, "run", lambda server, listeners: (servers.append(server), run(server, listeners)))
+    monkeypatch.setenv("SSL_CERT_FILE", PEM)
+    options = ["--engine", str(toy), "--engines", "1", "--port", "0", "--tls-cert", PEM, "--tls-key", PEM]
+    thread = threading.Thread(target=main, args=[options])
+    thread.start()
+    wait(lambda: servers and servers[0].started)
+    address = re.search(r"https://127\.0\.0\.1:\d+", capfd.readouterr().err)[0]
+    try:
+        frame = np.full((20, 30, 3), 90, np.uint8)
+        assert len(list(Client(address).stream([frame] * 3, [runtime.Text(tokens=[0, 5, 2])]))) == 3
+        assert urllib.request.urlopen(f"{address}/v2/health/live").status == 200
+        with pytest.raises(OSError):
+            urllib.request.urlopen(f"{address.replace('https', 'http')}/v2/health/live")
+    finally:
+        servers[0].should_exit = True
+        thread.join(20)
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,8 @@ class Connection:
             if message["type"] == "websocket.disconnect":
                 return
             size = len(message.get("bytes") or message.get("text") or "")
-            if self._account is not None:
-                await asyncio.sleep(self._account.bytes.take(size))
+            bytes_of = (self._account or self._service.everybody).bytes
+            await asyncio.sleep(bytes_of.take(max(size, self._service.limits.message_cost)))
             try:
                 await self._handle(message)
             except (Close, asyncio.CancelledError):

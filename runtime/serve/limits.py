@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 
@@ -12,6 +13,9 @@ class Limits:
     message_bytes       one message of a WebSocket, and one picture over HTTP
     socket_bytes        what the kernel receives before the server reads it
     header_bytes        JSON of a message, and prompts over HTTP
+    message_cost        bytes that a message counts at least, since a short one is work, too
+    control_frames      pings and pongs of a connection in a second
+    read_bytes          taken from a WebSocket at a time; these may be thousands of messages
     json_depth          nesting of that JSON
     tag_characters      length of a frame's tag
     pixels              one picture or video frame
@@ -35,6 +39,9 @@ class Limits:
     message_bytes: int = 16 << 20
     socket_bytes: int = 1 << 20
     header_bytes: int = 256 << 10
+    message_cost: int = 64 << 10
+    control_frames: float = 1000
+    read_bytes: int = 16 << 10
     json_depth: int = 8
     tag_characters: int = 100
     pixels: int = 4096 * 2304
@@ -61,3 +68,17 @@ class Limits:
     session_seconds: float = 12 * 3600
     stuck_seconds: float = 120
     drain_seconds: float = 30
+
+
+class Rate:
+    """A quota per second. Who takes more than that waits; a second's worth may come at once."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second, self._level, self._time = per_second, 0.0, time.monotonic()
+
+    def take(self, amount: float) -> float:
+        """Count an amount; return the seconds to wait before the next."""
+        now = time.monotonic()
+        self._level = max(0.0, self._level - (now - self._time) * self._per_second) + amount
+        self._time = now
+        return max(0.0, self._level / self._per_second - 1.0)

@@ -9,7 +9,7 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from .limits import Limits
+from .limits import Limits, Rate
 
 MAX_FRAGMENTS = 1024
 """Fragments of one message; empty ones would not count as bytes."""
@@ -52,7 +52,21 @@ class HttpProtocol(H11Protocol):
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
-    """Tells the application at once that a client has gone, while it does not read."""
+    """Tells the application at once that a client has gone, while it does not read. Cuts handshakes that do not end,
+    and floods of pings, which no application sees."""
+
+    limits = Limits()
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._control = Rate(self.limits.control_frames)
+        if hasattr(transport, "max_size"):
+            transport.max_size = self.limits.read_bytes
+        self.loop.call_later(self.limits.head_seconds, self._check)
+
+    def _check(self) -> None:
+        if not self.handshake_complete:
+            self.transport.abort()
 
     def handle_connect(self, event: Any) -> None:
         self.lost = asyncio.Event()
@@ -64,6 +78,19 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         if len(self.frames) >= MAX_FRAGMENTS:
             return self.transport.abort()
         super().handle_cont(event)
+
+    def handle_ping(self) -> None:
+        if self._takes_control():
+            super().handle_ping()
+
+    def handle_pong(self, event: Any) -> None:
+        if self._takes_control():
+            super().handle_pong(event)
+
+    def _takes_control(self) -> bool:
+        if self._control.take(1) > 0:
+            self.transport.abort()
+        return not self.transport.is_closing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -21,26 +21,12 @@ from ..models.base import Capability
 from ..prompts import Concept, Text
 from ..scheduler import SchedulerGroup
 from . import wire
-from .limits import Limits
+from .limits import Limits, Rate
 from .metrics import Metrics
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 SHUTDOWN = "the server is shutting down; connect again"
-
-
-class Rate:
-    """A quota per second. Who takes more than that waits; a second's worth may come at once."""
-
-    def __init__(self, per_second: float) -> None:
-        self._per_second, self._level, self._time = per_second, 0.0, time.monotonic()
-
-    def take(self, amount: float) -> float:
-        """Count an amount; return the seconds to wait before the next."""
-        now = time.monotonic()
-        self._level = max(0.0, self._level - (now - self._time) * self._per_second) + amount
-        self._time = now
-        return max(0.0, self._level / self._per_second - 1.0)
 
 
 class Account:
@@ -77,7 +63,8 @@ class Service:
         """Streams of clients, with their `account` and `num_objects`."""
         self.metrics = Metrics(self.scheduler, self.streams)
         self._accounts = {token.encode(): Account(self.limits) for token in self.tokens}
-        self._everybody = Account(self.limits)
+        self.everybody = Account(self.limits)
+        """Of clients without a token."""
         self._codecs = ThreadPoolExecutor(min(4, num_cores()), "samwise-codec")
         self._callers = ThreadPoolExecutor(self.max_streams + self.limits.images, "samwise-call")
         self._probed, self._is_ok = 0.0, True
@@ -96,7 +83,7 @@ class Service:
     def account(self, token: Any) -> Account | None:
         """Return the account of a token; None for a wrong one."""
         if not self._accounts:
-            return self._everybody
+            return self.everybody
         given, found = str(token or "").encode("utf-8", "replace"), None
         for known, account in self._accounts.items():  # all of them, so that the time tells nothing
             if secrets.compare_digest(known, given):

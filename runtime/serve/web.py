@@ -45,7 +45,8 @@ HEADERS = {
 
 
 class Guard:
-    """Refuses requests of other pages, and other names of this host, which a foreign DNS server may point here."""
+    """Refuses requests of other pages, and other names of this host, which a foreign DNS server may point here; and
+    requests of two lengths."""
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str], origins: Sequence[str]) -> None:
         self._app, self._hosts, self._origins = app, hosts, origins
@@ -54,7 +55,8 @@ class Guard:
         if not self._allows(HTTPConnection(scope)):
             if scope["type"] == "websocket":
                 return await send({"type": "websocket.close", "code": 1008})
-            return await PlainTextResponse("forbidden host or origin", 403)(scope, receive, send)
+            answer = PlainTextResponse("forbidden host, origin or length", 403, {"Connection": "close"})
+            return await answer(scope, receive, send)
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -64,12 +66,15 @@ class Guard:
         await self._app(scope, receive, with_headers)
 
     def _allows(self, connection: HTTPConnection) -> bool:
-        host, origin = connection.headers.get("host", ""), connection.headers.get("origin")
+        headers = connection.headers
+        host, origins = headers.get("host", ""), set(headers.getlist("origin")).difference(self._origins)
         try:
-            name, page = urlsplit(f"//{host}").hostname, urlsplit(origin or "").netloc
+            name, pages = urlsplit(f"//{host}").hostname, {urlsplit(origin).netloc for origin in origins}
         except ValueError:
             return False
-        return (not self._hosts or name in self._hosts) and (origin is None or origin in self._origins or page == host)
+        # a proxy and this server may disagree where such a request ends
+        is_ambiguous = "content-length" in headers and "transfer-encoding" in headers
+        return (not self._hosts or name in self._hosts) and pages <= {host} and not is_ambiguous
 
 
 class Web:
@@ -192,7 +197,7 @@ class Server(uvicorn.Server):
             app,
             loop="asyncio",
             http=type("Http", (HttpProtocol,), {"limits": limits}),
-            ws=SocketProtocol,
+            ws=type("WebSocket", (SocketProtocol,), {"limits": limits}),
             ws_max_size=limits.message_bytes + limits.header_bytes,
             ws_ping_interval=0.4,  # a write to a client that was killed fails within a second
             ws_ping_timeout=None,

@@ -1,5 +1,6 @@
 """What strangers may try: each gets one line, and the server goes on."""
 
+import contextlib
 import io
 import json
 import re
@@ -347,6 +348,85 @@ def test_fragments_without_end(server):
                 socket.raw.socket.sendall(b"\x02\x80\0\0\0\0" if _ == 0 else b"\x00\x80\0\0\0\0")
             socket.receive(5)
     assert server.request("/v2/health/live")[0] == 200
+
+
+@pytest.mark.parametrize("opcode", ["ping", "pong"])
+@pytest.mark.parametrize("payload", [b"", b"x" * 125])
+def test_floods_of_pings(server, opcode, payload):
+    """No application sees them; unread answers would pile up. A thousand a second are harmless."""
+    frame = bytes([0x89 if opcode == "ping" else 0x8A, 0x80 + len(payload), 0, 0, 0, 0]) + payload
+    with server.connect(close_timeout=0.1) as socket:
+        socket.start(masks="none")
+        socket.raw.socket.sendall(frame * 900)
+        socket.frame(GOOD, 1, CLICK)
+        assert socket.receive()["tag"] == 1
+        started = time.monotonic()
+        with pytest.raises(OSError):
+            for _ in range(200):
+                socket.raw.socket.sendall(frame * 1000)
+        assert server.request("/v2/health/live")[0] == 200 and time.monotonic() - started < 3
+
+
+def test_floods_of_empty_messages_wait(click_engine, serve):
+    """They have no bytes to count, but each is work."""
+    with serve(click_engine, Limits(bytes_per_second=20 << 10, message_cost=1 << 10)).connect() as socket:
+        started = time.monotonic()
+        for _ in range(30):
+            socket.raw.send(b"")
+        for _ in range(30):
+            assert "ends before its header" in socket.receive()["message"]
+        assert 0.4 < time.monotonic() - started < 5
+
+
+UPGRADE = (
+    "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+    + "A" * 22
+    + "=="
+)
+
+
+@pytest.mark.parametrize("more", ["\r\nContent-Length: 5\r\n\r\nhello", "\r\nContent-Length: 5\r\n\r\n"])
+def test_a_handshake_that_does_not_end(server, more):
+    with sockets.create_connection(("127.0.0.1", server.port), timeout=5) as raw:
+        raw.sendall(f"GET /v1/stream HTTP/1.1\r\nHost: localhost{UPGRADE}{more}".encode())
+        with contextlib.suppress(ConnectionResetError):
+            assert not raw.recv(100).startswith(b"HTTP/1.1 101")
+
+
+AMBIGUOUS = [
+    b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+    b"Content-Length: 4\r\nContent-Length: 5\r\n\r\nabcde",
+    b"Content-Length: -1\r\n\r\n",
+    b"Content-Length: 4, 4\r\nTransfer-Encoding: identity\r\n\r\nabcd",
+    b"Content-Length : 4\r\n\r\nabcd",
+]
+
+
+@pytest.mark.parametrize("headers", AMBIGUOUS)
+def test_requests_whose_end_is_ambiguous(server, headers):
+    """A proxy in front could see one request where the server sees two."""
+    with sockets.create_connection(("127.0.0.1", server.port), timeout=5) as raw:
+        raw.sendall(
+            b"POST /v1/image HTTP/1.1\r\nHost: localhost\r\n"
+            + headers
+            + b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        )
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while more := raw.recv(4096):
+                answer += more
+    assert (
+        answer.split()[1] in (b"400", b"403", b"501") and answer.count(b"HTTP/1.1 ") == 1 and b"samwise_" not in answer
+    )
+
+
+def test_of_several_origins_each_counts(server):
+    for origins in (("http://evil.example", server.address), (server.address, "http://evil.example")):
+        lines = "".join(f"Origin: {origin}\r\n" for origin in origins)
+        with sockets.create_connection(("127.0.0.1", server.port), timeout=5) as raw:
+            raw.sendall(f"GET /v1/model HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n{lines}\r\n".encode())
+            assert raw.recv(100).split()[1] == b"403"
 
 
 def test_the_page_allows_nothing_foreign(server):

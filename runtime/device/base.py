@@ -47,6 +47,9 @@ class Device(Protocol):
     def download(self, array: Array) -> np.ndarray:
         """Wait for all enqueued work and return the array on the host, valid until its next download or staging."""
 
+    def download_all(self, arrays: Sequence[Array]) -> list[np.ndarray]:
+        """Do the same for several arrays, with one wait."""
+
     def copy(self, source: Array, to: Array) -> None:
         """Enqueue a copy inside the device."""
 
@@ -86,6 +89,9 @@ class Cpu:
 
     def download(self, array: np.ndarray) -> np.ndarray:
         return array
+
+    def download_all(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return list(arrays)
 
     def copy(self, source: np.ndarray, to: np.ndarray) -> None:
         np.copyto(to, source)

@@ -158,6 +158,7 @@ class Cuda:
         self._pinned: dict[tuple[int, int], list[PinnedBuffer]] = {}
         """(address, bytes) of device memory -> its pinned buffers; the first one is also that of downloads."""
         self._num_waits = 0
+        self.multiprocessors = self.driver.multiprocessors
         self.captures = 0
         self.lock = DeviceLock(self.driver.make_current)
 
@@ -174,10 +175,6 @@ class Cuda:
     def capability(self) -> int:
         """Compute capability without the dot: 89 is sm_89."""
         return self.driver.capability
-
-    @property
-    def multiprocessors(self) -> int:
-        return self.driver.multiprocessors
 
     def empty(self, shape: Sequence[int], dtype: str) -> DeviceArray:
         size = prod(shape) * np.dtype(dtype).itemsize
@@ -216,10 +213,14 @@ class Cuda:
         self.driver.copy(to.ptr, host.ctypes.data, to.nbytes)
 
     def download(self, array: DeviceArray) -> np.ndarray:
-        host = self.staging(array)
-        self.driver.copy(host.ctypes.data, array.ptr, array.nbytes)
+        return self.download_all([array])[0]
+
+    def download_all(self, arrays: Sequence[DeviceArray]) -> list[np.ndarray]:
+        hosts = [self.staging(array) for array in arrays]
+        for host, array in zip(hosts, arrays, strict=True):
+            self.driver.copy(host.ctypes.data, array.ptr, array.nbytes)
         self._wait()
-        return host
+        return hosts
 
     def copy(self, source: DeviceArray, to: DeviceArray) -> None:
         self.driver.copy(to.ptr, source.ptr, to.nbytes)

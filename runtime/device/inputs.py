@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -66,6 +66,17 @@ class InputBlock:
         """Return the inputs of the call that `owner` stands for: uploaded before, else made and uploaded now."""
         found = next((i for i, (known, _) in enumerate(self._ahead) if known is owner), None)
         return self.upload(make()) if found is None else self._ahead.pop(found)[1]
+
+
+def numbered(groups: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the inputs of several calls in one mapping; see `of_number`."""
+    return {f"{i}.{name}": array for i, group in enumerate(groups) for name, array in group.items()}
+
+
+def of_number(arrays: Mapping[str, Array], number: int) -> dict[str, Array]:
+    """Return the inputs of one call of a mapping that `numbered` has made."""
+    prefix = f"{number}."
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 class UploadingStage:

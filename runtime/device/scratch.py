@@ -118,17 +118,24 @@ class OutputBlock:
         self._device, self._blocks = device, GrowableBuffers(device)
         self._fields: dict[str, Field] = {}
         self._total = 0
+        self._host: np.ndarray | None = None
 
     def reserve(self, tensors: Iterable[TensorSpec], sizes: Mapping[str, int]) -> dict[str, Array]:
         """Return arrays to bind as outputs, instead of those before."""
+        self._host = None
         self._fields, self._total = side_by_side({t.name: (t.resolve(sizes), np.dtype(t.dtype)) for t in tensors})
         block = self._blocks.reserve("outputs", self._total)
         return {name: field.of(block) for name, field in self._fields.items()}
 
-    def read(self) -> dict[str, np.ndarray]:
-        """Wait once and return host views of the arrays, valid until the next `reserve`."""
-        host = self._device.download(self._blocks.reserve("outputs", self._total)[: self._total])
-        return {name: field.of(host) for name, field in self._fields.items()}
+    def read(self, *others: OutputBlock) -> dict[str, np.ndarray]:
+        """Wait once and return host views of the arrays, valid until the next `reserve`. `others` are read with that
+        wait; their own `read` does not wait again."""
+        blocks = [block for block in (self, *others) if block._host is None]
+        arrays = [block._blocks.reserve("outputs", block._total)[: block._total] for block in blocks]
+        for block, host in zip(blocks, self._device.download_all(arrays) if blocks else [], strict=True):
+            block._host = host
+        assert self._host is not None
+        return {name: field.of(self._host) for name, field in self._fields.items()}
 
 
 class ReadbackBuffer:

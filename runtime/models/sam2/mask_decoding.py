@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...device.base import Array, Device
-from ...device.inputs import InputBlock
+from ...device.inputs import InputBlock, numbered, of_number
 from ...device.scratch import GrowableBuffers, OutputBlock
 from ...tracking.object_memory import DecodedMemory
 from ...tracking.requests import DecodeRequest, DecoderOutput, ImageFeatures
@@ -20,6 +21,21 @@ if TYPE_CHECKING:
     from ...backends.base import Stage
 
 Inputs = Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """Requests that are being decoded; `readback`: what the last batch is read from."""
+
+    readback: OutputBlock | None
+    _outputs: dict[int, DecoderOutput]
+    _batch: Sequence[int]
+    _last: Iterator[DecoderOutput]
+
+    def finish(self) -> list[DecoderOutput]:
+        """Wait, unless the outputs were read with others, and return those of all requests."""
+        self._outputs.update(zip(self._batch, self._last, strict=True))
+        return [self._outputs[i] for i in range(len(self._outputs))]
 
 
 class MaskDecoding:
@@ -68,11 +84,7 @@ class MaskDecoding:
 
     def host_inputs(self, requests: Sequence[DecodeRequest]) -> dict[str, np.ndarray]:
         """Return what `decode` needs on the device, by number of the batch and name."""
-        return {
-            f"{number}.{name}": array
-            for number, batch in enumerate(self.batches(requests))
-            for name, array in self._batch_inputs([requests[i] for i in batch]).items()
-        }
+        return numbered(self._batch_inputs([requests[i] for i in batch]) for batch in self.batches(requests))
 
     def _batch_inputs(self, requests: list[DecodeRequest]) -> dict[str, np.ndarray]:
         return {
@@ -83,22 +95,25 @@ class MaskDecoding:
             "multimask": np.array([request.multimask for request in requests]),
         }
 
-    def decode(
+    def start(
         self, features: ImageFeatures, requests: Sequence[DecodeRequest], all_logits: bool, remember: bool
-    ) -> list[DecoderOutput]:
-        """See `Sam2.decode`."""
+    ) -> Decoding:
+        """See `Sam2.start_decoding`."""
         inputs = self._inputs.take(requests, lambda: self.host_inputs(requests)) if requests else {}
         outputs: dict[int, DecoderOutput] = {}
-        for number, batch in enumerate(self.batches(requests)):
-            prefix = f"{number}."
-            own = {name.removeprefix(prefix): a for name, a in inputs.items() if name.startswith(prefix)}
-            decoded = self._decode_batch(features, [requests[i] for i in batch], own, all_logits, remember)
-            outputs.update(zip(batch, decoded, strict=True))
-        return [outputs[i] for i in range(len(requests))]
+        last: Iterator[DecoderOutput] = iter(())
+        batches = self.batches(requests)
+        for number, batch in enumerate(batches):
+            own = of_number(inputs, number)
+            last = self._decode_batch(features, [requests[i] for i in batch], own, all_logits, remember)
+            if number < len(batches) - 1:  # the next batch is decoded into the same arrays
+                outputs.update(zip(batch, last, strict=True))
+        return Decoding(self._readback if requests else None, outputs, batches[-1] if batches else [], last)
 
     def _decode_batch(
         self, features: ImageFeatures, requests: list[DecodeRequest], inputs: Inputs, all_logits: bool, remember: bool
     ) -> Iterator[DecoderOutput]:
+        """Enqueue a batch; return its outputs, which wait when they are taken."""
         outputs = self._outputs(len(requests), all_logits)
         self._stage.run(
             conditioned=self._attention.condition(features, requests, inputs),
@@ -113,6 +128,11 @@ class MaskDecoding:
         memories: Sequence[DecodedMemory | None] = [None] * len(requests)
         if remember and self._encodes_memory and all(request.is_tracking_only for request in requests):
             memories = self._memory.encode_decoded(features, outputs, inputs)
+        return self._read(requests, memories)
+
+    def _read(
+        self, requests: Sequence[DecodeRequest], memories: Sequence[DecodedMemory | None]
+    ) -> Iterator[DecoderOutput]:
         host = self._readback.read()
         for i, (request, memory) in enumerate(zip(requests, memories, strict=True)):
             yield self._output(host, i, request, memory)

@@ -93,9 +93,9 @@ class MemoryEncoding:
         self._num_decoded += 1
         return [DecodedMemory(row, self._num_decoded) for row in out]
 
-    def keep(self, memory: DecodedMemory, block: Block) -> bool:
-        """Copy features of `encode_decoded` to a block; False if a later batch has overwritten them."""
-        if memory.batch != self._num_decoded:
+    def keep(self, memory: DecodedMemory | None, block: Block) -> bool:
+        """Copy features of `encode_decoded` to a block; False if there are none, or a later batch overwrote them."""
+        if memory is None or memory.batch != self._num_decoded:
             return False
         self._device.copy(memory.features, block.array)
         return True

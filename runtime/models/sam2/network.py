@@ -22,9 +22,9 @@ from ...device.scratch import GrowableBuffers
 from ...errors import UserError
 from ...imaging.preprocess import preprocess
 from ...media.random_access import FrameSequence
-from ...tracking.live import LiveSession
+from ...tracking.live import MAX_COND_FRAMES, LiveSession
 from ...tracking.memory_selection import MemoryConfig
-from ...tracking.object_memory import Block, BlockPool, DecodedMemory
+from ...tracking.object_memory import Block, BlockPool
 from ...tracking.prompt_inputs import PromptEncoder
 from ...tracking.requests import DecodeRequest, DecoderOutput, ImageFeatures
 from ...tracking.state import TrackingOptions
@@ -32,7 +32,7 @@ from ...tracking.video import VideoSession
 from ..base import MASK_DECODER, MEMORY_ATTENTION, Capability, Signature
 from ..context import NetworkContext
 from .image import Sam2ImagePredictor
-from .mask_decoding import MaskDecoding
+from .mask_decoding import Decoding, MaskDecoding
 from .memory_encoding import MemoryEncoding
 from .prompt_encoding import PromptEncoding
 
@@ -149,7 +149,9 @@ class Sam2:
         self._decoding = MaskDecoding(
             stages, device, scratch, self.max_batch, self._inputs, self._prompts, self._memory
         )
-        maps, pointers = self.memory_config.num_maskmem + 1, self.memory_config.max_obj_ptrs + 1
+        self.keep_memory = self._memory.keep
+        # conditioning frames come on top of the memory of the frames before, mostly one
+        maps, pointers = self.memory_config.num_maskmem + 1, self.memory_config.max_obj_ptrs + MAX_COND_FRAMES
         sizes = {"objects": self.max_batch, "prompt_tokens": 2, "slots": maps, "pointers": pointers}
         self._decoding.allocate(sizes)
         self._prompts.allocate(sizes)
@@ -232,17 +234,23 @@ class Sam2:
 
         Raises UserError for more memory than the bundle takes.
         """
+        return self.start_decoding(features, requests, all_logits, remember).finish()
+
+    def start_decoding(
+        self,
+        features: ImageFeatures,
+        requests: Sequence[DecodeRequest],
+        all_logits: bool = False,
+        remember: bool = False,
+    ) -> Decoding:
+        """Enqueue what `decode` does; its `finish` waits for the last batch."""
         for maps, pointers in {request.memory_shape for request in requests}:
             if maps > self._bounds["slots"][1] or pointers > self._bounds["pointers"][1]:
                 raise UserError(
                     f"{maps} remembered frames are more than the bundle {self._bundle} takes "
                     f"({self._bounds['slots'][1]}); limit them with max_cond_frames_in_attn"
                 )
-        return self._decoding.decode(features, requests, all_logits, remember)
-
-    def keep_memory(self, memory: DecodedMemory | None, block: Block) -> bool:
-        """Write memory that was computed with its mask; False if there is none, or no longer."""
-        return memory is not None and self._memory.keep(memory, block)
+        return self._decoding.start(features, requests, all_logits, remember)
 
     def encode_memory(
         self,

@@ -8,52 +8,23 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
 from ...device.base import Array
-from ...device.inputs import Filled, HostArrays, InputBlock
-from ...device.scratch import GrowableBuffers
+from ...device.inputs import Filled, HostArrays, InputBlock, numbered, of_number
+from ...device.scratch import GrowableBuffers, OutputBlock
 from ...imaging.masks import probability
 from ...imaging.preprocess import preprocess
-from ...prompts import Concept
 from ..context import NetworkContext
+from .concept_prompt import ConceptPrompt, box_inputs, prompt_mask
+from .mask_heads import ConceptFeatures, MaskHeads
 
 MAX_CACHED_CONCEPTS = 256
 """Concepts whose text tokens are kept, 32 kB each."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConceptPrompt:
-    """A concept as the detector takes it.
-
-    tokens  (L,) int64 token ids, padded
-    boxes   (K,4) float32 exemplars cx, cy, w, h in [0,1]; `labels` (K,) int64, 1 positive, 0 negative
-    geometry  (K+1,D) encoded exemplars of another image; None: those of the image itself
-    """
-
-    tokens: np.ndarray
-    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
-    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    geometry: Array | None = None
-
-    def with_exemplars(self, concept: Concept, size: tuple[int, int]) -> ConceptPrompt:
-        """Return the prompt with the exemplars of a concept on an image of `size` (H, W). Raises PromptError."""
-        return replace(self, boxes=concept.scaled_boxes(*size), labels=np.asarray(concept.labels, np.int64))
-
-
-@dataclass(slots=True)
-class ConceptFeatures:
-    """Encoded image: the trunk's map (1,N,W), the detector's coarse level (1,N,D), and its fine levels, computed when
-    a mask is."""
-
-    trunk: Array
-    level: Array
-    fine_levels: Mapping[str, Array] | None = None
-    fine_levels_valid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +63,8 @@ class Detector:
         """What frames are uploaded through, and with them what the calls on them take."""
         self.inputs.reserve(prod(self._pixels[0]) * self._pixels[1].itemsize)
         self._scratch = GrowableBuffers(self._device)
+        self._readback = OutputBlock(self._device)
+        self._mask_heads = MaskHeads(self._stages, self._device, self._scratch)
         self._latest: tuple[weakref.ref[np.ndarray] | None, ConceptFeatures | None] = None, None
         self._texts: OrderedDict[tuple[int, ...], Array] = OrderedDict()
 
@@ -130,32 +103,57 @@ class Detector:
 
     def encode_geometry(self, features: ConceptFeatures, prompt: ConceptPrompt) -> Array:
         """Encode exemplars on the image that they lie on, for use on other images: (K+1,D)."""
-        encoded = self._encode_boxes(features, [prompt], len(prompt.boxes))[0]
+        encoded = self._encode_boxes(features, box_inputs([prompt], len(prompt.boxes)))[0]
         kept: Array = self._device.empty(tuple(encoded.shape), self._specs["geometry_encoder"].output("geometry").dtype)
         self._device.copy(encoded, kept)
         return kept
 
+    def inputs_of(self, prompts: Sequence[ConceptPrompt]) -> Sequence[tuple[object, HostArrays]]:
+        """Return what `detect` takes for prompts, for `InputBlock.upload`."""
+        batches = [prompts[start : start + self._batch] for start in range(0, len(prompts), self._batch)]
+        return [(prompts, numbered(map(self._batch_inputs, batches)))] if prompts else []
+
+    def _batch_inputs(self, prompts: Sequence[ConceptPrompt]) -> dict[str, np.ndarray]:
+        boxes = max(len(prompt.boxes) for prompt in prompts)
+        mask = prompt_mask(prompts, boxes, self._padding)
+        return {**box_inputs(prompts, boxes), "prompt_mask": mask, "map_index": np.zeros(len(prompts), np.int64)}
+
     def detect(
-        self, features: ConceptFeatures, prompts: Sequence[ConceptPrompt], threshold: float, semantic: bool = False
+        self,
+        features: ConceptFeatures,
+        prompts: Sequence[ConceptPrompt],
+        threshold: float,
+        semantic: bool = False,
+        others: Sequence[OutputBlock] = (),
     ) -> list[Detections]:
-        """Find all instances of concepts on one image, in batches. `semantic`: compute their semantic masks as well."""
+        """Find all instances of concepts on one image, in batches: two waits each, one where nothing is found.
+        `semantic`: compute their semantic masks as well; `others` are read with the first wait."""
         found: list[Detections] = []
-        for start in range(0, len(prompts), self._batch):
-            found += self._detect_batch(features, prompts[start : start + self._batch], threshold, semantic)
+        inputs = self.inputs.take(prompts, lambda: self.inputs_of(prompts)[0][1]) if prompts else {}
+        own = [of_number(inputs, number) for number in range(-(-len(prompts) // self._batch))]
+        for number, batch_inputs in enumerate(own):
+            batch = prompts[number * self._batch : (number + 1) * self._batch]
+            found += self._detect_batch(features, batch, batch_inputs, threshold, semantic, others)
         return found
 
     def _detect_batch(
-        self, features: ConceptFeatures, prompts: Sequence[ConceptPrompt], threshold: float, semantic: bool
+        self,
+        features: ConceptFeatures,
+        prompts: Sequence[ConceptPrompt],
+        inputs: Mapping[str, Array],
+        threshold: float,
+        semantic: bool,
+        others: Sequence[OutputBlock],
     ) -> Iterable[Detections]:
-        prompt = self._encode_prompts(features, prompts)
-        maps = np.zeros(len(prompts), np.int64)
-        sizes = {"concepts": len(prompts)}
-        outputs = self._outputs("detr", sizes)
-        self._stages["detr"].run(level=features.level, map_index=maps, **prompt, **outputs)
-        host = {name: np.array(self._device.download(outputs[name])) for name in outputs if name != "encoded"}
+        prompt = {"prompt": self._encode_prompts(features, prompts, inputs), "prompt_mask": inputs["prompt_mask"]}
+        sizes, tensors = {"concepts": len(prompts)}, self._specs["detr"].outputs
+        encoded = self._outputs("detr", sizes, ["encoded"])
+        outputs = self._readback.reserve([t for t in tensors if t.name not in encoded], sizes)
+        self._stages["detr"].run(level=features.level, map_index=inputs["map_index"], **prompt, **outputs, **encoded)
+        host = {name: np.array(array) for name, array in self._readback.read(*others).items()}
         joint = probability(host["scores"]) * probability(host["presence"])[:, None]
         kept = [np.flatnonzero(row > threshold) for row in joint]
-        masks, semantics = self._masks(features, outputs["encoded"], prompt, host["queries"], kept, semantic)
+        masks, semantics = self._mask_heads.masks(features, encoded["encoded"], prompt, host["queries"], kept, semantic)
         for i, rows in enumerate(kept):
             yield Detections(
                 score_logits=host["scores"][i],
@@ -167,55 +165,16 @@ class Detector:
                 semantic_logits=semantics[i],
             )
 
-    def _masks(
-        self,
-        features: ConceptFeatures,
-        encoded: Array,
-        prompt: Mapping[str, Array],
-        queries: np.ndarray,
-        kept: Sequence[np.ndarray],
-        semantic: bool,
-    ) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
-        """Compute the masks of kept queries, and the semantic masks where wanted, concept by concept."""
-        side = int(self._specs["mask_head"].output("detected_logits").shape[2])
-        masks: list[np.ndarray] = []
-        semantics: list[np.ndarray | None] = []
-        for i, rows in enumerate(kept):
-            if not len(rows) and not semantic:
-                masks.append(np.zeros((0, side, side), np.float32))
-                semantics.append(None)
-                continue
-            chosen = queries[i, rows] if len(rows) else queries[i, :1]
-            outputs = self._outputs("mask_head", {"concepts": 1, "kept": len(chosen)})
-            self._stages["mask_head"].run(
-                encoded=encoded[i : i + 1],
-                **{name: array[i : i + 1] for name, array in prompt.items()},
-                **self._fine_levels(features),
-                map_index=np.zeros(1, np.int64),
-                kept_queries=np.ascontiguousarray(chosen)[None],
-                **outputs,
-            )
-            masks.append(np.array(self._device.download(outputs["detected_logits"])[0][: len(rows)]))
-            semantics.append(np.array(self._device.download(outputs["semantic_logits"])[0]) if semantic else None)
-        return masks, semantics
-
-    def _fine_levels(self, features: ConceptFeatures) -> Mapping[str, Array]:
-        if features.fine_levels is None:
-            features.fine_levels = self._new_outputs("fine_levels")
-        if not features.fine_levels_valid:
-            self._stages["fine_levels"].run(trunk=features.trunk, **features.fine_levels)
-            features.fine_levels_valid = True
-        return features.fine_levels
-
-    def _encode_prompts(self, features: ConceptFeatures, prompts: Sequence[ConceptPrompt]) -> dict[str, Array]:
-        """Return the prompt tokens of concepts (P,T,D): words, exemplar boxes, CLS; and which are no padding (P,T)."""
+    def _encode_prompts(
+        self, features: ConceptFeatures, prompts: Sequence[ConceptPrompt], inputs: Mapping[str, Array]
+    ) -> Array:
+        """Return the prompt tokens of concepts (P,T,D): words, exemplar boxes, CLS."""
         boxes = max(len(prompt.boxes) for prompt in prompts)
-        geometry = self._encode_boxes(features, prompts, boxes)
+        geometry = self._encode_boxes(features, inputs)
         words = len(prompts[0].tokens)
         tensor = self._specs["detr"].input("prompt")
         sizes = {"concepts": len(prompts), "prompt_length": words + boxes + 1}
         tokens = self._scratch.take(tensor.name, tensor.resolve(sizes), tensor.dtype)
-        mask = np.ones(tuple(tokens.shape[:2]), bool)
         for i, prompt in enumerate(prompts):
             self._device.copy(self._encode_text(prompt.tokens), tokens[i, :words])
             if prompt.geometry is None:
@@ -223,9 +182,7 @@ class Detector:
             else:
                 self._device.copy(prompt.geometry[:-1], tokens[i, words : words + len(prompt.boxes)])
                 self._device.copy(prompt.geometry[-1], tokens[i, -1])
-            mask[i, :words] = prompt.tokens != self._padding
-            mask[i, words + len(prompt.boxes) : words + boxes] = False
-        return {"prompt": tokens, "prompt_mask": mask}
+        return tokens
 
     def _encode_text(self, tokens: np.ndarray) -> Array:
         """Return the text tokens (L,D) of a concept; those of the latest concepts are cached."""
@@ -240,28 +197,19 @@ class Detector:
         self._texts.move_to_end(key)
         return self._texts[key]
 
-    def _encode_boxes(self, features: ConceptFeatures, prompts: Sequence[ConceptPrompt], boxes: int) -> Array:
-        """Return the geometry tokens (P,boxes+1,D); without boxes they are one CLS token (1,1,D) for all concepts."""
-        count = len(prompts) if boxes else 1
-        coordinates = np.full((count, boxes + 1, 4), 0.5, np.float32)
-        labels, mask = np.zeros((count, boxes + 1), np.int64), np.zeros((count, boxes + 1), bool)
-        mask[:, -1] = True
-        for i, prompt in enumerate(prompts[:count]):
-            n = len(prompt.boxes)
-            coordinates[i, :n], labels[i, :n], mask[i, :n] = prompt.boxes, prompt.labels, True
-        outputs = self._outputs("geometry_encoder", {"concepts": count, "geometry_tokens": boxes + 1})
+    def _encode_boxes(self, features: ConceptFeatures, inputs: Mapping[str, Array]) -> Array:
+        """Return the geometry tokens (P,boxes+1,D) of `box_inputs`; without boxes one CLS token (1,1,D)."""
+        count, tokens = inputs["box_labels"].shape
+        outputs = self._outputs("geometry_encoder", {"concepts": count, "geometry_tokens": tokens})
+        boxes = {name: inputs[name] for name in ("boxes", "box_labels", "box_mask")}
         self._stages["geometry_encoder"].run(
-            level=features.level,
-            map_index=np.zeros(count, np.int64),
-            boxes=coordinates,
-            box_labels=labels,
-            box_mask=mask,
-            **outputs,
+            level=features.level, map_index=inputs["box_map_index"], **boxes, **outputs
         )
         return outputs["geometry"]
 
-    def _outputs(self, stage: str, sizes: Mapping[str, int]) -> dict[str, Array]:
-        outputs = self._specs[stage].outputs
+    def _outputs(self, stage: str, sizes: Mapping[str, int], names: Collection[str] | None = None) -> dict[str, Array]:
+        """Return scratch for the outputs of a stage, or for those of them that `names` has."""
+        outputs = [t for t in self._specs[stage].outputs if names is None or t.name in names]
         return {t.name: self._scratch.take(f"{stage}.{t.name}", t.resolve(sizes), t.dtype) for t in outputs}
 
     def _new_outputs(self, stage: str) -> dict[str, Array]:

@@ -18,7 +18,7 @@ from ...tracking.prompt_inputs import PromptInputs
 from ...tracking.requests import DecodeRequest, DecoderOutput, ImageFeatures
 from ...tracking.step import MASK_PROMPT_SCORE, predict_frame, prompt_request, tracking_request
 from ..options import ConceptOptions
-from .detector import ConceptPrompt
+from .concept_prompt import ConceptPrompt
 from .interface import ConceptTracker
 from .mask_prompts import MaskResizer
 

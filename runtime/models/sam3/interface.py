@@ -8,8 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from ...device.base import Array
-from ...tracking.requests import ImageFeatures
+from ...device.inputs import HostArrays
+from ...tracking.requests import DecodeRequest, ImageFeatures
 from ...tracking.step import TrackerNetwork
+from ..sam2.mask_decoding import Decoding
 from .mask_prompts import MaskResizer
 
 
@@ -22,6 +24,18 @@ class ConceptTracker(TrackerNetwork, Protocol):
 
     def encode_trunk(self, trunk: Array, features: ImageFeatures) -> None:
         """Write the feature maps of a frame whose trunk map is there."""
+
+    def inputs_of(self, requests: Sequence[DecodeRequest] | None) -> Sequence[tuple[object, HostArrays]]:
+        """Return what decoding of requests takes, for `InputBlock.upload`."""
+
+    def start_decoding(
+        self,
+        features: ImageFeatures,
+        requests: Sequence[DecodeRequest],
+        all_logits: bool = False,
+        remember: bool = False,
+    ) -> Decoding:
+        """Enqueue what `decode` does; its `finish` waits."""
 
     def mask_resizer(self, size: tuple[int, int]) -> MaskResizer:
         """Return the resizes for a video of `size` (H, W)."""

@@ -24,7 +24,8 @@ from ..base import Capability, Signature
 from ..context import NetworkContext
 from ..options import ConceptOptions
 from ..sam2.image import Sam2ImagePredictor
-from .detector import ConceptPrompt, Detections, Detector
+from .concept_prompt import ConceptPrompt
+from .detector import Detections, Detector
 from .session import ConceptSession
 from .tracker import Sam3Tracker
 from .video import Sam3VideoSession

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from ...device.base import Device
 from ...errors import PromptError
 from ...media.frame_iterables import iterate_frames
 from ...media.image_files import check_frame
@@ -24,27 +22,16 @@ from ...results import Result
 from ...tracking.base import check_object_id, is_whole
 from ...tracking.matching import AssociationOptions
 from ...tracking.object_group import blocks_per_object
-from ...tracking.requests import ImageFeatures
 from ...tracking.session import OnlineSession, check_time, iterator_of_results, synchronized
 from ..options import ConceptOptions
-from .detector import ConceptPrompt, Detections, Detector
-from .followed import FollowedConcept, Scored, Tracks
+from .concept_prompt import ConceptPrompt
+from .followed import FollowedConcept
 from .frame_queue import FrameQueue
+from .frame_search import ConceptNetwork, FrameSearch
 from .interface import ConceptTracker
 
 MAX_OBJECTS = 1 << 16
 """Objects that concepts may find, over all sessions. Each takes memory when it is found."""
-
-
-class ConceptNetwork(Protocol):
-    """Members of the SAM 3 network that a session uses."""
-
-    device: Device
-    detector: Detector
-    resample: Mapping[str, str]
-
-    def encode_prompt(self, concept: Concept, size: tuple[int, int] | None) -> ConceptPrompt:
-        """Convert a concept for frames of `size` (H, W); None: not known yet. Raises PromptError."""
 
 
 class ConceptSession(OnlineSession):
@@ -67,7 +54,8 @@ class ConceptSession(OnlineSession):
         self._network, self._tracker, self._options = network, tracker, options
         delay = AssociationOptions(options.temporal_disambiguation).delay
         self._pool = tracker.memory_pool(blocks_per_object(tracker.memory_config, delay), MAX_OBJECTS)
-        self._features, self._maps = network.detector.new_features(), tracker.new_features()
+        self._search = FrameSearch(network, tracker, options)
+        self._maps = self._search.maps
         self._numbers, self._ids = itertools.count(1), itertools.count()
         self._size: tuple[int, int] | None = None
         self._follow = partial(FollowedConcept, tracker=tracker, pool=self._pool, options=options)
@@ -207,9 +195,7 @@ class ConceptSession(OnlineSession):
             followed.close()
 
     def _step(self, frame: int, image: np.ndarray) -> None:
-        self._network.detector.encode_image(image, self._network.resample["video"], self._features)
-        self._tracker.encode_trunk(self._features.trunk, self._maps)
-        found, tracks = self._detect(frame), _track(self._concepts.values(), self._tracker, self._maps, frame)
+        found, tracks = self._search.compute(frame, image, self._concepts)
         for number, followed in self._concepts.items():
             others = sum(len(other.object_ids) for other in self._concepts.values() if other is not followed)
             if followed.first_frame is None:
@@ -218,35 +204,6 @@ class ConceptSession(OnlineSession):
             decision = followed.associate(frame, found.get(number), tracks, others)
             self._frames.show(number, decision.show)  # first, because the rest may be interrupted
             followed.carry_out(decision, frame, self._maps, found.get(number), tracks)
-
-    def _detect(self, frame: int) -> dict[int, Scored]:
-        """Search the frame for the concepts whose turn it is."""
-        every = self._options.detect_every
-        due = {
-            number: followed
-            for number, followed in self._concepts.items()
-            if followed.is_new or followed.first_frame is None or (frame - followed.first_frame) % every == 0
-        }
-        prompts = []
-        for followed in due.values():
-            prompt = followed.prompt
-            if len(prompt.boxes) and prompt.geometry is None:  # exemplars are seen on the frame that they lie on
-                prompt = replace(prompt, geometry=self._network.detector.encode_geometry(self._features, prompt))
-                followed.prompt = prompt
-            followed.is_new = False
-            prompts.append(prompt)
-        detections = self._network.detector.detect(self._features, prompts, AssociationOptions().detection)
-        return {number: _scored(found) for number, found in zip(due, detections, strict=True)}
-
-
-def _track(concepts: Iterable[FollowedConcept], tracker: ConceptTracker, maps: ImageFeatures, frame: int) -> Tracks:
-    """Decode all objects of all concepts, in one batch; nothing is remembered yet."""
-    requests = {obj: request for followed in concepts for obj, request in followed.requests(frame).items()}
-    decoded = dict(zip(requests, tracker.decode(maps, list(requests.values())), strict=True))
-    tracks: Tracks = {}
-    for followed in concepts:
-        tracks |= followed.store(frame, decoded)
-    return tracks
 
 
 def _find(concepts: Mapping[int, FollowedConcept], number: int) -> FollowedConcept:
@@ -257,10 +214,3 @@ def _find(concepts: Mapping[int, FollowedConcept], number: int) -> FollowedConce
 
 def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, numbers)) or "none"
-
-
-def _scored(found: Detections) -> Scored:
-    """Return the masks and the scores of kept queries; the official code passes scores on as logits within +-10."""
-    p = found.probability[found.kept].astype(np.float64)
-    logits = np.log(np.maximum(p, 1e-3) / np.maximum(1 - p, 1e-3)).clip(-10, 10)
-    return found.low_res_logits, (1 / (1 + np.exp(-logits))).astype(np.float32)

@@ -88,6 +88,26 @@ def test_one_upload_one_download_one_wait_per_frame_and_no_allocation(engines, n
     assert spent["pinned"] == 0 and (task is video or spent["device"] == 0)
 
 
+def concepts(engine, tokens, picture):
+    session = engine.session([runtime.Concept(tokens=[t]) for t in tokens], temporal_disambiguation=False)
+    with session:
+        while True:
+            yield session.push(picture)
+
+
+@pytest.mark.parametrize(
+    "tokens, quadrants, expected",
+    [([1], [0], (3, 3, 2)), ([1], [0, 3], (3, 3, 2)), ([1, 2], [0, 3], (3, 3, 2)), ([1, 2, 3], [], (1, 2, 2))],
+)
+def test_a_frame_with_concepts_waits_for_detections_and_for_their_masks(engines, tokens, quadrants, expected):
+    """Which queries have masks is decided on the host, and so is what the tracks remember: an upload each. Tracks are
+    read with the detections. A batch holds two concepts; one wait where nothing is found."""
+    engine = engines["sam3"]()
+    spent = measure(engine, concepts(engine, tokens, numpy_sam3.picture(*quadrants)), 24, 16)
+    assert tuple(spent[name] for name in COPIES) == expected
+    assert spent["device"] == spent["pinned"] == 0
+
+
 def test_a_steady_clip_launches_nothing_but_graphs(engines):
     engine = engines["samwise"]()
     spent = measure(engine, samwise(engine, 2), 6 * toy.WINDOW, 4 * toy.WINDOW)

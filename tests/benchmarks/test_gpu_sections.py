@@ -6,6 +6,7 @@ from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -191,3 +192,20 @@ def test_wrong_masks_fail(tmp_path, monkeypatch):
     entry = Check(options, tmp_path / "work", launch).run(cpu)["sections"]["nano_plain"]
     assert entry["status"] == "failed" and "less than 0.97" in entry["reason"]
     assert len(entry["result"]["second"]["iou_by_frame"]) == 2, "kept to look at"
+
+
+def test_the_schedule_of_pytorch_stays_on_its_device(monkeypatch):
+    """On the device `meta`, which computes nothing, as on a GPU: an operation on tensors of two devices raises."""
+    from export.verify.references import samwise_clip
+
+    model = toy_exports.samwise().eval()
+    networks = samwise_network.settings(model)
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: torch.zeros(self.shape, dtype=self.dtype, device="cpu"))
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: True)
+    frames = [np.zeros((24, 32, 3), np.uint8)] * 6  # the last one with conditional memory
+    torch.set_default_device("meta")
+    try:
+        found = list(samwise_clip(model.to("meta"), networks, frames, [0, 5, 2]))
+    finally:
+        torch.set_default_device("cpu")
+    assert len(found) == len(frames) and found[-1][0].shape == (1, 24, 32)

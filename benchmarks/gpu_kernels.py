@@ -20,12 +20,19 @@ LIBRARIES = (
 
 
 def machine(run: Run) -> None:
-    """Store the device and the versions of the libraries, before one of them is loaded. Raises without a device."""
+    """Store the versions of the libraries, before one of them is loaded, and the device. Raises without a device.
+
+    Without PyTorch and Triton the sections of the runtime run all the same.
+    """
     run.put("python", platform.python_version())
     run.put("date", time.strftime("%Y-%m-%d"))
     run.put("libraries", {name: found for name in LIBRARIES if (found := _version(name))})
     run.put("nvidia_smi", _nvidia_smi())
-    bench = run.machine.bench()
+    try:
+        bench = run.machine.bench()
+    except ImportError as error:
+        run.put("no_pytorch", str(error))
+        return
     run.put("device", getattr(bench, "name", "fake"))
     run.put("capability", bench.capability)
     run.put("multiprocessors", bench.multiprocessors)

@@ -143,7 +143,7 @@ def _micro(seconds: float | None) -> str:
 def table(report: Mapping[str, Any]) -> str:
     """Return the table, what did not run with the reason, and the targets."""
     results = {name: entry.get("result", {}) for name, entry in report["sections"].items()}
-    lines = [HEADER, *rows(results)]
+    lines = [HEADER, *(row for row in rows(results) if any(row[1:]))]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     text += [*split_stage_lines(results), *sweep_lines(results)]

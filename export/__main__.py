@@ -1,6 +1,6 @@
 """The export command: `python -m export samwise --checkpoint X.pth --out engines/`.
 
-One subcommand per network of `export.networks`, and `upgrade`. Exit code 2 for mistakes of the caller, 1 for a failed
+One subcommand per network of `export.networks`, `upgrade` and `add-steps`. Exit code 2 for mistakes of the caller, 1 for a failed
 export (for instance, a parity check that fails); an error is one line, and nothing incomplete is published.
 """
 
@@ -36,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
         _add_options(commands.add_parser(name, help=f"export a {name} checkpoint"))
     convert = commands.add_parser("upgrade", help="convert a bundle of format 1 in place; needs no checkpoint")
     convert.add_argument("bundle", type=Path, metavar="BUNDLE")
+    steps = commands.add_parser("add-steps", help="add low latency to a bundle of SAMWISE in place; needs no checkpoint")
+    steps.add_argument("bundle", type=Path, metavar="BUNDLE")
     return top
 
 
@@ -82,7 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return upgrade.run(options["bundle"])
     previous = _interrupt_on_sigterm()
     try:
-        _export(options)
+        if options["network"] == "add-steps":
+            _add_steps(options["bundle"])
+        else:
+            _export(options)
         return 0
     except SamwiseRuntimeError as error:
         return fail(error)
@@ -145,6 +150,16 @@ def _export(options: dict[str, Any]) -> None:
             report=_say,
         )
     _say(f"published {folder} in {time.perf_counter() - started:.0f} s")
+
+
+def _add_steps(folder: Path) -> None:
+    """Add the stages of low latency to a bundle. Raises UserError, InternalError."""
+    try:
+        from .add_steps import add_steps
+    except ImportError as error:
+        raise UserError(f"the export needs {error.name}: pip install 'samwise-runtime[cpu,export]'") from None
+    add_steps(folder, _say)
+    _say(f"{folder}: added the stages of --latency low; other files are unchanged")
 
 
 def _provenance(name: str, checkpoint: Path) -> dict[str, str]:

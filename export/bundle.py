@@ -61,7 +61,7 @@ def export_bundle(
             runner.keeps_memory = False
         for graphs in (folder / GRAPHS, rounded / GRAPHS):
             graphs.mkdir(parents=True, exist_ok=True)
-        job = _Job(network, folder, rounded, precision, variants, check, runner, threads, report)
+        job = ExportJob(network, folder, rounded, precision, variants, check, runner, threads, report)
         file = tokenizer_source and tokenizer.write(tokenizer_source, folder, network.vocabulary)
         for path, source in network.attachments.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def export_bundle(
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class ExportJob:
     """One export. `rounded`: folder of the graphs whose half results are all rounded (see `precision.emulated`)."""
 
     network: ExportSource

@@ -13,14 +13,14 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
 
-from runtime.bundle.manifest import DTYPES, StageSpec, TensorSpec
+from runtime.bundle.manifest import DTYPES, StageSpec, TensorSpec, weight_files
 from runtime.errors import InternalError
 
 from .layers.attention import attention_impl
@@ -45,6 +45,10 @@ FORBIDDEN = frozenset(_FORBIDDEN.split())
 DOMAINS = frozenset({"", "ai.onnx"})
 FUSED_DOMAIN = "com.microsoft"
 """Allowed besides the standard operators in every variant except 'default'."""
+
+
+Place: TypeAlias = tuple[str, int, int]
+"""Data file, offset and length of a weight."""
 
 
 class ExportError(InternalError):
@@ -107,10 +111,12 @@ def save(models: Mapping[str, ir.Model], folder: Path, name: str) -> dict[str, s
     """Write the variants of one stage as `folder/name[.variant].onnx` and their weights as `folder/name.data`.
 
     Returns variant -> file name. Equal variants share a file, equal weights a place in the data file; without large
-    weights there is none. The models are not changed.
+    weights there is none. Weights that a stage has in common with one whose file it may use (`weight_files`) are not
+    written again. The models are not changed.
     """
-    data = folder / f"{name}.data"
-    stored: dict[str, tuple[int, int]] = {}
+    own, *others = weight_files(f"{name}.onnx")
+    data = folder / own
+    stored = {digest: place for other in others for digest, place in _stored_weights(folder / other).items()}
     written: dict[bytes, str] = {}
     files = {}
     with data.open("wb") as file:
@@ -190,7 +196,21 @@ _IR_TYPES = {name: "FLOAT" if name == "float32" else name.upper() for name in DT
 """Types of a manifest -> names in ONNX."""
 
 
-def _externalize(value: ir.Value, file: BinaryIO, data: Path, stored: dict[str, tuple[int, int]]) -> ir.TensorProtocol:
+def _stored_weights(data: Path) -> dict[str, Place]:
+    """Return the places of the weights in a data file, by content, as the graphs beside it name them."""
+    stored: dict[str, Place] = {}
+    for path in sorted(data.parent.glob(f"{data.stem}*.onnx")) if data.is_file() else ():
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+            entry = {e.key: e.value for e in tensor.external_data}
+            if entry.get("location") == data.name:
+                offset, length = int(entry["offset"]), int(entry["length"])
+                with data.open("rb") as file:
+                    file.seek(offset)
+                    stored[hashlib.sha256(file.read(length)).hexdigest()] = (data.name, offset, length)
+    return stored
+
+
+def _externalize(value: ir.Value, file: BinaryIO, data: Path, stored: dict[str, Place]) -> ir.TensorProtocol:
     """Write a large weight to the data file, once per content, and return its reference for the graph."""
     tensor = value.const_value
     if tensor.nbytes < INLINE_BYTES:
@@ -200,11 +220,11 @@ def _externalize(value: ir.Value, file: BinaryIO, data: Path, stored: dict[str, 
     if digest not in stored:
         step = PAGE if len(content) >= PAGE else 64
         file.write(bytes(-file.tell() % step))
-        stored[digest] = (file.tell(), len(content))
+        stored[digest] = (data.name, file.tell(), len(content))
         file.write(content)
-    offset, length = stored[digest]
+    location, offset, length = stored[digest]
     return ir.ExternalTensor(
-        data.name, offset, length, tensor.dtype, shape=tensor.shape, name=value.name, base_dir=data.parent
+        location, offset, length, tensor.dtype, shape=tensor.shape, name=value.name, base_dir=data.parent
     )
 
 

@@ -1,39 +1,29 @@
 """SAM 2 modules of nano from the graphs of its bundle.
 
-The checkpoint that `engines/nano` was exported from is not in the repository, its graphs are. A stage with random
-weights is traced again, which tells the module behind each constant of a graph; where the export has merged linear
-layers, one of the equivalent pairs is taken. `python -m export.nano.train_concepts` starts from the result.
+The checkpoint that `engines/nano` was exported from is not in the repository, its graphs are. Where the export has merged
+linear layers, one of the equivalent pairs is taken. `python -m export.nano.train_concepts` starts from the result.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import onnx as onnx_format
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 
 from runtime.bundle.manifest import Manifest
 from runtime.errors import BundleError
 
-from .. import onnx
+from ..graph_weights import load_weights
 from ..layers.fold import FoldedAttention
 from ..layers.hiera import Hiera, HieraAttention
 from ..layers.positions import pairs_to_halves
 from ..models.sam import Sam
 from ..models.samwise import Samwise
 from ..networks import sam2
-from ..stage import Stage
 from ..stages.hiera import FirstHiera
 from ..stages.memory_attention import FoldedMemoryLayer, MemoryLayer
 from .config import SIZES
-
-ANONYMOUS = re.compile(r"val_(\d+)")
-"""Name of a constant that the exporter computed, for instance a transposed matrix; the number grows in execution."""
 
 
 @torch.no_grad()
@@ -49,56 +39,12 @@ def recover_sam(folder: Path) -> Sam:
     for stage in sam2.stages(model):
         if stage.name not in manifest.stages:
             raise BundleError(f"{folder}: stage {stage.name} is missing; give a bundle of samwise+sam2")
-        _load(stage, folder / manifest.stages[stage.name].files["default"])
+        load_weights(stage, folder / manifest.stages[stage.name].files["default"])
         modules[stage.name] = stage.module
     _set_trunk(sam, modules["image_encoder"])
     _set_memory(sam, modules["memory_attention"])
     sam.no_obj_ptr.copy_(modules["prompt_decoder"].no_pointer)
     return sam.eval()
-
-
-def _load(stage: Stage, path: Path) -> None:
-    """Copy the weights of a graph into the module of a stage, which has the same graph."""
-    fresh = _constants({i.name: i.const_value.numpy() for i in onnx.trace(stage).graph.initializers.values()})
-    graph = onnx_format.load(path).graph
-    folder = str(path.parent)
-    shipped = _constants({i.name.removesuffix("_half"): numpy_helper.to_array(i, folder) for i in graph.initializer})
-    if [x.shape for x in fresh.values()] != [x.shape for x in shipped.values()]:
-        raise BundleError(f"{path}: not the graph of nano's {stage.name}")
-    state = stage.module.state_dict(keep_vars=False)
-    for (name, value), new in zip(fresh.items(), shipped.values(), strict=True):
-        _assign(stage, state, name, torch.from_numpy(value.copy()), torch.from_numpy(new.astype(np.float32)))
-
-
-def _constants(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays of floats: those with names by name, then the others in the order of execution."""
-
-    def order(name: str) -> tuple[int, str]:
-        found = ANONYMOUS.fullmatch(name)
-        return (int(found[1]) + 1, "") if found else (0, name.replace("self_", "own_"))
-
-    return {n: values[n] for n in sorted(values, key=order) if values[n].dtype.kind == "f" and values[n].ndim}
-
-
-def _assign(stage: Stage, state: Mapping[str, Tensor], name: str, old: Tensor, new: Tensor) -> None:
-    """Write one constant to the tensor of the module that it comes from."""
-    if name in state:
-        state[name].copy_(new)
-        return
-    if name.startswith("cat"):  # embeddings one below the other
-        rows = [embedding for embedding in state.values() if embedding.ndim == 2 and embedding.shape[1] == old.shape[1]]
-        for row, value in zip(old, new, strict=True):
-            next(x for table in rows for x in table if torch.equal(x, row)).copy_(value)
-        return
-    for tensor in state.values():
-        for view in (
-            tensor,
-            tensor.mT if tensor.ndim == 2 else tensor,
-            tensor.flatten(1).mT if tensor.ndim == 4 else tensor,
-        ):
-            if view.shape == old.shape and torch.equal(view, old):
-                view.copy_(new)
-                return
 
 
 def _set_trunk(sam: Sam, stage: nn.Module) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
-from runtime.bundle.manifest import TensorSpec
+from runtime.bundle.manifest import STEP, TensorSpec
 
 from ..checkpoints.samwise import load_samwise as load
 from ..models.samwise import Samwise, SamwiseConfig
 from ..stage import Stage, tensor
+from ..stages.adapter_step import AdapterStep
 from ..stages.conditional_memory import ConditionalMemoryStage
 from ..stages.cross_modal_adapter import Adapter, AdapterStage
 from ..stages.hiera import FirstHiera, NextHiera
@@ -24,6 +25,9 @@ from ..verify.references import samwise_clip as clip
 from .base import IMAGENET, StageFactory, attention_variants, is_published, trunk_name
 
 __all__ = ["clip", "load", "settings", "stages", "variant"]
+
+ADAPTER = "cross_modal_adapter"
+"""Role of the adapters."""
 
 
 def variant(model: Samwise) -> str:
@@ -59,24 +63,28 @@ def stage_factory(config: SamwiseConfig) -> StageFactory:
             "map_index": (0, sizes.get("maps", 0)),
             "picture_index": (0, sizes.get("pictures", 0)),
             "maskmem_tpos_index": (0, config.slots),
+            "kept_index": (0, sizes.get("kept", 0)),
             "sparse_count": (0, 3),
         }
 
     bounds = {
         "frames": (1, config.window),
+        "kept": (1, config.window - 1),
         "tokens": (1, config.text.max_tokens),
         "slots": (1, config.slots),
         "pointers": (1, config.pointers),
     }
     typical = {"tokens": 16, "slots": config.slots, "pointers": config.pointers}
-    return StageFactory(bounds, typical, ranges, config.sam.image_size)
+    return StageFactory(bounds, typical, ranges, config.sam.image_size, {"kept": 5})
 
 
 def stages(model: Samwise) -> list[Stage]:
     """Split the network into stages, in the order of execution, and put it in eval mode."""
     model.eval()
     factory = stage_factory(model.config)
-    return [*_clip_stages(model, factory), *_frame_stages(model, factory)]
+    clip = _clip_stages(model, factory)
+    steps = [adapter_step(stage, model.config) for stage in clip if stage.spec.role == ADAPTER]
+    return [*clip, *_frame_stages(model, factory), *(steps if model.config.window > 1 else ())]
 
 
 def _clip_stages(model: Samwise, factory: StageFactory) -> list[Stage]:
@@ -107,9 +115,27 @@ def _clip_stages(model: Samwise, factory: StageFactory) -> list[Stage]:
                 text(f"text_{i}", (fused[i + 2],), (texts[i],), layers),
             ]
         inputs, outputs, variants = (maps[i], texts[i]), (fused[i], fused[i + 3]), attention_variants(adapter)
-        attributes: dict[str, Any] = {"role": "cross_modal_adapter", "stride": stride}
+        attributes: dict[str, Any] = {"role": ADAPTER, "stride": stride}
         out.append(factory(f"adapter_{i}", inputs, outputs, adapter, variants, **attributes))
     return [*out, _neck(model, factory, tuple(fused[:3])), _text_prompt(model, factory, fused[5])]
+
+
+def adapter_step(whole: Stage, config: SamwiseConfig) -> Stage:
+    """Return the stage `adapter_k_step` of a stage `adapter_k`: one frame of low latency, on the same weights."""
+    vision, text = whole.spec.inputs
+    level = vision.name.removeprefix("vision_")
+    kept = tensor(f"kept_{level}", "kept", *vision.shape[1:3], config.adapter.width)
+    narrow = tensor(f"narrow_{level}", "frames", *kept.shape[1:])
+    module = AdapterStep(cast(AdapterStage, whole.module))
+    return stage_factory(config)(
+        whole.name + STEP,
+        (vision, text, kept, tensor("kept_index", "kept", dtype="int64")),
+        (*whole.spec.outputs, narrow),
+        module,
+        attention_variants(module),
+        role=ADAPTER,
+        stride=whole.spec.stride,
+    )
 
 
 def _neck(model: Samwise, factory: StageFactory, maps: tuple[TensorSpec, ...]) -> Stage:

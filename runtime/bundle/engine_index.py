@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import BundleError
 from .bundle import file_sha256
-from .manifest import Manifest, StageSpec
+from .manifest import Manifest, StageSpec, weight_files
 
 FOLDER, INDEX = "engines", "index.json"
 FORMAT = 2
@@ -46,10 +46,9 @@ class EngineFile:
 def fingerprint(manifest: Manifest, spec: StageSpec, variant: str) -> str:
     """Return the sha256 of everything an engine depends on: graph, weights, precision, bounds of its symbols."""
     graph = spec.files[variant]
-    weights = str(Path(graph).with_name(f"{Path(graph).name.split('.')[0]}.data").as_posix())
     parts = [
         manifest.files[graph],
-        manifest.files.get(weights),
+        *map(manifest.files.get, weight_files(graph)),
         spec.precision,
         {s: list(manifest.bounds[s]) for s in sorted(spec.symbols)},
     ]

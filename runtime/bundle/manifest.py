@@ -89,6 +89,18 @@ class StageSpec:
         return next(t for t in self.outputs if t.name == name)
 
 
+STEP = "_step"
+"""Ending of the names of stages that compute one frame of low latency, on the weights of the stage without it."""
+
+
+def weight_files(graph: str) -> tuple[str, ...]:
+    """Return the paths of the files that may hold the weights of a graph `stage[.variant].onnx`; the first is its own."""
+    folder, _, file = graph.rpartition("/")
+    stage = file.split(".")[0]
+    names = dict.fromkeys((stage, stage.removesuffix(STEP)))
+    return tuple(f"{folder}/{name}.data".lstrip("/") for name in names)
+
+
 @dataclass(frozen=True, slots=True)
 class SplitStageSpec:
     """A stage that a compiled kernel can run part of.

@@ -141,7 +141,7 @@ def test_failing_parity_publishes_nothing(tmp_path):
 
 def test_failing_clip_publishes_nothing(tmp_path, monkeypatch):
     bad = bundle.replace(network(mixer()), clip=lambda *_: ())
-    monkeypatch.setattr(bundle._Job, "clip", lambda *_: [parity.FrameComparison(3, 0.5, 0.1, 0.1, 0.999, 0.05)])
+    monkeypatch.setattr(bundle.ExportJob, "clip", lambda *_: [parity.FrameComparison(3, 0.5, 0.1, 0.1, 0.999, 0.05)])
     with pytest.raises(parity.ParityError, match="frame 3 .* 0.5000"):
         bundle.export_bundle(bad, tmp_path, "toy")
     assert os.listdir(tmp_path) == []
@@ -152,7 +152,7 @@ def test_a_half_clip_that_misses_is_tried_again_with_stricter_stages(tmp_path, m
         [parity.FrameComparison(3, 0.5, 0.1, 0.1, 0.97, 2.0)],
         [parity.FrameComparison(3, 0.99, 0.1, 0.1, 0.97, 2.0)],
     ]
-    monkeypatch.setattr(bundle._Job, "clip", lambda *_: rows.pop(0))
+    monkeypatch.setattr(bundle.ExportJob, "clip", lambda *_: rows.pop(0))
     monkeypatch.setattr(parity, "STAGE_ERROR", {"fp16": (1e-2, 2.5e-4)})  # the second is less than half's rounding
     with_clip = bundle.replace(network(mixer()), clip=lambda *_: ())
     bundle.export_bundle(with_clip, tmp_path, "toy", precision="fp16", check=False)

@@ -222,7 +222,7 @@ def test_full_disk_is_a_one_line_error(checkpoint, tmp_path, monkeypatch, capsys
     def full(*_, **__):
         raise OSError(28, "No space left on device", str(tmp_path / "graphs"))
 
-    monkeypatch.setattr(bundle._Job, "stages", full)
+    monkeypatch.setattr(bundle.ExportJob, "stages", full)
     assert command.main(["samwise", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "engines")]) == 1
     assert "No space left" in capsys.readouterr().err and not os.listdir(tmp_path / "engines")
 

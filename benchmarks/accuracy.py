@@ -42,6 +42,7 @@ class Ablation:
     conditional: bool = True
     memory: bool = True
     window: int = 0
+    latency: str = "clip"
 
 
 VARIANTS = {
@@ -51,6 +52,7 @@ VARIANTS = {
     "CME off": Ablation(conditional=False),
     "clips of one frame": Ablation(window=1),
     "clips of four": Ablation(window=4),
+    "low latency": Ablation(latency="low"),
     "clips of one frame, memory off": Ablation(window=1, memory=False),
     "clips of one frame, CME off": Ablation(window=1, conditional=False),
     "click": Ablation(prompt="click"),
@@ -66,6 +68,7 @@ def sentences(engine: runtime.Engine, case: Case, texts: list[str], ablation: Ab
     # a runtime without an option refuses it by name
     options |= {} if ablation.memory else {"memory": False}
     options |= {"window": ablation.window} if ablation.window else {}
+    options |= {"latency": ablation.latency} if ablation.latency != "clip" else {}
     with engine.session(prompts, **options) as session:
         return np.stack([result.masks for result in session.stream(case.frames())], 1)
 

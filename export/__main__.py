@@ -1,7 +1,8 @@
 """The export command: `python -m export samwise --checkpoint X.pth --out engines/`.
 
-One subcommand per network of `export.networks`, `upgrade` and `add-steps`. Exit code 2 for mistakes of the caller, 1 for a failed
-export (for instance, a parity check that fails); an error is one line, and nothing incomplete is published.
+One subcommand per network of `export.networks`, `upgrade` and `add-steps`. Exit code 2 for mistakes of the caller, 1
+for a failed export (a parity check that fails, for instance); an error is one line, and nothing incomplete is
+published.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
         _add_options(commands.add_parser(name, help=f"export a {name} checkpoint"))
     convert = commands.add_parser("upgrade", help="convert a bundle of format 1 in place; needs no checkpoint")
     convert.add_argument("bundle", type=Path, metavar="BUNDLE")
-    steps = commands.add_parser("add-steps", help="add low latency to a bundle of SAMWISE in place; needs no checkpoint")
+    steps = commands.add_parser(
+        "add-steps", help="add low latency to a bundle of SAMWISE in place; needs no checkpoint"
+    )
     steps.add_argument("bundle", type=Path, metavar="BUNDLE")
     return top
 

@@ -1,7 +1,7 @@
 """Low latency for a bundle that was exported without it: `python -m export add-steps BUNDLE`.
 
-Needs no checkpoint: the graphs `adapter_k_step` are made of the weights in the graphs `adapter_k`, and refer to their files
-of weights. Every other file of the bundle stays as it is, byte for byte.
+Needs no checkpoint: the graphs `adapter_k_step` are made of the weights in the graphs `adapter_k`, and refer to their
+files of weights. Every other graph of the bundle stays as it is, byte for byte.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def load_weights(stage: Stage, path: Path) -> None:
 
     Raises BundleError for another graph.
     """
-    fresh = _constants({i.name: i.const_value.numpy() for i in onnx.trace(stage).graph.initializers.values()})
+    traced = onnx.trace(stage).graph.initializers
+    fresh = _constants({str(i.name): i.const_value.numpy() for i in traced.values() if i.const_value is not None})
     graph = onnx_format.load(path).graph
     folder = str(path.parent)
     shipped = _constants({i.name.removesuffix("_half"): numpy_helper.to_array(i, folder) for i in graph.initializer})

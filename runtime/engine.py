@@ -85,6 +85,7 @@ class Engine:
         conditional_memory: bool | None = None,
         memory: bool = True,
         window: int | None = None,
+        latency: str = "clip",
     ) -> TextSession: ...
 
     @overload

@@ -1,7 +1,8 @@
 """SAM 2 modules of nano from the graphs of its bundle.
 
-The checkpoint that `engines/nano` was exported from is not in the repository, its graphs are. Where the export has merged
-linear layers, one of the equivalent pairs is taken. `python -m export.nano.train_concepts` starts from the result.
+The checkpoint that `engines/nano` was exported from is not in the repository, its graphs are. Where the export has
+merged linear layers, one of the equivalent pairs is taken. `python -m export.nano.train_concepts` starts from the
+result.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One step of a cross-modal adapter: the newest frames of a clip whose earlier frames are not computed again.
 
-Of an earlier frame its map is kept as it enters hierarchical selective attention. Only its keys and values are projected,
-with its present position in the clip, and its map counts in the average that the words attend to.
+Of an earlier frame its map is kept as it enters hierarchical selective attention. Only its keys and values are
+projected, with its present position in the clip, and its map counts in the average that the words attend to.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from .cross_modal_adapter import AdapterStage, from_patches, to_patches
 class AdapterStep(nn.Module):
     """vision (T,h,w,C), text (L,W), kept (K,h,w,D), kept_index (K) -> both adapted, narrow (T,h,w,D).
 
-    The T newest frames are the last ones of a clip of K + T. `kept_index` is the place of each kept map in the clip, from
-    0; kept maps come in any order. `narrow` are the maps to keep of the newest frames.
+    The T newest frames are the last ones of a clip of K + T. `kept_index` is the place of each kept map in the clip,
+    from 0; kept maps come in any order. `narrow` are the maps to keep of the newest frames.
     """
 
     def __init__(self, whole: AdapterStage) -> None:

@@ -94,7 +94,7 @@ STEP = "_step"
 
 
 def weight_files(graph: str) -> tuple[str, ...]:
-    """Return the paths of the files that may hold the weights of a graph `stage[.variant].onnx`; the first is its own."""
+    """Return the paths of the files that may hold the weights of a graph `stage[.variant].onnx`, its own first."""
     folder, _, file = graph.rpartition("/")
     stage = file.split(".")[0]
     names = dict.fromkeys((stage, stage.removesuffix(STEP)))

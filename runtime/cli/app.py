@@ -157,7 +157,7 @@ def _load_demo(engine: Engine) -> Demo:
 
 def _task(args: argparse.Namespace, engine: Engine, video: VideoReader, prompts: Prompts) -> Task:
     conditional_memory = {"on": True, "off": False, None: None}[args.conditional_memory]
-    options = TextOptions(conditional_memory, window=args.window)
+    options = TextOptions(conditional_memory, window=args.window, latency=args.latency)
     of_concepts = ConceptOptions(args.temporal_disambiguation, detect_every=args.detect_every)
     if isinstance(prompts, ConceptSet):
         reject_options(options, "concepts")

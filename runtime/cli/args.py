@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from ..engine import MAX_OBJECTS
 from ..errors import PromptError, UserError
+from ..models.options import LATENCIES
 from ..prompts import Text
 from .concept_args import CONCEPT_OPTIONS, ConceptSet, parse_concepts
 from .prompt_args import PromptSet, parse_prompt_set
@@ -201,6 +202,11 @@ def add_execution(parser: Parser) -> None:
         "encode N frames at a time with the text, instead of the trained number: lower latency, approximate results"
     )
     add("--window", type=positive, metavar="N", help=window)
+    latency = (
+        "sentences: low gives each frame its mask at once, from the frames up to it, with approximate results; clip "
+        "waits for the frames that the network was trained to see together (default: %(default)s)"
+    )
+    add("--latency", choices=LATENCIES, default="clip", help=latency)
     add("--debug", action="store_true", help="print the traceback of an error")
 
 

@@ -58,7 +58,9 @@ def text_task(engine: Engine, prompts: Sequence[Text], options: TextOptions) -> 
     if Capability.TEXT_VIDEO not in engine.capabilities and Capability.TEXT_IMAGE in engine.capabilities:
         reject_options(options, f"the bundle {engine.bundle.name}, which segments every frame separately")
         return Task(labels, objects, partial(_refer, engine, prompts))
-    session = engine.session(prompts, conditional_memory=options.conditional_memory, window=options.window)
+    session = engine.session(
+        prompts, conditional_memory=options.conditional_memory, window=options.window, latency=options.latency
+    )
     return Task(labels, objects, session.stream, session)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from ..errors import UserError, check_types
 
+LATENCIES = ("clip", "low")
+
 
 @dataclass(frozen=True, slots=True)
 class TextOptions:
@@ -18,15 +20,20 @@ class TextOptions:
     memory              False decodes every frame alone (an approximation)
     window              frames that are fused with text at a time, fewer than trained so that results come sooner (an
                         approximation); None: as trained
-    Raises UserError for a value of another type.
+    latency             "clip": results come when a clip of `window` frames is complete; "low": each frame has its
+                        result at once, from the frames up to it (an approximation)
+    Raises UserError for a value of another type, or another latency.
     """
 
     conditional_memory: bool | None = None
     memory: bool = True
     window: int | None = None
+    latency: str = "clip"
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.latency not in LATENCIES:
+            raise UserError(f"latency must be one of {', '.join(LATENCIES)}, not {self.latency!r}")
 
 
 @dataclass(frozen=True, slots=True)

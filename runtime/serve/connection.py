@@ -150,7 +150,8 @@ class Connection:
             raise
         about = {**self._service.about, "stream": f"{id(stream):x}", "colours": wire.COLOURS}
         is_text = start.prompts is not None and not isinstance(start.prompts[0], Concept)
-        about["window"] = (start.options.get("window") or about["window"]) if is_text else None
+        window = 1 if start.options.get("latency") == "low" else start.options.get("window")
+        about["window"] = (window or about["window"]) if is_text else None
         about["prompts"] = list(self._current.concepts.values())
         self._outbox.put({"type": "started", **about})
         if start.camera is not None:

@@ -21,8 +21,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..device.base import Device
 from ..errors import Busy
+
+
+def ring_ages(frame: int, slots: int) -> np.ndarray:
+    """Return the row of the temporal embedding of each filled slot, seen from `frame`: 0 is the frame just before.
+
+    Slot s holds the newest earlier frame that is s modulo `slots`.
+    """
+    return (frame - 1 - np.arange(min(frame, slots), dtype=np.int64)) % slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +141,10 @@ class ObjectMemory:
         position = frame % self._pool.blocks
         self.filled = max(self.filled, position + 1)
         return self._chunks[0][1][position]
+
+    def restart(self) -> None:
+        """Forget all frames of the ring."""
+        self.filled = 0
 
     def allocate(self) -> Block:
         """Return the lowest free block."""

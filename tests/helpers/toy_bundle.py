@@ -21,6 +21,7 @@ SYMBOLS = {
     "S": "slots",
     "P": "pointers",
     "K": "prompt_tokens",
+    "V": "kept",
     "Q": "mask_side",
 }
 """Letter of a dimension in the graphs -> its name in the manifest."""

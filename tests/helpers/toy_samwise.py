@@ -21,6 +21,24 @@ FUSE = """adapter_{k} (float[T,{s},{s},3] vision_{k}, float[L,3] text_{k})
   b = ReduceMean<keepdims=0>(vision_{k})
   text_{k}_fused = Add(text_{k}, b)
 }}"""
+STEP = """adapter_{k}_step
+(float[T,{s},{s},3] vision_{k}, float[L,3] text_{k}, float[V,{s},{s},3] kept_{k}, int64[V] kept_index)
+=> (float[T,{s},{s},3] vision_{k}_fused, float[L,3] text_{k}_fused, float[T,{s},{s},3] narrow_{k}) {{
+  shape = Constant<value = int64[4] {{0, 1, 1, 1}}>()
+  tenth = Constant<value = float {{0.1}}>()
+  a = ReduceMean<keepdims=0>(text_{k})
+  index = Cast<to=1>(kept_index)
+  column = Reshape(index, shape)
+  placed = Mul(kept_{k}, column)
+  mean = ReduceMean<keepdims=0>(placed)
+  small = Mul(mean, tenth)
+  both = Add(a, small)
+  vision_{k}_fused = Add(vision_{k}, both)
+  clip = Concat<axis=0>(kept_{k}, vision_{k})
+  b = ReduceMean<keepdims=0>(clip)
+  text_{k}_fused = Add(text_{k}, b)
+  narrow_{k} = Identity(vision_{k})
+}}"""
 TRUNK = """hiera_{k} (float[T,{a},{a},3] vision_{j}_fused) => (float[T,{b},{b},3] vision_{k}) {{
   x = Transpose<perm=[0,3,1,2]>(vision_{j}_fused)
   y = AveragePool<kernel_shape=[2,2], strides=[2,2]>(x)
@@ -47,6 +65,7 @@ GRAPHS = {
     "adapter_0": FUSE.format(k=0, s=4),
     "adapter_1": FUSE.format(k=1, s=2),
     "adapter_2": FUSE.format(k=2, s=1),
+    **{f"adapter_{k}_step": STEP.format(k=k, s=4 >> k) for k in range(3)},
     "hiera_1": TRUNK.format(k=1, j=0, a=4, b=2),
     "hiera_2": TRUNK.format(k=2, j=1, a=2, b=1),
     "text_1": TEXT.format(k=1, j=0),
@@ -145,6 +164,7 @@ GRAPHS = {
 
 BOUNDS = {
     "frames": (1, WINDOW),
+    "kept": (1, WINDOW - 1),
     "tokens": (1, 16),
     "objects": (1, 2),
     "maps": (1, 2),

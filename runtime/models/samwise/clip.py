@@ -1,14 +1,28 @@
-"""Frames of a text session from their arrival to their results, a clip at a time."""
+"""Frames of a text session from their arrival to their results: a clip at a time, or each frame at once."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ...device.base import Array
 from ...results import Result
 from .clip_encoder import ClipEncoder, ClipEncoding
 from .state import TextTrack
+
+
+@dataclass(frozen=True, slots=True)
+class PendingFrame:
+    """A frame that is to be decoded: its number in the video, its place in the arrays of the clip, its time.
+
+    is_shown  whether it has a result; else it is decoded again, for the memory of those behind it
+    """
+
+    number: int
+    offset: int
+    time: float | None
+    is_shown: bool = True
 
 
 class Clip:
@@ -19,18 +33,16 @@ class Clip:
     def __init__(self, encoder: ClipEncoder, tracks: Sequence[TextTrack], window: int) -> None:
         self._encoder, self._tracks, self._window = encoder, tracks, window
         self.arrays, self._graphs = encoder.new_clip(), encoder.new_graphs(len(tracks))
+        self.num_frames = 0
+        """Frames taken so far."""
         self._waiting: list[float | None] = []
         """Times of the frames in the clip that fills up."""
         self._encoding: ClipEncoding | None = None
         """The clip while it is not encoded."""
-        self._undecoded: deque[tuple[int, float | None]] = deque()
-        """Offsets and times of its frames that are not decoded yet."""
+        self._undecoded: deque[PendingFrame] = deque()
+        """Its frames that are not decoded yet."""
         self._results: deque[Result] = deque()
         """Its results that were computed before they were taken."""
-
-    def __len__(self) -> int:
-        """Number of frames that have no result yet."""
-        return len(self._waiting) + len(self._undecoded)
 
     @property
     def is_full(self) -> bool:
@@ -48,34 +60,48 @@ class Clip:
         return self._encoding is None and bool(self._undecoded)
 
     @property
-    def next_offset(self) -> int:
-        """Offset of the frame that is decoded next."""
-        return self._undecoded[0][0]
+    def next_frame(self) -> PendingFrame:
+        """The frame that is decoded next."""
+        return self._undecoded[0]
 
     @property
     def pixels(self) -> Array:
         """Array (3, I, I) of the next frame."""
-        return self.arrays["pixels"][len(self._waiting)]
+        return self.arrays["pixels"][self._offset]
+
+    @property
+    def _offset(self) -> int:
+        """Place of the next frame in the arrays."""
+        return len(self._waiting)
 
     def add(self, time: float | None) -> None:
         """Take the frame in `pixels`."""
-        self._encoder.encode_frame(self.arrays, len(self._waiting), self._graphs)
+        self._encoder.encode_frame(self.arrays, self._offset, self._graphs)
         self._waiting.append(time)
+        self.num_frames += 1
 
     def begin(self) -> deque[Result]:
         """Make a clip of the frames that wait, complete or not, and return where its results go."""
         if not self._waiting:
             return deque()
         self._results = deque()  # an iteration over the clip before this one keeps its own
-        self._encoding = self._encoder.begin(self.arrays, self._tracks, len(self._waiting), self._graphs)
-        self._undecoded.extend(enumerate(self._waiting))
+        self._encoding, frames = self._begin(self._waiting)
+        self._undecoded.extend(frames)
         self._waiting = []
         return self._results
 
-    def advance(self, decode: Callable[[float | None], Result]) -> None:
-        """Run one stage of the encoding, or `decode` the next frame, by its time."""
+    def _begin(self, times: Sequence[float | None]) -> tuple[ClipEncoding, list[PendingFrame]]:
+        """Begin to encode the frames that wait; return the frames to decode."""
+        length = len(times)
+        encoding = self._encoder.begin(self.arrays, self._tracks, length, self._graphs)
+        first = self.num_frames - length
+        return encoding, [PendingFrame(first + i, i, time) for i, time in enumerate(times)]
+
+    def advance(self, decode: Callable[[PendingFrame], Result | None]) -> None:
+        """Run one stage of the encoding, or `decode` the next frame."""
         if self._encoding is None:
-            self._results.append(decode(self._undecoded[0][1]))
+            result = decode(self._undecoded[0])
+            self._results.extend([result] if result is not None else ())
             self._undecoded.popleft()
             return
         self._encoder.advance(self._encoding)
@@ -89,3 +115,30 @@ class Clip:
     def stop(self) -> None:
         """Let the encoder go on with other clips."""
         self._encoding = None
+
+
+class RollingClip(Clip):
+    """Low latency: every frame is the last one of a clip of the `window` latest frames, and has its result at once.
+
+    The first frames of a video are encoded as whole clips of 1, 2, ... `window` frames, and the frames before the
+    newest one are decoded again: what they showed was a guess with less evidence, and memory would keep it. From then
+    on only the newest frame is computed, and of those before it the maps that `KeptMaps` holds are read.
+    """
+
+    @property
+    def is_full(self) -> bool:
+        return bool(self._waiting)
+
+    @property
+    def _offset(self) -> int:
+        return self.num_frames if self.num_frames < self._window else 0
+
+    def _begin(self, times: Sequence[float | None]) -> tuple[ClipEncoding, list[PendingFrame]]:
+        last, (time,) = self.num_frames - 1, times
+        if last >= self._window:
+            step = self._encoder.begin_step(self.arrays, self._tracks, last, self._graphs)
+            return step, [PendingFrame(last, 0, time)]
+        for track in self._tracks:
+            track.restart()
+        encoding = self._encoder.begin_growing(self.arrays, self._tracks, last + 1, keep=last + 1 == self._window)
+        return encoding, [*(PendingFrame(i, i, None, False) for i in range(last)), PendingFrame(last, last, time)]

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...bundle.manifest import TensorSpec
+from ...bundle.manifest import STEP, TensorSpec
 from ...device.base import Array, Device
 from ...device.graphs import GraphCache
 from ...device.scratch import ScratchBuffers
 from ...tracking.object_memory import ObjectMemory
+from .kept_maps import KeptMaps
 from .state import TextTrack
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 LEVELS = 3
 """Blocks of trunk and text tower, each followed by an adapter."""
+
+KEPT = frozenset(f"kept_{k}" for k in range(LEVELS))
 
 
 class ClipEncoding:
@@ -45,7 +48,7 @@ class ClipEncoding:
 
 
 class ClipEncoder:
-    """Encodes up to `window` frames with each prompt.
+    """Encodes up to `window` frames with each prompt, or with low latency one frame behind `window` - 1 earlier ones.
 
     Stages that no text has entered run once for all prompts, and stages that no frame has entered once per prompt. The
     first stage, which sees no other frame, runs as soon as its frame is there. What lies between the others is scratch,
@@ -53,6 +56,8 @@ class ClipEncoder:
     """
 
     STAGES = (*(f"{kind}_{k}" for kind in ("hiera", "text", "adapter") for k in range(LEVELS)), "neck", "text_prompt")
+    OPTIONAL_STAGES = tuple(f"adapter_{k}{STEP}" for k in range(LEVELS))
+    """Those of low latency; a bundle has all of them or none."""
 
     def __init__(
         self,
@@ -62,7 +67,8 @@ class ClipEncoder:
         sizes: Mapping[str, int],
         motion: bool,
     ) -> None:
-        self._stages, self._device, self._scratch = {name: stages[name] for name in self.STAGES}, device, scratch
+        names = (*self.STAGES, *(self.OPTIONAL_STAGES if self.OPTIONAL_STAGES[0] in stages else ()))
+        self._stages, self._device, self._scratch = {name: stages[name] for name in names}, device, scratch
         self._sizes, self._motion = sizes, motion
         self._current: weakref.ref[ClipEncoding] | None = None
         """The clip that has begun; gone with the session that it belongs to."""
@@ -92,6 +98,16 @@ class ClipEncoder:
         absent = self._motion and not len(verbs)
         return TextTrack(maskmem, obj_ptrs, features, sparse_count=features["sparse"].shape[1] - absent)
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether the bundle has the stages of low latency."""
+        return self.OPTIONAL_STAGES[0] in self._stages
+
+    def new_kept_maps(self, window: int) -> KeptMaps:
+        """Allocate the maps that low latency keeps of a track."""
+        inputs = [t for name in self.OPTIONAL_STAGES for t in self._stages[name].spec.inputs]
+        return KeptMaps(self._device, {t.name: t for t in inputs if t.name in KEPT}, window - 1)
+
     def new_graphs(self, num_tracks: int) -> GraphCache:
         """Return the graphs of all clips of a video, which are in the same arrays."""
         return GraphCache(self._device, max_graphs=(1 + num_tracks) * self._sizes["frames"])
@@ -111,6 +127,18 @@ class ClipEncoder:
         """Encode the first `length` frames of the clip with every prompt, into the maps of its track, by `advance`."""
         shared = {name: array[:length] for name, array in clip.items()}
         return ClipEncoding(self._encode([{**shared, **track.features} for track in tracks], length, graphs))
+
+    def begin_growing(
+        self, clip: Mapping[str, Array], tracks: Sequence[TextTrack], length: int, keep: bool
+    ) -> ClipEncoding:
+        """Encode the first `length` frames of a video as `begin` does; `keep` the maps that `begin_step` will need."""
+        return ClipEncoding(self._encode_growing(clip, tracks, length, keep))
+
+    def begin_step(
+        self, clip: Mapping[str, Array], tracks: Sequence[TextTrack], frame: int, graphs: GraphCache
+    ) -> ClipEncoding:
+        """Encode one frame, the first of the clip and number `frame` of the video, behind those whose maps are kept."""
+        return ClipEncoding(self._encode_step(clip, tracks, frame, graphs))
 
     def advance(self, encoding: ClipEncoding) -> None:
         """Run the next stage of a clip, or of another one that has begun and not ended.
@@ -141,20 +169,59 @@ class ClipEncoder:
             else:
                 yield from self._encode_track(own, length)
 
-    def _encode_at_once(self, own: Mapping[str, Array], length: int) -> None:
-        deque(self._encode_track(own, length), maxlen=0)
+    def _encode_growing(
+        self, clip: Mapping[str, Array], tracks: Sequence[TextTrack], length: int, keep: bool
+    ) -> Iterator[None]:
+        shared = {name: array[:length] for name, array in clip.items()}
+        for track in tracks:  # every length occurs once, so that no graph is worth its capture
+            yield from self._encode_track({**shared, **track.features}, length, kept=track.kept if keep else None)
 
-    def _encode_track(self, own: Mapping[str, Array], length: int) -> Iterator[None]:
-        """Run trunk, text tower and adapters in lockstep: block k of each, then adapter k mixes the two."""
+    def _encode_step(
+        self, clip: Mapping[str, Array], tracks: Sequence[TextTrack], frame: int, graphs: GraphCache
+    ) -> Iterator[None]:
+        shared = {name: array[:1] for name, array in clip.items()}
+        for i, track in enumerate(tracks):
+            assert track.kept is not None
+            own = {**shared, **track.features, **track.kept.arrays}
+            track.kept.place(frame)
+            if graphs.graph_ready():
+                graphs.run((i, STEP), partial(self._encode_at_once, own, 1, STEP))
+                yield
+            else:
+                yield from self._encode_track(own, 1, STEP)
+            for k in range(LEVELS):
+                track.kept.keep(k, frame, self._scratch.view(f"narrow_{k}")[0])
+
+    def _encode_at_once(self, own: Mapping[str, Array], length: int, ending: str = "") -> None:
+        deque(self._encode_track(own, length, ending), maxlen=0)
+
+    def _encode_track(
+        self, own: Mapping[str, Array], length: int, ending: str = "", kept: KeptMaps | None = None
+    ) -> Iterator[None]:
+        """Run trunk, text tower and adapters in lockstep: block k of each, then adapter k mixes the two.
+
+        `ending` of the names of the adapters; `kept` gets the maps of the last frames, whose numbers are their offsets.
+        """
         sizes = {**self._sizes, "frames": length, "tokens": own["text_0"].shape[0]}
         for k in range(LEVELS):
             if k > 0:
                 yield from self._run_chunked(f"hiera_{k}", length, own)
                 self._run(f"text_{k}", sizes, own)
-            self._run(f"adapter_{k}", sizes, own)
+            if kept is not None:
+                self._keep(k, sizes, own, kept)
+            self._run(f"adapter_{k}{ending}", sizes, own)
             yield
         yield from self._run_chunked("neck", length, own)
         self._run("text_prompt", sizes, own)
+
+    def _keep(self, k: int, sizes: Mapping[str, int], own: Mapping[str, Array], kept: KeptMaps) -> None:
+        """Keep the maps of the last frames of a clip before its adapter k runs. What else a step writes is scratch."""
+        stage, vision, length = f"adapter_{k}{STEP}", f"vision_{k}", sizes["frames"]
+        maps = self._bind(f"adapter_{k}", sizes, own)[vision]
+        for frame in range(max(0, length - kept.count), length):
+            arrays = {**own, **kept.arrays, vision: maps[frame : frame + 1]}
+            self._run(stage, {**sizes, "frames": 1}, arrays)
+            kept.keep(k, frame, self._scratch.view(f"narrow_{k}")[0])
 
     def _run(self, stage: str, sizes: Mapping[str, int], own: Mapping[str, Array]) -> None:
         self._stages[stage].run(**self._bind(stage, sizes, own))

@@ -13,7 +13,7 @@ from ...bundle.manifest import StageSpec, TensorSpec
 from ...device.base import Array, Device
 from ...device.graphs import GraphCache
 from ...device.scratch import ReadbackBuffer, ScratchBuffers
-from ...tracking.object_memory import ObjectMemory
+from ...tracking.object_memory import ObjectMemory, ring_ages
 from .frame_decoder import FrameDecoder
 from .state import BatchFrame, FrameInputs, TextTrack, TrackBatch
 
@@ -152,11 +152,3 @@ class FrameRunner:
         for row, to in zip(rows, out, strict=True):
             self._device.copy(pool[row, :filled], to)
         return out
-
-
-def ring_ages(frame: int, slots: int) -> np.ndarray:
-    """Return the row of the temporal embedding of each filled slot, seen from `frame`: 0 is the frame just before.
-
-    Slot s holds the newest earlier frame that is s modulo `slots`.
-    """
-    return (frame - 1 - np.arange(min(frame, slots), dtype=np.int64)) % slots

@@ -20,6 +20,7 @@ from ...tracking.object_memory import BlockPool
 from ..base import Capability, Signature
 from ..context import NetworkContext
 from ..options import TextOptions
+from .clip import Clip, RollingClip
 from .clip_encoder import ClipEncoder
 from .frame_decoder import FrameDecoder
 from .frame_runner import FrameRunner
@@ -37,7 +38,7 @@ class Samwise:
     settings_schema: ClassVar[Group] = SETTINGS
     signature: ClassVar[Signature] = SIGNATURE
     required_stages: ClassVar[tuple[str, ...]] = (*ClipEncoder.STAGES, *FrameDecoder.STAGES)
-    optional_stages: ClassVar[tuple[str, ...]] = FrameDecoder.OPTIONAL_STAGES
+    optional_stages: ClassVar[tuple[str, ...]] = (*FrameDecoder.OPTIONAL_STAGES, *ClipEncoder.OPTIONAL_STAGES)
     uses_kernels: ClassVar[bool] = True
 
     def __init__(self, context: NetworkContext) -> None:
@@ -90,10 +91,19 @@ class Samwise:
             raise UserError(
                 f"window must be 1 to {self.window}, the clip length this bundle was trained with, not {window}"
             )
+        rolling = options.latency == "low" and window > 1
+        if rolling and not self._encoder.has_steps:
+            raise UserError(
+                f"the bundle {self._bundle.name} was exported without low latency; run "
+                f"`python -m export add-steps {self._bundle.folder}`, or export it again"
+            )
         tracks, n = self._open_tracks(prompts), self._max_tracks
+        for track in tracks if rolling else ():
+            track.kept = self._encoder.new_kept_maps(window)
         cme = None if options.conditional_memory is False or not options.memory else self._cme
         batches = [self._runner.new_batch(tracks[i : i + n], cme, options.memory) for i in range(0, len(tracks), n)]
-        return TextSession(self._encoder, self._joint, self._images, batches, window, logits)
+        clip = (RollingClip if rolling else Clip)(self._encoder, tracks, window)
+        return TextSession(self._joint, self._images, batches, clip, logits)
 
     def _open_tracks(self, prompts: Sequence[Text]) -> list[TextTrack]:
         manifest = self._bundle.manifest

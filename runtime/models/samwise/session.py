@@ -21,8 +21,7 @@ from ...tracking.session import (
     synchronized,
 )
 from ...tracking.work import Work
-from .clip import Clip
-from .clip_encoder import ClipEncoder
+from .clip import Clip, PendingFrame
 from .joint_runner import FrameWork, JointRunner
 from .state import TrackBatch
 from .transforms import ImageSettings, Size, Transforms
@@ -33,29 +32,21 @@ class TextSession(OnlineSession):
 
     Text and vision are fused over a clip of `window` frames, so results come in bursts: `push` returns them when a clip
     is complete, `flush` completes the rest. Pushing after a flush continues with the same memory. A clip whose results
-    are not taken, because a loop over `stream` is left, is computed to its end before the next one. It may be used from
-    any thread; see `Engine`.
+    are not taken, because a loop over `stream` is left, is computed to its end before the next one. With low latency
+    every `push` returns the result of its frame. It may be used from any thread; see `Engine`.
     """
 
     def __init__(
-        self,
-        encoder: ClipEncoder,
-        runner: JointRunner,
-        images: ImageSettings,
-        batches: Sequence[TrackBatch],
-        window: int,
-        logits: bool,
+        self, runner: JointRunner, images: ImageSettings, batches: Sequence[TrackBatch], clip: Clip, logits: bool
     ) -> None:
         super().__init__(images.device.lock)
         self._work: Sequence[FrameWork] = ()
         self._runner, self._images, self._batches = runner, images, batches
         self._logits = logits
         self._tracks = [track for batch in batches for track in batch.tracks]
-        self._clip = Clip(encoder, self._tracks, window)
+        self._clip = clip
         self._size: Size | None = None
         self._transforms: Transforms | None = None
-        self._num_frames = 0
-        """Frames decoded so far."""
 
     @property
     def object_ids(self) -> tuple[int, ...]:
@@ -121,7 +112,7 @@ class TextSession(OnlineSession):
         What is left of the clip before it is computed first: both use the same arrays.
         """
         self._check_open()
-        frame = self._images.check_frame(frame, self._num_frames + len(self._clip), self._size)
+        frame = self._images.check_frame(frame, self._clip.num_frames, self._size)
         if self._transforms is None:
             self._size = frame.shape[:2]
             self._transforms = self._images.transforms(self._size, self._logits)
@@ -157,20 +148,21 @@ class TextSession(OnlineSession):
         """Return the work of the next frame, one for each batch; none where no frame can be decoded."""
         if not self._work and self._clip.is_encoded and not self.is_closed:
             assert self._transforms is not None
-            offset, clip = self._clip.next_offset, self._clip.arrays
-            self._work = self._runner.works(self._batches, clip, self._num_frames, offset, self._transforms)
+            frame, clip = self._clip.next_frame, self._clip.arrays
+            self._work = self._runner.works(self._batches, clip, frame.number, frame.offset, self._transforms)
         return self._work
 
-    def _decode(self, time: float | None) -> Result:
+    def _decode(self, frame: PendingFrame) -> Result | None:
         """Decode the next frame of the encoded clip."""
         assert self._transforms is not None
-        frame, work, self._work = self._num_frames, self._works(), ()
+        work, self._work = self._works(), ()
         parts = [part.read() for part in work]
+        if not frame.is_shown:
+            return None
         read = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         masks, boxes = self._transforms.postprocess_masks(read)
-        self._num_frames += 1
         return Result(
-            frame_index=frame,
+            frame_index=frame.number,
             object_ids=self.object_ids,
             prompt_ids=self.object_ids,
             masks=masks,
@@ -179,5 +171,5 @@ class TextSession(OnlineSession):
             ious=read["iou"],
             boxes=boxes,
             low_res_logits=read["low_res_logits"] if self._logits else None,
-            time=time,
+            time=frame.time,
         )

@@ -9,6 +9,7 @@ from ...device.base import Array
 from ...device.graphs import GraphCache
 from ...device.scratch import ReadbackBuffer
 from ...tracking.object_memory import ObjectMemory
+from .kept_maps import KeptMaps
 from .transforms import Transforms
 
 
@@ -26,6 +27,14 @@ class TextTrack:
     sparse_count: int
     last_switch_frame: int = 0
     """Last frame on which the conditional memory encoder replaced the mask to remember."""
+    kept: KeptMaps | None = None
+    """With low latency: maps of the latest frames."""
+
+    def restart(self) -> None:
+        """Forget all frames."""
+        self.maskmem.restart()
+        self.obj_ptrs.restart()
+        self.last_switch_frame = 0
 
     def close(self) -> None:
         """Release the memory of the object."""

@@ -1,6 +1,5 @@
 """A step of an adapter against the whole clip: exact algebra, in torch and as graphs."""
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -9,7 +8,6 @@ ort = pytest.importorskip("onnxruntime")
 
 from pathlib import Path
 
-from export import onnx as graphs
 from export.models.samwise import Samwise
 from export.networks.samwise import stages
 from helpers.toy_networks import toy_samwise_config
@@ -21,7 +19,7 @@ NANO = Path(__file__).parents[3] / "engines" / "nano"
 def toys():
     torch.manual_seed(0)
     model = Samwise(toy_samwise_config(motion=True))
-    for name, p in model.named_parameters():
+    for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3 if p.ndim > 1 else 0.1)
     return {s.name: s for s in stages(model)}
 

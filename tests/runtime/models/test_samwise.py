@@ -8,8 +8,7 @@ from helpers import toy_samwise as toy
 from helpers.samwise_schedule import A, B, C, frames, network_input, pool, reference, run
 from runtime.device.base import Cpu
 from runtime.engine import MAX_OBJECTS
-from runtime.models.samwise.frame_runner import ring_ages
-from runtime.tracking.object_memory import BlockPool
+from runtime.tracking.object_memory import BlockPool, ring_ages
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -28,6 +29,9 @@ __all__ = ["clip", "load", "settings", "stages", "variant"]
 
 ADAPTER = "cross_modal_adapter"
 """Role of the adapters."""
+
+MAX_WINDOW_WITHOUT_STEPS = 2
+"""Longest window without steps: the number of kept maps would be fixed."""
 
 
 def variant(model: Samwise) -> str:
@@ -75,7 +79,7 @@ def stage_factory(config: SamwiseConfig) -> StageFactory:
         "pointers": (1, config.pointers),
     }
     typical = {"tokens": 16, "slots": config.slots, "pointers": config.pointers}
-    return StageFactory(bounds, typical, ranges, config.sam.image_size, {"kept": 5})
+    return StageFactory(bounds, typical, ranges, config.sam.image_size, {"kept": 5 if config.window > 5 else 2})
 
 
 def stages(model: Samwise) -> list[Stage]:
@@ -84,7 +88,7 @@ def stages(model: Samwise) -> list[Stage]:
     factory = stage_factory(model.config)
     clip = _clip_stages(model, factory)
     steps = [adapter_step(stage, model.config) for stage in clip if stage.spec.role == ADAPTER]
-    return [*clip, *_frame_stages(model, factory), *(steps if model.config.window > 1 else ())]
+    return [*clip, *_frame_stages(model, factory), *(steps if model.config.window > MAX_WINDOW_WITHOUT_STEPS else ())]
 
 
 def _clip_stages(model: Samwise, factory: StageFactory) -> list[Stage]:
@@ -122,15 +126,16 @@ def _clip_stages(model: Samwise, factory: StageFactory) -> list[Stage]:
 
 def adapter_step(whole: Stage, config: SamwiseConfig) -> Stage:
     """Return the stage `adapter_k_step` of a stage `adapter_k`: one frame of low latency, on the same weights."""
-    vision, text = whole.spec.inputs
+    (vision, text), (fused, words) = whole.spec.inputs, whole.spec.outputs
+    vision, fused = (replace(t, shape=(1, *t.shape[1:])) for t in (vision, fused))
     level = vision.name.removeprefix("vision_")
     kept = tensor(f"kept_{level}", "kept", *vision.shape[1:3], config.adapter.width)
-    narrow = tensor(f"narrow_{level}", "frames", *kept.shape[1:])
+    narrow = tensor(f"narrow_{level}", 1, *kept.shape[1:])
     module = AdapterStep(cast(AdapterStage, whole.module))
     return stage_factory(config)(
         whole.name + STEP,
         (vision, text, kept, tensor("kept_index", "kept", dtype="int64")),
-        (*whole.spec.outputs, narrow),
+        (fused, words, narrow),
         module,
         attention_variants(module),
         role=ADAPTER,

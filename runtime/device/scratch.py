@@ -43,7 +43,7 @@ class GrowableBuffers:
 class ScratchBuffers:
     """One array per stage output, allocated once for the largest sizes; `view` cuts it to the size of a call.
 
-    Two stages that write a tensor of the same name share its array.
+    Two stages that write a tensor of the same name share its array, the larger one if the first dimensions differ.
     """
 
     def __init__(self, device: Device, stages: Mapping[str, StageSpec], limits: Mapping[str, int]) -> None:
@@ -60,8 +60,10 @@ class ScratchBuffers:
         shape = tensor.resolve({**self._limits, **limits})
         if name not in self._arrays:
             self._arrays[name] = self._device.empty(shape, tensor.dtype)
-        elif tuple(self._arrays[name].shape) != shape:
+        elif tuple(self._arrays[name].shape[1:]) != shape[1:]:
             raise BundleError(f"{name}: two stages give it different shapes")
+        elif self._arrays[name].shape[0] < shape[0]:
+            self._arrays[name] = self._device.empty(shape, tensor.dtype)
 
     def view(self, name: str, size: int | None = None) -> Array:
         """Return the array, or its first `size` entries."""

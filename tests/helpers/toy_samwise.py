@@ -22,8 +22,8 @@ FUSE = """adapter_{k} (float[T,{s},{s},3] vision_{k}, float[L,3] text_{k})
   text_{k}_fused = Add(text_{k}, b)
 }}"""
 STEP = """adapter_{k}_step
-(float[T,{s},{s},3] vision_{k}, float[L,3] text_{k}, float[V,{s},{s},3] kept_{k}, int64[V] kept_index)
-=> (float[T,{s},{s},3] vision_{k}_fused, float[L,3] text_{k}_fused, float[T,{s},{s},3] narrow_{k}) {{
+(float[1,{s},{s},3] vision_{k}, float[L,3] text_{k}, float[V,{s},{s},3] kept_{k}, int64[V] kept_index)
+=> (float[1,{s},{s},3] vision_{k}_fused, float[L,3] text_{k}_fused, float[1,{s},{s},3] narrow_{k}) {{
   shape = Constant<value = int64[4] {{0, 1, 1, 1}}>()
   tenth = Constant<value = float {{0.1}}>()
   a = ReduceMean<keepdims=0>(text_{k})

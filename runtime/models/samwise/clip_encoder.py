@@ -1,9 +1,8 @@
-"""Clip encoder of SAMWISE: image trunk and text tower with cross-modal adapters between them, then the neck."""
+"""Clip encoder of SAMWISE: one clip at a time, with every prompt."""
 
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,13 +15,11 @@ from ...device.graphs import GraphCache
 from ...device.scratch import ScratchBuffers
 from ...tracking.object_memory import ObjectMemory
 from .kept_maps import KeptMaps
+from .prompt_encoder import LEVELS, PromptEncoder
 from .state import TextTrack
 
 if TYPE_CHECKING:
     from ...backends.base import Stage
-
-LEVELS = 3
-"""Blocks of trunk and text tower, each followed by an adapter."""
 
 KEPT = frozenset(f"kept_{k}" for k in range(LEVELS))
 
@@ -68,8 +65,9 @@ class ClipEncoder:
         motion: bool,
     ) -> None:
         names = (*self.STAGES, *(self.OPTIONAL_STAGES if self.OPTIONAL_STAGES[0] in stages else ()))
-        self._stages, self._device, self._scratch = {name: stages[name] for name in names}, device, scratch
+        self._stages, self._device = {name: stages[name] for name in names}, device
         self._sizes, self._motion = sizes, motion
+        self._prompt = PromptEncoder(self._stages, device, scratch, sizes)
         self._current: weakref.ref[ClipEncoding] | None = None
         """The clip that has begun; gone with the session that it belongs to."""
 
@@ -122,23 +120,26 @@ class ClipEncoder:
             work()
 
     def begin(
-        self, clip: Mapping[str, Array], tracks: Sequence[TextTrack], length: int, graphs: GraphCache
+        self,
+        clip: Mapping[str, Array],
+        tracks: Sequence[TextTrack],
+        length: int,
+        graphs: GraphCache | None,
+        keep: bool = False,
     ) -> ClipEncoding:
-        """Encode the first `length` frames of the clip with every prompt, into the maps of its track, by `advance`."""
-        shared = {name: array[:length] for name, array in clip.items()}
-        return ClipEncoding(self._encode([{**shared, **track.features} for track in tracks], length, graphs))
+        """Encode the first `length` frames of the clip with every prompt, into the maps of its track, by `advance`.
 
-    def begin_growing(
-        self, clip: Mapping[str, Array], tracks: Sequence[TextTrack], length: int, keep: bool
-    ) -> ClipEncoding:
-        """Encode the first `length` frames of a video as `begin` does; `keep` the maps that `begin_step` will need."""
-        return ClipEncoding(self._encode_growing(clip, tracks, length, keep))
+        graphs  records what is repeated, if given
+        keep    keep the maps of the frames, the first ones of a video, that `begin_step` will need
+        """
+        shared = {name: array[:length] for name, array in clip.items()}
+        return ClipEncoding(self._encode(shared, tracks, length, graphs, keep))
 
     def begin_step(
         self, clip: Mapping[str, Array], tracks: Sequence[TextTrack], frame: int, graphs: GraphCache
     ) -> ClipEncoding:
         """Encode one frame, the first of the clip and number `frame` of the video, behind those whose maps are kept."""
-        return ClipEncoding(self._encode_step(clip, tracks, frame, graphs))
+        return ClipEncoding(self._encode_step({name: array[:1] for name, array in clip.items()}, tracks, frame, graphs))
 
     def advance(self, encoding: ClipEncoding) -> None:
         """Run the next stage of a clip, or of another one that has begun and not ended.
@@ -160,86 +161,34 @@ class ClipEncoder:
             if current.is_done:
                 self._current = None
 
-    def _encode(self, tracks: Sequence[Mapping[str, Array]], length: int, graphs: GraphCache) -> Iterator[None]:
+    def _encode(
+        self,
+        shared: Mapping[str, Array],
+        tracks: Sequence[TextTrack],
+        length: int,
+        graphs: GraphCache | None,
+        keep: bool,
+    ) -> Iterator[None]:
         """Encode the clip with one prompt after the other: stage by stage, or in one step as a graph."""
-        for i, own in enumerate(tracks):
-            if graphs.graph_ready():
-                graphs.run((i, length), partial(self._encode_at_once, own, length))
+        for i, track in enumerate(tracks):
+            own = {**shared, **track.features}
+            if graphs is not None and graphs.graph_ready():
+                graphs.run((i, length), partial(self._prompt.encode_at_once, own, length))
                 yield
             else:
-                yield from self._encode_track(own, length)
-
-    def _encode_growing(
-        self, clip: Mapping[str, Array], tracks: Sequence[TextTrack], length: int, keep: bool
-    ) -> Iterator[None]:
-        shared = {name: array[:length] for name, array in clip.items()}
-        for track in tracks:  # every length occurs once, so that no graph is worth its capture
-            yield from self._encode_track({**shared, **track.features}, length, kept=track.kept if keep else None)
+                yield from self._prompt.encode(own, length, kept=track.kept if keep else None)
 
     def _encode_step(
-        self, clip: Mapping[str, Array], tracks: Sequence[TextTrack], frame: int, graphs: GraphCache
+        self, shared: Mapping[str, Array], tracks: Sequence[TextTrack], frame: int, graphs: GraphCache
     ) -> Iterator[None]:
-        shared = {name: array[:1] for name, array in clip.items()}
         for i, track in enumerate(tracks):
             assert track.kept is not None
             own = {**shared, **track.features, **track.kept.arrays}
             track.kept.place(frame)
             if graphs.graph_ready():
-                graphs.run((i, STEP), partial(self._encode_at_once, own, 1, STEP))
+                graphs.run((i, STEP), partial(self._prompt.encode_at_once, own, 1, STEP))
                 yield
             else:
-                yield from self._encode_track(own, 1, STEP)
+                yield from self._prompt.encode(own, 1, STEP)
             for k in range(LEVELS):
-                track.kept.keep(k, frame, self._scratch.view(f"narrow_{k}")[0])
-
-    def _encode_at_once(self, own: Mapping[str, Array], length: int, ending: str = "") -> None:
-        deque(self._encode_track(own, length, ending), maxlen=0)
-
-    def _encode_track(
-        self, own: Mapping[str, Array], length: int, ending: str = "", kept: KeptMaps | None = None
-    ) -> Iterator[None]:
-        """Run trunk, text tower and adapters in lockstep: block k of each, then adapter k mixes the two.
-
-        `ending` of the names of the adapters; `kept` gets the maps of the last frames, whose numbers are their offsets.
-        """
-        sizes = {**self._sizes, "frames": length, "tokens": own["text_0"].shape[0]}
-        for k in range(LEVELS):
-            if k > 0:
-                yield from self._run_chunked(f"hiera_{k}", length, own)
-                self._run(f"text_{k}", sizes, own)
-            if kept is not None:
-                self._keep(k, sizes, own, kept)
-            self._run(f"adapter_{k}{ending}", sizes, own)
-            yield
-        yield from self._run_chunked("neck", length, own)
-        self._run("text_prompt", sizes, own)
-
-    def _keep(self, k: int, sizes: Mapping[str, int], own: Mapping[str, Array], kept: KeptMaps) -> None:
-        """Keep the maps of the last frames of a clip before its adapter k runs. What else a step writes is scratch."""
-        stage, vision, length = f"adapter_{k}{STEP}", f"vision_{k}", sizes["frames"]
-        maps = self._bind(f"adapter_{k}", sizes, own)[vision]
-        for frame in range(max(0, length - kept.count), length):
-            arrays = {**own, **kept.arrays, vision: maps[frame : frame + 1]}
-            self._run(stage, {**sizes, "frames": 1}, arrays)
-            kept.keep(k, frame, self._scratch.view(f"narrow_{k}")[0])
-
-    def _run(self, stage: str, sizes: Mapping[str, int], own: Mapping[str, Array]) -> None:
-        self._stages[stage].run(**self._bind(stage, sizes, own))
-
-    def _run_chunked(self, stage: str, length: int, own: Mapping[str, Array]) -> Iterator[None]:
-        """Run a stage that never mixes frames, on at most `max_frames_per_call` of them at a time."""
-        arrays, step = (
-            self._bind(stage, {**self._sizes, "frames": length}, own),
-            self._device.max_frames_per_call or length,
-        )
-        for at in range(0, length, step):
-            self._stages[stage].run(**{name: array[at : min(at + step, length)] for name, array in arrays.items()})
-            yield
-
-    def _bind(self, stage: str, sizes: Mapping[str, int], own: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the arrays of a stage by name: from `own`, else scratch. A tensor has one name in all stages."""
-        spec, view = self._stages[stage].spec, self._scratch.view
-        return {
-            t.name: own[t.name] if t.name in own else view(t.name, t.resolve(sizes)[0])
-            for t in (*spec.inputs, *spec.outputs)
-        }
+                track.kept.keep(k, frame, self._prompt.narrow(k))

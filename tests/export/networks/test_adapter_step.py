@@ -1,5 +1,6 @@
 """A step of an adapter against the whole clip: exact algebra, in torch and as graphs."""
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -8,6 +9,7 @@ ort = pytest.importorskip("onnxruntime")
 
 from pathlib import Path
 
+import runtime
 from export.models.samwise import Samwise
 from export.networks.samwise import stages
 from helpers.toy_networks import toy_samwise_config
@@ -52,8 +54,31 @@ def test_the_newest_frames_are_the_last_ones_of_a_whole_clip(toys, level, frames
 @torch.no_grad()
 def test_the_positions_of_kept_frames_count(toys):
     step = toys["adapter_1_step"]
-    inputs = step.sample({"frames": 1, "kept": 4})
-    moved = inputs | {"kept_index": (inputs["kept_index"] + 1) % 4}
+    inputs = step.sample({"kept": 3})
+    moved = inputs | {"kept_index": (inputs["kept_index"] + 1) % 3}
     first, second = step.run(inputs), step.run(moved)
     assert not torch.allclose(first["vision_1_fused"], second["vision_1_fused"], atol=1e-4)
     assert torch.equal(first["narrow_1"], second["narrow_1"])
+
+
+@pytest.mark.parametrize("level", range(3))
+def test_nanos_steps_equal_the_last_frame_of_a_clip(level):
+    """The graphs of the shipped bundle; what is kept of a frame is what its own step gave."""
+    with runtime.load(NANO, backend="ort", threads=1) as engine:
+        whole, step = engine.stages[f"adapter_{level}"], engine.stages[f"adapter_{level}_step"]
+        vision, text = (x.numpy().astype(np.float16) for x in sentence_and_maps(whole, 8, level))
+        fused, words = np.empty_like(vision), np.empty_like(text)
+        whole.run(
+            **{f"vision_{level}": vision, f"text_{level}": text},
+            **{f"vision_{level}_fused": fused, f"text_{level}_fused": words},
+        )
+        kept, index = np.zeros(step.spec.inputs[2].resolve({"kept": 7}), np.float16), np.arange(7)
+        for i in range(8):
+            got, got_words, narrow = (np.empty(t.resolve({"tokens": len(text)}), t.dtype) for t in step.spec.outputs)
+            arrays = {f"vision_{level}": vision[i : i + 1], f"text_{level}": text, f"kept_{level}": kept}
+            outputs = {f"vision_{level}_fused": got, f"text_{level}_fused": got_words, f"narrow_{level}": narrow}
+            step.run(**arrays, kept_index=index, **outputs)
+            if i < 7:
+                kept[i] = narrow[0]
+    np.testing.assert_allclose(got[0], fused[-1], rtol=4e-3, atol=4e-3)
+    np.testing.assert_allclose(got_words, words, rtol=4e-3, atol=4e-3)

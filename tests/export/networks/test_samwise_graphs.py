@@ -19,8 +19,28 @@ from helpers.toy_networks import toy_samwise_config
 CONFIG = toy_samwise_config(motion=True)
 SIZES = [
     {},
-    {"frames": 1, "tokens": 3, "objects": 1, "maps": 1, "pictures": 1, "slots": 1, "pointers": 1, "mask_side": 16},
-    {"frames": 4, "tokens": 11, "objects": 5, "maps": 2, "pictures": 3, "slots": 6, "pointers": 7, "mask_side": 64},
+    {
+        "frames": 1,
+        "kept": 1,
+        "tokens": 3,
+        "objects": 1,
+        "maps": 1,
+        "pictures": 1,
+        "slots": 1,
+        "pointers": 1,
+        "mask_side": 16,
+    },
+    {
+        "frames": 4,
+        "kept": 3,
+        "tokens": 11,
+        "objects": 5,
+        "maps": 2,
+        "pictures": 3,
+        "slots": 6,
+        "pointers": 7,
+        "mask_side": 64,
+    },
 ]
 
 
@@ -37,6 +57,7 @@ NAMES = [
     "mask_decoder",
     "conditional_memory",
     "memory_encoder",
+    *(f"adapter_{i}_step" for i in range(3)),
 ]
 
 

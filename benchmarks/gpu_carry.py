@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import io
 import json
 import lzma
@@ -64,6 +65,7 @@ def pack(options: argparse.Namespace) -> None:
         write_clip(options.nano, contents / "nano_clip.npz")
         for bundle in options.bundle:
             without_weights(bundle, contents / "engines" / bundle.name)
+            compile_kernels(contents / "engines" / bundle.name, options.capability)
         archive = Path(work) / CONTENTS
         # larger presets take minutes, and code of GPUs does not get much smaller
         with (
@@ -94,6 +96,17 @@ def install(wheel: Path, site: Path, capability: int) -> None:
         zeroed = keep_architecture(code, capability)
         provider.write_bytes(code)
         print(f"{wheel.name}: {zeroed / 1e6:.0f} of {len(code) / 1e6:.0f} MB are for other GPUs than sm_{capability}")
+
+
+def compile_kernels(bundle: Path, capability: int) -> None:
+    """Compile the kernels of a bundle, which takes a minute there. Without Triton here they are compiled there."""
+    if importlib.util.find_spec("triton") is None:
+        print(f"{bundle.name}: no Triton here to compile its kernels with")
+        return
+    from export import kernels
+
+    count = len(kernels.compile_bundle(bundle, [capability], report=lambda line: None))
+    print(f"{bundle.name}: {count} kernels for sm_{capability}")
 
 
 def write_clip(nano: Path, file: Path) -> None:

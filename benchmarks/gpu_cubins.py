@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,13 @@ from . import bench_kernel_window_attention as window_attention
 from .gpu_bench import Bench, scratch
 
 
-def check(bench: Bench, sizes: plan.MemorySizes, windows: tuple[plan.WindowSizes, ...]) -> dict[str, Any]:
-    """Compile for this device, load, launch, compare: largest difference to Triton's launch of the same kernels."""
+def check(
+    bench: Bench, sizes: plan.MemorySizes, windows: tuple[plan.WindowSizes, ...], store: Callable[[str, Any], Any]
+) -> None:
+    """Compile for this device, load, launch, compare: largest difference to Triton's launch of the same kernels.
+
+    `store` is called with each result and its name.
+    """
     from export import kernels as aot
 
     with tempfile.TemporaryDirectory() as folder:
@@ -32,17 +37,16 @@ def check(bench: Bench, sizes: plan.MemorySizes, windows: tuple[plan.WindowSizes
 
         entries = aot.compile_kernels(bundle / FOLDER, [bench.capability], launches, report=lambda line: None)
         kernels = Kernels(bundle, bench.capability)
-        results: dict[str, Any] = {"compiled": len(entries)}
+        store("compiled", len(entries))
         case = memory_attention.make_case(bench, sizes)
         config = replace(plan.FLASH[bench.capability], splits=None)
-        results["memory_attention"] = compare(bench, kernels, case.launches(config), case.out)
+        store("memory_attention", compare(bench, kernels, case.launches(config), case.out))
         for window in windows:
             inputs = window_attention.make_inputs(bench, window)
             out = torch.empty_like(inputs["x"])
             arrays = scratch(bench, window.scratch())
             planned = plan.window_attention(inputs, arrays, out, window, plan.WINDOW[bench.capability])
-            results[f"window_attention_p{window.patch}"] = compare(bench, kernels, planned, out)
-    return results
+            store(f"window_attention_p{window.patch}", compare(bench, kernels, planned, out))
 
 
 def compare(bench: Bench, kernels: Kernels, launches: list[plan.Launch], out: torch.Tensor) -> dict[str, float]:

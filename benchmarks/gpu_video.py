@@ -21,6 +21,7 @@ import runtime
 from runtime.bundle.bundle import Bundle, choose
 from runtime.bundle.demo import Demo
 from runtime.cli.autotune_streams import run_streams
+from runtime.device.cubin import FOLDER, INDEX, read_index, runs_on
 from runtime.engine import Engine
 from runtime.media.synthetic_clip import Disc, synthetic_clip
 from runtime.metrics import jaccard
@@ -52,7 +53,10 @@ def engine_of(run: Run, bundle: Bundle, mode: str, max_objects: int = 16) -> Ite
 
 
 def with_kernels(run: Run, bundle: Bundle, capability: int) -> Bundle:
-    """Return a copy of a bundle with kernels compiled for this device, made once."""
+    """Return the bundle if it has kernels for this device, else a copy of it with kernels, made once."""
+    index = bundle.folder / FOLDER / INDEX
+    if index.exists() and any(runs_on(entry.capability, capability) for entry in read_index(index.parent)):
+        return bundle
     copy = run.work / "bundles" / bundle.name
     if not (copy / "complete").exists():
         shutil.rmtree(copy, ignore_errors=True)

@@ -25,7 +25,9 @@ KEPT = 4096
 def without_weights(bundle: Path, out: Path) -> None:
     """Copy a bundle with a recipe in place of the large tensors of its `.data` files."""
     data = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*.data")}
-    shutil.copytree(bundle, out, ignore=shutil.ignore_patterns("*.data", "engines", "kernels"))
+    shutil.copytree(
+        bundle, out, ignore=shutil.ignore_patterns("*.data", "engines", "kernels")
+    )  # made for other devices
     tensors: dict[str, dict[int, tuple[int, str]]] = {name: {} for name in sorted(data)}
     for graph in sorted(bundle.rglob("*.onnx")):
         for file, offset, size, dtype in external_tensors(graph):

@@ -108,6 +108,7 @@ def carried(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(
         gpu_carry, "write_clip", lambda nano, file: np.savez(file, frames=np.zeros((2, 4, 4, 3), np.uint8))
     )
+    monkeypatch.setattr(gpu_carry, "compile_kernels", lambda bundle, capability: None)
     out = tmp_path / "gpu_carry"
     assert gpu_carry.main(["pack", "--out", str(out), "--bundle", str(bundle[0]), "--piece-mb", "0.003"]) == 0
     return out

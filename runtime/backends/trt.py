@@ -47,6 +47,8 @@ class TensorRtBackend:
         self.module = self._import()
         self.version = str(self.module.__version__)
         self.device = Cuda() if device is None else device
+        # a graph is valid while its context keeps its shapes, and a stage has one context for all of its shapes
+        self.device.records_stages = False
         self._logger = _logger(self.module)
         self._runtime = self.module.Runtime(self._logger)
         self._scratch = GrowableBuffers(self.device)

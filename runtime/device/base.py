@@ -24,6 +24,8 @@ class Device(Protocol):
     """Ability to `capture`, for which arrays should stay at fixed addresses."""
     requires_graphs: bool
     """Whether a capture that fails raises."""
+    records_stages: bool
+    """Whether stages may be captured one by one, at any number of shapes."""
     captures: int
     """Graphs captured so far; memory that one of them may use must stay allocated."""
     lock: DeviceLock
@@ -69,6 +71,7 @@ class Cpu:
     max_frames_per_call: int | None = 1
     supports_graph_capture = False
     requires_graphs = False
+    records_stages = False
     captures = 0
 
     def __init__(self) -> None:

@@ -152,6 +152,7 @@ class Cuda:
     max_frames_per_call: int | None = None
     supports_graph_capture = True
     requires_graphs = False
+    records_stages = True
 
     def __init__(self, driver: Driver | None = None) -> None:
         self.driver: Driver = driver if driver is not None else CudaCore()

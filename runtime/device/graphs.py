@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendError, UserError
 from .base import Device
+
+if TYPE_CHECKING:
+    from ..backends.base import Stage
 
 MODES = ("auto", "on", "off")
 
 MAX_GRAPHS = 8
 """Most graphs of one cache. The conditional memory of a batch is due for all tracks or for none, unless they switched
 on different frames."""
+
+MAX_STAGE_GRAPHS = 32
+"""Most graphs of one stage: while memory fills up, its shapes change with every frame."""
 
 
 def choose_graphs(mode: str, device: Device) -> None:
@@ -34,9 +42,13 @@ class GraphCache:
     The key names everything that decides which work is enqueued; the arrays it uses must stay at their addresses.
     """
 
-    def __init__(self, device: Device, first_frame: int = 0, max_graphs: int = MAX_GRAPHS) -> None:
-        """`first_frame`: the first frame from which on no shape changes any more."""
-        self._device, self._first_frame, self._max_graphs = device, first_frame, max_graphs
+    def __init__(
+        self, device: Device, first_frame: int = 0, max_graphs: int = MAX_GRAPHS, evicts: bool = False
+    ) -> None:
+        """`first_frame`: the first frame from which on no shape changes any more; `evicts`: a key beyond `max_graphs`
+        takes the place of the one that was used longest ago, instead of none."""
+        self._device, self._first_frame = device, first_frame
+        self._max_graphs, self._evicts = max_graphs, evicts
         self.graphs: dict[Hashable, Callable[[], None] | None] = {}
 
     def graph_ready(self, frame: int = 0) -> bool:
@@ -49,11 +61,28 @@ class GraphCache:
         The first run makes every allocation that a library needs for these shapes, which a capture does not allow.
         """
         if key not in self.graphs:
+            if self._evicts and len(self.graphs) == self._max_graphs:
+                del self.graphs[next(iter(self.graphs))]
             if len(self.graphs) < self._max_graphs:
                 self.graphs[key] = None
             work()
             return
-        graph = self.graphs[key]
-        if graph is None:
-            graph = self.graphs[key] = self._device.capture(work)
+        graph = self.graphs.pop(key) or self._device.capture(work)
+        self.graphs[key] = graph  # the latest one is the last
         (graph or work)()
+
+
+class RecordedStage:
+    """A stage whose calls are recorded, one graph for each set of addresses and shapes; the latest ones are kept."""
+
+    def __init__(self, stage: Stage, device: Device) -> None:
+        self._stage, self.spec = stage, stage.spec
+        self._graphs = GraphCache(device, max_graphs=MAX_STAGE_GRAPHS, evicts=True)
+
+    def run(self, **arrays: Any) -> None:
+        """Run on these arrays of the device."""
+        if not self._graphs.graph_ready():
+            self._stage.run(**arrays)
+            return
+        key = tuple((name, array.ptr, array.shape) for name, array in arrays.items())
+        self._graphs.run(key, partial(self._stage.run, **arrays))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from ..bundle.bundle import Bundle
 from ..device.base import Device
 from ..device.cubin import Kernels
+from ..device.graphs import RecordedStage
 from ..device.inputs import UploadingStage
 from ..errors import BundleError, UserError
 from .base import (
@@ -59,7 +60,9 @@ class Networks(Mapping[str, Network]):
         self._networks: dict[str, Network] = {}
         for name, settings in bundle.manifest.networks.items():
             network = _network_class(name, bundle)
-            own = _own(network, stages)
+            own: dict[str, Stage] = _own(network, stages)
+            if device.records_stages and not network.records_frames:
+                own = {stage: RecordedStage(loaded, device) for stage, loaded in own.items()}
             if device.name != "cpu":
                 own = {stage: UploadingStage(loaded, device) for stage, loaded in own.items()}
             context = NetworkContext(bundle, settings, own, device, max_objects, kernels)

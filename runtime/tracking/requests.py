@@ -12,7 +12,7 @@ from .object_memory import DecodedMemory
 from .prompt_inputs import NO_POINTS, PointInputs
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class ImageFeatures:
     """Feature maps of one frame on the device, each (1, ...), or of P frames, each (P, ...)."""
 

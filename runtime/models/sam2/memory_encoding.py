@@ -53,8 +53,9 @@ class MemoryEncoding:
                 "score": np.array(scores[part], np.float32),
                 "direct": np.full(n, direct),
             }
-            # one object is written in place, several are written side by side and then copied to their blocks
-            out = blocks[start].array[None] if n == 1 else self._out("maskmem_features", n)
+            # one object is written in place; several, and what is recorded, are copied to their blocks
+            in_place = n == 1 and not self._device.records_stages
+            out = blocks[start].array[None] if in_place else self._out("maskmem_features", n)
             self._stage.run(
                 embedding=features.embedding,
                 map_index=index[part],
@@ -62,7 +63,7 @@ class MemoryEncoding:
                 maskmem_features=out,
                 **{name: optional[name] for name in self._optional},
             )
-            if n > 1:
+            if not in_place:
                 for features_nm, block in zip(out, blocks[part], strict=True):
                     self._device.copy(features_nm, block.array)
 

@@ -14,9 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ...bundle.manifest import TensorSpec
 from ...bundle.schema import COUNT, NORMALIZATION, RESAMPLE, RESIZE, Group, number
-from ...device.base import Device
 from ...device.inputs import Filled, HostArrays, InputBlock
 from ...device.scratch import GrowableBuffers
 from ...errors import UserError
@@ -31,6 +29,7 @@ from ...tracking.state import TrackingOptions
 from ...tracking.video import VideoSession
 from ..base import MASK_DECODER, MEMORY_ATTENTION, Capability, Signature
 from ..context import NetworkContext
+from .feature_maps import FeatureMaps
 from .image import Sam2ImagePredictor
 from .mask_decoding import Decoding, MaskDecoding
 from .memory_encoding import MemoryEncoding
@@ -38,19 +37,6 @@ from .prompt_encoding import PromptEncoding
 
 VIDEO_BLOCKS = 32
 """Blocks by which an object's memory grows where frames are known."""
-
-
-def joined(
-    tensors: Sequence[TensorSpec], device: Device, scratch: GrowableBuffers, frames: Sequence[ImageFeatures]
-) -> ImageFeatures:
-    """Copy the feature maps of several frames side by side, into scratch."""
-    maps = {}
-    for tensor in tensors:
-        out = scratch.take("joint_" + tensor.name, tensor.resolve({"frames": len(frames)}), tensor.dtype)
-        for features, to in zip(frames, out, strict=True):
-            device.copy(getattr(features, tensor.name)[0], to)
-        maps[tensor.name] = out
-    return ImageFeatures(**maps)
 
 
 class Sam2:
@@ -67,6 +53,7 @@ class Sam2:
     )
     optional_stages: ClassVar[tuple[str, ...]] = ()
     uses_kernels: ClassVar[bool] = False
+    records_frames: ClassVar[bool] = False
     clicks_see_memory = True
     tracking_defaults = TrackingOptions()
     features_stage: ClassVar[str] = "image_encoder"
@@ -141,7 +128,8 @@ class Sam2:
         """Allocate scratch for the usual numbers of memory frames and points; it grows once for larger ones."""
         device, stages, scratch = self.device, self._stages, GrowableBuffers(self.device)
         self._inputs = self._make_inputs()
-        self.join_features = partial(joined, self._specs[self.features_stage].outputs, device, scratch)
+        self._maps = FeatureMaps(self._specs[self.features_stage].outputs, device, scratch)
+        self.join_features = self._maps.join
         self._prompts = PromptEncoding(
             stages["prompt_encoder"], stages["mask_prompt"], device, scratch, self.low_res_side
         )
@@ -210,8 +198,7 @@ class Sam2:
 
         frame = Filled(tensor.resolve({"frames": 1}), np.dtype(tensor.dtype), write)
         pixels = self._inputs.upload({"pixels": frame}, *self.inputs_of(requests))["pixels"]
-        outputs = {t.name: getattr(features, t.name) for t in self._specs["image_encoder"].outputs}
-        self._stages["image_encoder"].run(pixels=pixels, **outputs)
+        self._maps.write(features, partial(self._stages["image_encoder"].run, pixels=pixels))
 
     def inputs_of(self, requests: Sequence[DecodeRequest] | None) -> Sequence[tuple[object, HostArrays]]:
         """Return what `decode` takes for requests, for `InputBlock.upload`."""
@@ -250,7 +237,7 @@ class Sam2:
                     f"{maps} remembered frames are more than the bundle {self._bundle} takes "
                     f"({self._bounds['slots'][1]}); limit them with max_cond_frames_in_attn"
                 )
-        return self._decoding.start(features, requests, all_logits, remember)
+        return self._decoding.start(self._maps.fixed(features), requests, all_logits, remember)
 
     def encode_memory(
         self,
@@ -267,4 +254,4 @@ class Sam2:
         logits (s,s) low-res logits; `binarize`: whether they come from a prompt; `scores` presence logits; `direct`:
         see `export.stages.memory_encoder.PromptMemoryStage`; `pictures`: rows of the feature maps, of several frames.
         """
-        self._memory.encode(features, logits, binarize, scores, blocks, direct, pictures)
+        self._memory.encode(self._maps.fixed(features), logits, binarize, scores, blocks, direct, pictures)

@@ -96,6 +96,7 @@ class Sam3:
     )
     optional_stages: ClassVar[tuple[str, ...]] = TRACKER_STAGES
     uses_kernels: ClassVar[bool] = False
+    records_frames: ClassVar[bool] = False
     settings_schema: ClassVar[Group] = Group(
         {
             **NORMALIZATION,

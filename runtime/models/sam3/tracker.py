@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar
 
 import numpy as np
@@ -67,8 +67,7 @@ class Sam3Tracker(Sam2):
 
     def encode_trunk(self, trunk: Array, features: ImageFeatures) -> None:
         """Write the feature maps of a frame whose trunk map (1,N,W) is there."""
-        outputs = {t.name: getattr(features, t.name) for t in self._specs[self.features_stage].outputs}
-        self._stages[self.features_stage].run(trunk=trunk, **outputs)
+        self._maps.write(features, partial(self._stages[self.features_stage].run, trunk=trunk))
 
     # -- masks as prompts -----------------------------------------------------------------------------------------
 

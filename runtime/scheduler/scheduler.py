@@ -171,7 +171,7 @@ class Scheduler:
             while (step := self._next()) is not None:
                 self._step_started = now()
                 step()
-                self._step_started = None
+                self._step_started = step = None  # which would keep the memory of a stream that has ended
         except BaseException as error:
             log.critical("the scheduler has stopped", exc_info=error)
             with self._changed:

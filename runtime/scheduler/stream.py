@@ -187,6 +187,7 @@ class Stream:
         self._steps, self.is_over = None, True
         self._session.close()
         self._hand_out(Delivery(Outcome.END, error=self._error))
+        self._deliver = lambda delivery: None  # else owner and stream may wait for the garbage collector
 
     def _hand_out_dropped(self) -> None:
         while self._pending.dropped:

@@ -8,19 +8,18 @@ import time
 
 from ..errors import UserError
 from ..media.video_reader import open_video
+from ..scheduler import Stream
 from .stream import ClientStream
 
 log = logging.getLogger(__name__)
 
 
-def follow(source: str, client: ClientStream) -> None:
+def follow(source: str, client: ClientStream, stream: Stream) -> None:
     """Put the frames of a camera into a stream, in a thread that ends with it."""
-    threading.Thread(target=_follow, args=(source, client), name="samwise-camera", daemon=True).start()
+    threading.Thread(target=_follow, args=(source, client, stream), name="samwise-camera", daemon=True).start()
 
 
-def _follow(source: str, client: ClientStream) -> None:
-    stream, name = client.stream, client.start.camera
-    assert stream is not None
+def _follow(source: str, client: ClientStream, stream: Stream) -> None:
     try:
         with open_video(source) as video:
             started = time.monotonic()
@@ -35,5 +34,6 @@ def _follow(source: str, client: ClientStream) -> None:
         stream.end()
     except Exception as error:
         if not client.is_over:
+            name = client.start.camera
             log.error("the camera %s cannot be read", name, exc_info=error)
             stream.cancel(UserError(f"the camera {name} cannot be read; tell the operator"))

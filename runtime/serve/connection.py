@@ -155,7 +155,7 @@ class Connection:
         about["prompts"] = list(self._current.concepts.values())
         self._outbox.put({"type": "started", **about})
         if start.camera is not None:
-            camera.follow(cameras[start.camera], self._current)
+            camera.follow(cameras[start.camera], self._current, stream)
 
     async def _frame(self, data: bytes) -> None:
         code, limits, account = self._service.code, self._service.limits, self._account
@@ -198,6 +198,5 @@ class Connection:
         self._outbox.put({"type": "concepts", "concepts": stream.concepts})
 
     async def _finish(self, order: Mapping[str, Any]) -> None:
-        stream = self._stream.stream
-        assert stream is not None
+        stream = self._stream.opened
         stream.end() if order["type"] == "end" else stream.cancel()

@@ -62,13 +62,10 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self._control = Rate(self.limits.control_frames)
         if hasattr(transport, "max_size"):
             transport.max_size = self.limits.read_bytes
-        self.loop.call_later(self.limits.head_seconds, self._check)
-
-    def _check(self) -> None:
-        if not self.handshake_complete:
-            self.transport.abort()
+        self._timer = self.loop.call_later(self.limits.head_seconds, transport.abort)
 
     def handle_connect(self, event: Any) -> None:
+        self._timer.cancel()
         self.lost = asyncio.Event()
         super().handle_connect(event)
         if hasattr(self, "scope"):
@@ -94,5 +91,6 @@ class SocketProtocol(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._timer.cancel()
         if hasattr(self, "lost"):
             self.lost.set()

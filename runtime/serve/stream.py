@@ -109,8 +109,9 @@ class ClientStream:
         """Cancel the stream and give its place back. Twice is harmless."""
         self.is_over = True
         self._service.streams.discard(self)
-        if self.stream is not None:
-            self.stream.cancel()
+        stream, self.stream = self.stream, None  # its memory must not wait for this connection
+        if stream is not None:
+            stream.cancel()
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
@@ -123,9 +124,9 @@ class ClientStream:
         self._progress.set()
         outcome, error, explain = delivery.outcome, delivery.error, self._service.explain
         if outcome is Outcome.END:
+            counts = {name: getattr(self.stream, f"num_{name}", 0) for name in ("done", "dropped", "failed")}
             self.leave()
             message = SHUTDOWN if self._service.is_draining else None if error is None else explain(error)
-            counts = {name: getattr(self.stream, f"num_{name}", 0) for name in ("done", "dropped", "failed")}
             return self._outbox.put({"type": "ended", "message": message, **counts})
         self._service.metrics.count(delivery)
         if delivery.result is not None:
@@ -152,14 +153,21 @@ class ClientStream:
         """Whether the engine has something to do for it, even if others are first."""
         return self.stream is not None and not self.is_over and self.stream.is_ready
 
+    @property
+    def opened(self) -> Stream:
+        """The stream of the scheduler. Raises UserError when it has ended."""
+        if self.stream is None:
+            raise UserError("this stream has ended; open another one")
+        return self.stream
+
     # -- in -----------------------------------------------------------------------------------------------------------
 
     async def put(self, image: Any, prompts: dict[int, Any], tag: Any, seconds: float | None) -> None:
         """Put a frame, waiting for room. Raises PromptError, UserError after the end."""
-        assert self.stream is not None
-        while not self.stream.put(image, prompts or None, tag, time=seconds):
+        stream = self.opened
+        while not stream.put(image, prompts or None, tag, time=seconds):
             self._progress.clear()  # set by a delivery, or when the session has taken all frames that wait
-            taken: Future[None] = self.stream.call(lambda session: None)
+            taken: Future[None] = stream.call(lambda session: None)
             taken.add_done_callback(lambda f: self._loop.call_soon_threadsafe(self._progress.set))
             await self._progress.wait()
 
@@ -174,8 +182,7 @@ class ClientStream:
 
     async def _call(self, method: str, *arguments: Any) -> tuple[Any, Any]:
         """Return what a method of the session returns, and the tag of the frame that the session has had last."""
-        stream = self.stream
-        assert stream is not None
+        stream = self.opened
 
         def call(session: Any) -> tuple[Any, Any]:
             if not hasattr(session, method):

@@ -1,7 +1,9 @@
 """Scheduler: masks of interleaved streams, shares of the engine, bounds, errors, ends."""
 
+import gc
 import threading
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -826,3 +828,32 @@ def test_streams_are_really_timed(toy, tmp_path, monkeypatch, capsys):
 
 def test_window_of_the_toy():
     assert toy.WINDOW == 4, "the clips above"
+
+
+def test_a_stream_that_has_ended_leaves_its_memory_at_once(text_engine):
+    """The garbage collector comes late: the arrays of a session are few objects."""
+    gc.disable()
+    try:
+        with Scheduler(text_engine) as scheduler:
+
+            class Owner:
+                def __init__(self):
+                    self.ended = threading.Event()
+                    self.stream = scheduler.open([A], self.deliver)
+
+                def deliver(self, delivery):
+                    if delivery.outcome is Outcome.END:
+                        self.ended.set()
+
+            owner = Owner()
+            put_all(owner.stream, clip(0, 2))
+            session = weakref.ref(owner.stream._session)
+            owner.stream.end()
+            assert owner.ended.wait(30)
+            del owner
+            end = time.monotonic() + 10
+            while session() is not None:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+    finally:
+        gc.enable()

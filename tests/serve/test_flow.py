@@ -1,10 +1,12 @@
 """Clients that go, stall or wait; quotas; faults; health; the end."""
 
 import contextlib
+import gc
 import signal
 import socket as sockets
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +162,52 @@ def test_frames_larger_than_the_bound_in_bytes_do_not_stop_a_clip(text_engine, s
             socket.frame(GOOD, number)
         socket.send("end")
         assert [m["tag"] for m in socket.until("ended")[:-1]] == list(range(6))
+
+
+@pytest.mark.parametrize("kind", ["end", "cancel", "gone"])
+def test_the_memory_of_a_stream_is_free_when_it_ends(click_engine, serve, kind):
+    """Whether its connection lives or not, and without the garbage collector."""
+    server = serve(click_engine)
+    gc.disable()
+    try:
+        with server.connect(close_timeout=0.1) as socket:
+            socket.start()
+            socket.frame(GOOD, 0, CLICK)
+            socket.receive()
+            session = weakref.ref(next(iter(server.service.streams)).stream._session)
+            assert session() is not None
+            vanish(socket, "fin") if kind == "gone" else socket.send(kind)
+            wait(lambda: session() is None, 5)
+            if kind != "gone":
+                assert socket.receive()["type"] == "ended" and socket.start()["type"] == "started"
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("then", ["frame", "correct", "remove", "end"])
+def test_what_comes_when_the_stream_has_just_ended_is_told_in_one_line(gated, serve, caplog, then):
+    engine, gate = gated
+    with serve(engine).connect() as socket:
+        for _ in range(8):
+            socket.start()
+            gate.open.clear()
+            socket.frame(GOOD, 0, CLICK)
+            assert gate.entered.wait(10)
+            gate.entered.clear()
+            socket.send("cancel")
+            gate.open.set()
+            if then == "frame":
+                socket.frame(GOOD, 1)
+            else:
+                socket.send(
+                    then, **({"prompts": CLICK} if then == "correct" else {"object": 1} if then == "remove" else {})
+                )
+            found = socket.until("ended")
+            assert not [message for message in found if "fault" in str(message.get("message"))]
+            socket.send("start", prompts=7)  # its answer comes after all others
+            while "prompts must be a list" not in str(socket.receive().get("message")):
+                pass
+    assert "internal fault" not in caplog.text
 
 
 # -- quotas -----------------------------------------------------------------------------------------------------------

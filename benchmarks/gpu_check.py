@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command was given. `machine`, `sizes`: see `gpu_run.Context`."""
+    """What the command was given. `resume`: keep the sections of `out`; `machine`, `sizes`: see `gpu_run.Context`."""
 
     out: Path | None = None
+    resume: bool = False
     budget: float = 600.0
     engines: Path = Path("engines")
     carried: Path | None = None
@@ -88,8 +89,15 @@ class Check:
         self.report: dict[str, Any] = {
             "date": time.strftime("%Y-%m-%d"),
             "budget_seconds": options.budget,
-            "sections": {},
+            "sections": self._earlier(),
         }
+
+    def _earlier(self) -> dict[str, Any]:
+        """Return the sections of an earlier run, for what a machine is given piece by piece."""
+        if not self._options.resume or self._options.out is None or not self._options.out.exists():
+            return {}
+        found: dict[str, Any] = json.loads(self._options.out.read_text())["sections"]
+        return found
 
     def run(self, sections: Sequence[Section]) -> dict[str, Any]:
         """Run the sections that there is time for; returns the report, which is written after each."""
@@ -98,6 +106,7 @@ class Check:
             entry = self._run(section)
             entry["seconds"] = round(self._clock() - begin, 1)
             entry["clocks"] = self._monitor.summary(begin, self._clock())
+            self.report["sections"].pop(section.name, None)  # the order is that of the runs
             self.report["sections"][section.name] = entry
             print(f"{section.name}: {entry['status']} in {entry['seconds']} s {entry.get('reason', '')}", flush=True)
             self._write()
@@ -211,13 +220,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add("--only", metavar="NAMES", help="sections or groups, with commas: " + ", ".join(s.name for s in SECTIONS))
     add("--out", type=Path, default=Path("gpu_check.json"), help="result file (default: %(default)s)")
+    add("--resume", action="store_true", help="keep the other sections that --out has from an earlier run")
     add("--engines", type=Path, default=Options.engines, help="folder of bundles (default: %(default)s)")
     add("--carried", type=Path, help="folder that benchmarks.gpu_carry has unpacked")
     given = parser.parse_args(arguments)
     sections = chosen(given.only)
-    options = Options(given.out, given.budget, given.engines, given.carried)
+    options = Options(given.out, given.resume, given.budget, given.engines, given.carried)
     with tempfile.TemporaryDirectory() as work, Monitor.of_the_device() as monitor:
-        report = Check(replace(options), Path(work), monitor=monitor).run(sections)
+        report = Check(options, Path(work), monitor=monitor).run(sections)
     print(table(report))
     return exit_code(report, sections)
 

@@ -109,6 +109,18 @@ def test_a_small_budget_shortens_and_skips_with_the_reason(tmp_path):
     }
 
 
+def test_a_machine_that_is_given_pieces_has_one_report(tmp_path):
+    """The second run adds its sections, knows the results of the first, and replaces what it runs again."""
+    (tmp_path / "a").mkdir()
+    check(tmp_path / "a", [section("good"), section("raises")], inline, out=tmp_path / "r.json")
+    (tmp_path / "b").mkdir()
+    report = check(tmp_path / "b", [section("sees"), section("raises")], inline, out=tmp_path / "r.json", resume=True)
+    assert list(report["sections"]) == ["good", "sees", "raises"]
+    assert report["sections"]["sees"]["result"]["seen"]["value"] == 1
+    (tmp_path / "c").mkdir()
+    assert list(check(tmp_path / "c", [section("sees")], inline, out=tmp_path / "r.json")["sections"]) == ["sees"]
+
+
 def test_what_cannot_run_without_another_is_skipped(tmp_path):
     report = check(tmp_path, [section("raises"), section("good", after=("raises",)), section("sees")], inline)
     assert report["sections"]["good"]["reason"] == "needs raises, which did not succeed"

@@ -56,7 +56,7 @@ def report(tmp_path_factory):
         patch.setattr(plan, "FLASH", {80: FLASH, 90: FLASH})
         patch.setattr(engine_table, "network", lambda name, variant: (samwise_network, toy_exports.samwise()))
         patch.setattr(torch, "compile", lambda module, **options: module)
-        options = Options(work / "r.json", 600.0, work / "engines", None, "helpers.fake_gpu:FakeMachine", TINY)
+        options = Options(work / "r.json", False, 600.0, work / "engines", None, "helpers.fake_gpu:FakeMachine", TINY)
 
         def inline(context, folder):
             return 0 if gpu_run.execute(context) else 1
@@ -188,7 +188,7 @@ def test_wrong_masks_fail(tmp_path, monkeypatch):
             monkeypatch.setitem(gpu_video.TASKS, "nano", lambda *args: shift(*args)[::-1])
         return 0 if gpu_run.execute(context) else 1
 
-    options = Options(None, 600.0, tmp_path / "engines", None, "helpers.fake_gpu:FakeMachine", TINY)
+    options = Options(None, False, 600.0, tmp_path / "engines", None, "helpers.fake_gpu:FakeMachine", TINY)
     entry = Check(options, tmp_path / "work", launch).run(cpu)["sections"]["nano_plain"]
     assert entry["status"] == "failed" and "less than 0.97" in entry["reason"]
     assert len(entry["result"]["second"]["iou_by_frame"]) == 2, "kept to look at"

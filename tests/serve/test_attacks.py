@@ -362,9 +362,9 @@ def test_floods_of_pings(server, opcode, payload):
         assert socket.receive()["tag"] == 1
         started = time.monotonic()
         with pytest.raises(OSError):
-            for _ in range(200):
+            while time.monotonic() < started + 10:
                 socket.raw.socket.sendall(frame * 1000)
-        assert server.request("/v2/health/live")[0] == 200 and time.monotonic() - started < 3
+        assert server.request("/v2/health/live")[0] == 200
 
 
 def test_floods_of_empty_messages_wait(click_engine, serve):

@@ -22,8 +22,9 @@ from .frame_runner import FrameRunner
 from .state import BatchFrame, FrameInputs, TrackBatch
 from .transforms import Transforms
 
-MAX_GRAPHS = 32
-"""Most graphs; one for each combination of numbers of tracks, and of tracks whose conditional memory is due."""
+MAX_GRAPHS = 64
+"""Most graphs; one for each combination of numbers of tracks, of tracks whose conditional memory is due, and of filled
+blocks."""
 
 
 class JointRunner:
@@ -40,7 +41,7 @@ class JointRunner:
     ) -> None:
         self._decoder, self.single, self._device, self._scratch = decoder, runner, device, scratch
         self._slots, self._pointers, self.max_tracks = sizes["slots"], sizes["pointers"], sizes["objects"]
-        self._graphs = GraphCache(device, max(self._slots, self._pointers), MAX_GRAPHS)
+        self._graphs = GraphCache(device, max_graphs=MAX_GRAPHS, evicts=True)
         self.lock, n = device.lock, self.max_tracks
         self._decoder_inputs = {name: specs["mask_decoder"].input(name) for name in ("high_res_0", "sparse")}
         self._written = [tensor.name for tensor in runner.results]
@@ -65,9 +66,21 @@ class JointRunner:
 
     def key(self, item: BatchFrame) -> Hashable:
         """Return what must be equal of frames that are decoded together: filled blocks, and whether graphs run."""
-        ready = self._graphs.graph_ready(item.frame)
-        filled = (min(item.frame, self._slots), min(item.frame, self._pointers)) if item.has_memory else None
-        return "samwise", id(self), filled, ready
+        return "samwise", id(self), self._filled(item)
+
+    def _filled(self, item: BatchFrame) -> tuple[int, int] | None:
+        return (min(item.frame, self._slots), min(item.frame, self._pointers)) if item.has_memory else None
+
+    def takes(self, item: BatchFrame) -> bool:
+        """Tell whether a frame is better decoded here than by `single`: while its memory fills up, when it has another
+        shape on each frame, it replays what other sessions recorded."""
+        return self._can_record(item) and not self._is_full(item)
+
+    def _is_full(self, item: BatchFrame) -> bool:
+        return item.frame >= max(self._slots, self._pointers)
+
+    def _can_record(self, item: BatchFrame) -> bool:
+        return self._graphs.graph_ready() and (self._device.records_stages or self._is_full(item))
 
     def start(self, items: Sequence[BatchFrame]) -> None:
         """Enqueue the work of the frames, which have one key and at most `max_tracks` tracks."""
@@ -76,12 +89,11 @@ class JointRunner:
         counts = [len(item.batch.tracks) for item in items]
         firsts = list(accumulate(counts, initial=0))
         due = [first + i for first, item in zip(firsts, items, strict=False) for i in item.due]
-        ready = self._graphs.graph_ready(min(item.frame for item in items))
         inputs = self._inputs(items, counts, due)
         outputs = self._decoder.scratch_outputs(firsts[-1])
         work = partial(self._decoder.decode, inputs, outputs, None)
-        if ready:
-            self._graphs.run((tuple(counts), tuple(due)), work)
+        if all(map(self._can_record, items)):
+            self._graphs.run((tuple(counts), tuple(due), self._filled(items[0])), work)
         else:
             work()
         due_first = 0
@@ -146,7 +158,7 @@ class FrameWork(Work):
         self._runner, self._item = runner, item
 
     def _run(self, others: Sequence[FrameWork]) -> None:
-        if others:
+        if others or self._runner.takes(self._item):
             self._runner.start([self._item, *(other._item for other in others)])
         else:
             self._runner.single.start(self._item)

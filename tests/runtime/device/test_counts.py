@@ -127,6 +127,20 @@ def test_graphs_of_memory_that_fills_up_are_shared_by_sessions(engines, task, ne
     np.testing.assert_array_equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("objects", [1, 2])
+def test_graphs_of_frames_are_shared_by_sessions_while_memory_fills_up(engines, objects):
+    """The mask decoder of one session alone is not run again in the third: every frame is a graph from the first on."""
+    engine = engines["samwise"]()
+    calls, results = [], []
+    for _ in range(3):
+        before, found = engine.stages["mask_decoder"].calls, samwise(engine, objects)
+        results.append([r.masks for _ in range(toy.WINDOW) for r in next(found)])
+        calls.append(engine.stages["mask_decoder"].calls - before)
+        found.close()
+    assert calls[0] > 0 == calls[2] and calls[1] == calls[0], "run, recorded, replayed"
+    np.testing.assert_array_equal(results[0], results[2])
+
+
 def test_a_steady_clip_launches_nothing_but_graphs(engines):
     engine = engines["samwise"]()
     spent = measure(engine, samwise(engine, 2), 6 * toy.WINDOW, 4 * toy.WINDOW)

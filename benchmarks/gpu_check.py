@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     sections = chosen(given.only)
     options = Options(given.out, given.resume, given.budget, given.engines, given.carried)
-    with tempfile.TemporaryDirectory() as work, Monitor.of_the_device() as monitor:
+    with tempfile.TemporaryDirectory() as work, Monitor() as monitor:
         report = Check(options, Path(work), monitor=monitor).run(sections)
     print(table(report))
     return exit_code(report, sections)

@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 FIELDS = {
@@ -16,38 +16,45 @@ FIELDS = {
     "celsius": "temperature.gpu",
     "utilization": "utilization.gpu",
 }
-PERIOD_MS = 500
+PERIOD = 1.0
+"""Seconds between two samples."""
+
+
+def query() -> str:
+    """Return a line with the value of each field of the first device. Raises OSError without `nvidia-smi`."""
+    command = ["nvidia-smi", "--query-gpu=" + ",".join(FIELDS.values()), "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
+    except subprocess.TimeoutExpired:
+        return ""
 
 
 class Monitor:
-    """Samples with the time at which each was read. Without `nvidia-smi` there are none."""
+    """Samples of a thread that asks once per period, with the time of each; a context manager."""
 
-    def __init__(self, process: subprocess.Popen[str] | None = None) -> None:
+    def __init__(self, ask: Callable[[], str] = query, period: float = PERIOD) -> None:
         self.samples: list[tuple[float, Mapping[str, float]]] = []
-        self._process = process
-        if process is not None and process.stdout is not None:
-            threading.Thread(target=self.read, args=(process.stdout,), daemon=True).start()
+        self._ask, self._period = ask, period
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    @classmethod
-    def of_the_device(cls) -> Monitor:
-        """Start `nvidia-smi`, which prints a line per period until `close`."""
-        query = "--query-gpu=" + ",".join(FIELDS.values())
-        command = ["nvidia-smi", query, "--format=csv,noheader,nounits", "--id=0", f"--loop-ms={PERIOD_MS}"]
+    def _run(self) -> None:
         try:
-            return cls(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True))
+            while not self._stop.is_set():
+                self.add(self._ask())
+                self._stop.wait(self._period)
         except OSError:
-            return cls()
+            pass  # there is no `nvidia-smi`, and there are no samples
 
-    def read(self, lines: Iterable[str]) -> None:
-        """Keep the samples of these lines; a value that is not a number is left out."""
-        for line in lines:
-            sample = {}
-            for name, text in zip(FIELDS, line.split(","), strict=False):
-                try:
-                    sample[name] = float(text)
-                except ValueError:
-                    continue
-            self.samples.append((time.monotonic(), sample))
+    def add(self, line: str) -> None:
+        """Keep a sample; a value that is not a number is left out."""
+        sample = {}
+        for name, text in zip(FIELDS, line.split(","), strict=False):
+            try:
+                sample[name] = float(text)
+            except ValueError:
+                continue
+        self.samples.append((time.monotonic(), sample))
 
     def summary(self, begin: float, end: float) -> dict[str, Any]:
         """Return least, median and greatest value of each field between two times."""
@@ -56,9 +63,9 @@ class Monitor:
         return {n: {"min": min(v), "median": statistics.median(v), "max": max(v)} for n, v in values.items() if v}
 
     def __enter__(self) -> Monitor:
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
+        self._stop.set()
+        self._thread.join()

@@ -53,7 +53,7 @@ def _compare(run: Run, bundle: Bundle, found: dict[str, Any], outputs: Mapping[s
         tuned = gpu_pipeline.tuned_sizes(stage.spec, bundle)
         seconds, expected = gpu_pipeline.time_stage(stage, tuned, cpu.device, 0, 1)
         errors = {n: relative_error(outputs[name][n], expected[n]) for n in expected if expected[n].dtype.kind == "f"}
-        found[name] |= {"cpu_seconds": seconds, "relative_error": max(errors.values(), default=0.0)}
+        found[name] |= {"cpu_seconds": seconds, "relative_error": max(errors.values(), default=0.0), "errors": errors}
         run.put("stages", found)
     wrong = [n for n, row in found.items() if not row.get("relative_error", 0.0) <= LARGEST_ERROR]
     if wrong:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 
 import pytest
@@ -175,9 +176,17 @@ def test_the_order_is_that_of_value():
 
 
 def test_clocks_and_power_are_kept_beside_times():
-    monitor = Monitor()
-    begin = time.monotonic()
-    monitor.read(["1980, 2619, 512.3, 54, 98\n", "1755, 2619, [N/A], 55, 100\n", "\n"])
+    lines = iter(["1980, 2619, 512.3, 54, 98\n", "1755, 2619, [N/A], 55, 100\n", "\n"])
+    begin, done = time.monotonic(), threading.Event()
+
+    def ask():
+        line = next(lines, None)
+        if line is None:
+            done.set()
+        return line or ""
+
+    with Monitor(ask, period=0.0) as monitor:
+        assert done.wait(5)
     found = monitor.summary(begin, time.monotonic())
     assert found["sm_mhz"] == {"min": 1755.0, "median": 1867.5, "max": 1980.0}
     assert found["watts"] == {"min": 512.3, "median": 512.3, "max": 512.3} and set(found) == set(FIELDS)
@@ -186,8 +195,9 @@ def test_clocks_and_power_are_kept_beside_times():
 
 def test_a_machine_without_nvidia_smi_has_no_clocks(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with Monitor.of_the_device() as monitor:
-        assert monitor.summary(0.0, time.monotonic()) == {}
+    with Monitor() as monitor:
+        time.sleep(0.01)
+    assert monitor.summary(0.0, time.monotonic()) == {}
 
 
 def test_command(tmp_path, monkeypatch, capsys):

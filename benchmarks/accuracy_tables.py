@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
+
+from export.nano.scores import Record, paired_difference
+
+LATENCY = ("low latency", "clips of four", "clips of one frame")
+"""Variants that give results before a whole clip is there."""
 
 SCORES = ("", "n", "J", "F", "J&F", "95 %")
 
@@ -38,9 +45,27 @@ def accuracy(measured: Mapping[str, Any]) -> str:
     )
 
 
+def latency(measured: Mapping[str, Any]) -> str:
+    """Render the paired difference to the first variant of those with less latency, by kind of sentence."""
+    variants = measured["variants"]
+    records = {name: [Record(**row) for row in v["records"]] for name, v in variants.items()}
+    first_name = next(iter(variants))
+    kinds = Counter(record.kind for record in records[first_name])
+    rows = []
+    for kind in sorted(kinds):
+        columns = []
+        for name in LATENCY:
+            pair = ([r for r in records[n] if r.kind == kind] for n in (first_name, name))
+            columns.append(difference({"against_first": paired_difference(*pair)}))
+        mean = variants[first_name]["table"][kind]["J&F"]
+        rows.append((kind, kinds[kind], f"{mean:.3f}", *columns))
+    return f"Less latency, by kind:\n\n{table(('', 'n', f'J&F, {first_name}', *LATENCY), rows)}"
+
+
 def nano(measured: Sequence[Mapping[str, Any]]) -> str:
     """Render docs/notes/nano.md's section."""
-    return "\n\n".join(accuracy(one) for one in measured)
+    parts = [[accuracy(one), *([latency(one)] if set(LATENCY) <= set(one["variants"]) else [])] for one in measured]
+    return "\n\n".join(chain.from_iterable(parts))
 
 
 def nano_line(measured: Sequence[Mapping[str, Any]]) -> str:

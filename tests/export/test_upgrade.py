@@ -19,7 +19,7 @@ from export import upgrade
 from helpers import format_1, toy_networks
 from runtime.bundle import engine_index
 from runtime.bundle.bundle import choose
-from runtime.bundle.manifest import Manifest
+from runtime.bundle.manifest import STEP, Manifest
 from runtime.errors import BundleError, UserError
 
 ROOT = Path(__file__).parents[2]
@@ -212,6 +212,9 @@ def exported(name):
 def test_a_converted_manifest_is_what_the_export_writes(name):
     """Attributes, settings, split stages and names of tensors: the tables of the conversion against the definitions."""
     want = exported(name)
+    # format 1 had no low latency; `python -m export add-steps` adds it
+    want["stages"] = {stage: spec for stage, spec in want["stages"].items() if not stage.endswith(STEP)}
+    want["bounds"].pop("kept", None)
     got = upgrade.convert(format_1.manifest_of(want))
     assert got["networks"] == want["networks"] and list(got["networks"]) == list(want["networks"])
     assert got["split_stages"] == want["split_stages"]

@@ -29,6 +29,7 @@ class Limits:
     images              pictures over HTTP at a time, over all clients
     videos              video files that a token may have here
     video_bytes, video_frames, video_seconds  size of one; frames read of it; time until a finished one is deleted
+    upload_rate         least bytes a second of an upload, when it has been slower for `idle_seconds`
     head_seconds        to send the head of a request, and to authenticate
     idle_seconds        without a message, without reading, without a byte of an upload
     session_seconds     length of a connection
@@ -63,6 +64,7 @@ class Limits:
     video_bytes: int = 2 << 30
     video_frames: int = 100_000
     video_seconds: float = 3600
+    upload_rate: float = 10e3
     head_seconds: float = 10
     idle_seconds: float = 60
     session_seconds: float = 12 * 3600

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -95,14 +96,18 @@ class Uploads:
         return {parse_number(frame, "a frame"): self._objects(objects) for frame, objects in value.items()}
 
     async def _body(self, request: Request, account: Account) -> AsyncIterator[bytes]:
-        chunks = request.stream()
+        chunks, limits = request.stream(), self._limits
+        patience = limits.idle_seconds
         while True:
+            started = time.monotonic()
             try:
-                chunk = await asyncio.wait_for(chunks.__anext__(), self._limits.idle_seconds)
+                chunk = await asyncio.wait_for(chunks.__anext__(), patience)
             except StopAsyncIteration:
                 return
             except asyncio.TimeoutError:
                 raise UserError("the upload has stopped; send it again") from None
+            patience += len(chunk) / limits.upload_rate - (time.monotonic() - started)
+            patience = min(patience, limits.idle_seconds)
             await asyncio.sleep(account.bytes.take(len(chunk)))
             yield chunk
 

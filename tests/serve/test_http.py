@@ -1,5 +1,6 @@
 """Pictures and whole files over HTTP, and what the server says about itself."""
 
+import contextlib
 import io
 import json
 import socket
@@ -199,6 +200,24 @@ def test_an_upload_that_stops_is_given_up(click_engine, serve, path):
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
         raw.sendall(f"POST {given} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\nabc".encode())
     wait(lambda: server.request("/v2/health/ready")[0] == 200)
+
+
+@pytest.mark.parametrize("path", ["/v1/image", "/v1/video"])
+def test_an_upload_that_trickles_is_given_up(click_engine, serve, path):
+    """Each byte is within the time of one, and the upload would hold its place for hours."""
+    server = serve(click_engine, Limits(idle_seconds=0.5))
+    given = query(path, prompts=CLICKS if path == "/v1/image" else {"0": CLICKS})
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+        raw.sendall(f"POST {given} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n".encode())
+        raw.settimeout(0.1)
+        started, answer = time.monotonic(), b""
+        while not answer:
+            with contextlib.suppress(TimeoutError):
+                answer = raw.recv(2000)
+            assert time.monotonic() < started + 5
+            with contextlib.suppress(OSError):
+                raw.sendall(b"x")
+    assert answer.startswith(b"HTTP/1.1 422")
 
 
 def test_a_job_waits_for_room(click_engine, serve, tmp_path):

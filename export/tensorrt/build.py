@@ -17,11 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.backends.trt_rtx import TrtRtxBackend
 from runtime.bundle import engine_index
 from runtime.bundle.bundle import Bundle, choose
 from runtime.bundle.engine_index import FOLDER, EngineFile
 from runtime.bundle.manifest import Manifest, StageSpec
 from runtime.errors import BackendError, InternalError, SamwiseRuntimeError, UserError, fail
+
+from .warm import warm
 
 VARIANTS = ("trt", "default")
 """Forms of a stage that TensorRT accepts, the preferred one first."""
@@ -280,10 +283,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--stage", action="append", metavar="NAME", help="build this stage only; may be repeated")
     parser.add_argument("--model", help="name of the bundle or of the network, where the folder holds several")
+    warm_help = "then compile them on the GPU of this machine for the shapes of a video's first frames (tensorrt_rtx)"
+    parser.add_argument("--warm", action="store_true", help=warm_help)
     options = parser.parse_args(arguments)
     try:
+        if options.warm and options.backend != TrtRtxBackend.name:
+            raise UserError(f"--warm is for {TrtRtxBackend.name}, whose engines are compiled where they run; remove it")
         bundle = choose(options.bundle, options.model)
         build_bundle(bundle, Library(options.backend), parse_targets(options.target), options.stage)
+        if options.warm:
+            print(f"compiled for the shapes of {warm(choose(bundle.folder), TrtRtxBackend())} frames")
         return 0
     except OSError as error:
         return fail(InternalError(f"cannot write into {options.bundle} ({error.strerror or error})"))

@@ -10,6 +10,8 @@ import pytest
 
 import runtime
 from export.tensorrt import build
+from export.tensorrt.warm import warm
+from export.verify.parity_clip import clip_tokens
 from helpers import fake_tensorrt
 from helpers import toy_samwise as toy
 from helpers.fake_cuda import FakeDriver
@@ -46,6 +48,25 @@ def run(bundle, monkeypatch, capability=89):
     del engine
     gc.collect()
     return fake_tensorrt.RtxEngine.compiled - before
+
+
+@pytest.mark.parametrize("warmed, compiled", [(True, 0), (False, 1)])
+def test_warm_engines_compile_nothing_in_a_first_video(bundle, monkeypatch, warmed, compiled):
+    """Of the schedule's shapes, from the first frame until the memory is full and after it."""
+    monkeypatch.setattr(fake_tensorrt.Runtime, "driver", driver := FakeDriver())
+    backend = TrtRtxBackend(device=Cuda(driver))
+    if warmed:
+        assert warm(bundle, backend) > toy.POINTERS
+    before = fake_tensorrt.RtxEngine.compiled
+    with Engine(bundle, TrtRtxBackend(device=Cuda(driver)), graphs="off") as engine:
+        tokens = clip_tokens(bundle.manifest.text["vocabulary"], bundle.manifest.text["max_tokens"])
+        list(engine.session([runtime.Text(tokens=tokens)]).stream(frames(12)))
+    assert (fake_tensorrt.RtxEngine.compiled > before) == compiled
+
+
+def test_only_engines_that_are_compiled_where_they_run_are_warmed(bundle, capsys):
+    assert build.main([str(bundle.folder), "--backend", "tensorrt", "--warm"]) == 2
+    assert "--warm is for tensorrt_rtx" in capsys.readouterr().err
 
 
 def files(folder):

@@ -47,8 +47,6 @@ class Sizes:
     objects: tuple[int, ...] = (1, 4, 16, 64)
     streams: tuple[int, ...] = (1, 4, 16)
     stream_frames: int = 16
-    cpu_stages: bool = True
-    """Whether each stage of base+ is run on the CPU as well."""
     rounds: int = 5
     repeats: int = 10
 

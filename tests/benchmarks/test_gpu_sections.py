@@ -45,6 +45,15 @@ FLASH = plan.FlashConfig(16, 16, 4, 2)
 SWEEP = (FLASH, plan.FlashConfig(16, 24, 4, 2), plan.FlashConfig(16, 16, 4, 2, specialize=True))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads of PyTorch wait for each other longer than they compute at these sizes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     work = tmp_path_factory.mktemp("gpu")
@@ -209,3 +218,27 @@ def test_the_schedule_of_pytorch_stays_on_its_device(monkeypatch):
     finally:
         torch.set_default_device("cpu")
     assert len(found) == len(frames) and found[-1][0].shape == (1, 24, 32)
+
+
+def test_a_stage_that_is_wrong_on_the_gpu_is_named(tmp_path, monkeypatch):
+    """One output of one stage differs: the section fails, and the others keep their errors."""
+    from benchmarks import gpu_pipeline
+    from helpers.fake_cuda import Cuda
+
+    toy.build(tmp_path / "engines" / "toy")
+    (tmp_path / "work").mkdir()
+    time_stage = gpu_pipeline.time_stage
+
+    def wrong(stage, sizes, device, *rounds):
+        seconds, outputs = time_stage(stage, sizes, device, *rounds)
+        if stage.spec.name == "memory_attention" and isinstance(device, Cuda):
+            outputs = {name: array * 1.1 for name, array in outputs.items()}
+        return seconds, outputs
+
+    monkeypatch.setattr(gpu_pipeline, "time_stage", wrong)
+    options = Options(None, False, 600.0, tmp_path / "engines", None, "helpers.fake_gpu:FakeMachine", TINY)
+    sections = [s for s in SECTIONS if s.name == "base_stages"]
+    launch = lambda context, folder: 0 if gpu_run.execute(context) else 1  # noqa: E731
+    entry = Check(options, tmp_path / "work", launch).run(sections)["sections"]["base_stages"]
+    assert entry["reason"] == "ArithmeticError: memory_attention: further from the CPU than 0.01"
+    assert set(entry["result"]["stages"]) == set(toy.GRAPHS)

@@ -166,7 +166,7 @@ class Connection:
             raise UserError("the server reads the camera of this stream; send no frames")
         tag = wire.tag(header, limits)
         try:
-            seconds, prompts, image = await code(wire.frame_and_picture, header, encoded, limits)
+            image, prompts, seconds = await code(wire.frame, header, encoded, limits)
             await account.take_frame(image.shape)
             await current.put(image, prompts, tag, seconds)
         except Exception as error:

@@ -20,6 +20,7 @@ import triton_python_backend_utils as pb  # only in Triton's processes
 from ..engine import load
 from ..errors import Busy, InternalError, PromptError, SamwiseRuntimeError, UserError
 from ..models.base import Capability
+from ..prompts.json_prompts import parse_objects
 from ..results import Result
 from ..scheduler import Delivery, Outcome, Scheduler
 from . import wire
@@ -32,7 +33,7 @@ CODES = {"busy": "UNAVAILABLE", "mistake": "INVALID_ARG", "fault": "INTERNAL"}
 TOGETHER = "together"
 """Parameter of requests from `Segment`: answered once, as soon as their frame is taken, with all results there are."""
 PENDING_FRAMES = 256
-"""Frames of a sequence that may wait, within the scheduler's bound in bytes: clients of streams send ahead."""
+"""Frames or corrections of a sequence that may wait, within the scheduler's bound in bytes: clients send ahead."""
 DRAIN_SECONDS, WATCH_SECONDS, THREADS = 20.0, 0.5, 256
 LIMITS = Limits()
 VIDEOS = {Capability.TEXT_VIDEO, Capability.PROMPT_VIDEO, Capability.CONCEPT_VIDEO}
@@ -111,6 +112,8 @@ class Sequence:
             if not self.stream.put(frame, prompts or None, reply):
                 raise Busy(f"{self.stream.num_waiting} frames of this sequence wait; send this one again later")
         elif prompts:
+            if len(self._replies) > PENDING_FRAMES:  # they may hold masks
+                raise Busy(f"{len(self._replies)} requests of this sequence wait; send this one again later")
             self.stream.call(lambda session: self._correct(session, prompts, reply))
         elif not reply.flags:
             raise UserError("a request needs frame, encoded or prompts, or the end of the sequence")
@@ -204,7 +207,7 @@ class SegmentStream:
     def _take(self, key: Any, frame: np.ndarray | None, given: Any, reply: Reply) -> None:
         message = {"prompts": given} if isinstance(given, list) else given if isinstance(given, dict) else {}
         is_start = reply.flags & START and "prompts" in message
-        prompts = wire.frame({"prompts": None if is_start else given}, LIMITS)[1]
+        prompts = parse_objects(None if is_start else given, LIMITS.objects, LIMITS.pixels)
         if reply.flags & START:
             if (old := self._sequences.pop(key, None)) is not None:
                 old.stream.cancel(UserError("this sequence was started again"))

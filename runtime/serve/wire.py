@@ -151,13 +151,14 @@ def check_options(options: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     return dict(options)
 
 
-def frame(header: Mapping[str, Any], limits: Limits) -> tuple[float | None, dict[int, Any]]:
-    """Return time and prompts of a frame. Raises UserError, PromptError."""
+def frame(header: Mapping[str, Any], data: bytes, limits: Limits) -> tuple[np.ndarray, dict[int, Any], float | None]:
+    """Return pixels, prompts and time of a frame. Raises UserError, PromptError, VideoError."""
     reject_unknown("a frame", header, ("type", "tag", "time", "prompts"))
     time = header.get("time")
     if time is not None and not _is_number(time):
         raise UserError("time must be null or a number of seconds")
-    return time, parse_objects(header.get("prompts"), limits.objects, limits.pixels)
+    prompts = parse_objects(header.get("prompts"), limits.objects, limits.pixels)
+    return picture(data, limits), prompts, time
 
 
 def tag(header: Mapping[str, Any], limits: Limits) -> Any:
@@ -166,13 +167,6 @@ def tag(header: Mapping[str, Any], limits: Limits) -> Any:
     if not (value is None or isinstance(value, str) or _is_number(value)) or len(str(value)) > limits.tag_characters:
         raise UserError(f"tag must be a number or a string of at most {limits.tag_characters} characters")
     return value
-
-
-def frame_and_picture(
-    header: Mapping[str, Any], data: bytes, limits: Limits
-) -> tuple[float | None, dict[int, Any], np.ndarray]:
-    """Return time, prompts and pixels of a frame. Raises UserError, PromptError, VideoError."""
-    return *frame(header, limits), picture(data, limits)
 
 
 def picture(data: bytes, limits: Limits) -> np.ndarray:

@@ -114,9 +114,9 @@ def replay(engine, sent, dropped):
             tag = header["tag"]
             if tag in dropped:
                 continue
-            seconds, prompts = wire.frame(header, limits)
+            pixels, prompts, seconds = wire.frame(header, picture, limits)
             waiting.append(tag)
-            for result in session.push(wire.picture(picture, limits), *([prompts] if prompts else []), time=seconds):
+            for result in session.push(pixels, *([prompts] if prompts else []), time=seconds):
                 expected[waiting.pop(0), False] = [result]
             continue
         order = json.loads(message)

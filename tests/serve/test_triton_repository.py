@@ -341,6 +341,18 @@ def test_more_frames_than_may_wait(clicks, monkeypatch):
     assert send("segment_stream", 1, END).results == []
 
 
+def test_more_corrections_than_may_wait(clicks, monkeypatch):
+    monkeypatch.setattr(triton_model, "PENDING_FRAMES", 3)
+    gate = threading.Event()
+    assert send("segment", 1, START, clip(1, 1)[0], {"1": CLICK}).results
+    MODELS["segment_stream"]._scheduler.submit(lambda _: gate.wait(30))
+    sent = [send("segment_stream", 1, 0, prompts={"1": CLICK}) for _ in range(5)]
+    code, message = sent[-1].error
+    assert code == TritonError.UNAVAILABLE and "requests of this sequence wait" in message
+    gate.set()
+    assert all(request.results for request in sent[:3])
+
+
 # -- sequences that end otherwise -------------------------------------------------------------------------------------
 
 

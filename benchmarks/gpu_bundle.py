@@ -29,7 +29,7 @@ def write(model: Any, folder: Path) -> Path:
     with tempfile.TemporaryDirectory() as work:
         source = base.describe("samwise", model, variant="random")
         source = split_attention.with_split_stages(source, model, "fp16", Path(work))
-        files, split, variants = source.attachments, source.split_stages, ("default", "trt")
+        files, split, variants = source.attachments, source.split_stages, ("default", "cuda", "trt")
         return half_graphs(source.stages(), folder, source.networks, variants, files, split, "random")
 
 

@@ -154,10 +154,10 @@ class ExportJob:
         wanted = set(stage.variants if self.variants is None else {"default", *self.variants} & stage.variants.keys())
         if self.precision == quantization.NAME:
             wanted &= quantization.VARIANTS
-        models = {
-            variant: onnx.trace(stage, variant)
-            for variant in sorted(wanted, key=lambda variant: (variant != "default", variant))
-        }
+        models: dict[str, ir.Model] = {}
+        for variant in sorted(wanted, key=lambda variant: (variant not in ("default", "ort"), variant)):
+            same = next((name for name in models if stage.variants[name] == stage.variants[variant]), None)
+            models[variant] = models[same] if same else onnx.trace(stage, variant)
         if self.precision == quantization.NAME and (done := self.integer(stage, models, limit)):
             return done
         if self.precision == "fp16":

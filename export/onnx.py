@@ -93,6 +93,10 @@ def tidy(model: ir.Model, spec: StageSpec, variant: str = "default") -> None:
         passes.ClearMetadataAndDocStringPass(),
     ):
         step(model)
+    for node in model.graph:
+        if node.domain == FUSED_DOMAIN:  # ONNX Runtime computes an output that has a name
+            for value in node.outputs:
+                value.name = value.name if value.uses() or value.is_graph_output() else ""
     model.producer_name, model.producer_version = "samwise-runtime", ""
     model.graph.name, model.graph.doc_string, model.doc_string = spec.name, None, None
     model.metadata_props.clear()

@@ -101,7 +101,7 @@ def split_stages(model: Samwise) -> Iterator[SplitAttention]:
 def _subgraph(
     model: Samwise, name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], module: nn.Module
 ) -> Stage:
-    variants = {"trt": Variant(module, "plain")}
+    variants = {"cuda": Variant(module, "cuda"), "trt": Variant(module, "plain")}
     return stage_factory(model.config)(name, inputs, outputs, module, variants, role="attention_subgraph")
 
 

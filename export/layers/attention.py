@@ -4,7 +4,8 @@ Every attention of every network goes through `attend`, so that `attention_impl`
 
   plain    torch's own kernel when run, matmul-softmax-matmul when traced (the pattern that TensorRT fuses)
   chunked  as plain, but large problems are split along a static axis, which bounds the size of a score matrix
-  ort      ONNX Runtime's fused `com.microsoft::MultiHeadAttention`, for CPUs; values may be narrower than keys
+  ort      ONNX Runtime's fused `com.microsoft::MultiHeadAttention`; values may be narrower than keys
+  cuda     as ort, where a graph for a GPU differs from one for a CPU: see `targets_cpu` and `targets_cuda`
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ATTENTION_IMPLS = ("plain", "chunked", "ort")
+ATTENTION_IMPLS = ("plain", "chunked", "ort", "cuda")
 _impl: ContextVar[str] = ContextVar("attention_impl", default="plain")
 
 MASKED = -1e4
@@ -41,6 +42,11 @@ def targets_cpu() -> bool:
     return _impl.get() == "ort"
 
 
+def targets_cuda() -> bool:
+    """Tell whether the graph is being exported for ONNX Runtime on CUDA, where each operator costs a launch."""
+    return _impl.get() == "cuda" and torch.compiler.is_exporting()
+
+
 def attend(
     q_blc: Tensor,
     k_bsc: Tensor,
@@ -56,7 +62,7 @@ def attend(
     splits q alone. The size of that axis must be static and a multiple of the number of chunks.
     """
     name = _impl.get()
-    if name == "ort" and mask_bs is None:
+    if name in ("ort", "cuda") and mask_bs is None:
         return _fused(q_blc, k_bsc, v_bsv, heads)
     if name == "chunked" and split is not None and split[1] > 1:
         axis, chunks = split

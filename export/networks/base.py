@@ -172,6 +172,13 @@ class StageFactory:
         return sample
 
 
-def attention_variants(module: nn.Module, wide: nn.Module | None = None) -> dict[str, Variant]:
-    """Return the variants of a stage with large attention; `wide` is its module for TensorRT where that differs."""
-    return {"ort": Variant(module, "ort"), "trt": Variant(wide or module, "plain")}
+def attention_variants(
+    module: nn.Module, wide: nn.Module | None = None, cuda: nn.Module | None = None
+) -> dict[str, Variant]:
+    """Return the variants of a stage with large attention; `wide` is its module for TensorRT, and `cuda` that for ONNX
+    Runtime on CUDA, where they differ. Without `cuda` one graph serves ONNX Runtime everywhere, unless it is cut into
+    tiles that fit a CPU's cache."""
+    tiled = any(getattr(part, "row_tiles", 1) > 1 for part in module.modules())
+    ort = Variant(module, "ort")
+    other = Variant(cuda or module, "cuda") if cuda is not None or tiled else ort
+    return {"ort": ort, "cuda": other, "trt": Variant(wide or module, "plain")}

@@ -17,7 +17,7 @@ from ..stages.conditional_memory import ConditionalMemoryStage
 from ..stages.cross_modal_adapter import Adapter, AdapterStage
 from ..stages.hiera import FirstHiera, NextHiera
 from ..stages.mask_decoder import NO_OBJECT_LOGIT, MaskDecoderStage
-from ..stages.memory_attention import MemoryAttentionStage
+from ..stages.memory_attention import FusedMemoryAttentionStage, MemoryAttentionStage
 from ..stages.memory_encoder import MemoryEncoderStage
 from ..stages.neck import NeckStage
 from ..stages.prompt_encoder import TextPromptStage
@@ -183,7 +183,8 @@ def _frame_stages(model: Samwise, factory: StageFactory) -> list[Stage]:
     inputs: tuple[TensorSpec, ...] = (embedding, _index("map_index"), *remembered)
     outputs = (tensor("conditioned", "objects", c.side**2, c.width),)
     attributes: dict[str, Any] = {"role": "memory_attention", "bf16_ok": True, "stride": c.stride}
-    attention = factory("memory_attention", inputs, outputs, narrow, attention_variants(narrow, wide), **attributes)
+    variants = attention_variants(narrow, wide, FusedMemoryAttentionStage(sam.memory_attention, sam.maskmem_tpos_enc))
+    attention = factory("memory_attention", inputs, outputs, narrow, variants, **attributes)
     inputs = embedding, _index("map_index"), _logits("mask_logits", "mask_side")
     outputs = (tensor("maskmem_features", "objects", c.side**2, c.memory_width),)
     module = MemoryEncoderStage(sam.memory_encoder, c.image_size)

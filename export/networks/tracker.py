@@ -10,7 +10,7 @@ from runtime.bundle.manifest import TensorSpec
 
 from ..models.sam import Sam, SamConfig
 from ..stage import Stage, tensor
-from ..stages.memory_attention import MemoryAttentionStage
+from ..stages.memory_attention import FusedMemoryAttentionStage, MemoryAttentionStage
 from ..stages.memory_encoder import PromptMemoryStage
 from ..stages.prompt_decoder import MaskPromptStage, PromptDecoderStage, PromptEncoderStage
 from .base import Ranges, StageFactory, attention_variants, binary, uniform
@@ -135,7 +135,9 @@ def _memory_attention(sam: Sam, factory: StageFactory) -> Stage:
     outputs = (_objects("conditioned", c.side**2, c.width),)
     draws = {"obj_ptr_tpos": uniform(1.0)}
     attributes: dict[str, Any] = {"draws": draws, "role": "memory_attention", "bf16_ok": True, "stride": c.stride}
-    return factory("memory_attention", inputs, outputs, narrow, attention_variants(narrow, wide), **attributes)
+    fused = FusedMemoryAttentionStage(sam.memory_attention, sam.maskmem_tpos_enc, projection)
+    variants = attention_variants(narrow, wide, fused)
+    return factory("memory_attention", inputs, outputs, narrow, variants, **attributes)
 
 
 def _memory_encoder(sam: Sam, factory: StageFactory) -> Stage:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..layers.attention import Attention, attend
 from ..layers.fold import compose, reordered
+from ..layers.fused_operators import add_norm, rotate
 from ..layers.positions import pairs_to_halves, rotate_halves, rotate_pairs, rotation_tables, sine_distance, sine_grid
 
 
@@ -117,7 +118,7 @@ class FoldedMemoryLayer(nn.Module):
     def self_attention(self, x_bnd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Apply the first part of the layer: self-attention."""
         normed = self.norm1(x_bnd)
-        q, k = rotate_halves(self.self_q(normed), cos, sin), rotate_halves(self.self_k(normed), cos, sin)
+        q, k = rotate(self.self_q(normed), cos, sin), rotate(self.self_k(normed), cos, sin)
         return x_bnd + self.self_out(attend(q, k, self.self_v(normed), split=(1, num_query_chunks(x_bnd.shape[1]))))
 
     def forward(
@@ -171,3 +172,43 @@ class MemoryAttentionStage(nn.Module):
         for i, layer in enumerate(self.layers):
             x = layer(layer.self_attention(x, self.cos, self.sin) if i else x, *tokens, self.cos, self.sin)
         return (self.norm(x),)
+
+
+class FusedMemoryAttentionStage(MemoryAttentionStage):
+    """`MemoryAttentionStage` with few launches: value and output projection of the self-attention are one matrix, and
+    `layers.fused_operators` rotates, and adds biases and residuals while it normalizes."""
+
+    def __init__(self, attention: MemoryAttention, ages: Tensor, pointer_projection: nn.Linear | None = None) -> None:
+        super().__init__(attention, ages, False, pointer_projection)
+        self.self_out = nn.ModuleList(compose(layer.self_v, layer.self_out) for layer in self.layers)
+
+    def forward(
+        self,
+        embedding: Tensor,
+        map_index: Tensor,
+        memory: Tensor,
+        maskmem_tpos_index: Tensor,
+        obj_ptrs: Tensor,
+        obj_ptr_tpos: Tensor | None = None,
+    ) -> tuple[Tensor]:
+        positions = None
+        if self.pointer_projection is not None:
+            positions = self.pointer_projection(sine_distance(obj_ptr_tpos, self.pointer_projection.in_features))
+        keys, pointer_keys, values = memory_tokens(
+            memory, self.memory_grid, self.ages[maskmem_tpos_index], obj_ptrs, positions
+        )
+        keys = keys.flatten(0, 1)
+        x = embedding + self.grid
+        normed = self.layers[0].norm1(x)
+        following = [*(layer.norm1 for layer in self.layers[1:]), self.norm]
+        for i, (layer, out, norm) in enumerate(zip(self.layers, self.self_out, following, strict=True)):
+            q, k = (rotate(project(normed), self.cos, self.sin) for project in (layer.self_q, layer.self_k))
+            normed, x = add_norm(x, attend(q, k, normed @ out.weight.T), out.bias, layer.norm2)
+            q = rotate(layer.q(normed), self.cos, self.sin)
+            if i == 0:  # up to here nothing depends on the object
+                q, x = q[map_index], x[map_index]
+            k = rotate(layer.k(keys), self.cos, self.sin).view(memory.shape[0], -1, q.shape[2])
+            k = torch.cat((k, layer.k(pointer_keys)), 1)
+            normed, x = add_norm(x, attend(q, k, values) @ layer.out.weight.T, layer.out.bias, layer.norm3)
+            normed, x = add_norm(x, layer.linear1(normed).relu() @ layer.linear2.weight.T, layer.linear2.bias, norm)
+        return (normed,)

@@ -110,7 +110,7 @@ def compare_stage(stage: Any, spec: StageSpec, folder: Path, backend: Backend, l
 def distinct_graphs(spec: StageSpec) -> dict[str, str]:
     """Map every file to the first variant that has it."""
     files: dict[str, str] = {}
-    for variant in sorted(spec.files, key=lambda variant: (variant != "default", variant)):
+    for variant in sorted(spec.files, key=lambda variant: (variant not in ("default", "ort"), variant)):
         files.setdefault(spec.files[variant], variant)
     return files
 

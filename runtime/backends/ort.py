@@ -120,7 +120,7 @@ class OrtCudaBackend(OrtBackend):
     """CUDA, on the device's own stream. Refuses ONNX Runtime's silent fallback to the CPU."""
 
     name = "ort-cuda"
-    variants = ("default",)
+    variants = ("cuda", "default")
     memory = "cuda"
 
     def _create_device(self) -> Device:
@@ -133,7 +133,9 @@ class OrtCudaBackend(OrtBackend):
         return device
 
     def _providers(self) -> list[Any]:
-        return [("CUDAExecutionProvider", {"user_compute_stream": str(self._stream), "use_tf32": "0"})]
+        # strict: sums of a fused normalization are float32, as those of LayerNormalization are
+        exact = {"use_tf32": "0", "enable_skip_layer_norm_strict_mode": "1"}
+        return [("CUDAExecutionProvider", {"user_compute_stream": str(self._stream), **exact})]
 
     def _configure(self, options: Any) -> None:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -89,3 +90,7 @@ def build(packages: Path, out: Path) -> Path:
         command = ["gcc", "-w", "-O1", "-fPIC", "-shared", source, rest, "-o", out / library]
         subprocess.run([*command, f"-Wl,-soname,{library},--version-script={version}"], check=True)
     return out
+
+
+if __name__ == "__main__":
+    build(*map(Path, sys.argv[1:]))

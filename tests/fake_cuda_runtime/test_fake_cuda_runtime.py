@@ -43,7 +43,8 @@ pytestmark = [
 
 
 def toy_subgraphs(folder):
-    """The parts around the attention kernels, of a network whose graphs other tests trace as well."""
+    """The parts around the attention kernels, and what they replace of the memory attention, of a network whose graphs other
+    tests trace as well."""
     from benchmarks.engine_table import half_graphs
     from export.models.samwise import CrossModalAdapterConfig
     from export.networks import samwise
@@ -51,8 +52,9 @@ def toy_subgraphs(folder):
     from helpers import toy_exports
 
     model = toy_exports.samwise(CrossModalAdapterConfig(width=32, heads=1, patches=(4, 2, 1)))
-    stages = [part for split in split_stages(model) for part in split.subgraphs]
-    return half_graphs(stages, folder, samwise.settings(model), ("default",))
+    whole = [stage for stage in samwise.stages(model) if stage.name == "memory_attention"]
+    stages = [*whole, *(part for split in split_stages(model) for part in split.subgraphs)]
+    return half_graphs(stages, folder, samwise.settings(model), ("default", "cuda"))
 
 
 def toy_refersam(folder):

@@ -94,12 +94,12 @@ def test_graphs_for_a_cpu_split_rows_into_tiles(monkeypatch, tmp_path):
     with attention.attention_impl("ort"):
         for name, found in stage.run(inputs).items():
             assert torch.allclose(found, expected[name], rtol=1e-5, atol=1e-6), name
-    models = {variant: graphs.trace(stage, variant) for variant in ("default", "ort")}
+    models = {variant: graphs.trace(stage, variant) for variant in ("default", "ort", "cuda")}
     joins = {
         variant: sum(node.op_type == "Concat" and len(node.inputs) == 4 for node in model.graph)
         for variant, model in models.items()
     }
-    assert joins == {"default": 0, "ort": 2}
+    assert joins == {"default": 0, "ort": 2, "cuda": 0}
     for variant, file in graphs.save(models, tmp_path, stage.name).items():
         session = ort.InferenceSession(tmp_path / file, providers=["CPUExecutionProvider"])
         found = session.run(list(expected), {k: v.numpy() for k, v in inputs.items()})

@@ -150,6 +150,7 @@ def _export(options: dict[str, Any]) -> None:
             precision=precision,
             threads=threads,
             tokenizer_source=tokens,
+            compiled=True,
             report=_say,
         )
     _say(f"published {folder} in {time.perf_counter() - started:.0f} s")

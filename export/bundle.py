@@ -19,7 +19,7 @@ from runtime.bundle.bundle import file_sha256
 from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
 from runtime.errors import UserError
 
-from . import onnx, precision, quantization, tokenizer
+from . import kernels, onnx, precision, quantization, tokenizer
 from .networks.base import ExportSource
 from .publish import replacing
 from .stage import Stage
@@ -44,6 +44,7 @@ def export_bundle(
     clip: bool = True,
     backend: str = "ort",
     threads: int | None = None,
+    compiled: bool = False,
     report: Report = lambda line: None,
 ) -> Path:
     """Export `network` as `out/name` and return that folder; a bundle of that name is replaced in one step.
@@ -51,6 +52,7 @@ def export_bundle(
     variants    variants to write besides "default"; None for all that the stages have
     check    compare every stage with torch, and (with `clip`) a whole clip; without it the graphs are not verified
     backend  the graphs are compared on this backend
+    compiled add compiled kernels (`export.kernels`), where Triton is installed
     Raises ParityError or ExportError (nothing published), UserError for a bad name, precision or tokenizer.
     """
     if precision not in PRECISIONS:
@@ -72,6 +74,8 @@ def export_bundle(
             parity.require_passed(rows, frames)
             (folder / parity.FILE).write_text(json.dumps(parity.as_json(rows, frames), indent=1) + "\n")
             manifest = replace(manifest, provenance={**manifest.provenance, "parity": parity.summary(rows, frames)})
+        if compiled:
+            kernels.add_kernels(folder, manifest, report)
         write_manifest(manifest, folder)
     return Path(out) / name
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -29,6 +30,9 @@ from . import cubin_resources
 
 TARGETS = (80, 86, 89, 90, 120)
 """A100, RTX 30, RTX 40 and L4, Hopper, RTX 50."""
+
+IMAGE_TARGETS = (80, 90, 120)
+"""Enough for frames and masks: code for sm_80 runs on sm_86 and sm_89 as well, and has no block sizes to choose."""
 
 Report = Callable[[str], None]
 
@@ -166,6 +170,17 @@ def compile_kernels(
     index = {"format": FORMAT, "kernels": [asdict(entry) for entry in entries]}
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     return entries
+
+
+def add_kernels(folder: Path, manifest: Manifest, report: Report) -> None:
+    """Compile what a bundle that is being exported can need into its folder; say so where it cannot be done here."""
+    if "samwise" not in manifest.networks:  # the other networks prepare frames and masks on the host
+        return
+    if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1":
+        report("no compiled kernels: needs Triton, without TRITON_INTERPRET; later: python -m export.kernels BUNDLE")
+        return
+    targets = TARGETS if manifest.split_stages else IMAGE_TARGETS
+    compile_kernels(folder / FOLDER, targets, partial(launches, manifest), report)
 
 
 def compile_bundle(bundle: Path, targets: Sequence[int], report: Report = print) -> list[Entry]:

@@ -43,8 +43,8 @@ pytestmark = [
 
 
 def toy_subgraphs(folder):
-    """The parts around the attention kernels, and what they replace of the memory attention, of a network whose graphs other
-    tests trace as well."""
+    """The memory attention, and the parts around the attention kernels, of a network whose graphs other tests trace as
+    well."""
     from benchmarks.engine_table import half_graphs
     from export.models.samwise import CrossModalAdapterConfig
     from export.networks import samwise

@@ -62,7 +62,8 @@ FLASH = {
     # queries 64 x 256 (32 KB) and two stages of keys 32 x 256 (16 KB) and values
     **dict.fromkeys(SMALL, FlashConfig(64, 32, 4, 2)),
     80: FlashConfig(128, 32, 8, 3),
-    90: FlashConfig(128, 64, 8, 3),
+    # 128 keys: with 64, products of 16 channels read 128 bytes of shared memory per clock, which is all there is
+    90: FlashConfig(128, 128, 8, 2),
 }
 """By compute capability; the largest that fits shared memory, until `benchmarks.gpu_check` has measured better."""
 

@@ -95,6 +95,16 @@ def test_equals_reference(dtype, tokens, slot_ages, pointers, counts, splits):
         assert relative(result[b], expected[b]) <= LIMIT[dtype], b
 
 
+@pytest.mark.parametrize("config", sorted(set(plan.FLASH.values()), key=str))
+def test_block_sizes_that_ship_give_the_same(config):
+    """A block of keys that a split ends in, and one that is not full."""
+    ages, counts = np.array([[1, 0], [-1, 0]], np.int32), np.array([4, 0], np.int32)
+    sizes = plan.MemorySizes(2, 140, 2, 4)
+    arrays, exact = make_inputs(sizes, ages, counts, "float16")
+    result = run(sizes, arrays, "float16", 2, config.block_m, config.block_n)
+    assert relative(result, expected_output(exact)) <= LIMIT["float16"]
+
+
 def test_tensor_descriptors_give_the_same():
     ages, counts = np.array([[1, 0, -1], [-1, -1, 0]], np.int32), np.array([4, 8], np.int32)
     sizes = plan.MemorySizes(2, 21, 3, 8)

@@ -102,6 +102,42 @@ def test_pictures(server, name):
         goes_on(socket, answer)
 
 
+def encoded(kind="PNG", mode=None, image=None, **options):
+    image, data = Image.fromarray(FRAME) if image is None else image, io.BytesIO()
+    (image.convert(mode) if mode else image).save(data, kind, **options)
+    return data.getvalue()
+
+
+def turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+UNUSUAL = {
+    "turned by EXIF": (encoded("JPEG", exif=turned()), [30, 20]),
+    "EXIF that is none": (encoded("JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 60), [20, 30]),
+    "CMYK": (encoded("JPEG", "CMYK"), [20, 30]),
+    "progressive": (encoded("JPEG", progressive=True), [20, 30]),
+    "16 bits": (encoded(image=Image.fromarray(np.full((20, 30), 40_000, np.uint16))), [20, 30]),
+    "1 bit": (encoded(mode="1"), [20, 30]),
+    "grey with alpha": (encoded(mode="LA"), [20, 30]),
+    "palette with a transparent colour": (encoded(mode="P", transparency=3), [20, 30]),
+    "WebP with alpha": (encoded("WEBP", "RGBA", lossless=True), [20, 30]),
+    "bytes after the picture": (GOOD + bytes(5000), [20, 30]),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_pictures_are_frames(server, name):
+    data, size = UNUSUAL[name]
+    with server.connect() as socket:
+        socket.start(masks="none")
+        socket.frame(data, 1, CLICK)
+        answer = socket.receive()
+        assert answer["type"] == "result" and answer["size"] == size
+
+
 def goes_on(socket, answer):
     """The answer tells nothing of the machine, and the stream lives."""
     text = json.dumps(answer)

@@ -128,6 +128,7 @@ UNUSUAL = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_unusual_pictures_are_frames(server, name):
     data, size = UNUSUAL[name]

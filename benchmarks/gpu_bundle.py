@@ -1,7 +1,6 @@
 """Half-precision SAMWISE bundle of published size with random weights and split stages: needs no checkpoint.
 
     python -m benchmarks.gpu_bundle --out engines/ [--variant tiny]
-    python -m export.kernels engines/samwise-tiny-random
     python -m benchmarks.gpu_check --engines engines/
 
 Times do not depend on weights, nor does the agreement of a kernel with the graph that it replaces; the masks have no

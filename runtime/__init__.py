@@ -35,7 +35,7 @@ from .models.options import AutomaticMaskOptions, ConceptOptions, TextOptions
 from .models.sam3.session import ConceptSession
 from .models.samwise.session import TextSession
 from .prompts import Box, Concept, Mask, Points, Text
-from .results import Prediction, Result, Segment
+from .results import Prediction, Result, Segment, Stamp
 from .scheduler import Delivery, Outcome, Scheduler, SchedulerGroup, Stream, StreamOptions
 from .tracking.live import LiveSession
 from .tracking.state import ObjectOutput, TrackedObject, TrackingOptions
@@ -69,6 +69,7 @@ __all__ = [
     "SchedulerGroup",
     "Segment",
     "Stage",
+    "Stamp",
     "Stream",
     "StreamOptions",
     "Text",

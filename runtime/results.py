@@ -4,8 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+
+
+class Stamp(NamedTuple):
+    """When a frame is shown, and where it is in its source.
+
+    time         seconds from the first frame; of a live source, when it arrived
+    pts_seconds  the source's own presentation time
+    source_frame  its number in the source, from 0; dropped frames count
+    None where it is unknown.
+    """
+
+    time: float | None = None
+    pts_seconds: float | None = None
+    source_frame: int | None = None
+
+
+NO_STAMP = Stamp()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +43,8 @@ class Result:
     coarse_logits   (N, s, s) float32, ReferSAM's mask before SAM's decoder; None for other networks, or as above
     time            seconds at which the frame is shown, from the first one: as given to `push`, or those of the video
                     that was opened; None where there are none
+    pts_seconds     the source's own presentation time of the frame, and
+    source_frame    its number in the source, where dropped frames count: of a video that was opened, else None
     presence        probability that the concept is there at all; None for other prompts
     semantic_mask   (H, W) bool, the concept as a whole; None unless requested
     """
@@ -40,6 +60,8 @@ class Result:
     low_res_logits: np.ndarray | None = None
     coarse_logits: np.ndarray | None = None
     time: float | None = None
+    pts_seconds: float | None = None
+    source_frame: int | None = None
     presence: float | None = None
     semantic_mask: np.ndarray | None = None
 

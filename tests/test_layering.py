@@ -109,7 +109,7 @@ def under(name, *packages):
 
 def test_the_walk_sees_imports():
     found = {name for name, _, _ in imports(ROOT / "runtime" / "media" / "video_reader.py")}
-    assert {"numpy", "threading", "runtime.errors.VideoError", "runtime.media.video_sources.open_source"} <= found
+    assert {"numpy", "weakref", "runtime.errors.VideoError", "runtime.media.video_sources.open_source"} <= found
 
 
 @pytest.mark.parametrize("package", ["runtime", "kernels"])

@@ -32,7 +32,7 @@ from ..errors import (
     summarize,
 )
 from ..media.video_reader import VideoReader, open_video
-from ..media.video_sources import is_address
+from ..media.video_sources import VideoSource, is_address
 from ..models.options import ConceptOptions, TextOptions
 from ..prompts import Text
 from . import batch
@@ -40,6 +40,7 @@ from .args import build_parser, choose_max_objects, parse_prompts
 from .concept_args import ConceptSet
 from .concept_task import concept_task
 from .job import Job
+from .live_output import open_window, print_event
 from .output_folder import OutputFolder, identities
 from .overlay import ObjectColours
 from .prompt_args import PromptSet
@@ -126,13 +127,13 @@ def run(
     with contextlib.ExitStack() as stack:
         demo = None
         if args.video is not None:  # opened first: it may fail, and sooner than an engine loads
-            video = stack.enter_context(open_video(args.video, args.stride, args.max_frames, strict=args.strict))
+            video = stack.enter_context(_open_video(args, args.video))
             _check_inputs(args, video, prompts)
             engine = stack.enter_context(open_engine())
         else:
             engine = stack.enter_context(open_engine())
             demo = _load_demo(engine)
-            video = stack.enter_context(open_video(demo.clip, args.stride, args.max_frames, strict=args.strict))
+            video = stack.enter_context(_open_video(args, demo.clip))
             _check_inputs(args, video, prompts)
         quality = None
         if demo is not None and not args.prompt_args and not args.auto:
@@ -140,6 +141,10 @@ def run(
         task = _task(args, engine, video, prompts)
         with task.session:
             return _run(args, engine, video, task, quality, {**describe_run(engine, video), **about})
+
+
+def _open_video(args: argparse.Namespace, source: VideoSource) -> VideoReader:
+    return open_video(source, args.stride, args.max_frames, strict=args.strict, drop=args.drop, retries=args.retries)
 
 
 def check_out(out: str) -> None:
@@ -192,19 +197,13 @@ def _run(
     header: Mapping[str, Any],
 ) -> int:
     """Process the video and write the files. Returns the exit code; raises the error that ended the run early."""
-    options = OutputOptions(
-        task.labels,
-        task.objects,
-        args.overlay,
-        args.masks,
-        is_image=video.max_count == 1,
-        small_on_top=task.small_on_top,
-        sample_aspect_ratio=video.sample_aspect_ratio,
-        source=SourceFile(video.path, video.start, args.sound) if video.path is not None else None,
-        concepts=task.concepts,
-        ytvis=args.format == "ytvis",
-    )
-    with SignalGuard() as guard, Outputs(args.out, video.size, video.fps, header, options) as outputs:
+    with (
+        open_window(video.name, args.show) as show,
+        SignalGuard() as guard,
+        Outputs(
+            args.out, video.size, video.fps, header, replace(_output_options(args, video, task), show=show)
+        ) as outputs,
+    ):
         job = Job(task, video, outputs, quality)
         error = job.run(guard)
         with guard.defer_signals():
@@ -225,7 +224,8 @@ def _run(
                 error = error or failure
         if job.stats.frames or error is None:
             prompt_of = {obj: counts.prompt_id for obj, counts in job.stats.objects.items()}
-            print_summary(summary, args.json, ObjectColours(task.labels, task.concepts).of(prompt_of))
+            colours = ObjectColours(task.labels, task.concepts).of(prompt_of)
+            print_summary(summary, args.json, colours, sys.stderr if args.events else sys.stdout)
         if isinstance(error, KeyboardInterrupt):
             message = f"stopped after {job.stats.frames} frames; those finished are in {args.out}"
             print(message, file=sys.stderr)
@@ -233,6 +233,22 @@ def _run(
         if error is not None:
             raise error
         return 0
+
+
+def _output_options(args: argparse.Namespace, video: VideoReader, task: Task) -> OutputOptions:
+    return OutputOptions(
+        task.labels,
+        task.objects,
+        args.overlay,
+        args.masks,
+        is_image=video.max_count == 1,
+        small_on_top=task.small_on_top,
+        sample_aspect_ratio=video.sample_aspect_ratio,
+        source=SourceFile(video.path, video.start, args.sound) if video.path is not None else None,
+        concepts=task.concepts,
+        ytvis=args.format == "ytvis",
+        events=None if args.events is None else functools.partial(print_event, args.events == "rle"),
+    )
 
 
 def _unused_prompts(task: Task, video: VideoReader, num_frames: int) -> PromptError | None:

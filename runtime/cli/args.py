@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 from ..engine import MAX_OBJECTS
 from ..errors import PromptError, UserError
+from ..media.live import RETRIES
+from ..media.video_reader import DROP
 from ..models.options import LATENCIES
 from ..prompts import Text
 from .concept_args import CONCEPT_OPTIONS, ConceptSet, parse_concepts
@@ -98,6 +100,7 @@ def build_parser(prog: str) -> Parser:
     add_concepts(parser)
     _add_visual_prompts(parser)
     add_output(parser)
+    _add_live_output(parser)
     add_execution(parser)
     return parser
 
@@ -108,6 +111,13 @@ def _add_input(parser: Parser) -> None:
     default = "(default: the bundle's demonstration clip)"
     add("--video", "--image", action=_StoreSource, nargs="+", metavar="SOURCE", help=f"{source} {default}")
     add_reading(parser)
+    drop = (
+        "frames of a camera or stream that inference is too slow for: keep the newest only, keep the last 8, or fall "
+        "behind (default: oldest)"
+    )
+    add("--drop", choices=DROP, help=drop)
+    retries = "reopen a camera or stream that drops up to N times, after 1, 2, 4 ... seconds (default: %(default)s)"
+    add("--retries", type=_count, default=RETRIES, metavar="N", help=retries)
     columns = 'CSV with the columns picture,sentence, or JSON {"a.jpg": ["the dog", "the cat"]}'
     add("--sentences", type=os.path.expanduser, metavar="FILE", help=f"sentences for a folder of images: {columns}")
 
@@ -172,6 +182,13 @@ def add_output(parser: Parser) -> None:
     add("--json", action="store_true", help="print the summary as JSON on standard output")
 
 
+def _add_live_output(parser: Parser) -> None:
+    add = parser.add_argument_group("output while it runs").add_argument
+    events = "print one line of JSON per frame on standard output: ids, boxes, scores, and with rle the masks"
+    add("--events", nargs="?", const="boxes", choices=("boxes", "rle"), help=f"{events}; the summary goes to stderr")
+    add("--show", action="store_true", help="show the overlay in a window (tkinter); close it or press q to stop")
+
+
 def add_engine(parser: Parser) -> argparse._ArgumentGroup:
     """Add the options that choose the engine; return their group."""
     group = parser.add_argument_group("execution")
@@ -212,12 +229,20 @@ def add_execution(parser: Parser) -> None:
 
 def positive(text: str) -> int:
     """Parse an integer of 1 or more, as a type of an option."""
+    return _integer_from(1, text)
+
+
+def _count(text: str) -> int:
+    return _integer_from(0, text)
+
+
+def _integer_from(least: int, text: str) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of 1 or more")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of {least} or more")
     return value
 
 

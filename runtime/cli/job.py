@@ -12,7 +12,7 @@ import numpy as np
 from ..bundle.demo import Quality
 from ..errors import VideoError
 from ..media.video_reader import VideoReader
-from ..results import Result
+from ..results import Result, Stamp
 from .signals import SignalGuard
 from .summary import ObjectStats, ProgressBar, RunStats
 from .tasks import Task
@@ -53,7 +53,7 @@ class Job:
 
     def _put(self, writer: WriterThread, result: Result) -> None:
         """Have a result written with its frame, the oldest of those in the session."""
-        writer.put(self._in_session.popleft(), result, self._video.frame_time(result.frame_index))
+        writer.put(self._in_session.popleft(), result, self._video.stamp(result.frame_index))
 
     def _frames(self) -> Iterator[np.ndarray]:
         """Yield frames until the video ends or fails; the session then completes those it holds."""
@@ -70,9 +70,9 @@ class Job:
             self._in_session.append(frame)
             yield frame
 
-    def _write(self, frame: np.ndarray, result: Result, time_shown: float | None) -> None:
+    def _write(self, frame: np.ndarray, result: Result, stamp: Stamp) -> None:
         """Write one frame and count it. Runs in the writer thread, where no signal interrupts it."""
-        self._outputs.add(self._video.frame_name(result.frame_index), frame, result, time_shown)
+        self._outputs.add(self._video.frame_name(result.frame_index), frame, result, stamp)
         self.stats.count(result)
         if self._quality is not None:
             self._quality.add(result)

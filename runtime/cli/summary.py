@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -136,10 +136,17 @@ def object_label(labels: Mapping[int, str], prompt_id: int, object_id: int) -> s
     return labels.get(prompt_id, f"object {object_id}")
 
 
-def print_summary(summary: Mapping[str, Any], as_json: bool, colours: Mapping[int, np.ndarray]) -> None:
-    """Print a summary on standard output, as JSON on one line or as text. `colours`: of each object, in the overlay."""
-    text = json.dumps(summary, ensure_ascii=False) if as_json else "\n".join(_summary_lines(summary, colours))
-    print(text, flush=True)
+def print_summary(
+    summary: Mapping[str, Any], as_json: bool, colours: Mapping[int, np.ndarray], file: TextIO | None = None
+) -> None:
+    """Print a summary as JSON, one line on standard output, or as text on `file`, standard output by default.
+
+    `colours`: of each object, in the overlay.
+    """
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False), flush=True)
+    else:
+        print("\n".join(_summary_lines(summary, colours)), file=file, flush=True)
 
 
 def _summary_lines(summary: Mapping[str, Any], colours: Mapping[int, np.ndarray]) -> list[str]:

@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import SamwiseRuntimeError, UserError
 from ..imaging.rle import encode_rle
-from ..results import Result
+from ..results import NO_STAMP, Result, Stamp
 from .output_folder import (
     CONTACT_SHEET,
     LINES,
@@ -65,8 +65,8 @@ class ResultsWriter:
             lock(self._file)
         self._append(self._header)
 
-    def add(self, name: str, result: Result, time: float | None = None) -> None:
-        """Append one frame, shown at `time` in seconds; None if its source has no times."""
+    def add(self, name: str, result: Result, stamp: Stamp = NO_STAMP) -> dict[str, Any]:
+        """Append one frame. Returns what was written."""
         objects = []
         for i, (obj, code) in enumerate(zip(result.object_ids, encode_rle(result.masks), strict=True)):
             x0, y0, x1, y1 = (round(float(v), 2) for v in result.boxes[i])
@@ -80,8 +80,16 @@ class ResultsWriter:
                     "segmentation": code,
                 }
             )
-        seconds = None if time is None else round(time, 6)
-        self._append({"frame": result.frame_index, "name": name, "time": seconds, "objects": objects})
+        record = {
+            "frame": result.frame_index,
+            "name": name,
+            "time": _rounded(stamp.time),
+            "pts_seconds": _rounded(stamp.pts_seconds),
+            "source_frame": stamp.source_frame,
+            "objects": objects,
+        }
+        self._append(record)
+        return record
 
     def close(self, footer: Mapping[str, Any]) -> None:
         """Write results.json from the lines, then delete the lines."""
@@ -181,6 +189,8 @@ class OutputOptions:
     source        file of the source, for the sound of the overlay; None if it is not a video file
     concepts      prompts are concepts: results name that of every object, overlays have ids and colours by concept
     ytvis         whether to write tracks of YouTube-VIS
+    events        is given the record of every frame, and the labels of its objects, once it is written
+    show          is given every drawn image
     """
 
     labels: Mapping[int, str]
@@ -193,6 +203,8 @@ class OutputOptions:
     source: SourceFile | None = None
     concepts: bool = False
     ytvis: bool = False
+    events: Callable[[Mapping[str, Any], Sequence[str]], None] | None = None
+    show: Callable[[np.ndarray], None] | None = None
 
 
 class Outputs:
@@ -217,26 +229,34 @@ class Outputs:
         self._results = ResultsWriter(self.folder, {**header, "objects": objects}, concepts)
         self._labels, self._prompts = labels, dict(options.objects)
         self._masks = MaskWriter(self.folder, top) if options.masks else None
-        self._painter = Painter(size, labels, top, options.concepts) if options.overlay else None
+        self._events, self._show, self._overlay = options.events, options.show, options.overlay
+        draws = options.overlay or options.show is not None
+        self._painter = Painter(size, labels, top, options.concepts) if draws else None
         self._video: VideoWriter | None = None
         self._sheet: ContactSheet | None = None
-        if self._painter is not None and not options.is_image:
+        if self._painter is not None and options.overlay and not options.is_image:
             aspect, path = options.sample_aspect_ratio, self.folder / OVERLAY_VIDEO
             self._video = VideoWriter(path, self._painter.canvas, fps, aspect, options.source)
             self._sheet = ContactSheet(sample_aspect_ratio=float(aspect))
 
-    def add(self, name: str, frame: np.ndarray, result: Result, time: float | None = None) -> None:
+    def add(self, name: str, frame: np.ndarray, result: Result, stamp: Stamp = NO_STAMP) -> None:
         """Write one frame and its result. Raises InternalError.
 
-        name  stem of its mask's file
-        time  when it is shown, in seconds from the first frame; None if its source has no times
+        name   stem of its mask's file
+        stamp  when it is shown, and where it is in the source
         """
-        self._results.add(name, result, time)
+        record = self._results.add(name, result, stamp)
         self._prompts |= dict(zip(result.object_ids, result.prompt_ids, strict=True))
+        if self._events is not None:
+            self._events(record, [object_label(self._labels, self._prompts[obj], obj) for obj in result.object_ids])
         if self._masks is not None:
             self._masks.add(name, result)
         if self._painter is not None:
-            self._add_overlay(self._painter(frame, result), time)
+            image = self._painter(frame, result)
+            if self._show is not None:
+                self._show(image)
+            if self._overlay:
+                self._add_overlay(image, stamp.time)
 
     def _add_overlay(self, image: np.ndarray, time: float | None) -> None:
         if self._video is not None and self._sheet is not None:
@@ -283,6 +303,10 @@ class Outputs:
         self._results.abandon()
         if self._video is not None:
             self._video.abandon()
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)
 
 
 def _encode(record: Mapping[str, Any], **kwargs: Any) -> bytes:

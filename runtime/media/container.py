@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,16 +16,17 @@ from typing import TYPE_CHECKING
 
 from ..bundle.placeholder import describe_unreadable
 from ..errors import VideoError, hide_secrets, summarize
+from ..results import Stamp
 from .clock import Clock
 from .completeness import ends_within_part, joined_at, missing_seconds
 from .conversion import Converter
 from .decoding import Decoder, choose_stream, demux
 from .image_files import check_size
+from .live import RETRIES, decode_live
 from .playlists import address_files, playlist_files
 from .source import Frame, Source
 
 if TYPE_CHECKING:
-    import av
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
@@ -38,10 +38,6 @@ DEFAULT_FPS = 24.0
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 """Demuxers of FFmpeg for files of strangers: none that reads another file."""
 
-RETRIES = 3
-"""Number of times that a dropped camera or stream is reopened, after 1, 2 and 4 seconds, before it is an error."""
-
-RETRY_SECONDS = 1.0
 TIMEOUT_SECONDS = 10.0
 """Time without data after which a camera or network source counts as dropped."""
 
@@ -85,10 +81,10 @@ def decode_from(path: Path, seconds: float, start: float) -> Iterator[Frame]:
         for packet in demux(container, stream):
             for frame in decoder.decode(packet):
                 if frame.pts is not None:
-                    yield Frame(converter.rgb(frame), frame.pts * base - start)
+                    yield Frame(converter.rgb(frame), Stamp(frame.pts * base - start))
 
 
-def open_url(url: str, stride: int, strict: bool = False) -> Source:
+def open_url(url: str, stride: int, strict: bool = False, retries: int = RETRIES) -> Source:
     """Open a network address: a stream, or a file on a server, for which `strict` counts."""
     import av
 
@@ -103,28 +99,28 @@ def open_url(url: str, stride: int, strict: bool = False) -> Source:
 
     files = address_files(url)
     live = None if scheme.startswith("http") else files is None
-    source = _pyav_source(name, open_container, stride, live, strict)
+    source = _pyav_source(name, open_container, stride, live, strict, retries=retries)
     source.files = files or ()
     return source
 
 
-def open_camera(number: int, stride: int) -> Source:
+def open_camera(number: int, stride: int, retries: int = RETRIES) -> Source:
     if sys.platform == "darwin":
-        return open_device(f"camera {number}", str(number), "avfoundation", stride)
+        return open_device(f"camera {number}", str(number), "avfoundation", stride, retries)
     device = Path(f"/dev/video{number}")
     if not device.exists():
         found = sorted((d.name[5:] for d in Path("/dev").glob("video*")), key=lambda n: (len(n), n))
         raise VideoError(f"camera {number}: no {device} on this machine (cameras found: {', '.join(found) or 'none'})")
-    return open_device(f"camera {number}", str(device), "v4l2", stride)
+    return open_device(f"camera {number}", str(device), "v4l2", stride, retries)
 
 
-def open_device(name: str, device: str, kind: str, stride: int) -> Source:
+def open_device(name: str, device: str, kind: str, stride: int, retries: int = RETRIES) -> Source:
     import av
 
     def open_container() -> InputContainer:
         return av.open(device, format=kind, timeout=(TIMEOUT_SECONDS, TIMEOUT_SECONDS))
 
-    return _pyav_source(name, open_container, stride, live=True)
+    return _pyav_source(name, open_container, stride, live=True, retries=retries)
 
 
 def _pyav_source(
@@ -134,6 +130,7 @@ def _pyav_source(
     live: bool | None,
     strict: bool = False,
     path: Path | None = None,
+    retries: int = RETRIES,
 ) -> Source:
     """Open a source with PyAV. `live` None: live if the container declares no duration."""
     import av
@@ -155,7 +152,7 @@ def _pyav_source(
     count = 0 if live else stream.frames or round(fps * (container.duration or 0) / 1e6)
     source = Source(name, fps / stride, -(-count // stride) or None, iter(()), live=live, notes=notes, path=path)
     if live:
-        source.frames = _decode_live(source, container, open_container, stride)
+        source.frames = decode_live(source.name, container, open_container, stride, retries)
     else:
         source.frames = _decode_file(source, container, Decoder(stream, source, open_container, strict), stride)
     return source
@@ -185,7 +182,7 @@ def _decode_file(source: Source, container: InputContainer, decoder: Decoder, st
                     rgb = converter.rgb(frame)
                     if decoder.frames == 1:
                         source.start, source.sample_aspect_ratio = clock.start, converter.aspect_ratio(stream)
-                    yield Frame(rgb, shown)
+                    yield Frame(rgb, Stamp(shown, frame.time))
         except (av.FFmpegError, OSError) as error:
             raise VideoError(
                 f"{name}: damaged or cut short after {decoder.frames} frames ({summarize(error)})"
@@ -214,50 +211,6 @@ def _gap_notes(name: str, clock: Clock) -> list[str]:
     return [
         f"{name}: the times jump by {gap / 3600:.1f} hours at {time:.2f} s{more}; counted as a new start of the clock"
     ]
-
-
-def _decode_live(
-    source: Source, container: InputContainer | None, open_container: OpenContainer, stride: int
-) -> Iterator[Frame]:
-    """Decode a camera or network stream until it is closed, and reopen it when it drops."""
-    import av
-
-    decoded = failures = 0
-    first: float | None = None
-    converter = Converter(source.name)
-    while True:
-        try:
-            if container is None:
-                container = open_container()
-            with container:
-                for frame in _live_frames(container, source.name):
-                    failures = 0
-                    arrival = time.monotonic()
-                    first = arrival if first is None else first
-                    if decoded % stride == 0:
-                        yield Frame(converter.rgb(frame), arrival - first)
-                    decoded += 1
-            reason = "it ended"
-        except (av.FFmpegError, OSError) as error:
-            reason = summarize(error)
-        container = None
-        failures += 1
-        if failures > RETRIES:
-            raise VideoError(
-                f"{source.name}: dropped after {decoded} frames ({reason}) and did not come back "
-                f"in {RETRIES} tries; check the cable, the address or the network"
-            )
-        time.sleep(RETRY_SECONDS * 2 ** (failures - 1))
-
-
-def _live_frames(container: InputContainer, name: str) -> Iterator[av.VideoFrame]:
-    """Decode frames and skip broken packets: a stream joined in its middle has them until the next key frame."""
-    import av
-
-    stream, _ = choose_stream(container, name)
-    for packet in demux(container, stream):
-        with contextlib.suppress(av.InvalidDataError):
-            yield from packet.decode()
 
 
 def _open_error(error: BaseException, live: bool) -> str:

@@ -17,14 +17,14 @@ EXPECTED = "a VideoReader of runtime.open_video(...), a path, or arrays (H,W,3)"
 
 
 def iterate_frames(frames: Any) -> Iterator[Frame]:
-    """Yield frames, with their times where they come from a `VideoReader` or from a source that `open_video` takes.
+    """Yield frames, with their stamps where they come from a `VideoReader` or from a source that `open_video` takes.
 
     Raises VideoError.
     """
     if isinstance(frames, VideoReader):
         check_open(frames)
         for array in frames:
-            yield Frame(array, frames.time)
+            yield Frame(array, frames.stamp())
     elif is_source(frames):
         with open_frames(frames) as video:
             yield from iterate_frames(video)

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..bundle.placeholder import describe_unreadable
 from ..errors import SamwiseRuntimeError, VideoError, summarize
+from ..results import Stamp
 from .image_pages import is_ppm_sequence, leftover_notes, list_pages, page_duration, without_warnings
 from .source import Frame, Source
 
@@ -97,7 +98,7 @@ def read_pages(source: Source, path: Path, stride: int, strict: bool) -> Iterato
                 array = _read_page(image, name) if position % stride == 0 else None
             duration = page_duration(image)
             if array is not None:
-                yield Frame(array, shown if duration is not None else None)
+                yield Frame(array, Stamp(shown if duration is not None else None))
             shown += duration or 0.0
         source.end = shown or None
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from ..errors import UserError, VideoError
+from ..results import NO_STAMP, Stamp
 from .container import decode_from
 from .frame_iterables import EXPECTED, check_frames, check_open, is_source, open_frames, read_picture
 from .playlists import address_files
@@ -43,8 +44,8 @@ class FrameSequence(Protocol):
     def __getitem__(self, index: int) -> Any:
         """Return a frame. Raises VideoError."""
 
-    def time(self, index: int) -> float | None:
-        """Return the seconds from the first frame at which a frame is shown; None where there are no times."""
+    def stamp(self, index: int) -> Stamp:
+        """Return when a frame is shown."""
 
     def close(self) -> None:
         """Drop all frames."""
@@ -98,8 +99,8 @@ class GivenFrames:
         frame = self._frames[index]
         return read_picture(frame) if isinstance(frame, (str, os.PathLike)) else frame
 
-    def time(self, index: int) -> float | None:
-        return None
+    def stamp(self, index: int) -> Stamp:
+        return NO_STAMP
 
     def close(self) -> None:
         self._frames = ()
@@ -115,21 +116,21 @@ class SpooledVideo:
         check_open(video)
         self._file = tempfile.SpooledTemporaryFile(max_size=cache_bytes)  # noqa: SIM115 - it goes with this object
         self._shape = (*video.size, 3)
-        self._times: list[float | None] = []
+        self._stamps: list[Stamp] = []
         for array in video:
             self._file.write(array.data)
-            self._times.append(video.time)
+            self._stamps.append(video.stamp())
 
     def __len__(self) -> int:
-        return len(self._times)
+        return len(self._stamps)
 
     def __getitem__(self, index: int) -> np.ndarray:
         size = int(np.prod(self._shape))
         self._file.seek(index * size)
         return np.frombuffer(self._file.read(size), np.uint8).reshape(self._shape)
 
-    def time(self, index: int) -> float | None:
-        return self._times[index]
+    def stamp(self, index: int) -> Stamp:
+        return self._stamps[index]
 
     def close(self) -> None:
         self._file.close()
@@ -139,12 +140,14 @@ class FrameIndex:
     """Times and checksums of the frames of a file. Frames are recognized by them, to the bit."""
 
     def __init__(self) -> None:
+        self.stamps: list[Stamp] = []
         self.times: list[float | None] = []
         self._checksums: list[int] = []
 
-    def add(self, array: np.ndarray, time: float | None) -> None:
+    def add(self, array: np.ndarray, stamp: Stamp) -> None:
         """Add the next frame."""
-        self.times.append(time)
+        self.stamps.append(stamp)
+        self.times.append(stamp.time)
         self._checksums.append(zlib.crc32(array.data))
 
     def _fits(self, number: int, array: np.ndarray) -> bool:
@@ -163,7 +166,7 @@ class FrameIndex:
     def from_time(self, frames: Iterator[Frame], wanted: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (number, array) of the frames that are right; end where `wanted` passes before any."""
         times, found = cast(list[float], self.times), False
-        for array, time in frames:
+        for array, (time, *_) in frames:
             assert time is not None
             if not found and time > times[wanted] + TOLERANCE:
                 return
@@ -191,7 +194,7 @@ class VideoFile:
         self._held = 0
         self._index = FrameIndex()
         for number, array in enumerate(video):
-            self._index.add(array, video.time)
+            self._index.add(array, video.stamp())
             if self._held + array.nbytes <= cache_bytes:
                 self._keep(number, array)
         # iterators refer to the index and not to this object, so that its frames go with it
@@ -202,8 +205,8 @@ class VideoFile:
     def __len__(self) -> int:
         return len(self._index.times)
 
-    def time(self, index: int) -> float | None:
-        return self._index.times[index]
+    def stamp(self, index: int) -> Stamp:
+        return self._index.stamps[index]
 
     def close(self) -> None:
         self._cache.clear()

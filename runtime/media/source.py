@@ -10,14 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..results import NO_STAMP, Stamp
 from .frame_names import PictureNames
 
 
 class Frame(NamedTuple):
-    """A frame: uint8 RGB (H, W, 3), and seconds from the first frame; None where the source has no times."""
+    """A frame: uint8 RGB (H, W, 3), and when it is shown."""
 
     array: np.ndarray
-    time: float | None = None
+    stamp: Stamp = NO_STAMP
 
 
 @dataclass(slots=True)

@@ -11,18 +11,18 @@ reader is closed or garbage-collected. `video_sources.py` opens the kinds of sou
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import queue
-import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
 
-from ..errors import SamwiseRuntimeError, VideoError, summarize
+from ..errors import VideoError
+from ..results import NO_STAMP, Stamp
+from .decoder_thread import DecoderThread, close_frames
 from .frame_names import number_name
+from .live import RETRIES
 from .source import Frame, Source
 from .video_sources import VideoSource, open_source
 
@@ -33,7 +33,8 @@ QUEUE_BYTES = 256 << 20
 LIVE_TIMES = 1000
 """Number of frames of a live source whose times are kept."""
 
-_POLL_SECONDS = 0.1
+DROP = ("latest", "oldest", "none")
+"""Values of `open_video`'s option `drop`."""
 
 
 class VideoReader:
@@ -46,7 +47,7 @@ class VideoReader:
     count_is_exact  False where `count` is what a header promises: more or fewer frames may come; 1 is always exact.
             Images that cannot be read are left out, and counted
     max_count  number of frames that is not exceeded, for certain; None if unknown
-    live      a camera or network stream: frames that inference is too slow for are dropped, oldest first
+    live      a camera or network stream, of which frames may be dropped
     dropped   number of dropped frames so far
     notes     warnings to show at the end of the run
     names     names of the pictures that are the frames, before the stride; None for other sources
@@ -59,13 +60,13 @@ class VideoReader:
     Iteration raises VideoError when the source is damaged or changes its size, after the frames before that point.
     """
 
-    def __init__(self, source: Source, stride: int, max_frames: int | None) -> None:
+    def __init__(self, source: Source, stride: int, max_frames: int | None, drop: str | None = None) -> None:
         self.name, self.fps, self.live, self.notes = source.name, source.fps, source.live, source.notes
         self.stride = stride
         self.files = source.files
         self.names = source.names
         self._delivered, self._left_out, self._source = 0, source.left_out, source
-        self._times: deque[float | None] = deque(maxlen=LIVE_TIMES if source.live else None)
+        self._stamps: deque[Stamp] = deque(maxlen=LIVE_TIMES if source.live else None)
         first = next(source.frames, None)
         if first is None:
             raise VideoError(f"{self.name}: no frame in it")
@@ -76,8 +77,10 @@ class VideoReader:
         self.max_count = self.count if source.count_is_exact else max_frames
         self.path, self.start, self.sample_aspect_ratio = source.path, source.start, source.sample_aspect_ratio
         self.size: tuple[int, int] = first.array.shape[:2]
-        depth = max(1, min(QUEUE_FRAMES, QUEUE_BYTES // first.array.nbytes))
-        self._decoder = _Decoder(source, itertools.islice(_same_size(source.name, frames), max_frames), depth)
+        drop = drop or ("oldest" if source.live else "none")
+        depth = 1 if drop == "latest" else max(1, min(QUEUE_FRAMES, QUEUE_BYTES // first.array.nbytes))
+        frames = itertools.islice(_same_size(source.name, frames), max_frames)
+        self._decoder = DecoderThread(source, frames, depth, drops=drop != "none")
         # The thread references the decoder and not this object, so that collecting this object ends the thread.
         weakref.finalize(self, self._decoder.stop)
 
@@ -96,7 +99,7 @@ class VideoReader:
     @property
     def time(self) -> float | None:
         """Time of the frame that was delivered last; see `frame_time`."""
-        return self._times[-1] if self._times else None
+        return self.stamp().time
 
     @property
     def closed(self) -> bool:
@@ -131,8 +134,17 @@ class VideoReader:
         Times are the file's own, or follow from its frame rate where it has none; they never decrease. For a live
         source they are the times of arrival, kept for the last `LIVE_TIMES` frames. Pictures have none (None).
         """
-        position = index - self._delivered + len(self._times)
-        return self._times[position] if 0 <= position < len(self._times) else None
+        return self.stamp(index).time
+
+    def stamp(self, index: int | None = None) -> Stamp:
+        """Return when frame `index`, or the one delivered last, is shown, and where it is in the source.
+
+        It must have been delivered. Of a live source the last `LIVE_TIMES` frames are known; of others before them
+        nothing.
+        """
+        index = self._delivered - 1 if index is None else index
+        position = index - self._delivered + len(self._stamps)
+        return self._stamps[position] if 0 <= position < len(self._stamps) else NO_STAMP
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self
@@ -140,7 +152,10 @@ class VideoReader:
     def __next__(self) -> np.ndarray:
         item = self._decoder.get()
         if isinstance(item, Frame):
-            self._times.append(item.time)
+            stamp = item.stamp
+            if stamp.source_frame is None:
+                stamp = stamp._replace(source_frame=self.frame_number(self._delivered))
+            self._stamps.append(stamp)
             self._delivered += 1
             return item.array
         self.close()
@@ -164,7 +179,13 @@ class VideoReader:
 
 
 def open_video(
-    source: VideoSource, stride: int = 1, max_frames: int | None = None, *, strict: bool = False
+    source: VideoSource,
+    stride: int = 1,
+    max_frames: int | None = None,
+    *,
+    strict: bool = False,
+    drop: str | None = None,
+    retries: int = RETRIES,
 ) -> VideoReader:
     """Open a video file, images, a camera number, or an RTSP or HTTP address.
 
@@ -174,6 +195,11 @@ def open_video(
     stride      deliver every stride-th frame
     max_frames  deliver at most this many frames
     strict      end with an error at the first damaged packet or image, instead of leaving it out with a note
+    drop        what becomes of frames of a camera or stream that inference is too slow for: "latest" keeps only the
+                newest one, so results are as recent as possible; "oldest" (the default) keeps the last `QUEUE_FRAMES`,
+                so that clips are whole where inference is fast enough on average; "none" keeps all, and falls behind.
+                Files and pictures drop none
+    retries     number of times that a camera or stream which drops is reopened, after 1, 2, 4 ... seconds
 
     The first frame is decoded here, so that an unreadable source fails at once. Raises VideoError.
     """
@@ -181,76 +207,19 @@ def open_video(
         raise VideoError(f"stride {stride}: must be 1 or more")
     if max_frames is not None and max_frames < 1:
         raise VideoError(f"max_frames {max_frames}: must be 1 or more")
+    if drop not in (None, *DROP):
+        raise VideoError(f"drop {drop!r}: choose one of {', '.join(DROP)}")
+    if retries < 0:
+        raise VideoError(f"retries {retries}: must be 0 or more")
     try:
-        return VideoReader(open_source(source, stride, strict), stride, max_frames)
+        opened = open_source(source, stride, strict, retries)
+        if drop not in (None, "none") and not opened.live:
+            close_frames(opened.frames)
+            raise VideoError(f"{opened.name}: frames are dropped of cameras and network streams only; remove drop")
+        return VideoReader(opened, stride, max_frames, drop)
     except VideoError as error:
         error.__context__ = None  # FFmpeg's error, which may hold an address with a password
         raise
-
-
-class _Decoder:
-    """The thread that fills the queue, started by the first `get`."""
-
-    def __init__(self, source: Source, frames: Iterator[Frame], depth: int) -> None:
-        self._frames, self._source_frames, self._live = frames, source.frames, source.live
-        self._queue: queue.Queue[Frame | Exception | None] = queue.Queue(depth)
-        self._stopped = threading.Event()
-        self._name = f"frames of {source.name}"
-        self._thread: threading.Thread | None = None
-        self.dropped = 0
-
-    def get(self) -> Frame | Exception | None:
-        """Return the next frame, the error that ended decoding, or None after the last frame."""
-        if self._stopped.is_set():
-            return None
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, daemon=True, name=self._name)
-            self._thread.start()
-        return self._queue.get()
-
-    @property
-    def stopped(self) -> bool:
-        return self._stopped.is_set()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        if self._thread is None:  # otherwise the thread closes the source
-            _close(self._source_frames)
-
-    def join(self) -> None:
-        if self._thread is not None:
-            self._thread.join(timeout=1.0)  # a thread blocked in a dead network read ends by its own timeout
-
-    def _run(self) -> None:
-        end: Exception | None = None
-        try:
-            for frame in self._frames:
-                self._put(frame)
-                if self._stopped.is_set():
-                    break
-        except SamwiseRuntimeError as error:
-            error.__context__ = None  # as in `open_video`
-            end = error
-        except Exception as error:  # the consumer raises it
-            end = VideoError(f"decoding failed: {type(error).__name__}: {summarize(error)}")
-        finally:
-            _close(self._source_frames)  # frees the decoder here, in the thread that used it
-        self._put(end)
-        del end  # its traceback references this frame: without this, a cycle keeps the decoder's threads alive
-
-    def _put(self, item: Frame | Exception | None) -> None:
-        """Queue an item: wait for room, or drop the oldest frame of a live source. Give up when stopped."""
-        while not self._stopped.is_set():
-            try:
-                return self._queue.put(item, timeout=0 if self._live else _POLL_SECONDS)
-            except queue.Full:
-                if self._live:
-                    self._drop_oldest()
-
-    def _drop_oldest(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            self._queue.get_nowait()
-            self.dropped += 1
 
 
 def _and_rest(source: Source, first: Frame) -> Iterator[Frame]:
@@ -285,9 +254,3 @@ def _same_size(name: str, frames: Iterator[Frame]) -> Iterator[Frame]:
                 f"{frame.array.shape[1]}x{frame.array.shape[0]} at frame {index}; cut the video there or scale it"
             )
         yield frame
-
-
-def _close(frames: Iterator[Frame]) -> None:
-    close = getattr(frames, "close", None)  # generators have it, other iterators do not
-    if close is not None:
-        close()

@@ -15,6 +15,7 @@ from ..errors import VideoError, hide_secrets, summarize
 from .container import open_camera, open_device, open_url, open_video_file
 from .image_files import count_pages
 from .image_sources import missing, open_files, open_folder, open_image_file, open_pattern
+from .live import RETRIES
 from .paths import local_path
 from .playlists import address_files
 from .source import Source
@@ -27,21 +28,22 @@ _BARE_ADDRESS = re.compile(r":.*@|\?.*=|^(\d{1,3}(\.\d{1,3}){3}|[\w-]+(\.[\w-]+)
 """An address without its scheme, which may hold a password: credentials, a query, or a host in front."""
 
 
-def open_source(source: VideoSource, stride: int = 1, strict: bool = False) -> Source:
+def open_source(source: VideoSource, stride: int = 1, strict: bool = False, retries: int = RETRIES) -> Source:
     """Open a source of any kind and read every `stride`-th frame of it. Raises VideoError.
 
-    strict  damage in a file is an error, and not left out and noted
+    strict   damage in a file is an error, and not left out and noted
+    retries  number of times that a dropped camera or stream is reopened before it is an error
     """
     if isinstance(source, Sequence) and not isinstance(source, str):
         return open_files(source, stride, strict)
     text = str(source)
     if isinstance(source, int) or (re.fullmatch(r"\d{1,3}", text) and not Path(text).exists()):
-        return open_camera(int(text), stride)
+        return open_camera(int(text), stride, retries)
     is_url = is_address(text) or (address_files(text) is not None and not Path(text).exists())
     if is_url and not text.lower().startswith("file:"):
-        return open_url(text, stride, strict)
+        return open_url(text, stride, strict, retries)
     try:
-        return _open_path(local_path(source), stride, strict)
+        return _open_path(local_path(source), stride, strict, retries)
     except OSError as error:
         raise VideoError(f"{source}: not readable ({summarize(error)}); check the path and its permissions") from None
 
@@ -51,7 +53,7 @@ def is_address(text: str) -> bool:
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", text) is not None
 
 
-def _open_path(path: Path, stride: int, strict: bool) -> Source:
+def _open_path(path: Path, stride: int, strict: bool, retries: int) -> Source:
     if not path.exists():
         if _BARE_ADDRESS.search(str(path)):
             shown = hide_secrets(f"rtsp://{path}")[7:]
@@ -65,7 +67,7 @@ def _open_path(path: Path, stride: int, strict: bool) -> Source:
     if path.is_dir():
         return open_folder(path, stride, strict)
     if path.is_char_device():
-        return open_device(str(path), str(path), "v4l2", stride)
+        return open_device(str(path), str(path), "v4l2", stride, retries)
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes); copy or record it again")
     placeholder = describe_other_file(path) if path.suffix.lower() not in (".mpd", ".svg") else None  # these are XML

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ..errors import UserError
 from ..prompts import Mask
+from ..results import Stamp
 
 now = time.monotonic
 Call = Callable[[], None]
@@ -53,7 +54,7 @@ class PendingFrame:
     image: Any
     prompts: Mapping[int, Any] | None
     tag: Any
-    time: float | None
+    time: float | Stamp | None
     arrival: float
     """`now()` when it came."""
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from ..errors import PromptError, SamwiseRuntimeError
-from ..results import Result
+from ..results import Result, Stamp
 from ..tracking.live import LiveSession
 from ..tracking.session import OnlineSession
 from ..tracking.work import Work
@@ -59,7 +59,12 @@ class Stream:
     # -- any thread -------------------------------------------------------------------------------------------------
 
     def put(
-        self, frame: Any, prompts: Mapping[int, Any] | None = None, tag: Any = None, *, time: float | None = None
+        self,
+        frame: Any,
+        prompts: Mapping[int, Any] | None = None,
+        tag: Any = None,
+        *,
+        time: float | Stamp | None = None,
     ) -> bool:
         """Take a frame, uint8 RGB (H,W,3), which must not change before its delivery; return False if there is no room.
 

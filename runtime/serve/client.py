@@ -79,11 +79,11 @@ def _send(
 
     with suppress(ConnectionClosed):  # the receiving side says why
         try:
-            for number, (frame, time) in enumerate(iterate_frames(frames)):
+            for number, (frame, stamp) in enumerate(iterate_frames(frames)):
                 data = io.BytesIO()
                 Image.fromarray(frame).save(data, encoding, compress_level=1, quality=95)
                 given = {str(obj): _as_json(prompt) for obj, prompt in prompts.get(number, {}).items()}
-                header = {"type": "frame", "tag": number, "time": time, "prompts": given}
+                header = {"type": "frame", "tag": number, "time": stamp.time, "prompts": given}
                 socket.send(wire.pack(header, data.getvalue()))
         except ConnectionClosed:
             raise

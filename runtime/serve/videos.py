@@ -152,7 +152,7 @@ class Videos:
         ):
             for found in results:
                 result, index = numbered(found) if job.has_concepts else found, found.frame_index
-                outputs.add(video.frame_name(index), np.empty(0), result, video.frame_time(index))
+                outputs.add(video.frame_name(index), np.empty(0), result, video.stamp(index))
                 job.stats.count(result)
             job.stats.seconds = time.monotonic() - started
             outputs.close({**summarize_run(job.stats, job.labels, {}, complete=True), "notes": list(video.notes)})

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import PromptError
 from ..imaging.masks import boxes_and_areas, probability
 from ..imaging.upsample import MaskUpsampler
-from ..results import Result
+from ..results import Result, Stamp
 from .memory_selection import MemorySelection, select_memory
 from .object_memory import BlockPool
 from .prompt_inputs import PromptInputs
@@ -76,7 +76,7 @@ class TrackingSession(Session):
     def _select_memory(self, tracked: TrackedObject, frame: int, reverse: bool = False) -> MemorySelection:
         return select_memory(tracked, frame, self._length, reverse, self._network.memory_config, self._options)
 
-    def _result(self, frame: int, outputs: Mapping[int, ObjectOutput | None], time: float | None) -> Result:
+    def _result(self, frame: int, outputs: Mapping[int, ObjectOutput | None], stamp: Stamp) -> Result:
         """Build the result of a frame; an object without an output has an empty mask."""
         side, absent = self._network.low_res_side, self._network.no_object_logit
         low_res = np.empty((len(outputs), side, side), np.float32)
@@ -96,7 +96,7 @@ class TrackingSession(Session):
             ious=ious,
             boxes=boxes_and_areas(masks)[0].astype(np.float32),
             low_res_logits=low_res if self._logits else None,
-            time=time,
+            **stamp._asdict(),
         )
 
     def _masks(self, low_res: np.ndarray) -> np.ndarray:

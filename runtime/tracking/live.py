@@ -19,12 +19,12 @@ import numpy as np
 from ..errors import PromptError, UserError
 from ..media.frame_iterables import iterate_frames
 from ..media.image_files import check_frame
-from ..results import Result
+from ..results import NO_STAMP, Result, Stamp
 from .base import TrackingSession, check_object_id
 from .memory_selection import MemoryConfig, strided_frames
 from .prompt_inputs import PointInputs, PromptInputs
 from .requests import DecodeRequest
-from .session import OnlineSession, check_time, iterator_of_results, results_of, steps_under_lock, synchronized
+from .session import OnlineSession, iterator_of_results, results_of, stamp_at, steps_under_lock, synchronized
 from .state import ObjectOutput, TrackedObject, TrackingOptions
 from .step import (
     DecodeWork,
@@ -63,7 +63,7 @@ class LiveSession(TrackingSession, OnlineSession):
         self._last: int | None = None
         """Number of the frame that takes corrections."""
         self._num_frames = 0
-        self._time: float | None = None
+        self._stamp = NO_STAMP
         self._prompted_frames: set[int] = set()
         self._unfinished: UnfinishedFrame | None = None
         """The frame that has steps left."""
@@ -71,7 +71,9 @@ class LiveSession(TrackingSession, OnlineSession):
     # -- frames ---------------------------------------------------------------------------------------------------
 
     @synchronized
-    def push(self, frame: Any, prompts: Mapping[int, Any] | None = None, *, time: float | None = None) -> list[Result]:
+    def push(
+        self, frame: Any, prompts: Mapping[int, Any] | None = None, *, time: float | Stamp | None = None
+    ) -> list[Result]:
         """Take one frame, uint8 RGB (H,W,3), with prompts on it by object; return its result, in a list of one.
 
         `time`: seconds from the first frame, for `Result.time`.
@@ -83,7 +85,7 @@ class LiveSession(TrackingSession, OnlineSession):
 
     @iterator_of_results
     def feed(
-        self, frame: Any, prompts: Mapping[int, Any] | None = None, *, time: float | None = None
+        self, frame: Any, prompts: Mapping[int, Any] | None = None, *, time: float | Stamp | None = None
     ) -> Iterator[Result | Work | None]:
         """Take one frame as `push` does, in steps; see `OnlineSession.feed`.
 
@@ -92,11 +94,11 @@ class LiveSession(TrackingSession, OnlineSession):
         yield from steps_under_lock(self._lock, self._compute(frame, lambda _: prompts, time))
 
     def _compute(
-        self, frame: Any, prompts_on: Callable[[int], Mapping[int, Any] | None], time: float | None
+        self, frame: Any, prompts_on: Callable[[int], Mapping[int, Any] | None], time: float | Stamp | None
     ) -> Iterator[Any]:
         """Compute one frame; each step under the lock. The last one gives its result."""
         self._check_open()
-        time = check_time(time)
+        stamp = stamp_at(time)
         frame = check_frame(frame, self._num_frames, self._size)
         if self._size is None:
             self._start(frame.shape[:2])
@@ -120,7 +122,7 @@ class LiveSession(TrackingSession, OnlineSession):
         self._unfinished, self._work = None, ()
         if self._frame is not None:  # `correct` may need it when the caller has used the buffer again
             self._frame = self._frame.copy()
-        self._last, self._num_frames, self._time = index, index + 1, time
+        self._last, self._num_frames, self._stamp = index, index + 1, stamp
         if parsed:
             self._prompted_frames.add(index)
         yield self._committed_result(index)
@@ -137,8 +139,8 @@ class LiveSession(TrackingSession, OnlineSession):
             raise PromptError(
                 "prompts must be a dict, like {0: {1: runtime.Points([[x, y]], [1])}}: frame, object, prompt"
             )
-        for frame, time in iterate_frames(frames):
-            yield from self._lock.run(list, results_of(self._compute(frame, (prompts or {}).get, time)))
+        for frame, stamp in iterate_frames(frames):
+            yield from self._lock.run(list, results_of(self._compute(frame, (prompts or {}).get, stamp)))
         if missed := [frame for frame in prompts or () if frame not in self._prompted_frames]:
             had = f"the session has had {self._num_frames} frames, from 0 on"
             warnings.warn(f"prompts on frames {', '.join(map(repr, missed))} were not used: {had}", stacklevel=5)
@@ -251,7 +253,7 @@ class LiveSession(TrackingSession, OnlineSession):
 
     def _committed_result(self, frame: int) -> Result:
         outputs = {obj: tracked.committed(frame) for obj, tracked in self._objects.items()}
-        return self._result(frame, outputs, self._time)
+        return self._result(frame, outputs, self._stamp)
 
 
 def prune(tracked: TrackedObject, frame: int, config: MemoryConfig, options: TrackingOptions) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 from ..device.lock import DeviceLock
 from ..errors import UserError
-from ..results import Result
+from ..results import NO_STAMP, Result, Stamp
 from .work import Work
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -82,13 +82,18 @@ def results_of(steps: Iterator[Any]) -> Iterator[Result]:
     return (step for step in steps if isinstance(step, Result))
 
 
-def check_time(time: Any) -> float | None:
-    """Return the time of a frame in seconds. Raises UserError unless it is a number or None."""
+def stamp_at(time: Any) -> Stamp:
+    """Return the stamp of a frame that is shown at a time in seconds. Raises UserError unless it is a number or None.
+
+    time  or the stamp itself, of a frame of a `VideoReader`
+    """
+    if isinstance(time, Stamp):
+        return time
     if time is None:
-        return None
+        return NO_STAMP
     if isinstance(time, bool) or not isinstance(time, Real) or not math.isfinite(time):
         raise UserError(f"time must be a number of seconds, not {time!r}")
-    return float(time)
+    return Stamp(float(time))
 
 
 class Session:
@@ -156,14 +161,14 @@ class OnlineSession(Session):
     """A session whose frames come one by one. `push` computes all that a frame completes; `feed` does so in steps."""
 
     @abstractmethod
-    def push(self, frame: Any, *, time: float | None = None) -> list[Result]:
+    def push(self, frame: Any, *, time: float | Stamp | None = None) -> list[Result]:
         """Take one frame; return the results that it completes."""
 
     @abstractmethod
     def flush(self) -> list[Result]:
         """Return the results of the frames that wait, at the end of a video."""
 
-    def feed(self, frame: Any, *prompts: Any, time: float | None = None) -> Iterator[Result | Work | None]:
+    def feed(self, frame: Any, *prompts: Any, time: float | Stamp | None = None) -> Iterator[Result | Work | None]:
         """Take one frame as `push` does, but compute in steps of about a frame: each `next` does one, under the lock.
 
         Between two steps other sessions of the engine may compute. None: the step gave no result. `Work`: it comes

@@ -204,14 +204,14 @@ class VideoSession(TrackingSession):
         for tracked in followed.values():
             tracked.frames_tracked[frame] = reverse
         outputs = {obj: tracked.committed(frame) for obj, tracked in followed.items()}
-        return self._result(frame, outputs, self._frames.time(frame))
+        return self._result(frame, outputs, self._frames.stamp(frame))
 
     def _prompted_result(self, frame: int, conditioning: bool | None = None) -> Result:
         """Build the result of a frame whose prompts changed; `conditioning` None: whether a prompt is pending there."""
         if conditioning is None:
             conditioning = any(frame in tracked.pending_cond_outputs for tracked in self._objects.values())
         outputs = {obj: tracked.pending_or_committed(frame, conditioning) for obj, tracked in self._objects.items()}
-        return self._result(frame, outputs, self._frames.time(frame))
+        return self._result(frame, outputs, self._frames.stamp(frame))
 
 
 def check_prompted(objects: Mapping[int, TrackedObject]) -> None:

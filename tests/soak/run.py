@@ -32,7 +32,7 @@ if __name__ == "__main__":  # the packages of the clone and of its tests, from a
 import runtime
 from helpers import resources
 from helpers.damaged_media import make_files
-from runtime.media import container
+from runtime.media import live
 from soak.scenarios import CLIPS, RELOAD_EVERY, SoakRunner, reload_bundle, scenarios, sentence
 
 GROWTH_MB = 32
@@ -180,7 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     args = build_parser().parse_args()
-    container.RETRY_SECONDS = 0.01  # the camera of this run comes back at once, or never
+    live.RETRY_SECONDS = 0.01  # the camera of this run comes back at once, or never
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory() as folder, runtime.load(args.engine, threads=args.threads) as engine:
         runner = SoakRunner(engine, make_files(Path(folder)))

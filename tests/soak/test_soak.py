@@ -11,7 +11,7 @@ import runtime
 from helpers import resources
 from helpers.damaged_media import make_files
 from helpers.errors import expect_error
-from runtime.media import container, video_reader
+from runtime.media import live, video_reader
 from soak import run as soak
 from soak.scenarios import SoakRunner
 
@@ -23,7 +23,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quick_cameras(monkeypatch):
-    monkeypatch.setattr(container, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(live, "RETRY_SECONDS", 0.01)
 
 
 def test_nothing_grows(toy, files):

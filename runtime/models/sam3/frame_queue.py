@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...results import Result
+from ...results import Result, Stamp
 from ...tracking.association import Shown
 
 
@@ -16,7 +16,7 @@ from ...tracking.association import Shown
 class _Frame:
     """A frame until all concepts that it was searched for have shown it."""
 
-    time: float | None
+    stamp: Stamp
     waits_for: set[int]
     shown: dict[int, Shown] = field(default_factory=dict)
 
@@ -28,9 +28,9 @@ class FrameQueue:
         self._side, self._logits = low_res_side, logits
         self._frames: dict[int, _Frame] = {}
 
-    def add(self, index: int, time: float | None, concepts: Collection[int]) -> None:
+    def add(self, index: int, stamp: Stamp, concepts: Collection[int]) -> None:
         """Add a frame that is searched for concepts."""
-        self._frames[index] = _Frame(time, set(concepts))
+        self._frames[index] = _Frame(stamp, set(concepts))
 
     def show(self, concept: int, shown: Sequence[Shown]) -> None:
         """Take what a concept shows of frames."""
@@ -52,12 +52,12 @@ class FrameQueue:
         ready = dict(itertools.takewhile(lambda item: not item[1].waits_for, sorted(self._frames.items())))
         if not ready or size is None:
             return []
-        results = [self.result(index, frame.shown, size, frame.time) for index, frame in ready.items()]
+        results = [self.result(index, frame.shown, size, frame.stamp) for index, frame in ready.items()]
         for index in ready:
             del self._frames[index]
         return results
 
-    def result(self, index: int, parts: Mapping[int, Shown], size: tuple[int, int], time: float | None) -> Result:
+    def result(self, index: int, parts: Mapping[int, Shown], size: tuple[int, int], stamp: Stamp) -> Result:
         """Join what concepts show of a frame, objects by ascending id."""
         owners = {obj: number for number, part in parts.items() for obj in part.object_ids}
         ids = np.array(list(owners), np.int64)
@@ -77,5 +77,5 @@ class FrameQueue:
             boxes=joined("boxes", 4),
             score_logits=joined("score_logits"),
             low_res_logits=joined("low_res_logits", self._side, self._side) if self._logits else None,
-            time=time,
+            **stamp._asdict(),
         )

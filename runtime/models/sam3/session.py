@@ -18,11 +18,11 @@ from ...errors import PromptError
 from ...media.frame_iterables import iterate_frames
 from ...media.image_files import check_frame
 from ...prompts import Concept
-from ...results import Result
+from ...results import NO_STAMP, Result, Stamp
 from ...tracking.base import check_object_id, is_whole
 from ...tracking.matching import AssociationOptions
 from ...tracking.object_group import blocks_per_object
-from ...tracking.session import OnlineSession, check_time, iterator_of_results, synchronized
+from ...tracking.session import OnlineSession, iterator_of_results, stamp_at, synchronized
 from ..options import ConceptOptions
 from .concept_prompt import ConceptPrompt
 from .followed import FollowedConcept
@@ -62,7 +62,7 @@ class ConceptSession(OnlineSession):
         self._concepts = {next(self._numbers): self._follow(*self._encoded(concept)) for concept in concepts}
         self._frames = FrameQueue(tracker.low_res_side, logits)
         self._num_frames = 0
-        self._time: float | None = None
+        self._stamp = NO_STAMP
 
     @property
     def object_ids(self) -> tuple[int, ...]:
@@ -124,14 +124,14 @@ class ConceptSession(OnlineSession):
     # -- frames ---------------------------------------------------------------------------------------------------
 
     @synchronized
-    def push(self, frame: Any, *, time: float | None = None) -> list[Result]:
+    def push(self, frame: Any, *, time: float | Stamp | None = None) -> list[Result]:
         """Take one frame, uint8 RGB (H,W,3); return the results that are final, of this frame or of earlier ones.
 
         `time`: seconds from the first frame, for `Result.time`. Raises VideoError for an invalid frame or another size,
         PromptError for an exemplar outside the frame.
         """
         self._check_open()
-        time, index = check_time(time), self._num_frames
+        stamp, index = stamp_at(time), self._num_frames
         frame = check_frame(frame, index, self._size)
         size = frame.shape[:2]
         if self._size is None:
@@ -140,9 +140,9 @@ class ConceptSession(OnlineSession):
                 followed.prompt = prompt
             self._size = size
         with self._close_on_error():
-            self._frames.add(index, time, self._concepts)
+            self._frames.add(index, stamp, self._concepts)
             self._step(index, frame)
-            self._num_frames, self._time = index + 1, time
+            self._num_frames, self._stamp = index + 1, stamp
         return self._frames.release(size)
 
     @synchronized
@@ -163,8 +163,8 @@ class ConceptSession(OnlineSession):
 
         frames  a `VideoReader`, anything that `open_video` opens, or an iterable of arrays or image files
         """
-        for frame, time in iterate_frames(frames):
-            yield from self.push(frame, time=time)
+        for frame, stamp in iterate_frames(frames):
+            yield from self.push(frame, time=stamp)
         yield from self.flush()
 
     @synchronized
@@ -184,7 +184,7 @@ class ConceptSession(OnlineSession):
         with self._close_on_error():
             shown = {n: followed.correct(frame, self._maps, parsed) for n, followed in self._concepts.items()}
         parts = {number: part for number, part in shown.items() if part is not None}
-        return self._frames.result(frame, parts, self._size, self._time)
+        return self._frames.result(frame, parts, self._size, self._stamp)
 
     def _encoded(self, concept: Concept) -> tuple[Concept, ConceptPrompt]:
         concept = Concept.of(concept)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...imaging.masks import boxes_and_areas
 from ...media.random_access import FrameSequence
-from ...results import Result
+from ...results import Result, Stamp
 from ...tracking.base import check_frame_number
 from ...tracking.prompt_inputs import PromptInputs
 from ...tracking.session import synchronized
@@ -51,9 +51,9 @@ class Sam3VideoSession(VideoSession):
                 output.given = output.given & ~mask
                 output.low_res_logits = self._tracker.mask_resizer(self._size).to_logits([output.given])[0]
 
-    def _result(self, frame: int, outputs: Mapping[int, ObjectOutput | None], time: float | None) -> Result:
+    def _result(self, frame: int, outputs: Mapping[int, ObjectOutput | None], stamp: Stamp) -> Result:
         """Build the result of a frame, with masks as they were given."""
-        result = super()._result(frame, outputs, time)
+        result = super()._result(frame, outputs, stamp)
         for mask, output in zip(result.masks, outputs.values(), strict=True):
             if output is not None and output.given is not None:
                 mask[:] = output.given

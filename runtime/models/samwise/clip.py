@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...device.base import Array
-from ...results import Result
+from ...results import NO_STAMP, Result, Stamp
 from .clip_encoder import ClipEncoder, ClipEncoding
 from .state import TextTrack
 
 
 @dataclass(frozen=True, slots=True)
 class PendingFrame:
-    """A frame that is to be decoded: its number in the video, its place in the arrays of the clip, its time.
+    """A frame that is to be decoded: its number in the video, its place in the arrays of the clip, its stamp.
 
     is_shown  whether it has a result; else it is decoded again, for the memory of those behind it
     """
 
     number: int
     offset: int
-    time: float | None
+    stamp: Stamp
     is_shown: bool = True
 
 
@@ -35,7 +35,7 @@ class Clip:
         self.arrays, self._graphs = encoder.new_clip(), encoder.new_graphs(len(tracks))
         self.num_frames = 0
         """Frames taken so far."""
-        self._waiting: list[float | None] = []
+        self._waiting: list[Stamp] = []
         """Times of the frames in the clip that fills up."""
         self._encoding: ClipEncoding | None = None
         """The clip while it is not encoded."""
@@ -74,10 +74,10 @@ class Clip:
         """Place of the next frame in the arrays."""
         return len(self._waiting)
 
-    def add(self, time: float | None) -> None:
+    def add(self, stamp: Stamp) -> None:
         """Take the frame in `pixels`."""
         self._encoder.encode_frame(self.arrays, self._offset, self._graphs)
-        self._waiting.append(time)
+        self._waiting.append(stamp)
         self.num_frames += 1
 
     def begin(self) -> deque[Result]:
@@ -90,12 +90,12 @@ class Clip:
         self._waiting = []
         return self._results
 
-    def _begin(self, times: Sequence[float | None]) -> tuple[ClipEncoding, list[PendingFrame]]:
+    def _begin(self, stamps: Sequence[Stamp]) -> tuple[ClipEncoding, list[PendingFrame]]:
         """Begin to encode the frames that wait; return the frames to decode."""
-        length = len(times)
+        length = len(stamps)
         encoding = self._encoder.begin(self.arrays, self._tracks, length, self._graphs)
         first = self.num_frames - length
-        return encoding, [PendingFrame(first + i, i, time) for i, time in enumerate(times)]
+        return encoding, [PendingFrame(first + i, i, stamp) for i, stamp in enumerate(stamps)]
 
     def advance(self, decode: Callable[[PendingFrame], Result | None]) -> None:
         """Run one stage of the encoding, or `decode` the next frame."""
@@ -133,13 +133,13 @@ class RollingClip(Clip):
     def _offset(self) -> int:
         return self.num_frames if self.num_frames < self._window else 0
 
-    def _begin(self, times: Sequence[float | None]) -> tuple[ClipEncoding, list[PendingFrame]]:
-        last, (time,) = self.num_frames - 1, times
+    def _begin(self, stamps: Sequence[Stamp]) -> tuple[ClipEncoding, list[PendingFrame]]:
+        last, (stamp,) = self.num_frames - 1, stamps
         if last >= self._window:
             step = self._encoder.begin_step(self.arrays, self._tracks, last, self._graphs)
-            return step, [PendingFrame(last, 0, time)]
+            return step, [PendingFrame(last, 0, stamp)]
         for track in self._tracks:
             track.restart()
         # every length occurs once, so that no graph is worth its recording
         encoding = self._encoder.begin(self.arrays, self._tracks, last + 1, None, keep=last + 1 == self._window)
-        return encoding, [*(PendingFrame(i, i, None, False) for i in range(last)), PendingFrame(last, last, time)]
+        return encoding, [*(PendingFrame(i, i, NO_STAMP, False) for i in range(last)), PendingFrame(last, last, stamp)]

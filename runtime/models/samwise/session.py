@@ -11,15 +11,8 @@ import numpy as np
 from ...device.base import Array
 from ...imaging.masks import probability
 from ...media.frame_iterables import iterate_frames
-from ...results import Result
-from ...tracking.session import (
-    OnlineSession,
-    check_time,
-    iterator_of_results,
-    results_of,
-    steps_under_lock,
-    synchronized,
-)
+from ...results import Result, Stamp
+from ...tracking.session import OnlineSession, iterator_of_results, results_of, stamp_at, steps_under_lock, synchronized
 from ...tracking.work import Work
 from .clip import Clip, PendingFrame
 from .joint_runner import FrameWork, JointRunner
@@ -54,7 +47,7 @@ class TextSession(OnlineSession):
         return tuple(range(1, len(self._tracks) + 1))
 
     @synchronized
-    def push(self, frame: Any, *, time: float | None = None) -> list[Result]:
+    def push(self, frame: Any, *, time: float | Stamp | None = None) -> list[Result]:
         """Take one frame, uint8 RGB (H,W,3); return the results of its clip if it completes one, else an empty list.
 
         `time`: seconds from the first frame, for `Result.time`.
@@ -62,7 +55,7 @@ class TextSession(OnlineSession):
         in stream order; do not overwrite it before its result is there.
         Raises VideoError for anything that is not such a frame or changes size, UserError after `close`.
         """
-        return list(results_of(self._steps(self._add(frame, check_time(time)))))
+        return list(results_of(self._steps(self._add(frame, stamp_at(time)))))
 
     @synchronized
     def flush(self) -> list[Result]:
@@ -76,14 +69,14 @@ class TextSession(OnlineSession):
 
         frames  a `VideoReader`, anything that `open_video` opens, or an iterable of arrays or image files
         """
-        for frame, time in iterate_frames(frames):
-            yield from results_of(steps_under_lock(self._lock, self._steps(self._lock.run(self._add, frame, time))))
+        for frame, stamp in iterate_frames(frames):
+            yield from results_of(steps_under_lock(self._lock, self._steps(self._lock.run(self._add, frame, stamp))))
         yield from results_of(steps_under_lock(self._lock, self._steps(self._lock.run(self._clip.begin))))
 
     @iterator_of_results
-    def feed(self, frame: Any, *, time: float | None = None) -> Iterator[Result | Work | None]:
+    def feed(self, frame: Any, *, time: float | Stamp | None = None) -> Iterator[Result | Work | None]:
         """Take one frame, and compute the clip that it completes in steps; see `OnlineSession.feed`."""
-        results = self._lock.run(self._add, frame, check_time(time))
+        results = self._lock.run(self._add, frame, stamp_at(time))
         yield None
         yield from steps_under_lock(self._lock, self._steps(results))
 
@@ -106,7 +99,7 @@ class TextSession(OnlineSession):
         for track in self._tracks:
             track.close()
 
-    def _add(self, frame: Any, time: float | None) -> deque[Result]:
+    def _add(self, frame: Any, stamp: Stamp) -> deque[Result]:
         """Take a frame into the clip. Return where the results of the clip go if it is complete.
 
         What is left of the clip before it is computed first: both use the same arrays.
@@ -122,7 +115,7 @@ class TextSession(OnlineSession):
         while not self._clip.is_computed:
             self._advance()
         self._transforms.preprocess_frame(frame, self._clip.pixels)
-        self._clip.add(time)
+        self._clip.add(stamp)
         return self._clip.begin() if self._clip.is_full else deque()
 
     def _advance(self) -> None:
@@ -171,5 +164,5 @@ class TextSession(OnlineSession):
             ious=read["iou"],
             boxes=boxes,
             low_res_logits=read["low_res_logits"] if self._logits else None,
-            time=frame.time,
+            **frame.stamp._asdict(),
         )

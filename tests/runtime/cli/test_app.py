@@ -218,8 +218,9 @@ def test_options_reach_the_engine(toy, clip, tmp_path):
         return engine
 
     flags = (
-        "--engine E --model M --backend B --threads 3 --kernels off --conditional-memory off --window 2 --max-objects 5"
+        "--engine E --model M --backend B --threads 3 --kernels off --graphs off --conditional-memory off --window 2"
     )
+    flags += " --max-objects 5"
     prompts = ["--tokens", "0,5,2", "--tokens", "7"]
     assert main([*flags.split(), "--video", str(clip), *prompts, "--out", str(tmp_path)], load) == 0
     assert received == {
@@ -228,9 +229,11 @@ def test_options_reach_the_engine(toy, clip, tmp_path):
         "backend": "B",
         "threads": 3,
         "kernels": "off",
+        "graphs": "off",
         "max_objects": 5,
         "conditional_memory": False,
         "window": 2,
+        "latency": "clip",
         "prompts": [runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[7])],
     }
 

@@ -13,6 +13,7 @@ from runtime import open_video
 from runtime.media import random_access
 from runtime.media.conversion import Converter
 from runtime.media.random_access import GivenFrames, SpooledVideo, VideoFile, open_sequence
+from runtime.results import Stamp
 
 N = 40
 FRAME = 48 * 64 * 3
@@ -69,7 +70,7 @@ def file(request, tmp_path_factory):
 def test_frames_in_any_order_are_those_of_reading_in_order(file, cached):
     path, frames, times = file
     video = open_sequence(path, cached * FRAME)
-    assert len(video) == len(frames) == N and [video.time(i) for i in range(N)] == times
+    assert len(video) == len(frames) == N and [video.stamp(i).time for i in range(N)] == times
     for order in ORDERS.values():
         for index in order:
             assert (video[index] == frames[index]).all(), index
@@ -130,12 +131,13 @@ def test_inexact_seeking_changes_no_frame(tmp_path, monkeypatch, wrong):
     path, decode_from = write(tmp_path / "a.mp4"), random_access.decode_from
 
     def inexact(path, seconds, start):
-        for array, time in decode_from(path, seconds + (wrong == "late"), start):
+        for array, stamp in decode_from(path, seconds + (wrong == "late"), start):
             if wrong == "nothing":
                 return
             if wrong == "error":
                 array = np.roll(array, 1, 0)
-            yield random_access.Frame(array ^ 1 if wrong == "damaged" else array, time + 0.04 * (wrong == "shifted"))
+            time = stamp.time + 0.04 * (wrong == "shifted")
+            yield random_access.Frame(array ^ 1 if wrong == "damaged" else array, Stamp(time))
 
     monkeypatch.setattr(random_access, "decode_from", inexact)
     video, frames = open_sequence(path, 3 * FRAME), list(open_video(path))
@@ -175,7 +177,7 @@ def test_what_cannot_be_read_twice_is_spooled(tmp_path, cache_bytes):
     path = write(tmp_path / "a.mp4", times=VARIABLE)
     frames = list(open_video(path))
     video, other = SpooledVideo(open_video(path), cache_bytes), open_sequence(path, 0)
-    assert len(video) == N and [video.time(i) for i in range(N)] == [other.time(i) for i in range(N)]
+    assert len(video) == N and [video.stamp(i).time for i in range(N)] == [other.stamp(i).time for i in range(N)]
     for index in ORDERS["random"]:
         assert (video[index] == frames[index]).all()
 

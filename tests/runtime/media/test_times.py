@@ -13,6 +13,7 @@ from runtime.media import video_reader
 from runtime.media.clock import Clock
 from runtime.media.source import Frame, Source
 from runtime.media.video_reader import VideoReader, open_video
+from runtime.results import Stamp
 
 UNEVEN = [0, 0.05, 0.1, 0.35, 0.6, 0.62, 1.5, 4.5, 4.6, 4.7, 4.8, 60]
 
@@ -69,7 +70,7 @@ def test_times_of_a_live_source_stay_with_their_frames(monkeypatch):
 
     def camera():
         for i in range(40):
-            yield Frame(np.full((2, 2, 3), i, np.uint8), i / 8)
+            yield Frame(np.full((2, 2, 3), i, np.uint8), Stamp(i / 8))
 
     with VideoReader(Source("x", 8, None, camera(), live=True), 1, None) as video:
         for index, frame in enumerate(video):
@@ -78,7 +79,7 @@ def test_times_of_a_live_source_stay_with_their_frames(monkeypatch):
 
 
 def test_times_of_a_stream_are_those_of_arrival(tmp_path, monkeypatch):
-    monkeypatch.setattr("runtime.media.container.RETRIES", 0)
+    monkeypatch.setattr("runtime.media.live.RETRIES", 0)
     data = media.write(tmp_path / "a.ts", media.clip(8), fps=1).read_bytes()
     with open_video(f"tcp://127.0.0.1:{media.Server(data, times=1).port}", max_frames=4) as video:
         got = [video.frame_time(index) for index, _ in enumerate(video)]

@@ -14,22 +14,27 @@ from PIL import Image
 from helpers import media
 from helpers.media import Server
 from runtime import VideoError
-from runtime.media import container, video_reader
+from runtime.media import live, video_reader
 from runtime.media.frame_names import natural_key
 from runtime.media.image_files import composite_over_black, read_image
 from runtime.media.source import Frame, Source
 from runtime.media.video_reader import VideoReader, open_video
+from runtime.results import Stamp
 
 
 def decoder_threads():
     return [t for t in threading.enumerate() if t.name.startswith("frames of")]
 
 
-def assert_decoders_end(seconds=5):
+def wait_until(holds, seconds=5):
     deadline = time.time() + seconds
-    while decoder_threads() and time.time() < deadline:
+    while not holds() and time.time() < deadline:
         time.sleep(0.02)
-    assert decoder_threads() == []
+    assert holds()
+
+
+def assert_decoders_end(seconds=5):
+    wait_until(lambda: decoder_threads() == [], seconds)
 
 
 @pytest.fixture(autouse=True)
@@ -212,6 +217,58 @@ def test_a_live_source_drops_the_oldest():
     assert video.dropped + len(rest) == 99
 
 
+@pytest.mark.parametrize(("drop", "kept"), [("latest", 1), ("oldest", video_reader.QUEUE_FRAMES), ("none", 99)])
+def test_frames_of_a_camera_that_is_too_fast(drop, kept):
+    """What is kept are the last frames, with their numbers in the source; `none` waits for the reader."""
+    taken = threading.Event()
+
+    def camera():
+        for i in range(100):
+            yield Frame(np.full((2, 2, 3), i, np.uint8), Stamp(i / 8, 100 + i / 8, i))
+            assert i != 0 or taken.wait(60)
+
+    with VideoReader(Source("x", 24, None, camera(), live=True), 1, None, drop) as video:
+        assert next(video)[0, 0, 0] == 0
+        taken.set()
+        if drop != "none":
+            wait_until(lambda: video.dropped == 99 - kept)
+        rest = [frame[0, 0, 0] for frame in video]
+    assert rest[-1] == 99 and rest == list(range(100 - len(rest), 100))
+    assert len(rest) == kept and video.dropped == 99 - kept
+    assert video.stamp() == Stamp(99 / 8, 100 + 99 / 8, 99) == video.stamp(kept)
+    assert video.stamp(0).source_frame == 0
+
+
+def test_options_of_live_sources_are_checked(tmp_path):
+    path = media.write(tmp_path / "a.mp4")
+    with pytest.raises(VideoError, match=r"a\.mp4: frames are dropped of cameras and network streams only"):
+        open_video(path, drop="latest")
+    with open_video(path, drop="none", retries=0) as video:
+        assert next(video) is not None
+    with pytest.raises(VideoError, match="drop 'newest': choose one of latest, oldest, none"):
+        open_video(path, drop="newest")
+    with pytest.raises(VideoError, match="retries -1: must be 0 or more"):
+        open_video(path, retries=-1)
+
+
+@pytest.mark.parametrize("retries", [0, 1, 5])
+def test_a_stream_that_drops_is_reopened_as_often_as_asked(tmp_path, monkeypatch, retries):
+    waits = []
+    monkeypatch.setattr(live.time, "sleep", waits.append)
+    server = Server(media.write(tmp_path / "a.ts", media.clip(4)).read_bytes(), times=1)
+    with pytest.raises(VideoError, match=f"dropped after 4 frames .* in {retries} tries"):
+        list(open_video(f"tcp://127.0.0.1:{server.port}", drop="none", retries=retries))
+    assert waits == [min(2.0**k, live.MAX_RETRY_SECONDS) for k in range(retries)]
+
+
+def test_stamps_of_a_file_are_its_own(tmp_path):
+    path = media.write(tmp_path / "a.mp4", fps=10)
+    with open_video(path, stride=2) as video:
+        stamps = [video.stamp() for _ in video]
+    assert [stamp.source_frame for stamp in stamps] == list(range(0, 2 * len(stamps), 2))
+    assert [stamp.pts_seconds - stamps[0].pts_seconds for stamp in stamps] == pytest.approx([s.time for s in stamps])
+
+
 def test_an_error_in_the_thread_reaches_the_caller():
     def broken():
         yield Frame(np.zeros((2, 2, 3), np.uint8))
@@ -241,7 +298,7 @@ def test_a_truncated_mkv_is_an_error(tmp_path):
 
 
 def test_a_stream_that_drops_is_reopened_a_limited_number_of_times(tmp_path, monkeypatch):
-    monkeypatch.setattr(container, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(live, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(video_reader, "QUEUE_FRAMES", 1000)
     data = media.write(tmp_path / "a.ts", media.clip(20)).read_bytes()
     server = Server(data, times=2)

@@ -86,6 +86,7 @@ class Engine:
         memory: bool = True,
         window: int | None = None,
         latency: str = "clip",
+        decode_ahead: bool = False,
     ) -> TextSession: ...
 
     @overload

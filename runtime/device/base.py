@@ -52,6 +52,12 @@ class Device(Protocol):
     def download_all(self, arrays: Sequence[Array]) -> list[np.ndarray]:
         """Do the same for several arrays, with one wait."""
 
+    def begin_download(self, array: Array) -> Callable[[], np.ndarray]:
+        """Enqueue a download; return what waits for it, and not for work behind it, and returns the host's array.
+
+        On CUDA that is valid until it is waited for and the array is downloaded again; on the host it is the array.
+        """
+
     def copy(self, source: Array, to: Array) -> None:
         """Enqueue a copy inside the device."""
 
@@ -95,6 +101,9 @@ class Cpu:
 
     def download_all(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         return list(arrays)
+
+    def begin_download(self, array: np.ndarray) -> Callable[[], np.ndarray]:
+        return lambda: array
 
     def copy(self, source: np.ndarray, to: np.ndarray) -> None:
         np.copyto(to, source)

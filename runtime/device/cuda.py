@@ -52,6 +52,10 @@ class Driver(Protocol):
 
     def synchronize(self) -> None: ...
 
+    def record_event(self) -> Opaque: ...
+
+    def wait_event(self, event: Opaque) -> None: ...
+
     def wait_for(self, stream: int) -> None: ...
 
     def begin_capture(self) -> Opaque: ...
@@ -104,6 +108,12 @@ class CudaCore:
     def synchronize(self) -> None:
         self._stream.sync()
 
+    def record_event(self) -> Opaque:
+        return self._stream.record()
+
+    def wait_event(self, event: Opaque) -> None:
+        event.sync()
+
     def wait_for(self, stream: int) -> None:
         from cuda.core import Stream
 
@@ -134,11 +144,11 @@ class Allocation:
 
 @dataclass(slots=True)
 class PinnedBuffer:
-    """Pinned memory of the host, its owner, and the number of waits when it was given out last."""
+    """Pinned memory of the host, its owner, and the number of marks in the stream when it was given out last."""
 
     host: np.ndarray
     owner: Opaque
-    num_waits: int = -1
+    num_marks: int = -1
 
 
 class Cuda:
@@ -158,15 +168,12 @@ class Cuda:
         self.driver: Driver = driver if driver is not None else CudaCore()
         self._pinned: dict[tuple[int, int], list[PinnedBuffer]] = {}
         """(address, bytes) of device memory -> its pinned buffers; the first one is also that of downloads."""
-        self._num_waits = 0
+        self._num_marks = self._num_passed = 0
+        """Marks in the stream, which are events and waits; those that the host has waited for."""
+        self.stream = self.driver.stream
         self.multiprocessors = self.driver.multiprocessors
         self.captures = 0
         self.lock = DeviceLock(self.driver.make_current)
-
-    @property
-    def stream(self) -> int:
-        """Handle of the stream, for backends that enqueue on it."""
-        return self.driver.stream
 
     @property
     def kernel_driver(self) -> CubinDriver | None:
@@ -200,15 +207,16 @@ class Cuda:
 
     def staging(self, array: DeviceArray) -> np.ndarray:
         buffers = self._pinned.setdefault((array.ptr, array.nbytes), [])
-        free = next((buffer for buffer in buffers if buffer.num_waits < self._num_waits), None)
+        free = next((buffer for buffer in buffers if buffer.num_marks < self._num_passed), None)
         if free is None:
             buffers.append(free := PinnedBuffer(*pinned_like(array, self.driver)))
-        free.num_waits = self._num_waits
+        free.num_marks = self._num_marks
         return free.host.view(array.dtype).reshape(array.shape)
 
     def _wait(self) -> None:
         self.driver.synchronize()
-        self._num_waits += 1
+        self._num_marks += 1
+        self._num_passed = self._num_marks
 
     def upload(self, host: np.ndarray, to: DeviceArray) -> None:
         self.driver.copy(to.ptr, host.ctypes.data, to.nbytes)
@@ -222,6 +230,20 @@ class Cuda:
             self.driver.copy(host.ctypes.data, array.ptr, array.nbytes)
         self._wait()
         return hosts
+
+    def begin_download(self, array: DeviceArray) -> Callable[[], np.ndarray]:
+        host = self.staging(array)
+        self.driver.copy(host.ctypes.data, array.ptr, array.nbytes)
+        event = self.driver.record_event()
+        self._num_marks += 1
+        mark = self._num_marks
+
+        def finish() -> np.ndarray:
+            self.driver.wait_event(event)
+            self._num_passed = max(self._num_passed, mark)
+            return host
+
+        return finish
 
     def copy(self, source: DeviceArray, to: DeviceArray) -> None:
         self.driver.copy(to.ptr, source.ptr, to.nbytes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 from math import prod
 from typing import NamedTuple
@@ -158,8 +158,17 @@ class ReadbackBuffer:
         self.arrays: dict[str, Array] = {name: field.of(self._block) for name, field in self._fields.items()}
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-        """Wait once and return host views of these fields (None: of all), valid until the next `read`."""
+        """Copy these fields (None: all) to the host, with one wait; see `begin_read`."""
+        return self.begin_read(names)()
+
+    def begin_read(self, names: Iterable[str] | None = None) -> Callable[[], dict[str, np.ndarray]]:
+        """Enqueue a copy of these fields (None: all) to the host; return what waits once and gives host views, valid
+        until it is called again."""
         fields = self._fields if names is None else {name: self._fields[name] for name in names}
-        size = aligned(max(field.stop for field in fields.values()))
-        host = self._device.download(self._block[:size])
-        return {name: field.of(host) for name, field in fields.items()}
+        finish = self._device.begin_download(self._block[: aligned(max(field.stop for field in fields.values()))])
+
+        def read() -> dict[str, np.ndarray]:
+            host = finish()
+            return {name: field.of(host) for name, field in fields.items()}
+
+        return read

@@ -22,6 +22,8 @@ class TextOptions:
                         approximation); None: as trained
     latency             "clip": results come when a clip of `window` frames is complete; "low": each frame has its
                         result at once, from the frames up to it (an approximation)
+    decode_ahead        on CUDA, launch a frame of a clip before the result of the one in front of it is read; no effect
+                        on a CPU, and on more sentences than a batch holds
     Raises UserError for a value of another type, or another latency.
     """
 
@@ -29,6 +31,7 @@ class TextOptions:
     memory: bool = True
     window: int | None = None
     latency: str = "clip"
+    decode_ahead: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)

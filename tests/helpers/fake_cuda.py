@@ -89,6 +89,18 @@ class FakeDriver:
         while self._stream:
             self._stream.popleft()()
 
+    def record_event(self):
+        assert self.recording is None
+        self._stream.append(event := lambda: None)  # a function of its own
+        return event
+
+    def wait_event(self, event) -> None:
+        """Wait for the work in front of the event; `calls["behind"]` counts waits that leave work behind it."""
+        self.calls["wait"] += 1
+        while event in self._stream:
+            self._stream.popleft()()
+        self.calls["behind"] += bool(self._stream)
+
     def wait_for(self, stream: int) -> None:
         self.require_context()
         self.calls["wait_for"] += 1

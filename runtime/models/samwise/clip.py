@@ -65,6 +65,11 @@ class Clip:
         return self._undecoded[0]
 
     @property
+    def frame_behind(self) -> PendingFrame | None:
+        """The frame of the clip that is decoded after the next one."""
+        return self._undecoded[1] if len(self._undecoded) > 1 else None
+
+    @property
     def pixels(self) -> Array:
         """Array (3, I, I) of the next frame."""
         return self.arrays["pixels"][self._offset]

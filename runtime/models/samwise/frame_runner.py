@@ -16,6 +16,7 @@ from ...device.scratch import ReadbackBuffer, ScratchBuffers
 from ...tracking.object_memory import ObjectMemory, ring_ages
 from .frame_decoder import FrameDecoder
 from .state import BatchFrame, FrameInputs, TextTrack, TrackBatch
+from .transforms import Read
 
 
 class FrameRunner:
@@ -62,25 +63,42 @@ class FrameRunner:
         """Allocate the outputs that are copied to the host after each frame: the decoder's, and `more`."""
         return ReadbackBuffer(self._device, [*self.results, *more], num_tracks, optional=("low_res_logits",))
 
-    def start(self, item: BatchFrame) -> None:
-        """Enqueue the work of a frame."""
+    def start(self, item: BatchFrame, remembers: bool = True) -> None:
+        """Enqueue the work of a frame; without `remembers`, `remember` has to follow before the next one."""
         batch, frame = item.batch, item.frame
         graph_ready = batch.graphs.graph_ready(frame)
         inputs = self._inputs(item, graph_ready)
         outputs = self._decoder.outputs(batch.readback, len(batch.tracks))
-        slots = [track.maskmem.ring_block(frame) for track in batch.tracks]
         if graph_ready:  # a graph writes to fixed addresses; its memory is copied to the slot of the frame afterwards
             batch.graphs.run(tuple(item.due), partial(self._decoder.decode, inputs, outputs, None))
+        elif not remembers:
+            self._decoder.decode(inputs, outputs, None)
         else:
+            slots = [track.maskmem.ring_block(frame) for track in batch.tracks]
             self._decoder.decode(inputs, outputs, slots)
-        for i, track in enumerate(batch.tracks):
-            self._device.copy(outputs["obj_ptr"][i], track.obj_ptrs.ring_block(frame))
-            if graph_ready:
-                self._device.copy(outputs["maskmem_features"][i], slots[i])
+            self._remember(item, ["obj_ptr"])
+            return
+        if remembers:
+            self.remember(item)
 
-    def finish(self, item: BatchFrame) -> dict[str, np.ndarray]:
-        """Wait for a frame that was started; return host views by name, valid until the next frame of the batch."""
-        read = item.transforms.read(item.batch.readback)
+    def remember(self, item: BatchFrame) -> None:
+        """Write what the frame that was started last remembers."""
+        self._remember(item, ["obj_ptr", "maskmem_features"])
+
+    def _remember(self, item: BatchFrame, names: Sequence[str]) -> None:
+        outputs = self._decoder.outputs(item.batch.readback, len(item.batch.tracks))
+        for i, track in enumerate(item.batch.tracks):
+            rings = {"obj_ptr": track.obj_ptrs, "maskmem_features": track.maskmem}
+            for name in names:
+                self._device.copy(outputs[name][i], rings[name].ring_block(item.frame))
+
+    def begin_read(self, item: BatchFrame) -> Read:
+        """Enqueue the copy of the results of a frame that was started."""
+        return item.transforms.begin_read(item.batch.readback)
+
+    def finish(self, item: BatchFrame, reading: Read) -> dict[str, np.ndarray]:
+        """Wait for a frame; return host views by name, valid until a later frame of the batch is read."""
+        read = reading()
         for i, at in enumerate(item.due):
             if read["switched"][i]:
                 item.batch.tracks[at].last_switch_frame = item.frame

@@ -7,6 +7,7 @@ its own memory and results; what the stages read of them is copied side by side,
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 
@@ -20,7 +21,7 @@ from ...tracking.work import Work
 from .frame_decoder import FrameDecoder
 from .frame_runner import FrameRunner
 from .state import BatchFrame, FrameInputs, TrackBatch
-from .transforms import Transforms
+from .transforms import Read, Transforms
 
 MAX_GRAPHS = 64
 """Most graphs; one for each combination of numbers of tracks, of tracks whose conditional memory is due, and of filled
@@ -156,6 +157,7 @@ class FrameWork(Work):
     def __init__(self, runner: JointRunner, item: BatchFrame) -> None:
         super().__init__(runner.lock, runner.key(item), len(item.batch.tracks), runner.max_tracks)
         self._runner, self._item = runner, item
+        self._reading: Read | None = None
 
     def _run(self, others: Sequence[FrameWork]) -> None:
         if others or self._runner.takes(self._item):
@@ -163,7 +165,28 @@ class FrameWork(Work):
         else:
             self._runner.single.start(self._item)
 
-    def read(self) -> dict[str, np.ndarray]:
-        """Return the outcome; run the work if it is not done. Host views, valid until the next frame."""
+    def start_ahead(self) -> None:
+        """Run the work before the frame in front of it is read; `settle` has to follow when it is.
+
+        Whether the conditional memory is due is guessed: that of the frame in front did not switch.
+        """
+        self._runner.single.start(self._item, remembers=False)
+        self._reading, self.is_done = self._runner.single.begin_read(self._item), True
+
+    def settle(self) -> None:
+        """Write what the frame remembers; run it again first if another track is due than was guessed."""
+        if (due := self._item.batch.cme_due(self._item.frame)) != self._item.due:
+            self._item = replace(self._item, due=due)
+            self.start_ahead()
+        self._runner.single.remember(self._item)
+
+    def begin_read(self) -> None:
+        """Run the work if it is not done, and enqueue the copy of its outcome to the host."""
         self.run_alone()
-        return self._runner.single.finish(self._item)
+        self._reading = self._reading or self._runner.single.begin_read(self._item)
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Return the outcome; host views, valid until a later frame is read."""
+        self.begin_read()
+        assert self._reading is not None
+        return self._runner.single.finish(self._item, self._reading)

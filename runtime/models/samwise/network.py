@@ -104,7 +104,9 @@ class Samwise:
         cme = None if options.conditional_memory is False or not options.memory else self._cme
         batches = [self._runner.new_batch(tracks[i : i + n], cme, options.memory) for i in range(0, len(tracks), n)]
         clip = (RollingClip if rolling else Clip)(self._encoder, tracks, window)
-        return TextSession(self._joint, self._images, batches, clip, logits)
+        # the host has no work to overlap, and batches share the scratch that `remember` reads
+        ahead = options.decode_ahead and self._images.device.name != "cpu" and len(batches) == 1
+        return TextSession(self._joint, self._images, batches, clip, logits, ahead)
 
     def _open_tracks(self, prompts: Sequence[Text]) -> list[TextTrack]:
         manifest = self._bundle.manifest

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...device.base import Array
+from ...errors import UserError
 from ...imaging.masks import probability
 from ...media.frame_iterables import iterate_frames
 from ...results import Result, Stamp
@@ -30,12 +31,19 @@ class TextSession(OnlineSession):
     """
 
     def __init__(
-        self, runner: JointRunner, images: ImageSettings, batches: Sequence[TrackBatch], clip: Clip, logits: bool
+        self,
+        runner: JointRunner,
+        images: ImageSettings,
+        batches: Sequence[TrackBatch],
+        clip: Clip,
+        logits: bool,
+        decode_ahead: bool,
     ) -> None:
+        """`decode_ahead`: see `TextOptions`; one batch only."""
         super().__init__(images.device.lock)
         self._work: Sequence[FrameWork] = ()
         self._runner, self._images, self._batches = runner, images, batches
-        self._logits = logits
+        self._logits, self._decode_ahead = logits, decode_ahead
         self._tracks = [track for batch in batches for track in batch.tracks]
         self._clip = clip
         self._size: Size | None = None
@@ -89,9 +97,14 @@ class TextSession(OnlineSession):
     def device_logits(self) -> list[Array]:
         """Low-res logits (n, s, s) of the latest result on the device, one array per batch of prompts.
 
-        On CUDA the arrays have `__cuda_array_interface__`. The next frame overwrites them.
+        On CUDA the arrays have `__cuda_array_interface__`. The next frame overwrites them, so that there are none with
+        `decode_ahead`, which raises UserError.
         """
         self._check_open()
+        if self._decode_ahead:
+            raise UserError(
+                "device_logits hold the frame behind with decode_ahead, which overwrites them; remove decode_ahead"
+            )
         return [batch.readback.arrays["low_res_logits"] for batch in self._batches]
 
     def _release(self) -> None:
@@ -133,15 +146,15 @@ class TextSession(OnlineSession):
     def _steps(self, results: deque[Result]) -> Iterator[Result | Work | None]:
         """Compute a clip in steps."""
         while self._clip.has_more(results):
-            if not results and len(self._batches) == 1:
+            if not results and len(self._batches) == 1 and not self._decode_ahead:
                 yield from self._works()
             yield self._step(results)
 
-    def _works(self) -> Sequence[FrameWork]:
-        """Return the work of the next frame, one for each batch; none where no frame can be decoded."""
+    def _works(self, frame: PendingFrame | None = None) -> Sequence[FrameWork]:
+        """Return the work of the next frame, or of `frame`, one for each batch; none where no frame can be decoded."""
         if not self._work and self._clip.is_encoded and not self.is_closed:
             assert self._transforms is not None
-            frame, clip = self._clip.next_frame, self._clip.arrays
+            frame, clip = frame or self._clip.next_frame, self._clip.arrays
             self._work = self._runner.works(self._batches, clip, frame.number, frame.offset, self._transforms)
         return self._work
 
@@ -149,7 +162,15 @@ class TextSession(OnlineSession):
         """Decode the next frame of the encoded clip."""
         assert self._transforms is not None
         work, self._work = self._works(), ()
+        if self._decode_ahead and (behind := self._clip.frame_behind) is not None:
+            for part in work:
+                part.begin_read()
+            self._work = self._works(behind)
+            for part in self._work:
+                part.start_ahead()
         parts = [part.read() for part in work]
+        for part in self._work:
+            part.settle()
         if not frame.is_shown:
             return None
         read = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

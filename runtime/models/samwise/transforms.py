@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from ...imaging.preprocess import preprocess, resized_size
 from ...imaging.upsample import MaskUpsampler
 from ...media.image_files import check_frame, check_frame_array
 
+Read: TypeAlias = Callable[[], dict[str, np.ndarray]]
+"""Waits for the outputs of a batch, and returns host views by name, valid until it is called for a later frame."""
+
 Size = tuple[int, int]
 """(height, width)."""
 
@@ -33,8 +36,8 @@ class Transforms(Protocol):
     def preprocess_frame(self, frame: Array, pixels: Array) -> None:
         """Enqueue a source frame, uint8 (H,W,3), as network input (3,I,I)."""
 
-    def read(self, readback: ReadbackBuffer) -> dict[str, np.ndarray]:
-        """Wait for the outputs of one batch; host views by name, valid until the next frame."""
+    def begin_read(self, readback: ReadbackBuffer) -> Read:
+        """Enqueue the copy of the outputs of one batch to the host."""
 
     def postprocess_masks(self, read: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return masks (n,H,W) bool and boxes (n,4) float32 at source size."""
@@ -97,8 +100,8 @@ class HostTransforms:
         preprocess(frame, self._resized, s.image_size, s.mean, s.std, out=host)
         s.device.upload(host, pixels)
 
-    def read(self, readback: ReadbackBuffer) -> dict[str, np.ndarray]:
-        return readback.read()
+    def begin_read(self, readback: ReadbackBuffer) -> Read:
+        return readback.begin_read()
 
     def postprocess_masks(self, read: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         masks = self._upsampler.masks(read["low_res_logits"])
@@ -119,10 +122,10 @@ class DeviceTransforms:
     def preprocess_frame(self, frame: Array, pixels: Array) -> None:
         self._images.preprocess(frame, pixels)
 
-    def read(self, readback: ReadbackBuffer) -> dict[str, np.ndarray]:
+    def begin_read(self, readback: ReadbackBuffer) -> Read:
         arrays = readback.arrays
         self._images.postprocess(arrays["low_res_logits"], arrays["packed"], arrays["stats"])
-        return readback.read(name for name in arrays if self._logits or name != "low_res_logits")
+        return readback.begin_read(name for name in arrays if self._logits or name != "low_res_logits")
 
     def postprocess_masks(self, read: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         return self._images.unpack(read["packed"], read["stats"])

@@ -7,9 +7,9 @@ import pytest
 
 import runtime
 from helpers import numpy_sam3, toy_refersam
-from helpers import toy_samwise as toy
 from helpers.fake_cuda import FakeCudaBackend
 from helpers.samwise_schedule import A, B, frames
+from helpers.toy_samwise import WINDOW
 from runtime import Points
 from runtime.bundle.bundle import choose
 
@@ -83,7 +83,7 @@ def test_one_upload_one_download_one_wait_per_frame_and_no_allocation(engines, n
     """Where frames are known, objects keep one low-res mask and one map per frame: chunks of maps are allocated."""
     engine = engines[network]()
     steps = task(engine, objects)
-    spent = measure(engine, steps, 6 * toy.WINDOW, 4 * toy.WINDOW)
+    spent = measure(engine, steps, 6 * WINDOW, 4 * WINDOW)
     assert [spent[name] for name in COPIES] == [1, 1, 1]
     assert spent["pinned"] == 0 and (task is video or spent["device"] == 0)
     assert spent.get("stage", 0) == spent.get("capture", 0) == 0, "the host launches nothing but graphs"
@@ -134,7 +134,7 @@ def test_graphs_of_frames_are_shared_by_sessions_while_memory_fills_up(engines, 
     calls, results = [], []
     for _ in range(3):
         before, found = engine.stages["mask_decoder"].calls, samwise(engine, objects)
-        results.append([r.masks for _ in range(toy.WINDOW) for r in next(found)])
+        results.append([r.masks for _ in range(WINDOW) for r in next(found)])
         calls.append(engine.stages["mask_decoder"].calls - before)
         found.close()
     assert calls[0] > 0 == calls[2] and calls[1] == calls[0], "run, recorded, replayed"
@@ -143,7 +143,7 @@ def test_graphs_of_frames_are_shared_by_sessions_while_memory_fills_up(engines, 
 
 def test_a_steady_clip_launches_nothing_but_graphs(engines):
     engine = engines["samwise"]()
-    spent = measure(engine, samwise(engine, 2), 6 * toy.WINDOW, 4 * toy.WINDOW)
+    spent = measure(engine, samwise(engine, 2), 6 * WINDOW, 4 * WINDOW)
     assert spent["stage"] == 0 and spent["launch"] == 2.5, "first stage, frame; two sentences per clip"
 
 
@@ -173,3 +173,36 @@ def test_clicks_give_the_masks_of_the_host(engines, toy_sam2_bundle, numpy_sam3_
     for found, expected in zip(results(engines[network]()), results(hosts[network]()), strict=True):
         np.testing.assert_array_equal(found.masks, expected.masks)
         np.testing.assert_allclose(found.scores, expected.scores, 1e-5)
+
+
+@pytest.mark.parametrize("memory", [True, False, None])
+@pytest.mark.parametrize("objects", [1, 2])
+@pytest.mark.parametrize("graphs", ["auto", "off"])
+def test_frames_that_are_launched_ahead_have_the_masks_of_frames_that_are_not(toy, objects, memory, graphs):
+    """Also where the conditional memory switches, which makes the frame behind it another one than was guessed."""
+    prompts = [runtime.Text(tokens=t) for t in (A, B)[:objects]]
+    options = {"memory": False} if memory is None else {"conditional_memory": memory}
+    results, calls, video = [], [], frames(10 * WINDOW + 3, seed=5)
+    for ahead in (False, True):
+        engine = runtime.Engine(choose(toy), FakeCudaBackend(), graphs=graphs)
+        with engine.session(prompts, logits=True, decode_ahead=ahead, **options) as session:
+            results.append(list(session.stream(video)))
+        calls.append(engine.backend.device.driver.calls)
+    for found, expected in zip(*results, strict=True):
+        for name in ("masks", "low_res_logits", "score_logits", "boxes"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    plain, ahead = calls
+    assert plain["behind"] == 0
+    assert ahead["behind"] >= 10 * (WINDOW - 1), "all frames of a clip but the last have one behind them"
+    assert ahead["wait"] == plain["wait"] and ahead["upload"] == plain["upload"]
+    if memory is not True:
+        assert ahead["download"] == plain["download"]
+    else:
+        assert ahead["download"] > plain["download"], "some frames were decoded again"
+
+
+def test_there_are_no_device_logits_of_frames_that_are_launched_ahead(engines):
+    with engines["samwise"]().session([runtime.Text(tokens=A)], decode_ahead=True) as session:
+        list(session.stream(frames(3)))
+        with pytest.raises(runtime.UserError, match="remove decode_ahead"):
+            _ = session.device_logits

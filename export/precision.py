@@ -40,8 +40,8 @@ SOURCES = _operators(
 
 FOLLOWERS = _operators(
     "Reshape Transpose Squeeze Unsqueeze Slice Split Expand Identity Flatten Gather GatherElements GatherND "
-    "Concat Pad Tile Where Add Sub Mul Neg Abs Relu Clip Min Max MaxPool AveragePool Resize DepthToSpace "
-    "SpaceToDepth"
+    "Concat Pad Tile Where Add Sub Mul Neg Abs Relu Clip Min Max MaxPool ReduceMax AveragePool Resize "
+    "DepthToSpace SpaceToDepth"
 )
 """They keep the type of their inputs: float32 if all are, so that a reshape adds no cast to a float32 region."""
 

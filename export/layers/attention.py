@@ -6,6 +6,8 @@ Every attention of every network goes through `attend`, so that `attention_impl`
   chunked  as plain, but large problems are split along a static axis, which bounds the size of a score matrix
   ort      ONNX Runtime's fused `com.microsoft::MultiHeadAttention`; values may be narrower than keys
   cuda     as ort, where a graph for a GPU differs from one for a CPU: see `targets_cpu` and `targets_cuda`
+  explicit maximum, exponentials, sum and division between the products: a softmax that TensorRT does not match, float32
+           in half graphs (`export.precision`)
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ATTENTION_IMPLS = ("plain", "chunked", "ort", "cuda")
+ATTENTION_IMPLS = ("plain", "chunked", "ort", "cuda", "explicit")
 _impl: ContextVar[str] = ContextVar("attention_impl", default="plain")
 
 MASKED = -1e4
@@ -71,6 +73,8 @@ def attend(
         vs = v_bsv.chunk(chunks, axis) if axis == 0 else (v_bsv,) * chunks
         outputs = [_plain(q, k, v, heads, mask_bs, True) for q, k, v in zip(qs, ks, vs, strict=True)]
         return torch.cat(outputs, axis)
+    if name == "explicit":
+        return _explicit(q_blc, k_bsc, v_bsv, heads, mask_bs)
     return _plain(q_blc, k_bsc, v_bsv, heads, mask_bs, name == "chunked" or torch.compiler.is_exporting())
 
 
@@ -93,6 +97,17 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, heads: int, mask_bs: Tensor | None, 
     if mask_bs is not None:
         scores = scores + torch.where(mask_bs, 0.0, MASKED)[:, None, None, :]
     return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor, heads: int, mask_bs: Tensor | None) -> Tensor:
+    q, k, v = _heads(q, heads), _heads(k, heads), _heads(v, heads)
+    root = q.shape[-1] ** 0.25
+    # half products of moderate size; the division makes float32 of them
+    scores = (q / root) @ k.transpose(2, 3) / root
+    if mask_bs is not None:
+        scores = scores + torch.where(mask_bs, 0.0, MASKED)[:, None, None, :]
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    return ((weights / weights.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(2)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

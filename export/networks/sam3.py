@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime.backends.trt import EXPLICIT
 from runtime.bundle.manifest import TensorSpec
 
 from ..checkpoints.sam3 import load_sam3
 from ..layers.rotary_vit import fold_rotations
 from ..models.nano_concepts import NanoConcepts
 from ..models.sam3 import Sam3
-from ..stage import Stage, tensor
+from ..stage import Stage, Variant, tensor
 from ..stages.concept_neck import ConceptImageStage, FineLevelsStage, TrackerNeckStage
 from ..stages.concept_text import ConceptTextStage
 from ..stages.detr import DetrStage
@@ -128,10 +129,9 @@ def _image(model: Sam3, factory: StageFactory) -> list[Stage]:
     outputs = (trunk, tensor("level", "frames", tokens, c.width))
     levels = tuple(tensor(f"level_{n}", "frames", c.width, n * side, n * side) for n in (2, 4))
     fine = FineLevelsStage(necks.convs, side)
+    variants = attention_variants(encoder) | {EXPLICIT: Variant(encoder, "explicit")}
     return [
-        factory(
-            "image_encoder", inputs, outputs, encoder, attention_variants(encoder), role="image_encoder", **attributes
-        ),
+        factory("image_encoder", inputs, outputs, encoder, variants, role="image_encoder", **attributes),
         factory("fine_levels", (trunk,), levels, fine, role="neck", **attributes),
     ]
 

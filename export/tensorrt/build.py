@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.backends.trt import EXPLICIT
 from runtime.backends.trt_rtx import TrtRtxBackend
 from runtime.bundle import engine_index
 from runtime.bundle.bundle import Bundle, choose
@@ -24,6 +25,7 @@ from runtime.bundle.engine_index import FOLDER, EngineFile
 from runtime.bundle.manifest import Manifest, StageSpec
 from runtime.errors import BackendError, InternalError, SamwiseRuntimeError, UserError, fail
 
+from .compare import LEAST_COSINE, Comparison, Cosine
 from .warm import warm
 
 VARIANTS = ("trt", "default")
@@ -178,10 +180,11 @@ def build_bundle(
     targets: Collection[int] | None = None,
     stages: Collection[str] | None = None,
     report: Report = print,
+    cosine: Cosine | None = None,
 ) -> list[EngineFile]:
     """Build every stage (or those named) that has no fresh engine file, one file per stage for all targets.
 
-    Returns the bundle's entries, old and new.
+    `cosine` compares an engine with ONNX Runtime, see `compare.py`. Returns the bundle's entries, old and new.
     """
     manifest, folder = bundle.manifest, bundle.folder
     unknown = sorted(set(stages or ()) - set(manifest.stages))
@@ -194,7 +197,7 @@ def build_bundle(
     (folder / FOLDER / f"{library.name}-{library.version}").mkdir(parents=True, exist_ok=True)
     wanted = [spec for name, spec in manifest.stages.items() if stages is None or name in stages]
     for number, spec in enumerate(wanted, 1):
-        built = _build_stage(bundle, library, spec, capabilities, entries)
+        built = _build_stage(bundle, library, spec, capabilities, entries, cosine)
         if built is not None:
             entries.append(built)
             engine_index.write(folder, entries)
@@ -209,33 +212,41 @@ def build_bundle(
 
 
 def _build_stage(
-    bundle: Bundle, library: Library, spec: StageSpec, capabilities: Sequence[int], entries: Sequence[EngineFile]
+    bundle: Bundle,
+    library: Library,
+    spec: StageSpec,
+    capabilities: Sequence[int],
+    entries: Sequence[EngineFile],
+    cosine: Cosine | None,
 ) -> EngineFile | None:
-    """Build one stage for the capabilities that `entries` lack; None if there are none."""
+    """Build one stage for the capabilities that `entries` lack; None if there are none.
+
+    Where it has another form of attention, the first form is taken that is right on this machine's GPU.
+    """
     manifest, folder = bundle.manifest, bundle.folder / FOLDER
-    variant = next(f for f in VARIANTS if f in spec.files)
-    graph = engine_index.fingerprint(manifest, spec, variant)
-    source = (spec.name, variant, library.name, library.version, graph)
-    same = [e for e in entries if (e.stage, e.variant, e.library, e.version, e.graph) == source]
+    forms = [next(f for f in VARIANTS if f in spec.files), *({EXPLICIT} & spec.files.keys())]
+    sources = [
+        (spec.name, f, library.name, library.version, engine_index.fingerprint(manifest, spec, f)) for f in forms
+    ]
+    same = [e for e in entries if (e.stage, e.variant, e.library, e.version, e.graph) in sources]
     missing = tuple(c for c in capabilities if not any(c in e.capabilities for e in same))
     if not missing:
         return None
     place = f"{library.name}-{library.version}"
     timing = folder / place / f"{missing[0]}-{TIMING}"
-    engine = library.build(bundle.folder / spec.files[variant], spec, profile(spec, manifest), missing, timing)
-    file = f"{place}/{spec.name}.{graph[:12]}.{'-'.join(map(str, missing))}.engine"
-    (folder / file).write_bytes(engine.data)
-    return EngineFile(
-        stage=spec.name,
-        variant=variant,
-        library=library.name,
-        version=library.version,
-        capabilities=missing,
-        precision=spec.precision,
-        graph=graph,
-        file=file,
-        scratch=engine.scratch,
-        seconds=round(engine.seconds, 2),
+    for _, variant, _, _, graph in sources:
+        engine = library.build(bundle.folder / spec.files[variant], spec, profile(spec, manifest), missing, timing)
+        file = f"{place}/{spec.name}.{graph[:12]}.{'-'.join(map(str, missing))}.engine"
+        (folder / file).write_bytes(engine.data)
+        found = cosine(folder / file, spec, missing) if cosine and len(forms) > 1 else None
+        if found is None or found >= LEAST_COSINE:
+            costs = engine.scratch, round(engine.seconds, 2)
+            source = spec.name, variant, library.name, library.version
+            return EngineFile(*source, missing, spec.precision, graph, file, *costs)
+        (folder / file).unlink()
+    raise InternalError(
+        f"{spec.name}: {library.name} {library.version} computes it wrong on this GPU, in every form (cosine with ONNX "
+        f"Runtime {found:.4f}, at least {LEAST_COSINE} is needed); use --backend ort-cuda"
     )
 
 
@@ -290,7 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.warm and options.backend != TrtRtxBackend.name:
             raise UserError(f"--warm is for {TrtRtxBackend.name}, whose engines are compiled where they run; remove it")
         bundle = choose(options.bundle, options.model)
-        build_bundle(bundle, Library(options.backend), parse_targets(options.target), options.stage)
+        targets, cosine = parse_targets(options.target), Comparison(bundle, options.backend)
+        build_bundle(bundle, Library(options.backend), targets, options.stage, cosine=cosine)
         if options.warm:
             print(f"compiled for the shapes of {warm(choose(bundle.folder), TrtRtxBackend())} frames")
         return 0

@@ -35,6 +35,10 @@ TYPES = {
 """Names of a manifest's types in TensorRT."""
 
 
+EXPLICIT = "trt_explicit"
+"""Variant whose attention TensorRT does not match into its fused kernel."""
+
+
 class TensorRtBackend:
     """Base class. A subclass defines `name`, `library` (the module) and `extra` (of `pip install`)."""
 
@@ -66,9 +70,13 @@ class TensorRtBackend:
         """Load the engine built from the graph `file`. Raises BundleError when there is none that fits here."""
         folder, manifest = self._bundle(file)
         graph = file.relative_to(folder).as_posix()
-        variant = next((name for name, path in spec.files.items() if path == graph), "default")
-        built = engine_index.find(folder, manifest, spec, variant, self.library, self.version, self.device.capability)
-        path = folder / engine_index.FOLDER / built.file
+        # variants may share a graph, and the build takes the other form of attention where this one is wrong
+        variants = [name for name, path in spec.files.items() if path == graph or name == EXPLICIT]
+        built = engine_index.find(folder, manifest, spec, variants, self.library, self.version, self.device.capability)
+        return self.open(folder / engine_index.FOLDER / built.file, spec, folder)
+
+    def open(self, path: Path, spec: StageSpec, folder: Path) -> EngineStage:
+        """Load an engine file of the bundle in `folder`. Raises BundleError."""
         self._logger.last = ""
         engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -94,15 +94,23 @@ def write(bundle: Path, entries: Iterable[EngineFile]) -> None:
 
 
 def find(
-    bundle: Path, manifest: Manifest, spec: StageSpec, variant: str, library: str, version: str, capability: int
+    bundle: Path,
+    manifest: Manifest,
+    spec: StageSpec,
+    variants: Collection[str],
+    library: str,
+    version: str,
+    capability: int,
 ) -> EngineFile:
-    """Return the engine file of a stage for this library and GPU. Raises BundleError with the reason why none fits."""
+    """Return the engine file of a stage, of one of its `variants`, for this library and GPU.
+
+    Raises BundleError with the reason why none fits.
+    """
     again = f"run `python -m export.tensorrt.build {bundle} --backend {library}`"
-    entries = [e for e in read(bundle) if e.library == library and e.stage == spec.name and e.variant == variant]
+    entries = [e for e in read(bundle) if e.library == library and e.stage == spec.name and e.variant in variants]
     if not entries:
         raise BundleError(f"{bundle}: stage {spec.name} has no {library} engine; {again}")
-    current = fingerprint(manifest, spec, variant)
-    fresh = [e for e in entries if e.graph == current]
+    fresh = [e for e in entries if e.graph == fingerprint(manifest, spec, e.variant)]
     if not fresh:
         raise BundleError(
             f"{bundle}: the {library} engine of stage {spec.name} is stale: its graph, precision or bounds "

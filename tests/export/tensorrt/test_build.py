@@ -23,7 +23,7 @@ def bundle(tmp_path):
 def find(bundle, stage="neck", version="1.7.1", capability=89):
     manifest = Manifest.load(bundle.folder)
     return engine_index.find(
-        bundle.folder, manifest, manifest.stages[stage], "default", "tensorrt_rtx", version, capability
+        bundle.folder, manifest, manifest.stages[stage], ("default",), "tensorrt_rtx", version, capability
     )
 
 
@@ -143,6 +143,79 @@ def test_library_that_is_not_installed(monkeypatch):
         build.Library("tensorrt")
 
 
+class Gpu:
+    """Cosines of variants on the GPU of a machine; `seen` lists what was compared."""
+
+    def __init__(self, **cosines):
+        self.cosines, self.seen = cosines, []
+
+    def __call__(self, path, spec, capabilities):
+        assert path.is_file()
+        variant = next(v for v in self.cosines if v in path.read_text())
+        self.seen.append((spec.name, variant, tuple(capabilities)))
+        return self.cosines[variant]
+
+
+class TextLibrary(FakeLibrary):
+    """Its engines are the names of their graphs."""
+
+    def build(self, graph, spec, profile, capabilities, timing=None):
+        return replace(super().build(graph, spec, profile, capabilities, timing), data=graph.name.encode())
+
+
+@pytest.fixture
+def two_forms(bundle):
+    """A bundle with a stage that has an explicit form of its attention."""
+    manifest = Manifest.load(bundle.folder)
+    spec, files = manifest.stages["neck"], {}
+    for variant in ("default", "trt_explicit"):
+        name = f"neck.{variant}.onnx"
+        (bundle.folder / name).write_bytes((bundle.folder / spec.files["default"]).read_bytes() + variant.encode())
+        files[variant] = name
+    digests = {name: f"{i}" * 64 for i, name in enumerate(files.values())}
+    stages = {**manifest.stages, "neck": replace(spec, files=files)}
+    replace(manifest, stages=stages, files={**manifest.files, **digests}).dump(bundle.folder)
+    return choose(bundle.folder)
+
+
+@pytest.mark.parametrize(
+    "cosines, taken",
+    [
+        ({"default": 0.9995, "trt_explicit": 1.0}, "default"),
+        ({"default": 0.9985, "trt_explicit": 0.9991}, "trt_explicit"),
+        ({"default": float("nan"), "trt_explicit": 0.9991}, "trt_explicit"),
+        ({"default": None, "trt_explicit": None}, "default"),  # no GPU of the targets is here
+    ],
+)
+def test_the_form_of_attention_is_the_first_that_is_right_on_the_gpu(two_forms, cosines, taken):
+    gpu, lines = Gpu(**cosines), []
+    build.build_bundle(two_forms, TextLibrary(), [89], report=lines.append, cosine=gpu)
+    manifest = Manifest.load(two_forms.folder)
+    variants = ("default", "trt_explicit")
+    found = engine_index.find(
+        two_forms.folder, manifest, manifest.stages["neck"], variants, "tensorrt_rtx", "1.7.1", 89
+    )
+    assert found.variant == taken and gpu.seen[0] == ("neck", "default", (89,)), (
+        "only stages with two forms are compared"
+    )
+    assert len(gpu.seen) == 1 + (taken != "default")
+    engines = list((two_forms.folder / "engines").rglob("neck.*.engine"))
+    assert len(engines) == 1 and taken.encode() in engines[0].read_bytes()
+    again = TextLibrary()
+    build.build_bundle(choose(two_forms.folder), again, [89], report=lines.append, cosine=gpu)
+    assert not again.built, "the form that was taken is up to date"
+
+
+def test_an_engine_that_is_wrong_in_every_form_is_not_published(two_forms):
+    with pytest.raises(
+        InternalError, match=r"neck: tensorrt_rtx .* wrong on this GPU, in every form .cosine .* 0.9989"
+    ):
+        build.build_bundle(
+            two_forms, TextLibrary(), [89], ["neck"], lambda line: None, Gpu(default=0.5, trt_explicit=0.9989)
+        )
+    assert not list((two_forms.folder / "engines").rglob("neck.*"))
+
+
 # -- TensorRT-RTX itself, on a CPU -------------------------------------------------------------------------------------
 
 
@@ -228,3 +301,33 @@ def test_scratch_size_shows_that_memory_attention_is_fused(rtx, tmp_path):
     scores = 2 * 4096 * (6 * 4096 + 60)
     assert all(scratch < scores / 2 for scratch in found["wide"].values()), found
     assert all(scratch > scores for scratch in found["narrow"].values()), found
+
+
+@pytest.mark.slow
+def test_scratch_size_shows_that_explicit_attention_is_not_fused(rtx, tmp_path):
+    """The scores of 2048 tokens and 8 heads are 67 MB in half."""
+    torch = pytest.importorskip("torch")
+    from export.layers.attention import attend
+    from export.stage import Variant, stage, tensor
+
+    class Attention(torch.nn.Module):
+        def forward(self, q, k, v):
+            return (attend(q, k, v, 8),)
+
+    names, bounds = ("q", "k", "v"), {"frames": (1, 8)}
+    tensors = [tensor(name, "frames", 2048, 512) for name in (*names, "out")]
+
+    def sample(sizes, generator):
+        return {name: torch.randn(sizes["frames"], 2048, 512, generator=generator) for name in names}
+
+    module = Attention()
+    variants = {name: Variant(module, name) for name in ("plain", "explicit")}
+    block = stage("block", tuple(tensors[:3]), tuple(tensors[3:]), module, sample, bounds, {"frames": 2}, variants)
+    found = {}
+    for name, variant in variants.items():
+        alone = replace(block, variants={"default": variant})
+        folder = half_graphs([alone], tmp_path / name, {"sam2": {"resize": {"max": 64}}})
+        path = folder / "graphs" / "block.onnx"
+        found[name] = rtx.build(path, block.spec, {"frames": (1, 1, 1)}, (89,)).scratch
+    scores = 2 * 8 * 2048**2
+    assert found["plain"] < scores / 2 and found["explicit"] > scores, found

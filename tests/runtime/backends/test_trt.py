@@ -1,12 +1,13 @@
 """Tests of the TensorRT backends on fake libraries."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import runtime
-from export.tensorrt import build
+from export.tensorrt import build, compare
 from helpers import fake_tensorrt
 from helpers import toy_samwise as toy
 from helpers.fake_cuda import FakeDriver
@@ -15,7 +16,9 @@ from helpers.samwise_schedule import A, B, C, frames, reference, run
 from runtime.backends import create
 from runtime.backends.trt import TrtBackend
 from runtime.backends.trt_rtx import TrtRtxBackend
+from runtime.bundle import engine_index
 from runtime.bundle.bundle import choose
+from runtime.bundle.manifest import Manifest
 from runtime.device.cuda import Cuda
 from runtime.engine import Engine
 from runtime.errors import BackendError, BundleError, InternalError
@@ -156,3 +159,35 @@ def test_verification_marks_engines_only_if_all_agree(bundle, backend, monkeypat
         choose(bundle.folder).verify()
     else:
         assert not any(marks)
+
+
+@pytest.mark.parametrize("shared", [("trt",), ("cuda", "trt"), ("ort", "trt")])
+def test_an_engine_is_found_whichever_variants_share_its_graph(tmp_path, backend, shared):
+    folder = toy.build(tmp_path / "toy")
+    manifest = Manifest.load(folder)
+    stages = {
+        name: replace(spec, files={**dict.fromkeys(shared, spec.files["default"]), **spec.files})
+        for name, spec in manifest.stages.items()
+    }
+    replace(manifest, stages=stages).dump(folder)
+    library = FakeLibrary(backend.library, fake_tensorrt.__version__)
+    build.build_bundle(choose(folder), library, [89], report=lambda line: None)
+    with Engine(choose(folder), backend) as engine:
+        assert engine.stages.keys() == manifest.stages.keys()
+
+
+def test_an_engine_is_compared_with_onnx_runtime_before_it_is_published(bundle, backend):
+    spec = bundle.manifest.stages["neck"]
+    entry = engine_index.find(
+        bundle.folder, bundle.manifest, spec, ("default",), backend.library, fake_tensorrt.__version__, 89
+    )
+    path = bundle.folder / engine_index.FOLDER / entry.file
+    assert compare.smallest_cosine(bundle, backend, path, spec) > 0.9999
+    here = compare.Comparison(bundle, backend.name)
+    here._backend = backend
+    assert here(path, spec, (89,)) > 0.9999 and here(path, spec, (120,)) is None
+
+
+def test_without_a_gpu_nothing_is_compared(bundle, backend):
+    spec = bundle.manifest.stages["neck"]
+    assert compare.Comparison(bundle, backend.name)(bundle.folder / "x.engine", spec, (89,)) is None

@@ -39,7 +39,7 @@ class Options:
     budget: float = 600.0
     engines: Path = Path("engines")
     carried: Path | None = None
-    machine: str = Context.__dataclass_fields__["machine"].default
+    machine: str = "benchmarks.gpu_machine:CudaMachine"
     sizes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -223,9 +223,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--resume", action="store_true", help="keep the other sections that --out has from an earlier run")
     add("--engines", type=Path, default=Options.engines, help="folder of bundles (default: %(default)s)")
     add("--carried", type=Path, help="folder that benchmarks.gpu_carry has unpacked")
+    add("--machine", default=Options.machine, help=argparse.SUPPRESS)  # a fake one, to try all without a GPU
+    add("--sizes", type=Path, help=argparse.SUPPRESS)  # changed sizes, as JSON
     given = parser.parse_args(arguments)
     sections = chosen(given.only)
-    options = Options(given.out, given.resume, given.budget, given.engines, given.carried)
+    sizes = json.loads(given.sizes.read_text()) if given.sizes else {}
+    options = Options(given.out, given.resume, given.budget, given.engines, given.carried, given.machine, sizes)
     with tempfile.TemporaryDirectory() as work, Monitor() as monitor:
         report = Check(options, Path(work), monitor=monitor).run(sections)
     print(table(report))

@@ -34,6 +34,18 @@ class CudaMachine:
         """Return a backend of the runtime."""
         return create(name)
 
+    def network(self, variant: str) -> tuple[Any, Any]:
+        """Return (module of `export.networks`, modules of SAMWISE of a published size with random weights)."""
+        from .engine_table import network
+
+        return network("samwise", variant)
+
+    def compiled(self, function: Any) -> Any:
+        """Return the function under `torch.compile`, for sizes that change."""
+        import torch
+
+        return torch.compile(function, dynamic=True)
+
     def used_bytes(self) -> int:
         """Return bytes of device memory in use by all processes; a context must be current."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()

@@ -22,11 +22,9 @@ def pytorch_eager(run: Run) -> None:
 
 def pytorch_compiled(run: Run) -> None:
     """Time the same with its slow parts under `torch.compile`; sizes are dynamic, as the memory fills."""
-    import torch
-
     model, networks = network_of(run)
     for name in ("encode_clip", "attend_memory", "decode", "encode_memory"):
-        setattr(model, name, torch.compile(getattr(model, name), dynamic=True))
+        setattr(model, name, run.machine.compiled(getattr(model, name)))
     time_clip(run, model, networks)
 
 
@@ -34,12 +32,10 @@ def network_of(run: Run) -> tuple[Any, Any]:
     """Return the modules on the device of the bench, and the settings of the schedule."""
     import torch
 
-    from . import engine_table
-
     bench = run.machine.bench()
     torch.set_default_device("cpu")
     size = sizes(run.context.sizes)
-    module, model = engine_table.network("samwise", size.pytorch_variant)
+    module, model = run.machine.network(size.pytorch_variant)
     model = model.eval().to(bench.device)
     run.put("parameters", sum(p.numel() for p in model.parameters()))
     torch.set_default_device(bench.device)  # the schedule makes small tensors as it goes

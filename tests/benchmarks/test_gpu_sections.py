@@ -1,5 +1,6 @@
 """Sections of `benchmarks.gpu_check` on a fake machine: tiny sizes, kernels in Triton's interpreter, counted time."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from benchmarks import engine_table, gpu_run, gpu_table
+from benchmarks import gpu_run, gpu_table
 from benchmarks.gpu_check import Check, Options, exit_code
 from benchmarks.gpu_sections import SECTIONS
 from export.networks import samwise as samwise_network
@@ -21,25 +22,7 @@ from helpers import toy_samwise as toy
 from runtime.kernels import candidates, plan
 
 NANO = Path(__file__).resolve().parents[2] / "engines" / "nano"
-TINY = {
-    "memory": [1, 16, 2, 4],
-    "windows": [[1, 4, 4, 4]],
-    "frames": [[[6, 8], [12, 16]]],
-    "image_size": 16,
-    "matrix": 16,
-    "copy_bytes": 1 << 10,
-    "steps": 3,
-    "demo_frames": 2,
-    "video_frames": 8,
-    "video_hw": [24, 32],
-    "pytorch_frames": 1,
-    "pytorch_warm": 1,
-    "objects": [1, 2],
-    "streams": [1, 2],
-    "stream_frames": 4,
-    "rounds": 1,
-    "repeats": 1,
-}
+TINY = json.loads((Path(__file__).parents[1] / "helpers" / "gpu_sizes.json").read_text())
 FLASH = plan.FlashConfig(16, 16, 4, 2)
 # a block of 24 cannot be compiled
 SWEEP = (FLASH, plan.FlashConfig(16, 24, 4, 2), plan.FlashConfig(16, 16, 4, 2, specialize=True))
@@ -63,7 +46,6 @@ def report(tmp_path_factory):
         patch.setattr(candidates, "flash_candidates", lambda capability: SWEEP)
         patch.setattr(candidates, "window_candidates", lambda capability: (plan.WindowConfig(),))
         patch.setattr(plan, "FLASH", {80: FLASH, 90: FLASH})
-        patch.setattr(engine_table, "network", lambda name, variant: (samwise_network, toy_exports.samwise()))
         patch.setattr(torch, "compile", lambda module, **options: module)
         options = Options(work / "r.json", False, 600.0, work / "engines", None, "helpers.fake_gpu:FakeMachine", TINY)
 

@@ -5,7 +5,7 @@ Views with gaps do not exist, so every array can be passed to a stage as one poi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -97,3 +97,24 @@ class DeviceArray:
         (length,) = self.shape
         dtype = np.dtype(dtype)
         return DeviceArray(self.ptr, (length * self.dtype.itemsize // dtype.itemsize,), dtype, self.owner)
+
+
+def merged(arrays: Sequence[Any]) -> Iterator[tuple[int, int, Any]]:
+    """Yield (first, stop, array) of runs of equally large arrays that lie one behind the other in one allocation, each
+    run as one array (stop - first, ...). Arrays of the host are runs of one."""
+    first = 0
+    for stop in range(1, len(arrays) + 1):
+        if stop < len(arrays) and _is_behind(arrays[stop], arrays[stop - 1]):
+            continue
+        start = arrays[first]
+        if isinstance(start, DeviceArray):
+            yield first, stop, DeviceArray(start.ptr, (stop - first, *start.shape), start.dtype, start.owner)
+        else:
+            yield first, stop, start[None]
+        first = stop
+
+
+def _is_behind(array: Any, other: Any) -> bool:
+    if not isinstance(array, DeviceArray) or not isinstance(other, DeviceArray):
+        return False
+    return array.owner is other.owner is not None and array.ptr == other.ptr + other.nbytes

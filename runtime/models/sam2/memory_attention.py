@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...device.array import merged
 from ...device.base import Array, Device
 from ...device.scratch import GrowableBuffers, aligned
 from ...tracking.memory_selection import MemorySelection
@@ -115,8 +116,8 @@ class MemoryAttention:
         sizes = {"objects": len(memories), "slots": len(memories[0].blocks)}
         out = self._scratch.take(tensor.name, tensor.resolve(sizes), tensor.dtype)
         for row, memory in zip(out, memories, strict=True):
-            for block, to in zip(memory.blocks, row, strict=True):
-                self._device.copy(block.array, to)
+            for first, stop, blocks in merged([block.array for block in memory.blocks]):
+                self._device.copy(blocks, row[first:stop])
         return out
 
 

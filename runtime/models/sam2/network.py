@@ -206,7 +206,7 @@ class Sam2:
 
     def encode_mask_prompt(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the dense prompt (s,s) of a mask (I,I), and the low-res logits (s,s) of the mask itself."""
-        encoded = self._prompts.encode_mask(mask)
+        (encoded,) = self._prompts.encode_masks([mask])
         return encoded["prompt_logits"], encoded["mask_logits"]
 
     def decode(

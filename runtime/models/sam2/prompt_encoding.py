@@ -15,6 +15,9 @@ from ...tracking.requests import DecodeRequest
 if TYPE_CHECKING:
     from ...backends.base import Stage
 
+MAX_MASKS = 4
+"""Most masks in one call: they are uploaded at the size of the network's input, 5 MB each in SAM 3."""
+
 
 class PromptEncoding:
     """Runs the stages `prompt_encoder` and `mask_prompt`."""
@@ -27,10 +30,12 @@ class PromptEncoding:
         self._readback = OutputBlock(device)
         self._empty: dict[str, Array] = {}
         self._num_empty = 0
+        self._batch = 1
 
     def allocate(self, sizes: Mapping[str, int]) -> None:
         """Allocate scratch for calls of these sizes, and the encoded empty prompt."""
         self._outputs(self._prompt_encoder, sizes)
+        self._batch = sizes["objects"]
         for tensor in self._prompt_encoder.spec.outputs:
             shape = tensor.resolve({**sizes, "prompt_tokens": len(NO_POINTS.labels)})
             self._empty[tensor.name] = self._device.empty(shape, tensor.dtype)
@@ -69,12 +74,18 @@ class PromptEncoding:
         self._prompt_encoder.run(**prompts, **outputs)
         return {**outputs, **counts}
 
-    def encode_mask(self, mask: np.ndarray) -> dict[str, np.ndarray]:
-        """Return `prompt_logits`, the dense prompt (s,s) of a mask (P,P), and where the network has it `mask_logits`,
-        the low-res logits (s,s) of the mask itself."""
-        outputs = self._readback.reserve(self._mask_prompt.spec.outputs, {"objects": 1})
-        self._mask_prompt.run(mask=mask.astype(np.float32)[None], **outputs)
-        return {name: np.array(array[0]) for name, array in self._readback.read().items()}
+    def encode_masks(self, masks: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+        """Return of each mask (P,P) `prompt_logits`, its dense prompt (s,s), and where there is one `mask_logits`, the
+        low-res logits (s,s) of the mask itself. One wait for each batch; on a CPU a mask is a batch."""
+        encoded: list[dict[str, np.ndarray]] = []
+        step = 1 if self._device.name == "cpu" else min(self._batch, MAX_MASKS)
+        for start in range(0, len(masks), step):
+            some = np.stack(masks[start : start + step]).astype(np.float32)
+            outputs = self._readback.reserve(self._mask_prompt.spec.outputs, {"objects": len(some)})
+            self._mask_prompt.run(mask=some, **outputs)
+            host = self._readback.read()
+            encoded += [{name: np.array(array[i]) for name, array in host.items()} for i in range(len(some))]
+        return encoded
 
     def _outputs(self, stage: Stage, sizes: Mapping[str, int]) -> dict[str, Array]:
         return {t.name: self._scratch.take(t.name, t.resolve(sizes), t.dtype) for t in stage.spec.outputs}

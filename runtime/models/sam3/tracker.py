@@ -79,23 +79,25 @@ class Sam3Tracker(Sam2):
         """Return the dense prompt (s,s) of a mask (H,W) at source size, and the low-res logits (s,s) of the mask."""
         height, width = mask.shape
         resizer = self.mask_resizer((height, width))
-        return self.encode_dense(resizer.to_mask(mask)), resizer.to_logits([mask])[0]
+        (dense,) = self._encode_dense([resizer.to_mask(mask)])
+        return dense, resizer.to_logits([mask])[0]
 
     @cached_property
     def no_object_pointer(self) -> np.ndarray:
         """Object pointer (D,) of an absent object."""
-        pointer: np.ndarray = self._prompts.encode_mask(np.zeros((self.mask_side, self.mask_side)))["no_obj_ptr"]
-        return pointer
+        (encoded,) = self._prompts.encode_masks([np.zeros((self.mask_side, self.mask_side))])
+        return encoded["no_obj_ptr"]
 
     def mask_pointers(self, features: ImageFeatures, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the object pointers (D,) of masks (P,P), 0..1, on one frame; an empty one has that of no object."""
-        requests = [DecodeRequest(NO_POINTS, False, self.encode_dense(mask), skip_no_mem_embed=True) for mask in masks]
+        dense = self._encode_dense(masks)
+        requests = [DecodeRequest(NO_POINTS, False, logits, skip_no_mem_embed=True) for logits in dense]
         outputs = self.decode(features, requests)
         return [o.obj_ptr if mask.any() else self.no_object_pointer for o, mask in zip(outputs, masks, strict=True)]
 
-    def encode_dense(self, mask: np.ndarray) -> np.ndarray:
-        """Return the dense prompt (s,s) of a mask (P,P), 0..1."""
-        return self._prompts.encode_mask(mask)["prompt_logits"]
+    def _encode_dense(self, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the dense prompts (s,s) of masks (P,P), 0..1."""
+        return [encoded["prompt_logits"] for encoded in self._prompts.encode_masks(masks)]
 
     def without_overlaps(self, logits_nss: np.ndarray) -> np.ndarray:
         """Return low-res logits at the side of the image, where each pixel stays with the object of the largest logit.

@@ -1,18 +1,23 @@
 """What a frame costs on a device with its own memory, counted by the fake driver for every network."""
 
+import ast
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import runtime
 from helpers import numpy_sam3, toy_refersam
-from helpers.fake_cuda import FakeCudaBackend
+from helpers.fake_cuda import FakeCudaBackend, FakeDriver
 from helpers.samwise_schedule import A, B, frames
 from helpers.toy_samwise import WINDOW
 from runtime import Points
 from runtime.bundle.bundle import choose
+from runtime.device.array import merged
+from runtime.device.cuda import Cuda
 
+ROOT = Path(__file__).resolve().parents[3]
 CLICKS = [Points([(8, 5)], [1]), Points([(9, 6)], [1])]
 COPIES = ("upload", "download", "wait")
 MEMORY = ("device", "pinned")
@@ -206,3 +211,40 @@ def test_there_are_no_device_logits_of_frames_that_are_launched_ahead(engines):
         list(session.stream(frames(3)))
         with pytest.raises(runtime.UserError, match="remove decode_ahead"):
             _ = session.device_logits
+
+
+@pytest.mark.parametrize("quadrants, masks", [([0], 1), ([0, 3], 2), ([0, 1, 2, 3], 4)])
+def test_new_objects_of_a_concept_cost_as_many_waits_as_one(engines, quadrants, masks):
+    """The first frame is searched and its masks prompt the objects: detections, masks, prompts, pointers."""
+    engine = engines["sam3"]()
+    steps = concepts(engine, [1], numpy_sam3.picture(*quadrants))
+    spent = measure(engine, steps, 0, 1)
+    assert spent["wait"] == 4
+
+
+def test_neighbouring_blocks_are_one_copy():
+    device = Cuda(FakeDriver())
+    chunk, other = device.empty((4, 2, 3), "float32"), device.empty((2, 2, 3), "float32")
+    runs = list(merged([chunk[0], chunk[1], chunk[3], other[0], other[1]]))
+    assert [(first, stop, run.shape) for first, stop, run in runs] == [
+        (0, 2, (2, 2, 3)),
+        (2, 3, (1, 2, 3)),
+        (3, 5, (2, 2, 3)),
+    ]
+    assert [run.ptr for _, _, run in runs] == [chunk.ptr, chunk[3].ptr, other.ptr]
+    host = np.zeros((2, 3))
+    assert [(first, stop, run.shape) for first, stop, run in merged([host[0], host[1]])] == [
+        (0, 1, (1, 3)),
+        (1, 2, (1, 3)),
+    ]
+
+
+def test_the_delaying_driver_is_the_only_fake_driver():
+    """One that ran copies at once would not see a race."""
+    found = []
+    for path in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                methods = {member.name for member in node.body if isinstance(member, ast.FunctionDef)}
+                found += [(path.name, node.name)] if {"allocate", "synchronize", "copy"} <= methods else []
+    assert found == [("fake_cuda.py", "FakeDriver")]

@@ -210,20 +210,14 @@ def chosen(names: str | None, sections: Sequence[Section] = SECTIONS) -> list[Se
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add(
-        "--budget",
-        type=float,
-        default=Options.budget,
-        metavar="SECONDS",
-        help="for all sections (default: %(default)g)",
-    )
+    add, usual = parser.add_argument, Options()
+    add("--budget", type=float, default=usual.budget, metavar="SECONDS", help="for all sections (default: %(default)g)")
     add("--only", metavar="NAMES", help="sections or groups, with commas: " + ", ".join(s.name for s in SECTIONS))
     add("--out", type=Path, default=Path("gpu_check.json"), help="result file (default: %(default)s)")
     add("--resume", action="store_true", help="keep the other sections that --out has from an earlier run")
-    add("--engines", type=Path, default=Options.engines, help="folder of bundles (default: %(default)s)")
+    add("--engines", type=Path, default=usual.engines, help="folder of bundles (default: %(default)s)")
     add("--carried", type=Path, help="folder that benchmarks.gpu_carry has unpacked")
-    add("--machine", default=Options.machine, help=argparse.SUPPRESS)  # a fake one, to try all without a GPU
+    add("--machine", default=usual.machine, help=argparse.SUPPRESS)  # a fake one, to try all without a GPU
     add("--sizes", type=Path, help=argparse.SUPPRESS)  # changed sizes, as JSON
     given = parser.parse_args(arguments)
     sections = chosen(given.only)

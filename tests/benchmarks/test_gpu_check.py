@@ -201,8 +201,16 @@ def test_a_machine_without_nvidia_smi_has_no_clocks(monkeypatch):
 
 
 def test_command(tmp_path, monkeypatch, capsys):
-    """The whole command in its own process: without a device it ends with 2 and says why."""
-    out = tmp_path / "r.json"
-    assert gpu_check.main(["--budget", "60", "--only", "ceilings", "--out", str(out)]) == 2
+    """Without a device it ends with 2 and says why; what is not given has its usual value."""
+    monkeypatch.chdir(tmp_path)
+    assert gpu_check.main(["--only", "ceilings"]) == 2
     assert "failed machine" in capsys.readouterr().out
-    assert json.loads(out.read_text())["sections"]["machine"]["status"] == "failed"
+    report = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert report["budget_seconds"] == 600 and report["sections"]["machine"]["status"] == "failed"
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit):
+        gpu_check.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "for all sections (default: 600)" in text and "folder of bundles (default: engines)" in text

@@ -95,11 +95,11 @@ class FakeDriver:
         return event
 
     def wait_event(self, event) -> None:
-        """Wait for the work in front of the event; `calls["behind"]` counts waits that leave work behind it."""
+        """Wait for the work in front of the event; `calls["behind"]` counts waits that leave stages behind it."""
         self.calls["wait"] += 1
         while event in self._stream:
             self._stream.popleft()()
-        self.calls["behind"] += bool(self._stream)
+        self.calls["behind"] += any(hasattr(work, "is_stage") for work in self._stream)
 
     def wait_for(self, stream: int) -> None:
         self.require_context()
@@ -145,7 +145,12 @@ class Enqueued:
         host = [name for name, array in arrays.items() if isinstance(array, np.ndarray)]
         assert not host, f"{self.spec.name}: {host} are addresses of the host"
         self._driver.calls["stage"] += self._driver.recording is None
-        self._driver.enqueue(lambda: self.stage.run(**arrays))
+
+        def work() -> None:
+            self.stage.run(**arrays)
+
+        work.is_stage = True
+        self._driver.enqueue(work)
 
 
 class HostKernels:

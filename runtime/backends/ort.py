@@ -93,7 +93,7 @@ class OrtBackend:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self._configure(options)
         try:
-            session = self._ort.InferenceSession(str(file), options, providers=self._providers())
+            session = self._ort.InferenceSession(str(file), options, **self._session_arguments())
         except Exception as error:  # onnxruntime raises a dozen unrelated types
             advice = versions.remedy(self._ort)
             raise BundleError(f"{file}: ONNX Runtime cannot load it ({summarize(error, 300)}); {advice}") from None
@@ -105,6 +105,9 @@ class OrtBackend:
                 f"{file}: tensors {sorted(have ^ want)} differ from the manifest's; export the bundle again"
             )
         return OrtStage(session, spec, self.memory, self._run_options())
+
+    def _session_arguments(self) -> dict[str, Any]:
+        return {"providers": self._providers()}
 
     def _configure(self, options: Any) -> None:
         pass
@@ -136,6 +139,10 @@ class OrtCudaBackend(OrtBackend):
         # strict: sums of a fused normalization are float32, as those of LayerNormalization are
         exact = {"use_tf32": "0", "enable_skip_layer_norm_strict_mode": "1"}
         return [("CUDAExecutionProvider", {"user_compute_stream": str(self._stream), **exact})]
+
+    def _session_arguments(self) -> dict[str, Any]:
+        # a split into unequal parts uploads a table of pointers, which may not be recorded as a CUDA graph
+        return {**super()._session_arguments(), "disabled_optimizers": ["GatherSliceToSplitFusion"]}
 
     def _configure(self, options: Any) -> None:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

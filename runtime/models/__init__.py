@@ -49,6 +49,11 @@ OPTIONS = {
 """Options of the command for a task, for messages."""
 
 
+UPLOADING = frozenset({"geometry_encoder", "mask_prompt", "image", "fuse"})
+"""Stages in which ONNX Runtime uploads tables of pointers, from memory of the host that it takes back: a recorded graph
+would read it later (`tests/fake_cuda_runtime/`). They run once per prompt or picture, not per frame."""
+
+
 class Networks(Mapping[str, Network]):
     """The networks of a bundle by name, and the one for each capability. `lock`: see `Device`."""
 
@@ -62,7 +67,8 @@ class Networks(Mapping[str, Network]):
             network = _network_class(name, bundle)
             own: dict[str, Stage] = _own(network, stages)
             if device.records_stages and not network.records_frames:
-                own = {stage: RecordedStage(loaded, device) for stage, loaded in own.items()}
+                recorded = own.keys() - UPLOADING
+                own |= {stage: RecordedStage(own[stage], device) for stage in recorded}
             if device.name != "cpu":
                 own = {stage: UploadingStage(loaded, device) for stage, loaded in own.items()}
             context = NetworkContext(bundle, settings, own, device, max_objects, kernels)

@@ -1,4 +1,4 @@
-"""Sections of `benchmarks.gpu_check` that run SAMWISE base+ in PyTorch: the clip of `gpu_video`, eager and compiled.
+"""Sections of `benchmarks.gpu_check` that run SAMWISE base+ in PyTorch: the clip of `gpu_base`, eager and compiled.
 
 The modules have the published sizes and random weights, which take the same time; bfloat16 autocast is that of the
 official code.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from .gpu_base import clip, prompts_of
 from .gpu_run import Run
 from .gpu_sizes import sizes
-from .gpu_video import clip, prompts_of
 
 
 def pytorch_eager(run: Run) -> None:

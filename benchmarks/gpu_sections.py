@@ -33,6 +33,10 @@ def _video(name: str, limit: float, least: float, group: str, after: str = "") -
     return Section(name, f"benchmarks.gpu_video:{name}", limit, least, group, needed, runtime=name == "nano_plain")
 
 
+def _base(name: str, limit: float, least: float, group: str = "base") -> Section:
+    return Section(name, f"benchmarks.gpu_base:{name}", limit, least, group)
+
+
 def _kernels(name: str, limit: float, least: float, group: str = "kernels") -> Section:
     return Section(name, f"benchmarks.gpu_kernels:{name}", limit, least, group)
 
@@ -51,13 +55,14 @@ SECTIONS = (
     _video("clicks_graphs", 30, 8, "clicks", "nano_on_cpu"),
     _video("clicks_kernels", 45, 10, "clicks", "nano_on_cpu"),
     Section("base_stages", "benchmarks.gpu_stages:base_stages", 90, 15, "base"),
-    _video("base_plain", 60, 15, "base"),
-    _video("base_graphs", 60, 15, "base"),
-    _video("base_kernels", 90, 20, "base"),
+    _base("base_plain", 60, 15),
+    _base("base_graphs", 60, 15),
+    _base("base_kernels", 90, 20),
+    _base("base_ahead", 60, 15),
     Section("pytorch_eager", "benchmarks.gpu_pytorch:pytorch_eager", 75, 20, "pytorch"),
     Section("pytorch_compiled", "benchmarks.gpu_pytorch:pytorch_compiled", 180, 60, "pytorch"),
-    _video("objects", 60, 15, "scale"),
-    _video("streams", 60, 15, "scale"),
+    _base("objects", 60, 15, "scale"),
+    _base("streams", 60, 15, "scale"),
     Section("split_stages", "benchmarks.gpu_stages:split_stages", 60, 15, "base"),
     Section("tensorrt", "benchmarks.gpu_stages:tensorrt", 60, 20, "tensorrt"),
     _kernels("memory_of_kernels", 30, 10, "sweeps"),

@@ -11,9 +11,10 @@ from runtime.errors import SamwiseRuntimeError
 from runtime.metrics import relative_error
 
 from . import gpu_pipeline
+from .gpu_base import base_bundle
 from .gpu_run import Run, Skipped
 from .gpu_sizes import sizes
-from .gpu_video import base_bundle, with_kernels
+from .gpu_video import with_kernels
 
 LARGEST_ERROR = 1e-2
 """Relative L2 error of a stage in half on the GPU, which sums in float32, against the CPU."""

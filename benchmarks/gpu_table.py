@@ -92,6 +92,8 @@ def rows(results: Results) -> Iterator[tuple[str, ...]]:
     overlap = [get(results, f"base_{mode}", "iou_to_plain") for mode in MODES[1:]]
     known = [iou for iou in overlap if iou is not None]
     yield ("base+, ms per frame", *map(_number, (*times, *theirs, limit, min(known, default=None))))
+    ahead = get(results, "base_ahead", "video", "ms_per_frame")
+    yield ("base+, decode_ahead, ms per frame", "", "", _number(ahead), *[""] * 4)
     for section, what in (("objects", "objects"), ("streams", "streams")):
         for name, entry in results.get(section, {}).items():
             if name.startswith(what) and isinstance(entry, Mapping):

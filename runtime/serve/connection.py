@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -17,6 +17,9 @@ from ..prompts.json_prompts import parse_concept, parse_number, parse_objects
 from . import camera, wire
 from .service import SHUTDOWN, Account, Service
 from .stream import ClientStream, Close, Outbox
+
+ORDERS = ("start", "correct", "remove", "add_concept", "remove_concept", "end", "cancel")
+"""Types of text messages, each with a method of `Connection`."""
 
 
 class Connection:
@@ -32,15 +35,6 @@ class Connection:
         self._outbox = Outbox(socket, service)
         self._current: ClientStream | None = None
         self._opened = time.monotonic()
-        self._handlers: dict[Any, Callable[[Mapping[str, Any]], Awaitable[None]]] = {
-            "start": self._start,
-            "correct": self._correct,
-            "remove": self._remove,
-            "add_concept": self._add_concept,
-            "remove_concept": self._remove_concept,
-            "end": self._finish,
-            "cancel": self._finish,
-        }
 
     async def run(self) -> None:
         """Serve the connection until it ends."""
@@ -112,10 +106,9 @@ class Connection:
         if (data := message.get("bytes")) is not None:
             return await self._frame(data)
         order = await self._service.code(wire.parse, message["text"], self._service.limits)
-        handler = self._handlers.get(order.get("type")) if isinstance(order.get("type"), str) else None
-        if handler is None:
-            raise UserError(f"type must be one of {', '.join(self._handlers)}")
-        await handler(order)
+        if (name := order.get("type")) not in ORDERS:
+            raise UserError(f"type must be one of {', '.join(ORDERS)}")
+        await getattr(self, f"_{name}")(order)
 
     @property
     def _stream(self) -> ClientStream:
@@ -197,6 +190,8 @@ class Connection:
         stream.concepts.pop(number, None)
         self._outbox.put({"type": "concepts", "concepts": stream.concepts})
 
-    async def _finish(self, order: Mapping[str, Any]) -> None:
+    async def _end(self, order: Mapping[str, Any]) -> None:
         stream = self._stream.opened
         stream.end() if order["type"] == "end" else stream.cancel()
+
+    _cancel = _end

@@ -145,6 +145,10 @@ def base_kernels(run: Run) -> None:
     _base(run, "kernels")
 
 
+def base_default(run: Run) -> None:
+    _base(run, "default")
+
+
 def base_ahead(run: Run) -> None:
     """Time the fastest mode so far with a frame launched before the result of the one in front of it is read."""
     bundle, mode = base_bundle(run), fastest_mode(run)

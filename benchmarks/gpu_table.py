@@ -44,7 +44,7 @@ def least_iou(results: Results, task: str) -> float | None:
 
 def base_ms(results: Results) -> float | None:
     """Return the milliseconds per frame of base+ in the fastest mode."""
-    found = [get(results, f"base_{mode}", "video", "ms_per_frame") for mode in MODES]
+    found = [get(results, f"base_{mode}", "video", "ms_per_frame") for mode in (*MODES, "default")]
     return min((ms for ms in found if ms), default=None)
 
 
@@ -92,8 +92,9 @@ def rows(results: Results) -> Iterator[tuple[str, ...]]:
     overlap = [get(results, f"base_{mode}", "iou_to_plain") for mode in MODES[1:]]
     known = [iou for iou in overlap if iou is not None]
     yield ("base+, ms per frame", *map(_number, (*times, *theirs, limit, min(known, default=None))))
-    ahead = get(results, "base_ahead", "video", "ms_per_frame")
-    yield ("base+, decode_ahead, ms per frame", "", "", _number(ahead), *[""] * 4)
+    for how in ("default", "ahead"):
+        ms = get(results, f"base_{how}", "video", "ms_per_frame")
+        yield (f"base+, {how}, ms per frame", "", "", _number(ms), *[""] * 4)
     for section, what in (("objects", "objects"), ("streams", "streams")):
         for name, entry in results.get(section, {}).items():
             if name.startswith(what) and isinstance(entry, Mapping):

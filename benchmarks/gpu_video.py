@@ -29,7 +29,9 @@ MODES = {
     "plain": {"graphs": "off", "kernels": "off"},
     "graphs": {"graphs": "on", "kernels": "off"},
     "kernels": {"graphs": "on", "kernels": "on"},
+    "default": {"graphs": "auto", "kernels": "auto"},
 }
+"""Of an engine. With `auto` kernels take frames in and masks out, but replace no attention."""
 LEAST_IOU = 0.97
 """Of the masks of any frame of nano's demonstration, against those of the CPU."""
 CLIP = "nano_clip.npz"
@@ -41,7 +43,7 @@ def engine_of(run: Run, bundle: Bundle, mode: str, max_objects: int = 16) -> Ite
     """Load a bundle on CUDA in a mode, with kernels for this device where the mode takes them."""
     start = time.perf_counter()
     backend = run.machine.backend("ort-cuda")
-    if MODES[mode]["kernels"] == "on":
+    if MODES[mode]["kernels"] != "off":
         bundle = with_kernels(run, bundle, backend.device.capability)
     with Engine(bundle, backend, max_objects, **MODES[mode]) as engine:
         run.put("load_seconds", time.perf_counter() - start)

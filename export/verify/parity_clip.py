@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from runtime.backends import create
 from runtime.bundle.bundle import Bundle
-from runtime.bundle.manifest import Manifest
+from runtime.bundle.manifest import STEP, Manifest
 from runtime.engine import Engine
 from runtime.errors import InternalError
 from runtime.image import ImagePredictor
@@ -70,8 +71,7 @@ def _run_clip(engine: Engine) -> list[Result]:
     text, frames = manifest.text, clip_frames(clip_length(manifest))
     if text is None:
         return _clicked(engine, frames)
-    tokens = clip_tokens(text["vocabulary"], text["max_tokens"])
-    prompt = Text(tokens=tokens, verbs=[1] if text.get("motion") and len(tokens) > 2 else None)
+    tokens, prompt = clip_tokens(text["vocabulary"], text["max_tokens"]), _sentence(text)
     if Capability.CONCEPT_IMAGE in capabilities:
         tracked = _clicked(engine, frames) if Capability.PROMPT_VIDEO in capabilities else []
         return [_top_queries(engine.image(frames[0]), tokens), *tracked]
@@ -79,6 +79,20 @@ def _run_clip(engine: Engine) -> list[Result]:
         return [engine.image(frame).refer([prompt], logits=True) for frame in frames]
     with engine.session([prompt], logits=True) as session:
         return list(session.stream(frames))
+
+
+def _sentence(text: Mapping[str, Any]) -> Text:
+    tokens = clip_tokens(text["vocabulary"], text["max_tokens"])
+    return Text(tokens=tokens, verbs=[1] if text.get("motion") and len(tokens) > 2 else None)
+
+
+def run_steps(engine: Engine) -> None:
+    """Run the stages of low latency, which the clip does not need, if the bundle has them."""
+    manifest, window = engine.bundle.manifest, 3
+    if manifest.text is not None and any(name.endswith(STEP) for name in manifest.stages):
+        with engine.session([_sentence(manifest.text)], window=window, latency="low") as session:
+            for frame in clip_frames(window + 1):
+                session.push(frame)
 
 
 def _top_queries(image: ImagePredictor, tokens: list[int]) -> Result:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...device.base import Array
-from ...results import NO_STAMP, Result, Stamp
+from ...results import NO_STAMP, Stamp
 from .clip_encoder import ClipEncoder, ClipEncoding
 from .state import TextTrack
 
@@ -41,8 +41,11 @@ class Clip:
         """The clip while it is not encoded."""
         self._undecoded: deque[PendingFrame] = deque()
         """Its frames that are not decoded yet."""
-        self._results: deque[Result] = deque()
-        """Its results that were computed before they were taken."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no frame waits."""
+        return not self._waiting
 
     @property
     def is_full(self) -> bool:
@@ -79,21 +82,24 @@ class Clip:
         """Place of the next frame in the arrays."""
         return len(self._waiting)
 
-    def add(self, stamp: Stamp) -> None:
-        """Take the frame in `pixels`."""
-        self._encoder.encode_frame(self.arrays, self._offset, self._graphs)
+    def add(self, stamp: Stamp, encoded: Mapping[str, Array] | None = None) -> Mapping[str, Array]:
+        """Take the frame in `pixels`, or one that another clip has `encoded`; return its arrays for other clips."""
+        if encoded is None:
+            self._encoder.encode_frame(self.arrays, self._offset, self._graphs)
+        else:
+            self._encoder.copy_frame(encoded, self.arrays, self._offset)
+        frame = {name: array[self._offset] for name, array in self.arrays.items()}
         self._waiting.append(stamp)
         self.num_frames += 1
+        return frame
 
-    def begin(self) -> deque[Result]:
-        """Make a clip of the frames that wait, complete or not, and return where its results go."""
+    def begin(self) -> None:
+        """Make a clip of the frames that wait, complete or not."""
         if not self._waiting:
-            return deque()
-        self._results = deque()  # an iteration over the clip before this one keeps its own
+            return
         self._encoding, frames = self._begin(self._waiting)
         self._undecoded.extend(frames)
         self._waiting = []
-        return self._results
 
     def _begin(self, stamps: Sequence[Stamp]) -> tuple[ClipEncoding, list[PendingFrame]]:
         """Begin to encode the frames that wait; return the frames to decode."""
@@ -102,20 +108,17 @@ class Clip:
         first = self.num_frames - length
         return encoding, [PendingFrame(first + i, i, stamp) for i, stamp in enumerate(stamps)]
 
-    def advance(self, decode: Callable[[PendingFrame], Result | None]) -> None:
-        """Run one stage of the encoding, or `decode` the next frame."""
+    def advance(self) -> None:
+        """Run one stage of the encoding, unless it is at its end."""
         if self._encoding is None:
-            result = decode(self._undecoded[0])
-            self._results.extend([result] if result is not None else ())
-            self._undecoded.popleft()
             return
         self._encoder.advance(self._encoding)
         if self._encoding.is_done:
             self._encoding = None
 
-    def has_more(self, results: deque[Result]) -> bool:
-        """Tell whether the clip whose results go there has more."""
-        return bool(results) or (results is self._results and bool(self._undecoded))
+    def forget_frame(self) -> None:
+        """Leave the next frame behind: it is decoded."""
+        self._undecoded.popleft()
 
     def stop(self) -> None:
         """Let the encoder go on with other clips."""

@@ -119,6 +119,11 @@ class ClipEncoder:
         else:
             work()
 
+    def copy_frame(self, frame: Mapping[str, Array], clip: Mapping[str, Array], offset: int) -> None:
+        """Take what the first stage gave for a frame of another clip."""
+        for tensor in self._stages["hiera_0"].spec.outputs:
+            self._device.copy(frame[tensor.name], clip[tensor.name][offset])
+
     def begin(
         self,
         clip: Mapping[str, Array],

@@ -8,6 +8,7 @@ are in `docs/architecture.md`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 from ...bundle.manifest import TensorSpec
@@ -25,6 +26,7 @@ from .clip_encoder import ClipEncoder
 from .frame_decoder import FrameDecoder
 from .frame_runner import FrameRunner
 from .joint_runner import JointRunner
+from .sentences import ResultReader, SentenceGroup, Sentences
 from .session import TextSession
 from .signature import SETTINGS, SIGNATURE
 from .state import TextTrack
@@ -98,15 +100,19 @@ class Samwise:
                 f"the bundle {self._bundle.name} was exported without low latency; run "
                 f"`python -m export add-steps {self._bundle.folder}`, or export it again"
             )
+        open_group = partial(self._open_group, window=window, rolling=rolling, options=options)
+        # the host has no work to overlap
+        reader = ResultReader(self._images, logits, options.decode_ahead and self._images.device.name != "cpu")
+        return TextSession(Sentences(open_group, prompts, reader), self._images.device.lock)
+
+    def _open_group(self, prompts: Sequence[Text], window: int, rolling: bool, options: TextOptions) -> SentenceGroup:
+        """Allocate what sentences that begin together need."""
         tracks, n = self._open_tracks(prompts), self._max_tracks
         for track in tracks if rolling else ():
             track.kept = self._encoder.new_kept_maps(window)
         cme = None if options.conditional_memory is False or not options.memory else self._cme
         batches = [self._runner.new_batch(tracks[i : i + n], cme, options.memory) for i in range(0, len(tracks), n)]
-        clip = (RollingClip if rolling else Clip)(self._encoder, tracks, window)
-        # the host has no work to overlap, and batches share the scratch that `remember` reads
-        ahead = options.decode_ahead and self._images.device.name != "cpu" and len(batches) == 1
-        return TextSession(self._joint, self._images, batches, clip, logits, ahead)
+        return SentenceGroup(self._joint, (RollingClip if rolling else Clip)(self._encoder, tracks, window), batches)
 
     def _open_tracks(self, prompts: Sequence[Text]) -> list[TextTrack]:
         manifest = self._bundle.manifest

@@ -1,24 +1,19 @@
-"""Text session: one video and its prompts, clip by clip."""
+"""Text session: one video and its sentences, clip by clip or frame by frame."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from ...device.base import Array
-from ...errors import UserError
-from ...imaging.masks import probability
+from ...device.lock import DeviceLock
 from ...media.frame_iterables import iterate_frames
+from ...prompts import Text, check_texts
 from ...results import Result, Stamp
 from ...tracking.session import OnlineSession, iterator_of_results, results_of, stamp_at, steps_under_lock, synchronized
 from ...tracking.work import Work
-from .clip import Clip, PendingFrame
-from .joint_runner import FrameWork, JointRunner
-from .state import TrackBatch
-from .transforms import ImageSettings, Size, Transforms
+from .sentences import Sentences
 
 
 class TextSession(OnlineSession):
@@ -30,29 +25,34 @@ class TextSession(OnlineSession):
     every `push` returns the result of its frame. It may be used from any thread; see `Engine`.
     """
 
-    def __init__(
-        self,
-        runner: JointRunner,
-        images: ImageSettings,
-        batches: Sequence[TrackBatch],
-        clip: Clip,
-        logits: bool,
-        decode_ahead: bool,
-    ) -> None:
-        """`decode_ahead`: see `TextOptions`; one batch only."""
-        super().__init__(images.device.lock)
-        self._work: Sequence[FrameWork] = ()
-        self._runner, self._images, self._batches = runner, images, batches
-        self._logits, self._decode_ahead = logits, decode_ahead
-        self._tracks = [track for batch in batches for track in batch.tracks]
-        self._clip = clip
-        self._size: Size | None = None
-        self._transforms: Transforms | None = None
+    def __init__(self, sentences: Sentences, lock: DeviceLock) -> None:
+        super().__init__(lock)
+        self._sentences = sentences
 
     @property
     def object_ids(self) -> tuple[int, ...]:
-        """One object for each sentence, numbered from 1."""
-        return tuple(range(1, len(self._tracks) + 1))
+        """One object for each sentence that was not removed. They are numbered from 1, and no number is used again."""
+        return self._sentences.object_ids
+
+    @synchronized
+    def add(self, *prompts: Text) -> tuple[int, ...]:
+        """Start following more sentences, with an empty memory, and return their object ids.
+
+        They begin with the next clip, or the next frame with low latency; results have them from there on. Those of the
+        others do not change. Raises PromptError, UserError, also when there is no room for another object.
+        """
+        self._check_open()
+        return self._sentences.add(check_texts(prompts, "runtime.Text"))
+
+    @synchronized
+    def remove(self, object_id: int) -> None:
+        """Stop following a sentence: the next result is without it. Those of the others do not change.
+
+        Sentences that were added together share their memory: it is released with the last of them. Raises UserError
+        for an object that does not exist, and for the last one.
+        """
+        self._check_open()
+        self._sentences.remove(object_id)
 
     @synchronized
     def push(self, frame: Any, *, time: float | Stamp | None = None) -> list[Result]:
@@ -69,7 +69,7 @@ class TextSession(OnlineSession):
     def flush(self) -> list[Result]:
         """Return the results of the frames that wait for their clip to fill up. Raises UserError after `close`."""
         self._check_open()
-        return list(results_of(self._steps(self._clip.begin())))
+        return list(results_of(self._steps(self._sentences.begin())))
 
     @iterator_of_results
     def stream(self, frames: Any) -> Iterator[Result]:
@@ -79,7 +79,7 @@ class TextSession(OnlineSession):
         """
         for frame, stamp in iterate_frames(frames):
             yield from results_of(steps_under_lock(self._lock, self._steps(self._lock.run(self._add, frame, stamp))))
-        yield from results_of(steps_under_lock(self._lock, self._steps(self._lock.run(self._clip.begin))))
+        yield from results_of(steps_under_lock(self._lock, self._steps(self._lock.run(self._sentences.begin))))
 
     @iterator_of_results
     def feed(self, frame: Any, *, time: float | Stamp | None = None) -> Iterator[Result | Work | None]:
@@ -91,7 +91,7 @@ class TextSession(OnlineSession):
     @iterator_of_results
     def finish(self) -> Iterator[Result | Work | None]:
         """Compute the frames that wait in steps; see `OnlineSession.feed`."""
-        yield from steps_under_lock(self._lock, self._steps(self._lock.run(self._clip.begin)))
+        yield from steps_under_lock(self._lock, self._steps(self._lock.run(self._sentences.begin)))
 
     @property
     def device_logits(self) -> list[Array]:
@@ -101,16 +101,10 @@ class TextSession(OnlineSession):
         `decode_ahead`, which raises UserError.
         """
         self._check_open()
-        if self._decode_ahead:
-            raise UserError(
-                "device_logits hold the frame behind with decode_ahead, which overwrites them; remove decode_ahead"
-            )
-        return [batch.readback.arrays["low_res_logits"] for batch in self._batches]
+        return self._sentences.device_logits
 
     def _release(self) -> None:
-        self._clip.stop()
-        for track in self._tracks:
-            track.close()
+        self._sentences.close()
 
     def _add(self, frame: Any, stamp: Stamp) -> deque[Result]:
         """Take a frame into the clip. Return where the results of the clip go if it is complete.
@@ -118,24 +112,16 @@ class TextSession(OnlineSession):
         What is left of the clip before it is computed first: both use the same arrays.
         """
         self._check_open()
-        frame = self._images.check_frame(frame, self._clip.num_frames, self._size)
-        if self._transforms is None:
-            self._size = frame.shape[:2]
-            self._transforms = self._images.transforms(self._size, self._logits)
-            if self._transforms.outputs:
-                for batch in self._batches:
-                    batch.readback = self._runner.single.new_readback(len(batch.tracks), self._transforms.outputs)
-        while not self._clip.is_computed:
+        frame = self._sentences.check_frame(frame)
+        while not self._sentences.is_computed:
             self._advance()
-        self._transforms.preprocess_frame(frame, self._clip.pixels)
-        self._clip.add(stamp)
-        return self._clip.begin() if self._clip.is_full else deque()
+        return self._sentences.take(frame, stamp)
 
     def _advance(self) -> None:
-        """Run one stage of the encoding of the clip, or decode its next frame."""
+        """Run one stage of the encoding of a clip, or decode its next frame."""
         self._check_open()
         with self._close_on_error():
-            self._clip.advance(self._decode)
+            self._sentences.advance()
 
     def _step(self, results: deque[Result]) -> Result | None:
         """Return a result of a clip that was computed before, else compute one step."""
@@ -145,45 +131,7 @@ class TextSession(OnlineSession):
 
     def _steps(self, results: deque[Result]) -> Iterator[Result | Work | None]:
         """Compute a clip in steps."""
-        while self._clip.has_more(results):
-            if not results and len(self._batches) == 1 and not self._decode_ahead:
-                yield from self._works()
+        while self._sentences.has_more(results):
+            if not results:
+                yield from self._sentences.next_work()
             yield self._step(results)
-
-    def _works(self, frame: PendingFrame | None = None) -> Sequence[FrameWork]:
-        """Return the work of the next frame, or of `frame`, one for each batch; none where no frame can be decoded."""
-        if not self._work and self._clip.is_encoded and not self.is_closed:
-            assert self._transforms is not None
-            frame, clip = frame or self._clip.next_frame, self._clip.arrays
-            self._work = self._runner.works(self._batches, clip, frame.number, frame.offset, self._transforms)
-        return self._work
-
-    def _decode(self, frame: PendingFrame) -> Result | None:
-        """Decode the next frame of the encoded clip."""
-        assert self._transforms is not None
-        work, self._work = self._works(), ()
-        if self._decode_ahead and (behind := self._clip.frame_behind) is not None:
-            for part in work:
-                part.begin_read()
-            self._work = self._works(behind)
-            for part in self._work:
-                part.start_ahead()
-        parts = [part.read() for part in work]
-        for part in self._work:
-            part.settle()
-        if not frame.is_shown:
-            return None
-        read = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        masks, boxes = self._transforms.postprocess_masks(read)
-        return Result(
-            frame_index=frame.number,
-            object_ids=self.object_ids,
-            prompt_ids=self.object_ids,
-            masks=masks,
-            scores=probability(read["score"]),
-            score_logits=read["score"],
-            ious=read["iou"],
-            boxes=boxes,
-            low_res_logits=read["low_res_logits"] if self._logits else None,
-            **frame.stamp._asdict(),
-        )

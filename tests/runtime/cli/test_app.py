@@ -220,7 +220,7 @@ def test_options_reach_the_engine(toy, clip, tmp_path):
     flags = (
         "--engine E --model M --backend B --threads 3 --kernels off --graphs off --conditional-memory off --window 2"
     )
-    flags += " --max-objects 5"
+    flags += " --max-objects 5 --latency low"
     prompts = ["--tokens", "0,5,2", "--tokens", "7"]
     assert main([*flags.split(), "--video", str(clip), *prompts, "--out", str(tmp_path)], load) == 0
     assert received == {
@@ -233,7 +233,7 @@ def test_options_reach_the_engine(toy, clip, tmp_path):
         "max_objects": 5,
         "conditional_memory": False,
         "window": 2,
-        "latency": "clip",
+        "latency": "low",
         "prompts": [runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[7])],
     }
 

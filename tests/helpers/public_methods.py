@@ -69,6 +69,8 @@ def _text(session, clip):
         "stream": lambda: list(session.stream(clip)),
         "feed": lambda: list(session.feed(clip[0])),
         "finish": lambda: list(session.finish()),
+        "add": lambda: session.add(A),
+        "remove": lambda: session.remove(session.object_ids[-1]),
     }
 
 

@@ -74,6 +74,11 @@ class SentenceGroup:
             track.close()
 
 
+def is_alone(groups: Sequence[SentenceGroup]) -> bool:
+    """Tell whether one batch of tracks is all there is."""
+    return len(groups) == len(groups[0].batches) == 1
+
+
 class ResultReader:
     """Makes results of the frames of groups, at the size of the video."""
 
@@ -106,12 +111,12 @@ class ResultReader:
             work.is_cancelled = True
         self._work = ()
 
-    def read(self, group: SentenceGroup, is_alone: bool) -> dict[str, np.ndarray] | None:
-        """Decode the next frame of a group; if it `is_alone`, the frame behind may be launched before."""
+    def read(self, group: SentenceGroup, alone: bool) -> dict[str, np.ndarray] | None:
+        """Decode the next frame of a group; if it is `alone`, the frame behind may be launched before."""
         work, self._work = self.works(group), ()
         assert self.transforms is not None
         # batches share the scratch that `remember` reads
-        if self.decode_ahead and is_alone and (behind := group.clip.frame_behind) is not None:
+        if self.decode_ahead and alone and (behind := group.clip.frame_behind) is not None:
             for part in work:
                 part.begin_read()
             for part in self.works(group, behind):
@@ -125,8 +130,8 @@ class ResultReader:
         """Decode the next frame of every group."""
         frame, first = groups[0].clip.next_frame, groups[0].first_frame
         ids = tuple(i for group in groups for i in group.shown)
-        is_alone = len(groups) == len(groups[0].batches) == 1
-        parts = [part for group in groups if (part := self.read(group, is_alone)) is not None]
+        alone = is_alone(groups)
+        parts = [part for group in groups if (part := self.read(group, alone)) is not None]
         read = parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
         return Result(
             frame_index=first + frame.number,
@@ -151,6 +156,7 @@ class Sentences:
         """`open_group` allocates what sentences that begin together need."""
         self._open_group, self._reader = open_group, reader
         self._last_id = self._num_frames = 0
+        self._is_closed = False
         self._groups: list[SentenceGroup] = []
         """The first one encodes the frames for the others as well."""
         self._waiting: list[SentenceGroup] = []
@@ -167,7 +173,7 @@ class Sentences:
     @property
     def device_logits(self) -> list[Array]:
         """Low-res logits of the latest result, one array per batch. Raises UserError with `decode_ahead`."""
-        if self._reader.decode_ahead and self._is_alone:
+        if self._reader.decode_ahead and is_alone(self._groups):
             raise UserError(
                 "device_logits hold the frame behind with decode_ahead, which overwrites them; remove decode_ahead"
             )
@@ -254,22 +260,23 @@ class Sentences:
         if encoding is not None:
             encoding.clip.advance()
         elif again is not None:
-            self._reader.read(again, self._is_alone)
+            self._reader.read(again, is_alone(self._groups))
         else:
             self._results.append(self._reader.decode(self._groups))
 
     def next_work(self) -> Sequence[FrameWork]:
         """Return the work of the next frame, if one batch of tracks is all there is."""
-        ready = self._is_alone and self._groups[0].clip.is_encoded and not self._reader.decode_ahead
+        ready = (
+            not self._is_closed
+            and is_alone(self._groups)
+            and self._groups[0].clip.is_encoded
+            and not self._reader.decode_ahead
+        )
         return self._reader.works(self._groups[0]) if ready else ()
-
-    @property
-    def _is_alone(self) -> bool:
-        """Whether one batch of tracks is all there is."""
-        return len(self._groups) == len(self._groups[0].batches) == 1
 
     def close(self) -> None:
         """Release the memory of all objects."""
+        self._is_closed = True
         self._reader.cancel()
         for group in (*self._groups, *self._waiting):
             group.close()

@@ -66,7 +66,7 @@ class Networks(Mapping[str, Network]):
         for name, settings in bundle.manifest.networks.items():
             network = _network_class(name, bundle)
             own: dict[str, Stage] = _own(network, stages)
-            if device.records_stages and not network.records_frames:
+            if device.records_stages and network.records_stages:
                 recorded = own.keys() - UPLOADING
                 own |= {stage: RecordedStage(own[stage], device) for stage in recorded}
             if device.name != "cpu":

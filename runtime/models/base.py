@@ -97,8 +97,8 @@ class Network(Protocol):
     optional_stages: ClassVar[tuple[str, ...]]
     uses_kernels: ClassVar[bool]
     """Use of compiled kernels in place of the host's preprocessing and mask upsampling."""
-    records_frames: ClassVar[bool]
-    """Recording of its own CUDA graphs, of more than one stage; otherwise the stages are recorded one by one."""
+    records_stages: ClassVar[bool]
+    """Recording of its stages one by one as CUDA graphs, because they find their arrays where they were before."""
 
     def __init__(self, context: NetworkContext) -> None: ...
 

@@ -61,7 +61,7 @@ class ReferSam:
     required_stages: ClassVar[tuple[str, ...]] = ("image", "text", "fuse")
     optional_stages: ClassVar[tuple[str, ...]] = ()
     uses_kernels: ClassVar[bool] = False
-    records_frames: ClassVar[bool] = False
+    records_stages: ClassVar[bool] = False
     settings_schema: ClassVar[Group] = Group({**NORMALIZATION, "resize": RESIZE, "text": TEXT})
     signature: ClassVar[Signature] = Signature(
         bounds=("objects",),

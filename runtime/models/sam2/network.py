@@ -53,7 +53,7 @@ class Sam2:
     )
     optional_stages: ClassVar[tuple[str, ...]] = ()
     uses_kernels: ClassVar[bool] = False
-    records_frames: ClassVar[bool] = False
+    records_stages: ClassVar[bool] = True
     clicks_see_memory = True
     tracking_defaults = TrackingOptions()
     features_stage: ClassVar[str] = "image_encoder"

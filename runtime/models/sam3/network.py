@@ -96,7 +96,7 @@ class Sam3:
     )
     optional_stages: ClassVar[tuple[str, ...]] = TRACKER_STAGES
     uses_kernels: ClassVar[bool] = False
-    records_frames: ClassVar[bool] = False
+    records_stages: ClassVar[bool] = True
     settings_schema: ClassVar[Group] = Group(
         {
             **NORMALIZATION,

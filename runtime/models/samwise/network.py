@@ -42,7 +42,7 @@ class Samwise:
     required_stages: ClassVar[tuple[str, ...]] = (*ClipEncoder.STAGES, *FrameDecoder.STAGES)
     optional_stages: ClassVar[tuple[str, ...]] = (*FrameDecoder.OPTIONAL_STAGES, *ClipEncoder.OPTIONAL_STAGES)
     uses_kernels: ClassVar[bool] = True
-    records_frames: ClassVar[bool] = True
+    records_stages: ClassVar[bool] = False
 
     def __init__(self, context: NetworkContext) -> None:
         bundle, settings, stages, device = context.bundle, context.settings, context.stages, context.device

@@ -33,7 +33,24 @@ def base_stages(run: Run) -> None:
             seconds, _ = gpu_pipeline.time_stage(stage, tuned, backend.device, size.rounds, size.repeats)
             found[name] = {"seconds": seconds}
             run.put("stages", found)
+    for name, seconds in _other_variants(run, bundle, backend, loaded).items():
+        found[name]["default_seconds"] = seconds
+    run.put("stages", found)
     _compare(run, bundle, found, loaded, backend.device)
+
+
+def _other_variants(run: Run, bundle: Bundle, backend: Any, loaded: Mapping[str, Any]) -> dict[str, float]:
+    """Time the variant `default` of the stages that have one which the backend prefers."""
+    size, found = sizes(run.context.sizes), {}
+    preferred, backend.variants = backend.variants, ("default",)
+    for name, stage in loaded.items():
+        accepted = [variant for variant in preferred if variant in stage.spec.files]
+        if accepted[0] != "default" and "default" in accepted and run.has_time(5, f"default variant of {name}"):
+            plain = load_stage(bundle, backend, name)
+            tuned = gpu_pipeline.tuned_sizes(plain.spec, bundle)
+            found[name], _ = gpu_pipeline.time_stage(plain, tuned, backend.device, size.rounds, size.repeats)
+    backend.variants = preferred
+    return found
 
 
 def whole_stages(bundle: Bundle) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -226,3 +227,18 @@ def test_a_stage_that_is_wrong_on_the_gpu_is_named(tmp_path, monkeypatch):
     entry = Check(options, tmp_path / "work", launch).run(sections)["sections"]["base_stages"]
     assert entry["reason"] == "ArithmeticError: memory_attention: further from the CPU than 0.01"
     assert set(entry["result"]["stages"]) == set(toy.GRAPHS)
+
+
+def test_a_variant_for_the_backend_is_timed_beside_the_default(tmp_path):
+    from benchmarks import gpu_stages
+    from runtime.backends.base import load_stage
+    from runtime.bundle.bundle import choose
+
+    context = gpu_run.Context("", str(tmp_path / "r.json"), 60.0, str(tmp_path), machine="helpers.fake_gpu:FakeMachine")
+    run, bundle = gpu_run.Run(replace(context, sizes=TINY)), choose(NANO)
+    backend = run.machine.backend("ort-cuda")
+    backend.variants = ("ort", "default")
+    loaded = {name: load_stage(bundle, backend, name) for name in ("adapter_1", "neck")}
+    found = gpu_stages._other_variants(run, bundle, backend, loaded)
+    assert set(found) == {"adapter_1"} and found["adapter_1"] > 0, "the neck has one variant"
+    assert backend.variants == ("ort", "default")

@@ -1,4 +1,4 @@
-"""Tests of `benchmarks.gpu_bundle`: half graphs of both variants, split stages, constants; kernels agree in half."""
+"""Tests of `benchmarks.gpu_bundle`: half graphs of every variant, split stages, constants; kernels agree in half."""
 
 import os
 from dataclasses import replace
@@ -38,7 +38,7 @@ def test_half_graphs_split_stages_and_kernels_agree(tmp_path, monkeypatch, share
     bundle = choose(folder)
     bundle.verify()
     assert bundle.manifest.precision == "fp16" and set(bundle.manifest.split_stages) == {"memory_attention"}
-    assert all(set(spec.files) == {"default", "trt"} for spec in bundle.manifest.stages.values())
+    assert all(set(spec.files) == {"default", "cuda", "trt"} for spec in bundle.manifest.stages.values())
     assert bundle.manifest.stages["memory_attention"].input("memory").dtype == "float16"
 
     compiled(folder, SLOTS, WIDTH, MEMORY, dtype="float16")

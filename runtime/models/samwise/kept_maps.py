@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from ...bundle.manifest import TensorSpec
 from ...device.base import Array, Device
 from ...tracking.object_memory import ring_ages
@@ -18,7 +20,10 @@ class KeptMaps:
     def __init__(self, device: Device, tensors: Mapping[str, TensorSpec], count: int) -> None:
         """`tensors`: the inputs `kept_k` of the steps."""
         self._device, self.count = device, count
-        self.arrays = {name: device.empty(t.resolve({"kept": count}), t.dtype) for name, t in tensors.items()}
+        # steps read them while they fill up, for outputs that nobody uses: zeros, and not whatever the memory holds
+        self.arrays = {
+            name: device.constant(np.zeros(t.resolve({"kept": count}), t.dtype)) for name, t in tensors.items()
+        }
         self.arrays["kept_index"] = device.empty((count,), "int64")
         self._indices = [device.constant(count - 1 - ring_ages(count + f, count)) for f in range(count)]
         self.place(0)

@@ -84,13 +84,15 @@ def test_what_sentences_do_not_take(text_engine, serve, caplog):
         assert "takes no prompts on frames" in socket.receive()["message"]
         for kind, fields in (
             ("correct", {"prompts": {"1": CLICK}}),
-            ("remove", {"object": 1}),
             ("add_concept", {"concept": "dog"}),
             ("remove_concept", {"number": 1}),
         ):
             socket.send(kind, **fields)
             answer = socket.receive()
             assert answer["type"] == "error" and "this stream cannot" in answer["message"]
+        socket.send("remove", object=1)
+        answer = socket.receive()
+        assert answer["type"] == "error" and "object 1 is the last one" in answer["message"]
     assert "internal fault" not in caplog.text
 
 

@@ -43,6 +43,7 @@ class Ablation:
     memory: bool = True
     window: int = 0
     latency: str = "clip"
+    reference_quirks: bool = False
 
 
 VARIANTS = {
@@ -53,6 +54,7 @@ VARIANTS = {
     "clips of one frame": Ablation(window=1),
     "clips of four": Ablation(window=4),
     "low latency": Ablation(latency="low"),
+    "reference quirks": Ablation(reference_quirks=True),
     "clips of one frame, memory off": Ablation(window=1, memory=False),
     "clips of one frame, CME off": Ablation(window=1, conditional=False),
     "click": Ablation(prompt="click"),
@@ -69,6 +71,7 @@ def sentences(engine: runtime.Engine, case: Case, texts: list[str], ablation: Ab
     options |= {} if ablation.memory else {"memory": False}
     options |= {"window": ablation.window} if ablation.window else {}
     options |= {"latency": ablation.latency} if ablation.latency != "clip" else {}
+    options |= {"reference_quirks": True} if ablation.reference_quirks else {}
     with engine.session(prompts, **options) as session:
         return np.stack([result.masks for result in session.stream(case.frames())], 1)
 
@@ -138,7 +141,7 @@ def _submit(engine: runtime.Engine, args: argparse.Namespace) -> int:
     """Write an archive for the evaluation server of a data set. Raises UserError, FileNotFoundError."""
     if args.data is None:
         raise runtime.UserError("--submit needs --data, the folder of a split, and its --layout")
-    count = submissions.submit(engine, args.data, args.layout, args.submit, args.clips)
+    count = submissions.submit(engine, args.data, args.layout, args.submit, args.clips, args.reference_quirks)
     print(f"wrote {args.submit}: {count} videos")
     return 0
 
@@ -164,6 +167,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ZIP",
         help="no ground truth: write the masks of --data for its evaluation server",
     )
+    quirks = "of --submit: forget the memory on a last clip of one frame, as the official code does"
+    add("--reference-quirks", action="store_true", help=quirks)
     add("--json", type=Path, help="write tables and records here")
     return parser
 

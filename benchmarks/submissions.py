@@ -84,21 +84,25 @@ def names(video: Video, layout: str) -> Iterator[str]:
     yield from (f"{folder}/{stem}.png" for folder in folders for stem in stems)
 
 
-def submit(engine: runtime.Engine, root: Path, layout: str, out: Path, count: int | None = None) -> int:
+def submit(
+    engine: runtime.Engine, root: Path, layout: str, out: Path, count: int | None = None, reference_quirks: bool = False
+) -> int:
     """Segment every expression and write the archive `out`. Returns the number of videos.
 
-    count  only so many videos, to try it
+    count             only so many videos, to try it
+    reference_quirks  see `runtime.TextOptions`
     Raises FileNotFoundError for a data set that lacks files, UserError for an archive or parts of another run.
     """
     if out.exists():
         raise runtime.UserError(f"{out}: exists; remove it, or give another name")
     videos = read_videos(root, layout)[:count]
     parts = out.with_name(out.name + ".parts")
-    _check_settings(parts, {"bundle": engine.bundle.manifest.files, "layout": layout, "data": str(root.resolve())})
+    settings = {"layout": layout, "data": str(root.resolve()), "reference_quirks": reference_quirks}
+    _check_settings(parts, {"bundle": engine.bundle.manifest.files, **settings})
     done = {path.name for path in parts.iterdir() if path.is_dir()}
     for video in tqdm(videos, unit=" videos", disable=None):
         if video.name not in done:
-            _segment(engine, video, layout, parts)
+            _segment(engine, video, layout, parts, reference_quirks)
     _pack([name for video in videos for name in names(video, layout)], videos, layout, parts, out)
     shutil.rmtree(parts)
     return len(videos)
@@ -114,14 +118,14 @@ def _check_settings(parts: Path, settings: Mapping[str, Any]) -> None:
     file.write_text(text)
 
 
-def _segment(engine: runtime.Engine, video: Video, layout: str, parts: Path) -> None:
+def _segment(engine: runtime.Engine, video: Video, layout: str, parts: Path, reference_quirks: bool) -> None:
     """Write the masks of a video into `parts/<video>`, which appears when all are there."""
     work = parts / f".{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     prompts = [runtime.Text(text) for text in video.expressions.values()]
     files = list(names(video, layout))
     per_frame = [files[t :: len(video.frames)] for t in range(len(video.frames))]
-    with engine.session(prompts, logits=layout == "davis") as session:
+    with engine.session(prompts, logits=layout == "davis", reference_quirks=reference_quirks) as session:
         for result, targets in zip(session.stream(read_images(video.frames)), per_frame, strict=True):
             images = _numbered(engine, result) if layout == "davis" else _binary(result)
             for image, target in zip(images, targets, strict=True):

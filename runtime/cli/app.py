@@ -162,7 +162,9 @@ def _load_demo(engine: Engine) -> Demo:
 
 def _task(args: argparse.Namespace, engine: Engine, video: VideoReader, prompts: Prompts) -> Task:
     conditional_memory = {"on": True, "off": False, None: None}[args.conditional_memory]
-    options = TextOptions(conditional_memory, window=args.window, latency=args.latency)
+    options = TextOptions(
+        conditional_memory, window=args.window, latency=args.latency, reference_quirks=args.reference_quirks
+    )
     of_concepts = ConceptOptions(args.temporal_disambiguation, detect_every=args.detect_every)
     if isinstance(prompts, ConceptSet):
         reject_options(options, "concepts")

@@ -224,6 +224,8 @@ def add_execution(parser: Parser) -> None:
         "waits for the frames that the network was trained to see together (default: %(default)s)"
     )
     add("--latency", choices=LATENCIES, default="clip", help=latency)
+    quirks = "forget the memory on a last clip of one frame, as the official SAMWISE does, to reproduce its figures"
+    add("--reference-quirks", action="store_true", help=quirks)
     add("--debug", action="store_true", help="print the traceback of an error")
 
 

@@ -59,7 +59,11 @@ def text_task(engine: Engine, prompts: Sequence[Text], options: TextOptions) -> 
         reject_options(options, f"the bundle {engine.bundle.name}, which segments every frame separately")
         return Task(labels, objects, partial(_refer, engine, prompts))
     session = engine.session(
-        prompts, conditional_memory=options.conditional_memory, window=options.window, latency=options.latency
+        prompts,
+        conditional_memory=options.conditional_memory,
+        window=options.window,
+        latency=options.latency,
+        reference_quirks=options.reference_quirks,
     )
     return Task(labels, objects, session.stream, session)
 

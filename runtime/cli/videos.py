@@ -21,7 +21,8 @@ _SUFFIXES = ".3gp .asf .avi .flv .h264 .h265 .hevc .m2ts .m4v .mkv .mov .mp4 .mp
 VIDEO_SUFFIXES = tuple(_SUFFIXES.split())
 """Endings of the videos of a folder; files that are named one by one, or by a pattern, may have any."""
 
-_SHAPING = "stride max_frames strict conditional_memory window latency detect_every temporal_disambiguation max_objects"
+_SHAPING = "stride max_frames strict conditional_memory window latency reference_quirks"
+_SHAPING += " detect_every temporal_disambiguation max_objects"
 SHAPING = (*_SHAPING.split(), "overlay", "sound", "masks", "format")
 """Options that shape the files of a run."""
 

@@ -17,18 +17,23 @@ class PendingFrame:
     """A frame that is to be decoded: its number in the video, its place in the arrays of the clip, its stamp.
 
     is_shown  whether it has a result; else it is decoded again, for the memory of those behind it
+    is_still  whether it is decoded as the first frame of a video, without a memory
     """
 
     number: int
     offset: int
     stamp: Stamp
     is_shown: bool = True
+    is_still: bool = False
 
 
 class Clip:
     """A clip that fills up, is encoded with every prompt, and is decoded frame by frame; then the next one, in the same
     arrays.
     """
+
+    stills = False
+    """Whether a clip of one frame is decoded without a memory, as the official code does."""
 
     def __init__(self, encoder: ClipEncoder, tracks: Sequence[TextTrack], window: int) -> None:
         self._encoder, self._tracks, self._window = encoder, tracks, window
@@ -106,7 +111,8 @@ class Clip:
         length = len(stamps)
         encoding = self._encoder.begin(self.arrays, self._tracks, length, self._graphs)
         first = self.num_frames - length
-        return encoding, [PendingFrame(first + i, i, stamp) for i, stamp in enumerate(stamps)]
+        is_still = self.stills and length == 1
+        return encoding, [PendingFrame(first + i, i, stamp, is_still=is_still) for i, stamp in enumerate(stamps)]
 
     def advance(self) -> None:
         """Run one stage of the encoding, unless it is at its end."""

@@ -112,7 +112,9 @@ class Samwise:
             track.kept = self._encoder.new_kept_maps(window)
         cme = None if options.conditional_memory is False or not options.memory else self._cme
         batches = [self._runner.new_batch(tracks[i : i + n], cme, options.memory) for i in range(0, len(tracks), n)]
-        return SentenceGroup(self._joint, (RollingClip if rolling else Clip)(self._encoder, tracks, window), batches)
+        clip = (RollingClip if rolling else Clip)(self._encoder, tracks, window)
+        clip.stills = options.reference_quirks
+        return SentenceGroup(self._joint, clip, batches)
 
     def _open_tracks(self, prompts: Sequence[Text]) -> list[TextTrack]:
         manifest = self._bundle.manifest

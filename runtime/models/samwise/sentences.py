@@ -51,7 +51,8 @@ class SentenceGroup:
 
     def works(self, frame: PendingFrame, transforms: Transforms) -> list[FrameWork]:
         """Return the work of a frame, one for each batch."""
-        return self._runner.works(self.batches, self.clip.arrays, frame.number, frame.offset, transforms)
+        number = 0 if frame.is_still else frame.number
+        return self._runner.works(self.batches, self.clip.arrays, number, frame.offset, transforms)
 
     def result(self, parts: Sequence[Mapping[str, np.ndarray]], transforms: Transforms) -> dict[str, np.ndarray] | None:
         """Return the arrays of the result of the next frame, of the objects shown; None where it has none."""

@@ -78,6 +78,18 @@ def test_memory_off_decodes_every_frame_alone(engine):
     assert (off[:, 0] == first[:, 0]).all() and np.abs(off[:, 1:4] - first[:, 1:]).max() > 1e-3
 
 
+@pytest.mark.parametrize("length", [1, 4, 5, 8, 9])
+def test_a_last_clip_of_one_frame_forgets_its_memory_as_the_official_code_does(engine, length):
+    """The clip of the toy has four frames."""
+    clip = frames(length)
+    kept, forgotten = run(engine, clip, A)[0][0], run(engine, clip, A, reference_quirks=True)[0][0]
+    assert (kept[:-1] == forgotten[:-1]).all()
+    if length in (5, 9):
+        assert (forgotten[-1] == run(engine, clip[-1:], A)[0][0][0]).all() and (forgotten[-1] != kept[-1]).any()
+    else:
+        assert (forgotten[-1] == kept[-1]).all()
+
+
 def test_a_shorter_window_returns_results_sooner(engine):
     clip = frames(5)
     with engine.session([runtime.Text(tokens=A)], logits=True, window=2) as session:

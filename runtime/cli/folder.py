@@ -38,6 +38,7 @@ def build_parser(prog: str) -> options.Parser:
         allow_abbrev=False,
     )
     parser.set_defaults(prompt_args=[], auto=False, list=False, sentences=None)
+    parser.set_defaults(drop=None, retries=0, events=None, show=False)  # options of one source, which may be live
     videos = "a folder of videos or of folders of frames, files, or a pattern like 'videos/**/*.mp4'"
     parser.add_argument("videos", nargs="+", metavar="VIDEOS", help=videos)
     parser.add_argument("--redo", action="store_true", help="replace results of other prompts, options or bundles")

@@ -220,7 +220,7 @@ def test_options_reach_the_engine(toy, clip, tmp_path):
     flags = (
         "--engine E --model M --backend B --threads 3 --kernels off --graphs off --conditional-memory off --window 2"
     )
-    flags += " --max-objects 5 --latency low"
+    flags += " --max-objects 5 --latency low --reference-quirks"
     prompts = ["--tokens", "0,5,2", "--tokens", "7"]
     assert main([*flags.split(), "--video", str(clip), *prompts, "--out", str(tmp_path)], load) == 0
     assert received == {
@@ -234,6 +234,7 @@ def test_options_reach_the_engine(toy, clip, tmp_path):
         "conditional_memory": False,
         "window": 2,
         "latency": "low",
+        "reference_quirks": True,
         "prompts": [runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[7])],
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -132,6 +133,8 @@ class HostAttention(HostKernels):
         self.patches = patches or {}
         """Height of a map -> its patch, a constant of the real kernels."""
         self.launched: list[tuple[str, tuple[int, ...]]] = []
+        self.executed: Counter[str] = Counter()
+        """Executions of each kernel, those of replayed graphs included."""
         self._attended: dict[int, tuple] = {}
 
     def launch(self, function, grid, threads, shared, stream, params) -> None:
@@ -146,7 +149,12 @@ class HostAttention(HostKernels):
         # kernels are compiled for arrays that begin at multiples of 16 bytes
         assert not any(address % 16 for address in pointers), [address % 16 for address in pointers]
         work = getattr(self, function)
-        self._driver.enqueue(lambda: work(grid, *values))
+
+        def execute() -> None:
+            self.executed[function] += 1
+            work(grid, *values)
+
+        self._driver.enqueue(execute)
 
     def _array(self, address, *shape, dtype=None):
         return view(address, shape, dtype or self.dtype)

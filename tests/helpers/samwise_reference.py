@@ -14,6 +14,7 @@ from torch import Tensor
 from export.models.samwise import Samwise, SamwiseConfig
 from export.networks.samwise import stages
 from export.stage import Stage
+from runtime.bundle.manifest import STEP
 
 from . import synth
 from .synth_recipes import SAMWISE
@@ -76,7 +77,7 @@ class Player:
         """Clip stages; returns every tensor they make."""
         known = {"pixels": frames, "tokens": self.tokens}
         for name in self.stages:
-            if name.startswith(("hiera", "text", "adapter", "neck")):
+            if name.startswith(("hiera", "text", "adapter", "neck")) and not name.endswith(STEP):
                 known |= self.run(name, known)
         return known
 

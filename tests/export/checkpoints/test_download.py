@@ -7,7 +7,6 @@ import pytest
 
 pytest.importorskip("torch")
 huggingface_hub = pytest.importorskip("huggingface_hub")
-constants = pytest.importorskip("huggingface_hub.constants")
 
 from export import __main__ as command
 from export.checkpoints import download
@@ -21,14 +20,8 @@ WEIGHTS = bytes(range(256)) * 400
 
 @pytest.fixture(scope="module")
 def server():
-    """One address for all tests: the library keeps it in several places."""
     hub = LocalHub()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(constants, "ENDPOINT", hub.address)
-        patch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        yield hub
+    yield hub
     hub.close()
 
 

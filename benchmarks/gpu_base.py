@@ -16,11 +16,10 @@ from runtime.bundle.bundle import Bundle, choose
 from runtime.cli.autotune_streams import run_streams
 from runtime.engine import Engine
 from runtime.media.synthetic_clip import Disc, synthetic_clip
-from runtime.metrics import jaccard
 
 from .gpu_run import Run, Skipped
 from .gpu_sizes import sizes
-from .gpu_video import MODES, engine_of
+from .gpu_video import MODES, engine_of, iou_to_kept, keep_masks
 
 
 def base_bundle(run: Run) -> Bundle:
@@ -126,11 +125,8 @@ def _iou_to_plain(run: Run, engine: Engine, mode: str) -> float | None:
         masks = np.stack([result.masks for result in session.stream(frames)])
     file = run.work / "base.npy"
     if mode == "plain":
-        np.save(file, np.packbits(masks, axis=-1))
-    if not file.exists():
-        return None
-    expected = np.unpackbits(np.load(file), axis=-1, count=masks.shape[-1]).astype(bool)
-    return float(np.min(jaccard(masks, expected)))
+        keep_masks(file, masks)
+    return float(np.min(iou_to_kept(file, masks))) if file.exists() else None
 
 
 def base_plain(run: Run) -> None:

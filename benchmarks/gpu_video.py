@@ -101,6 +101,16 @@ def inside(demo: Demo, object_id: int) -> runtime.Points:
     return runtime.Points([(float(columns[nearest]), float(rows[nearest]))], [1])
 
 
+def keep_masks(file: Path, masks: np.ndarray) -> None:
+    """Keep masks (...,H,W) for another process, in bits."""
+    np.save(file, np.packbits(masks, axis=-1))
+
+
+def iou_to_kept(file: Path, masks: np.ndarray) -> np.ndarray:
+    """Return the IoU (...) of masks (...,H,W) with those that were kept."""
+    return jaccard(masks, np.unpackbits(np.load(file), axis=-1, count=masks.shape[-1]).astype(bool))
+
+
 TASKS = {"nano": sentences, "clicks": clicks}
 
 
@@ -112,19 +122,19 @@ def nano_on_cpu(run: Run) -> None:
             start = time.perf_counter()
             masks = masks_of(engine, demo, frames)
             run.put(task, {"ms_per_frame": 1e3 * (time.perf_counter() - start) / len(frames), "frames": len(frames)})
-            np.save(run.work / f"{task}.npy", np.packbits(masks, axis=-1))
+            keep_masks(run.work / f"{task}.npy", masks)
 
 
 def _on_gpu(run: Run, task: str, mode: str) -> None:
     """Compare the masks of a task with those of the CPU, twice: the second time graphs are replayed from the start."""
     bundle, demo, frames = demonstration(run)
-    expected = np.load(run.work / f"{task}.npy")
+    file = run.work / f"{task}.npy"
     with engine_of(run, bundle, mode) as engine:
         for turn in ("first", "second"):
             start = time.perf_counter()
             masks = TASKS[task](engine, demo, frames)
             ms = 1e3 * (time.perf_counter() - start) / len(frames)
-            iou = jaccard(masks, np.unpackbits(expected, axis=-1, count=masks.shape[-1]).astype(bool))
+            iou = iou_to_kept(file, masks)
             found = {"ms_per_frame": ms, "least_iou": float(iou.min()), "iou_by_frame": iou.min(axis=1).tolist()}
             run.put(turn, found)
         run.put("captures", engine.backend.device.captures)

@@ -155,6 +155,15 @@ class MemoryAttentionStage(nn.Module):
         self.register_buffer("cos", attention.cos)
         self.register_buffer("sin", attention.sin)
 
+    def tokens(
+        self, memory: Tensor, maskmem_tpos_index: Tensor, obj_ptrs: Tensor, obj_ptr_tpos: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `memory_tokens` of the inputs."""
+        positions = None
+        if self.pointer_projection is not None:
+            positions = self.pointer_projection(sine_distance(obj_ptr_tpos, self.pointer_projection.in_features))
+        return memory_tokens(memory, self.memory_grid, self.ages[maskmem_tpos_index], obj_ptrs, positions)
+
     def forward(
         self,
         embedding: Tensor,
@@ -164,10 +173,7 @@ class MemoryAttentionStage(nn.Module):
         obj_ptrs: Tensor,
         obj_ptr_tpos: Tensor | None = None,
     ) -> tuple[Tensor]:
-        positions = None
-        if self.pointer_projection is not None:
-            positions = self.pointer_projection(sine_distance(obj_ptr_tpos, self.pointer_projection.in_features))
-        tokens = memory_tokens(memory, self.memory_grid, self.ages[maskmem_tpos_index], obj_ptrs, positions)
+        tokens = self.tokens(memory, maskmem_tpos_index, obj_ptrs, obj_ptr_tpos)
         x = self.layers[0].self_attention(embedding + self.grid, self.cos, self.sin)[map_index]
         for i, layer in enumerate(self.layers):
             x = layer(layer.self_attention(x, self.cos, self.sin) if i else x, *tokens, self.cos, self.sin)
@@ -191,12 +197,7 @@ class FusedMemoryAttentionStage(MemoryAttentionStage):
         obj_ptrs: Tensor,
         obj_ptr_tpos: Tensor | None = None,
     ) -> tuple[Tensor]:
-        positions = None
-        if self.pointer_projection is not None:
-            positions = self.pointer_projection(sine_distance(obj_ptr_tpos, self.pointer_projection.in_features))
-        keys, pointer_keys, values = memory_tokens(
-            memory, self.memory_grid, self.ages[maskmem_tpos_index], obj_ptrs, positions
-        )
+        keys, pointer_keys, values = self.tokens(memory, maskmem_tpos_index, obj_ptrs, obj_ptr_tpos)
         keys = keys.flatten(0, 1)
         x = embedding + self.grid
         normed = self.layers[0].norm1(x)

@@ -16,7 +16,6 @@ from runtime.backends.split_stage import SplitStage
 from runtime.backends.trt import TensorRtBackend
 from runtime.bundle import engine_index
 from runtime.bundle.bundle import Bundle
-from runtime.bundle.manifest import STEP
 from runtime.engine import Engine
 
 from .parity import STAGE_ERROR, FrameComparison, StageComparison, compare_clip, compare_outputs, run_stage
@@ -45,9 +44,9 @@ def check_backend(
     reference = Engine(bundle, plain)
     recorders = StageRecorders(plain.device, once_per_size=True)
     # a clip runs all stages but the steps, and these run one by one behind other clips
-    reference.instrument(lambda stage: recorders.wrap(stage) if stage.spec.name.endswith(STEP) else stage)
+    reference.instrument(recorders.wrap_step)
     run_steps(reference)
-    reference.instrument(lambda stage: stage if stage.spec.name.endswith(STEP) else recorders.wrap(stage))
+    reference.instrument(recorders.wrap_other)
     want = clip_results(reference)
     precision = bundle.manifest.precision
     engine = Engine(bundle, other, kernels=kernels)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.manifest import STEP
 from ..device.base import Device
 from .base import Stage
 
@@ -69,3 +70,11 @@ class StageRecorders(dict[str, StageRecorder]):
         """Return a recorder around `stage`."""
         recorder = self[stage.spec.name] = StageRecorder(stage, self._device, self._once_per_size)
         return recorder
+
+    def wrap_step(self, stage: Stage) -> Stage:
+        """Return a recorder around a stage of low latency, and another stage as it is."""
+        return self.wrap(stage) if stage.spec.name.endswith(STEP) else stage
+
+    def wrap_other(self, stage: Stage) -> Stage:
+        """Return a recorder around a stage that is none of low latency, and such a one as it is."""
+        return stage if stage.spec.name.endswith(STEP) else self.wrap(stage)

@@ -19,7 +19,7 @@ CATALOG: Mapping[str, tuple[str, str]] = {
 """Name of the bundle -> network and checkpoint of `python -m export`, which downloads it by this name."""
 
 DEFAULTS = {"sam2": "sam2.1-tiny", "samwise": "samwise-mevis", "sam3": "sam3"}
-"""Network -> the bundle to export for whoever asks for the network."""
+"""Network -> the bundle to export where only the network is named."""
 
 
 def export_command(model: str, folder: Path) -> str | None:

@@ -82,9 +82,9 @@ def tune(
     other, start = _timed(lambda: Engine(bundle, create(backend, threads)), clock)
     recorders = StageRecorders(reference.backend.device)
     # a clip runs all stages but the steps of low latency, which do not count in the time of its frames
-    reference.instrument(lambda stage: recorders.wrap(stage) if stage.spec.name.endswith(STEP) else stage)
+    reference.instrument(recorders.wrap_step)
     run_steps(reference)
-    reference.instrument(lambda stage: stage if stage.spec.name.endswith(STEP) else recorders.wrap(stage))
+    reference.instrument(recorders.wrap_other)
     want, num_frames = masks_of(reference, frames)
     reached = {name: recorder for name, recorder in recorders.items() if recorder.calls}
     stages = tuple(_compare(recorder, other.stages[name].stage, repeats, clock) for name, recorder in reached.items())

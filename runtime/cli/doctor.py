@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..backends import BACKENDS, NEEDS_AUTOTUNE, autotune
+from ..backends import BACKENDS, NEEDS_AUTOTUNE, autotune, create
 from ..bundle.bundle import DEMONSTRATIONS, find
 from ..bundle.catalog import DEFAULTS, export_command
 from ..bundle.manifest import Manifest
@@ -101,8 +101,6 @@ def memory_gb() -> float:
 
 def check_backend(name: str, smallest: Mapping[str, Any] | None) -> BackendState:
     """Load a bundle's stages on a backend, or only its library where there is no bundle."""
-    from ..backends import create
-
     try:
         if smallest is None or name in NEEDS_ENGINE_FILES:
             create(name)
@@ -156,7 +154,6 @@ def next_steps(
     for backend, bundle in ((b, bundle) for b in NEEDS_AUTOTUNE if b in working for bundle in bundles):
         manifest: Manifest = find(bundle["folder"])[0].manifest
         if autotune.find(backend, manifest) is None:
-            steps.append(
-                (f"{backend} for {bundle['name']}?", f"python -m runtime.autotune --engine {bundle['folder']}")
-            )
+            command = f"python -m runtime.autotune --engine {_short(bundle['folder'])}"
+            steps.append((f"{backend} for {bundle['name']}?", command))
     return table([list(step) for step in steps])

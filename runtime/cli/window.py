@@ -25,13 +25,13 @@ HEADER = struct.Struct("<II")
 """Height and width, before the bytes of an image."""
 
 
-def unavailable_reason(platform: str = sys.platform) -> str | None:
+def unavailable_reason() -> str | None:
     """Return why no window can be opened; None if one may."""
     try:
         import tkinter  # noqa: F401
     except ImportError:
         return "this Python has no tkinter (Debian and Ubuntu: apt-get install python3-tk)"
-    if platform not in ("win32", "darwin") and not os.environ.get("DISPLAY"):
+    if sys.platform not in ("win32", "darwin") and not os.environ.get("DISPLAY"):
         return "no display (DISPLAY is not set)"
     return None
 

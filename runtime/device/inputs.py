@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from .scratch import GrowableBuffers, aligned, side_by_side
 
 if TYPE_CHECKING:
     from ..backends.base import Stage
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,7 @@ class InputBlock:
 
     def upload(self, arrays: HostArrays, *ahead: tuple[object, HostArrays]) -> dict[str, Array]:
         """Return `arrays` on the device; they are valid until the next upload. `ahead`: of later calls, by owner."""
-        groups = [arrays, *(group for _, group in ahead)]
-        host = {f"{i}.{name}": array for i, group in enumerate(groups) for name, array in group.items()}
+        host = numbered([arrays, *(group for _, group in ahead)])
         fields, total = side_by_side({name: (array.shape, array.dtype) for name, array in host.items()})
         block = self._blocks.reserve("inputs", total)
         pinned = self._device.staging(block)
@@ -58,9 +59,9 @@ class InputBlock:
                 to[...] = array
         if pinned is not block:  # on the host they are one
             self._device.upload(pinned[:total], block[:total])
-        first, *later = ({name: fields[f"{i}.{name}"].of(block) for name in group} for i, group in enumerate(groups))
-        self._ahead = [(owner, group) for (owner, _), group in zip(ahead, later, strict=True)]
-        return first
+        there = {name: field.of(block) for name, field in fields.items()}
+        self._ahead = [(owner, of_number(there, i)) for i, (owner, _) in enumerate(ahead, 1)]
+        return of_number(there, 0)
 
     def take(self, owner: object, make: Callable[[], HostArrays]) -> dict[str, Array]:
         """Return the inputs of the call that `owner` stands for: uploaded before, else made and uploaded now."""
@@ -68,7 +69,7 @@ class InputBlock:
         return self.upload(make()) if found is None else self._ahead.pop(found)[1]
 
 
-def numbered(groups: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def numbered(groups: Iterable[Mapping[str, T]]) -> dict[str, T]:
     """Return the inputs of several calls in one mapping; see `of_number`."""
     return {f"{i}.{name}": array for i, group in enumerate(groups) for name, array in group.items()}
 
@@ -87,17 +88,8 @@ class UploadingStage:
 
     def __init__(self, stage: Stage, device: Device) -> None:
         self._stage, self.spec = stage, stage.spec
-        self._device, self._blocks = device, GrowableBuffers(device)
+        self._inputs = InputBlock(device)
 
     def run(self, **arrays: Any) -> None:
         host = {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
-        self._stage.run(**{**arrays, **self._upload(host)} if host else arrays)
-
-    def _upload(self, host: dict[str, np.ndarray]) -> dict[str, Array]:
-        fields, total = side_by_side({name: (array.shape, array.dtype) for name, array in host.items()})
-        block = self._blocks.reserve("inputs", total)
-        pinned = self._device.staging(block)[:total]
-        for name, field in fields.items():
-            field.of(pinned)[...] = host[name]
-        self._device.upload(pinned, block[:total])
-        return {name: field.of(block) for name, field in fields.items()}
+        self._stage.run(**{**arrays, **self._inputs.upload(host)} if host else arrays)

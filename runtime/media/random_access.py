@@ -141,17 +141,15 @@ class FrameIndex:
 
     def __init__(self) -> None:
         self.stamps: list[Stamp] = []
-        self.times: list[float | None] = []
         self._checksums: list[int] = []
 
     def add(self, array: np.ndarray, stamp: Stamp) -> None:
         """Add the next frame."""
         self.stamps.append(stamp)
-        self.times.append(stamp.time)
         self._checksums.append(zlib.crc32(array.data))
 
     def _fits(self, number: int, array: np.ndarray) -> bool:
-        return number < len(self.times) and self._checksums[number] == zlib.crc32(array.data)
+        return number < len(self.stamps) and self._checksums[number] == zlib.crc32(array.data)
 
     def from_beginning(self, frames: Iterator[Frame], unchanged: bool) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (number, array) of the frames of the whole file that are as they were, or all if it is `unchanged`.
@@ -165,15 +163,22 @@ class FrameIndex:
 
     def from_time(self, frames: Iterator[Frame], wanted: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (number, array) of the frames that are right; end where `wanted` passes before any."""
-        times, found = cast(list[float], self.times), False
-        for array, (time, *_) in frames:
-            assert time is not None
-            if not found and time > times[wanted] + TOLERANCE:
+        found, latest = False, _time(self.stamps[wanted]) + TOLERANCE
+        for array, stamp in frames:
+            time = _time(stamp)
+            if not found and time > latest:
                 return
-            for number in range(bisect_left(times, time - TOLERANCE), bisect_right(times, time + TOLERANCE)):
+            first = bisect_left(self.stamps, time - TOLERANCE, key=_time)
+            for number in range(first, bisect_right(self.stamps, time + TOLERANCE, key=_time)):
                 if self._fits(number, array):
                     found = True
                     yield number, array
+
+
+def _time(stamp: Stamp) -> float:
+    """Return the time of a frame of a file that has times."""
+    assert stamp.time is not None
+    return stamp.time
 
 
 class VideoFile:
@@ -203,7 +208,7 @@ class VideoFile:
         """The cursor delivers no frame before this one."""
 
     def __len__(self) -> int:
-        return len(self._index.times)
+        return len(self._index.stamps)
 
     def stamp(self, index: int) -> Stamp:
         return self._index.stamps[index]
@@ -231,7 +236,7 @@ class VideoFile:
         """Yield iterators that may deliver a frame, the fastest first."""
         if self._next <= index <= self._next + SKIPPED_FRAMES:
             yield self._cursor
-        time = self._index.times[index]
+        time = self._index.stamps[index].time
         if self._video_path is not None and time is not None:
             for seconds in (time - before for before in SEEK_SECONDS if before < time):
                 yield self._index.from_time(decode_from(self._video_path, seconds, self._start), index)

@@ -20,7 +20,7 @@ class KeptMaps:
     def __init__(self, device: Device, tensors: Mapping[str, TensorSpec], count: int) -> None:
         """`tensors`: the inputs `kept_k` of the steps."""
         self._device, self.count = device, count
-        # steps read them while they fill up, for outputs that nobody uses: zeros, and not whatever the memory holds
+        # zeros: steps read them while they fill up, for outputs that are not used
         self.arrays = {
             name: device.constant(np.zeros(t.resolve({"kept": count}), t.dtype)) for name, t in tensors.items()
         }

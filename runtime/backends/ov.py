@@ -166,21 +166,30 @@ def split_graph(model: Any, names: Set[str]) -> tuple[Any, Any]:
     import openvino
     from openvino import opset13 as ops
 
-    wanted: list[Any] = []
-    others: list[Any] = []
-    for result in model.get_results():
-        (wanted if names & result.input(0).get_source_output().get_names() else others).append(result)
+    def is_result(node: Any) -> bool:
+        return bool(node.get_type_name() == "Result")
+
+    def source(node: Any) -> Any:
+        return node.input(0).get_source_output()
+
+    results = model.get_results()
     front: set[str] = set()
-    todo = list(wanted)
+    todo = [result for result in results if names & source(result).get_names()]
     while todo:
         node = todo.pop()
         if node.get_friendly_name() not in front:
             front.add(node.get_friendly_name())
             todo += [port.get_source_output().get_node() for port in node.inputs()]
+    # an output that needs no further arithmetic belongs to the first part as well
+    wanted: list[Any] = []
+    others: list[Any] = []
+    for result in results:
+        (wanted if source(result).get_node().get_friendly_name() in front else others).append(result)
 
     def readers_behind(port: Any) -> list[Any]:
-        """Return the readers of an output that are not in front."""
-        return [reader for reader in port.get_target_inputs() if reader.get_node().get_friendly_name() not in front]
+        """Return the readers of an output that are neither in front nor outputs of the first part."""
+        readers = port.get_target_inputs()
+        return [r for r in readers if not is_result(r.get_node()) and r.get_node().get_friendly_name() not in front]
 
     passing: list[Any] = []
     entering: list[Any] = []
@@ -190,9 +199,10 @@ def split_graph(model: Any, names: Set[str]) -> tuple[Any, Any]:
         for port in node.outputs():
             if readers := readers_behind(port):
                 entry = ops.parameter(port.get_partial_shape(), port.get_element_type())
-                port.get_tensor().set_names({name := f"passing_{len(passing)}"})
-                entry.output(0).get_tensor().set_names({name})
-                passing.append(ops.result(port))
+                if not any(is_result(reader.get_node()) for reader in port.get_target_inputs()):
+                    port.get_tensor().set_names({f"passing_{len(passing)}"})
+                    passing.append(ops.result(port))
+                entry.output(0).get_tensor().set_names({port.any_name})
                 entering.append(entry)
                 for reader in readers:
                     reader.replace_source_output(entry.output(0))

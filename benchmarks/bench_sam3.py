@@ -1,8 +1,10 @@
 """SAM 3 at its published size beside transformers' Sam3Model with the same random weights: one frame, two concepts.
 
-    python -m pytest benchmarks/bench_sam3.py --benchmark-only
+    python -m pytest benchmarks/bench_sam3.py --benchmark-only [--backend openvino-bf16]
 
-It exports the weights first, into a temporary folder of 3.3 GB, and takes some ten minutes; `--layers 2` less.
+It exports the weights first, into a temporary folder of 3.3 GB, and takes some ten minutes; `--layers 2` less, and
+`--keep DIR` keeps the bundle for the next run. On other backends than ONNX Runtime's the scores of all queries and the
+masks of the best are compared with ONNX Runtime's.
 """
 
 from __future__ import annotations
@@ -21,11 +23,16 @@ import numpy as np
 import pytest
 
 import runtime
+from runtime.backends.ort import OrtBackend
+from runtime.bundle.bundle import choose
+from runtime.engine import Engine
+from runtime.metrics import clip_jaccard
 
 from . import rss
 
 MEMORY = 16 * 2**30
 ROUNDS = 2
+NAME = "sam3"
 KEPT = 10
 """Queries whose masks are computed, of 200: as many objects as a picture may have. Random weights keep none or all."""
 WORDS = (736, 2368), (10712, 6235)
@@ -44,10 +51,10 @@ def transformers() -> Any:
 
 
 @pytest.fixture
-def work() -> Iterator[Path]:
-    """A folder that is removed at once: pytest keeps those of the latest runs, and the bundle is large."""
+def work(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """`--keep`, or a folder that is removed at once: pytest keeps those of the latest runs, and the bundle is large."""
     with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+        yield Path(request.config.option.keep or folder)
 
 
 def build(transformers: Any, layers: int | None) -> Any:
@@ -64,7 +71,9 @@ def build(transformers: Any, layers: int | None) -> Any:
 
 
 def export_bundle(model: Any, folder: Path) -> Path:
-    """Export the weights of transformers' model without comparison."""
+    """Export the weights of transformers' model without comparison, unless they are in `folder` already."""
+    if (folder / NAME / "manifest.json").exists():
+        return folder / NAME
     from export import bundle
     from export.checkpoints import sam3 as checkpoints
     from export.checkpoints import sam3_hugging_face
@@ -74,19 +83,44 @@ def export_bundle(model: Any, folder: Path) -> Path:
     tensors = sam3_hugging_face.renamed(model.state_dict())
     ours = Sam3(checkpoints.sam3_config(tensors, sam3_hugging_face.hidden_sizes(model.config.to_dict())))
     checkpoints.load_tensors(ours, tensors, "transformers", checkpoints.UNUSED)
-    return bundle.export_bundle(base.describe("sam3", ours), folder, "sam3", variants=("ort",), check=False)
+    return bundle.export_bundle(base.describe("sam3", ours), folder, NAME, variants=("ort",), check=False)
+
+
+def best_queries(engine: runtime.Engine, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores (Q,) of the first concept's queries, and their masks (Q,H,W)."""
+    (found,) = engine.image(frame).detect([concepts()[0]], threshold=0.0)
+    return found.scores, found.masks
+
+
+def cost(folder: Path, engine: runtime.Engine, frame: np.ndarray, threads: int | None) -> dict[str, float]:
+    """Compare with float32 on ONNX Runtime: largest difference of a score, IoU of the masks of its best queries."""
+    plain = OrtBackend(threads)
+    plain.keeps_memory = False  # the measurement needs the memory
+    with Engine(choose(folder), plain) as reference:
+        scores, masks = best_queries(reference, frame)
+    best = np.argsort(-scores)[:KEPT]
+    others, other_masks = best_queries(engine, frame)
+    ious = [clip_jaccard(masks[i : i + 1], other_masks[i : i + 1]) for i in best]
+    return {
+        "score_difference": float(np.abs(scores - others).max()),
+        "worst_iou": min(ious),
+        "mean_iou": float(np.mean(ious)),
+    }
+
+
+def concepts() -> list[runtime.Concept]:
+    return [runtime.Concept(tokens=[BEGIN, *words, END]) for words in WORDS]
 
 
 def runs_ours(engine: runtime.Engine, frame: np.ndarray) -> list[Callable[[], Any]]:
     """Return a search for the first concept on a new frame, and for the second on the same frame; warm up."""
-    concepts = [runtime.Concept(tokens=[BEGIN, *words, END]) for words in WORDS]
     images, network = [engine.image(frame)], cast(Any, engine.networks.concept_image)
-    scores = [found.scores for found in images[0].detect(concepts, threshold=0.0)]
+    scores = [found.scores for found in images[0].detect(concepts(), threshold=0.0)]
     limits = [float(np.sort(each)[-KEPT - 1 : -KEPT].mean()) for each in scores]
 
     def detect(number: int) -> list[runtime.Result]:
         network.detector._texts.clear()  # words are new, as in transformers
-        return images[0].detect(concepts[number : number + 1], threshold=limits[number])
+        return images[0].detect(concepts()[number : number + 1], threshold=limits[number])
 
     def first() -> list[runtime.Result]:
         images[:] = [engine.image(frame.copy())]
@@ -123,7 +157,7 @@ def trunk_operations(model: Any) -> float:
     return linear + sum(4 * tokens * keys * c.hidden_size for keys in seen)
 
 
-def test_concepts(benchmark, machine, transformers, work, request):
+def test_concepts(benchmark, machine, backend, transformers, work, request):
     """Seconds in turn: ours and theirs, each the first concept on a frame and the second."""
     import torch
 
@@ -133,7 +167,9 @@ def test_concepts(benchmark, machine, transformers, work, request):
     folder = export_bundle(model, work)
     gc.collect()
     frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-    with runtime.load(folder, backend="ort", threads=threads) as engine:
+    with runtime.load(folder, backend=backend, threads=threads) as engine:
+        differences = cost(folder, engine, frame, threads) if backend != "ort" else {}
+        rss.reset_peak()
         calls = {"runtime": runs_ours(engine, frame), "pytorch": runs_theirs(model, engine)}
         seconds: dict[str, list[list[float]]] = {name: [] for name in calls}
 
@@ -151,7 +187,7 @@ def test_concepts(benchmark, machine, transformers, work, request):
         manifest = engine.bundle.manifest
     best = {name: np.min(values, axis=0) for name, values in seconds.items()}
     benchmark.extra_info.update(
-        machine=machine | {"backend": "ort"},
+        machine=machine | {"backend": backend},
         bundle="sam3-large" if layers is None else f"sam3-{layers}-layers",
         precision=manifest.precision,
         bundle_sha256=sha256("".join(sorted(manifest.files.values())).encode()).hexdigest()[:16],
@@ -162,4 +198,5 @@ def test_concepts(benchmark, machine, transformers, work, request):
         trunk_seconds=encoder / frames,
         trunk_gflop=trunk_operations(model) / 1e9,
         peak_rss_mb=rss.peak_mb(),
+        **differences,
     )

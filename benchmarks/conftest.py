@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--rounds", type=int, default=3, help="clips per case; 1 skips the warm-up too (default: 3)")
     add("--windows", type=int, default=2, help="windows of frames in a clip beside PyTorch (default: 2)")
     add("--threads", type=int, help="CPU threads (default: the backend decides)")
+    add("--keep", metavar="DIR", help="folder in which bench_sam3.py keeps its bundle for the next run")
     add("--layers", type=int, help="layers of SAM 3's trunk and text encoder in bench_sam3.py (default: as published)")
 
 

@@ -156,7 +156,8 @@ def concepts_paragraph(measured: Measurement) -> str:
     rate = measured["machine"]["matmul_gflops"]
     return (
         "**Concepts** on a new frame, and a second one on the same frame, beside transformers' Sam3Model (eager) with "
-        "random weights of the same sizes. What limits: the products of the trunk are "
+        "random weights of the same sizes; scores and masks beside ONNX Runtime's in float32. What limits: the "
+        "products of the trunk are "
         f"{number(trunk / 1000)} TFLOP, {number(trunk / rate)} s at the rate of a large product here; the trunk takes "
         f"{number(seconds)} s, {trunk / seconds / rate:.0%} of that rate."
     )
@@ -235,6 +236,9 @@ SECTIONS: tuple[Section | Callable[[Measurement], str], ...] = (
             "PyTorch, s": nth("pytorch_seconds", 0),
             "its second": nth("pytorch_seconds", 1),
             "ratio": lambda case, _: number(case["pytorch_over_runtime"], 3, "x"),
+            "score difference": lambda case, _: number(case.get("score_difference"), 2),
+            "IoU, worst mask": lambda case, _: number(case.get("worst_iou"), 4),
+            "mean": lambda case, _: number(case.get("mean_iou"), 4),
         },
     ),
     Section(

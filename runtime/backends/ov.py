@@ -166,30 +166,18 @@ def split_graph(model: Any, names: Set[str]) -> tuple[Any, Any]:
     import openvino
     from openvino import opset13 as ops
 
-    def is_result(node: Any) -> bool:
-        return bool(node.get_type_name() == "Result")
-
-    def source(node: Any) -> Any:
-        return node.input(0).get_source_output()
-
-    results = model.get_results()
-    front: set[str] = set()
-    todo = [result for result in results if names & source(result).get_names()]
-    while todo:
-        node = todo.pop()
-        if node.get_friendly_name() not in front:
-            front.add(node.get_friendly_name())
-            todo += [port.get_source_output().get_node() for port in node.inputs()]
+    front = _ancestors([r for r in model.get_results() if names & r.input(0).get_source_output().get_names()])
     # an output that needs no further arithmetic belongs to the first part as well
     wanted: list[Any] = []
     others: list[Any] = []
-    for result in results:
-        (wanted if source(result).get_node().get_friendly_name() in front else others).append(result)
+    for result in model.get_results():
+        source = result.input(0).get_source_output().get_node()
+        (wanted if source.get_friendly_name() in front else others).append(result)
 
     def readers_behind(port: Any) -> list[Any]:
         """Return the readers of an output that are neither in front nor outputs of the first part."""
         readers = port.get_target_inputs()
-        return [r for r in readers if not is_result(r.get_node()) and r.get_node().get_friendly_name() not in front]
+        return [r for r in readers if not _is_result(r) and r.get_node().get_friendly_name() not in front]
 
     passing: list[Any] = []
     entering: list[Any] = []
@@ -199,7 +187,7 @@ def split_graph(model: Any, names: Set[str]) -> tuple[Any, Any]:
         for port in node.outputs():
             if readers := readers_behind(port):
                 entry = ops.parameter(port.get_partial_shape(), port.get_element_type())
-                if not any(is_result(reader.get_node()) for reader in port.get_target_inputs()):
+                if not any(map(_is_result, port.get_target_inputs())):
                     port.get_tensor().set_names({f"passing_{len(passing)}"})
                     passing.append(ops.result(port))
                 entry.output(0).get_tensor().set_names({port.any_name})
@@ -209,6 +197,22 @@ def split_graph(model: Any, names: Set[str]) -> tuple[Any, Any]:
     read = [p for p in model.get_parameters() if readers_behind(p.output(0))]
     first = openvino.Model([*wanted, *passing], model.get_parameters(), "front")
     return first, openvino.Model(others, [*entering, *read], "rest")
+
+
+def _ancestors(nodes: Sequence[Any]) -> set[str]:
+    """Return the names of these nodes and of all that they are computed from."""
+    found: set[str] = set()
+    todo = list(nodes)
+    while todo:
+        node = todo.pop()
+        if node.get_friendly_name() not in found:
+            found.add(node.get_friendly_name())
+            todo += [port.get_source_output().get_node() for port in node.inputs()]
+    return found
+
+
+def _is_result(port: Any) -> bool:
+    return bool(port.get_node().get_type_name() == "Result")
 
 
 def _casts(node: Any, to: str) -> bool:

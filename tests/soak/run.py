@@ -1,6 +1,9 @@
 """Soak test: sessions of every kind, invalid frames and damaged files, with memory, files and threads watched.
 
     python tests/soak/run.py --engine engines/nano --frames 10000 --out benchmarks/results/soak_nano.json
+    python tests/soak/run.py --frames 2000 --latency low --change-every 50 --out soak_changes.json
+
+With `--latency` one session takes all frames instead, with `--change-every` a sentence comes and another one goes.
 
 Writes a JSON report with a sample about every `--every` frames, again after each sample, so that a stopped run leaves
 its measurements; at the end a plot beside it (PNG and SVG). Samples are taken between sessions, when everything that a
@@ -33,6 +36,7 @@ import runtime
 from helpers import resources
 from helpers.damaged_media import make_files
 from runtime.media import live
+from soak.one_session import one_session
 from soak.scenarios import CLIPS, RELOAD_EVERY, SoakRunner, reload_bundle, scenarios, sentence
 
 GROWTH_MB = 32
@@ -77,6 +81,15 @@ def run(runner: SoakRunner, frames: int, every: int) -> Iterator[Sample]:
             sample_at = runner.frames - runner.frames % every + every
 
 
+def run_session(
+    runner: SoakRunner, frames: int, every: int, latency: str, change_every: int | None = None
+) -> Iterator[Sample]:
+    """Push `frames` frames to one session; yield a sample every `every` frames."""
+    for _ in one_session(runner, frames, latency, change_every):
+        if runner.frames % every == 0:
+            yield measure(runner)
+
+
 def mask_digest(engine: runtime.Engine) -> str:
     """Digest of the masks of a short clip, which must never change."""
     digest, clip, results = hashlib.sha256(), CLIPS[0][:9], []
@@ -107,6 +120,11 @@ def find_growth(samples: list[Sample]) -> list[str]:
     return grew
 
 
+def session_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of a run of one session that were given."""
+    return {name: getattr(args, name) for name in ("latency", "change_every") if getattr(args, name) is not None}
+
+
 def report(runner: SoakRunner, samples: list[Sample], args: argparse.Namespace, complete: bool) -> dict[str, Any]:
     """Content of the report: command, machine, counts, growth, and every sample."""
     bundle = runner.engine.bundle
@@ -115,7 +133,8 @@ def report(runner: SoakRunner, samples: list[Sample], args: argparse.Namespace, 
         for name in ("rss_mb", "files", "threads", "latency_p95_ms")
     }
     return {
-        "command": f"python tests/soak/run.py --engine {args.engine} --frames {args.frames} --every {args.every}",
+        "command": f"python tests/soak/run.py --engine {args.engine} --frames {args.frames} --every {args.every}"
+        + "".join(f" --{name.replace('_', '-')} {value}" for name, value in session_options(args).items()),
         "complete": complete,
         "bundle": bundle.name,
         "bundle_sha256": hashlib.sha256("".join(sorted(bundle.manifest.files.values())).encode()).hexdigest()[:16],
@@ -171,26 +190,33 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--engine", default="engines/nano")
     p.add_argument("--frames", type=int, default=10_000)
     p.add_argument("--every", type=int, default=100, help="frames between samples")
+    p.add_argument("--latency", choices=("clip", "low"), help="one session over all frames, with this latency")
+    p.add_argument("--change-every", type=int, help="frames between changes of a sentence of this session")
     p.add_argument("--threads", type=int, default=None, help="CPU threads (default: the backend decides)")
     p.add_argument("--machine", default="", help="description of the machine, for the report")
     p.add_argument("--out", type=Path, default=Path("benchmarks/results/soak.json"))
-    p.add_argument("--plot", type=Path, help="plot, .png and .svg (default: beside --out)")
+    p.add_argument("--plot", type=Path, help="plot, .png and .svg (default: beside --out; none of one session)")
     return p
 
 
 def main() -> int:
-    args = build_parser().parse_args()
+    parser = build_parser()
+    args = parser.parse_args()
+    if args.change_every and not args.latency:
+        parser.error("--change-every needs --latency: it concerns a run of one session")
     live.RETRY_SECONDS = 0.01  # the camera of this run comes back at once, or never
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory() as folder, runtime.load(args.engine, threads=args.threads) as engine:
         runner = SoakRunner(engine, make_files(Path(folder)))
-        for sample in run(runner, args.frames, args.every):
+        size = (runner, args.frames, args.every)
+        for sample in run_session(*size, **session_options(args)) if args.latency else run(*size):
             samples.append(sample)
             write(args.out, report(runner, samples, args, complete=False))
             print(*(f"{name} {value:g}" for name, value in asdict(sample).items()), sep="  ", flush=True)
         data = report(runner, samples, args, complete=True)
     write(args.out, data)
-    plot(samples, args.plot or args.out, args.machine)
+    if args.plot or not args.latency:
+        plot(samples, args.plot or args.out, args.machine)
     print("grew: " + "; ".join(data["grew"]) if data["grew"] else "nothing grew")
     return 1 if data["grew"] else 0
 

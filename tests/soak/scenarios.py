@@ -36,14 +36,15 @@ class SoakRunner:
         self.expected_errors: Counter[str] = Counter()
         self.latencies: list[float] = []
 
-    def push(self, session: Any, frame: np.ndarray, *prompts: Any) -> None:
-        """Push one frame, timed, and validate its results."""
+    def push(self, session: Any, frame: np.ndarray, *prompts: Any) -> list[runtime.Result]:
+        """Push one frame, timed; validate and return its results."""
         start = time.perf_counter()
         results = session.push(frame, *prompts)
         self.latencies.append(time.perf_counter() - start)
         self.frames += 1
         for result in results:
             validate_result(result, frame.shape[:2])
+        return results
 
     def expect(self, name: str, kind: type[Exception], action: Callable[[], Any]) -> None:
         """Run an action that must fail with an error of this kind, and count it."""

@@ -12,6 +12,7 @@ from helpers import resources
 from helpers.damaged_media import make_files
 from helpers.errors import expect_error
 from runtime.media import live, video_reader
+from soak import one_session
 from soak import run as soak
 from soak.scenarios import SoakRunner
 
@@ -50,6 +51,26 @@ def test_nothing_grows_with_clicks(toy_sam2_bundle, files):
         samples = list(soak.run(runner, 1200, 50))
     assert soak.find_growth(samples) == []
     assert runner.expected_errors["click outside the picture"] > 5
+
+
+@pytest.mark.parametrize("latency", ["clip", "low"])
+def test_sentences_that_come_and_go_change_nothing_of_the_others(toy, latency):
+    with runtime.load(toy) as engine:
+        runner, pool = SoakRunner(engine, {}), engine.networks.text_video.maskmem_pool
+        in_use = [pool.in_use for _ in soak.run_session(runner, 60, 1, latency, change_every=10)]
+        assert max(in_use) == 3 and pool.in_use == 0
+    assert (runner.frames, runner.sessions) == (60, 6)
+
+
+def test_a_changed_bit_of_another_sentence_is_detected(toy, monkeypatch):
+    def change(runner, session, number):
+        for track in session._sentences._groups[0].tracks if number == 3 else ():
+            track.features["sparse"] += 1
+            track.features["text_0"] += 1
+
+    monkeypatch.setattr(one_session, "change_sentence", change)
+    with runtime.load(toy) as engine, pytest.raises(AssertionError, match="frame 6: .* differ"):
+        list(soak.run_session(SoakRunner(engine, {}), 12, 1, "low", change_every=2))
 
 
 def test_growth_is_detected():

@@ -87,6 +87,7 @@ class Engine:
         window: int | None = None,
         latency: str = "clip",
         decode_ahead: bool = False,
+        encode_ahead: bool = False,
         reference_quirks: bool = False,
     ) -> TextSession: ...
 

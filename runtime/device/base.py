@@ -61,11 +61,16 @@ class Device(Protocol):
     def copy(self, source: Array, to: Array) -> None:
         """Enqueue a copy inside the device."""
 
-    def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
+    def capture(self, work: Callable[[], None], beside: bool = False) -> Callable[[], None] | None:
         """Capture the operations that `work` enqueues, as a graph, without running them; return its launcher.
 
+        beside  the launcher enqueues it on a second stream: behind everything that is enqueued by then, beside what is
+                enqueued later, up to the next `join`
         None where it cannot be captured; raises BackendError there if graphs are required.
         """
+
+    def join(self) -> None:
+        """Run everything enqueued from now on after the graphs that were launched on the second stream."""
 
 
 class Cpu:
@@ -108,5 +113,8 @@ class Cpu:
     def copy(self, source: np.ndarray, to: np.ndarray) -> None:
         np.copyto(to, source)
 
-    def capture(self, work: Callable[[], None]) -> None:
+    def capture(self, work: Callable[[], None], beside: bool = False) -> None:
         return None
+
+    def join(self) -> None:
+        pass

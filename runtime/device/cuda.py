@@ -1,4 +1,4 @@
-"""Memory, copies and graphs of one CUDA device, enqueued on one stream.
+"""Memory, copies and graphs of one CUDA device, enqueued on one stream; graphs also on a second one beside it.
 
 The few driver calls go through the `Driver` protocol, so that a fake driver on host memory can count them and run the
 same schedule without a GPU.
@@ -11,6 +11,7 @@ import logging
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -62,11 +63,18 @@ class Driver(Protocol):
 
     def end_capture(self, builder: Opaque, keep: bool) -> Opaque | None: ...
 
-    def launch(self, graph: Opaque) -> None: ...
+    def launch(self, graph: Opaque, beside: bool = False) -> None:
+        """Launch on the stream, or on the second one."""
+
+    def fork(self) -> None:
+        """Let the second stream wait for what the stream holds now."""
+
+    def join(self) -> None:
+        """Let the stream wait for what the second one holds now."""
 
 
 class CudaCore:
-    """`Driver` on cuda.core: one device, one stream."""
+    """`Driver` on cuda.core: one device, one stream, and a second one for graphs."""
 
     kernel_driver: CubinDriver | None = None
 
@@ -80,7 +88,7 @@ class CudaCore:
         try:
             self._device = CudaDevice(index)
             self._device.set_current()
-            self._stream = self._device.create_stream()
+            self._stream, self._second = self._device.create_stream(), self._device.create_stream()
             self._pinned = LegacyPinnedMemoryResource()
         except Exception as error:  # the driver's own error types exist only where a driver does
             raise BackendError(f"no CUDA device {index} here ({summarize(error)}); use --backend ort") from None
@@ -129,8 +137,14 @@ class CudaCore:
         builder.close()
         return graph
 
-    def launch(self, graph: Graph) -> None:
-        graph.launch(self._stream)
+    def launch(self, graph: Graph, beside: bool = False) -> None:
+        graph.launch(self._second if beside else self._stream)
+
+    def fork(self) -> None:
+        self._second.wait(self._stream)
+
+    def join(self) -> None:
+        self._stream.wait(self._second)
 
 
 class Allocation:
@@ -173,6 +187,8 @@ class Cuda:
         self.stream = self.driver.stream
         self.multiprocessors = self.driver.multiprocessors
         self.captures = 0
+        self._is_beside = False
+        """Whether the second stream holds graphs that the stream does not wait for."""
         self.lock = DeviceLock(self.driver.make_current)
 
     @property
@@ -248,7 +264,7 @@ class Cuda:
     def copy(self, source: DeviceArray, to: DeviceArray) -> None:
         self.driver.copy(to.ptr, source.ptr, to.nbytes)
 
-    def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
+    def capture(self, work: Callable[[], None], beside: bool = False) -> Callable[[], None] | None:
         """See `Device.capture`. A failure (a library that waits or allocates) is logged and ends all attempts; where
         graphs are required it raises BackendError."""
         builder, graph = self.driver.begin_capture(), None
@@ -270,7 +286,17 @@ class Cuda:
             self.supports_graph_capture = False
             return None
         self.captures += 1
-        return lambda: self.driver.launch(graph)
+        return partial(self._launch_beside if beside else self.driver.launch, graph)
+
+    def _launch_beside(self, graph: Opaque) -> None:
+        self.driver.fork()
+        self.driver.launch(graph, beside=True)
+        self._is_beside = True
+
+    def join(self) -> None:
+        if self._is_beside:
+            self.driver.join()
+            self._is_beside = False
 
     def wait_for(self, stream: int) -> None:
         """Run everything enqueued from now on after the work that another library's `stream` holds now."""

@@ -43,11 +43,16 @@ class GraphCache:
     """
 
     def __init__(
-        self, device: Device, first_frame: int = 0, max_graphs: int = MAX_GRAPHS, evicts: bool = False
+        self,
+        device: Device,
+        first_frame: int = 0,
+        max_graphs: int = MAX_GRAPHS,
+        evicts: bool = False,
+        beside: bool = False,
     ) -> None:
         """`first_frame`: the first frame from which on no shape changes any more; `evicts`: a key beyond `max_graphs`
-        takes the place of the one that was used longest ago, instead of none."""
-        self._device, self._first_frame = device, first_frame
+        takes the place of the one that was used longest ago, instead of none; `beside`: see `Device.capture`."""
+        self._device, self._first_frame, self.beside = device, first_frame, beside
         self._max_graphs, self._evicts = max_graphs, evicts
         self.graphs: dict[Hashable, Callable[[], None] | None] = {}
 
@@ -65,11 +70,19 @@ class GraphCache:
                 del self.graphs[next(iter(self.graphs))]
             if len(self.graphs) < self._max_graphs:
                 self.graphs[key] = None
-            work()
+            self._run_directly(work)
             return
-        graph = self.graphs.pop(key) or self._device.capture(work)
+        graph = self.graphs.pop(key) or self._device.capture(work, self.beside)
         self.graphs[key] = graph  # the latest one is the last
-        (graph or work)()
+        if graph is None:
+            self._run_directly(work)
+        else:
+            graph()
+
+    def _run_directly(self, work: Callable[[], None]) -> None:
+        if self.beside:
+            self._device.join()  # it uses the scratch of the graphs
+        work()
 
 
 class RecordedStage:

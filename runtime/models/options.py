@@ -24,6 +24,9 @@ class TextOptions:
                         result at once, from the frames up to it (an approximation)
     decode_ahead        on CUDA, launch a frame of a clip before the result of the one in front of it is read; no effect
                         on a CPU, and on more sentences than a batch holds
+    encode_ahead        on CUDA with graphs (ONNX Runtime), encode a clip on a second stream while the one in front of
+                        it is decoded, so that results come a clip later and no sentence can be added; no effect on a
+                        CPU
     reference_quirks    decode a clip of one frame, such as the last one of a video of 9 frames, without its memory, as
                         the official code does
     Raises UserError for a value of another type, or another latency.
@@ -34,6 +37,7 @@ class TextOptions:
     window: int | None = None
     latency: str = "clip"
     decode_ahead: bool = False
+    encode_ahead: bool = False
     reference_quirks: bool = False
 
     def __post_init__(self) -> None:

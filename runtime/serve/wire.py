@@ -35,9 +35,11 @@ MASKS = ("png", "rle", "bits", "none")
 """Forms of masks that a client may ask for."""
 
 OPTIONS = sorted(
-    {*TextOptions.__slots__, *ConceptOptions.__slots__, *TrackingKeywords.__annotations__} - {"max_cond_frames_in_attn"}
+    {*TextOptions.__slots__, *ConceptOptions.__slots__, *TrackingKeywords.__annotations__}
+    - {"max_cond_frames_in_attn", "encode_ahead"}
 )
-"""Options of a session that a client may set; for each value of the one left out, the engine keeps other memory."""
+"""Options of a session that a client may set. Left out: one for each value of which the engine keeps other memory, and
+one whose results come later than `window` tells a client."""
 
 COLOURS = [
     "#" + "".join(f"{round(255 * c):02x}" for c in colorsys.hsv_to_rgb(0.98 + i * 0.6180339887 % 1, 0.72, 1.0))

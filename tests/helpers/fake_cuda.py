@@ -14,6 +14,9 @@ from runtime.backends.ort import OrtBackend
 from runtime.device.cuda import Cuda
 from runtime.kernels import reference
 
+BETWEEN = 8
+"""Work of the first stream between that of the second one."""
+
 
 class FakeDriver:
     """`runtime.device.cuda.Driver` on host memory. `calls` counts uploads, downloads, copies, waits, allocations,
@@ -32,6 +35,13 @@ class FakeDriver:
         self.recording: list[Callable[[], None]] | None = None
         self._stream: deque[Callable[[], None]] = deque()
         """Work that was enqueued since the host waited last."""
+        self._second: deque[Callable[[], None]] = deque()
+        """Work on the second stream."""
+        self._turn = 0
+        self._is_second_busy = False
+        """Whether it is in the middle of its work, which may be to wait."""
+        self.second_runs = "late"
+        """When it runs: as "late" as a device may run it, as "early", or "between" the work of the other stream."""
         self._allocations: dict[int, tuple[int, str]] = {}
         """Address -> size and kind of memory that is still allocated: an address may be used again as another kind."""
 
@@ -87,7 +97,15 @@ class FakeDriver:
         assert self.recording is None, "waiting while recording is an error on a real device"
         self.calls["wait"] += 1
         while self._stream:
-            self._stream.popleft()()
+            self._run_first(self._stream)
+
+    def _run_first(self, stream: deque) -> None:
+        busy, self._is_second_busy = self._is_second_busy, self._is_second_busy or stream is self._second
+        stream.popleft()()
+        self._is_second_busy = busy
+        self._turn = (self._turn + 1) % BETWEEN
+        if self.second_runs == "between" and self._turn == 0 and self._second and not busy:
+            self._run_first(self._second)
 
     def record_event(self):
         assert self.recording is None
@@ -98,8 +116,25 @@ class FakeDriver:
         """Wait for the work in front of the event; `calls["behind"]` counts waits that leave stages behind it."""
         self.calls["wait"] += 1
         while event in self._stream:
-            self._stream.popleft()()
+            self._run_first(self._stream)
         self.calls["behind"] += any(hasattr(work, "is_stage") for work in self._stream)
+
+    def fork(self) -> None:
+        self._order(self._stream, self._second)
+
+    def join(self) -> None:
+        self._order(self._second, self._stream)
+
+    def _order(self, first: deque, then: deque) -> None:
+        """Let one stream wait for what another one holds now."""
+        assert self.recording is None
+        first.append(mark := lambda: None)
+
+        def wait() -> None:
+            while mark in first:
+                self._run_first(first)
+
+        then.append(wait)
 
     def wait_for(self, stream: int) -> None:
         self.require_context()
@@ -115,10 +150,13 @@ class FakeDriver:
         self.calls["capture"] += keep
         return recording if keep else None
 
-    def launch(self, graph) -> None:
+    def launch(self, graph, beside: bool = False) -> None:
         self.require_context()
         self.calls["launch"] += 1
-        self._stream.extend(graph)
+        self.calls["beside"] += beside
+        (self._second if beside else self._stream).extend(graph)
+        while beside and self.second_runs == "early" and self._second:
+            self._run_first(self._second)
 
 
 class FakeCudaBackend(OrtBackend):

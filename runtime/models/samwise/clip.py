@@ -32,12 +32,17 @@ class Clip:
     arrays.
     """
 
+    runs_ahead = False
+    """Whether it is encoded beside the decoding of the clip in front of it."""
+
     stills = False
     """Whether a clip of one frame is decoded without a memory, as the official code does."""
 
     def __init__(self, encoder: ClipEncoder, tracks: Sequence[TextTrack], window: int) -> None:
         self._encoder, self._tracks, self._window = encoder, tracks, window
-        self.arrays, self._graphs = encoder.new_clip(), encoder.new_graphs(len(tracks))
+        self.arrays, self._graphs = encoder.new_clip(), encoder.new_graphs(len(tracks), self.runs_ahead)
+        self.decoded = self.arrays
+        """Arrays that frames are decoded with."""
         self.num_frames = 0
         """Frames taken so far."""
         self._waiting: list[Stamp] = []
@@ -53,6 +58,11 @@ class Clip:
         return not self._waiting
 
     @property
+    def has_frames(self) -> bool:
+        """Whether there are frames that wait for `begin`."""
+        return not self.is_empty
+
+    @property
     def is_full(self) -> bool:
         """Whether the clip is complete and can begin."""
         return len(self._waiting) == self._window
@@ -60,7 +70,7 @@ class Clip:
     @property
     def is_computed(self) -> bool:
         """Whether the clip that has begun is at its end, so that its arrays can take frames."""
-        return not self._undecoded
+        return self._encoding is None and not self._undecoded
 
     @property
     def is_encoded(self) -> bool:
@@ -86,6 +96,9 @@ class Clip:
     def _offset(self) -> int:
         """Place of the next frame in the arrays."""
         return len(self._waiting)
+
+    def prepare(self) -> None:
+        """Let the arrays take the first frame of a clip."""
 
     def add(self, stamp: Stamp, encoded: Mapping[str, Array] | None = None) -> Mapping[str, Array]:
         """Take the frame in `pixels`, or one that another clip has `encoded`; return its arrays for other clips."""
@@ -129,6 +142,46 @@ class Clip:
     def stop(self) -> None:
         """Let the encoder go on with other clips."""
         self._encoding = None
+
+
+class AheadClip(Clip):
+    """Every clip is encoded beside the decoding of the one in front of it, so that its results come a clip later.
+
+    It is encoded in arrays of its own, and copied from there when the one in front of it is decoded.
+    """
+
+    runs_ahead = True
+
+    def __init__(self, encoder: ClipEncoder, tracks: Sequence[TextTrack], window: int) -> None:
+        super().__init__(encoder, tracks, window)
+        self.decoded = encoder.new_decoded_maps()
+        for track in tracks:
+            track.encoded = encoder.new_encoded_maps(track)
+        self._encoded: list[PendingFrame] = []
+        """Frames of the clip that is in the arrays, encoded or about to be."""
+        self._ready: list[PendingFrame] = []
+        """Frames of the clip that can be decoded next."""
+
+    @property
+    def has_frames(self) -> bool:
+        return bool(self._waiting or self._encoded or self._ready)
+
+    def prepare(self) -> None:
+        if self._encoded:
+            self._encoder.hand_over(self.arrays, self.decoded, self._tracks)
+            self._ready, self._encoded = self._encoded, []
+
+    def begin(self) -> None:
+        self.prepare()
+        self._undecoded.extend(self._ready)
+        self._ready = []
+        if self._waiting:
+            self._encoding, self._encoded = self._begin(self._waiting)
+            self._waiting = []
+
+    def stop(self) -> None:
+        super().stop()
+        self._encoder.stop()
 
 
 class RollingClip(Clip):

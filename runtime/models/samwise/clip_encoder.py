@@ -76,6 +76,26 @@ class ClipEncoder:
         spec = self._stages["hiera_0"].spec
         return self._allocate([spec.input("pixels"), *spec.outputs], self._sizes)
 
+    def new_decoded_maps(self) -> dict[str, Array]:
+        """Allocate the map of a clip that its frames are decoded with, for another clip to be encoded meanwhile."""
+        return self._allocate([self._stages["hiera_0"].spec.output("high_res_0")], self._sizes)
+
+    def new_encoded_maps(self, track: TextTrack) -> dict[str, Array]:
+        """Allocate the maps of a clip of a prompt while those of the one in front of it are decoded."""
+        tensors = [*self._stages["neck"].spec.outputs, self._stages["text_prompt"].spec.output("sparse")]
+        return self._allocate(tensors, {**self._sizes, "tokens": track.features["text_0"].shape[0]})
+
+    def hand_over(self, clip: Mapping[str, Array], decoded: Mapping[str, Array], tracks: Sequence[TextTrack]) -> None:
+        """Enqueue copies of a clip that was encoded ahead to where it is decoded, behind the second stream."""
+        self._device.join()
+        for source, to in ((clip, decoded), *((track.encoded, track.features) for track in tracks)):
+            for name in (name for name in to if name in source):
+                self._device.copy(source[name], to[name])
+
+    def stop(self) -> None:
+        """Let what is enqueued next, like the release of memory, follow the clips that are encoded ahead."""
+        self._device.join()
+
     def _allocate(self, tensors: Sequence[TensorSpec], sizes: Mapping[str, int]) -> dict[str, Array]:
         return {t.name: self._device.empty(t.resolve(sizes), t.dtype) for t in tensors}
 
@@ -106,14 +126,20 @@ class ClipEncoder:
         inputs = [t for name in self.OPTIONAL_STAGES for t in self._stages[name].spec.inputs]
         return KeptMaps(self._device, {t.name: t for t in inputs if t.name in KEPT}, window - 1)
 
-    def new_graphs(self, num_tracks: int) -> GraphCache:
-        """Return the graphs of all clips of a video, which are in the same arrays."""
-        return GraphCache(self._device, max_graphs=(1 + num_tracks) * self._sizes["frames"])
+    def new_graphs(self, num_tracks: int, beside: bool = False) -> GraphCache:
+        """Return the graphs of all clips of a video, which are in the same arrays; `beside`: see `Device.capture`."""
+        return GraphCache(self._device, max_graphs=(1 + num_tracks) * self._sizes["frames"], beside=beside)
+
+    def _join(self, graphs: GraphCache | None) -> None:
+        """Wait for clips on the second stream, which use the same scratch, unless `graphs` run there."""
+        if graphs is None or not graphs.beside or not graphs.graph_ready():
+            self._device.join()
 
     def encode_frame(self, clip: Mapping[str, Array], offset: int, graphs: GraphCache) -> None:
         """Run the first stage on one frame of the clip."""
         arrays = {name: array[offset : offset + 1] for name, array in clip.items()}
         work = partial(self._stages["hiera_0"].run, **arrays)
+        self._join(graphs)
         if graphs.graph_ready():
             graphs.run(offset, work)
         else:
@@ -176,7 +202,8 @@ class ClipEncoder:
     ) -> Iterator[None]:
         """Encode the clip with one prompt after the other: stage by stage, or in one step as a graph."""
         for i, track in enumerate(tracks):
-            own = {**shared, **track.features}
+            own = {**shared, **track.features, **track.encoded}
+            self._join(graphs)
             if graphs is not None and graphs.graph_ready():
                 graphs.run((i, length), partial(self._prompt.encode_at_once, own, length))
                 yield
@@ -189,6 +216,7 @@ class ClipEncoder:
         for i, track in enumerate(tracks):
             assert track.kept is not None
             own = {**shared, **track.features, **track.kept.arrays}
+            self._join(graphs)
             track.kept.place(frame)
             if graphs.graph_ready():
                 graphs.run((i, STEP), partial(self._prompt.encode_at_once, own, 1, STEP))

@@ -21,7 +21,7 @@ from ...tracking.object_memory import BlockPool
 from ..base import Capability, Signature
 from ..context import NetworkContext
 from ..options import TextOptions
-from .clip import Clip, RollingClip
+from .clip import AheadClip, Clip, RollingClip
 from .clip_encoder import ClipEncoder
 from .frame_decoder import FrameDecoder
 from .frame_runner import FrameRunner
@@ -95,26 +95,39 @@ class Samwise:
                 f"window must be 1 to {self.window}, the clip length this bundle was trained with, not {window}"
             )
         rolling = options.latency == "low" and window > 1
+        ahead = options.encode_ahead and self._images.device.supports_graph_capture
+        self._check_ahead(ahead, rolling)
         if rolling and not self._encoder.has_steps:
             raise UserError(
                 f"the bundle {self._bundle.name} was exported without low latency; run "
                 f"`python -m export add-steps {self._bundle.folder}`, or export it again"
             )
-        open_group = partial(self._open_group, window=window, rolling=rolling, options=options)
+        clip = RollingClip if rolling else AheadClip if ahead else Clip
+        open_group = partial(self._open_group, window=window, clip=clip, options=options)
         # the host has no work to overlap
         reader = ResultReader(self._images, logits, options.decode_ahead and self._images.device.name != "cpu")
         return TextSession(Sentences(open_group, prompts, reader), self._images.device.lock)
 
-    def _open_group(self, prompts: Sequence[Text], window: int, rolling: bool, options: TextOptions) -> SentenceGroup:
+    def _check_ahead(self, ahead: bool, rolling: bool) -> None:
+        if ahead and rolling:
+            raise UserError("encode_ahead encodes whole clips, and latency='low' single frames; remove one of them")
+        if ahead and not self._images.device.records_stages:
+            raise UserError(
+                "encode_ahead needs the backend ort-cuda: stages of TensorRT share their scratch; remove it"
+            )
+
+    def _open_group(
+        self, prompts: Sequence[Text], window: int, clip: type[Clip], options: TextOptions
+    ) -> SentenceGroup:
         """Allocate what sentences that begin together need."""
         tracks, n = self._open_tracks(prompts), self._max_tracks
-        for track in tracks if rolling else ():
+        for track in tracks if clip is RollingClip else ():
             track.kept = self._encoder.new_kept_maps(window)
         cme = None if options.conditional_memory is False or not options.memory else self._cme
         batches = [self._runner.new_batch(tracks[i : i + n], cme, options.memory) for i in range(0, len(tracks), n)]
-        clip = (RollingClip if rolling else Clip)(self._encoder, tracks, window)
-        clip.stills = options.reference_quirks
-        return SentenceGroup(self._joint, clip, batches)
+        own = clip(self._encoder, tracks, window)
+        own.stills = options.reference_quirks
+        return SentenceGroup(self._joint, own, batches)
 
     def _open_tracks(self, prompts: Sequence[Text]) -> list[TextTrack]:
         manifest = self._bundle.manifest

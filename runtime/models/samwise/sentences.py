@@ -52,7 +52,7 @@ class SentenceGroup:
     def works(self, frame: PendingFrame, transforms: Transforms) -> list[FrameWork]:
         """Return the work of a frame, one for each batch."""
         number = 0 if frame.is_still else frame.number
-        return self._runner.works(self.batches, self.clip.arrays, number, frame.offset, transforms)
+        return self._runner.works(self.batches, self.clip.decoded, number, frame.offset, transforms)
 
     def result(self, parts: Sequence[Mapping[str, np.ndarray]], transforms: Transforms) -> dict[str, np.ndarray] | None:
         """Return the arrays of the result of the next frame, of the objects shown; None where it has none."""
@@ -181,7 +181,9 @@ class Sentences:
         return [batch.readback.arrays["low_res_logits"] for group in self._groups for batch in group.batches]
 
     def add(self, prompts: Sequence[Text]) -> tuple[int, ...]:
-        """Let sentences wait for the next clip; return their object ids."""
+        """Let sentences wait for the next clip; return their object ids. Raises UserError with `encode_ahead`."""
+        if self._groups and self._groups[0].clip.runs_ahead:
+            raise UserError("no sentence can be added with encode_ahead; open the session without it")
         group = self._open_group(prompts)
         group.object_ids = tuple(range(self._last_id + 1, self._last_id + 1 + len(prompts)))
         self._last_id += len(prompts)
@@ -228,6 +230,7 @@ class Sentences:
         if self._groups[0].clip.is_empty:
             self._start_waiting()
         first, *others = (group.clip for group in self._groups)
+        first.prepare()
         self._reader.transforms.preprocess_frame(frame, first.pixels)
         encoded = first.add(stamp)
         for clip in others:
@@ -235,10 +238,13 @@ class Sentences:
         self._num_frames += 1
         return self.begin() if first.is_full else deque()
 
+    @property
+    def has_frames(self) -> bool:
+        """Whether there are frames that wait for `begin`."""
+        return self._groups[0].clip.has_frames
+
     def begin(self) -> deque[Result]:
         """Begin with the frames that wait, complete or not, and return where their results go."""
-        if self._groups[0].clip.is_empty:
-            return deque()
         self._results = deque()  # an iteration over the clip before this one keeps its own
         for group in self._groups:
             group.clip.begin()

@@ -69,7 +69,7 @@ class TextSession(OnlineSession):
     def flush(self) -> list[Result]:
         """Return the results of the frames that wait for their clip to fill up. Raises UserError after `close`."""
         self._check_open()
-        return list(results_of(self._steps(self._sentences.begin())))
+        return list(results_of(self._last_steps()))
 
     @iterator_of_results
     def stream(self, frames: Any) -> Iterator[Result]:
@@ -79,7 +79,7 @@ class TextSession(OnlineSession):
         """
         for frame, stamp in iterate_frames(frames):
             yield from results_of(steps_under_lock(self._lock, self._steps(self._lock.run(self._add, frame, stamp))))
-        yield from results_of(steps_under_lock(self._lock, self._steps(self._lock.run(self._sentences.begin))))
+        yield from results_of(steps_under_lock(self._lock, self._last_steps()))
 
     @iterator_of_results
     def feed(self, frame: Any, *, time: float | Stamp | None = None) -> Iterator[Result | Work | None]:
@@ -91,7 +91,7 @@ class TextSession(OnlineSession):
     @iterator_of_results
     def finish(self) -> Iterator[Result | Work | None]:
         """Compute the frames that wait in steps; see `OnlineSession.feed`."""
-        yield from steps_under_lock(self._lock, self._steps(self._lock.run(self._sentences.begin)))
+        yield from steps_under_lock(self._lock, self._last_steps())
 
     @property
     def device_logits(self) -> list[Array]:
@@ -113,9 +113,13 @@ class TextSession(OnlineSession):
         """
         self._check_open()
         frame = self._sentences.check_frame(frame)
+        self._complete()
+        return self._sentences.take(frame, stamp)
+
+    def _complete(self) -> None:
+        """Compute what is left of the clip that has begun; its results go where those before went."""
         while not self._sentences.is_computed:
             self._advance()
-        return self._sentences.take(frame, stamp)
 
     def _advance(self) -> None:
         """Run one stage of the encoding of a clip, or decode its next frame."""
@@ -135,3 +139,9 @@ class TextSession(OnlineSession):
             if not results:
                 yield from self._sentences.next_work()
             yield self._step(results)
+
+    def _last_steps(self) -> Iterator[Result | Work | None]:
+        """Compute the frames that wait, in steps."""
+        while self._sentences.has_frames:
+            self._complete()
+            yield from self._steps(self._sentences.begin())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...device.base import Array
 from ...device.graphs import GraphCache
@@ -29,6 +29,8 @@ class TextTrack:
     """Last frame on which the conditional memory encoder replaced the mask to remember."""
     kept: KeptMaps | None = None
     """With low latency: maps of the latest frames."""
+    encoded: Mapping[str, Array] = field(default_factory=dict)
+    """With `encode_ahead`: maps of the next clip, and its sentence, until they are copied to `features`."""
 
     def restart(self) -> None:
         """Forget all frames."""

@@ -37,7 +37,7 @@ def test_same_results_as_the_plain_loop(engine, prompts):
 def test_frames_with_full_memory_are_one_graph_and_equal_the_plain_loop(engine, prompts, monkeypatch):
     """Memory is full from frame 5 on; a batch has one graph per set of tracks whose conditional memory is due."""
     clip, driver = frames(41, seed=5), engine.backend.device.driver
-    monkeypatch.setattr(ClipEncoder, "new_graphs", lambda self, num_tracks: GraphCache(Cpu()))
+    monkeypatch.setattr(ClipEncoder, "new_graphs", lambda *_: GraphCache(Cpu()))
     plain = Counter({name: timed.calls for name, timed in engine.stages.items()})
     logits, _ = run(engine, clip, *prompts)
     for got, prompt in zip(logits, prompts, strict=True):

@@ -163,7 +163,12 @@ def _load_demo(engine: Engine) -> Demo:
 def _task(args: argparse.Namespace, engine: Engine, video: VideoReader, prompts: Prompts) -> Task:
     conditional_memory = {"on": True, "off": False, None: None}[args.conditional_memory]
     options = TextOptions(
-        conditional_memory, window=args.window, latency=args.latency, reference_quirks=args.reference_quirks
+        conditional_memory,
+        window=args.window,
+        latency=args.latency,
+        decode_ahead=args.decode_ahead,
+        encode_ahead=args.encode_ahead,
+        reference_quirks=args.reference_quirks,
     )
     of_concepts = ConceptOptions(args.temporal_disambiguation, detect_every=args.detect_every)
     if isinstance(prompts, ConceptSet):

@@ -224,6 +224,13 @@ def add_execution(parser: Parser) -> None:
         "waits for the frames that the network was trained to see together (default: %(default)s)"
     )
     add("--latency", choices=LATENCIES, default="clip", help=latency)
+    decode = "sentences on a GPU: launch a frame before the masks of the one before it are read; same results"
+    add("--decode-ahead", action="store_true", help=decode)
+    encode = (
+        "sentences on a GPU, for files: encode the next clip while this one is decoded; same results, a clip later, "
+        "with more memory (docs/guides/gpu.md)"
+    )
+    add("--encode-ahead", action="store_true", help=encode)
     quirks = "forget the memory on a last clip of one frame, as the official SAMWISE does, to reproduce its figures"
     add("--reference-quirks", action="store_true", help=quirks)
     add("--debug", action="store_true", help="print the traceback of an error")

@@ -63,6 +63,8 @@ def text_task(engine: Engine, prompts: Sequence[Text], options: TextOptions) -> 
         conditional_memory=options.conditional_memory,
         window=options.window,
         latency=options.latency,
+        decode_ahead=options.decode_ahead,
+        encode_ahead=options.encode_ahead,
         reference_quirks=options.reference_quirks,
     )
     return Task(labels, objects, session.stream, session)

@@ -165,6 +165,25 @@ class PinnedBuffer:
     num_marks: int = -1
 
 
+class SecondStream:
+    """Graphs beside the stream of a device, each behind what that holds when the graph is launched."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._is_busy = False
+        """Whether it holds graphs that the stream does not wait for."""
+
+    def launch(self, graph: Opaque) -> None:
+        self._driver.fork()
+        self._driver.launch(graph, beside=True)
+        self._is_busy = True
+
+    def join(self) -> None:
+        if self._is_busy:
+            self._driver.join()
+            self._is_busy = False
+
+
 class Cuda:
     """Memory of one CUDA device. Uploads and downloads go through pinned buffers of the host, made once per array.
 
@@ -187,8 +206,8 @@ class Cuda:
         self.stream = self.driver.stream
         self.multiprocessors = self.driver.multiprocessors
         self.captures = 0
-        self._is_beside = False
-        """Whether the second stream holds graphs that the stream does not wait for."""
+        self._second = SecondStream(self.driver)
+        self.join = self._second.join
         self.lock = DeviceLock(self.driver.make_current)
 
     @property
@@ -286,17 +305,7 @@ class Cuda:
             self.supports_graph_capture = False
             return None
         self.captures += 1
-        return partial(self._launch_beside if beside else self.driver.launch, graph)
-
-    def _launch_beside(self, graph: Opaque) -> None:
-        self.driver.fork()
-        self.driver.launch(graph, beside=True)
-        self._is_beside = True
-
-    def join(self) -> None:
-        if self._is_beside:
-            self.driver.join()
-            self._is_beside = False
+        return partial(self._second.launch if beside else self.driver.launch, graph)
 
     def wait_for(self, stream: int) -> None:
         """Run everything enqueued from now on after the work that another library's `stream` holds now."""

@@ -54,13 +54,8 @@ class Clip:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no frame waits."""
+        """Whether no frame waits for `begin`."""
         return not self._waiting
-
-    @property
-    def has_frames(self) -> bool:
-        """Whether there are frames that wait for `begin`."""
-        return not self.is_empty
 
     @property
     def is_full(self) -> bool:
@@ -87,9 +82,8 @@ class Clip:
         """The frame of the clip that is decoded after the next one."""
         return self._undecoded[1] if len(self._undecoded) > 1 else None
 
-    @property
-    def pixels(self) -> Array:
-        """Array (3, I, I) of the next frame."""
+    def place_frame(self) -> Array:
+        """Return the array (3, I, I) of the next frame, which may be written to."""
         return self.arrays["pixels"][self._offset]
 
     @property
@@ -97,11 +91,8 @@ class Clip:
         """Place of the next frame in the arrays."""
         return len(self._waiting)
 
-    def prepare(self) -> None:
-        """Let the arrays take the first frame of a clip."""
-
     def add(self, stamp: Stamp, encoded: Mapping[str, Array] | None = None) -> Mapping[str, Array]:
-        """Take the frame in `pixels`, or one that another clip has `encoded`; return its arrays for other clips."""
+        """Take the frame that was placed, or one that another clip has `encoded`; return its arrays for other clips."""
         if encoded is None:
             self._encoder.encode_frame(self.arrays, self._offset, self._graphs)
         else:
@@ -154,25 +145,41 @@ class AheadClip(Clip):
 
     def __init__(self, encoder: ClipEncoder, tracks: Sequence[TextTrack], window: int) -> None:
         super().__init__(encoder, tracks, window)
-        self.decoded = encoder.new_decoded_maps()
+        self._device = encoder.device
+        self.decoded = self._like({"high_res_0": self.arrays["high_res_0"]})
         for track in tracks:
-            track.encoded = encoder.new_encoded_maps(track)
+            inputs = ("text_0", "verb")
+            track.encoded = self._like({name: a for name, a in track.features.items() if name not in inputs})
         self._encoded: list[PendingFrame] = []
         """Frames of the clip that is in the arrays, encoded or about to be."""
         self._ready: list[PendingFrame] = []
         """Frames of the clip that can be decoded next."""
 
-    @property
-    def has_frames(self) -> bool:
-        return bool(self._waiting or self._encoded or self._ready)
+    def _like(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: self._device.empty(array.shape, array.dtype.name) for name, array in arrays.items()}
 
-    def prepare(self) -> None:
-        if self._encoded:
-            self._encoder.hand_over(self.arrays, self.decoded, self._tracks)
-            self._ready, self._encoded = self._encoded, []
+    @property
+    def is_empty(self) -> bool:
+        return not (self._waiting or self._encoded or self._ready)
+
+    def place_frame(self) -> Array:
+        self._hand_over()
+        return super().place_frame()
+
+    def _hand_over(self) -> None:
+        """Enqueue copies of the encoded clip, if it is not copied, to where it is decoded, behind the second stream."""
+        if not self._encoded:
+            return
+        self._device.join()
+        for source, to in ((self.arrays, self.decoded), *((t.encoded, t.features) for t in self._tracks)):
+            for name in to.keys() & source.keys():
+                self._device.copy(source[name], to[name])
+        self._ready, self._encoded = self._encoded, []
 
     def begin(self) -> None:
-        self.prepare()
+        if not self.is_computed:
+            return  # an iteration over its results was left
+        self._hand_over()
         self._undecoded.extend(self._ready)
         self._ready = []
         if self._waiting:
@@ -181,7 +188,7 @@ class AheadClip(Clip):
 
     def stop(self) -> None:
         super().stop()
-        self._encoder.stop()
+        self._device.join()  # memory is given back in the order of the stream
 
 
 class RollingClip(Clip):

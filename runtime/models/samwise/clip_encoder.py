@@ -65,7 +65,7 @@ class ClipEncoder:
         motion: bool,
     ) -> None:
         names = (*self.STAGES, *(self.OPTIONAL_STAGES if self.OPTIONAL_STAGES[0] in stages else ()))
-        self._stages, self._device = {name: stages[name] for name in names}, device
+        self._stages, self.device = {name: stages[name] for name in names}, device
         self._sizes, self._motion = sizes, motion
         self._prompt = PromptEncoder(self._stages, device, scratch, sizes)
         self._current: weakref.ref[ClipEncoding] | None = None
@@ -76,28 +76,8 @@ class ClipEncoder:
         spec = self._stages["hiera_0"].spec
         return self._allocate([spec.input("pixels"), *spec.outputs], self._sizes)
 
-    def new_decoded_maps(self) -> dict[str, Array]:
-        """Allocate the map of a clip that its frames are decoded with, for another clip to be encoded meanwhile."""
-        return self._allocate([self._stages["hiera_0"].spec.output("high_res_0")], self._sizes)
-
-    def new_encoded_maps(self, track: TextTrack) -> dict[str, Array]:
-        """Allocate the maps of a clip of a prompt while those of the one in front of it are decoded."""
-        tensors = [*self._stages["neck"].spec.outputs, self._stages["text_prompt"].spec.output("sparse")]
-        return self._allocate(tensors, {**self._sizes, "tokens": track.features["text_0"].shape[0]})
-
-    def hand_over(self, clip: Mapping[str, Array], decoded: Mapping[str, Array], tracks: Sequence[TextTrack]) -> None:
-        """Enqueue copies of a clip that was encoded ahead to where it is decoded, behind the second stream."""
-        self._device.join()
-        for source, to in ((clip, decoded), *((track.encoded, track.features) for track in tracks)):
-            for name in (name for name in to if name in source):
-                self._device.copy(source[name], to[name])
-
-    def stop(self) -> None:
-        """Let what is enqueued next, like the release of memory, follow the clips that are encoded ahead."""
-        self._device.join()
-
     def _allocate(self, tensors: Sequence[TensorSpec], sizes: Mapping[str, int]) -> dict[str, Array]:
-        return {t.name: self._device.empty(t.resolve(sizes), t.dtype) for t in tensors}
+        return {t.name: self.device.empty(t.resolve(sizes), t.dtype) for t in tensors}
 
     def new_track(
         self, tokens: np.ndarray, verbs: np.ndarray, maskmem: ObjectMemory, obj_ptrs: ObjectMemory
@@ -111,8 +91,8 @@ class ClipEncoder:
         outputs = [specs["text_0"].output("text_0"), *specs["neck"].outputs, specs["text_prompt"].output("sparse")]
         features = self._allocate(outputs, {**self._sizes, "tokens": len(tokens)})
         if self._motion:
-            features["verb"] = self._device.constant(verbs[:1] if len(verbs) else np.zeros(1, np.int64))
-        self._stages["text_0"].run(tokens=self._device.constant(tokens), text_0=features["text_0"])
+            features["verb"] = self.device.constant(verbs[:1] if len(verbs) else np.zeros(1, np.int64))
+        self._stages["text_0"].run(tokens=self.device.constant(tokens), text_0=features["text_0"])
         absent = self._motion and not len(verbs)
         return TextTrack(maskmem, obj_ptrs, features, sparse_count=features["sparse"].shape[1] - absent)
 
@@ -124,16 +104,16 @@ class ClipEncoder:
     def new_kept_maps(self, window: int) -> KeptMaps:
         """Allocate the maps that low latency keeps of a track."""
         inputs = [t for name in self.OPTIONAL_STAGES for t in self._stages[name].spec.inputs]
-        return KeptMaps(self._device, {t.name: t for t in inputs if t.name in KEPT}, window - 1)
+        return KeptMaps(self.device, {t.name: t for t in inputs if t.name in KEPT}, window - 1)
 
     def new_graphs(self, num_tracks: int, beside: bool = False) -> GraphCache:
         """Return the graphs of all clips of a video, which are in the same arrays; `beside`: see `Device.capture`."""
-        return GraphCache(self._device, max_graphs=(1 + num_tracks) * self._sizes["frames"], beside=beside)
+        return GraphCache(self.device, max_graphs=(1 + num_tracks) * self._sizes["frames"], beside=beside)
 
     def _join(self, graphs: GraphCache | None) -> None:
         """Wait for clips on the second stream, which use the same scratch, unless `graphs` run there."""
         if graphs is None or not graphs.beside or not graphs.graph_ready():
-            self._device.join()
+            self.device.join()
 
     def encode_frame(self, clip: Mapping[str, Array], offset: int, graphs: GraphCache) -> None:
         """Run the first stage on one frame of the clip."""
@@ -148,7 +128,7 @@ class ClipEncoder:
     def copy_frame(self, frame: Mapping[str, Array], clip: Mapping[str, Array], offset: int) -> None:
         """Take what the first stage gave for a frame of another clip."""
         for tensor in self._stages["hiera_0"].spec.outputs:
-            self._device.copy(frame[tensor.name], clip[tensor.name][offset])
+            self.device.copy(frame[tensor.name], clip[tensor.name][offset])
 
     def begin(
         self,

@@ -96,7 +96,10 @@ class Samwise:
             )
         rolling = options.latency == "low" and window > 1
         ahead = options.encode_ahead and self._images.device.supports_graph_capture
-        self._check_ahead(ahead, rolling)
+        if rolling and options.encode_ahead:
+            raise UserError("encode_ahead encodes whole clips, and latency='low' single frames; remove one of them")
+        if ahead and not self._images.device.records_stages:
+            raise UserError("encode_ahead needs the backend ort-cuda: stages of TensorRT share scratch; remove it")
         if rolling and not self._encoder.has_steps:
             raise UserError(
                 f"the bundle {self._bundle.name} was exported without low latency; run "
@@ -107,14 +110,6 @@ class Samwise:
         # the host has no work to overlap
         reader = ResultReader(self._images, logits, options.decode_ahead and self._images.device.name != "cpu")
         return TextSession(Sentences(open_group, prompts, reader), self._images.device.lock)
-
-    def _check_ahead(self, ahead: bool, rolling: bool) -> None:
-        if ahead and rolling:
-            raise UserError("encode_ahead encodes whole clips, and latency='low' single frames; remove one of them")
-        if ahead and not self._images.device.records_stages:
-            raise UserError(
-                "encode_ahead needs the backend ort-cuda: stages of TensorRT share their scratch; remove it"
-            )
 
     def _open_group(
         self, prompts: Sequence[Text], window: int, clip: type[Clip], options: TextOptions

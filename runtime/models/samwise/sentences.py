@@ -230,21 +230,19 @@ class Sentences:
         if self._groups[0].clip.is_empty:
             self._start_waiting()
         first, *others = (group.clip for group in self._groups)
-        first.prepare()
-        self._reader.transforms.preprocess_frame(frame, first.pixels)
+        self._reader.transforms.preprocess_frame(frame, first.place_frame())
         encoded = first.add(stamp)
         for clip in others:
             clip.add(stamp, encoded)
         self._num_frames += 1
-        return self.begin() if first.is_full else deque()
+        results = self.begin() if first.is_full else deque()
+        assert results is not None, "there is the frame"
+        return results
 
-    @property
-    def has_frames(self) -> bool:
-        """Whether there are frames that wait for `begin`."""
-        return self._groups[0].clip.has_frames
-
-    def begin(self) -> deque[Result]:
-        """Begin with the frames that wait, complete or not, and return where their results go."""
+    def begin(self) -> deque[Result] | None:
+        """Begin with the frames that wait, complete or not, and return where their results go; None without any."""
+        if self._groups[0].clip.is_empty:
+            return None
         self._results = deque()  # an iteration over the clip before this one keeps its own
         for group in self._groups:
             group.clip.begin()

@@ -113,13 +113,9 @@ class TextSession(OnlineSession):
         """
         self._check_open()
         frame = self._sentences.check_frame(frame)
-        self._complete()
-        return self._sentences.take(frame, stamp)
-
-    def _complete(self) -> None:
-        """Compute what is left of the clip that has begun; its results go where those before went."""
         while not self._sentences.is_computed:
             self._advance()
+        return self._sentences.take(frame, stamp)
 
     def _advance(self) -> None:
         """Run one stage of the encoding of a clip, or decode its next frame."""
@@ -127,21 +123,16 @@ class TextSession(OnlineSession):
         with self._close_on_error():
             self._sentences.advance()
 
-    def _step(self, results: deque[Result]) -> Result | None:
-        """Return a result of a clip that was computed before, else compute one step."""
-        if not results:
-            self._advance()
-        return results.popleft() if results else None
-
     def _steps(self, results: deque[Result]) -> Iterator[Result | Work | None]:
         """Compute a clip in steps."""
         while self._sentences.has_more(results):
             if not results:
                 yield from self._sentences.next_work()
-            yield self._step(results)
+            if not results:  # otherwise it was computed before
+                self._advance()
+            yield results.popleft() if results else None
 
     def _last_steps(self) -> Iterator[Result | Work | None]:
         """Compute the frames that wait, in steps."""
-        while self._sentences.has_frames:
-            self._complete()
-            yield from self._steps(self._sentences.begin())
+        while (results := self._sentences.begin()) is not None:
+            yield from self._steps(results)

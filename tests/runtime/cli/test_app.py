@@ -20,6 +20,8 @@ from pycocotools import mask as coco
 import runtime
 from helpers import media
 from helpers import toy_samwise as toy_bundle
+from helpers.fake_cuda import FakeCudaBackend
+from runtime.bundle.bundle import choose
 from runtime.cli.app import main
 from runtime.cli.args import build_parser
 from runtime.metrics import boundary_f, jaccard
@@ -207,7 +209,8 @@ def test_help_names_every_flag_and_the_exit_codes(capsys):
     assert max(map(len, shown.splitlines())) <= 120
 
 
-def test_options_reach_the_engine(toy, clip, tmp_path):
+@pytest.mark.parametrize("latency, ahead", [("low", "decode"), ("clip", "encode")])
+def test_options_reach_the_engine(toy, clip, tmp_path, latency, ahead):
     received = {}
 
     def load(*args, **kwargs):
@@ -220,7 +223,7 @@ def test_options_reach_the_engine(toy, clip, tmp_path):
     flags = (
         "--engine E --model M --backend B --threads 3 --kernels off --graphs off --conditional-memory off --window 2"
     )
-    flags += " --max-objects 5 --latency low --reference-quirks"
+    flags += f" --max-objects 5 --latency {latency} --reference-quirks --{ahead}-ahead"
     prompts = ["--tokens", "0,5,2", "--tokens", "7"]
     assert main([*flags.split(), "--video", str(clip), *prompts, "--out", str(tmp_path)], load) == 0
     assert received == {
@@ -233,10 +236,22 @@ def test_options_reach_the_engine(toy, clip, tmp_path):
         "max_objects": 5,
         "conditional_memory": False,
         "window": 2,
-        "latency": "low",
+        "latency": latency,
+        "decode_ahead": ahead == "decode",
+        "encode_ahead": ahead == "encode",
         "reference_quirks": True,
         "prompts": [runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[7])],
     }
+
+
+def test_what_runs_ahead_gives_the_same_files(toy, clip, tmp_path):
+    engine = runtime.Engine(choose(toy), FakeCudaBackend())
+    frames = []
+    for flags in ([], ["--decode-ahead", "--encode-ahead"]):
+        args = ["--video", str(clip), "--tokens", "0,5,2", *flags, "--no-overlay", "--out", str(tmp_path)]
+        assert main(args, lambda *_, **__: engine) == 0
+        frames.append(json.loads((tmp_path / "results.json").read_text())["frames"])
+    assert frames[0] == frames[1] and len(frames[0]) == 10
 
 
 def test_image_networks_segment_every_frame_separately(clip, tmp_path):

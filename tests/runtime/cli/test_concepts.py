@@ -178,6 +178,8 @@ def test_exemplars_on_pictures_by_name():
         (["--text", "dog", "--exemplar", "1,2,3,4"], "--exemplar and --text cannot be mixed"),
         (["--concept", "dog", "--prompts", "a.json"], "--concept and --prompts cannot be mixed"),
         (["--concept", "dog", "--window", "3"], "--window: not supported by concepts"),
+        (["--concept", "dog", "--decode-ahead"], "--decode-ahead: not supported by concepts"),
+        (["--concept", "dog", "--encode-ahead"], "--encode-ahead: not supported by concepts"),
         (["--concept", "dog", "--conditional-memory", "on"], "--conditional-memory: not supported by concepts"),
         (["--tokens", "1", "--detect-every", "2"], "--detect-every: not supported by prompts other than concepts"),
         (["--point", "1,2", "--no-temporal-disambiguation"], "--no-temporal-disambiguation: not supported by prompts"),

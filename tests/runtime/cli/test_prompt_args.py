@@ -425,6 +425,8 @@ def test_automatic_masks_of_an_image(tmp_path, capsys):
         (["--point", "100,1"], "outside the image"),
         (["--box", "-5,3,9,9@1"], "object 1, frame 1: box corner (-5, 3) lies outside the image, 64x48"),
         (["--point", "-.5,3"], "(-0.5, 3) lies outside"),
+        (["--point", "1,1", "--decode-ahead"], "--decode-ahead: not supported by --auto and visual prompts; remove it"),
+        (["--point", "1,1", "--encode-ahead"], "--encode-ahead: not supported by --auto and visual prompts; remove it"),
         (["--point", "1,1", "--window", "2"], "--window: not supported by --auto and visual prompts; remove it"),
         (["--point", "1,1@99"], "the last one is 9"),
         (["--box", "1,1,5,5#256"], "--no-masks"),

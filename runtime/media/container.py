@@ -22,7 +22,7 @@ from .completeness import ends_within_part, joined_at, missing_seconds
 from .conversion import Converter
 from .decoding import Decoder, choose_stream, demux
 from .image_files import check_size
-from .live import RETRIES, decode_live
+from .live import DEFAULT_FPS, RETRIES, TIMEOUT_SECONDS, decode_live, describe_stop
 from .playlists import address_files, playlist_files
 from .source import Frame, Source
 
@@ -32,14 +32,8 @@ if TYPE_CHECKING:
 
     OpenContainer = Callable[[], InputContainer]
 
-DEFAULT_FPS = 24.0
-"""Frame rate assumed for a container that names none."""
-
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 """Demuxers of FFmpeg for files of strangers: none that reads another file."""
-
-TIMEOUT_SECONDS = 10.0
-"""Time without data after which a camera or network source counts as dropped."""
 
 
 def open_video_file(path: Path, stride: int, strict: bool = False) -> Source:
@@ -214,8 +208,8 @@ def _gap_notes(name: str, clock: Clock) -> list[str]:
 
 
 def _open_error(error: BaseException, live: bool) -> str:
-    if live:
-        return f"does not answer ({summarize(error)}); check the address, the cable or the network"
+    if live or type(error).__name__ == "ExitError":  # it was waited for long enough
+        return f"does not answer ({describe_stop(error)}); check the address, the cable or the network"
     if type(error).__name__ == "InvalidDataError":
         return "not a video, or damaged beyond reading (no valid header); copy or record it again"
     if type(error).__name__ == "EOFError":

@@ -26,6 +26,13 @@ RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 30.0
 """Time before the first try, which doubles with each one, and the longest."""
 
 
+DEFAULT_FPS = 24.0
+"""Frame rate assumed for a container that names none."""
+
+TIMEOUT_SECONDS = 10.0
+"""Time without data after which a camera or network source counts as dropped."""
+
+
 def decode_live(
     name: str, container: InputContainer | None, open_container: OpenContainer, stride: int, retries: int = RETRIES
 ) -> Iterator[Frame]:
@@ -43,16 +50,16 @@ def decode_live(
             if container is None:
                 container = open_container()
             with container:
-                for frame in _live_frames(container, name):
+                for frame, seconds in _live_frames(container, name):
                     failures = 0
                     arrival = time.monotonic()
                     first = arrival if first is None else first
                     if decoded % stride == 0:
-                        yield Frame(converter.rgb(frame), Stamp(arrival - first, frame.time, decoded))
+                        yield Frame(converter.rgb(frame), Stamp(arrival - first, seconds, decoded))
                     decoded += 1
             reason = "it ended"
         except (av.FFmpegError, OSError) as error:
-            reason = summarize(error)
+            reason = describe_stop(error)
         container = None
         failures += 1
         if failures > retries:
@@ -63,11 +70,28 @@ def decode_live(
         time.sleep(min(RETRY_SECONDS * 2 ** (failures - 1), MAX_RETRY_SECONDS))
 
 
-def _live_frames(container: InputContainer, name: str) -> Iterator[av.VideoFrame]:
-    """Decode frames and skip broken packets: a stream joined in its middle has them until the next key frame."""
+def describe_stop(error: BaseException) -> str:
+    """Say in a few words why a live source gives nothing."""
+    import av
+
+    return f"no data for {TIMEOUT_SECONDS:g} seconds" if isinstance(error, av.error.ExitError) else summarize(error)
+
+
+def _live_frames(container: InputContainer, name: str) -> Iterator[tuple[av.VideoFrame, float | None]]:
+    """Decode frames, with their times, and skip broken packets: a stream joined in its middle has them until the next
+    key frame.
+    """
     import av
 
     stream, _ = choose_stream(container, name)
+    stream.thread_type = "SLICE"  # threads that take a frame each keep as many frames back as there are cores
+    seconds = None if stream.start_time is None else float(stream.start_time * (stream.time_base or 0))
     for packet in demux(container, stream):
         with contextlib.suppress(av.InvalidDataError):
-            yield from packet.decode()
+            for frame in packet.decode():
+                if frame.pts is None and seconds is not None:
+                    # FFmpeg loses the time of the first frame over RTSP where its parts came one by one
+                    yield frame, max(0.0, seconds - 1 / float(stream.average_rate or DEFAULT_FPS))
+                else:
+                    yield frame, frame.time
+                seconds = None

@@ -26,7 +26,7 @@ def published_launches(capability: int) -> Iterator[plan.Launch]:
     yield from aot.memory_launches(plan.MemorySizes(1, 4096, 6, 60), capability)
     for patch in (8, 4, 2):
         yield from aot.window_launches(8, patch, 256, capability)
-    yield from aot.image_launches()
+    yield from aot.image_launches(float_images=True)
 
 
 def measure(capability: int) -> dict[str, list[int]]:

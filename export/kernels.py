@@ -51,13 +51,17 @@ def launches(manifest: Manifest, capability: int) -> Iterator[plan.Launch]:
     """Yield every launch that the bundle can need on a device, with names in place of arrays and without real grids."""
     for name, split in manifest.split_stages.items():
         yield from SPLIT_LAUNCHES[split.kernel](manifest, manifest.stages[name], split, capability)
-    yield from image_launches()
+    rules = {rule for settings in manifest.networks.values() for rule in settings.get("resample", {}).values()}
+    yield from image_launches("float" in rules)
 
 
-def image_launches() -> Iterator[plan.Launch]:
-    """Yield the launches that take frames in and masks out; their code is the same for every network."""
-    taps = ("first", "weight")
-    yield from plan.preprocess("frame", taps, taps, "table", "out", (1, 1), (1, 1), 1, (1, 1))
+def image_launches(float_images: bool) -> Iterator[plan.Launch]:
+    """Yield the launches that take frames in and masks out; their code is the same for every network. `float_images`:
+    also those of images that are resized without rounding to bytes (SAM 2)."""
+    taps, sizes = ("first", "weight"), ((1, 1), (1, 1), 1, (1, 1))
+    yield from plan.preprocess("frame", taps, taps, "table", "out", *sizes)
+    if float_images:
+        yield from plan.preprocess_float("frame", taps, taps, "unit", "norm", "out", *sizes)
     yield from plan.postprocess("low", taps, taps, "packed", "stats", 1, 1, (1, 1))
 
 
@@ -174,8 +178,6 @@ def compile_kernels(
 
 def add_kernels(folder: Path, manifest: Manifest, report: Report) -> None:
     """Compile what a bundle that is being exported can need into its folder; say so where it cannot be done here."""
-    if "samwise" not in manifest.networks:  # the other networks prepare frames and masks on the host
-        return
     if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1":
         report("no compiled kernels: needs Triton, without TRITON_INTERPRET; later: python -m export.kernels BUNDLE")
         return

@@ -266,6 +266,25 @@ def preprocess(
     return [Launch("preprocess", grid, arguments, constants, 4, 1)]
 
 
+def preprocess_float(
+    frame: Any,
+    rows: Taps,
+    columns: Taps,
+    unit: Any,
+    norm: Any,
+    out: Any,
+    source: Size,
+    resized: Size,
+    image_size: int,
+    taps: Size,
+) -> list[Launch]:
+    """Plan `kernels/preprocess.py` without rounding to bytes. rows, columns: of `reference.float_taps`."""
+    block_y, block_x = 4, 128
+    grid = (cdiv(image_size, block_x), cdiv(image_size, block_y), 3)
+    arguments = (frame, *rows, *columns, unit, norm, out, *source, *resized, image_size, *taps)
+    return [Launch("preprocess_float", grid, arguments, {"BLOCK_Y": block_y, "BLOCK_X": block_x}, 4, 1)]
+
+
 def postprocess(
     low: Any, rows: Taps, columns: Taps, packed: Any, stats: Any, objects: int, side: int, source: Size
 ) -> list[Launch]:

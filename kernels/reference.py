@@ -143,6 +143,13 @@ def pillow_taps(source: int, target: int, filter: str = "bilinear") -> tuple[np.
     The filter is stretched by source/target when shrinking; weights are normalised, then rounded to 2^-22. Short rows
     (at the borders) are padded with zero weights; a padded tap may lie past the end and must be clamped by the reader.
     """
+    first, weight = float_taps(source, target, filter)
+    fixed = np.trunc(weight * (1 << PRECISION_BITS) + np.where(weight < 0, -0.5, 0.5))
+    return first, fixed.astype(np.int32)
+
+
+def float_taps(source: int, target: int, filter: str = "bilinear") -> tuple[np.ndarray, np.ndarray]:
+    """Return the filter of `pillow_taps` before its weights are rounded: first (target) int32, weights float64."""
     radius, kernel = {"bilinear": (1.0, _triangle), "bicubic": (2.0, _cubic)}[filter]
     scale = source / target
     stretch = max(scale, 1.0)
@@ -154,8 +161,7 @@ def pillow_taps(source: int, target: int, filter: str = "bilinear") -> tuple[np.
     weight = kernel((taps + first[:, None] - centre[:, None] + 0.5) / stretch)
     weight = np.where(taps < (last - first)[:, None], weight, 0.0)
     weight /= weight.sum(axis=1, keepdims=True)
-    fixed = np.trunc(weight * (1 << PRECISION_BITS) + np.where(weight < 0, -0.5, 0.5))
-    return first.astype(np.int32), fixed.astype(np.int32)
+    return first.astype(np.int32), weight
 
 
 def _triangle(x: np.ndarray) -> np.ndarray:
@@ -201,8 +207,32 @@ def preprocess_with_taps(
     return out
 
 
+def preprocess_float(
+    frame_hwc: np.ndarray, rows: Taps, columns: Taps, image_size: int, unit_v: np.ndarray, norm_2c: np.ndarray
+) -> np.ndarray:
+    """Apply both passes of `float_taps` in float64, each rounded to float32, then (x - mean) / std; zero outside."""
+    planes = unit_v[frame_hwc].astype(np.float64)
+    for axis, (first, weight) in ((1, columns), (0, rows)):
+        index = np.minimum(first[:, None] + np.arange(weight.shape[1]), planes.shape[axis] - 1)
+        taken = np.moveaxis(planes, axis, 0)[index]
+        planes = np.moveaxis(np.einsum("nt,nt...->n...", weight, taken), 0, axis).astype(np.float32)
+    out = np.zeros((3, image_size, image_size), np.float32)
+    out[:, : planes.shape[0], : planes.shape[1]] = ((planes - norm_2c[0]) / norm_2c[1]).transpose(2, 0, 1)
+    return out
+
+
 MASK_TAPS = 4
 """Low-resolution cells that one pixel can depend on per axis: two bilinear steps touch 3, padded to a power of two."""
+
+
+def band(matrix: np.ndarray) -> Taps:
+    """Return a banded (target, source) matrix as taps: first source position (target,) int32, weights."""
+    used = matrix != 0
+    first = used.argmax(axis=1)
+    taps = int((matrix.shape[1] - used[:, ::-1].argmax(axis=1) - first).max())
+    index = first[:, None] + np.arange(taps)
+    weight = np.take_along_axis(matrix, np.minimum(index, matrix.shape[1] - 1), axis=1)
+    return first.astype(np.int32), np.where(index < matrix.shape[1], weight, 0)
 
 
 def mask_taps(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

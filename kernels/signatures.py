@@ -28,6 +28,11 @@ ARGUMENT_TYPES: Mapping[str, tuple[str, ...]] = {
         *("*u8", "*i32", "*i32", "*i32", "*i32", "*fp32", "*fp32"),  # frame, taps of rows and columns, table, pixels
         *("i32",) * 7,
     ),
+    "preprocess_float": (
+        *("*u8", "*i32", "*fp64", "*i32", "*fp64"),  # frame, taps of rows and columns
+        *("*fp32", "*fp32", "*fp32"),  # byte / 255, mean and standard deviation, pixels
+        *("i32",) * 7,
+    ),
     "postprocess": (
         *("*fp32", "*i32", "*fp32", "*i32", "*fp32"),  # logits, taps of rows and columns
         *("*u8", "*i32"),  # bits, statistics

@@ -118,7 +118,7 @@ def resize_bytes(frame_hwc: np.ndarray, resized_hw: tuple[int, int]) -> np.ndarr
     """
     planes = np.ascontiguousarray(frame_hwc.transpose(2, 0, 1), np.float32)
     for axis, (source, target) in ((2, (frame_hwc.shape[1], resized_hw[1])), (1, (frame_hwc.shape[0], resized_hw[0]))):
-        matrix, bits = _byte_weights(source, target)
+        matrix, bits = byte_weights(source, target)
         product = planes @ matrix.T if axis == 2 else matrix @ planes
         product += 1 << (bits - 1)
         product *= 1 / (1 << bits)
@@ -128,7 +128,7 @@ def resize_bytes(frame_hwc: np.ndarray, resized_hw: tuple[int, int]) -> np.ndarr
 
 
 @functools.lru_cache(maxsize=8)  # the images of a folder have few sizes
-def _byte_weights(source: int, target: int) -> tuple[np.ndarray, int]:
+def byte_weights(source: int, target: int) -> tuple[np.ndarray, int]:
     """Return the triangle filter of one axis (target, source) as integers in float32, and their fractional bits."""
     scale = source / target
     support = max(scale, 1.0)

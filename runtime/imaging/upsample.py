@@ -65,11 +65,16 @@ class SeparableUpsampler:
     uses. A logit of 0 is background, or foreground if `zero_is_foreground`."""
 
     def __init__(self, rows: np.ndarray, columns: np.ndarray, zero_is_foreground: bool = False) -> None:
-        self.rows, self.columns = rows, columns
+        self.rows, self.columns, self.zero_is_foreground = rows, columns, zero_is_foreground
         self._rows, self._columns = _BandedMatrix(rows), _BandedMatrix(columns)
         self._compare = np.greater_equal if zero_is_foreground else np.greater
         self._half = np.empty((len(rows), columns.shape[1]), np.float32)
         self._full = np.empty((len(rows), len(columns)), np.float32)
+
+    @property
+    def source_hw(self) -> tuple[int, int]:
+        """(H, W) of what it makes."""
+        return len(self.rows), len(self.columns)
 
     def logits(self, low_nss: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Upsample low_nss (N, low_side, low_side) float32 to (N, H, W) float32."""

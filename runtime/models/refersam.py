@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
+from math import prod
 from typing import ClassVar
 
 import numpy as np
 
 from ..bundle.schema import NORMALIZATION, RESIZE, TEXT, Group
 from ..device.base import Array
+from ..device.inputs import InputBlock
 from ..device.scratch import OutputBlock
+from ..imaging.frame_input import FrameInput
+from ..imaging.gpu import DeviceMasks, mask_sizes
 from ..imaging.masks import boxes_and_areas
-from ..imaging.preprocess import preprocess, resized_size
 from ..imaging.upsample import CornerAlignedUpsampler
 from ..prompts import Text
 from ..results import Result
@@ -33,12 +36,13 @@ class EncodedImage:
 
     def __init__(self, network: ReferSam, features: Mapping[str, Array], source_hw: tuple[int, int]) -> None:
         self._network, self.features = network, features
-        self._upsampler = CornerAlignedUpsampler(network.low_res_side, source_hw)
+        self._upsampler = network.mask_upsampler(source_hw)
 
     def refer(self, prompts: Sequence[Text], logits: bool = False) -> Result:
         """Find one mask per sentence. Raises PromptError for a sentence that the bundle cannot take."""
-        low_res, coarse, ious = self._network.fuse(self.features, prompts)
-        masks = self._upsampler.masks(low_res)
+        on_device = self._network.device_masks(self._upsampler.source_hw)
+        low_res, coarse, ious, *bits = self._network.fuse(self.features, prompts, on_device)
+        masks = on_device.masks(bits[0]) if on_device else self._upsampler.masks(low_res)
         ids = tuple(range(1, len(prompts) + 1))
         return Result(
             frame_index=0,
@@ -60,7 +64,7 @@ class ReferSam:
     pools: ClassVar[Collection[BlockPool]] = ()
     required_stages: ClassVar[tuple[str, ...]] = ("image", "text", "fuse")
     optional_stages: ClassVar[tuple[str, ...]] = ()
-    uses_kernels: ClassVar[bool] = False
+    uses_kernels: ClassVar[bool] = True
     records_stages: ClassVar[bool] = False
     settings_schema: ClassVar[Group] = Group({**NORMALIZATION, "resize": RESIZE, "text": TEXT})
     signature: ClassVar[Signature] = Signature(
@@ -86,16 +90,17 @@ class ReferSam:
         manifest, settings, device = context.bundle.manifest, context.settings, context.device
         self._bundle, self._device, self._stages = context.bundle, device, context.stages
         self._tokenizer: Tokenizer | None = None
-        self._image_size = manifest.image_size
-        self._mean, self._std = tuple(settings["mean"]), tuple(settings["std"])
-        self._resize = settings["resize"]
         specs = {name: stage.spec for name, stage in self._stages.items()}
         self.low_res_side = int(specs["fuse"].output("low_res_logits").shape[1])
         # a batch never exceeds what the graph was exported for; more sentences run in several batches
         self._batch = min(context.max_objects, manifest.bounds["objects"][1])
         self._readback = OutputBlock(device)
         pixels, text = specs["image"].input("pixels"), specs["fuse"].input("text")
-        self._pixels = device.empty(pixels.resolve({}), pixels.dtype)
+        inputs, logits = InputBlock(device), specs["fuse"].output("low_res_logits")
+        inputs.reserve(prod(pixels.resolve({})) * np.dtype(pixels.dtype).itemsize)
+        self._frame_input = FrameInput(inputs, pixels, settings, device, context.kernels, settings["resize"])
+        self.device_masks = mask_sizes(device, context.kernels, logits.dtype, self.mask_upsampler)
+        """What makes masks of a size (H, W) on the device; None: the host does."""
         self._width = int(text.shape[2])
         # padding is read, with weight zero: it must hold numbers
         self._text = device.constant(np.zeros(self._batch * settings["text"]["max_tokens"] * self._width, text.dtype))
@@ -103,23 +108,27 @@ class ReferSam:
 
     def encode_image(self, frame_hwc: np.ndarray) -> EncodedImage:
         """Encode an image, uint8 RGB (H,W,3)."""
-        height, width = frame_hwc.shape[:2]
-        host, resized = self._device.staging(self._pixels), resized_size(height, width, **self._resize)
-        preprocess(frame_hwc, resized, self._image_size, self._mean, self._std, out=host[0])
-        self._device.upload(host, self._pixels)
+        pixels = self._frame_input.upload(frame_hwc, "bilinear")
         outputs = self._stages["image"].spec.outputs
         features = {t.name: self._device.empty(t.resolve({}), t.dtype) for t in outputs}
-        self._stages["image"].run(pixels=self._pixels, **features)
-        return EncodedImage(self, features, (height, width))
+        self._stages["image"].run(pixels=pixels, **features)
+        return EncodedImage(self, features, frame_hwc.shape[:2])
 
-    def fuse(self, features: Mapping[str, Array], prompts: Sequence[Text]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return low-res and coarse logits (N,s,s) and predicted IoUs (N,) of sentences on an encoded image."""
+    def mask_upsampler(self, size: tuple[int, int]) -> CornerAlignedUpsampler:
+        """Return the upsampler of low-res logits to masks of images of `size` (H, W)."""
+        return CornerAlignedUpsampler(self.low_res_side, size)
+
+    def fuse(
+        self, features: Mapping[str, Array], prompts: Sequence[Text], masks: DeviceMasks | None = None
+    ) -> list[np.ndarray]:
+        """Return low-res and coarse logits (N,s,s) and predicted IoUs (N,) of sentences on an encoded image, and the
+        bits of their masks where `masks` makes them."""
         manifest = self._bundle.manifest
         self._tokenizer = self._tokenizer or Tokenizer.of(self._bundle.folder, manifest)
         texts = [self._encode_text(encode(prompt, manifest, self._tokenizer)) for prompt in prompts]
-        batches = [self._fuse_batch(features, texts[i : i + self._batch]) for i in range(0, len(texts), self._batch)]
-        low_res, coarse, ious = (np.concatenate(part) for part in zip(*batches, strict=True))
-        return low_res, coarse, ious
+        starts = range(0, len(texts), self._batch)
+        batches = [self._fuse_batch(features, texts[i : i + self._batch], masks) for i in starts]
+        return [np.concatenate(part) for part in zip(*batches, strict=True)]
 
     def _encode_text(self, tokens: np.ndarray) -> Array:
         """Return the features of a sentence (L,W), without padding; those of the latest sentences are cached."""
@@ -134,7 +143,9 @@ class ReferSam:
         self._sentences.move_to_end(key)
         return self._sentences[key]
 
-    def _fuse_batch(self, features: Mapping[str, Array], texts: list[Array]) -> tuple[np.ndarray, ...]:
+    def _fuse_batch(
+        self, features: Mapping[str, Array], texts: list[Array], masks: DeviceMasks | None
+    ) -> list[np.ndarray]:
         """Fuse sentences, padded to the longest, with an image; the results are copies on the host."""
         n, length = len(texts), max(len(t) for t in texts)
         batch = texts[0][None]
@@ -143,7 +154,12 @@ class ReferSam:
             for row, text in zip(batch, texts, strict=True):
                 self._device.copy(text, row[: len(text)])
         counts = np.array([len(t) for t in texts], np.int64)
-        outputs = self._readback.reserve(self._stages["fuse"].spec.outputs, {"objects": n})
+        made = masks.fields(n) if masks else []
+        outputs = self._readback.reserve([*self._stages["fuse"].spec.outputs, *made], {"objects": n})
+        bits = {t.name: outputs.pop(t.name) for t in made}
         self._stages["fuse"].run(**features, text=batch, text_count=counts, **outputs)
+        if masks is not None:
+            masks.enqueue(outputs["low_res_logits"], **bits)
         host = self._readback.read()
-        return tuple(np.array(host[name]) for name in ("low_res_logits", "coarse_logits", "iou"))
+        names = ("low_res_logits", "coarse_logits", "iou", "packed")
+        return [np.array(host[name]) for name in names if name in host]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..imaging.gpu import DeviceUpsampler
 from ..imaging.masks import boxes_and_areas, mask_iou, probability, surroundings
 from ..imaging.morphology import fill_holes, remove_specks
 from ..imaging.upsample import SeparableUpsampler, bilinear_matrix, enlarger
@@ -107,14 +108,15 @@ class Association:
         max_objects: int | None = None,
         hide_unmatched_after_hotstart: bool = False,
         ids: Iterator[int] | None = None,
+        upsampler: SeparableUpsampler | DeviceUpsampler | None = None,
     ) -> None:
-        """`ids`: source of new object ids, shared by the concepts of a session; None counts from 0."""
+        """`ids`: source of new ids, shared by the concepts of a session; `upsampler`: of this object alone."""
         self.options = AssociationOptions(temporal_disambiguation, max_objects, hide_unmatched_after_hotstart)
         self._size, self._ids = (height, width), itertools.count() if ids is None else ids
         self._objects: dict[int, _Object] = {}
         self._pending: deque[_Pending] = deque()
         self._latest: _Pending | None = None
-        self._to_source: SeparableUpsampler | None = None
+        self._to_source = upsampler
         # of this object alone, whose calls take turns: an upsampler has buffers
         self._enlarger = functools.lru_cache(maxsize=4)(enlarger)
 

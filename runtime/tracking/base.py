@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import PromptError
+from ..imaging.gpu import DeviceMasks
 from ..imaging.masks import boxes_and_areas, probability
 from ..imaging.upsample import MaskUpsampler
 from ..results import Result, Stamp
@@ -33,6 +34,7 @@ class TrackingSession(Session):
         """Number of frames, None for a video without end."""
         self._size: tuple[int, int] | None = None
         self._upsampler: MaskUpsampler | None = None
+        self._device_masks: DeviceMasks | None = None
 
     @property
     def object_ids(self) -> tuple[int, ...]:
@@ -66,8 +68,8 @@ class TrackingSession(Session):
 
     def _start(self, size: tuple[int, int]) -> None:
         """Set the size (H, W) of the video's frames."""
-        side = self._network.low_res_side
-        self._size, self._upsampler = size, MaskUpsampler(side, side, (side, side), size)
+        self._size, self._upsampler = size, self._network.mask_upsampler(size)
+        self._device_masks = None if self._options.non_overlap_masks else self._network.device_masks(size)
 
     def _parse(self, prompt: Any) -> PromptInputs:
         assert self._size is not None
@@ -85,7 +87,7 @@ class TrackingSession(Session):
             low_res[i] = absent if output is None else output.low_res_logits
             scores[i] = absent if output is None else output.score
             ious[i] = np.nan if output is None else output.iou
-        masks = self._masks(low_res)
+        masks = self._masks(low_res, list(outputs.values()))
         return Result(
             frame_index=frame,
             object_ids=tuple(outputs),
@@ -99,10 +101,18 @@ class TrackingSession(Session):
             **stamp._asdict(),
         )
 
-    def _masks(self, low_res: np.ndarray) -> np.ndarray:
+    def _masks(self, low_res: np.ndarray, outputs: Sequence[ObjectOutput | None]) -> np.ndarray:
+        """Make the masks of a frame, but for those that the device has made."""
         assert self._upsampler is not None
         if not self._options.non_overlap_masks or len(low_res) < 2:
-            return self._upsampler.masks(low_res)
+            made = np.empty((len(low_res), *self._upsampler.source_hw), bool)
+            for i, output in enumerate(outputs):
+                if self._device_masks is None or output is None or output.mask_bits is None:
+                    self._upsampler.masks(low_res[i : i + 1], made[i : i + 1])
+                else:
+                    made[i : i + 1] = self._device_masks.masks(output.mask_bits)
+                    output.mask_bits = None
+            return made
         logits = self._upsampler.logits(low_res)
         masks: np.ndarray = logits > 0
         masks &= logits.argmax(0) == np.arange(len(logits))[:, None, None]

@@ -247,9 +247,9 @@ class LiveSession(TrackingSession, OnlineSession):
         alone = frame in tracked.cond_outputs or (prompt is not None and first)
         memory = None if alone else self._select_memory(tracked, frame)
         if prompt is None:
-            return tracking_request(memory)
+            return tracking_request(memory, self._device_masks)
         logits = None if previous is None else previous.low_res_logits
-        return prompt_request(self._network, prompt, logits, memory)
+        return prompt_request(self._network, prompt, logits, memory, self._device_masks)
 
     def _committed_result(self, frame: int) -> Result:
         outputs = {obj: tracked.committed(frame) for obj, tracked in self._objects.items()}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .memory_selection import MemorySelection
 from .object_memory import DecodedMemory
 from .prompt_inputs import NO_POINTS, PointInputs
+
+if TYPE_CHECKING:
+    from ..imaging.gpu import DeviceMasks
 
 
 @dataclass(eq=False)
@@ -33,6 +36,7 @@ class DecodeRequest:
     skip_no_mem_embed  without memory: leave the no-memory embedding out (object pointer of a mask prompt)
     output_logits      (s, s) logits of a mask prompt: the output is this mask, not the decoder's
     picture            row of the feature maps, where they are those of several frames
+    masks              what makes masks of the logits on the device; None: they are made on the host
     """
 
     points: PointInputs | None
@@ -42,6 +46,7 @@ class DecodeRequest:
     skip_no_mem_embed: bool = False
     output_logits: np.ndarray | None = None
     picture: int = 0
+    masks: DeviceMasks | None = None
 
     @property
     def memory_shape(self) -> tuple[int, int]:
@@ -56,7 +61,8 @@ class DecodeRequest:
 
 @dataclass(frozen=True, slots=True)
 class DecoderOutput:
-    """Output of the mask decoder for one request, on the host; see `prompt_decoder` in `docs/architecture.md`."""
+    """Output of the mask decoder for one request, on the host; see `prompt_decoder` in `docs/architecture.md`.
+    `mask_bits`: the masks of the logits, (1, bytes), or (4, bytes) with `all_logits`; None: not made on the device."""
 
     low_res_logits: np.ndarray
     all_logits: np.ndarray | None
@@ -66,3 +72,4 @@ class DecoderOutput:
     obj_ptr: np.ndarray
     memory_tokens: tuple[int, int]
     decoded_memory: DecodedMemory | None = None
+    mask_bits: np.ndarray | None = None

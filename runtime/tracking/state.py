@@ -71,6 +71,7 @@ class ObjectOutput:
     raw_logits      (s, s) logits to remember until `block` is written: those before holes are filled, if not prompted
     block           remembered features, None until they are written
     decoded_memory  remembered features that were computed with the mask, until `block` is written
+    mask_bits       (1, bytes) the mask of `low_res_logits` at source size, until a result has it (`DeviceMasks`)
     given           (H,W) bool mask of a prompt that does not count yet and is not refined (SAM 3); None otherwise
     """
 
@@ -84,6 +85,7 @@ class ObjectOutput:
     raw_logits: np.ndarray | None = None
     block: Block | None = None
     decoded_memory: DecodedMemory | None = None
+    mask_bits: np.ndarray | None = None
     given: np.ndarray | None = None
 
     @property

@@ -15,7 +15,9 @@ from typing import Protocol
 import numpy as np
 
 from ..device.base import Device
+from ..imaging.gpu import DeviceMasks
 from ..imaging.morphology import fill_holes
+from ..imaging.upsample import MaskUpsampler
 from .memory_selection import MemoryConfig, MemorySelection
 from .object_memory import Block, BlockPool, DecodedMemory
 from .prompt_inputs import NO_POINTS, PADDING_POINT, PromptEncoder, PromptInputs
@@ -50,6 +52,12 @@ class TrackerNetwork(Protocol):
 
     def join_features(self, frames: Sequence[ImageFeatures]) -> ImageFeatures:
         """Copy the feature maps of several frames side by side, into scratch."""
+
+    def mask_upsampler(self, size: tuple[int, int]) -> MaskUpsampler:
+        """Return the upsampler of low-res logits to masks of frames of `size` (H, W)."""
+
+    def device_masks(self, size: tuple[int, int]) -> DeviceMasks | None:
+        """Return what makes masks of `size` (H, W) on the device; None: the host does."""
 
     def encode_image(
         self,
@@ -91,20 +99,26 @@ class TrackerNetwork(Protocol):
         """Return the pool whose chunks have this many blocks, for `capacity` objects at a time."""
 
 
-def tracking_request(memory: MemorySelection | None) -> DecodeRequest:
+def tracking_request(memory: MemorySelection | None, masks: DeviceMasks | None = None) -> DecodeRequest:
     """Build the request of an object that is only tracked."""
-    return DecodeRequest(NO_POINTS, multimask=True, memory=memory)
+    return DecodeRequest(NO_POINTS, multimask=True, memory=memory, masks=masks)
 
 
 def prompt_request(
-    network: TrackerNetwork, prompt: PromptInputs, previous: np.ndarray | None, memory: MemorySelection | None
+    network: TrackerNetwork,
+    prompt: PromptInputs,
+    previous: np.ndarray | None,
+    memory: MemorySelection | None,
+    masks: DeviceMasks | None = None,
 ) -> DecodeRequest:
     """Build the request of a prompt; `previous` are the low-res logits (s,s) that points refine."""
     if isinstance(prompt, np.ndarray):
         mask_logits, own_logits = network.encode_mask_prompt(prompt)
-        return DecodeRequest(NO_POINTS, False, mask_logits, skip_no_mem_embed=True, output_logits=own_logits)
+        return DecodeRequest(
+            NO_POINTS, False, mask_logits, skip_no_mem_embed=True, output_logits=own_logits, masks=masks
+        )
     dense = None if previous is None else np.clip(previous, -MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)
-    return DecodeRequest(prompt + PADDING_POINT, len(prompt.labels) <= 1, dense, memory)
+    return DecodeRequest(prompt + PADDING_POINT, len(prompt.labels) <= 1, dense, memory, masks=masks)
 
 
 def predict_frame(
@@ -122,8 +136,9 @@ def object_output(request: DecodeRequest, decoded: DecoderOutput, fill_hole_area
         unknown = np.full(4, np.nan, np.float32)
         return ObjectOutput(logits, MASK_PROMPT_SCORE, decoded.obj_ptr, -1, unknown, (0, 0), prompted=True)
     prompted = not request.is_tracking_only
+    logits = fill_holes(decoded.low_res_logits, fill_hole_area)
     return ObjectOutput(
-        fill_holes(decoded.low_res_logits, fill_hole_area),
+        logits,
         decoded.score,
         decoded.obj_ptr,
         decoded.selected,
@@ -133,6 +148,7 @@ def object_output(request: DecodeRequest, decoded: DecoderOutput, fill_hole_area
         # the memory of a tracked frame is made of the logits as they were decoded, before holes are filled
         raw_logits=None if prompted else decoded.low_res_logits,
         decoded_memory=None if prompted else decoded.decoded_memory,
+        mask_bits=decoded.mask_bits if logits is decoded.low_res_logits else None,  # made before holes were filled
     )
 
 

@@ -94,7 +94,7 @@ class VideoSession(TrackingSession):
         if known is not None and corrects and isinstance(prompt, PointInputs) and self._network.clicks_see_memory:
             memory = self._select_memory(known, frame, known.frames_tracked[frame])
         logits = None if previous is None or previous.given is not None else previous.low_res_logits
-        requests = [prompt_request(self._network, prompt, logits, memory)]
+        requests = [prompt_request(self._network, prompt, logits, memory, self._device_masks)]
         features = self._features.get(frame, requests)
         (output,) = predict_frame(self._network, features, requests, self._options.fill_hole_area)
         tracked = self._object(obj)  # not before: a prompt that is refused leaves no object behind
@@ -195,7 +195,8 @@ class VideoSession(TrackingSession):
             return None
         waiting = [tracked for tracked in followed.values() if frame not in tracked.cond_outputs]
         if waiting:
-            requests = [tracking_request(self._select_memory(tracked, frame, reverse)) for tracked in waiting]
+            selected = [self._select_memory(tracked, frame, reverse) for tracked in waiting]
+            requests = [tracking_request(memory, self._device_masks) for memory in selected]
             features = self._features.get(frame, requests)
             predicted = predict_frame(self._network, features, requests, self._options.fill_hole_area)
             for tracked, output in zip(waiting, predicted, strict=True):

@@ -12,6 +12,7 @@ from runtime.bundle.manifest import Manifest
 from runtime.device import cubin
 
 NANO = Path(__file__).parents[2] / "engines" / "nano"
+CONCEPTS = NANO.with_name("nano-concepts")
 
 
 class Driver:
@@ -20,16 +21,19 @@ class Driver:
 
 
 @pytest.mark.parametrize("capability", aot.TARGETS)
-def test_nano_takes_frames_in_and_masks_out_on_every_gpu(capability):
-    launches = [replace(launch, arguments=range(16, 16 + len(launch.arguments))) for launch in aot.image_launches()]
-    bound = cubin.Kernels(NANO, capability, Driver()).bind(launches)
-    assert [call[0] for call in bound.calls] == [(b"\x7fELF", "preprocess"), (b"\x7fELF", "postprocess")]
+@pytest.mark.parametrize("folder", [NANO, CONCEPTS])
+def test_nano_takes_frames_in_and_masks_out_on_every_gpu(folder, capability):
+    launches = aot.image_launches(float_images=folder == NANO)
+    launches = [replace(launch, arguments=range(16, 16 + len(launch.arguments))) for launch in launches]
+    bound = cubin.Kernels(folder, capability, Driver()).bind(launches)
+    assert [call[0] for call in bound.calls] == [(b"\x7fELF", launch.kernel) for launch in launches]
 
 
-def test_kernels_of_nano_take_what_the_runtime_passes():
-    manifest = Manifest.load(NANO)
-    for entry in cubin.read_index(NANO / cubin.FOLDER):
-        resources = cubin_resources.read((NANO / cubin.FOLDER / entry.file).read_bytes(), entry.symbol)
+@pytest.mark.parametrize("folder", [NANO, CONCEPTS])
+def test_kernels_of_nano_take_what_the_runtime_passes(folder):
+    manifest = Manifest.load(folder)
+    for entry in cubin.read_index(folder / cubin.FOLDER):
+        resources = cubin_resources.read((folder / cubin.FOLDER / entry.file).read_bytes(), entry.symbol)
         cubin_resources.require_layout(entry, resources)
         assert resources.spilled == 0 and f"{cubin.FOLDER}/{entry.file}" in manifest.files
 
@@ -50,10 +54,11 @@ def compiled(monkeypatch):
 def test_an_export_compiles_what_the_bundle_can_need(compiled, tmp_path):
     nano, split = Manifest.load(NANO), published_manifest()
     split = Manifest({"samwise": {}}, "x", "fp16", 256, split.stages, split.bounds, split.split_stages)
-    for manifest in (nano, split, Manifest.load(NANO.with_name("nano-concepts"))):
+    for manifest in (nano, split, Manifest.load(CONCEPTS)):
         aot.add_kernels(tmp_path, manifest, print)
-    (plain, image), (all_targets, all_kernels) = compiled
-    assert plain == (80, 90, 120) and image == {"preprocess", "postprocess"}
+    (plain, with_clicks), (all_targets, all_kernels), (concepts, image) = compiled
+    assert plain == concepts == (80, 90, 120)
+    assert image == {"preprocess", "postprocess"} == with_clicks - {"preprocess_float"} != with_clicks
     assert all_targets == aot.TARGETS and all_kernels > image | {"memory_attention_flash", "window_attention_fused"}
 
 

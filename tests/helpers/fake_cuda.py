@@ -192,7 +192,7 @@ class Enqueued:
 
 
 class HostKernels:
-    """`runtime.device.cubin.CubinDriver` that runs the formulas of `kernels/reference.py` in place of two kernels."""
+    """`runtime.device.cubin.CubinDriver` that runs the formulas of `kernels/reference.py` in place of the kernels."""
 
     def __init__(self, driver: FakeDriver) -> None:
         self._driver = driver
@@ -203,9 +203,9 @@ class HostKernels:
 
     def launch(self, function, grid, threads, shared, stream, params) -> None:
         self._driver.calls[function] += 1
-        pointers = 7
+        signature = IMAGE_SIGNATURES[function][0]
+        pointers, count = sum(kind.startswith("*") for kind in signature), signature.count("i32")
         values = [ctypes.c_void_p.from_address(params[i]).value for i in range(pointers)]
-        count = {"preprocess": 7, "postprocess": 4}[function]
         numbers = [ctypes.c_int32.from_address(params[pointers + i]).value for i in range(count)]
         work = getattr(self, function)
         self._driver.enqueue(lambda: work(grid, values, numbers))
@@ -220,6 +220,19 @@ class HostKernels:
             taps(column_first, column_weight, columns, column_taps, np.int32),
             size,
             view(table, (3, 256), np.float32),
+        )
+
+    @staticmethod
+    def preprocess_float(grid, pointers, numbers) -> None:
+        frame, row_first, row_weight, column_first, column_weight, unit, norm, out = pointers
+        height, width, rows, columns, size, row_taps, column_taps = numbers
+        view(out, (3, size, size), np.float32)[...] = reference.preprocess_float(
+            view(frame, (height, width, 3), np.uint8),
+            taps(row_first, row_weight, rows, row_taps, np.float64),
+            taps(column_first, column_weight, columns, column_taps, np.float64),
+            size,
+            view(unit, (256,), np.float32),
+            view(norm, (2, 3), np.float32),
         )
 
     @staticmethod
@@ -256,6 +269,10 @@ IMAGE_SIGNATURES = {
     "preprocess": (
         ["*u8", "*i32", "*i32", "*i32", "*i32", "*fp32", "*fp32", *["i32"] * 7],
         {"BITS": 22, "BLOCK_Y": 4, "BLOCK_X": 128},
+    ),
+    "preprocess_float": (
+        ["*u8", "*i32", "*fp64", "*i32", "*fp64", "*fp32", "*fp32", "*fp32", *["i32"] * 7],
+        {"BLOCK_Y": 4, "BLOCK_X": 128},
     ),
     "postprocess": (
         ["*fp32", "*i32", "*fp32", "*i32", "*fp32", "*u8", "*i32", *["i32"] * 4],

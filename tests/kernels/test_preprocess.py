@@ -2,6 +2,7 @@
 
 import os
 
+from runtime.imaging.gpu import frame_taps
 from runtime.imaging.preprocess import RESAMPLE, Normalization, preprocess
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -41,15 +42,30 @@ def test_reference_equals_pillow(source, target, filter):
 
 
 @pytest.mark.parametrize("source, target", SIZES)
-@pytest.mark.parametrize("filter", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("filter", ["bilinear", "bicubic", "half", "uint8"])
 def test_kernel_equals_the_cpu_path(source, target, filter):
+    """`bilinear`: SAMWISE and ReferSAM, `bicubic`: SAM 2, `half` and `uint8`: SAM 3."""
     frame = np.random.default_rng(1).integers(0, 256, (*source, 3), dtype=np.uint8)
-    rows = [torch.tensor(a) for a in reference.pillow_taps(source[0], target[0], filter)]
-    columns = [torch.tensor(a) for a in reference.pillow_taps(source[1], target[1], filter)]
-    table = torch.tensor(Normalization.of(MEAN, STD).table_cv)
+    rows, columns = ([torch.tensor(a) for a in frame_taps(filter, *n)] for n in zip(source, target, strict=True))
+    table = torch.tensor(Normalization.of(MEAN, STD, filter == "half").table_cv)
     for dtype in (torch.float32, torch.float16):
         out = torch.full((3, SIDE, SIDE), float("nan"), dtype=dtype)
         taps = (rows[1].shape[1], columns[1].shape[1])
         launch.run(plan.preprocess(torch.tensor(frame), rows, columns, table, out, source, target, SIDE, taps))
         expected = preprocess(frame, target, SIDE, MEAN, STD, resample=filter)
         np.testing.assert_array_equal(out.numpy(), expected.astype(out.numpy().dtype))
+
+
+@pytest.mark.parametrize("source, target", SIZES)
+def test_kernel_without_rounding_equals_the_cpu_path(source, target):
+    """Images of SAM 2. Pillow 13 may run the rows first: other roundings to float32 between the passes."""
+    frame = np.random.default_rng(2).integers(0, 256, (*source, 3), dtype=np.uint8)
+    taps = [frame_taps("float", *n) for n in zip(source, target, strict=True)]
+    unit, norm = np.arange(256, dtype=np.float32) / np.float32(255), np.array([MEAN, STD], np.float32)
+    expected = preprocess(frame, target, SIDE, MEAN, STD, resample="float")
+    np.testing.assert_allclose(reference.preprocess_float(frame, *taps, SIDE, unit, norm), expected, 0, 1e-6)
+    out = torch.full((3, SIDE, SIDE), float("nan"))
+    arrays = [torch.tensor(frame), *([torch.tensor(a) for a in axis] for axis in taps)]
+    numbers = (source, target, SIDE, tuple(weight.shape[1] for _, weight in taps))
+    launch.run(plan.preprocess_float(*arrays, torch.tensor(unit), torch.tensor(norm), out, *numbers))
+    np.testing.assert_allclose(out.numpy(), expected, 0, 1e-6)

@@ -7,12 +7,12 @@ bytes, there is no object score, and a prompt without points has no point tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ...errors import PromptError
-from ...imaging.upsample import MaskUpsampler
 from ...prompts import Box, Points
 from ...prompts.numbers import check_unmasked
 from ...results import Prediction, Segment
@@ -34,8 +34,7 @@ class Sam2ImagePredictor:
         self.size: tuple[int, int] = frame_hwc.shape[:2]
         self._features = network.new_features()
         network.encode_image(self._frame, self._features, network.resample["image"])
-        side = network.low_res_side
-        self._upsampler = MaskUpsampler(side, side, (side, side), self.size)
+        self._upsampler = network.mask_upsampler(self.size)
 
     def predict(
         self,
@@ -56,8 +55,16 @@ class Sam2ImagePredictor:
             raise PromptError(
                 f"{len(point_inputs)} prompts and {len(mask_inputs)} mask inputs do not go together; give as many"
             )
-        logits, scores = self.decode(_repeated(point_inputs, count), _repeated(mask_inputs, count), multimask)
-        masks = np.stack([self._upsampler.masks(x) for x in logits])
+        requests = self._requests(_repeated(point_inputs, count), _repeated(mask_inputs, count), multimask)
+        on_device = self._network.device_masks(self.size)
+        outputs = self._decoded([replace(request, masks=on_device) for request in requests])
+        logits, scores = (np.stack(part) for part in zip(*((x, ious) for x, ious, _ in outputs), strict=True))
+        masks = np.stack(
+            [
+                self._upsampler.masks(x) if bits is None or on_device is None else on_device.masks(bits)
+                for x, _, bits in outputs
+            ]
+        )
         logits = logits.clip(-MAX_LOGIT, MAX_LOGIT)
         if many_points or many_masks:
             return Prediction(masks, scores, logits)
@@ -82,17 +89,26 @@ class Sam2ImagePredictor:
         self, points: Sequence[PointInputs | None], mask_logits: Sequence[np.ndarray | None], multimask: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return (B,M,s,s) logits, not clipped, and (B,M) predicted IoUs."""
-        requests = [
+        outputs = self._decoded(self._requests(points, mask_logits, multimask))
+        return np.stack([logits for logits, _, _ in outputs]), np.stack([ious for _, ious, _ in outputs])
+
+    def _requests(
+        self, points: Sequence[PointInputs | None], mask_logits: Sequence[np.ndarray | None], multimask: bool
+    ) -> list[DecodeRequest]:
+        return [
             DecodeRequest(None if p is None else p + PADDING_POINT, multimask, logits)
             for p, logits in zip(points, mask_logits, strict=True)
         ]
-        logits, ious = [], []
-        for output in self._network.decode(self._features, requests, all_logits=True):
+
+    def _decoded(self, requests: Sequence[DecodeRequest]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+        """Return logits, predicted IoUs and, where the device makes masks, their bits, of the chosen masks of each."""
+        found = []
+        for request, output in zip(requests, self._network.decode(self._features, requests, True), strict=True):
             assert output.all_logits is not None
-            chosen = slice(1, 4) if multimask else slice(output.selected, output.selected + 1)
-            logits.append(output.all_logits[chosen])
-            ious.append(output.ious[chosen])
-        return np.stack(logits), np.stack(ious)
+            chosen = slice(1, 4) if request.multimask else slice(output.selected, output.selected + 1)
+            bits = None if output.mask_bits is None else output.mask_bits[chosen]
+            found.append((output.all_logits[chosen], output.ious[chosen], bits))
+        return found
 
     def upsample(self, logits: np.ndarray) -> np.ndarray:
         """Upsample logits (N,s,s) to the size of the image, (N,H,W)."""

@@ -11,6 +11,7 @@ import numpy as np
 from ...device.base import Array, Device
 from ...device.inputs import InputBlock, numbered, of_number
 from ...device.scratch import GrowableBuffers, OutputBlock
+from ...imaging.gpu import DeviceMasks
 from ...tracking.object_memory import DecodedMemory
 from ...tracking.requests import DecodeRequest, DecoderOutput, ImageFeatures
 from .memory_attention import MemoryAttention
@@ -114,7 +115,8 @@ class MaskDecoding:
         self, features: ImageFeatures, requests: list[DecodeRequest], inputs: Inputs, all_logits: bool, remember: bool
     ) -> Iterator[DecoderOutput]:
         """Enqueue a batch; return its outputs, which wait when they are taken."""
-        outputs = self._outputs(len(requests), all_logits)
+        outputs = self._outputs(len(requests), all_logits, masks := _masks_of(requests))
+        made = {name: outputs.pop(name) for name in ("stats", "packed")} if masks else {}
         self._stage.run(
             conditioned=self._attention.condition(features, requests, inputs),
             **self._prompts.encode(requests, inputs),
@@ -125,6 +127,9 @@ class MaskDecoding:
             multimask=inputs["multimask"],
             **outputs,
         )
+        if masks is not None:
+            logits = outputs["all_logits"] if all_logits else outputs["low_res_logits"]
+            masks.enqueue(logits.reshape(-1, *logits.shape[-2:]), **made)
         memories: Sequence[DecodedMemory | None] = [None] * len(requests)
         if remember and self._encodes_memory and all(request.is_tracking_only for request in requests):
             memories = self._memory.encode_decoded(features, outputs, inputs)
@@ -137,12 +142,13 @@ class MaskDecoding:
         for i, (request, memory) in enumerate(zip(requests, memories, strict=True)):
             yield self._output(host, i, request, memory)
 
-    def _outputs(self, objects: int, all_logits: bool) -> dict[str, Array]:
-        """Return the outputs of the stage, side by side if they are read."""
+    def _outputs(self, objects: int, all_logits: bool, masks: DeviceMasks | None = None) -> dict[str, Array]:
+        """Return the outputs of the stage, side by side if they are read, and behind them those of `masks`."""
         sizes, outputs = {"objects": objects}, self._stage.spec.outputs
         unread = [] if all_logits else [self._stage.spec.output("all_logits")]
         scratch = {t.name: self._scratch.take(t.name, t.resolve(sizes), t.dtype) for t in unread}
-        return {**self._readback.reserve([t for t in outputs if t not in unread], sizes), **scratch}
+        made = masks.fields(4 * objects if all_logits else objects) if masks else []
+        return {**self._readback.reserve([t for t in (*outputs, *made) if t not in unread], sizes), **scratch}
 
     def _output(
         self, host: Mapping[str, np.ndarray], i: int, request: DecodeRequest, memory: DecodedMemory | None
@@ -157,4 +163,11 @@ class MaskDecoding:
             obj_ptr=np.array(host["obj_ptr"][i], np.float32),
             memory_tokens=(maps * self._tokens[0], pointers * self._tokens[1]),
             decoded_memory=memory,
+            mask_bits=np.array(np.split(host["packed"], len(host["score"]))[i]) if "packed" in host else None,
         )
+
+
+def _masks_of(requests: Sequence[DecodeRequest]) -> DeviceMasks | None:
+    """Return what makes the masks of a batch, if all of it have one size."""
+    masks = {request.masks for request in requests}
+    return masks.pop() if len(masks) == 1 else None

@@ -15,10 +15,12 @@ from typing import ClassVar
 import numpy as np
 
 from ...bundle.schema import COUNT, NORMALIZATION, RESAMPLE, RESIZE, Group, number
-from ...device.inputs import Filled, HostArrays, InputBlock
+from ...device.inputs import HostArrays, InputBlock
 from ...device.scratch import GrowableBuffers
 from ...errors import UserError
-from ...imaging.preprocess import preprocess
+from ...imaging.frame_input import FrameInput
+from ...imaging.gpu import DeviceMasks, mask_sizes
+from ...imaging.upsample import MaskUpsampler
 from ...media.random_access import FrameSequence
 from ...tracking.live import MAX_COND_FRAMES, LiveSession
 from ...tracking.memory_selection import MemoryConfig
@@ -52,7 +54,7 @@ class Sam2:
         "prompt_memory_encoder",
     )
     optional_stages: ClassVar[tuple[str, ...]] = ()
-    uses_kernels: ClassVar[bool] = False
+    uses_kernels: ClassVar[bool] = True
     records_stages: ClassVar[bool] = True
     clicks_see_memory = True
     tracking_defaults = TrackingOptions()
@@ -108,7 +110,7 @@ class Sam2:
         self._specs = {name: stage.spec for name, stage in self._stages.items()}
         self._bundle, self._bounds = context.bundle.name, manifest.bounds
         self._image_size = manifest.image_size
-        self._mean, self._std = tuple(settings["mean"]), tuple(settings["std"])
+        self._settings, self._kernels = settings, context.kernels
         self.resample: Mapping[str, str] = settings["resample"]
         self.no_object_logit: float = settings["no_object_logit"]
         self.memory_config = MemoryConfig(settings["memory"]["num_maskmem"], settings["memory"]["max_obj_ptrs"])
@@ -128,6 +130,8 @@ class Sam2:
         """Allocate scratch for the usual numbers of memory frames and points; it grows once for larger ones."""
         device, stages, scratch = self.device, self._stages, GrowableBuffers(self.device)
         self._inputs = self._make_inputs()
+        logits = self._specs["prompt_decoder"].output("low_res_logits")
+        self._device_masks = mask_sizes(device, self._kernels, logits.dtype, self.mask_upsampler)
         self._maps = FeatureMaps(self._specs[self.features_stage].outputs, device, scratch)
         self.join_features = self._maps.join
         self._prompts = PromptEncoding(
@@ -146,9 +150,10 @@ class Sam2:
         self._memory.allocate()
 
     def _make_inputs(self) -> InputBlock:
-        """Return what frames and requests are uploaded through, with room for a frame."""
+        """Return what requests are uploaded through, and frames with them, with room for a frame."""
         inputs, tensor = InputBlock(self.device), self._specs["image_encoder"].input("pixels")
         inputs.reserve(prod(tensor.resolve({"frames": 1})) * np.dtype(tensor.dtype).itemsize)
+        self._frame_input = FrameInput(inputs, tensor, self._settings, self.device, self._kernels)
         return inputs
 
     # -- sessions -------------------------------------------------------------------------------------------------
@@ -191,14 +196,17 @@ class Sam2:
     ) -> None:
         """Write the feature maps of a frame, uint8 RGB (H,W,3); `resample` as in `imaging.preprocess`. What `decode`
         takes for `requests`, those of the frame, is uploaded with it."""
-        side, tensor = self._image_size, self._specs["image_encoder"].input("pixels")
-
-        def write(pixels: np.ndarray) -> None:
-            preprocess(frame_hwc, (side, side), side, self._mean, self._std, out=pixels[0], resample=resample)
-
-        frame = Filled(tensor.resolve({"frames": 1}), np.dtype(tensor.dtype), write)
-        pixels = self._inputs.upload({"pixels": frame}, *self.inputs_of(requests))["pixels"]
+        pixels = self._frame_input.upload(frame_hwc, resample, self.inputs_of(requests))
         self._maps.write(features, partial(self._stages["image_encoder"].run, pixels=pixels))
+
+    def mask_upsampler(self, size: tuple[int, int]) -> MaskUpsampler:
+        """Return the upsampler of low-res logits to masks of frames of `size` (H, W)."""
+        side = self.low_res_side
+        return MaskUpsampler(side, side, (side, side), size)
+
+    def device_masks(self, size: tuple[int, int]) -> DeviceMasks | None:
+        """Return what makes masks of `size` (H, W) on the device; None: the host does."""
+        return self._device_masks(size)
 
     def inputs_of(self, requests: Sequence[DecodeRequest] | None) -> Sequence[tuple[object, HostArrays]]:
         """Return what `decode` takes for requests, for `InputBlock.upload`."""

@@ -15,10 +15,12 @@ from math import prod
 import numpy as np
 
 from ...device.base import Array
-from ...device.inputs import Filled, HostArrays, InputBlock, numbered, of_number
+from ...device.inputs import HostArrays, InputBlock, numbered, of_number
 from ...device.scratch import GrowableBuffers, OutputBlock
+from ...imaging.frame_input import FrameInput
+from ...imaging.gpu import DeviceUpsampler, mask_sizes
 from ...imaging.masks import probability
-from ...imaging.preprocess import preprocess
+from ...imaging.upsample import SeparableUpsampler, bilinear_matrix
 from ..context import NetworkContext
 from .concept_prompt import ConceptPrompt, box_inputs, prompt_mask
 from .mask_heads import ConceptFeatures, MaskHeads
@@ -54,14 +56,15 @@ class Detector:
     def __init__(self, context: NetworkContext) -> None:
         settings, self._stages, self._device = context.settings, context.stages, context.device
         self._padding = settings["text"]["padding"]
-        self._mean, self._std = settings["mean"], settings["std"]
         self._specs = {name: stage.spec for name, stage in self._stages.items()}
         self._batch = context.bundle.manifest.bounds["concepts"][1]
         pixels = self._specs["image_encoder"].input("pixels")
-        self._pixels = pixels.resolve({"frames": 1}), np.dtype(pixels.dtype)
         self.inputs = InputBlock(self._device)
         """What frames are uploaded through, and with them what the calls on them take."""
-        self.inputs.reserve(prod(self._pixels[0]) * self._pixels[1].itemsize)
+        self.inputs.reserve(prod(pixels.resolve({"frames": 1})) * np.dtype(pixels.dtype).itemsize)
+        self._frame_input = FrameInput(self.inputs, pixels, settings, self._device, context.kernels)
+        self._low_res_side = int(self._specs["mask_head"].output("detected_logits").shape[2])
+        self._device_masks = mask_sizes(self._device, context.kernels, "float32", self._host_upsampler)
         self._scratch = GrowableBuffers(self._device)
         self._readback = OutputBlock(self._device)
         self._mask_heads = MaskHeads(self._stages, self._device, self._scratch)
@@ -71,6 +74,15 @@ class Detector:
     def new_features(self) -> ConceptFeatures:
         """Allocate the features of one frame."""
         return ConceptFeatures(**self._new_outputs("image_encoder"))
+
+    def upsampler(self, size: tuple[int, int]) -> SeparableUpsampler | DeviceUpsampler:
+        """Return the upsampler of low-res logits to masks of `size` (H, W); threads must not share one."""
+        on_device = self._device_masks(size)
+        return DeviceUpsampler(on_device) if on_device else self._host_upsampler(size)
+
+    def _host_upsampler(self, size: tuple[int, int]) -> SeparableUpsampler:
+        rows, columns = (bilinear_matrix(self._low_res_side, side) for side in size)
+        return SeparableUpsampler(rows, columns)
 
     def encode_once(self, frame_hwc: np.ndarray, resample: str) -> ConceptFeatures:
         """Return the features of an image that does not change: the same array is encoded once."""
@@ -91,12 +103,7 @@ class Detector:
     ) -> None:
         """Write the features of a frame, uint8 RGB (H,W,3); `resample` as in `imaging.preprocess`; `ahead`: what calls
         on the frame take."""
-        side = self._pixels[0][-1]
-
-        def write(pixels: np.ndarray) -> None:
-            preprocess(frame_hwc, (side, side), side, self._mean, self._std, out=pixels[0], resample=resample)
-
-        pixels = self.inputs.upload({"pixels": Filled(*self._pixels, write)}, *ahead)["pixels"]
+        pixels = self._frame_input.upload(frame_hwc, resample, ahead)
         outputs = {t.name: getattr(features, t.name) for t in self._specs["image_encoder"].outputs}
         self._stages["image_encoder"].run(pixels=pixels, **outputs)
         features.fine_levels_valid = False

@@ -56,8 +56,9 @@ class FollowedConcept:
         """Search the first frame, of `size` (H, W); return the objects found as the tracks of its second pass."""
         o, side = self._options, self._tracker.low_res_side
         self.first_frame, self._resizer = frame, self._tracker.mask_resizer(size)
+        upsampler = self._tracker.source_upsampler(size)
         self._association = Association(
-            *size, o.temporal_disambiguation, o.max_objects, o.hide_unmatched_after_hotstart, ids
+            *size, o.temporal_disambiguation, o.max_objects, o.hide_unmatched_after_hotstart, ids, upsampler
         )
         none = np.zeros((0, side, side), np.float32), np.zeros(0, np.float32)
         decision = self._association.step(frame, found, none, prompt=True, others=others)

@@ -9,6 +9,8 @@ import numpy as np
 
 from ...device.base import Array
 from ...device.inputs import HostArrays
+from ...imaging.gpu import DeviceUpsampler
+from ...imaging.upsample import SeparableUpsampler
 from ...tracking.requests import DecodeRequest, ImageFeatures
 from ...tracking.step import TrackerNetwork
 from ..sam2.mask_decoding import Decoding
@@ -36,6 +38,9 @@ class ConceptTracker(TrackerNetwork, Protocol):
         remember: bool = False,
     ) -> Decoding:
         """Enqueue what `decode` does; its `finish` waits."""
+
+    def source_upsampler(self, size: tuple[int, int]) -> SeparableUpsampler | DeviceUpsampler:
+        """Return the upsampler of low-res logits of the host to masks of `size` (H, W)."""
 
     def mask_resizer(self, size: tuple[int, int]) -> MaskResizer:
         """Return the resizes for a video of `size` (H, W)."""

@@ -11,7 +11,6 @@ import numpy as np
 from ...bundle.schema import COUNT, NORMALIZATION, RESAMPLE, RESIZE, TEXT, Group, number
 from ...errors import PromptError
 from ...imaging.masks import probability
-from ...imaging.upsample import SeparableUpsampler, bilinear_matrix
 from ...media.random_access import FrameSequence
 from ...prompts import Concept, Text
 from ...results import Result
@@ -54,8 +53,7 @@ class ConceptImagePredictor:
         size: tuple[int, int] = frame_hwc.shape[:2]
         self._network, self._size = network, size
         self._features = network.detector.encode_once(frame_hwc, network.resample["image"])
-        height, width = (bilinear_matrix(network.low_res_side, side) for side in size)
-        self._upsampler = SeparableUpsampler(height, width)
+        self._upsampler = network.detector.upsampler(size)
 
     def detect(self, concepts: Sequence[Concept], threshold: float, logits: bool, semantic: bool) -> list[Result]:
         """Find all objects of each concept; see `runtime.ImagePredictor.detect`. Raises PromptError."""
@@ -95,7 +93,7 @@ class Sam3:
         "mask_head",
     )
     optional_stages: ClassVar[tuple[str, ...]] = TRACKER_STAGES
-    uses_kernels: ClassVar[bool] = False
+    uses_kernels: ClassVar[bool] = True
     records_stages: ClassVar[bool] = True
     settings_schema: ClassVar[Group] = Group(
         {

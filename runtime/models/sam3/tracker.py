@@ -10,6 +10,7 @@ import numpy as np
 
 from ...device.base import Array
 from ...device.inputs import InputBlock
+from ...imaging.gpu import DeviceUpsampler
 from ...imaging.upsample import SeparableUpsampler, bilinear_matrix
 from ...tracking.object_group import MAX_COND_FRAMES
 from ...tracking.prompt_inputs import NO_POINTS, PromptEncoder
@@ -70,6 +71,10 @@ class Sam3Tracker(Sam2):
         self._maps.write(features, partial(self._stages[self.features_stage].run, trunk=trunk))
 
     # -- masks as prompts -----------------------------------------------------------------------------------------
+
+    def source_upsampler(self, size: tuple[int, int]) -> SeparableUpsampler | DeviceUpsampler:
+        """Return the upsampler of low-res logits of the host to masks of `size` (H, W)."""
+        return self._detector.upsampler(size)
 
     def mask_resizer(self, size: tuple[int, int]) -> MaskResizer:
         """Return the resizes for a video of `size` (H, W)."""

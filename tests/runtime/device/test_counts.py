@@ -1,6 +1,7 @@
 """What a frame costs on a device with its own memory, counted by the fake driver for every network."""
 
 import ast
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import runtime
 from helpers import numpy_sam3, toy_refersam
 from helpers.fake_cuda import FakeCudaBackend, FakeDriver
+from helpers.fake_gpu import write_image_kernels
 from helpers.samwise_schedule import A, B, frames
 from helpers.toy_samwise import WINDOW
 from runtime import Points
@@ -21,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 CLICKS = [Points([(8, 5)], [1]), Points([(9, 6)], [1])]
 COPIES = ("upload", "download", "wait")
 MEMORY = ("device", "pinned")
+CLICKED = ("sam2", "sam3", "sam2 kernels", "sam3 kernels")
 
 
 def measure(engine, steps, warm, count):
@@ -87,18 +90,26 @@ def shared(engines, loaded):
 
 
 @pytest.fixture
-def engines(toy, toy_sam2_bundle, numpy_sam3_bundle):
+def engines(toy, toy_sam2_bundle, numpy_sam3_bundle, tmp_path):
+    def with_kernels(bundle):
+        folder = shutil.copytree(bundle, tmp_path / bundle.name)
+        write_image_kernels(folder, FakeDriver.capability)
+        return choose(folder)
+
     return {
         "samwise": lambda: runtime.Engine(choose(toy), FakeCudaBackend()),
         "sam2": lambda: runtime.Engine(choose(toy_sam2_bundle), FakeCudaBackend()),
         "sam3": lambda: runtime.Engine(choose(numpy_sam3_bundle), numpy_sam3.FakeCudaNumpyBackend()),
+        "sam2 kernels": lambda: runtime.Engine(with_kernels(toy_sam2_bundle), FakeCudaBackend(), kernels="on"),
+        "sam3 kernels": lambda: runtime.Engine(
+            with_kernels(numpy_sam3_bundle), numpy_sam3.FakeCudaNumpyBackend(), kernels="on"
+        ),
     }
 
 
 @pytest.mark.parametrize("objects", [1, 2])
 @pytest.mark.parametrize(
-    "network, task",
-    [("samwise", samwise), *((network, task) for network in ("sam2", "sam3") for task in (live, video, image))],
+    "network, task", [("samwise", samwise), *((network, task) for network in CLICKED for task in (live, video, image))]
 )
 def test_one_upload_one_download_one_wait_per_frame_and_no_allocation(shared, network, task, objects):
     """Where frames are known, objects keep one low-res mask and one map per frame: chunks of maps are allocated."""
@@ -109,7 +120,10 @@ def test_one_upload_one_download_one_wait_per_frame_and_no_allocation(shared, ne
     assert spent["pinned"] == 0 and (task is video or spent["device"] == 0)
     assert spent.get("stage", 0) == spent.get("capture", 0) == 0, "the host launches nothing but graphs"
     if task in (live, video):
-        assert spent["launch"] == {"sam2": 4, "sam3": 5}[network], "encoder, memory attention, decoder, memory encoder"
+        wanted = {"sam2": 4, "sam3": 5}[network.split()[0]]
+        assert spent["launch"] == wanted, "encoder, memory attention, decoder, memory encoder"
+    if "kernels" in network:
+        assert (spent.get("preprocess", 0), spent["postprocess"]) == (task is not image, 1)
 
 
 def concepts(engine, tokens, picture):
@@ -130,6 +144,29 @@ def test_a_frame_with_concepts_waits_for_detections_and_for_their_masks(shared, 
     spent = measure(engine, concepts(engine, tokens, numpy_sam3.picture(*quadrants)), 24, 16)
     assert tuple(spent[name] for name in COPIES) == expected
     assert spent["device"] == spent["pinned"] == 0
+
+
+@pytest.mark.parametrize("tokens, quadrants", [([1], [0, 3]), ([1, 2], [0, 3])])
+def test_kernels_make_the_masks_of_concepts(shared, loaded, numpy_sam3_bundle, tokens, quadrants):
+    """Masks of objects are cleaned on the host: their logits go up and their bits come back, with a wait, for each
+    concept that has objects."""
+    engine = shared("sam3 kernels")
+    if ("host", "sam3") not in loaded:
+        loaded["host", "sam3"] = numpy_sam3.load(numpy_sam3_bundle)
+    picture = numpy_sam3.picture(*quadrants)
+    spent = measure(engine, concepts(engine, tokens, picture), 24, 16)
+    assert tuple(spent[name] for name in COPIES) == (4, 4, 3)
+    assert (spent["preprocess"], spent["postprocess"]) == (1, 1)
+    assert spent["device"] == spent["pinned"] == 0
+    prompts = [runtime.Concept(tokens=[t]) for t in tokens]
+    found, expected = (
+        [*next(concepts(e, tokens, picture)), *e.image(picture).detect(prompts, semantic=True)]
+        for e in (engine, loaded["host", "sam3"])
+    )
+    assert any(result.masks.any() for result in expected)
+    for result, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(result.masks, wanted.masks)
+        np.testing.assert_array_equal(result.semantic_mask, wanted.semantic_mask)
 
 
 @pytest.mark.parametrize("task, network", [(live, "sam2"), (live, "sam3"), (video, "sam2"), (video, "sam3")])
@@ -168,30 +205,41 @@ def test_a_steady_clip_launches_nothing_but_graphs(shared):
     assert spent["stage"] == 0 and spent["launch"] == 2.5, "first stage, frame; two sentences per clip"
 
 
-def test_sentences_on_an_image_are_one_download(tmp_path):
+@pytest.mark.parametrize("kernels", ["off", "on"])
+def test_sentences_on_an_image_are_one_download(tmp_path, kernels):
     """The image is uploaded when it is given, the lengths of the sentences when they are."""
-    engine = runtime.Engine(choose(toy_refersam.build(tmp_path / "refersam")), FakeCudaBackend())
+    folder = toy_refersam.build(tmp_path / "refersam")
+    write_image_kernels(folder, FakeDriver.capability)
+    engine = runtime.Engine(choose(folder), FakeCudaBackend(), kernels=kernels)
     texts = [runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[0, 9, 7, 8, 2])]
     steps = (engine.image(frame).refer(texts) for frame in frames(6))
     spent = measure(engine, steps, 3, 3)
     assert [spent[name] for name in COPIES] == [2, 1, 1]
+    assert [spent.get(name, 0) for name in ("preprocess", "postprocess")] == [kernels == "on"] * 2
+    host = runtime.load(folder, backend="ort", verify=False)
+    for frame in (*frames(2), frames(1)[0][:, :7], np.zeros((1, 3, 3), np.uint8)):
+        found, expected = (e.image(frame).refer(texts) for e in (engine, host))
+        np.testing.assert_array_equal(found.masks, expected.masks)
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
 
 
 @pytest.mark.parametrize("task", [live, fed, video, image])
-@pytest.mark.parametrize("network", ["sam2", "sam3"])
+@pytest.mark.parametrize("network", CLICKED)
 def test_clicks_give_the_masks_of_the_host(shared, loaded, toy_sam2_bundle, numpy_sam3_bundle, network, task):
     """Of two sessions in turn."""
-    if ("host", network) not in loaded:
-        is_sam2 = network == "sam2"
-        host = runtime.load(toy_sam2_bundle, backend="ort") if is_sam2 else numpy_sam3.load(numpy_sam3_bundle)
-        loaded["host", network] = host
+    host = network.split()[0]
+    if ("host", host) not in loaded:
+        is_sam2 = host == "sam2"
+        loaded["host", host] = (
+            runtime.load(toy_sam2_bundle, backend="ort") if is_sam2 else numpy_sam3.load(numpy_sam3_bundle)
+        )
 
     def results(engine):
         steps = [task(engine, 2), task(engine, 1)]
         found = [next(step) for _ in range(24) for step in steps]
         return [result for result in found if result is not None]
 
-    for found, expected in zip(results(shared(network)), results(loaded["host", network]), strict=True):
+    for found, expected in zip(results(shared(network)), results(loaded["host", host]), strict=True):
         np.testing.assert_array_equal(found.masks, expected.masks)
         np.testing.assert_allclose(found.scores, expected.scores, 1e-5)
 

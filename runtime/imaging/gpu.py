@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ..bundle.manifest import TensorSpec
 from ..device.array import DeviceArray
+from ..device.base import Device
 from ..device.cubin import BoundLaunches, Kernels
 from ..device.cuda import Cuda
 from ..device.inputs import InputBlock
@@ -208,12 +209,25 @@ class DeviceImages:
 
 
 def mask_sizes(
-    device: Any, kernels: Kernels | None, dtype: str, upsampler: Callable[[Size], SeparableUpsampler]
+    device: Device, kernels: Kernels | None, dtype: str, upsampler: Callable[[Size], SeparableUpsampler]
 ) -> Callable[[Size], DeviceMasks | None]:
     """Return `DeviceMasks` by size of the source, of logits of a type; None where masks are made on the host."""
     if kernels is None or dtype != "float32":
         return lambda size: None
-    return lru_cache(MAX_SIZES)(lambda size: DeviceMasks(device, kernels, upsampler(size)))
+    return lru_cache(MAX_SIZES)(lambda size: DeviceMasks(cast(Cuda, device), kernels, upsampler(size)))
+
+
+def upsamplers(
+    device: Device, kernels: Kernels | None, upsampler: Callable[[Size], SeparableUpsampler]
+) -> Callable[[Size], SeparableUpsampler | DeviceUpsampler]:
+    """Return what makes an upsampler of the host's logits for a size of the source; threads must not share one."""
+    on_device = mask_sizes(device, kernels, "float32", upsampler)
+
+    def make(size: Size) -> SeparableUpsampler | DeviceUpsampler:
+        masks = on_device(size)
+        return upsampler(size) if masks is None else DeviceUpsampler(masks)
+
+    return make
 
 
 def _constants(device: Cuda, arrays: Sequence[np.ndarray]) -> tuple[DeviceArray, ...]:

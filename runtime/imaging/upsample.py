@@ -115,6 +115,11 @@ class MaskUpsampler(SeparableUpsampler):
         super().__init__(rows, columns)
 
 
+def square_upsampler(low_side: int, source_hw: tuple[int, int]) -> MaskUpsampler:
+    """Return the upsampler of SAM 2, whose input is the whole frame, resized to a square."""
+    return MaskUpsampler(low_side, low_side, (low_side, low_side), source_hw)
+
+
 class CornerAlignedUpsampler(SeparableUpsampler):
     """Upsampling as ReferSAM does it: straight to the source, bilinear, align_corners true; a logit of 0 is foreground.
 

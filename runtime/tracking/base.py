@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import PromptError
 from ..imaging.gpu import DeviceMasks
 from ..imaging.masks import boxes_and_areas, probability
-from ..imaging.upsample import MaskUpsampler
+from ..imaging.upsample import MaskUpsampler, square_upsampler
 from ..results import Result, Stamp
 from .memory_selection import MemorySelection, select_memory
 from .object_memory import BlockPool
@@ -68,7 +68,7 @@ class TrackingSession(Session):
 
     def _start(self, size: tuple[int, int]) -> None:
         """Set the size (H, W) of the video's frames."""
-        self._size, self._upsampler = size, self._network.mask_upsampler(size)
+        self._size, self._upsampler = size, square_upsampler(self._network.low_res_side, size)
         self._device_masks = None if self._options.non_overlap_masks else self._network.device_masks(size)
 
     def _parse(self, prompt: Any) -> PromptInputs:

@@ -6,7 +6,7 @@ with objects does so in between.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -17,7 +17,6 @@ import numpy as np
 from ..device.base import Device
 from ..imaging.gpu import DeviceMasks
 from ..imaging.morphology import fill_holes
-from ..imaging.upsample import MaskUpsampler
 from .memory_selection import MemoryConfig, MemorySelection
 from .object_memory import Block, BlockPool, DecodedMemory
 from .prompt_inputs import NO_POINTS, PADDING_POINT, PromptEncoder, PromptInputs
@@ -46,18 +45,14 @@ class TrackerNetwork(Protocol):
     prompt_encoder: PromptEncoder
     max_batch: int
     """Objects in one call of a stage."""
+    device_masks: Callable[[tuple[int, int]], DeviceMasks | None]
+    """What makes masks of a size (H, W) on the device; None: the host does."""
 
     def new_features(self) -> ImageFeatures:
         """Allocate the feature maps of one frame."""
 
     def join_features(self, frames: Sequence[ImageFeatures]) -> ImageFeatures:
         """Copy the feature maps of several frames side by side, into scratch."""
-
-    def mask_upsampler(self, size: tuple[int, int]) -> MaskUpsampler:
-        """Return the upsampler of low-res logits to masks of frames of `size` (H, W)."""
-
-    def device_masks(self, size: tuple[int, int]) -> DeviceMasks | None:
-        """Return what makes masks of `size` (H, W) on the device; None: the host does."""
 
     def encode_image(
         self,

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from runtime.device.base import Cpu
+from runtime.imaging.upsample import SeparableUpsampler, bilinear_matrix
 from runtime.models.options import ConceptOptions
 from runtime.models.sam3 import followed
 from runtime.models.sam3.followed import FollowedConcept
@@ -36,6 +37,9 @@ class FakeTracker:
 
     def __init__(self):
         self.frame, self.remembered, self.prompts = 0, [], []
+
+    def source_upsampler(self, size):
+        return SeparableUpsampler(*(bilinear_matrix(SIDE, side) for side in size))
 
     def mask_resizer(self, size):
         return MaskResizer(size, MASK_SIDE, SIDE)

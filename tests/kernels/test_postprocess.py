@@ -73,7 +73,7 @@ class Interpreter:
 @pytest.mark.parametrize("source", [(45, 80), (80, 45), (31, 17), (1, 1), (1, 50), (16, 16), (7, 6)])
 @pytest.mark.parametrize("rule", ["sam2", "sam3", "refersam"])
 def test_rules_of_the_other_networks_equal_the_cpu_path(rule, source):
-    """All pixels, also where a logit is exactly 0: that is foreground in ReferSAM, whose kernel finds the background."""
+    """All pixels, also where a logit is 0: foreground in ReferSAM, whose kernel finds the background."""
     low = np.random.default_rng(1).standard_normal((2, 16, 16)).astype(np.float32)
     low[0, :8], low[1, 4] = 0, -0.0
     upsampler = {

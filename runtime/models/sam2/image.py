@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import PromptError
+from ...imaging.upsample import square_upsampler
 from ...prompts import Box, Points
 from ...prompts.numbers import check_unmasked
 from ...results import Prediction, Segment
@@ -34,7 +35,7 @@ class Sam2ImagePredictor:
         self.size: tuple[int, int] = frame_hwc.shape[:2]
         self._features = network.new_features()
         network.encode_image(self._frame, self._features, network.resample["image"])
-        self._upsampler = network.mask_upsampler(self.size)
+        self._upsampler = square_upsampler(network.low_res_side, self.size)
 
     def predict(
         self,

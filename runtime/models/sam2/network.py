@@ -19,8 +19,8 @@ from ...device.inputs import HostArrays, InputBlock
 from ...device.scratch import GrowableBuffers
 from ...errors import UserError
 from ...imaging.frame_input import FrameInput
-from ...imaging.gpu import DeviceMasks, mask_sizes
-from ...imaging.upsample import MaskUpsampler
+from ...imaging.gpu import mask_sizes
+from ...imaging.upsample import square_upsampler
 from ...media.random_access import FrameSequence
 from ...tracking.live import MAX_COND_FRAMES, LiveSession
 from ...tracking.memory_selection import MemoryConfig
@@ -131,7 +131,9 @@ class Sam2:
         device, stages, scratch = self.device, self._stages, GrowableBuffers(self.device)
         self._inputs = self._make_inputs()
         logits = self._specs["prompt_decoder"].output("low_res_logits")
-        self._device_masks = mask_sizes(device, self._kernels, logits.dtype, self.mask_upsampler)
+        self.device_masks = mask_sizes(
+            device, self._kernels, logits.dtype, partial(square_upsampler, self.low_res_side)
+        )
         self._maps = FeatureMaps(self._specs[self.features_stage].outputs, device, scratch)
         self.join_features = self._maps.join
         self._prompts = PromptEncoding(
@@ -198,15 +200,6 @@ class Sam2:
         takes for `requests`, those of the frame, is uploaded with it."""
         pixels = self._frame_input.upload(frame_hwc, resample, self.inputs_of(requests))
         self._maps.write(features, partial(self._stages["image_encoder"].run, pixels=pixels))
-
-    def mask_upsampler(self, size: tuple[int, int]) -> MaskUpsampler:
-        """Return the upsampler of low-res logits to masks of frames of `size` (H, W)."""
-        side = self.low_res_side
-        return MaskUpsampler(side, side, (side, side), size)
-
-    def device_masks(self, size: tuple[int, int]) -> DeviceMasks | None:
-        """Return what makes masks of `size` (H, W) on the device; None: the host does."""
-        return self._device_masks(size)
 
     def inputs_of(self, requests: Sequence[DecodeRequest] | None) -> Sequence[tuple[object, HostArrays]]:
         """Return what `decode` takes for requests, for `InputBlock.upload`."""

@@ -10,6 +10,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -18,9 +19,9 @@ from ...device.base import Array
 from ...device.inputs import HostArrays, InputBlock, numbered, of_number
 from ...device.scratch import GrowableBuffers, OutputBlock
 from ...imaging.frame_input import FrameInput
-from ...imaging.gpu import DeviceUpsampler, mask_sizes
+from ...imaging.gpu import upsamplers
 from ...imaging.masks import probability
-from ...imaging.upsample import SeparableUpsampler, bilinear_matrix
+from ...imaging.upsample import square_upsampler
 from ..context import NetworkContext
 from .concept_prompt import ConceptPrompt, box_inputs, prompt_mask
 from .mask_heads import ConceptFeatures, MaskHeads
@@ -63,8 +64,9 @@ class Detector:
         """What frames are uploaded through, and with them what the calls on them take."""
         self.inputs.reserve(prod(pixels.resolve({"frames": 1})) * np.dtype(pixels.dtype).itemsize)
         self._frame_input = FrameInput(self.inputs, pixels, settings, self._device, context.kernels)
-        self._low_res_side = int(self._specs["mask_head"].output("detected_logits").shape[2])
-        self._device_masks = mask_sizes(self._device, context.kernels, "float32", self._host_upsampler)
+        low_res_side = int(self._specs["mask_head"].output("detected_logits").shape[2])
+        self.upsampler = upsamplers(self._device, context.kernels, partial(square_upsampler, low_res_side))
+        """Makes an upsampler of low-res logits of the host to masks of a size (H, W)."""
         self._scratch = GrowableBuffers(self._device)
         self._readback = OutputBlock(self._device)
         self._mask_heads = MaskHeads(self._stages, self._device, self._scratch)
@@ -74,15 +76,6 @@ class Detector:
     def new_features(self) -> ConceptFeatures:
         """Allocate the features of one frame."""
         return ConceptFeatures(**self._new_outputs("image_encoder"))
-
-    def upsampler(self, size: tuple[int, int]) -> SeparableUpsampler | DeviceUpsampler:
-        """Return the upsampler of low-res logits to masks of `size` (H, W); threads must not share one."""
-        on_device = self._device_masks(size)
-        return DeviceUpsampler(on_device) if on_device else self._host_upsampler(size)
-
-    def _host_upsampler(self, size: tuple[int, int]) -> SeparableUpsampler:
-        rows, columns = (bilinear_matrix(self._low_res_side, side) for side in size)
-        return SeparableUpsampler(rows, columns)
 
     def encode_once(self, frame_hwc: np.ndarray, resample: str) -> ConceptFeatures:
         """Return the features of an image that does not change: the same array is encoded once."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +26,25 @@ def check(
     """
     from export import kernels as aot
 
+    configs = [c for c in (plan.FLASH[bench.capability], plan.FLASH_TMA.get(bench.capability)) if c is not None]
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder)
 
         def launches(capability: int) -> Iterator[plan.Launch]:
-            yield from aot.memory_launches(sizes, capability)
+            for config in configs:
+                yield from aot.memory_launches(sizes, capability, config)
             for window in windows:
                 yield from aot.window_launches(window.frames, window.patch, window.channels, capability)
 
         entries = aot.compile_kernels(bundle / FOLDER, [bench.capability], launches, report=lambda line: None)
-        kernels = Kernels(bundle, bench.capability)
+        kernels = Kernels(
+            bundle, bench.capability, allocate=lambda n: torch.empty(n, dtype=torch.uint8, device=bench.device)
+        )
         store("compiled", len(entries))
         case = memory_attention.make_case(bench, sizes)
-        config = replace(plan.FLASH[bench.capability], splits=None)
-        store("memory_attention", compare(bench, kernels, case.launches(config), case.out))
+        for config in configs:
+            name = "memory_attention" + "_tma" * config.tma
+            store(name, compare(bench, kernels, case.launches(config), case.out))
         for window in windows:
             inputs = window_attention.make_inputs(bench, window)
             out = torch.empty_like(inputs["x"])

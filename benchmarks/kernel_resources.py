@@ -23,7 +23,8 @@ COLUMNS = ("registers", "spilled", "shared")
 
 def published_launches(capability: int) -> Iterator[plan.Launch]:
     """Yield every launch of the published sizes of SAMWISE; frames and masks are those of every network."""
-    yield from aot.memory_launches(plan.MemorySizes(1, 4096, 6, 60), capability)
+    for config in filter(None, (plan.FLASH[capability], plan.FLASH_TMA.get(capability))):
+        yield from aot.memory_launches(plan.MemorySizes(1, 4096, 6, 60), capability, config)
     for patch in (8, 4, 2):
         yield from aot.window_launches(8, patch, 256, capability)
     yield from aot.image_launches(float_images=True)

@@ -22,6 +22,7 @@ from typing import Any
 from runtime.bundle.bundle import file_sha256
 from runtime.bundle.manifest import Manifest, SplitStageSpec, StageSpec, TensorSpec
 from runtime.device.cubin import FOLDER, FORMAT, INDEX, Entry
+from runtime.device.scratch import ALIGNMENT
 from runtime.errors import SamwiseRuntimeError, UserError, fail
 from runtime.kernels import plan
 from runtime.kernels.signatures import ARGUMENT_TYPES
@@ -65,11 +66,13 @@ def image_launches(float_images: bool) -> Iterator[plan.Launch]:
     yield from plan.postprocess("low", taps, taps, "packed", "stats", 1, 1, (1, 1))
 
 
-def memory_launches(sizes: plan.MemorySizes, capability: int) -> Iterator[plan.Launch]:
+def memory_launches(
+    sizes: plan.MemorySizes, capability: int, config: plan.FlashConfig | None = None
+) -> Iterator[plan.Launch]:
     """Yield the launches of memory attention, with the keys of an object in one piece and split."""
     for splits in (1, 2):
-        config = replace(plan.FLASH[capability], splits=splits)
-        yield from plan.memory_attention(NAMES, NAMES, "out", sizes, config)
+        split = replace(config or plan.FLASH[capability], splits=splits)
+        yield from plan.memory_attention(NAMES, NAMES, "out", sizes, split)
 
 
 def window_launches(frames: int, patch: int, channels: int, capability: int) -> Iterator[plan.Launch]:
@@ -125,17 +128,20 @@ def compile_launch(launch: plan.Launch, capability: int) -> tuple[Entry, bytes]:
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     cubin, metadata = compiled.asm["cubin"], compiled.metadata
     limit = plan.SHARED_LIMIT[capability]
-    if metadata.shared > limit or getattr(metadata, "global_scratch_size", 0):
+    if metadata.shared > limit:
         raise UserError(
             f"{launch.kernel} needs {metadata.shared} bytes of shared memory on sm_{capability}, which has "
-            f"{limit}, or scratch; choose smaller blocks in kernels/plan.py"
+            f"{limit}; choose smaller blocks in kernels/plan.py"
         )
+    if metadata.global_scratch_size and metadata.global_scratch_align > ALIGNMENT:
+        raise UserError(f"{launch.kernel} needs scratch aligned to {metadata.global_scratch_align}, not {ALIGNMENT}")
     kinds = tuple(kind for kind in types.values() if kind != "constexpr")
     (declared,) = re.findall(r"\.entry\s+\w+\s*\((.*?)\)", compiled.asm["ptx"], re.DOTALL)[:1]
     parameters = declared.count(".param")
     name = f"{launch.kernel}-{capability}-{hashlib.sha256(cubin).hexdigest()[:12]}.cubin"
     identity = launch.kernel, capability, dict(launch.constants), name, metadata.name
-    entry = Entry(*identity, kinds, parameters - len(kinds), 32 * metadata.num_warps, metadata.shared)
+    demands = 32 * metadata.num_warps, metadata.shared, metadata.global_scratch_size
+    entry = Entry(*identity, kinds, parameters - len(kinds), *demands)
     cubin_resources.require_layout(entry, cubin_resources.read(cubin, entry.symbol))
     return entry, cubin
 
@@ -171,7 +177,9 @@ def compile_kernels(
         kilobytes = sum(len(cubin) for _, cubin in built) >> 10
         spilled = sum(cubin_resources.read(cubin, entry.symbol).spilled for entry, cubin in built)
         report(f"sm_{target}: {len(built)} kernels, {kilobytes} KB, {spilled} bytes of registers spilled per thread")
-    index = {"format": FORMAT, "kernels": [asdict(entry) for entry in entries]}
+    # without scratch as before there was any, for runtimes that know of none
+    kernels = [{k: v for k, v in asdict(entry).items() if k != "scratch" or v} for entry in entries]
+    index = {"format": FORMAT, "kernels": kernels}
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     return entries
 

@@ -67,6 +67,10 @@ FLASH = {
 }
 """By compute capability; the largest that fits shared memory, until `benchmarks.gpu_check` has measured better."""
 
+FLASH_TMA = {90: FlashConfig(128, 128, 8, 2, tma=True)}
+"""Where blocks of keys and values can come through tensor descriptors, for which a program needs scratch: checked like
+`FLASH`, and to be put in its place once `benchmarks.gpu_check` has measured that it is faster."""
+
 WINDOW = {
     **dict.fromkeys(SMALL, WindowConfig(project=(64, 32, 4, 2))),
     80: WindowConfig(attend=(64, 32, 4, 2)),  # 64 columns spill 8 bytes there (Triton 3.6)

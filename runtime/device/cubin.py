@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -95,9 +96,11 @@ class Entry:
     symbol: str
     signature: tuple[str, ...]
     extra_pointers: int
-    """Scratch pointers that the compiler appends; null, because no kernel that ships uses them."""
+    """Pointers that the compiler appends: of global scratch, and of the profiler's, which is null."""
     threads: int
     shared: int
+    scratch: int = 0
+    """Bytes of global scratch of one program: a kernel that makes tensor descriptors writes them there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,15 @@ class Kernels:
     Raises BundleError for an unreadable index and BackendError when no kernel runs on this device.
     """
 
-    def __init__(self, bundle: Path, capability: int, driver: CubinDriver | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        capability: int,
+        driver: CubinDriver | None = None,
+        allocate: Callable[[int], Any] | None = None,
+    ) -> None:
+        """`allocate`: memory of the device, of so many bytes, for kernels that need scratch."""
+        self._allocate, self._scratch, self._scratch_bytes = allocate, None, 0
         self._folder, self.capability = Path(bundle) / FOLDER, capability
         entries = [entry for entry in read_index(self._folder) if runs_on(entry.capability, capability)]
         if not entries:
@@ -158,10 +169,22 @@ class Kernels:
         keep: list[Any] = []
         for launch in launches:
             entry = self.find(launch)
-            params, values = pack(entry, launch.arguments)
+            scratch = self._reserve(entry, launch.grid) if entry.scratch else None
+            params, values = pack(entry, launch.arguments, scratch)
             calls.append((self._function(entry), launch.grid, entry.threads, entry.shared, params))
-            keep.extend((values, launch.arguments))
+            keep.extend((values, launch.arguments, scratch))
         return BoundLaunches(self._driver, tuple(calls), tuple(keep))
+
+    def _reserve(self, entry: Entry, grid: Sequence[int]) -> Any:
+        """Return scratch for all programs of a launch; launches share it, since they run one after the other."""
+        nbytes = entry.scratch * prod(grid)
+        if self._allocate is None:
+            raise BackendError(
+                f"{entry.kernel} needs {nbytes} bytes of scratch, and Kernels was made without `allocate`"
+            )
+        if nbytes > self._scratch_bytes:
+            self._scratch, self._scratch_bytes = self._allocate(nbytes), nbytes
+        return self._scratch
 
     def _function(self, entry: Entry) -> Function:
         key = (entry.file, entry.symbol)
@@ -198,7 +221,7 @@ def read_index(folder: Path) -> list[Entry]:
     return entries
 
 
-def pack(entry: Entry, arguments: Sequence[Any]) -> tuple[Any, list[Any]]:
+def pack(entry: Entry, arguments: Sequence[Any], scratch: Any = None) -> tuple[Any, list[Any]]:
     """Return the arguments as the driver takes them: an array of addresses, and the values at these addresses."""
     if len(arguments) != len(entry.signature):
         raise BackendError(
@@ -216,7 +239,8 @@ def pack(entry: Entry, arguments: Sequence[Any]) -> tuple[Any, list[Any]]:
         ctypes.c_void_p(pointer(value)) if kind.startswith("*") else SCALARS[kind](value)
         for kind, value in zip(entry.signature, arguments, strict=True)
     ]
-    values += [ctypes.c_void_p(None)] * entry.extra_pointers
+    extra = [None if scratch is None else pointer(scratch), None][: entry.extra_pointers]
+    values += map(ctypes.c_void_p, extra)
     params = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     return params, values
 

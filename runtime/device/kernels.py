@@ -29,7 +29,7 @@ def choose_kernels(mode: str, bundle: Path, device: Device) -> Kernels | None:
             raise BackendError("--kernels on needs a CUDA backend; remove it on a CPU")
         return None
     try:
-        return Kernels(bundle, device.capability, device.kernel_driver)
+        return Kernels(bundle, device.capability, device.kernel_driver, lambda n: device.empty((n,), "uint8"))
     except (BackendError, BundleError) as error:
         if mode == "on":
             raise

@@ -105,12 +105,16 @@ def test_block_sizes_that_ship_give_the_same(config):
     assert relative(result, expected_output(exact)) <= LIMIT["float16"]
 
 
-def test_tensor_descriptors_give_the_same():
+@pytest.mark.parametrize("tokens, block_m, block_n", [(21, 16, 16), (140, 128, 128)])
+@pytest.mark.parametrize("splits", [1, 2])
+def test_tensor_descriptors_give_the_same(tokens, block_m, block_n, splits):
+    """Every bit of the form without them; blocks as small as can be, and those of sm_90."""
     ages, counts = np.array([[1, 0, -1], [-1, -1, 0]], np.int32), np.array([4, 8], np.int32)
-    sizes = plan.MemorySizes(2, 21, 3, 8)
+    sizes = plan.MemorySizes(2, tokens, 3, 8)
     arrays, exact = make_inputs(sizes, ages, counts, "float16")
-    result = run(sizes, arrays, "float16", 2, tma=True)
+    result = run(sizes, arrays, "float16", splits, block_m, block_n, tma=True)
     assert relative(result, expected_output(exact)) <= LIMIT["float16"]
+    np.testing.assert_array_equal(result, run(sizes, arrays, "float16", splits, block_m, block_n))
 
 
 def test_object_without_memory_gives_zeros():

@@ -195,6 +195,49 @@ def test_arguments_are_packed_in_order(tmp_path):
     assert pointers == [*launch.arguments[:7], None, None] and numbers == [256, 30, 50, 188] and len(params) == 13
 
 
+def test_scratch_is_that_of_all_programs_and_allocated_once(tmp_path):
+    """A kernel that makes tensor descriptors: the first pointer behind its own is the scratch, the second one null."""
+    toy_index(tmp_path, scratch=256)
+    driver, allocated = RecordingDriver(), []
+    kernels = cubin.Kernels(tmp_path, 86, driver, lambda nbytes: allocated.append(nbytes) or (len(allocated) << 20))
+    bound = [kernels.bind(postprocess_launches(objects)) for objects in (2, 1, 2, 3)]
+    for launches in bound:
+        launches.run()
+    assert allocated == [2 * 2 * 256, 2 * 3 * 256]  # 188 bytes of a mask are two programs of 128
+    pointers = [[ctypes.c_void_p.from_address(params[i]).value for i in (11, 12)] for *_, params in driver.launched]
+    assert pointers == [[1 << 20, None]] * 3 + [[2 << 20, None]]
+    with pytest.raises(BackendError, match="postprocess needs 1024 bytes of scratch"):
+        cubin.Kernels(tmp_path, 86, driver).bind(postprocess_launches())
+
+
+COMPILE_TMA = """
+import dataclasses, json
+from export import cubin_resources, kernels as aot
+from runtime.kernels import plan
+
+launches = list(aot.memory_launches(plan.MemorySizes(1, 4096, 6, 60), 90, plan.FLASH_TMA[90]))
+entry, cubin = aot.compile_launch(launches[1], 90)
+name = next(name for name, launch in aot.distinct(launches).items() if launch is launches[1])
+print(json.dumps([dataclasses.asdict(entry), name, dataclasses.asdict(cubin_resources.read(cubin, entry.symbol))]))
+"""
+
+
+@pytest.mark.slow
+def test_memory_attention_with_tensor_descriptors_compiles_without_spills():
+    """Its parameters are those that the runtime passes, or `compile_launch` refuses it."""
+    pytest.importorskip("triton")
+    from benchmarks import kernel_resources
+
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", COMPILE_TMA]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    entry, name, found = json.loads(done.stdout)
+    assert entry["scratch"] == 256 and entry["extra_pointers"] == 2 and found["spilled"] == 0
+    table = json.loads(kernel_resources.TABLE.read_text())["triton"].get(metadata.version("triton"), {}).get("sm_90")
+    assert table is None or table[name] == [found["registers"], found["spilled"], entry["shared"]]
+
+
 def test_pointer_of_every_kind_of_array():
     class Interface:
         __cuda_array_interface__ = {"data": (48, False)}

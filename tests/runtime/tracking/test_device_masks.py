@@ -12,7 +12,7 @@ from runtime.tracking.step import object_output
 @pytest.mark.parametrize("given", [False, True])
 def test_bits_are_those_of_logits_without_filled_holes(hole, area, kept, given):
     logits = np.where(np.arange(36).reshape(6, 6) == 14, -1.0 if hole else 1.0, 1.0).astype(np.float32)
-    logits[0] = -1
+    logits[4:] = -1
     bits, vector = np.zeros((1, 5), np.uint8), np.zeros(4, np.float32)
     decoded = DecoderOutput(logits, None, vector, 0, 1.0, vector, (0, 0), mask_bits=bits)
     request = DecodeRequest(NO_POINTS, True, output_logits=logits if given else None)

@@ -27,7 +27,8 @@ ACCURACY = ("nano_accuracy.json", "nano_turns.json")
 """Results of `benchmarks.accuracy --json`: all kinds of sentences, and those that need several frames."""
 PLOT = ROOT / "docs" / "images" / "benchmarks"
 BEGIN, END = "<!-- made by python -m benchmarks.report -->", "<!-- end -->"
-PREFIX = "cpu-"
+PREFIX, PEERS = "cpu-", "peers-"
+"""Files of bundles, and of `bench_peers`."""
 SHARED = ("machine", "bundle", "precision", "bundle_sha256")
 
 
@@ -44,8 +45,9 @@ def summarize(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         shared = {key: info.pop(key, None) for key in SHARED}
         shared["machine"] = dict(shared["machine"])
         command = re.sub(r"(?<=[ =])/\S*/", "", shared["machine"].pop("command"))  # without folders of the machine
-        name = f"{PREFIX}{shared['bundle']}-{shared['machine']['backend']}.json"
-        result = results.setdefault(name, {**shared, "date": measured["datetime"][:10], "cases": []})
+        beside = shared["machine"]["backend"] == "peers"
+        name = f"{PEERS}{shared['bundle']}" if beside else f"{PREFIX}{shared['bundle']}-{shared['machine']['backend']}"
+        result = results.setdefault(f"{name}.json", {**shared, "date": measured["datetime"][:10], "cases": []})
         kept = {"name": case["name"].split("[")[0], **{key: case["stats"][key] for key in ("rounds", "median")}}
         result["cases"].append({**kept, "command": command, **info})
     if not results:
@@ -57,6 +59,10 @@ def load(folder: Path = RESULTS) -> list[dict[str, Any]]:
     """Load all measurements, by bundle; ONNX Runtime, which every installation has, before other backends."""
     found = [json.loads(file.read_text()) for file in folder.glob(f"{PREFIX}*.json")]
     return sorted(found, key=lambda m: (m["bundle"], m["machine"]["backend"] != "ort", m["machine"]["backend"]))
+
+
+def load_peers(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(folder.glob(f"{PEERS}*.json"))]
 
 
 def load_accuracy(folder: Path = RESULTS) -> list[dict[str, Any]]:
@@ -75,8 +81,8 @@ def replace_section(text: str, section: str) -> str:
 def texts(results: list[dict[str, Any]], accuracy: list[dict[str, Any]]) -> dict[Path, str]:
     """Content of every generated file."""
     return {
-        PAGE: tables.page(results),
-        README: replace_section(README.read_text(), tables.summary(results, accuracy)),
+        PAGE: tables.page(results, load_peers()),
+        README: replace_section(README.read_text(), tables.summary(results, accuracy, load_peers())),
         NANO: replace_section(NANO.read_text(), accuracy_tables.nano(accuracy)),
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
+from . import peer_tables
 from .accuracy_tables import nano_line, table
 
 Measurement = Mapping[str, Any]
@@ -97,11 +98,13 @@ def overview(results: Sequence[Measurement], columns: Sequence[str] = tuple(OVER
     return table(columns, [[OVERVIEW[column](measured) for column in columns] for measured in results])
 
 
-def summary(results: Sequence[Measurement], nano_measured: Sequence[Mapping[str, Any]] = ()) -> str:
+def summary(
+    results: Sequence[Measurement], nano_measured: Sequence[Mapping[str, Any]] = (), peers: Sequence[Measurement] = ()
+) -> str:
     """Render the README's section: the default backend only. At least one result."""
     default = [measured for measured in results if measured["machine"]["backend"] == "ort"] or results
     notes = sorted({measured["note"] for measured in default if measured.get("note")})
-    line = nano_line(nano_measured)
+    lines = filter(None, (peer_tables.line(peers), nano_line(nano_measured)))
     return "\n".join(
         (
             overview(default, SUMMARY),
@@ -109,7 +112,7 @@ def summary(results: Sequence[Measurement], nano_measured: Sequence[Mapping[str,
             "",
             f"On {machine(results[0])}. PyTorch: the same modules, eager, alternating with ours in one process "
             f"(text / click). Every backend, stage and number of objects, with the commands: [benchmarks]({LINK}).",
-            *(("", line) if line else ()),
+            *(part for line in lines for part in ("", line)),
         )
     )
 
@@ -277,7 +280,7 @@ SECTIONS: tuple[Section | Callable[[Measurement], str], ...] = (
 )
 
 
-def page(results: Sequence[Measurement]) -> str:
+def page(results: Sequence[Measurement], peers: Sequence[Measurement] = ()) -> str:
     """Render docs/notes/benchmarks.md."""
     parts = [
         "# Benchmarks",
@@ -290,6 +293,7 @@ def page(results: Sequence[Measurement]) -> str:
         "The command of each bundle stands with it.",
         "![Seconds by number of sentences and objects, and by stage](../images/benchmarks.png)",
         overview(results, [name for name, cell in OVERVIEW.items() if any(map(cell, results))]),
+        *filter(None, (peer_tables.section(peers),)),
     ]
     for measured in results:
         commands = "; ".join(f"`{command}`" for command in dict.fromkeys(c["command"] for c in measured["cases"]))

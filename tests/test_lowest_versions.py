@@ -11,8 +11,9 @@ from packaging.version import Version
 from runtime import versions
 
 ROOT = Path(__file__).parents[1]
-UNTESTED = {"tensorrt", "fuzz", "dev", "ray"}
-"""Extras that CI cannot install everywhere, whose versions are pinned, or that are large (Ray, see CONTRIBUTING.md)."""
+UNTESTED = {"tensorrt", "fuzz", "dev", "ray", "peers"}
+"""Extras that CI cannot install everywhere, whose versions are pinned, or that are large (Ray, see
+CONTRIBUTING.md; what a benchmark runs beside the runtime)."""
 
 
 def bounds():

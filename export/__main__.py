@@ -59,9 +59,10 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     add(
         "--precision",
         default="fp32",
-        choices=("fp32", "fp16", "int8"),
-        help="fp16: half the size, for GPUs; int8: large matrix products in 8 bits, for CPUs, an approximation; stages "
-        "that lose too much accuracy keep more bits (default: %(default)s)",
+        choices=("fp32", "fp16", "int8", "int8-weights", "int4-weights"),
+        help="fp16: half the size, for GPUs; for CPUs, approximations: int8, large matrix products in 8 bits; "
+        "int8-weights, int4-weights, a scale for each block of weights: a quarter or a sixth of the size; stages that "
+        "lose too much accuracy keep more bits (default: %(default)s)",
     )
     add(
         "--tokenizer",

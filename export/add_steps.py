@@ -62,7 +62,7 @@ def _steps(folder: Path, manifest: Manifest) -> Iterator[Stage]:
     """Yield the step of every adapter, with the weights of its graph."""
     if "samwise" not in manifest.networks or manifest.networks["samwise"]["window"] <= samwise.MAX_WINDOW_WITHOUT_STEPS:
         raise UserError(f"{folder}: only bundles of SAMWISE with a window have low latency")
-    if manifest.precision == quantization.NAME or not isinstance(manifest.provenance.get("config"), dict):
+    if manifest.precision in quantization.QUANTIZERS or not isinstance(manifest.provenance.get("config"), dict):
         raise UserError(f"{folder}: its weights cannot be read back; export it again from the checkpoint")
     model = Samwise(_config(manifest))
     for p in model.parameters():

@@ -26,7 +26,7 @@ from .stage import Stage
 from .verify import parity, parity_clip
 
 GRAPHS = "graphs"
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", *quantization.QUANTIZERS)
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 Report = Callable[[str], None]
@@ -156,13 +156,13 @@ class ExportJob:
     def stage(self, stage: Stage, limit: float) -> tuple[StageSpec, list[parity.StageComparison]]:
         """Write every variant of one stage. Returns its signature and, with `check`, its comparisons with torch."""
         wanted = set(stage.variants if self.variants is None else {"default", *self.variants} & stage.variants.keys())
-        if self.precision == quantization.NAME:
+        if self.precision in quantization.QUANTIZERS:
             wanted &= quantization.VARIANTS
         models: dict[str, ir.Model] = {}
         for variant in sorted(wanted, key=lambda variant: (variant not in ("default", "ort"), variant)):
             same = next((name for name in models if stage.variants[name] == stage.variants[variant]), None)
             models[variant] = models[same] if same else onnx.trace(stage, variant)
-        if self.precision == quantization.NAME and (done := self.integer(stage, models, limit)):
+        if self.precision in quantization.QUANTIZERS and (done := self.quantized(stage, models, limit)):
             return done
         if self.precision == "fp16":
             spec, rows = self.choose_mixed_precision(stage, models, limit)
@@ -189,23 +189,27 @@ class ExportJob:
         converted = {variant: precision.to_half(model, policy, half) for variant, model in models.items()}
         return _write_stage(stage, spec, converted, self.folder), rows
 
-    def integer(
+    def quantized(
         self, stage: Stage, models: Mapping[str, ir.Model], limit: float
     ) -> tuple[StageSpec, list[parity.StageComparison]] | None:
-        """Write the stage with INT8 products and compare it with torch; None if it has to stay float32."""
+        """Write the stage with the fewest bits that are within `limit` of torch; None if it has to stay float32."""
         products = {variant: quantization.products(model) for variant, model in models.items()}
         if not stage.spec.int8_ok or not all(products.values()):
             return None
-        spec = replace(stage.spec, precision=quantization.NAME)
-        converted = {variant: quantization.quantize(model, products[variant]) for variant, model in models.items()}
-        for variant, model in converted.items():
-            onnx.tidy(model, spec, variant)
-        spec = _write_stage(stage, spec, converted, self.folder)
-        rows = parity.compare_stage(stage, spec, self.folder, self.runner, limit)
-        if all(row.passed for row in rows):
-            return spec, rows
-        worst = max(row.error for row in rows)
-        self.report(f"{stage.name} stays float32: INT8 costs {worst:.1e}, allowed {limit:g}")
+        for name, quantize in quantization.QUANTIZERS[self.precision].items():
+            spec = replace(stage.spec, precision=name)
+            converted = {variant: quantize(model, products[variant]) for variant, model in models.items()}
+            for variant, model in converted.items():
+                onnx.tidy(model, spec, variant)
+            spec = _write_stage(stage, spec, converted, self.folder)
+            if not self.check:
+                return spec, []
+            rows = parity.compare_stage(stage, spec, self.folder, self.runner, limit)
+            if all(row.passed for row in rows):
+                return spec, rows
+            worst = max(row.error for row in rows)
+            self.report(f"{stage.name}: {name.upper()} costs {worst:.1e}, allowed {limit:g}")
+        self.report(f"{stage.name} stays float32")
         return None
 
     def clip(self, manifest: Manifest) -> list[parity.FrameComparison]:

@@ -23,6 +23,7 @@ from onnx_ir.passes import common as passes
 from runtime.bundle.manifest import DTYPES, StageSpec, TensorSpec, weight_files
 from runtime.errors import InternalError
 
+from . import weight_only
 from .layers.attention import attention_impl
 from .stage import Stage
 
@@ -44,7 +45,7 @@ FORBIDDEN = frozenset(_FORBIDDEN.split())
 
 DOMAINS = frozenset({"", "ai.onnx"})
 FUSED_DOMAIN = "com.microsoft"
-"""Allowed besides the standard operators in every variant except 'default'."""
+"""Allowed besides the standard operators in every variant except 'default', and where weights are packed."""
 
 
 Place: TypeAlias = tuple[str, int, int]
@@ -145,7 +146,8 @@ def check(path: Path, spec: StageSpec, variant: str = "default") -> None:
     """
     where = f"{path.name} (stage {spec.name}, variant {variant})"
     model = onnx.load(path, load_external_data=False)
-    domains = DOMAINS if variant == "default" else DOMAINS | {FUSED_DOMAIN}
+    fused = variant != "default" or spec.precision in weight_only.BITS
+    domains = DOMAINS | {FUSED_DOMAIN} if fused else DOMAINS
     for node in model.graph.node:
         if node.op_type in FORBIDDEN or node.domain not in domains:
             raise ExportError(f"{where}: operator {node.domain or 'ai.onnx'}::{node.op_type} is not allowed")

@@ -14,17 +14,22 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
+from . import weight_only
+
 NAME = "int8"
 
 VARIANTS = frozenset({"default", "ort"})
-"""Forms of a stage in an INT8 bundle: those for a CPU. TensorRT does not measure scales at run time."""
+"""Forms of a stage in a quantized bundle: those for a CPU. TensorRT does not measure scales at run time."""
+
+Quantizer = Callable[[ir.Model, Collection[str]], ir.Model]
 
 SMALLEST = 32
 """Products with fewer rows or columns of weights than this stay float32: they take too little time."""
@@ -72,6 +77,14 @@ def quantize(model: ir.Model, names: Collection[str]) -> ir.Model:
         for value in quantized.graph.initializers.values():
             value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)
     return quantized
+
+
+EIGHT, FOUR = ({name: partial(weight_only.quantize, bits=bits)} for name, bits in weight_only.BITS.items())
+QUANTIZERS: Mapping[str, Mapping[str, Quantizer]] = {NAME: {NAME: quantize}} | dict(
+    zip(weight_only.BITS, (EIGHT, FOUR | EIGHT), strict=True)
+)
+"""Precision of a bundle -> what a stage may have, by its own precision, from the fastest to the most exact; float32
+follows."""
 
 
 @contextmanager

@@ -25,6 +25,7 @@ Arrays = Mapping[str, np.ndarray]
 
 FILE = "parity.json"
 STAGE_ERROR = {"fp32": (1e-4,), "fp16": (3e-2, 5e-3), "int8": (5e-2, 1e-2)}
+STAGE_ERROR |= {"int8-weights": (5e-2, 1e-2), "int4-weights": (0.2, 5e-2)}
 """Maximum relative L2 error of one output of one stage.
 
 fp32: rounding of sums in another order, with a margin. fp16: storing inputs and outputs in half alone costs 3e-4, and
@@ -36,14 +37,14 @@ float32. If the clip misses its threshold, the export starts again with the seco
 BFLOAT16_STEP = 2.0**-7
 """Largest distance of neighbouring bfloat16 numbers, relative to them."""
 
-MASK_IOU = {"fp32": 0.999, "fp16": 0.97, "int8": 0.9}
+MASK_IOU = {"fp32": 0.999, "fp16": 0.97, "int8": 0.9, "int8-weights": 0.9, "int4-weights": 0.8}
 """Minimum IoU of the masks of a frame of the clip.
 
 fp16: rounding the weights alone costs up to 0.02. int8: a guard against broken bundles, because the clip is a pattern
 with small masks; docs/notes/cpu.md has the cost of INT8 in J&F.
 """
 
-SCORE_DIFFERENCE = {"fp32": 0.05, "fp16": 2.0, "int8": 2.0}
+SCORE_DIFFERENCE = {"fp32": 0.05, "fp16": 2.0, "int8": 2.0, "int8-weights": 2.0, "int4-weights": 2.0}
 """Maximum difference of the score logit of a frame: it tests the whole network even where the masks are empty."""
 
 

@@ -31,7 +31,8 @@ STAGE_ERROR |= {"int8-weights": (5e-2, 1e-2), "int4-weights": (0.2, 5e-2)}
 fp32: rounding of sums in another order, with a margin. fp16: storing inputs and outputs in half alone costs 3e-4, and
 sharp attention multiplies it; a stage above the limit gets the next precision policy of `export.precision`. int8: 8
 bits of a tensor cost 0.5 % to 1.5 % of its norm, and a block adds up several of them; a stage above the limit stays
-float32. int8-weights: as int8. int4-weights: 4 bits cost 8 % of a product; a stage above the limit has 8 bits. If the clip misses its threshold, the export starts again with the second limit.
+float32. int8-weights: as int8. int4-weights: 4 bits cost 8 % of a product; a stage above the limit has 8 bits. If the
+clip misses its threshold, the export starts again with the second limit.
 """
 
 BFLOAT16_STEP = 2.0**-7

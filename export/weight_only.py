@@ -67,10 +67,10 @@ def _product(graph: ir.Graph, node: ir.Node, bits: int) -> ir.Node:
 def _is_lookup(node: ir.Node) -> bool:
     """Return whether a node reads rows of a large table of weights."""
     table = node.inputs[0] if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0 else None
-    if table is None or table.const_value is None or not table.is_initializer() or len(table.shape) != 2:
+    if table is None or table.const_value is None or not table.is_initializer():
         return False
-    rows, width = table.shape
-    return table.dtype == ir.DataType.FLOAT and rows >= FEWEST_ROWS and width % 32 == 0
+    values = table.const_value.numpy()
+    return values.ndim == 2 and values.dtype == np.float32 and len(values) >= FEWEST_ROWS and values.shape[1] % 32 == 0
 
 
 def _lookup(graph: ir.Graph, node: ir.Node) -> ir.Node:

@@ -23,6 +23,7 @@ from .models.base import Capability
 from .models.options import ConceptOptions, TextOptions
 from .models.sam3.session import ConceptSession
 from .models.samwise.session import TextSession
+from .models.warm import warm as warm_up
 from .prompts import Concept, Text, check_texts
 from .tracking.live import LiveSession
 from .tracking.session import Session, SessionType, synchronized
@@ -208,6 +209,7 @@ def load(
     verify: bool = True,
     kernels: str = "auto",
     graphs: str = "auto",
+    warm: bool = False,
 ) -> Engine:
     """Load a bundle, or one out of a folder of bundles.
 
@@ -222,6 +224,8 @@ def load(
                  `on`: attention as well, where the bundle has stages split for it
     graphs       `auto`: on CUDA, work that repeats is recorded as CUDA graphs where the backend can; `on`: it raises
                  BackendError where it cannot; `off`: nothing is recorded
+    warm         on CUDA, follow one object through synthetic frames first, twice, so that the first frames of the first
+                 video are as fast as those of later ones; no effect on a CPU
     Raises BundleError, BackendError, UserError.
     """
     if max_objects < 1:
@@ -229,4 +233,9 @@ def load(
     bundle = choose(engine, model)
     if verify:
         bundle.verify()
-    return Engine(bundle, create(backend, threads, bundle.manifest), max_objects, kernels, graphs)
+    loaded = Engine(bundle, create(backend, threads, bundle.manifest), max_objects, kernels, graphs)
+    if warm and loaded.backend.device.name != "cpu":
+        warm_up(loaded.networks, bundle.manifest)
+        for stage in loaded.stages.values():
+            stage.calls, stage.seconds = 0, 0.0
+    return loaded

@@ -106,15 +106,8 @@ def run(
         return list_bundles(Path(args.engine), args.json)
     if args.auto and args.prompt_args:
         raise UserError("--auto segments everything; remove the prompts")
-    load = functools.partial(
-        load,
-        args.engine,
-        model=args.model,
-        backend=args.backend,
-        threads=args.threads,
-        kernels=args.kernels,
-        graphs=args.graphs,
-    )
+    names = ("model", "backend", "threads", "kernels", "graphs", "warm")
+    load = functools.partial(load, args.engine, **{name: getattr(args, name) for name in names})
     if args.sentences is not None:
         return batch.run(args, load)
     prompts = parse_prompts(args.prompt_args)

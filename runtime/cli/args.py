@@ -209,6 +209,8 @@ def add_execution(parser: Parser) -> None:
     add("--kernels", choices=("auto", "on", "off"), default="auto", help=kernels)
     graphs = "on a GPU, record work that repeats as CUDA graphs; auto: where the backend can (default: %(default)s)"
     add("--graphs", choices=("auto", "on", "off"), default="auto", help=graphs)
+    warm = "on a GPU, run synthetic frames first, so that the first frames are as fast as later ones"
+    add("--warm", action="store_true", help=warm)
     memory = "correct the memory once the object becomes clear (default: set by the bundle)"
     add("--conditional-memory", choices=("on", "off"), help=memory)
     objects = (

@@ -43,6 +43,8 @@ def _parser() -> Parser:
         metavar="N",
         help="objects at a time, over all streams (default: 64)",
     )
+    warm = "on a GPU, run synthetic frames before listening, so that the first frames are as fast as later ones"
+    add("--warm", action="store_true", help=warm)
     add("--host", default="127.0.0.1", help="address to listen on; another than this machine needs --token-file")
     add("--port", type=int, default=8000, help="port (default: 8000)")
     add("--token-file", type=Path, metavar="FILE", help="file of tokens, one a line: who has none is refused")
@@ -93,14 +95,14 @@ def _engines(args: argparse.Namespace) -> Iterator[Engine]:
     """
     number = args.engines or max(1, min(CPU_ENGINES, num_cores(), args.max_streams))
     threads = args.threads or (None if number == 1 else max(1, num_cores() // number))
-    first = load(args.engine, args.model, args.backend, threads, args.max_objects)
+    first = load(args.engine, args.model, args.backend, threads, args.max_objects, warm=args.warm)
     yield first
     folder, files = first.bundle.folder, first.bundle.manifest.files
     is_small = (
         first.backend.device.name == "cpu" and sum((folder / file).stat().st_size for file in files) < SMALL_BYTES
     )
     for _ in range(number - 1 if args.engines or is_small else 0):
-        yield load(args.engine, args.model, args.backend, threads, args.max_objects, verify=False)
+        yield load(args.engine, args.model, args.backend, threads, args.max_objects, verify=False, warm=args.warm)
 
 
 def _tls(cert: str | None, key: str | None) -> dict[str, Any]:

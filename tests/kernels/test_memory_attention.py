@@ -105,8 +105,7 @@ def test_block_sizes_that_ship_give_the_same(config):
     assert relative(result, expected_output(exact)) <= LIMIT["float16"]
 
 
-@pytest.mark.parametrize("tokens, block_m, block_n", [(21, 16, 16), (140, 128, 128)])
-@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("tokens, block_m, block_n, splits", [(21, 16, 16, 1), (21, 16, 16, 2), (140, 128, 128, 2)])
 def test_tensor_descriptors_give_the_same(tokens, block_m, block_n, splits):
     """Every bit of the form without them; blocks as small as can be, and those of sm_90."""
     ages, counts = np.array([[1, 0, -1], [-1, -1, 0]], np.int32), np.array([4, 8], np.int32)

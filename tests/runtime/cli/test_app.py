@@ -223,7 +223,7 @@ def test_options_reach_the_engine(toy, clip, tmp_path, latency, ahead):
     flags = (
         "--engine E --model M --backend B --threads 3 --kernels off --graphs off --conditional-memory off --window 2"
     )
-    flags += f" --max-objects 5 --latency {latency} --reference-quirks --{ahead}-ahead"
+    flags += f" --warm --max-objects 5 --latency {latency} --reference-quirks --{ahead}-ahead"
     prompts = ["--tokens", "0,5,2", "--tokens", "7"]
     assert main([*flags.split(), "--video", str(clip), *prompts, "--out", str(tmp_path)], load) == 0
     assert received == {
@@ -233,6 +233,7 @@ def test_options_reach_the_engine(toy, clip, tmp_path, latency, ahead):
         "threads": 3,
         "kernels": "off",
         "graphs": "off",
+        "warm": True,
         "max_objects": 5,
         "conditional_memory": False,
         "window": 2,

@@ -18,6 +18,7 @@ from runtime import Points
 from runtime.bundle.bundle import choose
 from runtime.device.array import merged
 from runtime.device.cuda import Cuda
+from runtime.models.warm import warm
 
 ROOT = Path(__file__).resolve().parents[3]
 CLICKS = [Points([(8, 5)], [1]), Points([(9, 6)], [1])]
@@ -319,3 +320,29 @@ def test_the_delaying_driver_is_the_only_fake_driver():
                 methods = {member.name for member in node.body if isinstance(member, ast.FunctionDef)}
                 found += [(path.name, node.name)] if {"allocate", "synchronize", "copy"} <= methods else []
     assert found == [("fake_cuda.py", "FakeDriver")]
+
+
+def concept(engine, objects):
+    del objects
+    return concepts(engine, [1], numpy_sam3.picture(0))
+
+
+@pytest.mark.parametrize("task, network", [(samwise, "samwise"), (live, "sam2"), (live, "sam3"), (concept, "sam3")])
+def test_a_warm_engine_has_run_what_the_first_frames_need(engines, task, network):
+    """Its first video launches graphs only: of SAMWISE while memory fills up, of concepts until one is found, for which
+    noise will not do. The masks are those of another engine."""
+    masks, stages = [], []
+    for is_warm in (True, False):
+        engine = engines[network]()
+        if is_warm:
+            warm(engine.networks, engine.bundle.manifest)
+            assert engine.networks.memory_rows[0] == 0
+        counted = engine.stages["mask_decoder" if network == "samwise" else "memory_attention"]
+        before, steps = counted.calls, task(engine, 1)
+        found = [next(steps) for _ in range(1 if task is concept else WINDOW)]
+        steps.close()
+        stages.append(counted.calls - before)
+        masks.append([r.masks for step in found for r in (step if isinstance(step, list) else [step])])
+    assert stages[0] == 0 and (task is concept or stages[1] > 0)
+    for found, expected in zip(*masks, strict=True):
+        np.testing.assert_array_equal(found, expected)

@@ -118,9 +118,9 @@ def _base(run: Run, mode: str) -> None:
         run.put("stages", {name: seconds / max(calls, 1) for name, (calls, seconds) in engine.timings.items()})
 
 
-def _iou_to_plain(run: Run, engine: Engine, mode: str) -> float | None:
+def _iou_to_plain(run: Run, engine: Engine, mode: str, **options: Any) -> float | None:
     """Return the least IoU of a frame with that of the plain mode, whose masks are kept; None without them."""
-    with engine.session(prompts(engine.bundle, 1)) as session:
+    with engine.session(prompts(engine.bundle, 1), **options) as session:
         frames = clip(run, 3 * engine.networks.text_video.window)
         masks = np.stack([result.masks for result in session.stream(frames)])
     file = run.work / "base.npy"
@@ -146,11 +146,14 @@ def base_default(run: Run) -> None:
 
 
 def base_ahead(run: Run) -> None:
-    """Time the fastest mode so far with a frame launched before the result of the one in front of it is read."""
+    """Time the fastest mode so far with a frame launched before the result of the one in front of it is read; then with
+    the next clip encoded on a second stream as well."""
     bundle, mode = base_bundle(run), fastest_mode(run)
     run.put("mode", mode)
     with engine_of(run, bundle, mode) as engine:
         run.put("video", time_video(run, engine, 1, decode_ahead=True))
+        run.put("video_and_clip", time_video(run, engine, 1, decode_ahead=True, encode_ahead=True))
+        run.put("iou_to_plain", _iou_to_plain(run, engine, mode, decode_ahead=True, encode_ahead=True))
 
 
 def objects(run: Run) -> None:

@@ -59,7 +59,7 @@ SECTIONS = (
     _base("base_graphs", 60, 15),
     _base("base_kernels", 90, 20),
     _base("base_default", 60, 15),
-    _base("base_ahead", 60, 15),
+    _base("base_ahead", 90, 15),
     Section("pytorch_eager", "benchmarks.gpu_pytorch:pytorch_eager", 75, 20, "pytorch"),
     Section("pytorch_compiled", "benchmarks.gpu_pytorch:pytorch_compiled", 180, 60, "pytorch"),
     _base("objects", 60, 15, "scale"),

@@ -92,8 +92,12 @@ def rows(results: Results) -> Iterator[tuple[str, ...]]:
     overlap = [get(results, f"base_{mode}", "iou_to_plain") for mode in MODES[1:]]
     known = [iou for iou in overlap if iou is not None]
     yield ("base+, ms per frame", *map(_number, (*times, *theirs, limit, min(known, default=None))))
-    for how in ("default", "ahead"):
-        ms = get(results, f"base_{how}", "video", "ms_per_frame")
+    for how, section, video in (
+        ("default", "base_default", "video"),
+        ("frames ahead", "base_ahead", "video"),
+        ("frames and clips ahead", "base_ahead", "video_and_clip"),
+    ):
+        ms = get(results, section, video, "ms_per_frame")
         yield (f"base+, {how}, ms per frame", "", "", _number(ms), *[""] * 4)
     for section, what in (("objects", "objects"), ("streams", "streams")):
         for name, entry in results.get(section, {}).items():

@@ -11,7 +11,6 @@ import logging
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -305,7 +304,9 @@ class Cuda:
             self.supports_graph_capture = False
             return None
         self.captures += 1
-        return partial(self._second.launch if beside else self.driver.launch, graph)
+        if beside:
+            return lambda: self._second.launch(graph)
+        return lambda: self.driver.launch(graph)
 
     def wait_for(self, stream: int) -> None:
         """Run everything enqueued from now on after the work that another library's `stream` holds now."""

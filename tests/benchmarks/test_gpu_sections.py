@@ -96,7 +96,9 @@ def test_videos_count_what_a_frame_costs(report):
         assert per_frame["synchronize"] + per_frame["wait_event"] == 1
         assert (video["captures"] > 0 and per_frame["launch"] > 0) is (mode != "plain")
         assert result(report, f"base_{mode}")["iou_to_plain"] == 1.0
-    assert result(report, "base_ahead")["video"]["ms_per_frame"] > 0
+    ahead = result(report, "base_ahead")
+    assert ahead["video"]["ms_per_frame"] > 0 and ahead["video_and_clip"]["ms_per_frame"] > 0
+    assert ahead["iou_to_plain"] == 1.0
     assert result(report, "base_default")["video"]["captures"] > 0, "graphs are recorded by default"
     assert {"objects_1", "objects_2"} < set(result(report, "objects"))
     assert {"streams_1", "streams_2"} < set(result(report, "streams"))

@@ -258,6 +258,7 @@ STARTS = {
     "logits": ({"options": {"logits": True}}, "options has no option logits"),
     "of the scheduler": ({"options": {"max_pending": 10**9}}, "no option max_pending"),
     "weight": ({"options": {"weight": 1000}}, "no option weight"),
+    "results later than told": ({"options": {"encode_ahead": True}}, "no option encode_ahead"),
     "memory of its own": ({"options": {"max_cond_frames_in_attn": 9}}, "no option max_cond_frames_in_attn"),
     "large": ({"options": {"memory_temporal_stride": 10**6}}, "whole number up to"),
     "words": ({"options": {"fill_hole_area": "8"}}, "whole number up to"),

@@ -26,6 +26,7 @@ from runtime.bundle.manifest import DTYPES, StageSpec, TensorSpec, weight_files
 from runtime.errors import InternalError
 
 from . import weight_only
+from .decompose import decomposed_in_place
 from .layers.attention import attention_impl
 from .stage import Stage
 
@@ -66,7 +67,7 @@ def trace(stage: Stage, variant: str = "default", opset: int = OPSET) -> ir.Mode
     recipe = stage.variants[variant]
     args = tuple(stage.sample().values())
     try:
-        with torch.no_grad(), attention_impl(recipe.attention_impl), _quiet(), _linear_search():
+        with torch.no_grad(), attention_impl(recipe.attention_impl), _quiet(), decomposed_in_place(), _linear_search():
             program = torch.onnx.export(
                 recipe.module,
                 args,

@@ -24,6 +24,7 @@ from .checkpoints.common import config_from
 from .graph_weights import load_weights
 from .models.samwise import Samwise, SamwiseConfig
 from .networks import base, samwise
+from .progress import Progress
 from .publish import replacing
 from .stage import Stage
 from .verify import parity
@@ -41,7 +42,9 @@ def add_steps(folder: Path, report: Callable[[str], None] = lambda line: None) -
         shutil.copytree(folder, work, dirs_exist_ok=True)  # no links: onnx takes them for an attack
         (rounded := work.with_name(".rounded") / "graphs").mkdir(parents=True)
         source = base.describe("samwise", Samwise(_config(manifest)))
-        job = ExportJob(source, work, rounded.parent, manifest.precision, None, True, create("ort", None), None, report)
+        job = ExportJob(
+            source, work, rounded.parent, manifest.precision, None, True, create("ort", None), None, Progress(report)
+        )
         specs, rows = dict(manifest.stages), []
         for stage in found:
             specs[stage.name], compared = job.stage(stage, parity.STAGE_ERROR[manifest.precision][0])

@@ -21,11 +21,13 @@ from runtime.errors import UserError
 
 from . import kernels, onnx, precision, quantization, tokenizer
 from .networks.base import ExportSource
+from .progress import Progress
 from .publish import replacing
 from .stage import Stage
 from .verify import parity, parity_clip
 
 GRAPHS = "graphs"
+COMPARING = "comparing with torch"
 PRECISIONS = ("fp32", "fp16", *quantization.QUANTIZERS)
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -63,7 +65,7 @@ def export_bundle(
             runner.keeps_memory = False
         for graphs in (folder / GRAPHS, rounded / GRAPHS):
             graphs.mkdir(parents=True, exist_ok=True)
-        job = ExportJob(network, folder, rounded, precision, variants, check, runner, threads, report)
+        job = ExportJob(network, folder, rounded, precision, variants, check, runner, threads, Progress(report))
         file = tokenizer_source and tokenizer.write(tokenizer_source, folder, network.vocabulary)
         for path, source in network.attachments.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +73,7 @@ def export_bundle(
         manifest, rows, frames = job.graphs(file or None, check and clip and network.clip is not None)
         if check:
             report(parity.format_table(rows, frames))
+            report(f"compared in {job.progress.seconds.get(COMPARING, 0):.0f} s")
             parity.require_passed(rows, frames)
             (folder / parity.FILE).write_text(json.dumps(parity.as_json(rows, frames), indent=1) + "\n")
             manifest = replace(manifest, provenance={**manifest.provenance, "parity": parity.summary(rows, frames)})
@@ -92,7 +95,7 @@ class ExportJob:
     check: bool
     runner: Backend
     threads: int | None
-    report: Report
+    progress: Progress
 
     def graphs(
         self, tokenizer: str | None, clip: bool
@@ -118,11 +121,11 @@ class ExportJob:
             )
             frames: list[parity.FrameComparison] = []
             if clip:
-                self.report("whole clip with memory: torch against the runtime")
-                frames = self.clip(manifest)
+                with self.progress.task(COMPARING, "whole clip with memory"):
+                    frames = self.clip(manifest)
             if all(frame.passed for frame in frames):
                 break
-            self.report(f"the clip misses its threshold with stages within {limit:g}")
+            self.progress.report(f"the clip misses its threshold with stages within {limit:g}")
         return manifest, rows, frames
 
     def stages(
@@ -145,7 +148,7 @@ class ExportJob:
             rows += found
             size = sum(p.stat().st_size for p in _files_of(self.folder, stage.name)) / 1e6
             error = f"  rel. L2 {max(r.error for r in found):.1e}" if found else ""
-            self.report(
+            self.progress.report(
                 f"[{number:2}/{len(stages)}] {stage.name:20} {specs[stage.name].precision:14} {size:8.1f} MB "
                 f"{time.perf_counter() - start:6.1f} s{error}"
             )
@@ -161,7 +164,11 @@ class ExportJob:
         models: dict[str, ir.Model] = {}
         for variant in sorted(wanted, key=lambda variant: (variant not in ("default", "ort"), variant)):
             same = next((name for name in models if stage.variants[name] == stage.variants[variant]), None)
-            models[variant] = models[same] if same else onnx.trace(stage, variant)
+            if same:
+                models[variant] = models[same]
+                continue
+            with self.progress.task("tracing", f"{stage.name} [{variant}]"):
+                models[variant] = onnx.trace(stage, variant)
         if self.precision in quantization.QUANTIZERS and (done := self.quantized(stage, models, limit)):
             return done
         if self.precision == "fp16":
@@ -170,7 +177,12 @@ class ExportJob:
             spec, rows = _write_stage(stage, stage.spec, models, self.folder), []
         if not self.check:
             return spec, []
-        return spec, [*rows, *parity.compare_stage(stage, spec, self.folder, self.runner, limit)]
+        return spec, [*rows, *self.compare(stage, spec, self.folder, limit)]
+
+    def compare(self, stage: Stage, spec: StageSpec, folder: Path, limit: float) -> list[parity.StageComparison]:
+        """Compare the graphs of one stage in `folder` with torch."""
+        with self.progress.task(COMPARING, stage.name):
+            return parity.compare_stage(stage, spec, folder, self.runner, limit)
 
     def choose_mixed_precision(
         self, stage: Stage, models: Mapping[str, ir.Model], limit: float
@@ -182,7 +194,7 @@ class ExportJob:
             spec = replace(signature, precision=policy.name if policy else precision.FP32)
             model = precision.emulated(precision.to_half(models["default"], policy, half))
             rounded = _write_stage(stage, spec, {"default": model}, self.rounded)
-            rows = parity.compare_stage(stage, rounded, self.rounded, self.runner, limit)
+            rows = self.compare(stage, rounded, self.rounded, limit)
             if all(row.passed for row in rows):
                 break
         rows = [replace(row, what=f"{stage.name} [rounded]") for row in rows]
@@ -204,12 +216,12 @@ class ExportJob:
             spec = _write_stage(stage, spec, converted, self.folder)
             if not self.check:
                 return spec, []
-            rows = parity.compare_stage(stage, spec, self.folder, self.runner, limit)
+            rows = self.compare(stage, spec, self.folder, limit)
             if all(row.passed for row in rows):
                 return spec, rows
             worst = max(row.error for row in rows)
-            self.report(f"{stage.name}: {name.upper()} costs {worst:.1e}, allowed {limit:g}")
-        self.report(f"{stage.name} stays float32")
+            self.progress.report(f"{stage.name}: {name.upper()} costs {worst:.1e}, allowed {limit:g}")
+        self.progress.report(f"{stage.name} stays float32")
         return None
 
     def clip(self, manifest: Manifest) -> list[parity.FrameComparison]:

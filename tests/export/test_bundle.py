@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -46,7 +47,8 @@ def test_published_bundle_is_complete(published):
     assert manifest.provenance["checkpoint"] == "none" and "torch" in manifest.provenance["exported_with"]
     report = json.loads((out / "toy" / "parity.json").read_text())
     assert len(report["stages"]) == 4 and all(r["passed"] for r in report["stages"])  # two variants, two sizes
-    assert any("mixer" in line for line in lines)
+    assert [line for line in lines if line.startswith(("mixer [default]: tracing", "mixer: comparing with torch"))]
+    assert re.fullmatch(r"compared in \d+ s", lines[-1])
     assert os.listdir(out) == ["toy"]
 
 

@@ -59,10 +59,17 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     add(
         "--precision",
         default="fp32",
-        choices=("fp32", "fp16", "int8", "int8-weights", "int4-weights"),
+        choices=("fp32", "fp16", "int8", "int8-weights", "int4-weights", "auto-cpu"),
         help="fp16: half the size, for GPUs; for CPUs, approximations: int8, large matrix products in 8 bits; "
-        "int8-weights, int4-weights, a scale for each block of weights: a quarter or a sixth of the size; stages that "
-        "lose too much accuracy keep more bits (default: %(default)s)",
+        "int8-weights, int4-weights, a scale for each block of weights: a quarter or a fifth of the size; stages that "
+        "lose too much accuracy keep more bits; auto-cpu: all of them and the backends are measured on this machine, "
+        "and the fastest within --max-loss is kept (default: %(default)s)",
+    )
+    add(
+        "--max-loss",
+        type=float,
+        metavar="LOSS",
+        help="mask IoU that auto-cpu may lose beside float32, on average over the parity clip (default: 0.005)",
     )
     add(
         "--tokenizer",
@@ -116,11 +123,12 @@ def _export(options: dict[str, Any]) -> None:
     name, precision, threads = (options[k] for k in ("network", "precision", "threads"))
     if threads is not None and threads < 1:
         raise UserError(f"--threads must be 1 or more, not {threads}")
+    auto = _check_loss(options["max_loss"], precision == "auto-cpu")
     chosen = {"image_size": options["image_size"]} if options["image_size"] is not None else {}
     if not chosen.keys() <= NETWORKS[name].options:
         raise UserError(f"{name} has one input size; remove --image-size")
     try:
-        from . import bundle, split_attention
+        from . import auto_cpu, bundle, split_attention
         from .checkpoints import download
         from .networks import base
     except ImportError as error:
@@ -144,17 +152,28 @@ def _export(options: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as work:
         if options["split_attention"]:
             source = split_attention.with_split_stages(source, model, precision, Path(work))
+        target = f"{name}-{source.variant}{size}{suffix}" if options["name"] is None else options["name"]
         folder = bundle.export_bundle(
             source,
-            options["out"],
-            f"{name}-{source.variant}{size}{suffix}" if options["name"] is None else options["name"],
-            precision=precision,
+            Path(work) if auto else options["out"],
+            target,
+            precision="fp32" if auto else precision,
             threads=threads,
             tokenizer_source=tokens,
             compiled=True,
             report=_say,
         )
+        if auto:
+            limit = auto_cpu.MAX_LOSS if options["max_loss"] is None else options["max_loss"]
+            folder = auto_cpu.publish(folder, options["out"], target, limit, threads, _say)
     _say(f"published {folder} in {time.perf_counter() - started:.0f} s")
+
+
+def _check_loss(max_loss: float | None, auto: bool) -> bool:
+    """Return `auto`. Raises UserError for a loss that means nothing."""
+    if max_loss is not None and not (auto and 0 <= max_loss < 1):
+        raise UserError("--max-loss goes with --precision auto-cpu and is 0 or more and less than 1")
+    return auto
 
 
 def _add_steps(folder: Path) -> None:

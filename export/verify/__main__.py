@@ -33,10 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--runs", metavar="FOLDER", help="write inputs and outputs of every stage for Polygraphy")
     parser.add_argument("--save", metavar="FILE", help=argparse.SUPPRESS)  # used by the export itself
+    parser.add_argument("--repeats", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     try:
         if options.save:
-            save_clip(Path(options.bundle), options.backend, options.threads, options.save)
+            save_clip(Path(options.bundle), options.backend, options.threads, options.save, options.repeats)
             return 0
         bundle = choose(options.bundle, options.model)
         dump = PolygraphyDump(options.runs, options.backend) if options.runs else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -123,21 +124,32 @@ def _clicked(engine: Engine, frames: list[np.ndarray]) -> list[Result]:
 
 def clip_in_child(folder: Path, backend: str, threads: int | None) -> list[ClipOutput]:
     """Run `clip_results` of the bundle in `folder` in a fresh process, without torch; its memory is freed with it."""
+    return timed_clip_in_child(folder, backend, threads, 1)[0]
+
+
+def timed_clip_in_child(
+    folder: Path, backend: str, threads: int | None, repeats: int = 2
+) -> tuple[list[ClipOutput], float]:
+    """Run the clip `repeats` times in a fresh process. Returns the results and the seconds of the last run."""
     file = folder.with_name(".clip.npz")
     command = [sys.executable, "-m", "export.verify", str(folder.resolve()), "--save", str(file.resolve())]
-    command += ["--backend", backend, *(["--threads", str(threads)] if threads else [])]
+    command += ["--repeats", str(repeats), "--backend", backend, *(["--threads", str(threads)] if threads else [])]
     done = subprocess.run(command, cwd=Path(__file__).resolve().parents[2], stderr=subprocess.PIPE, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise InternalError(f"the runtime fails on the parity clip: {lines[-1].removeprefix('error: ')}")
     with np.load(file) as saved:
         count = len(saved.files) // len(CLIP_FIELDS)
-        return [ClipOutput(*(saved[f"{name} {i}"] for name in CLIP_FIELDS)) for i in range(count)]
+        results = [ClipOutput(*(saved[f"{name} {i}"] for name in CLIP_FIELDS)) for i in range(count)]
+        return results, float(saved["seconds"])
 
 
-def save_clip(folder: Path, backend: str, threads: int | None, file: str) -> None:
-    """Run the clip and write the compared fields to `file`: the child's part of `clip_in_child`."""
-    engine = Engine(Bundle(folder, Manifest.load(folder)), create(backend, threads), max_objects=1)
-    results = enumerate(clip_results(engine))
-    arrays: dict[str, Any] = {f"{name} {i}": getattr(r, name) for i, r in results for name in CLIP_FIELDS}
-    np.savez(file, **arrays)
+def save_clip(folder: Path, backend: str, threads: int | None, file: str, repeats: int = 1) -> None:
+    """Run the clip and write the compared fields to `file`: the child's part of `timed_clip_in_child`."""
+    with Engine(Bundle(folder, Manifest.load(folder)), create(backend, threads), max_objects=1) as engine:
+        for _ in range(repeats):
+            started = time.perf_counter()
+            results = clip_results(engine)
+            seconds = time.perf_counter() - started
+    arrays: dict[str, Any] = {f"{name} {i}": getattr(r, name) for i, r in enumerate(results) for name in CLIP_FIELDS}
+    np.savez(file, seconds=seconds, **arrays)

@@ -33,15 +33,18 @@ code depends on network and processor -> libraries whose versions the result is 
 def create(name: str, threads: int | None = None, manifest: Manifest | None = None) -> Backend:
     """Return a backend by name. Raises BackendError.
 
-    `auto` takes the first of `AUTO` that works here; one of `NEEDS_AUTOTUNE` only with a saved result for `manifest`'s
-    bundle that favours it.
+    `auto` takes the backend that `export --precision auto-cpu` chose, else the first of `AUTO` that works here; one of
+    `NEEDS_AUTOTUNE` only with a saved result for `manifest`'s bundle that favours it.
     """
     if name != "auto":
         return _create(name, threads)
     reasons = []
-    for candidate in AUTO:
+    chosen = autotune.choice(manifest)
+    for candidate in dict.fromkeys((chosen, *AUTO) if chosen in BACKENDS else AUTO):
         try:
-            if reason := candidate in NEEDS_AUTOTUNE and _rejection_reason(candidate, manifest):
+            if candidate == chosen:
+                log.info("backend %s used: chosen by export --precision auto-cpu", candidate)
+            elif reason := candidate in NEEDS_AUTOTUNE and _rejection_reason(candidate, manifest):
                 log.info("backend %s not used: %s", candidate, reason)
                 continue
             return _create(candidate, threads)

@@ -140,3 +140,27 @@ def find(backend: str, manifest: Manifest) -> TuningResult | None:
     except (OSError, RuntimeError, ValueError, KeyError, TypeError):
         return None
     return result if usable and (result.fingerprint, result.processor) == (wanted, here) else None
+
+
+# -- a backend that the user chose at export, within a loss that the user named
+
+CHOICE = "choice"
+LIBRARIES = "openvino", "onnxruntime"
+
+
+def save_choice(backend: str, manifest: Manifest, loss: float, max_loss: float) -> Path:
+    """Let `auto` take `backend` for these files on this processor with these libraries, though it is not exact."""
+    path = cache_path(CHOICE, fingerprint(manifest), processor())
+    return write(path, {"backend": backend, "versions": versions(*LIBRARIES), "loss": loss, "max_loss": max_loss})
+
+
+def choice(manifest: Manifest | None) -> str | None:
+    """Return the backend that `save_choice` noted for these files here; None without one."""
+    if manifest is None:
+        return None
+    try:
+        data = json.loads(cache_path(CHOICE, fingerprint(manifest), processor()).read_text(encoding="utf-8"))
+        backend, valid = data["backend"], data["versions"] == versions(*LIBRARIES)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
+        return None
+    return backend if valid and isinstance(backend, str) else None

@@ -2,7 +2,8 @@
 
 Graphs are compiled once per stage with dynamic shapes; inputs and outputs are the caller's own arrays, not copies.
 `auto` takes `openvino` where `python -m runtime.autotune` found it exact and faster. `openvino-bf16` is a named
-approximation with products in bfloat16, never taken by `auto` (docs/notes/cpu.md: how much masks differ).
+approximation with products in bfloat16 (docs/notes/cpu.md: how much masks differ); `auto` takes it only where an export
+chose it within a loss that the user named.
 """
 
 from __future__ import annotations

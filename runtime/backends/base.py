@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -39,17 +40,20 @@ class Backend(Protocol):
 class ProfiledStage:
     """A stage that adds up its calls and seconds. On an asynchronous device the seconds are those of enqueueing."""
 
-    __slots__ = ("calls", "seconds", "spec", "stage")
+    __slots__ = ("_lock", "calls", "seconds", "spec", "stage")
 
     def __init__(self, stage: Stage) -> None:
         self.stage, self.spec = stage, stage.spec
         self.calls, self.seconds = 0, 0.0
+        self._lock = threading.Lock()
 
     def run(self, **arrays: Any) -> None:
         start = time.perf_counter()
         self.stage.run(**arrays)
-        self.seconds += time.perf_counter() - start
-        self.calls += 1
+        seconds = time.perf_counter() - start
+        with self._lock:  # frames may run side by side
+            self.seconds += seconds
+            self.calls += 1
 
 
 def load_stages(bundle: Bundle, backend: Backend, without: Collection[str] = ()) -> dict[str, Stage]:

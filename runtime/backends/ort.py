@@ -11,8 +11,11 @@ import ctypes
 import io
 import logging
 import sys
+import threading
 from collections import Counter
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from ..bundle.manifest import StageSpec
 from ..device.array import DeviceArray
 from ..device.base import Array, Cpu, Device
 from ..device.cuda import Cuda
+from ..device.workers import Workers, count_cores, has_small_objects
 from ..errors import BackendError, BundleError, InternalError, summarize
 
 log = logging.getLogger("runtime")
@@ -57,14 +61,14 @@ class OrtBackend:
 
     def __init__(self, threads: int | None = None) -> None:
         self._ort = _import()
-        self.device: Device = self._create_device()
         if threads is not None and threads < 1:
             raise BackendError(f"threads must be 1 or more, not {threads}")
         self.threads = threads
+        self.device: Device = self._create_device()
         self._share_arena()
 
     def _create_device(self) -> Device:
-        return Cpu()
+        return Cpu(count_cores() if self.threads is None else min(self.threads, count_cores()))
 
     def _share_arena(self) -> None:
         global _arena_registered
@@ -82,21 +86,7 @@ class OrtBackend:
 
     def load(self, file: Path, spec: StageSpec) -> OrtStage:
         """Load one graph. Raises BundleError when ONNX Runtime refuses it or its signature is not the manifest's."""
-        options = self._ort.SessionOptions()
-        options.log_severity_level = 3
-        if self.threads is not None:
-            options.intra_op_num_threads = self.threads
-        options.enable_cpu_mem_arena = self.keeps_memory
-        options.add_session_config_entry("session.use_env_allocators", str(int(self.keeps_memory)))
-        # every stage has its own threads: spinning after a call, they would take cores from the next stage and the
-        # caller
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._configure(options)
-        try:
-            session = self._ort.InferenceSession(str(file), options, **self._session_arguments())
-        except Exception as error:  # onnxruntime raises a dozen unrelated types
-            advice = versions.remedy(self._ort)
-            raise BundleError(f"{file}: ONNX Runtime cannot load it ({summarize(error, 300)}); {advice}") from None
+        session = self._open(file, 1 if self.device.name == "cpu" and has_small_objects(spec) else self.threads)
         self._check_provider(session, file)
         have = {i.name for i in session.get_inputs()} | {o.name for o in session.get_outputs()}
         want = {t.name for t in (*spec.inputs, *spec.outputs)}
@@ -104,7 +94,26 @@ class OrtBackend:
             raise BundleError(
                 f"{file}: tensors {sorted(have ^ want)} differ from the manifest's; export the bundle again"
             )
-        return OrtStage(session, spec, self.memory, self._run_options())
+        open_single = partial(self._open, file, 1)
+        return OrtStage(session, spec, self.memory, self._run_options(), self.device.workers, open_single)
+
+    def _open(self, file: Path, threads: int | None) -> Any:
+        """Return a session of ONNX Runtime on a graph."""
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        options.enable_cpu_mem_arena = self.keeps_memory
+        options.add_session_config_entry("session.use_env_allocators", str(int(self.keeps_memory)))
+        # every stage has its own threads: spinning after a call, they would take cores from the next stage and the
+        # caller
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._configure(options)
+        try:
+            return self._ort.InferenceSession(str(file), options, **self._session_arguments())
+        except Exception as error:  # onnxruntime raises a dozen unrelated types
+            advice = versions.remedy(self._ort)
+            raise BundleError(f"{file}: ONNX Runtime cannot load it ({summarize(error, 300)}); {advice}") from None
 
     def _session_arguments(self) -> dict[str, Any]:
         return {"providers": self._providers()}
@@ -204,18 +213,35 @@ def nodes_on_cpu(session: Any) -> Counter[str]:
 
 
 class OrtStage:
-    """One session with its bindings. `memory`: ONNX Runtime's name of the memory that the device's arrays are in."""
+    """One session with its bindings, and one of a single thread for calls side by side.
 
-    def __init__(self, session: Any, spec: StageSpec, memory: str, run_options: Any) -> None:
+    memory       ONNX Runtime's name of the memory that the device's arrays are in
+    open_single  opens the session of a single thread, when it is needed first
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        spec: StageSpec,
+        memory: str,
+        run_options: Any,
+        workers: Workers,
+        open_single: Callable[[], Any],
+    ) -> None:
         self.spec = spec
         self._session, self._memory, self._run_options = session, memory, run_options
+        self._workers, self._open_single = workers, open_single
         self._binding = session.io_binding()
+        self._lock = threading.Lock()
+        self._single: Any = None
+        self._bindings: dict[int, Any] = {}
+        """Bindings of the session of a single thread, by the thread that calls it."""
         self._inputs = {t.name: np.dtype(t.dtype) for t in spec.inputs}
         self._outputs = {t.name: np.dtype(t.dtype) for t in spec.outputs}
 
     def run(self, **arrays: Array) -> None:
         """Run on these arrays; see `backends.base.Stage`. Raises InternalError with the stage's name."""
-        binding = self._binding
+        session, binding = self._beside() if self._workers.is_beside else (self._session, self._binding)
         for name, dtype in self._inputs.items():
             a = arrays.pop(name)
             binding.bind_input(name, self._memory, 0, dtype.type, a.shape, self._pointer(name, a, dtype))
@@ -225,9 +251,19 @@ class OrtStage:
         if arrays:
             raise InternalError(f"stage {self.spec.name}: no such tensor {', '.join(arrays)}")
         try:
-            self._session.run_with_iobinding(binding, self._run_options)
+            session.run_with_iobinding(binding, self._run_options)
         except Exception as error:
             raise InternalError(f"stage {self.spec.name} failed: {summarize(error, 300)}") from None
+
+    def _beside(self) -> tuple[Any, Any]:
+        """Return the session of a single thread, and its binding for the thread that calls."""
+        with self._lock:
+            if self._single is None:
+                self._single = self._open_single()
+            thread = threading.get_ident()
+            if thread not in self._bindings:
+                self._bindings[thread] = self._single.io_binding()
+            return self._single, self._bindings[thread]
 
     def _pointer(self, name: str, array: Array, dtype: np.dtype) -> int:
         # ONNX Runtime gets a raw pointer: a wrong type or a strided view would be misread without an error

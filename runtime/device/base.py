@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from .lock import DeviceLock
+from .workers import Workers
 
 Array: TypeAlias = Any
 """Memory of a `Device`: `numpy.ndarray` on the host, `DeviceArray` on a GPU. Both have `shape`, `dtype`, `nbytes`,
@@ -28,6 +29,8 @@ class Device(Protocol):
     """Whether stages may be captured one by one, at any number of shapes."""
     captures: int
     """Graphs captured so far; memory that one of them may use must stay allocated."""
+    workers: Workers
+    """Threads of the host that run frames side by side; one where work is enqueued."""
     lock: DeviceLock
     """Whatever uses the device, its arrays, or stages on it runs under it."""
 
@@ -85,8 +88,9 @@ class Cpu:
     records_stages = False
     captures = 0
 
-    def __init__(self) -> None:
-        self.lock = DeviceLock()
+    def __init__(self, workers: int = 1) -> None:
+        self.workers = Workers(workers)
+        self.lock = DeviceLock(is_within=lambda: self.workers.is_beside)
 
     def empty(self, shape: Sequence[int], dtype: str) -> np.ndarray:
         return np.empty(tuple(shape), dtype)

@@ -21,6 +21,7 @@ from ..errors import BackendError, summarize
 from .array import DeviceArray
 from .cubin import CubinDriver
 from .lock import DeviceLock
+from .workers import Workers
 
 if TYPE_CHECKING:
     from cuda.core.graph import Graph, GraphBuilder
@@ -204,10 +205,9 @@ class Cuda:
         """Marks in the stream, which are events and waits; those that the host has waited for."""
         self.stream = self.driver.stream
         self.multiprocessors = self.driver.multiprocessors
-        self.captures = 0
         self._second = SecondStream(self.driver)
         self.join = self._second.join
-        self.lock = DeviceLock(self.driver.make_current)
+        self.captures, self.lock, self.workers = 0, DeviceLock(self.driver.make_current), Workers()
 
     @property
     def kernel_driver(self) -> CubinDriver | None:

@@ -16,6 +16,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+WITHIN = (
+    "the engine is in the middle of another call of this thread; a signal handler, a callback or an object that is "
+    "read meanwhile cannot call it: set a flag there, and call the engine after it"
+)
+
+
 class DeviceLock:
     """Lets one call at a time use a device, its arrays, and stages on it. Calls of other threads wait.
 
@@ -23,9 +29,12 @@ class DeviceLock:
     buffers hold half of a frame. So is every call in a process that was forked while another thread was in a call.
     """
 
-    def __init__(self, prepare: Callable[[], None] = lambda: None) -> None:
-        """`prepare` is called in the thread of every call, before it."""
-        self._prepare, self._lock = prepare, threading.RLock()
+    def __init__(
+        self, prepare: Callable[[], None] = lambda: None, is_within: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`prepare` is called in the thread of every call, before it; `is_within` tells whether this thread works for a
+        call that another thread is in, which waits for it."""
+        self._prepare, self._is_within, self._lock = prepare, is_within, threading.RLock()
         self._owner: int | None = None
         """The thread that is in a call."""
         self._postponed: deque[Callable[[], None]] = deque()
@@ -39,14 +48,13 @@ class DeviceLock:
                 "this process was forked while another thread computed on the engine, which stopped midway here; load "
                 "the engine again in this process, or start processes with multiprocessing's method 'spawn'"
             )
+        if self._is_within():
+            raise UserError(WITHIN)
         # an interrupt raises between two instructions: the interpreter's own lock in a `with` is released whatever
         # happens, one that is taken by a function in Python is not
         with self._lock:
             if self._owner is not None:
-                raise UserError(
-                    "the engine is in the middle of another call of this thread; a signal handler, a callback or an "
-                    "object that is read meanwhile cannot call it: set a flag there, and call the engine after it"
-                )
+                raise UserError(WITHIN)
             try:
                 self._owner = threading.get_ident()
                 self._prepare()
@@ -58,6 +66,9 @@ class DeviceLock:
 
     def run_after(self, call: Callable[[], None]) -> None:
         """Call `call` when no other call runs: within a call, at its end."""
+        if self._is_within():
+            self._postponed.append(call)
+            return
         with self._lock:
             if self._owner is None:
                 self._prepare()

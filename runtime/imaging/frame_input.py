@@ -52,6 +52,9 @@ class FrameInput:
         def write(pixels: np.ndarray) -> None:
             preprocess(frame_hwc, resized, side, *self._normalization, out=pixels[0], resample=resample)
 
+        if self._device.workers.is_beside:  # an upload is that of one frame at a time
+            write(own := np.empty(self._shape, self._dtype))
+            return own
         return self._inputs.upload({"pixels": Filled(self._shape, self._dtype, write)}, *ahead)["pixels"]
 
     def _resized(self, size: Size) -> Size:

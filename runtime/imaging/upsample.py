@@ -6,6 +6,8 @@ once per size of video: `logits = rows @ low @ columns.T`, equal to the chain up
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 
@@ -108,9 +110,8 @@ class MaskUpsampler(SeparableUpsampler):
     source; both resizes bilinear, align_corners false."""
 
     def __init__(self, low_side: int, image_size: int, crop_hw: tuple[int, int], source_hw: tuple[int, int]) -> None:
-        first = bilinear_matrix(low_side, image_size)
         rows, columns = (
-            bilinear_matrix(crop, source) @ first[:crop] for crop, source in zip(crop_hw, source_hw, strict=True)
+            _two_resizes(low_side, image_size, crop, source) for crop, source in zip(crop_hw, source_hw, strict=True)
         )
         super().__init__(rows, columns)
 
@@ -118,6 +119,14 @@ class MaskUpsampler(SeparableUpsampler):
 def square_upsampler(low_side: int, source_hw: tuple[int, int]) -> MaskUpsampler:
     """Return the upsampler of SAM 2, whose input is the whole frame, resized to a square."""
     return MaskUpsampler(low_side, low_side, (low_side, low_side), source_hw)
+
+
+@lru_cache(maxsize=32)  # the product wakes threads of BLAS, which then spin beside the first frames of a session
+def _two_resizes(low_side: int, image_size: int, crop: int, source: int) -> np.ndarray:
+    """Return the weights (source, low_side) of one axis: to `image_size`, cropped, to the source."""
+    matrix: np.ndarray = bilinear_matrix(crop, source) @ bilinear_matrix(low_side, image_size)[:crop]
+    matrix.setflags(write=False)
+    return matrix
 
 
 class CornerAlignedUpsampler(SeparableUpsampler):

@@ -47,6 +47,8 @@ class TrackerNetwork(Protocol):
     """Objects in one call of a stage."""
     device_masks: Callable[[tuple[int, int]], DeviceMasks | None]
     """What makes masks of a size (H, W) on the device; None: the host does."""
+    has_small_frames: bool
+    """Whether `encode_image` may run side by side for several frames, each too small for several threads."""
 
     def new_features(self) -> ImageFeatures:
         """Allocate the feature maps of one frame."""

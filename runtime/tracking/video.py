@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import PromptError
+from ..errors import PromptError, VideoError
 from ..media.image_files import check_frame
 from ..media.random_access import FrameSequence
 from ..prompts import Box, Mask, Points
@@ -172,8 +173,8 @@ class VideoSession(TrackingSession):
             order = range(start, max(start - limit, 0) - 1, -1) if start or self.REVERSE_INCLUDES_FIRST else range(0)
         else:
             order = range(start, min(start + limit, self.num_frames - 1) + 1)
-        for frame in order:
-            result = self._step(frame, followed, reverse)
+        for at, frame in enumerate(order):
+            result = self._step(frame, followed, reverse, order[at + 1 :])
             if result is None:
                 return
             yield result
@@ -187,8 +188,10 @@ class VideoSession(TrackingSession):
         return dict(self._objects)
 
     @synchronized
-    def _step(self, frame: int, followed: Mapping[int, TrackedObject], reverse: bool) -> Result | None:
-        """Track one frame; None when no object is left."""
+    def _step(
+        self, frame: int, followed: Mapping[int, TrackedObject], reverse: bool, next_frames: Sequence[int]
+    ) -> Result | None:
+        """Track one frame; None when no object is left. `next_frames`: those that come after it."""
         self._check_open()
         followed = {obj: tracked for obj, tracked in followed.items() if self._objects.get(obj) is tracked}
         if not followed:
@@ -197,7 +200,7 @@ class VideoSession(TrackingSession):
         if waiting:
             selected = [self._select_memory(tracked, frame, reverse) for tracked in waiting]
             requests = [tracking_request(memory, self._device_masks) for memory in selected]
-            features = self._features.get(frame, requests)
+            features = self._features.get(frame, requests, next_frames)
             predicted = predict_frame(self._network, features, requests, self._options.fill_hole_area)
             for tracked, output in zip(waiting, predicted, strict=True):
                 tracked.store(tracked.non_cond_outputs, frame, output)
@@ -251,23 +254,50 @@ class FeatureCache:
         self._network, self._frames = network, frames
         self.size: tuple[int, int] = check_frame(frames[0], 0, None).shape[:2]
         self._cache: OrderedDict[int, ImageFeatures] = OrderedDict()
+        self._spare: list[ImageFeatures] = []
 
     def __getitem__(self, frame: int) -> ImageFeatures:
         return self.get(frame)
 
-    def get(self, frame: int, requests: Sequence[DecodeRequest] | None = None) -> ImageFeatures:
-        """Return the features of a frame; `requests`: what is decoded on it next."""
-        cache = self._cache
-        if frame in cache:
-            cache.move_to_end(frame)
-            return cache[frame]
-        features = cache.popitem(last=False)[1] if len(cache) == CACHED_FRAMES else self._network.new_features()
-        image = check_frame(self._frames[frame], frame, self.size)
-        self._network.encode_image(image, features, self._network.resample["video"], requests)
-        cache[frame] = features
-        return features
+    def get(
+        self, frame: int, requests: Sequence[DecodeRequest] | None = None, next_frames: Sequence[int] = ()
+    ) -> ImageFeatures:
+        """Return the features of a frame; `requests`: what is decoded on it next. Those of the `next_frames` may be
+        computed with it."""
+        if frame in self._cache:
+            self._cache.move_to_end(frame)
+            return self._cache[frame]
+        network, resample = self._network, self._network.resample["video"]
+        images = {frame: self._read(frame), **self._read_ahead(next_frames)}
+        while self._cache and len(self._cache) + len(images) > CACHED_FRAMES:
+            self._spare.append(self._cache.popitem(last=False)[1])
+        features = [self._spare.pop() if self._spare else network.new_features() for _ in images]
+        if len(images) == 1:
+            network.encode_image(images[frame], features[0], resample, requests)
+        else:
+            pairs = zip(images.values(), features, strict=True)
+            network.device.workers.run_all([partial(network.encode_image, *pair, resample) for pair in pairs])
+        self._cache.update(zip(images, features, strict=True))
+        return features[0]
+
+    def _read(self, frame: int) -> np.ndarray:
+        return check_frame(self._frames[frame], frame, self.size)
+
+    def _read_ahead(self, frames: Sequence[int]) -> dict[int, np.ndarray]:
+        """Return images that may be encoded with one that is needed now."""
+        images: dict[int, np.ndarray] = {}
+        count = self._network.device.workers.count if self._network.has_small_frames else 1
+        for frame in frames[: min(count, CACHED_FRAMES) - 1]:
+            if frame in self._cache:
+                break
+            try:
+                images[frame] = self._read(frame)
+            except VideoError:  # raised again when that frame is due
+                break
+        return images
 
     def close(self) -> None:
         """Drop the features and the frames."""
         self._cache.clear()
+        self._spare.clear()
         self._frames.close()

@@ -17,6 +17,7 @@ import numpy as np
 from ...bundle.schema import COUNT, NORMALIZATION, RESAMPLE, RESIZE, Group, number
 from ...device.inputs import HostArrays, InputBlock
 from ...device.scratch import GrowableBuffers
+from ...device.workers import has_small_frames
 from ...errors import UserError
 from ...imaging.frame_input import FrameInput
 from ...imaging.gpu import mask_sizes
@@ -119,6 +120,7 @@ class Sam2:
         # a batch never exceeds what the graphs were exported for; more objects run in several batches
         self.max_batch = min(context.max_objects, *(manifest.bounds[s][1] for s in ("objects", "maps")))
         self._max_objects = context.max_objects
+        self.has_small_frames = has_small_frames(self._specs[self.features_stage])
         self._pools: dict[tuple[int, int], BlockPool] = {}
         self.pools = self._pools.values()
         self._allocate()

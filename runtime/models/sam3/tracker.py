@@ -37,6 +37,7 @@ class Sam3Tracker(Sam2):
     def __init__(self, context: NetworkContext, detector: Detector) -> None:
         self._detector = detector
         super().__init__(context)
+        self.has_small_frames = False  # the detector encodes one at a time
         self._trunk = detector.new_features()
         self.mask_side = int(self._specs["mask_prompt"].input("mask").shape[1])
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ...device.base import Array
 from ...results import NO_STAMP, Stamp
@@ -38,6 +39,9 @@ class Clip:
     stills = False
     """Whether a clip of one frame is decoded without a memory, as the official code does."""
 
+    encodes_at_once = False
+    """Whether no frame waits for the next one."""
+
     def __init__(self, encoder: ClipEncoder, tracks: Sequence[TextTrack], window: int) -> None:
         self._encoder, self._tracks, self._window = encoder, tracks, window
         self.arrays, self._graphs = encoder.new_clip(), encoder.new_graphs(len(tracks), self.runs_ahead)
@@ -45,6 +49,9 @@ class Clip:
         """Arrays that frames are decoded with."""
         self.num_frames = 0
         """Frames taken so far."""
+        self._unencoded: dict[int, Callable[[], None]] = {}
+        """Place of a frame that waits for the first stage, to be encoded side by side with the next ones -> what writes
+        its pixels."""
         self._waiting: list[Stamp] = []
         """Times of the frames in the clip that fills up."""
         self._encoding: ClipEncoding | None = None
@@ -91,21 +98,38 @@ class Clip:
         """Place of the next frame in the arrays."""
         return len(self._waiting)
 
-    def add(self, stamp: Stamp, encoded: Mapping[str, Array] | None = None) -> Mapping[str, Array]:
-        """Take the frame that was placed, or one that another clip has `encoded`; return its arrays for other clips."""
-        if encoded is None:
-            self._encoder.encode_frame(self.arrays, self._offset, self._graphs)
-        else:
+    def add(
+        self,
+        frame: Array,
+        preprocess: Callable[[Array, Array], None],
+        stamp: Stamp,
+        is_shared: bool = False,
+        encoded: Mapping[str, Array] | None = None,
+    ) -> Mapping[str, Array]:
+        """Take a frame, whose pixels `preprocess(frame, pixels)` writes, or that another clip has `encoded`; return its
+        arrays for other clips, which read them only if it `is_shared`."""
+        if encoded is not None:
             self._encoder.copy_frame(encoded, self.arrays, self._offset)
-        frame = {name: array[self._offset] for name, array in self.arrays.items()}
+        else:
+            at_once = is_shared or self.encodes_at_once or len(self._waiting) == self._window - 1
+            waits = not at_once and len(self._unencoded) + 1 < self._encoder.num_beside()
+            # the caller may write over a frame that waits
+            write = partial(preprocess, frame.copy() if waits else frame, self.place_frame())
+            frames: dict[int, Callable[[], None]] = {**self._unencoded, self._offset: write}
+            if not waits:
+                self._encoder.encode_frames(self.arrays, frames, self._graphs)
+            self._unencoded = frames if waits else {}
+        taken = {name: array[self._offset] for name, array in self.arrays.items()}
         self._waiting.append(stamp)
         self.num_frames += 1
-        return frame
+        return taken
 
     def begin(self) -> None:
         """Make a clip of the frames that wait, complete or not."""
         if not self._waiting:
             return
+        self._encoder.encode_frames(self.arrays, self._unencoded, self._graphs)
+        self._unencoded = {}
         self._encoding, frames = self._begin(self._waiting)
         self._undecoded.extend(frames)
         self._waiting = []
@@ -142,6 +166,7 @@ class AheadClip(Clip):
     """
 
     runs_ahead = True
+    encodes_at_once = True
 
     def __init__(self, encoder: ClipEncoder, tracks: Sequence[TextTrack], window: int) -> None:
         super().__init__(encoder, tracks, window)
@@ -198,6 +223,8 @@ class RollingClip(Clip):
     newest one are decoded again: what they showed was a guess with less evidence, and memory would keep it. From then
     on only the newest frame is computed, and of those before it the maps that `KeptMaps` holds are read.
     """
+
+    encodes_at_once = True
 
     @property
     def is_full(self) -> bool:

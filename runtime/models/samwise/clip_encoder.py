@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,8 @@ class ClipEncoder:
         names = (*self.STAGES, *(self.OPTIONAL_STAGES if self.OPTIONAL_STAGES[0] in stages else ()))
         self._stages, self.device = {name: stages[name] for name in names}, device
         self._sizes, self._motion = sizes, motion
+        self.num_beside = partial(device.workers.frames_of, self._stages["hiera_0"].spec)
+        """Returns how many frames the first stage should wait for: on a host, small ones run side by side."""
         self._prompt = PromptEncoder(self._stages, device, scratch, sizes)
         self._current: weakref.ref[ClipEncoding] | None = None
         """The clip that has begun; gone with the session that it belongs to."""
@@ -115,15 +117,22 @@ class ClipEncoder:
         if graphs is None or not graphs.beside or not graphs.graph_ready():
             self.device.join()
 
-    def encode_frame(self, clip: Mapping[str, Array], offset: int, graphs: GraphCache) -> None:
-        """Run the first stage on one frame of the clip."""
-        arrays = {name: array[offset : offset + 1] for name, array in clip.items()}
-        work = partial(self._stages["hiera_0"].run, **arrays)
+    def encode_frames(
+        self, clip: Mapping[str, Array], frames: Mapping[int, Callable[[], None]], graphs: GraphCache
+    ) -> None:
+        """Run the first stage on frames of the clip: place in it -> what writes its pixels before."""
+        run = self._stages["hiera_0"].run
+
+        def encode(offset: int, write_pixels: Callable[[], None]) -> None:
+            write_pixels()
+            work = partial(run, **{name: array[offset : offset + 1] for name, array in clip.items()})
+            if graphs.graph_ready():
+                graphs.run(offset, work)
+            else:
+                work()
+
         self._join(graphs)
-        if graphs.graph_ready():
-            graphs.run(offset, work)
-        else:
-            work()
+        self.device.workers.run_all([partial(encode, *item) for item in frames.items()])
 
     def copy_frame(self, frame: Mapping[str, Array], clip: Mapping[str, Array], offset: int) -> None:
         """Take what the first stage gave for a frame of another clip."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ...bundle.manifest import STEP
@@ -67,13 +68,17 @@ class PromptEncoder:
         self._stages[stage].run(**self._bind(stage, sizes, own))
 
     def _run_chunked(self, stage: str, length: int, own: Mapping[str, Array]) -> Iterator[None]:
-        """Run a stage that never mixes frames, on at most `max_frames_per_call` of them at a time."""
-        arrays, step = (
-            self._bind(stage, {**self._sizes, "frames": length}, own),
-            self._device.max_frames_per_call or length,
-        )
-        for at in range(0, length, step):
-            self._stages[stage].run(**{name: array[at : min(at + step, length)] for name, array in arrays.items()})
+        """Run a stage that never mixes frames, on at most `max_frames_per_call` of them at a time; on a host all small
+        frames in one step, side by side."""
+        arrays = self._bind(stage, {**self._sizes, "frames": length}, own)
+        step, run, workers = self._device.max_frames_per_call or length, self._stages[stage].run, self._device.workers
+        calls = [
+            partial(run, **{name: array[at : min(at + step, length)] for name, array in arrays.items()})
+            for at in range(0, length, step)
+        ]
+        together = len(calls) if workers.frames_of(self._stages[stage].spec) > 1 else 1
+        for at in range(0, len(calls), together):
+            workers.run_all(calls[at : at + together])
             yield
 
     def _bind(self, stage: str, sizes: Mapping[str, int], own: Mapping[str, Array]) -> dict[str, Array]:

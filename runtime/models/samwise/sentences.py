@@ -230,10 +230,10 @@ class Sentences:
         if self._groups[0].clip.is_empty:
             self._start_waiting()
         first, *others = (group.clip for group in self._groups)
-        self._reader.transforms.preprocess_frame(frame, first.place_frame())
-        encoded = first.add(stamp)
+        preprocess = self._reader.transforms.preprocess_frame
+        encoded = first.add(frame, preprocess, stamp, is_shared=bool(others))
         for clip in others:
-            clip.add(stamp, encoded)
+            clip.add(frame, preprocess, stamp, encoded=encoded)
         self._num_frames += 1
         results = self.begin() if first.is_full else deque()
         assert results is not None, "there is the frame"

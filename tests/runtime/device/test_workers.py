@@ -1,0 +1,188 @@
+"""Work side by side on the host: all of it is done, failures are raised, nothing outlives the call; frames that are
+computed side by side have the bits of those that are computed in order."""
+
+import os
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import runtime
+from runtime.bundle.manifest import StageSpec, TensorSpec
+from runtime.device.workers import SMALL_TENSOR, Workers, has_small_frames, has_small_objects
+from runtime.media.synthetic_clip import Disc, synthetic_clip
+
+NANO = "engines/nano"
+FRAMES = synthetic_clip(11, 48, 64, Disc(lambda t: 10 + 3 * t, 24, 9, (220, 40, 60)), (30, 40))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("works", [0, 1, 2, 9])
+def test_all_work_is_done(count, works):
+    workers, done = Workers(count), []
+    workers.run_all([lambda i=i: done.append((i, workers.is_beside)) for i in range(works)])
+    assert sorted(done) == [(i, count > 1 and works > 1) for i in range(works)]
+    assert not workers.is_beside
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("in_caller", [True, False])
+def test_a_failure_is_raised_when_nothing_runs_any_more(error, in_caller):
+    workers, caller, running = Workers(2), threading.get_ident(), []
+    both = threading.Barrier(2)
+
+    def work():
+        running.append(1)
+        both.wait(30)
+        if (threading.get_ident() == caller) == in_caller:
+            raise error("broken")
+        time.sleep(0.02)
+        running.pop()
+
+    with pytest.raises(error, match="broken"):
+        workers.run_all([work, work])
+    assert len(running) == 1 and not workers.is_beside
+    workers.run_all([running.pop])
+    workers.run_all([both.wait, both.wait])  # both threads work again
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are not forked")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_a_forked_process_has_threads_of_its_own():
+    workers, both = Workers(2), threading.Barrier(2)
+    workers.run_all([lambda: both.wait(30)] * 2)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            meet = threading.Barrier(2)
+            workers.run_all([lambda: meet.wait(20)] * 2)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("shapes", "small"),
+    [
+        ([("frames", 3, 128, 128), ("frames", 64, 96)], True),
+        ([("frames", SMALL_TENSOR), ("frames", 1)], True),
+        ([("frames", SMALL_TENSOR + 1), ("frames", 1)], False),
+        ([("frames", 1), ("frames", 3, 1024, 1024)], False),
+        ([("frames", 8, 8), ("tokens", 8)], False),  # frames meet a text, and each other
+        ([(1, 8), (1, 8)], False),
+    ],
+)
+def test_small_frames_that_never_mix(shapes, small):
+    taken, given = (TensorSpec(f"tensor_{i}", "float16", shape) for i, shape in enumerate(shapes))
+    assert has_small_frames(StageSpec("stage", (taken,), (given,))) is small
+
+
+@pytest.mark.parametrize(
+    ("shape", "attention", "small"),
+    [
+        (("objects", 128, 128), False, True),
+        (("objects", 1024, 1024), False, False),
+        (("objects", 128, 128), True, False),
+        (("tokens", 1024), False, False),  # little data, large weights
+        (("frames", 128, 128), False, False),
+    ],
+)
+def test_small_objects(shape, attention, small):
+    tensor = TensorSpec("tensor", "float32", shape)
+    assert has_small_objects(StageSpec("stage", (tensor,), (tensor,), attention=attention)) is small
+
+
+def sentences(*starts):
+    return [runtime.Text(tokens=[0, *(start + 13 * j for j in range(6)), 2]) for start in starts]
+
+
+def whole_clips(engine):
+    with engine.session(sentences(3, 10), logits=True) as session:
+        return list(session.stream(FRAMES))
+
+
+def short_clips(engine):
+    """Push one array that is written over after each call, in clips of an odd number of frames."""
+    frame, results = np.empty_like(FRAMES[0]), []
+    with engine.session(sentences(3), logits=True, window=3) as session:
+        for image in FRAMES[:8]:
+            frame[:] = image
+            results += session.push(frame)
+        frame[:] = 0
+        return results + session.flush()
+
+
+def sentences_that_change(engine):
+    results = []
+    with engine.session(sentences(3), logits=True, window=4) as session:
+        for number, frame in enumerate(FRAMES):
+            if number == 1:
+                session.add(*sentences(10))
+            if number == 6:
+                session.remove(1)
+            results += session.push(frame)
+        return results + session.flush()
+
+
+def low_latency(engine):
+    with engine.session(sentences(3), logits=True, window=3, latency="low") as session:
+        return [result for frame in FRAMES[:5] for result in session.push(frame)]
+
+
+def known_frames(engine):
+    with engine.video(FRAMES, logits=True) as video:
+        for obj, x in ((1, 0.3), (2, 0.6)):
+            video.add_points(3, obj, [(x, 0.5)], [1], normalized=True)
+        forward = list(video.propagate(max_frames=6))
+        video.add_points(5, 1, [(0.4, 0.5)], [1], normalized=True)
+        return [*forward, *video.propagate(start_frame=8, reverse=True)]
+
+
+@pytest.fixture(scope="module")
+def in_order():
+    with runtime.load(NANO, backend="ort", threads=1) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def side_by_side(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("runtime.backends.ort.count_cores", lambda: request.param)
+        engine = runtime.load(NANO, backend="ort", verify=False)
+    with engine:
+        assert engine.backend.device.workers.count == request.param
+        yield engine
+
+
+@pytest.mark.parametrize(
+    "follow", [whole_clips, short_clips, sentences_that_change, low_latency, known_frames], ids=lambda f: f.__name__
+)
+def test_frames_side_by_side_have_the_same_bits(in_order, side_by_side, follow):
+    found, want = follow(side_by_side), follow(in_order)
+    assert len(found) == len(want) > 0
+    for a, b in zip(found, want, strict=True):
+        assert a.frame_index == b.frame_index and a.object_ids == b.object_ids
+        for name in ("masks", "scores", "low_res_logits"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_instrumented_stages_run_in_order(in_order):
+    with runtime.load(NANO, backend="ort", verify=False) as engine:
+        engine.instrument(lambda stage: stage)
+        assert engine.backend.device.workers.count == 1
+
+
+def test_a_frame_that_cannot_be_read_ahead_stops_the_video_when_it_is_due(monkeypatch):
+    monkeypatch.setattr("runtime.backends.ort.count_cores", lambda: 2)
+    broken = [*FRAMES[:5], FRAMES[5][:, :10], *FRAMES[6:]]
+    with runtime.load(NANO, backend="ort", verify=False) as engine, engine.video(broken) as video:
+        video.add_points(0, 1, [(0.3, 0.5)], [1], normalized=True)
+        shown = []
+        with pytest.raises(runtime.VideoError, match="frame 5"):
+            for result in video.propagate():
+                shown.append(result.frame_index)
+        assert shown == [0, 1, 2, 3, 4]

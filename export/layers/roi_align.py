@@ -23,7 +23,8 @@ def roi_align(maps_bhwc: Tensor, boxes_bk4: Tensor, side: int) -> Tensor:
     _, height, width, _ = maps_bhwc.shape
     rows, columns = _weights(y0, y1, side, height), _weights(x0, x1, side, width)
     pooled = (rows.flatten(1, 2) @ maps_bhwc.flatten(2)).unflatten(1, rows.shape[1:3]).unflatten(3, (width, -1))
-    return (columns[:, :, None] @ pooled).permute(0, 1, 4, 2, 3)
+    # all rows of a box in one product: a broadcast operand uploads a table of pointers on CUDA
+    return (columns @ pooled.transpose(2, 3).flatten(3)).unflatten(3, (side, -1)).permute(0, 1, 4, 3, 2)
 
 
 def _weights(low_bk: Tensor, high_bk: Tensor, side: int, size: int) -> Tensor:

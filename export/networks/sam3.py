@@ -142,6 +142,7 @@ def prompt_stages(model: Sam3 | NanoConcepts, factory: StageFactory) -> list[Sta
     language: Any = model.detector.backbone.language_backbone
     tokens = (_concepts("tokens", c.text.positions, dtype="int64"),)
     text = ConceptTextStage(language.encoder, language.resizer)
+    of_boxes: dict[str, Any] = {"role": "prompt_encoder", "int8_ok": False}
     geometry = GeometryEncoderStage(model.detector.geometry_encoder)
     inputs = (
         tensor("level", "maps", c.trunk.side**2, c.width),
@@ -154,7 +155,7 @@ def prompt_stages(model: Sam3 | NanoConcepts, factory: StageFactory) -> list[Sta
     draws = {"boxes": _boxes, "box_mask": _prompt_mask}
     return [
         factory("text_encoder", tokens, (_concepts("text", c.text.positions, c.width),), text, role="text_encoder"),
-        factory("geometry_encoder", inputs, outputs, geometry, draws=draws, role="prompt_encoder", int8_ok=False),
+        factory("geometry_encoder", inputs, outputs, geometry, draws=draws, graph_safe=True, **of_boxes),
     ]
 
 

@@ -82,13 +82,14 @@ def _prompts(sam: Sam, factory: StageFactory) -> list[Stage]:
     no_pointer = _objects("no_obj_ptr", c.width)
     outputs = (prompt_logits, no_pointer) if c.resizes_masks else (mask_logits, prompt_logits)
     encoder = PromptEncoderStage(sam.sam_prompt_encoder)
+    of_masks: dict[str, Any] = {"role": "mask_prompt", "int8_ok": False}
     mask_prompt = MaskPromptStage(sam.mask_downsample, side, sam.no_pointer if c.resizes_masks else None)
     mask, points = (_exact("mask", side, side),), {"points": uniform(c.image_size)}
     return [
         # INT8 saves nothing on a few rows of coordinates
         factory("prompt_encoder", inputs, tokens, encoder, draws=points, role="prompt_encoder", int8_ok=False),
         # its products are resampling and permutation matrices, not learned weights
-        factory("mask_prompt", mask, outputs, mask_prompt, draws={"mask": binary}, role="mask_prompt", int8_ok=False),
+        factory("mask_prompt", mask, outputs, mask_prompt, draws={"mask": binary}, graph_safe=True, **of_masks),
     ]
 
 
@@ -148,7 +149,8 @@ def _memory_encoder(sam: Sam, factory: StageFactory) -> Stage:
         _exact("mask_logits", "mask_side", "mask_side"),
         _objects("binarize", dtype="bool"),
         *((_exact("score"),) if c.pointer_positions else ()),
-        *((_objects("direct", dtype="bool"),) if c.resizes_masks else ()),
+        # where a remembered mask has the side of the image, both ways are the same, and no node would read it
+        *((_objects("direct", dtype="bool"),) if c.mask_size != c.image_size else ()),
     )
     outputs = (_objects("maskmem_features", c.side**2, c.memory_width),)
     absent = sam.no_obj_embed_spatial if c.pointer_positions else None

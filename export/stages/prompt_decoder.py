@@ -55,7 +55,8 @@ class MaskPromptStage(nn.Module):
         if self.shrink is None:
             return prompt, self.no_pointer.expand(mask.shape[0], -1)
         logits = 2 * PROMPT_LOGIT * mask - PROMPT_LOGIT
-        return self.shrink @ logits @ self.shrink.T, prompt
+        # the matrix on the right: on the left it is a broadcast operand, whose product uploads pointers on CUDA
+        return (logits.mT @ self.shrink.T).mT @ self.shrink.T, prompt
 
 
 class PromptDecoderStage(nn.Module):

@@ -61,6 +61,7 @@ class StageSpec:
     int8_ok    its products may be 8-bit integers in an INT8 bundle
     typical    sizes of symbols that an engine is tuned for; the largest one where none is given
     stride     image pixels per position of its feature map, along one side; None without one
+    graph_safe  whether it may be recorded as a CUDA graph; None: as bundles of earlier versions (`runtime.models`)
     """
 
     name: str
@@ -74,6 +75,7 @@ class StageSpec:
     int8_ok: bool = True
     typical: Mapping[str, int] = field(default_factory=dict)
     stride: int | None = None
+    graph_safe: bool | None = None
 
     @property
     def symbols(self) -> frozenset[str]:
@@ -150,7 +152,11 @@ class Manifest:
 
     def dump(self, folder: Path) -> None:
         """Write `manifest.json` into `folder`. The order of networks and stages is kept."""
-        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        data = asdict(self)
+        for stage in data["stages"].values():
+            if stage["graph_safe"] is None:
+                del stage["graph_safe"]
+        (folder / MANIFEST).write_text(json.dumps(data, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -202,7 +208,9 @@ _STAGE = Group(
         "int8_ok": flag,
         "typical": map_of(whole(0, 1 << 31)),
         "stride": nullable(whole(1, 8192)),
-    }
+        "graph_safe": flag,
+    },
+    optional=("graph_safe",),
 )
 _SPLIT_STAGE = Group(
     {
@@ -259,7 +267,8 @@ def _stage(name: str, data: Any, bounds: Mapping[str, tuple[int, int]], files: M
         tuple(_tensor(t, f"{where}.{side}", bounds) for t in data[side]) for side in ("inputs", "outputs")
     )
     plain = ("files", "precision", "role", "attention", "bf16_ok", "int8_ok", "typical", "stride")
-    return StageSpec(name, inputs, outputs, **{key: data[key] for key in plain})
+    attributes = {key: data[key] for key in plain}
+    return StageSpec(name, inputs, outputs, **attributes, graph_safe=data.get("graph_safe"))
 
 
 def _tensor(data: Any, where: str, bounds: Mapping[str, tuple[int, int]]) -> TensorSpec:

@@ -51,7 +51,8 @@ OPTIONS = {
 
 UPLOADING = frozenset({"geometry_encoder", "mask_prompt", "image", "fuse"})
 """Stages in which ONNX Runtime uploads tables of pointers, from memory of the host that it takes back: a recorded graph
-would read it later (`tests/fake_cuda_runtime/`). They run once per prompt or picture, not per frame."""
+would read it later (`tests/fake_cuda_runtime/`). They run once per prompt or picture, not per frame. Those that an
+export calls `graph_safe` do not any more."""
 
 
 class Networks(Mapping[str, Network]):
@@ -67,7 +68,7 @@ class Networks(Mapping[str, Network]):
             network = _network_class(name, bundle)
             own: dict[str, Stage] = _own(network, stages)
             if device.records_stages and network.records_stages:
-                recorded = own.keys() - UPLOADING
+                recorded = [stage for stage in own if stage not in UPLOADING or own[stage].spec.graph_safe]
                 own |= {stage: RecordedStage(own[stage], device) for stage in recorded}
             if device.name != "cpu":
                 own = {stage: UploadingStage(loaded, device) for stage, loaded in own.items()}

@@ -219,6 +219,7 @@ def test_a_converted_manifest_is_what_the_export_writes(name):
     assert got["networks"] == want["networks"] and list(got["networks"]) == list(want["networks"])
     assert got["split_stages"] == want["split_stages"]
     for stage, spec in want["stages"].items():
+        spec.pop("graph_safe")  # graphs of format 1 may upload tables of pointers
         assert got["stages"][stage] == spec, stage
     assert {key: got[key] for key in ("image_size", "bounds", "variant")} == {
         key: want[key] for key in ("image_size", "bounds", "variant")

@@ -16,6 +16,7 @@ from export.nano.concepts import concept_clip, concepts, draw_concepts
 from export.nano.config import SIZES
 from export.nano.dataset import SyntheticDataset
 from export.nano.grammar import held_out
+from runtime.bundle.manifest import Manifest
 from runtime.errors import UserError
 
 NANO = Path(__file__).parents[3] / "engines" / "nano"
@@ -128,6 +129,9 @@ def test_a_checkpoint_is_exported_as_sam3(tmp_path, random_nano):
     model = nano_concepts.load(tmp_path / train_concepts.FILE)
     stages = {stage.name: stage for stage in nano_concepts.stages(model)}
     assert set(stages) == {*Sam3.required_stages, *TRACKER_STAGES}
+    shipped = Manifest.load(Path(__file__).parents[3] / "engines" / "nano-concepts").stages
+    for name, stage in stages.items():
+        assert [t.name for t in stage.spec.inputs] == [t.name for t in shipped[name].inputs], name
     inputs = stages["image_encoder"].sample()
     want = model.detector_levels(inputs["pixels"])
     found = stages["image_encoder"].run(inputs)

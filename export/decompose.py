@@ -90,13 +90,19 @@ def _replace(node: Node, target: Callable[..., Any], *args: Any, **kwargs: Any) 
     node.target, node.args, node.kwargs = target, args, kwargs
 
 
+def _pass(node: Node, x: Node) -> None:
+    """Pass on the argument; an output keeps its own name."""
+    node.replace_all_uses_with(x, delete_user_cb=lambda user: user.op != "output")
+    _replace(node, aten.alias.default, x)
+
+
 def _reshape(node: Node) -> None:
     """`view` of a copy: ONNX has no layouts of memory, and the exporter drops the copy."""
     x = node.args[0]
     assert isinstance(x, Node)
     shape = _shape(node)
     if shape == _shape(x):
-        _replace(node, aten.alias.default, x)
+        _pass(node, x)
         return
     symbolic = sum(not isinstance(size, int) for size in shape)
     sizes = [s if isinstance(s, int) else -1 if symbolic == 1 else _size(node, s) for s in shape]
@@ -161,7 +167,7 @@ def _to(node: Node) -> None:
     x, value = node.args[0], node.meta["val"]
     assert isinstance(x, Node)
     if x.meta["val"].dtype == value.dtype:
-        _replace(node, aten.alias.default, x)  # an output keeps its name
+        _pass(node, x)
     else:
         _replace(node, aten._to_copy.default, x, dtype=value.dtype)
 

@@ -23,6 +23,9 @@ from .stage import Stage
 ANONYMOUS = re.compile(r"val_(\d+)")
 """Name of a constant that the exporter computed, for instance a transposed matrix; the number grows in execution."""
 
+HALF = 2.0**-10
+"""Precision of a number in a half bundle."""
+
 
 def load_weights(stage: Stage, path: Path) -> None:
     """Copy the weights of a graph into the module of a stage, which has random weights and the same graph.
@@ -70,3 +73,8 @@ def _assign(stage: Stage, state: Mapping[str, Tensor], name: str, old: Tensor, n
             if view.shape == old.shape and torch.equal(view, old):
                 view.copy_(new)
                 return
+    # tables that are made from sizes alone (rotations, grids) are in no state: they are the same in both graphs
+    if not torch.allclose(old, new, rtol=HALF, atol=HALF):
+        raise BundleError(
+            f"stage {stage.name}: the constant {name} {tuple(old.shape)} comes from no tensor of its module"
+        )

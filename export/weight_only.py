@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import numpy as np
 import onnx_ir as ir
 
+from runtime.errors import UserError
+
 BITS = {"int8-weights": 8, "int4-weights": 4}
 """Precision -> bits of a weight."""
 
@@ -48,8 +50,11 @@ def block_size(length: int, largest: int) -> int:
 
 
 def _product(graph: ir.Graph, node: ir.Node, bits: int) -> ir.Node:
-    with _logging_unchanged():
-        from onnxruntime.quantization import matmul_nbits_quantizer as library
+    try:
+        with _logging_unchanged():
+            from onnxruntime.quantization import matmul_nbits_quantizer as library
+    except ImportError:
+        raise UserError("packed weights need a newer ONNX Runtime: pip install --upgrade onnxruntime") from None
 
     data, weight = node.inputs
     assert weight is not None and weight.const_value is not None

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -19,7 +20,12 @@ from runtime.backends import autotune
 from runtime.bundle.bundle import choose
 from runtime.errors import BackendError
 
-pytestmark = pytest.mark.usefixtures("shared_traces")
+QUANTIZER = "onnxruntime.quantization.matmul_nbits_quantizer"
+
+pytestmark = [
+    pytest.mark.usefixtures("shared_traces"),
+    pytest.mark.skipif(find_spec(QUANTIZER) is None, reason="this ONNX Runtime packs no weights"),
+]
 
 SECONDS = {("fp32", "ort"): 1.0, ("int8", "ort"): 0.9, ("int8-weights", "ort"): 0.8, ("int4-weights", "ort"): 0.7}
 SECONDS |= {("fp32", "openvino"): 0.9, ("fp32", "openvino-bf16"): 0.5}

@@ -18,7 +18,7 @@ import numpy as np
 
 from runtime.backends import create
 from runtime.backends.base import load_stage, load_stages
-from runtime.backends.split_stage import load_split_stages
+from runtime.backends.split_loading import load_split_stages
 from runtime.bundle.bundle import Bundle, choose
 from runtime.bundle.manifest import StageSpec
 from runtime.device.kernels import choose_kernels

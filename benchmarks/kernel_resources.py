@@ -27,6 +27,7 @@ def published_launches(capability: int) -> Iterator[plan.Launch]:
         yield from aot.memory_launches(plan.MemorySizes(1, 4096, 6, 60), capability, config)
     for patch in (8, 4, 2):
         yield from aot.window_launches(8, patch, 256, capability)
+        yield from aot.step_launches(8, patch, 256, capability)
     yield from aot.image_launches(float_images=True)
 
 

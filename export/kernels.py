@@ -24,7 +24,7 @@ from runtime.bundle.manifest import Manifest, SplitStageSpec, StageSpec, TensorS
 from runtime.device.cubin import FOLDER, FORMAT, INDEX, Entry
 from runtime.device.scratch import ALIGNMENT
 from runtime.errors import SamwiseRuntimeError, UserError, fail
-from runtime.kernels import plan
+from runtime.kernels import plan, plan_step
 from runtime.kernels.signatures import ARGUMENT_TYPES
 
 from . import cubin_resources
@@ -82,6 +82,13 @@ def window_launches(frames: int, patch: int, channels: int, capability: int) -> 
         yield from plan.window_attention(NAMES, NAMES, "out", sizes, plan.WINDOW[capability])
 
 
+def step_launches(frames: int, patch: int, channels: int, capability: int) -> Iterator[plan.Launch]:
+    """Yield the launches of window attention for the newest frame of clips of 2 to `frames`."""
+    for length in range(2, frames + 1):
+        sizes = plan.WindowSizes(length, patch, patch, patch, channels)
+        yield from plan_step.window_attention_step(NAMES, NAMES, "out", sizes, plan.WINDOW[capability])
+
+
 def _numbers(tensor: TensorSpec) -> list[int]:
     """Return the shape with 0 in place of symbols."""
     return [0 if isinstance(size, str) else size for size in tensor.shape]
@@ -100,7 +107,16 @@ def _split_window(manifest: Manifest, spec: StageSpec, split: SplitStageSpec, ca
     return window_launches(manifest.bounds["frames"][1], split.sizes["patch"], narrow, capability)
 
 
-SPLIT_LAUNCHES = {"memory_attention": _split_memory, "window_attention": _split_window}
+def _split_step(manifest: Manifest, spec: StageSpec, split: SplitStageSpec, capability: int) -> Iterator[plan.Launch]:
+    narrow = _numbers(spec.input(split.tensors["kept"]))[3]
+    return step_launches(manifest.bounds["kept"][1] + 1, split.sizes["patch"], narrow, capability)
+
+
+SPLIT_LAUNCHES = {
+    "memory_attention": _split_memory,
+    "window_attention": _split_window,
+    "window_attention_step": _split_step,
+}
 """Launches of a split stage by the kernel that it names."""
 
 

@@ -18,17 +18,18 @@ from typing import Any, cast
 import numpy as np
 from torch import nn
 
-from runtime.bundle.manifest import SplitStageSpec, TensorSpec
+from runtime.bundle.manifest import STEP, SplitStageSpec, TensorSpec
 from runtime.errors import UserError
 from runtime.kernels import plan
 
 from .models.samwise import Samwise
 from .networks import NETWORKS
 from .networks.base import ExportSource
-from .networks.samwise import stage_factory
+from .networks.samwise import MAX_WINDOW_WITHOUT_STEPS, stage_factory
 from .stage import Stage, Variant, tensor
 from .stages.attention_subgraphs import (
     AdapterDown,
+    AdapterStepUp,
     AdapterUp,
     FirstSubgraph,
     LastSubgraph,
@@ -95,6 +96,8 @@ def split_stages(model: Samwise) -> Iterator[SplitAttention]:
         # the kernel's heads are 32 wide, as in every published network
         if stage_.patch and stage_.attention.q.out_features == plan.HEAD * stage_.attention.heads:
             yield _adapter(model, i, stage_)
+            if model.config.window > MAX_WINDOW_WITHOUT_STEPS:
+                yield _adapter(model, i, stage_, step=True)
     yield _memory_attention(model)
 
 
@@ -133,17 +136,22 @@ def _memory_attention(model: Samwise) -> SplitAttention:
     return SplitAttention(name, "memory_attention", subgraphs, constants, roles)
 
 
-def _adapter(model: Samwise, i: int, adapter: AdapterStage) -> SplitAttention:
-    c, subgraph = model.config, partial(_subgraph, model)
-    side, vision = c.sam.side * 2 >> i, c.sam.hiera.widths[i + 1]
-    maps = tensor(f"vision_{i}", "frames", side, side, vision)
+def _adapter(model: Samwise, i: int, adapter: AdapterStage, step: bool = False) -> SplitAttention:
+    """`step`: that of low latency, one frame behind kept ones, whose maps and places the kernel reads as they are."""
+    c, subgraph, suffix = model.config, partial(_subgraph, model), STEP if step else ""
+    name, side, vision = f"adapter_{i}{suffix}", c.sam.side * 2 >> i, c.sam.hiera.widths[i + 1]
+    frames = 1 if step else "frames"
+    maps = tensor(f"vision_{i}", frames, side, side, vision)
     text = tensor(f"text_{i}", "tokens", c.text.width)
-    narrow, selected = (tensor(f"{kind}_{i}", "frames", side, side, c.adapter.width) for kind in ("narrow", "selected"))
+    narrow, selected = (tensor(f"{kind}_{i}", frames, side, side, c.adapter.width) for kind in ("narrow", "selected"))
+    kept = (tensor(f"kept_{i}", "kept", *narrow.shape[1:]),) if step else ()
     fused = tuple(tensor(f"{t.name}_fused", *t.shape) for t in (maps, text))
+    up = (AdapterStepUp if step else AdapterUp)(adapter)
     subgraphs = (
-        subgraph(f"adapter_{i}_subgraph_0", (maps,), (narrow,), AdapterDown(adapter)),
-        subgraph(f"adapter_{i}_subgraph_1", (maps, text, narrow, selected), fused, AdapterUp(adapter)),
+        subgraph(f"{name}_subgraph_0", (maps,), (narrow,), AdapterDown(adapter)),
+        subgraph(f"{name}_subgraph_1", (maps, text, narrow, selected, *kept), fused, up),
     )
     roles = {role: f"{role}_{i}" for role in ("vision", "text", "narrow", "selected")}
-    sizes = {"patch": adapter.patch}
-    return SplitAttention(f"adapter_{i}", "window_attention", subgraphs, window_constants(adapter), roles, sizes)
+    roles |= {"kept": f"kept_{i}", "index": "kept_index"} if step else {}
+    kernel, sizes = f"window_attention{suffix}", {"patch": adapter.patch}
+    return SplitAttention(name, kernel, subgraphs, window_constants(adapter), roles, sizes)

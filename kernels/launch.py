@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from . import memory_attention, plan, postprocess, preprocess, window_attention
+from . import memory_attention, plan, postprocess, preprocess, window_attention, window_attention_step
 from .signatures import ARGUMENT_TYPES
 
-MODULES = (memory_attention, window_attention, preprocess, postprocess)
+MODULES = (memory_attention, window_attention, window_attention_step, preprocess, postprocess)
 KERNELS = {name: getattr(m, name) for m in MODULES for name in ARGUMENT_TYPES if hasattr(m, name)}
 """Every kernel by name."""
 

@@ -7,6 +7,7 @@ memory (64), t frame, c channel, w window, h head, y/x row and column.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -131,6 +132,20 @@ def window_attention(
     attended = softmax(q @ k.swapaxes(-1, -2) / math.sqrt(c // heads)) @ v
     projected = attended.transpose(0, 2, 1, 3).reshape(w, n, c) @ out_weight.T + out_bias
     return x_tyxc + from_windows(projected, patch, x_tyxc.shape)
+
+
+def window_attention_step(
+    x_yxc: np.ndarray, kept_tyxc: np.ndarray, index_t: np.ndarray, patch: int, time_tc: np.ndarray, *weights: Any
+) -> np.ndarray:
+    """Return the newest frame x of a clip of `window_attention`, whose other frames are kept in any order.
+
+    index_t  place of each kept frame in the clip, a row of `time_tc`
+    weights  the arguments of `window_attention` behind `time_tc`
+    """
+    clip = np.concatenate((kept_tyxc, x_yxc[None]))
+    time = np.concatenate((time_tc[index_t], time_tc[-1:]))
+    result: np.ndarray = window_attention(clip, patch, time, *weights)[-1]
+    return result
 
 
 PRECISION_BITS = 32 - 8 - 2

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+_CLIP = ("*fp16", "*fp16", "*i64")
+"""Newest map, kept maps, their places in the clip."""
+
 ARGUMENT_TYPES: Mapping[str, tuple[str, ...]] = {
     "memory_attention_prepare": (
         *("*fp16", "*fp16", "*i32", "*fp16", "*i32"),  # queries, memory, ages, pointers, pointer counts
@@ -24,6 +27,9 @@ ARGUMENT_TYPES: Mapping[str, tuple[str, ...]] = {
     "window_attention_project": (*("*fp16",) * 8, "i32", "i32", "i32", "i32", "fp32", "fp32"),
     "window_attention_attend": (*("*fp16",) * 5, "i32", "i32", "i32", "i32"),
     "window_attention_fused": (*("*fp16",) * 10, "i32", "i32", "i32", "i32", "fp32", "fp32", "i32"),
+    "window_attention_step_project": (*_CLIP, *("*fp16",) * 8, "i32", "i32", "i32", "i32", "fp32", "fp32"),
+    "window_attention_step_attend": (*("*fp16",) * 6, "i32", "i32", "i32", "i32"),
+    "window_attention_step_fused": (*_CLIP, *("*fp16",) * 9, "i32", "i32", "i32", "i32", "fp32", "fp32", "i32"),
     "preprocess": (
         *("*u8", "*i32", "*i32", "*i32", "*i32", "*fp32", "*fp32"),  # frame, taps of rows and columns, table, pixels
         *("i32",) * 7,

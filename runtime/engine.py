@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 from .backends import create
 from .backends.base import Backend, ProfiledStage, Stage, load_stages
-from .backends.split_stage import load_split_stages
+from .backends.split_loading import load_split_stages
 from .bundle.bundle import Bundle, choose
 from .device.cubin import Kernels
 from .device.graphs import choose_graphs

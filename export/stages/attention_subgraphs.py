@@ -114,11 +114,24 @@ class AdapterUp(nn.Module):
         self.v2t, self.t2v = stage.v2t, stage.t2v
 
     def forward(self, vision: Tensor, text: Tensor, narrow: Tensor, selected: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fuse(vision, text, selected, narrow.mean(0))
+
+    def fuse(self, vision: Tensor, text: Tensor, selected: Tensor, average: Tensor) -> tuple[Tensor, Tensor]:
+        """`average` (h,w,C): mean of the narrow maps of the clip."""
         t = self.text_down(text)[None]
         pixels = selected.flatten(0, 2)[None]
-        y = (pixels * self.v2t(pixels, t))[0].view_as(narrow)
-        t = t * self.t2v(t, narrow.mean(0).flatten(0, 1)[None])
+        y = (pixels * self.v2t(pixels, t))[0].view_as(selected)
+        t = t * self.t2v(t, average.flatten(0, 1)[None])
         return vision + self.up(y).relu(), text + self.text_up(t[0])
+
+
+class AdapterStepUp(AdapterUp):
+    """The same for one frame (T=1) behind kept maps (K,h,w,C)."""
+
+    def forward(  # type: ignore[override]
+        self, vision: Tensor, text: Tensor, narrow: Tensor, selected: Tensor, kept: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self.fuse(vision, text, selected, torch.cat((kept, narrow)).mean(0))
 
 
 def window_constants(stage: AdapterStage) -> dict[str, np.ndarray]:

@@ -7,26 +7,20 @@ on. Everything is allocated when the bundle is loaded, so that a frame can be ca
 
 from __future__ import annotations
 
-import logging
-import zipfile
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..bundle.bundle import Bundle
 from ..bundle.manifest import SplitStageSpec, StageSpec
 from ..device.array import DeviceArray
 from ..device.cubin import BoundLaunches, Kernels, Launch
 from ..device.cuda import Cuda
-from ..device.kernels import plan, reference
+from ..device.kernels import plan, plan_step, reference
 from ..device.scratch import GrowableBuffers
-from ..errors import BundleError, summarize
-from .base import Backend, Stage, load_stage
-
-log = logging.getLogger("runtime")
+from ..errors import BundleError
+from .base import Stage
 
 MAX_BOUND_LAUNCHES = 512
 """Most packed launches that a stage keeps: one per address of the memory, number of slots, pointers and layer."""
@@ -179,12 +173,14 @@ class MemoryAttention(SplitStage):
         return launches
 
 
+WINDOW_CONSTANTS = (*("position", "norm_weight", "norm_bias"), *("qkv_weight", "qkv_bias", "out_weight", "out_bias"))
+
+
 class WindowAttention(SplitStage):
     """Cross-modal adapter: projection to the narrow width, hierarchical selective attention by the kernel, the rest."""
 
     def _allocate(self, split: SplitStageSpec, resources: SplitResources) -> None:
-        parameters = ("norm_weight", "norm_bias", "qkv_weight", "qkv_bias", "out_weight", "out_bias")
-        self._require_constants(["position", *parameters])
+        self._require_constants(WINDOW_CONSTANTS)
         self._down, self._up = self._subgraphs
         narrow, take = self._down.spec.output(self._name("narrow")), resources.buffers.take
         shape, self._patch = narrow.resolve(resources.limits), split.sizes["patch"]
@@ -224,53 +220,44 @@ class WindowAttention(SplitStage):
         self._up.run(**{vision: arrays[vision], text: arrays[text]}, **narrow, **selected, **outputs)
 
 
-KERNELS: dict[str, type[SplitStage]] = {"memory_attention": MemoryAttention, "window_attention": WindowAttention}
-"""Kernels that `Manifest.split_stages` may name."""
+class WindowAttentionStep(SplitStage):
+    """Step of a cross-modal adapter with low latency: the same for one frame behind kept maps."""
 
+    def _allocate(self, split: SplitStageSpec, resources: SplitResources) -> None:
+        self._require_constants(WINDOW_CONSTANTS)
+        self._down, self._up = self._subgraphs
+        kept, take = self.spec.input(self._name("kept")), resources.buffers.take
+        (most, *self._map_shape), self._patch = kept.resolve(resources.limits), split.sizes["patch"]
+        self._selected = take("selected_map", (1, *self._map_shape), kept.dtype)
+        scratch = plan_step.step_scratch(self._sizes(most + 1))
+        self._scratch = {name: take(f"step_{name}", shape, kept.dtype) for name, (shape, _) in scratch.items()}
+        self._times = {
+            n: self._device.constant(reference.time_embedding(n + 1, self._map_shape[2]).astype(kept.dtype))
+            for n in range(1, most + 1)
+        }
+        index = take("kept_index", (most,), "int64")
+        for n in self._times:  # load the kernels of windows of every length, or fail now
+            self._kernels.bind(self._launches(n, self._selected, self._selected, index))
 
-def load_split_stages(
-    bundle: Bundle, backend: Backend, kernels: Kernels | None, mode: str, objects: int
-) -> dict[str, SplitStage]:
-    """Load the bundle's split stages by the name of the stage that each replaces; `objects`: rows of the memory pool.
-
-    All of them where `mode` is `on`. Otherwise none, which is logged: until a GPU has been measured, `auto` runs the
-    whole graphs. Raises BundleError for an invalid entry, BackendError for a kernel that is missing.
-    """
-    split, device = bundle.manifest.split_stages, backend.device
-    if not split or kernels is None or not isinstance(device, Cuda):
-        return {}
-    if mode != "on":
-        log.info("whole graphs for %s; --kernels on runs their attention in compiled kernels", ", ".join(split))
-        return {}
-    limits = {symbol: high for symbol, (_, high) in bundle.manifest.bounds.items()}
-    limits["objects"] = min(objects, limits.get("objects", objects))
-    resources = SplitResources(device, kernels, GrowableBuffers(device), limits)
-    return {name: _load(bundle, backend, name, resources) for name in split}
-
-
-def _load(bundle: Bundle, backend: Backend, name: str, resources: SplitResources) -> SplitStage:
-    split = bundle.manifest.split_stages[name]
-    try:
-        spec, split_stage = bundle.manifest.stages[name], KERNELS[split.kernel]
-        subgraphs = [load_stage(bundle, backend, subgraph) for subgraph in split.subgraphs]
-        return split_stage(spec, split, subgraphs, _constants(bundle, split.constants, name), resources)
-    except (KeyError, TypeError, ValueError, IndexError, StopIteration, ArithmeticError) as error:
-        raise BundleError(
-            f"{bundle.folder}: split_stages.{name} is not understood ({type(error).__name__}: {error}); "
-            "export the bundle again, or remove --kernels on"
-        ) from None
-
-
-def _constants(bundle: Bundle, file: str, stage: str) -> dict[str, np.ndarray]:
-    """Read the arrays of a split stage's file. Raises BundleError."""
-    if file not in bundle.manifest.files:
-        raise BundleError(
-            f"{bundle.folder}: split_stages.{stage} names {file!r}, which is not among the bundle's files; "
-            "export it again"
+    def _launches(self, kept: int, x: DeviceArray, maps: DeviceArray, index: DeviceArray) -> list[Launch]:
+        inputs = {**self._constants, "x": x, "kept": maps, "index": index, "time": self._times[kept]}
+        config = plan.WINDOW[self._kernels.target]
+        launches: list[Launch] = plan_step.window_attention_step(
+            inputs, self._scratch, self._selected, self._sizes(kept + 1), config
         )
-    path = Path(bundle.folder) / file
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
-        raise BundleError(f"{path}: not readable ({summarize(error)}); export the bundle again") from None
+        return launches
+
+    def _sizes(self, frames: int) -> plan.WindowSizes:
+        height, width, channels = self._map_shape
+        return plan.WindowSizes(frames, height, width, self._patch, channels)
+
+    def run(self, **arrays: Any) -> None:
+        """Run on these arrays; see `backends.base.Stage`."""
+        given = {name: arrays[name] for name in map(self._name, ("vision", "text", "kept", "narrow"))}
+        vision, _, maps, narrow = given.values()
+        index, kept = arrays[self._name("index")], maps.shape[0]
+        self._down.run(**{self._name("vision"): vision, self._name("narrow"): narrow})
+        key = (narrow.ptr, maps.ptr, index.ptr, kept)
+        self._launch(key, lambda: self._launches(kept, narrow, maps, index))
+        outputs = {tensor.name: arrays[tensor.name] for tensor in self._up.spec.outputs}
+        self._up.run(**given, **{self._name("selected"): self._selected}, **outputs)

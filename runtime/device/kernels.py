@@ -6,12 +6,12 @@ import logging
 from pathlib import Path
 
 from ..errors import BackendError, BundleError, UserError
-from ..kernels import plan, reference
+from ..kernels import plan, plan_step, reference
 from .base import Device
 from .cubin import Kernels
 from .cuda import Cuda
 
-__all__ = ["MODES", "choose_kernels", "plan", "reference"]
+__all__ = ["MODES", "choose_kernels", "plan", "plan_step", "reference"]
 
 log = logging.getLogger("runtime")
 

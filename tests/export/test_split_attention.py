@@ -47,12 +47,13 @@ def found(model):
 
 
 def test_stages_that_are_split(found, whole):
-    assert list(found) == ["adapter_0", "adapter_1", "adapter_2", "memory_attention"]
+    adapters = [f"adapter_{i}{suffix}" for i in range(3) for suffix in ("", "_step")]
+    assert list(found) == [*adapters, "memory_attention"]
     assert [p.name for p in found["memory_attention"].subgraphs] == [f"memory_attention_subgraph_{i}" for i in range(3)]
     for name, cut in found.items():
         inputs = {t for part in cut.subgraphs for t in part.spec.inputs}
         outputs = {t for part in cut.subgraphs for t in part.spec.outputs}
-        kernel_reads = {t for t in whole[name].spec.inputs if t.name in ("memory", "obj_ptrs")}
+        kernel_reads = {t for t in whole[name].spec.inputs if t.name in ("memory", "obj_ptrs", "kept_index")}
         assert set(whole[name].spec.inputs) <= inputs | kernel_reads and set(whole[name].spec.outputs) <= outputs
 
 
@@ -111,6 +112,32 @@ def test_adapter_equals_its_parts_and_the_kernel(found, whole, i, frames):
     assert relative(selected, narrow) > 0.05, "attention matters"
     got = last.run({**inputs, f"narrow_{i}": narrow, f"selected_{i}": torch.from_numpy(selected).float()})
     for name in want:
+        assert relative(got[name], want[name]) <= LIMIT
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+@pytest.mark.parametrize("i", [0, 1, 2])
+def test_step_of_an_adapter_equals_its_parts_and_the_kernel(found, whole, i, kept):
+    cut, stage = found[f"adapter_{i}_step"], whole[f"adapter_{i}_step"]
+    inputs = stage.sample({"kept": kept}) | {"kept_index": torch.arange(kept).flip(0)}
+    want = stage.run(inputs)
+    first, last = cut.subgraphs
+    narrow = first.run({f"vision_{i}": inputs[f"vision_{i}"]})[f"narrow_{i}"]
+    assert relative(narrow, want[f"narrow_{i}"]) <= LIMIT
+    names = ("position", "norm_weight", "norm_bias", "qkv_weight", "qkv_bias", "out_weight", "out_bias")
+    selected = reference.window_attention_step(
+        narrow[0].double().numpy(),
+        inputs[f"kept_{i}"].double().numpy(),
+        inputs["kept_index"].numpy(),
+        cut.sizes["patch"],
+        reference.time_embedding(kept + 1, narrow.shape[3]),
+        *(cut.constants[name] for name in names),
+        2,
+    )
+    assert relative(selected, narrow[0]) > 0.05, "attention matters"
+    known = {**inputs, f"narrow_{i}": narrow, f"selected_{i}": torch.from_numpy(selected).float()[None]}
+    got = last.run({t.name: known[t.name] for t in last.spec.inputs})
+    for name in got:
         assert relative(got[name], want[name]) <= LIMIT
 
 

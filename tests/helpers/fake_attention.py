@@ -13,7 +13,7 @@ import numpy as np
 from helpers.fake_cuda import HostKernels, view
 from runtime.bundle.manifest import Manifest, SplitStageSpec, StageSpec, TensorSpec
 from runtime.device.cubin import FOLDER, INDEX
-from runtime.kernels import plan, reference
+from runtime.kernels import plan, plan_step, reference
 
 SIGNATURES = {
     "memory_attention_prepare": "p" * 14 + "iiiif",
@@ -22,6 +22,9 @@ SIGNATURES = {
     "window_attention_project": "p" * 8 + "iiiiff",
     "window_attention_attend": "p" * 5 + "iiii",
     "window_attention_fused": "p" * 10 + "iiiiffi",
+    "window_attention_step_project": "p" * 11 + "iiiiff",
+    "window_attention_step_attend": "p" * 6 + "iiii",
+    "window_attention_step_fused": "p" * 12 + "iiiiffi",
 }
 TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int32, "f": ctypes.c_float}
 
@@ -32,6 +35,8 @@ def signature(kernel: str, dtype: str) -> list[str]:
         "memory_attention_prepare": {2: "i32", 4: "i32", 9: "fp32", 10: "fp32"},
         "memory_attention_flash": {3: "i32", 4: "i32", 6: "fp32", 7: "fp32"},
         "memory_attention_combine": {0: "fp32", 1: "fp32"},
+        "window_attention_step_project": {2: "i64"},
+        "window_attention_step_fused": {2: "i64"},
     }.get(kernel, {})
     kind = {"float32": "fp32", "float16": "fp16"}[dtype]
     return [
@@ -53,6 +58,12 @@ def window_split(i, patch, subgraphs=()):
     """Entry of adapter `i` among the split stages."""
     roles = {role: f"{role}_{i}" for role in ("vision", "text", "narrow", "selected")}
     return SplitStageSpec("window_attention", subgraphs, "x.npz", roles, {"patch": patch})
+
+
+def step_split(i, patch, subgraphs=()):
+    """Entry of the step of adapter `i` among the split stages."""
+    roles = {**window_split(i, patch).tensors, "kept": f"kept_{i}", "index": "kept_index"}
+    return SplitStageSpec("window_attention_step", subgraphs, "x.npz", roles, {"patch": patch})
 
 
 def published_manifest():
@@ -103,6 +114,7 @@ def compiled(folder, slots, width, memory_width, tokens=16, patches=(4, 2, 1), e
         for frames in range(1, 9):
             window = plan.WindowSizes(frames, patch, patch, patch, width)
             launches += plan.window_attention(Names(), Names(), "out", window, plan.WINDOW[89])
+            launches += plan_step.window_attention_step(Names(), Names(), "out", window, plan.WINDOW[89])
     kernels = [(launch.kernel, signature(launch.kernel, dtype), dict(launch.constants)) for launch in launches]
     kernels += [(name, *entry) for name, entry in dict(extra).items()]
     entries = [
@@ -274,3 +286,40 @@ class HostAttention(HostKernels):
         projected = self._attended.pop(qkv)
         assert projected[0] == x and grid[1] == windows
         self._select(*projected, out_weight, out_bias, y, frames, height, width, windows)
+
+    def _select_step(self, x, kept, index, time, position, *arguments, count, height, width, windows) -> None:
+        """`arguments`: the weights, and the output."""
+        c, p = self.width, self.patches[height]
+        assert windows == (height // p) * (width // p)
+        *weights, y = arguments
+        shapes = [(height, width, c), (count, height, width, c), (count + 1, c), (p * p, c), (c,), (c,)]
+        shapes += [(3 * c, c), (3 * c,), (c, c), (c,)]
+        addresses = (x, kept, time, position, *weights)
+        maps, clip, times, *others = (
+            self._array(a, *shape).astype(np.float64) for a, shape in zip(addresses, shapes, strict=True)
+        )
+        places = self._array(index, count, dtype=np.int64)
+        assert ((places >= 0) & (places < count)).all()
+        self._array(y, height, width, c)[...] = reference.window_attention_step(
+            maps, clip, places, p, times, *others, c // plan.HEAD
+        )
+
+    def window_attention_step_fused(self, grid, *arguments) -> None:
+        (count, height, width, windows), (_, epsilon, group) = arguments[12:16], arguments[16:]
+        assert math.isclose(epsilon, 1e-5, rel_tol=1e-6) and grid == (plan.cdiv(windows, group), 1, 1)
+        self._select_step(*arguments[:12], count=count, height=height, width=width, windows=windows)
+
+    def window_attention_step_project(self, grid, *arguments) -> None:
+        (queries, keys), (count, height, width, _) = arguments[9:11], arguments[11:15]
+        assert grid[1] == count + 1
+        self._array(queries, height, width, self.width)[...] = np.nan
+        self._array(keys, 2, count + 1, height, width, self.width)[...] = np.nan
+        self._attended[keys] = (queries, arguments[:9])
+
+    def window_attention_step_attend(
+        self, grid, x, queries, keys, out_weight, out_bias, y, frames, height, width, windows
+    ) -> None:
+        known, projected = self._attended.pop(keys)
+        assert (known, projected[0]) == (queries, x) and grid[1] == windows
+        sizes = {"count": frames - 1, "height": height, "width": width, "windows": windows}
+        self._select_step(*projected, out_weight, out_bias, y, **sizes)

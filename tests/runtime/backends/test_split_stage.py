@@ -16,11 +16,13 @@ from helpers.fake_attention import (
     compiled,
     published_manifest,
     signature,
+    step_split,
     window_split,
 )
 from helpers.fake_cuda import FakeDriver
 from runtime.backends import split_stage
-from runtime.backends.split_stage import SplitResources, load_split_stages
+from runtime.backends.split_loading import load_split_stages
+from runtime.backends.split_stage import SplitResources
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
 from runtime.device.cubin import Kernels
@@ -264,6 +266,53 @@ def test_adapter_in_two_subgraphs(device, kernels, frames, patch):
     names = [name for name, _ in device.kernel_driver.launched]
     long = frames * patch * patch > plan.FUSED_TOKENS
     assert names == (["window_attention_project", "window_attention_attend"] if long else ["window_attention_fused"])
+
+
+@pytest.mark.parametrize("kept, patch", [(1, 4), (7, 4), (3, 2)])
+def test_step_of_an_adapter_in_two_subgraphs(device, kernels, kept, patch):
+    """Kept maps are read where they are, and launches are packed once per set of arrays."""
+    side = 2 * patch
+    vision, text = TensorSpec("vision_0", F32, (1, side, side, 8)), TensorSpec("text_0", F32, ("tokens", 5))
+    narrow, selected = (TensorSpec(n, F32, (1, side, side, WIDTH)) for n in ("narrow_0", "selected_0"))
+    maps = TensorSpec("kept_0", F32, ("kept", side, side, WIDTH))
+    fused = tuple(TensorSpec(f"{t.name}_fused", F32, t.shape) for t in (vision, text))
+    down = RNG.standard_normal((8, WIDTH)).astype(np.float32)
+    parts = [
+        Part(lambda vision_0, **_: {"narrow_0": vision_0 @ down}, StageSpec("a", (vision,), (narrow,))),
+        Part(
+            lambda text_0, narrow_0, selected_0, kept_0, **_: {
+                "vision_0_fused": selected_0[..., :8] - narrow_0[..., :8],
+                "text_0_fused": text_0 + kept_0.mean(),
+            },
+            StageSpec("b", (vision, text, narrow, selected, maps), fused),
+        ),
+    ]
+    matrices = {"qkv_weight": (3 * WIDTH, WIDTH), "qkv_bias": (3 * WIDTH,), "out_weight": (WIDTH, WIDTH)}
+    shapes = {"position": (patch**2, WIDTH), "norm_weight": (WIDTH,), "norm_bias": (WIDTH,), **matrices}
+    fixed = {n: RNG.standard_normal(shape).astype(np.float32) for n, shape in {**shapes, "out_bias": (WIDTH,)}.items()}
+    index = TensorSpec("kept_index", "int64", ("kept",))
+    spec = StageSpec("adapter_0_step", (vision, text, maps, index), (*fused, narrow))
+    resources = SplitResources(device, kernels, GrowableBuffers(device), {"kept": 7})
+    stage = split_stage.WindowAttentionStep(spec, step_split(0, patch), parts, fixed, resources)
+    x, words = RNG.standard_normal((1, side, side, 8), np.float32), np.zeros((3, 5), np.float32)
+    clip = RNG.standard_normal((kept, side, side, WIDTH), np.float32)
+    order = RNG.permutation(kept)
+    given = {"vision_0": x, "text_0": words, "kept_0": clip, "kept_index": order}
+    arrays = {name: device.constant(array) for name, array in given.items()}
+    outs = {t.name: device.empty(t.resolve({"tokens": 3}), F32) for t in (*fused, narrow)}
+    for _ in range(2):
+        stage.run(**arrays, **outs)
+    want = reference.window_attention_step(
+        (x @ down)[0], clip, order, patch, reference.time_embedding(kept + 1, WIDTH), *fixed.values(), 1
+    )
+    got = device.download(outs["vision_0_fused"])
+    np.testing.assert_allclose(got, (want[None] - x @ down)[..., :8], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(device.download(outs["text_0_fused"]), clip.mean(), rtol=1e-5)
+    np.testing.assert_allclose(device.download(outs["narrow_0"]), x @ down, rtol=1e-5, atol=1e-5)
+    names = {name for name, _ in device.kernel_driver.launched}
+    two = {"window_attention_step_project", "window_attention_step_attend"}
+    assert names == (two if (kept + 1) * patch**2 > plan.FUSED_TOKENS else {"window_attention_step_fused"})
+    assert len(stage.bound) == 1
 
 
 def bundle(split):

@@ -34,7 +34,7 @@ from runtime.errors import BackendError, BundleError, UserError
 
 TOKENS = [0, 17, 5, 42, 2]
 WIDTH, MEMORY, SLOTS = 32, 16, 6
-CUT = {"adapter_0", "adapter_1", "adapter_2", "memory_attention"}
+CUT = {"memory_attention", *(f"adapter_{i}{suffix}" for i in range(3) for suffix in ("", "_step"))}
 
 
 def network():
@@ -76,9 +76,9 @@ def frames(count, seed=0):
     return list(np.random.default_rng(seed).integers(0, 255, (count, 40, 56, 3), dtype=np.uint8))
 
 
-def results(engine, clip, sentences=1):
+def results(engine, clip, sentences=1, latency="clip"):
     prompts = [runtime.Text(tokens=[*TOKENS[:1], 5 + i, *TOKENS[1:]]) for i in range(sentences)]
-    with engine.session(prompts, logits=True) as session:
+    with engine.session(prompts, logits=True, latency=latency) as session:
         return list(session.stream(clip))
 
 
@@ -88,7 +88,7 @@ def test_manifest_lists_subgraphs_and_constants(exported):
     bundle.verify()
     split = bundle.manifest.split_stages
     assert set(split) == CUT and split["adapter_1"].sizes["patch"] == 2
-    assert bundle.subgraphs == {name for s in split.values() for name in s.subgraphs} and len(bundle.subgraphs) == 9
+    assert bundle.subgraphs == {name for s in split.values() for name in s.subgraphs} and len(bundle.subgraphs) == 15
     assert bundle.subgraphs < set(bundle.manifest.stages)
     for name, entry in split.items():  # every role is a tensor of the stage or of a subgraph
         specs = [bundle.manifest.stages[stage] for stage in (name, *entry.subgraphs)]
@@ -124,6 +124,21 @@ def test_video_with_kernels_equals_one_without(exported, sentences):
     assert backend.device.driver.calls["capture"] > 0, "frames with kernels are recorded, too"
     flash = [grid for name, grid in host.launched if name == "memory_attention_flash"]
     assert {grid[0] for grid in flash} == {1} and max(grid[2] for grid in flash) == sentences
+
+
+@pytest.mark.slow
+def test_low_latency_with_kernels_equals_one_without(exported):
+    clip = frames(14)
+    with Engine(choose(exported), fake(exported), kernels="off", max_objects=4) as engine:
+        want = results(engine, clip, 2, "low")
+    backend = fake(exported)
+    with Engine(choose(exported), backend, kernels="on", max_objects=4) as engine:
+        got = results(engine, clip, 2, "low")
+    for a, b in zip(got, want, strict=True):
+        assert np.linalg.norm(a.low_res_logits - b.low_res_logits) <= 1e-4 * np.linalg.norm(b.low_res_logits)
+    executed = backend.device.driver.kernel_driver.executed
+    steps = sum(count for name, count in executed.items() if name.startswith("window_attention_step"))
+    assert steps == (2 + 1 + 1) * 2 * (14 - 4), "each frame behind the first window"
 
 
 @pytest.mark.slow

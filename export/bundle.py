@@ -18,6 +18,7 @@ from runtime.backends.ort import OrtBackend
 from runtime.bundle.bundle import file_sha256
 from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
 from runtime.errors import UserError
+from runtime.prompts.synthetic import synthetic_tokens
 
 from . import kernels, onnx, precision, quantization, tokenizer
 from .networks.base import ExportSource
@@ -227,7 +228,7 @@ class ExportJob:
     def clip(self, manifest: Manifest) -> list[parity.FrameComparison]:
         """Compare a clip in torch with the runtime, which gets the rounded graphs of a half bundle."""
         text = manifest.text
-        tokens = parity_clip.clip_tokens(text["vocabulary"], text["max_tokens"]) if text else []
+        tokens = synthetic_tokens(text["vocabulary"], text["max_tokens"]) if text else []
         verbs = [1] if text and text.get("motion") and len(tokens) > 2 else []
         assert self.network.clip is not None
         want = list(self.network.clip(parity_clip.clip_frames(parity_clip.clip_length(manifest)), tokens, verbs))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from runtime.image import ImagePredictor
 from runtime.media.synthetic_clip import Disc, synthetic_clip
 from runtime.models.base import Capability
 from runtime.prompts import Concept, Text
+from runtime.prompts.synthetic import synthetic_text
 from runtime.results import Result
 
 TOP_QUERIES = 8
@@ -56,12 +56,6 @@ def clip_frames(window: int, height: int = 90, width: int = 160) -> list[np.ndar
     return synthetic_clip(window, height, width, disc, (7, 11))
 
 
-def clip_tokens(vocabulary: int, longest: int) -> list[int]:
-    """Return `<s>`, seven seeded tokens, `</s>`, all inside the vocabulary."""
-    inner = np.random.default_rng(0).integers(3, vocabulary, min(7, longest - 2)).tolist() if vocabulary > 3 else []
-    return [0, *inner, 2 % vocabulary]
-
-
 def clip_results(engine: Engine) -> list[ClipOutput]:
     """Run the parity clip: one sentence, or one click where the network takes no sentences."""
     return [ClipOutput.of(result) for result in _run_clip(engine)]
@@ -72,33 +66,28 @@ def _run_clip(engine: Engine) -> list[Result]:
     text, frames = manifest.text, clip_frames(clip_length(manifest))
     if text is None:
         return _clicked(engine, frames)
-    tokens, prompt = clip_tokens(text["vocabulary"], text["max_tokens"]), _sentence(text)
+    prompt = synthetic_text(text)
     if Capability.CONCEPT_IMAGE in capabilities:
         tracked = _clicked(engine, frames) if Capability.PROMPT_VIDEO in capabilities else []
-        return [_top_queries(engine.image(frames[0]), tokens), *tracked]
+        return [_top_queries(engine.image(frames[0]), prompt), *tracked]
     if Capability.TEXT_VIDEO not in capabilities:
         return [engine.image(frame).refer([prompt], logits=True) for frame in frames]
     with engine.session([prompt], logits=True) as session:
         return list(session.stream(frames))
 
 
-def _sentence(text: Mapping[str, Any]) -> Text:
-    tokens = clip_tokens(text["vocabulary"], text["max_tokens"])
-    return Text(tokens=tokens, verbs=[1] if text.get("motion") and len(tokens) > 2 else None)
-
-
 def run_steps(engine: Engine) -> None:
     """Run the stages of low latency, which the clip does not need, if the bundle has them."""
     manifest, window = engine.bundle.manifest, 3
     if manifest.text is not None and any(name.endswith(STEP) for name in manifest.stages):
-        with engine.session([_sentence(manifest.text)], window=window, latency="low") as session:
+        with engine.session([synthetic_text(manifest.text)], window=window, latency="low") as session:
             for frame in clip_frames(window + 1):
                 session.push(frame)
 
 
-def _top_queries(image: ImagePredictor, tokens: list[int]) -> Result:
+def _top_queries(image: ImagePredictor, words: Text) -> Result:
     """Return the most probable queries of a concept, whether they would be kept or not."""
-    (found,) = image.detect([Concept(tokens=tokens)], threshold=0.0, logits=True)
+    (found,) = image.detect([Concept.of(words)], threshold=0.0, logits=True)
     top = np.sort(np.argsort(-found.scores, kind="stable")[:TOP_QUERIES])
     assert found.score_logits is not None and found.low_res_logits is not None
     return replace(

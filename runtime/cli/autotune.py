@@ -30,7 +30,8 @@ from ..media.synthetic_clip import Disc, synthetic_clip
 from ..media.video_reader import open_video
 from ..metrics import clip_jaccard, relative_error
 from ..models.base import Capability
-from ..prompts import Text
+from ..prompts import Concept, Text
+from ..prompts.synthetic import synthetic_text
 from ..scheduler.tuning import save
 from .autotune_streams import tune_streams
 
@@ -39,6 +40,8 @@ TOLERANCES = {"fp32": (1e-4, 0.999), "fp16": (5e-3, 0.99), "int8": (5e-3, 0.99)}
 clip. Both sides compute the same graph; fp16 and int8 leave rounding between operators, and rounding of ties, open."""
 
 FRAMES, REPEATS = 16, 5
+QUERIES = 10
+"""Queries of a concept whose masks are compared."""
 DEFAULT = next(iter(NEEDS_AUTOTUNE))
 
 Clock = Callable[[], float]
@@ -158,12 +161,9 @@ def clip_of(bundle: Bundle, frames: int) -> np.ndarray:
 def _prompts(bundle: Bundle) -> list[Text]:
     """Return two of the demonstration's sentences, or two of seeded tokens."""
     settings = bundle.manifest.text or {}
-    verbs = [1] if settings.get("motion") else None
-    if bundle.manifest.demo is not None and verbs is None:
+    if bundle.manifest.demo is not None and not settings.get("motion"):
         return Demo.load(bundle.folder / bundle.manifest.demo).prompts[:2]
-    vocabulary, longest = settings["vocabulary"], settings["max_tokens"]
-    drawn = np.random.default_rng(0).integers(min(3, vocabulary - 1), vocabulary, (2, max(1, min(7, longest - 2))))
-    return [Text(tokens=[0, *row.tolist(), 2 % vocabulary], verbs=verbs) for row in drawn]
+    return [synthetic_text(settings, seed) for seed in range(2)]
 
 
 def _text_video(engine: Engine, frames: np.ndarray) -> np.ndarray:
@@ -196,10 +196,20 @@ def _text_image(engine: Engine, frames: np.ndarray) -> np.ndarray:
     return np.stack([engine.image(frame).refer(_prompts(engine.bundle)).masks for frame in frames[:2]])
 
 
+def _concept_image(engine: Engine, frames: np.ndarray) -> np.ndarray:
+    """Search a frame for words and for an exemplar; of each the best queries, whether they would be kept or not."""
+    exemplar = Concept(boxes=[(0.3, 0.3, 0.6, 0.7)], labels=[1], normalized=True)
+    concepts = [*map(Concept.of, _prompts(engine.bundle)[:1]), exemplar]
+    found = engine.image(frames[0]).detect(concepts, threshold=0.0)
+    best = [np.sort(np.argsort(-result.scores, kind="stable")[:QUERIES]) for result in found]
+    return np.concatenate([result.masks[queries] for result, queries in zip(found, best, strict=True)])[None]
+
+
 TASKS: Mapping[Capability, Callable[[Engine, np.ndarray], np.ndarray]] = {
     Capability.TEXT_VIDEO: _text_video,
     Capability.PROMPT_VIDEO: _prompt_video,
     Capability.TEXT_IMAGE: _text_image,
+    Capability.CONCEPT_IMAGE: _concept_image,
 }
 """Capability -> function that exercises it."""
 

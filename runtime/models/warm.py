@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ..bundle.manifest import Manifest
-from ..prompts import Concept, Points, Text
+from ..prompts import Concept, Points
+from ..prompts.synthetic import synthetic_text
 from . import Networks
 from .base import Capability
 from .options import ConceptOptions, TextOptions
@@ -30,20 +31,11 @@ def warm(networks: Networks, manifest: Manifest, times: int = 2) -> int:
     return len(frames)
 
 
-def _sentence(manifest: Manifest) -> Text:
-    """Return some tokens of the vocabulary."""
-    settings = manifest.text or {}
-    vocabulary, longest = settings["vocabulary"], settings["max_tokens"]
-    inner = np.random.default_rng(0).integers(min(3, vocabulary - 1), vocabulary, max(0, min(7, longest - 2)))
-    tokens = [0, *inner.tolist(), 2 % vocabulary]
-    return Text(tokens=tokens, verbs=[1] if settings.get("motion") and len(tokens) > 2 else None)
-
-
 def _text_video(networks: Networks, manifest: Manifest, frames: Sequence[np.ndarray]) -> None:
     if manifest.text is None:
         return
     open_session = networks.text_video.open_text_session
-    with networks.lock.run(open_session, [_sentence(manifest)], False, TextOptions()) as session:
+    with networks.lock.run(open_session, [synthetic_text(manifest.text)], False, TextOptions()) as session:
         for frame in frames:
             session.push(frame)
         session.flush()
@@ -59,7 +51,7 @@ def _prompt_video(networks: Networks, manifest: Manifest, frames: Sequence[np.nd
 def _concept_video(networks: Networks, manifest: Manifest, frames: Sequence[np.ndarray]) -> None:
     if manifest.text is None:
         return
-    concepts, options = [Concept.of(_sentence(manifest))], ConceptOptions(temporal_disambiguation=False)
+    concepts, options = [Concept.of(synthetic_text(manifest.text))], ConceptOptions(temporal_disambiguation=False)
     with networks.lock.run(networks.concept_video.open_concept_session, concepts, False, options) as session:
         for frame in frames[:2]:
             session.push(frame)

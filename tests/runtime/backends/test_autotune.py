@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +132,14 @@ def test_tuning_reaches_every_stage_and_finds_it_exact(name, request):
     assert all(r.calls > 0 and r.seconds > 0 and r.reference_seconds > 0 for r in found.stages)
     autotune.save(found.result)
     assert autotune.find("openvino", bundle.manifest) == found.result
+
+
+def test_tuning_reaches_every_stage_of_concepts():
+    """Words and an exemplar, clicks and a mask, in a bundle of half precision."""
+    bundle = choose(Path(__file__).parents[3] / "engines" / "nano-concepts")
+    found = command.tune(bundle, "openvino", threads=1, repeats=1)
+    assert found.unreached == () and {r.stage for r in found.stages} == set(bundle.manifest.stages)
+    assert found.result.exact and found.result.error < 5e-3 and found.result.iou > 0.99
 
 
 def test_tuning_detects_a_stage_that_is_not_exact(toy, monkeypatch):

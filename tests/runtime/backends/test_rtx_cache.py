@@ -11,7 +11,6 @@ import pytest
 import runtime
 from export.tensorrt import build
 from export.tensorrt.warm import warm
-from export.verify.parity_clip import clip_tokens
 from helpers import fake_tensorrt
 from helpers import toy_samwise as toy
 from helpers.fake_cuda import FakeDriver
@@ -22,6 +21,7 @@ from runtime.backends.trt_rtx import TrtRtxBackend
 from runtime.bundle.bundle import choose
 from runtime.device.cuda import Cuda
 from runtime.engine import Engine
+from runtime.prompts.synthetic import synthetic_tokens
 
 VERSION = fake_tensorrt.__version__
 
@@ -59,7 +59,7 @@ def test_warm_engines_compile_nothing_in_a_first_video(bundle, monkeypatch, warm
         assert warm(bundle, backend) > toy.POINTERS
     before = fake_tensorrt.RtxEngine.compiled
     with Engine(bundle, TrtRtxBackend(device=Cuda(driver)), graphs="off") as engine:
-        tokens = clip_tokens(bundle.manifest.text["vocabulary"], bundle.manifest.text["max_tokens"])
+        tokens = synthetic_tokens(bundle.manifest.text["vocabulary"], bundle.manifest.text["max_tokens"])
         list(engine.session([runtime.Text(tokens=tokens)]).stream(frames(12)))
     assert (fake_tensorrt.RtxEngine.compiled > before) == compiled
 

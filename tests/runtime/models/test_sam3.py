@@ -13,6 +13,7 @@ from export.networks import base
 from export.verify import parity, parity_clip, references
 from helpers.toy_sam3 import toy_sam3
 from runtime.prompts import Concept
+from runtime.prompts.synthetic import synthetic_tokens
 
 WORDS = [5, 6, 7]
 BOXES = [[10, 10, 60, 70], [80, 20, 150, 80]]
@@ -48,7 +49,7 @@ def equal(a, b):
 @pytest.mark.slow
 def test_detections_follow_torch(model, engine):
     manifest = engine.bundle.manifest
-    frames, tokens = parity_clip.clip_frames(parity_clip.clip_length(manifest)), parity_clip.clip_tokens(60, 8)
+    frames, tokens = parity_clip.clip_frames(parity_clip.clip_length(manifest)), synthetic_tokens(60, 8)
     want = references.sam3_clip(model, manifest.networks, frames, tokens)
     got = parity_clip.clip_results(engine)
     for row in parity.compare_clip(want, got, "fp32"):

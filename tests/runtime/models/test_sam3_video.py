@@ -21,6 +21,7 @@ from helpers.toy_sam3 import toy_sam3
 from runtime import tokenizer
 from runtime.cli.app import main
 from runtime.prompts import Concept
+from runtime.prompts.synthetic import synthetic_tokens
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +41,7 @@ def engine(tmp_path_factory, shared_traces):
 def test_the_parity_clip_follows_torch(engine):
     """A concept on the first frame, then a click and three tracked frames, as an export compares them."""
     manifest = engine.bundle.manifest
-    frames, tokens = parity_clip.clip_frames(parity_clip.clip_length(manifest)), parity_clip.clip_tokens(60, 8)
+    frames, tokens = parity_clip.clip_frames(parity_clip.clip_length(manifest)), synthetic_tokens(60, 8)
     want = list(references.sam3_clip(toy_sam3(), manifest.networks, frames, tokens))
     rows = parity.compare_clip(want, parity_clip.clip_results(engine), "fp32")
     assert len(rows) == 5 and all(row.passed and row.error < 1e-4 and row.score_difference < 1e-4 for row in rows), rows

@@ -56,7 +56,8 @@ class MaskPromptStage(nn.Module):
             return prompt, self.no_pointer.expand(mask.shape[0], -1)
         logits = 2 * PROMPT_LOGIT * mask - PROMPT_LOGIT
         # the matrix on the right: on the left it is a broadcast operand, whose product uploads pointers on CUDA
-        return (logits.mT @ self.shrink.T).mT @ self.shrink.T, prompt
+        shrink = self.shrink.T
+        return (logits.transpose(1, 2) @ shrink).transpose(1, 2) @ shrink, prompt
 
 
 class PromptDecoderStage(nn.Module):

@@ -86,7 +86,7 @@ class OrtBackend:
 
     def load(self, file: Path, spec: StageSpec) -> OrtStage:
         """Load one graph. Raises BundleError when ONNX Runtime refuses it or its signature is not the manifest's."""
-        session = self._open(file, 1 if self.device.name == "cpu" and has_small_objects(spec) else self.threads)
+        session = self._open(file, 1 if self.memory == "cpu" and has_small_objects(spec) else self.threads)
         self._check_provider(session, file)
         have = {i.name for i in session.get_inputs()} | {o.name for o in session.get_outputs()}
         want = {t.name for t in (*spec.inputs, *spec.outputs)}

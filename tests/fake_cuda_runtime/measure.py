@@ -20,6 +20,7 @@ from runtime.backends.ort import OrtCudaBackend, load_cuda_libraries
 from runtime.bundle.bundle import Bundle, choose
 from runtime.bundle.manifest import TensorSpec
 from runtime.device.array import DeviceArray
+from runtime.device.base import Cpu
 from runtime.errors import SamwiseRuntimeError
 
 WARM_UP = 2
@@ -32,6 +33,7 @@ class FakeBackend(OrtCudaBackend):
     def _create_device(self) -> Any:
         load_cuda_libraries(self._ort)
         self._stream = 1 << 16
+        return Cpu()
 
 
 class Counter:

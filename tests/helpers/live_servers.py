@@ -95,19 +95,27 @@ class HttpHandler(Handler):
     """MPEG-TS without an end."""
 
     scheme = "http"
+    is_alone = False
 
     def answer(self):
         self.headers()
         self.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Type: video/mp2t\r\n\r\n")
-        container = av.open(self, "w", format="mpegts", options={"flush_packets": "1"})
-        stream = encoder(container.add_stream)
-        for number in self.server.numbers():
-            frame = av.VideoFrame.from_ndarray(numbered(number), format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, FPS)
-            container.mux(stream.encode(frame))
+        # closed here and told of no error: PyAV 17.0 may fall over what the garbage collector finds of it otherwise
+        with av.open(self, "w", format="mpegts", options={"flush_packets": "1"}) as container:
+            stream = encoder(container.add_stream)
+            for number in self.server.numbers():
+                if self.is_alone:
+                    return
+                frame = av.VideoFrame.from_ndarray(numbered(number), format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, FPS)
+                container.mux(stream.encode(frame))
 
     def write(self, data):
-        self.wfile.write(data)
+        try:
+            self.wfile.write(data)
+        except OSError:
+            self.is_alone = True
+        return len(data)
 
 
 class RtspHandler(Handler):

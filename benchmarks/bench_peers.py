@@ -30,7 +30,7 @@ from runtime.metrics import clip_jaccard
 from . import rss
 from .peers import CLICK, PEERS, REFERENCE, Job
 
-FRAMES = 2
+FRAMES = 8
 TRUNKS: dict[str, dict[str, Any]] = {
     "tiny": {},
     "base_plus": {

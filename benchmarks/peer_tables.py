@@ -75,6 +75,7 @@ def line(peers: Sequence[Mapping[str, Any]]) -> str:
     for measured in peers:
         ratios = {name: speed(measured, name) for name in PEERS if name != REFERENCE}
         parts = [f"{PEERS[name].title} {ratio:.2f}x" for name, ratio in ratios.items() if ratio is not None]
-        texts.append(f"{measured['bundle']}: {', '.join(parts)}")
+        frames = measured["cases"][0]["frames"]
+        texts.append(f"{measured['bundle']}, {frames} frames: {', '.join(parts)}")
     link = f"docs/notes/benchmarks.md#{TITLE.lower().replace(' ', '-')}"
     return f"A click, speed over `transformers` in one run: {'; '.join(texts)} ([table]({link}))." if texts else ""

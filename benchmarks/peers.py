@@ -173,12 +173,14 @@ REFERENCE = "transformers"
 OURS = ("ours", "openvino", "openvino-bf16")
 PEERS = {
     "ours": Peer("ours", lambda job: ours(job, "ort"), ("samwise-runtime", "onnxruntime")),
-    "openvino": Peer("ours, OpenVINO", lambda job: ours(job, "openvino"), ("samwise-runtime", "openvino")),
+    "openvino": Peer("ours on OpenVINO", lambda job: ours(job, "openvino"), ("samwise-runtime", "openvino")),
     "openvino-bf16": Peer(
-        "ours, OpenVINO in bfloat16", lambda job: ours(job, "openvino-bf16"), ("samwise-runtime", "openvino")
+        "ours on OpenVINO in bfloat16", lambda job: ours(job, "openvino-bf16"), ("samwise-runtime", "openvino")
     ),
     REFERENCE: Peer("`transformers`", lambda job: transformers(job, False), ("transformers", "torch")),
-    "compiled": Peer("`transformers`, `torch.compile`", lambda job: transformers(job, True), ("transformers", "torch")),
+    "compiled": Peer(
+        "`transformers` with `torch.compile`", lambda job: transformers(job, True), ("transformers", "torch")
+    ),
     "sam2": Peer("`sam2`", official, ("sam2",), published_only=True),
     "ultralytics": Peer("`ultralytics`", ultralytics, ("ultralytics",), published_only=True),
 }

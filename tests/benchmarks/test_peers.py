@@ -32,7 +32,7 @@ def test_tables(measured):
     text = peer_tables.section([measured])
     assert "| **ours** | 64 | 1 | 3.00x | 2.5 | 900 | 300 | 0.9999 | 1.0000 |" in text
     assert "| **ours** | 32 | 0.25 |  |" in text and "`sam2` (sam2 is not installed)" in text
-    assert "sam2.1-toy: ours 3.00x (" in peer_tables.line([measured])
+    assert "sam2.1-toy, 8 frames: ours 3.00x (" in peer_tables.line([measured])
     assert peer_tables.section([]) == peer_tables.line([]) == ""
 
 
@@ -45,7 +45,7 @@ def test_the_line_links_to_the_section(measured):
 @pytest.mark.slow
 @pytest.mark.skipif(FOUND is None, reason="needs transformers 4.56 or newer")
 def test_processes_agree(tmp_path):
-    """The runtime and `transformers` on a small network at two image sizes."""
+    """The runtime and `transformers` on a small network."""
     pytest.importorskip("torch")
     import transformers
 
@@ -55,21 +55,21 @@ def test_processes_agree(tmp_path):
     model = transformers.Sam2VideoModel(transformers_sam2.config(size=128)).eval()
     bench_peers.draw(model)
     model.save_pretrained(tmp_path / "weights")
-    for side in bench_peers.write_weights("tiny", tmp_path, str(tmp_path / "weights")):
-        job = bench_peers.Job(tmp_path, side)
-        bench_peers.export(job)
-        bench_peers.write_clip(job)
-        processes = [bench_peers.Process(name, job) for name in ("ours", "transformers")]
-        try:
-            for process in processes:
-                process.again()
-            ours, theirs = (process.row() for process in processes)
-        finally:
-            for process in processes:
-                process.end()
-        assert ours["worst_iou"] > 0.99 and 0.02 < ours["area"] < 0.98 and ours["peak_rss_mb"] < theirs["peak_rss_mb"]
-        assert ours["seconds_per_frame"] > 0 and 0 < ours["installed_mb"] < theirs["installed_mb"]
-        assert ours["first_mask"] > ours["seconds_per_frame"] and processes[0].masks().dtype == np.bool_
+    sides = bench_peers.write_weights("tiny", tmp_path, str(tmp_path / "weights"))
+    assert sides == (128, 64)
+    job = bench_peers.Job(tmp_path, 64)
+    bench_peers.export(job)
+    bench_peers.write_clip(job)
+    processes = [bench_peers.Process(name, job) for name in ("ours", "transformers")]
+    try:
+        bench_peers.take_turns(processes)
+        ours, theirs = (process.row() for process in processes)
+    finally:
+        for process in processes:
+            process.end()
+    assert ours["worst_iou"] > 0.99 and 0.02 < ours["area"] < 0.98 and ours["peak_rss_mb"] < theirs["peak_rss_mb"]
+    assert ours["seconds_per_frame"] > 0 and 0 < ours["installed_mb"] < theirs["installed_mb"]
+    assert ours["first_mask"] > ours["seconds_per_frame"] and processes[0].masks().dtype == np.bool_
 
 
 @pytest.mark.skipif(FOUND is None, reason="needs transformers 4.56 or newer")

@@ -12,6 +12,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("transformers.models.sam2_video", reason="needs transformers 4.56 or newer")
 
 import runtime
+from benchmarks.bench_peers import draw
 from export import bundle
 from export.checkpoints.sam2 import renamed
 from export.networks import base
@@ -25,18 +26,7 @@ def seeded(new: bool = True):
     """Random weights of a size at which every part matters."""
     torch.manual_seed(3)
     model = transformers.Sam2VideoModel(config(new)).eval()
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if value.dim() > 1 and "embed" not in name and "positional" not in name:
-                value.normal_(0, value[0].numel() ** -0.5)
-            elif "norm" not in name:
-                value.add_(0.1 * torch.randn_like(value))
-        # the object is there
-        model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(3.0)
-        # one matrix under two names
-        model.prompt_encoder.shared_embedding.positional_embedding.copy_(
-            model.shared_image_embedding.positional_embedding
-        )
+    draw(model)
     return model
 
 

@@ -61,7 +61,7 @@ def test_the_newest_frame_is_read_of_a_camera_that_is_too_fast(camera):
             source.send(4)
             # all that was sent is decoded, but for the delay: one frame waits for the reader
             wait_until(lambda: video.dropped + len(numbers) >= source.last - DELAY)
-    assert numbers[0] == 0 and max(lags[1:]) <= DELAY
+    assert max(lags[1:]) <= DELAY  # the first frame is one of those that came before the reader asked
     assert [stamp.source_frame for stamp in stamps] == numbers
     assert [stamp.pts_seconds - stamps[0].pts_seconds for stamp in stamps] == seconds(numbers)
     assert 4 * 29 + PROBED - DELAY - 31 <= video.dropped <= 4 * 30 + PROBED - 31

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError, VideoError, check_number, reject_unknown
-from .media.image_files import check_frame
 from .media.video_reader import VideoReader, open_video
 from .models import Networks
 from .models.base import Capability, ConceptImage, PromptImage, TextImage
@@ -29,14 +28,14 @@ class ImagePredictor:
     """
 
     def __init__(self, networks: Networks, image: Any) -> None:
-        """`image`: uint8 RGB (H,W,3), an image of Pillow, or a path. Raises VideoError."""
+        """`image`: uint8 RGB (H,W,3), also in GPU memory, an image of Pillow, or a path. Raises VideoError."""
         if isinstance(image, (str, os.PathLike)):
             with open_video(image if isinstance(image, str) else Path(image), max_frames=2) as opened:
                 image, has_more = next(opened), _has_more(opened)
             if has_more:  # after closing: the decoder's thread ignores warnings of Pillow, and all others meanwhile
                 warnings.warn(f"{opened.name}: its first frame is taken, and no other", stacklevel=3)
         # a copy: networks encode it later, when the caller may have used the buffer again
-        self._networks, self.frame = networks, check_frame(image, 0, None).copy()
+        self._networks, self.frame = networks, networks.frame_reader.check_image(image)
         self._lock = networks.lock
         self._prompt_image: PromptImage | None = None
         self._text_image: TextImage | None = None

@@ -169,7 +169,7 @@ def profile(spec: StageSpec, manifest: Manifest) -> dict[str, tuple[int, int, in
 
 def gpu_capability() -> int:
     """Return the compute capability of the first GPU without the dot. Raises BackendError without a GPU."""
-    from runtime.device.cuda import CudaCore
+    from runtime.device.driver import CudaCore
 
     return CudaCore().capability
 

@@ -20,7 +20,7 @@ class DeviceArray:
     Indexing takes integers, `None` and slices of step 1, and raises IndexError where the result would have gaps.
     """
 
-    __slots__ = ("dtype", "owner", "ptr", "shape")
+    __slots__ = ("__weakref__", "dtype", "owner", "ptr", "shape")
 
     def __init__(self, ptr: int, shape: tuple[int, ...], dtype: DTypeLike, owner: object = None) -> None:
         self.ptr, self.shape, self.owner = ptr, tuple(shape), owner

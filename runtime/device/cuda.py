@@ -1,150 +1,25 @@
-"""Memory, copies and graphs of one CUDA device, enqueued on one stream; graphs also on a second one beside it.
-
-The few driver calls go through the `Driver` protocol, so that a fake driver on host memory can count them and run the
-same schedule without a GPU.
-"""
+"""Memory, copies and graphs of one CUDA device, enqueued on one stream; graphs also on a second one beside it."""
 
 from __future__ import annotations
 
 import ctypes
 import logging
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from .. import versions
 from ..errors import BackendError, summarize
 from .array import DeviceArray
 from .cubin import CubinDriver
+from .driver import CudaCore, Driver, Opaque
 from .lock import DeviceLock
 from .workers import Workers
 
-if TYPE_CHECKING:
-    from cuda.core.graph import Graph, GraphBuilder
-
 log = logging.getLogger("runtime")
-
-
-Opaque: TypeAlias = Any
-"""An object of the driver library: a buffer, a graph builder, a graph."""
-
-
-class Driver(Protocol):
-    """The driver calls that `Cuda` makes. Pointers are integers; an allocation lives as long as its object."""
-
-    stream: int
-    capability: int
-    """Compute capability without the dot: 89 is sm_89."""
-    multiprocessors: int
-    kernel_driver: CubinDriver | None
-    """None for the driver library of the machine."""
-
-    def make_current(self) -> None: ...
-
-    def allocate(self, size: int) -> tuple[int, Opaque]: ...
-
-    def pinned(self, size: int) -> tuple[int, Opaque]: ...
-
-    def copy(self, to: int, source: int, size: int) -> None: ...
-
-    def synchronize(self) -> None: ...
-
-    def record_event(self) -> Opaque: ...
-
-    def wait_event(self, event: Opaque) -> None: ...
-
-    def wait_for(self, stream: int) -> None: ...
-
-    def begin_capture(self) -> Opaque: ...
-
-    def end_capture(self, builder: Opaque, keep: bool) -> Opaque | None: ...
-
-    def launch(self, graph: Opaque, beside: bool = False) -> None:
-        """Launch on the stream, or on the second one."""
-
-    def fork(self) -> None:
-        """Let the second stream wait for what the stream holds now."""
-
-    def join(self) -> None:
-        """Let the stream wait for what the second one holds now."""
-
-
-class CudaCore:
-    """`Driver` on cuda.core: one device, one stream, and a second one for graphs."""
-
-    kernel_driver: CubinDriver | None = None
-
-    def __init__(self, index: int = 0) -> None:
-        try:
-            from cuda.core import Buffer, LegacyPinnedMemoryResource
-            from cuda.core import Device as CudaDevice
-        except ImportError as error:
-            raise BackendError(versions.cuda_core_remedy(summarize(error))) from None
-        self._buffer = Buffer
-        try:
-            self._device = CudaDevice(index)
-            self._device.set_current()
-            self._stream, self._second = self._device.create_stream(), self._device.create_stream()
-            self._pinned = LegacyPinnedMemoryResource()
-        except Exception as error:  # the driver's own error types exist only where a driver does
-            raise BackendError(f"no CUDA device {index} here ({summarize(error)}); use --backend ort") from None
-        self.stream = int(self._stream.handle)
-        capability = self._device.compute_capability
-        self.capability = 10 * capability.major + capability.minor
-        self.multiprocessors = int(self._device.properties.multiprocessor_count)
-
-    def make_current(self) -> None:
-        self._device.set_current()
-
-    def allocate(self, size: int) -> tuple[int, Opaque]:
-        buffer = self._device.allocate(max(size, 1), stream=self._stream)
-        self._stream.sync()  # the allocation is ordered on the stream; other libraries use the pointer at once
-        return int(buffer.handle), buffer
-
-    def pinned(self, size: int) -> tuple[int, Opaque]:
-        buffer = self._pinned.allocate(max(size, 1), stream=self._stream)
-        return int(buffer.handle), buffer
-
-    def copy(self, to: int, source: int, size: int) -> None:
-        target = self._buffer.from_handle(to, size)
-        target.copy_from(self._buffer.from_handle(source, size), stream=self._stream)
-
-    def synchronize(self) -> None:
-        self._stream.sync()
-
-    def record_event(self) -> Opaque:
-        return self._stream.record()
-
-    def wait_event(self, event: Opaque) -> None:
-        event.sync()
-
-    def wait_for(self, stream: int) -> None:
-        from cuda.core import Stream
-
-        # 1 and 2 are the legacy and the per-thread default stream, as in __cuda_array_interface__ and DLPack
-        self._stream.wait(Stream.from_handle(stream))
-
-    def begin_capture(self) -> GraphBuilder:
-        return self._stream.create_graph_builder().begin_building("relaxed")
-
-    def end_capture(self, builder: GraphBuilder, keep: bool) -> Graph | None:
-        builder.end_building()
-        graph = builder.complete() if keep else None
-        builder.close()
-        return graph
-
-    def launch(self, graph: Graph, beside: bool = False) -> None:
-        graph.launch(self._second if beside else self._stream)
-
-    def fork(self) -> None:
-        self._second.wait(self._stream)
-
-    def join(self) -> None:
-        self._stream.wait(self._second)
 
 
 class Allocation:
@@ -163,6 +38,29 @@ class PinnedBuffer:
     host: np.ndarray
     owner: Opaque
     num_marks: int = -1
+
+
+class Progress:
+    """Marks in a stream, which are events and waits, and how many of them the host has waited for."""
+
+    def __init__(self) -> None:
+        self.num_marks = self.num_passed = 0
+        self._kept: deque[tuple[int, object]] = deque()
+
+    def add(self) -> int:
+        """Return the number of a new mark behind everything that is enqueued."""
+        self.num_marks += 1
+        return self.num_marks
+
+    def reach(self, mark: int) -> None:
+        """Take note that the host has waited for a mark."""
+        self.num_passed = max(self.num_passed, mark)
+        while self._kept and self._kept[0][0] < self.num_passed:
+            self._kept.popleft()
+
+    def keep(self, owner: object) -> None:
+        """Keep the owner of memory until the host has waited for what is enqueued now, which may read it."""
+        self._kept.append((self.num_marks, owner))
 
 
 class SecondStream:
@@ -201,9 +99,9 @@ class Cuda:
         self.driver: Driver = driver if driver is not None else CudaCore()
         self._pinned: dict[tuple[int, int], list[PinnedBuffer]] = {}
         """(address, bytes) of device memory -> its pinned buffers; the first one is also that of downloads."""
-        self._num_marks = self._num_passed = 0
-        """Marks in the stream, which are events and waits; those that the host has waited for."""
-        self.stream = self.driver.stream
+        self._progress = Progress()
+        self.keep = self._progress.keep
+        self.index, self.stream = self.driver.index, self.driver.stream
         self.multiprocessors = self.driver.multiprocessors
         self._second = SecondStream(self.driver)
         self.join = self._second.join
@@ -236,21 +134,21 @@ class Cuda:
         pinned, _owner = pinned_like(array, self.driver)
         pinned[...] = host
         self.upload(pinned, array)
-        self._wait()  # the pinned memory is freed with `_owner`
+        self.wait()  # the pinned memory is freed with `_owner`
         return array
 
     def staging(self, array: DeviceArray) -> np.ndarray:
         buffers = self._pinned.setdefault((array.ptr, array.nbytes), [])
-        free = next((buffer for buffer in buffers if buffer.num_marks < self._num_passed), None)
+        free = next((buffer for buffer in buffers if buffer.num_marks < self._progress.num_passed), None)
         if free is None:
             buffers.append(free := PinnedBuffer(*pinned_like(array, self.driver)))
-        free.num_marks = self._num_marks
+        free.num_marks = self._progress.num_marks
         return free.host.view(array.dtype).reshape(array.shape)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait for all enqueued work."""
         self.driver.synchronize()
-        self._num_marks += 1
-        self._num_passed = self._num_marks
+        self._progress.reach(self._progress.add())
 
     def upload(self, host: np.ndarray, to: DeviceArray) -> None:
         self.driver.copy(to.ptr, host.ctypes.data, to.nbytes)
@@ -262,19 +160,18 @@ class Cuda:
         hosts = [self.staging(array) for array in arrays]
         for host, array in zip(hosts, arrays, strict=True):
             self.driver.copy(host.ctypes.data, array.ptr, array.nbytes)
-        self._wait()
+        self.wait()
         return hosts
 
     def begin_download(self, array: DeviceArray) -> Callable[[], np.ndarray]:
         host = self.staging(array)
         self.driver.copy(host.ctypes.data, array.ptr, array.nbytes)
         event = self.driver.record_event()
-        self._num_marks += 1
-        mark = self._num_marks
+        mark = self._progress.add()
 
         def finish() -> np.ndarray:
             self.driver.wait_event(event)
-            self._num_passed = max(self._num_passed, mark)
+            self._progress.reach(mark)
             return host
 
         return finish

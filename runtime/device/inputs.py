@@ -57,7 +57,7 @@ class InputBlock:
                 array.write(to)
             else:
                 to[...] = array
-        if pinned is not block:  # on the host they are one
+        if total and pinned is not block:  # on the host they are one
             self._device.upload(pinned[:total], block[:total])
         there = {name: field.of(block) for name, field in fields.items()}
         self._ahead = [(owner, of_number(there, i)) for i, (owner, _) in enumerate(ahead, 1)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from ..errors import VideoError
+from ..errors import VideoError, summarize
 from .array import DeviceArray
 from .cuda import Cuda
 
@@ -32,19 +33,30 @@ def is_cuda_array(frame: object) -> bool:
 def as_device_array(frame: Any, device: Cuda) -> DeviceArray:
     """Return the same memory as a `DeviceArray`, safe to read in the order of the device's stream.
 
-    Raises VideoError for an array with gaps or a type that numpy lacks.
+    Raises VideoError for an array with gaps, of a type that numpy lacks, on another GPU, or that its library refuses to
+    export.
     """
     if isinstance(frame, DeviceArray):
         return frame
-    if hasattr(frame, "__cuda_array_interface__"):
-        return _from_interface(frame, device)
-    return _from_dlpack(frame, device.stream)
+    # DLPack first: the interface of torch and of version 2 names no stream that could be waited for
+    return _from_dlpack(frame, device) if hasattr(frame, "__dlpack_device__") else _from_interface(frame, device)
+
+
+@contextmanager
+def _export(frame: Any) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # each library has its own types
+        raise VideoError(f"a {type(frame).__name__} that its library does not export ({summarize(error)})") from None
 
 
 def _from_interface(frame: Any, device: Cuda) -> DeviceArray:
     """Wrap https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html, version 2 and 3."""
-    found = frame.__cuda_array_interface__
+    with _export(frame):
+        found = frame.__cuda_array_interface__
     shape, dtype = tuple(found["shape"]), np.dtype(found["typestr"])
+    if found.get("mask") is not None:
+        raise VideoError("a masked array; give the pixels that are masked a colour")
     _check_strides(shape, found.get("strides"), dtype.itemsize)
     stream = found.get("stream")
     if stream is not None:  # version 3: the stream of the work that fills the array; None: the work is done
@@ -69,14 +81,18 @@ class _Tensor(ctypes.Structure):
     ]
 
 
-def _from_dlpack(frame: Any, stream: int) -> DeviceArray:
-    """Import a DLPack capsule; its producer makes `stream` wait for the array. The owner releases it."""
-    capsule = frame.__dlpack__(stream=stream)
+def _from_dlpack(frame: Any, device: Cuda) -> DeviceArray:
+    """Import a DLPack capsule; its producer makes the stream wait for the array. The owner releases it."""
+    index = frame.__dlpack_device__()[1]
+    if index != device.index:
+        raise VideoError(f"an array on GPU {index}, and the engine is on GPU {device.index}; copy it there")
+    with _export(frame):
+        capsule = frame.__dlpack__(stream=device.stream)
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     tensor = _Tensor.from_address(get(capsule, b"dltensor"))
     if tensor.code not in CODES or tensor.lanes != 1:
-        raise VideoError(f"a frame of DLPack type {tensor.code}/{tensor.bits}x{tensor.lanes}; give uint8 RGB")
+        raise VideoError(f"an array of DLPack type {tensor.code}/{tensor.bits}x{tensor.lanes}; give uint8 RGB")
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     dtype = np.dtype(f"{CODES[tensor.code]}{tensor.bits}")
     if tensor.strides:
@@ -90,7 +106,5 @@ def _check_strides(shape: tuple[int, ...], strides: Sequence[int] | None, itemsi
     expected = itemsize
     for size, stride in reversed(list(zip(shape, strides, strict=True))):
         if size != 1 and stride != expected:
-            raise VideoError(
-                f"a frame of shape {shape} with strides {tuple(strides)} has gaps; make it contiguous first"
-            )
+            raise VideoError(f"an array {shape} with strides {tuple(strides)} has gaps; make it contiguous first")
         expected *= size

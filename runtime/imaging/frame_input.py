@@ -1,4 +1,4 @@
-"""Network input of one frame: floats made on the host, or uploaded bytes that a compiled kernel prepares."""
+"""Network input of one frame: floats made on the host, or bytes on the device that a compiled kernel prepares."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any, cast
 import numpy as np
 
 from ..bundle.manifest import TensorSpec
+from ..device.array import DeviceArray
 from ..device.base import Array, Device
 from ..device.cubin import Kernels
 from ..device.cuda import Cuda
 from ..device.inputs import Filled, HostArrays, InputBlock
+from ..errors import VideoError
 from .gpu import MAX_SIZES, DeviceFrames, Size
 from .preprocess import preprocess, resized_size
 
@@ -38,11 +40,23 @@ class FrameInput:
             self._pixels = device.empty(self._shape, tensor.dtype)
         self._frames = lru_cache(MAX_SIZES)(self._device_frames)
 
-    def upload(self, frame_hwc: np.ndarray, resample: str, ahead: Sequence[tuple[object, HostArrays]] = ()) -> Array:
+    def upload(self, frame_hwc: Array, resample: str, ahead: Sequence[tuple[object, HostArrays]] = ()) -> Array:
         """Return the pixels of a frame, uint8 RGB (H,W,3), on the device, valid until the next upload; `resample` as in
-        `preprocess`, `ahead` as in `InputBlock.upload`."""
+        `preprocess`, `ahead` as in `InputBlock.upload`. One that is on the device is read there.
+
+        Raises VideoError for a frame on the device that no kernel of the bundle reads.
+        """
         height, width = frame_hwc.shape[:2]
         frames = self._frames((height, width), resample)
+        if isinstance(frame_hwc, DeviceArray):
+            if frames is None:
+                raise VideoError(
+                    f"a frame on a GPU: the compiled kernels of this bundle do not resize it ({resample}); run "
+                    "`python -m export.kernels` again, or copy the frame to the host"
+                )
+            self._inputs.upload({}, *ahead)
+            frames.enqueue_given(frame_hwc, self._pixels[0])
+            return self._pixels
         if frames is not None:
             frame = self._inputs.upload({"frame": frame_hwc}, *ahead)["frame"]
             frames.enqueue(frame, self._pixels[0])

@@ -55,7 +55,7 @@ def frame_taps(resample: str, source: int, target: int) -> Taps:
 
 
 class DeviceFrames:
-    """Frames of one size as network input, under one rule of `preprocess`. Everything is allocated here."""
+    """Frames of one size as network input, under one rule of `preprocess`."""
 
     def __init__(
         self,
@@ -78,6 +78,7 @@ class DeviceFrames:
         self._sizes = source_hw, resized_hw, image_size, (rows[1].shape[1], columns[1].shape[1])
         self._tables = [_constants(device, rows), _constants(device, columns), *_constants(device, tables)]
         self._bound: dict[tuple[int, int], BoundLaunches] = {}
+        self._aligned: DeviceArray | None = None
 
     def enqueue(self, frame: DeviceArray, out: DeviceArray) -> None:
         """Enqueue uint8 (H,W,3) -> pixels (3,I,I); both arrays will be given again."""
@@ -86,9 +87,16 @@ class DeviceFrames:
             self._bound[key] = self._bind(frame, out)
         self._bound[key].run(self._device.stream)
 
-    def enqueue_once(self, frame: DeviceArray, out: DeviceArray) -> None:
-        """Do the same with a frame that is somewhere else each time."""
-        self._bind(frame, out).run(self._device.stream)
+    def enqueue_given(self, frame: DeviceArray, out: DeviceArray) -> None:
+        """Do the same with a frame of the caller, which is somewhere else each time and kept until it is read."""
+        self._device.keep(frame)
+        if frame.ptr % ALIGNMENT == 0:
+            self._bind(frame, out).run(self._device.stream)
+            return
+        if self._aligned is None:
+            self._aligned = self._device.empty(frame.shape, "uint8")
+        self._device.copy(frame, self._aligned)
+        self.enqueue(self._aligned, out)
 
     def _bind(self, frame: DeviceArray, out: DeviceArray) -> BoundLaunches:
         return self._kernels.bind(self._plan(frame, *self._tables, out, *self._sizes))
@@ -192,15 +200,12 @@ class DeviceImages:
 
     def preprocess(self, frame: Any, out: DeviceArray) -> None:
         """Enqueue uint8 (H,W,3), on the host or a `DeviceArray` -> pixels (3,I,I)."""
-        if isinstance(frame, DeviceArray) and frame.ptr % ALIGNMENT == 0:
-            self._frames.enqueue_once(frame, out)
-            return
         if isinstance(frame, DeviceArray):
-            self._device.copy(frame, self._frame)
-        else:
-            host = self._device.staging(self._frame)
-            np.copyto(host, frame)
-            self._device.upload(host, self._frame)
+            self._frames.enqueue_given(frame, out)
+            return
+        host = self._device.staging(self._frame)
+        np.copyto(host, frame)
+        self._device.upload(host, self._frame)
         self._frames.enqueue(self._frame, out)
 
     def unpack(self, packed: np.ndarray, stats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

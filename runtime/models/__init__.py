@@ -15,6 +15,7 @@ from ..device.cubin import Kernels
 from ..device.graphs import RecordedStage
 from ..device.inputs import UploadingStage
 from ..errors import BundleError, UserError
+from ..tracking.frames import FrameReader
 from .base import (
     Capability,
     ConceptImageNetwork,
@@ -62,7 +63,7 @@ class Networks(Mapping[str, Network]):
         self, bundle: Bundle, stages: Mapping[str, Stage], device: Device, max_objects: int, kernels: Kernels | None
     ) -> None:
         """Create every network of a bundle that `check_networks` has passed."""
-        self._bundle, self.lock = bundle, device.lock
+        self._bundle, self.lock, self.frame_reader = bundle, device.lock, FrameReader(device, kernels)
         self._networks: dict[str, Network] = {}
         for name, settings in bundle.manifest.networks.items():
             network = _network_class(name, bundle)

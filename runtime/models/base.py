@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import numpy as np
-
 from ..bundle.manifest import Manifest, StageSpec, TensorSpec
 from ..bundle.schema import Group
+from ..device.base import Array
 from ..errors import BundleError
 from ..media.random_access import FrameSequence
 from ..prompts import Concept, Text
@@ -138,7 +137,7 @@ class PromptImage(Protocol):
 class PromptImageNetwork(Network, Protocol):
     """`Capability.PROMPT_IMAGE`"""
 
-    def open_image(self, frame_hwc: np.ndarray) -> PromptImage:
+    def open_image(self, frame_hwc: Array) -> PromptImage:
         """Encode an image, uint8 RGB (H,W,3)."""
 
 
@@ -151,7 +150,7 @@ class TextImage(Protocol):
 class TextImageNetwork(Network, Protocol):
     """`Capability.TEXT_IMAGE`"""
 
-    def encode_image(self, frame_hwc: np.ndarray) -> TextImage:
+    def encode_image(self, frame_hwc: Array) -> TextImage:
         """Encode an image, uint8 RGB (H,W,3)."""
 
 
@@ -164,7 +163,7 @@ class ConceptImage(Protocol):
 class ConceptImageNetwork(Network, Protocol):
     """`Capability.CONCEPT_IMAGE`"""
 
-    def open_concept_image(self, frame_hwc: np.ndarray) -> ConceptImage:
+    def open_concept_image(self, frame_hwc: Array) -> ConceptImage:
         """Encode an image, uint8 RGB (H,W,3)."""
 
     def encode_prompt(self, concept: Concept, size: tuple[int, int]) -> object:

@@ -106,7 +106,7 @@ class ReferSam:
         self._text = device.constant(np.zeros(self._batch * settings["text"]["max_tokens"] * self._width, text.dtype))
         self._sentences: OrderedDict[tuple[int, ...], Array] = OrderedDict()
 
-    def encode_image(self, frame_hwc: np.ndarray) -> EncodedImage:
+    def encode_image(self, frame_hwc: Array) -> EncodedImage:
         """Encode an image, uint8 RGB (H,W,3)."""
         pixels = self._frame_input.upload(frame_hwc, "bilinear")
         outputs = self._stages["image"].spec.outputs

@@ -14,11 +14,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from ..device.base import Array
 from ..errors import PromptError, UserError
 from ..media.frame_iterables import iterate_frames
-from ..media.image_files import check_frame
 from ..results import NO_STAMP, Result, Stamp
 from .base import TrackingSession, check_object_id
 from .memory_selection import MemoryConfig, strided_frames
@@ -58,7 +56,7 @@ class LiveSession(TrackingSession, OnlineSession):
         blocks = options.max_cond_frames_in_attn + network.memory_config.num_maskmem + 1
         super().__init__(network, logits, options, network.memory_pool(blocks), False)
         self._features = network.new_features()
-        self._frame: np.ndarray | None = None
+        self._frame: Array | None = None
         """The latest frame while it is not encoded."""
         self._last: int | None = None
         """Number of the frame that takes corrections."""
@@ -99,7 +97,7 @@ class LiveSession(TrackingSession, OnlineSession):
         """Compute one frame; each step under the lock. The last one gives its result."""
         self._check_open()
         stamp = stamp_at(time)
-        frame = check_frame(frame, self._num_frames, self._size)
+        frame = self._network.frame_reader.check(frame, self._num_frames, self._size)
         if self._size is None:
             self._start(frame.shape[:2])
         index = self._num_frames
@@ -121,7 +119,7 @@ class LiveSession(TrackingSession, OnlineSession):
             raise
         self._unfinished, self._work = None, ()
         if self._frame is not None:  # `correct` may need it when the caller has used the buffer again
-            self._frame = self._frame.copy()
+            self._frame = self._network.frame_reader.copy(self._frame)
         self._last, self._num_frames, self._stamp = index, index + 1, stamp
         if parsed:
             self._prompted_frames.add(index)

@@ -14,9 +14,10 @@ from typing import Protocol
 
 import numpy as np
 
-from ..device.base import Device
+from ..device.base import Array, Device
 from ..imaging.gpu import DeviceMasks
 from ..imaging.morphology import fill_holes
+from .frames import FrameReader
 from .memory_selection import MemoryConfig, MemorySelection
 from .object_memory import Block, BlockPool, DecodedMemory
 from .prompt_inputs import NO_POINTS, PADDING_POINT, PromptEncoder, PromptInputs
@@ -43,6 +44,7 @@ class TrackerNetwork(Protocol):
     """Whether points on a tracked frame are decoded with the memory of the object."""
     tracking_defaults: TrackingOptions
     prompt_encoder: PromptEncoder
+    frame_reader: FrameReader
     max_batch: int
     """Objects in one call of a stage."""
     device_masks: Callable[[tuple[int, int]], DeviceMasks | None]
@@ -57,11 +59,7 @@ class TrackerNetwork(Protocol):
         """Copy the feature maps of several frames side by side, into scratch."""
 
     def encode_image(
-        self,
-        frame_hwc: np.ndarray,
-        features: ImageFeatures,
-        resample: str,
-        requests: Sequence[DecodeRequest] | None = None,
+        self, frame_hwc: Array, features: ImageFeatures, resample: str, requests: Sequence[DecodeRequest] | None = None
     ) -> None:
         """Write the feature maps of a frame, uint8 RGB (H,W,3); `requests`: what is decoded on it next."""
 

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..device.base import Array
 from ..errors import PromptError, VideoError
-from ..media.image_files import check_frame
 from ..media.random_access import FrameSequence
 from ..prompts import Box, Mask, Points
 from ..results import Result
@@ -252,7 +252,7 @@ class FeatureCache:
 
     def __init__(self, network: TrackerNetwork, frames: FrameSequence) -> None:
         self._network, self._frames = network, frames
-        self.size: tuple[int, int] = check_frame(frames[0], 0, None).shape[:2]
+        self.size: tuple[int, int] = network.frame_reader.check(frames[0], 0, None).shape[:2]
         self._cache: OrderedDict[int, ImageFeatures] = OrderedDict()
         self._spare: list[ImageFeatures] = []
 
@@ -280,12 +280,12 @@ class FeatureCache:
         self._cache.update(zip(images, features, strict=True))
         return features[0]
 
-    def _read(self, frame: int) -> np.ndarray:
-        return check_frame(self._frames[frame], frame, self.size)
+    def _read(self, frame: int) -> Array:
+        return self._network.frame_reader.check(self._frames[frame], frame, self.size)
 
-    def _read_ahead(self, frames: Sequence[int]) -> dict[int, np.ndarray]:
+    def _read_ahead(self, frames: Sequence[int]) -> dict[int, Array]:
         """Return images that may be encoded with one that is needed now."""
-        images: dict[int, np.ndarray] = {}
+        images: dict[int, Array] = {}
         count = self._network.device.workers.count if self._network.has_small_frames else 1
         for frame in frames[: min(count, CACHED_FRAMES) - 1]:
             if frame in self._cache:

@@ -19,9 +19,10 @@ BETWEEN = 8
 
 
 class FakeDriver:
-    """`runtime.device.cuda.Driver` on host memory. `calls` counts uploads, downloads, copies, waits, allocations,
+    """`runtime.device.driver.Driver` on host memory. `calls` counts uploads, downloads, copies, waits, allocations,
     and what is launched: stages and graphs."""
 
+    index = 0
     stream = 0
     capability = 89
     multiprocessors = 4
@@ -37,6 +38,8 @@ class FakeDriver:
         """Work that was enqueued since the host waited last."""
         self._second: deque[Callable[[], None]] = deque()
         """Work on the second stream."""
+        self.others: dict[int, deque[Callable[[], None]]] = {}
+        """Work of other libraries by their stream, which runs when ours has waited for it."""
         self._turn = 0
         self._is_second_busy = False
         """Whether it is in the middle of its work, which may be to wait."""
@@ -90,6 +93,7 @@ class FakeDriver:
         name = name[self._kind(to, size), self._kind(source, size)]
         assert self.recording is None or name == "copy", "a recording holds nothing that touches the host"
         self.calls[name] += self.recording is None
+        self.calls[f"{name} bytes"] += size
         self.enqueue(lambda: ctypes.memmove(to, source, size))
 
     def synchronize(self) -> None:
@@ -139,6 +143,8 @@ class FakeDriver:
     def wait_for(self, stream: int) -> None:
         self.require_context()
         self.calls["wait_for"] += 1
+        if stream in self.others:
+            self._order(self.others[stream], self._stream)
 
     def begin_capture(self):
         self.require_context()

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ...device.array import DeviceArray
+from ...device.base import Array
 from ...errors import PromptError
 from ...imaging.upsample import square_upsampler
 from ...prompts import Box, Points
@@ -30,7 +32,7 @@ MAX_LOGIT = 32.0
 class Sam2ImagePredictor:
     """An image, encoded once for any number of prompts. Made by `Engine.image`."""
 
-    def __init__(self, network: TrackerNetwork, frame_hwc: np.ndarray) -> None:
+    def __init__(self, network: TrackerNetwork, frame_hwc: Array) -> None:
         self._network, self._frame = network, frame_hwc
         self.size: tuple[int, int] = frame_hwc.shape[:2]
         self._features = network.new_features()
@@ -80,6 +82,8 @@ class Sam2ImagePredictor:
     def crop(self, crop: tuple[int, int, int, int]) -> Sam2ImagePredictor:
         """Encode a crop (x0, y0, x1, y1) of the image."""
         x0, y0, x1, y1 = crop
+        if isinstance(self._frame, DeviceArray):  # whose views have no gaps
+            self._frame = np.array(self._network.device.download(self._frame))
         return Sam2ImagePredictor(self._network, self._frame[y0:y1, x0:x1].copy())
 
     def point(self, xy: np.ndarray) -> PointInputs:

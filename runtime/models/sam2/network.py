@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from ...bundle.schema import COUNT, NORMALIZATION, RESAMPLE, RESIZE, Group, number
+from ...device.base import Array
 from ...device.inputs import HostArrays, InputBlock
 from ...device.scratch import GrowableBuffers
 from ...device.workers import has_small_frames
@@ -23,6 +24,7 @@ from ...imaging.frame_input import FrameInput
 from ...imaging.gpu import mask_sizes
 from ...imaging.upsample import square_upsampler
 from ...media.random_access import FrameSequence
+from ...tracking.frames import FrameReader
 from ...tracking.live import MAX_COND_FRAMES, LiveSession
 from ...tracking.memory_selection import MemoryConfig
 from ...tracking.object_memory import Block, BlockPool
@@ -112,6 +114,7 @@ class Sam2:
         self._bundle, self._bounds = context.bundle.name, manifest.bounds
         self._image_size = manifest.image_size
         self._settings, self._kernels = settings, context.kernels
+        self.frame_reader = FrameReader(device, context.kernels)
         self.resample: Mapping[str, str] = settings["resample"]
         self.no_object_logit: float = settings["no_object_logit"]
         self.memory_config = MemoryConfig(settings["memory"]["num_maskmem"], settings["memory"]["max_obj_ptrs"])
@@ -170,7 +173,7 @@ class Sam2:
         """Open a video whose frames come one by one; see `Engine.live`."""
         return LiveSession(self, logits, options)
 
-    def open_image(self, frame_hwc: np.ndarray) -> Sam2ImagePredictor:
+    def open_image(self, frame_hwc: Array) -> Sam2ImagePredictor:
         """Encode an image, uint8 RGB (H,W,3); see `Engine.image`."""
         return Sam2ImagePredictor(self, frame_hwc)
 
@@ -192,11 +195,7 @@ class Sam2:
         return ImageFeatures(**{t.name: self.device.empty(t.resolve({"frames": 1}), t.dtype) for t in outputs})
 
     def encode_image(
-        self,
-        frame_hwc: np.ndarray,
-        features: ImageFeatures,
-        resample: str,
-        requests: Sequence[DecodeRequest] | None = None,
+        self, frame_hwc: Array, features: ImageFeatures, resample: str, requests: Sequence[DecodeRequest] | None = None
     ) -> None:
         """Write the feature maps of a frame, uint8 RGB (H,W,3); `resample` as in `imaging.preprocess`. What `decode`
         takes for `requests`, those of the frame, is uploaded with it."""

@@ -70,14 +70,14 @@ class Detector:
         self._scratch = GrowableBuffers(self._device)
         self._readback = OutputBlock(self._device)
         self._mask_heads = MaskHeads(self._stages, self._device, self._scratch)
-        self._latest: tuple[weakref.ref[np.ndarray] | None, ConceptFeatures | None] = None, None
+        self._latest: tuple[weakref.ref[Array] | None, ConceptFeatures | None] = None, None
         self._texts: OrderedDict[tuple[int, ...], Array] = OrderedDict()
 
     def new_features(self) -> ConceptFeatures:
         """Allocate the features of one frame."""
         return ConceptFeatures(**self._new_outputs("image_encoder"))
 
-    def encode_once(self, frame_hwc: np.ndarray, resample: str) -> ConceptFeatures:
+    def encode_once(self, frame_hwc: Array, resample: str) -> ConceptFeatures:
         """Return the features of an image that does not change: the same array is encoded once."""
         image, features = self._latest
         if image is None or image() is not frame_hwc:
@@ -89,7 +89,7 @@ class Detector:
 
     def encode_image(
         self,
-        frame_hwc: np.ndarray,
+        frame_hwc: Array,
         resample: str,
         features: ConceptFeatures,
         ahead: Sequence[tuple[object, HostArrays]] = (),

@@ -8,9 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
-from ...device.base import Device
+from ...device.base import Array, Device
 from ...device.scratch import OutputBlock
 from ...prompts import Concept
+from ...tracking.frames import FrameReader
 from ...tracking.matching import AssociationOptions
 from ..options import ConceptOptions
 from .concept_prompt import ConceptPrompt
@@ -25,6 +26,7 @@ class ConceptNetwork(Protocol):
     device: Device
     detector: Detector
     resample: Mapping[str, str]
+    frame_reader: FrameReader
 
     def encode_prompt(self, concept: Concept, size: tuple[int, int] | None) -> ConceptPrompt:
         """Convert a concept for frames of `size` (H, W); None: not known yet. Raises PromptError."""
@@ -38,7 +40,7 @@ class FrameSearch:
         self._features, self.maps = network.detector.new_features(), tracker.new_features()
 
     def compute(
-        self, frame: int, image: np.ndarray, concepts: Mapping[int, FollowedConcept]
+        self, frame: int, image: Array, concepts: Mapping[int, FollowedConcept]
     ) -> tuple[dict[int, Scored], Tracks]:
         """Search the frame for the concepts whose turn it is, and decode the objects of all concepts in one batch.
 

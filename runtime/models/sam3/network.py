@@ -9,12 +9,14 @@ from typing import ClassVar
 import numpy as np
 
 from ...bundle.schema import COUNT, NORMALIZATION, RESAMPLE, RESIZE, TEXT, Group, number
+from ...device.base import Array
 from ...errors import PromptError
 from ...imaging.masks import probability
 from ...media.random_access import FrameSequence
 from ...prompts import Concept, Text
 from ...results import Result
 from ...tokenizer import Tokenizer, encode_concept
+from ...tracking.frames import FrameReader
 from ...tracking.live import LiveSession
 from ...tracking.object_memory import BlockPool
 from ...tracking.state import TrackingOptions
@@ -49,7 +51,7 @@ TRACKER_TASKS = frozenset({Capability.CONCEPT_VIDEO, Capability.PROMPT_VIDEO, Ca
 class ConceptImagePredictor:
     """An image, encoded once for any number of concepts. Made by `Engine.image`."""
 
-    def __init__(self, network: Sam3, frame_hwc: np.ndarray) -> None:
+    def __init__(self, network: Sam3, frame_hwc: Array) -> None:
         size: tuple[int, int] = frame_hwc.shape[:2]
         self._network, self._size = network, size
         self._features = network.detector.encode_once(frame_hwc, network.resample["image"])
@@ -152,6 +154,7 @@ class Sam3:
     def __init__(self, context: NetworkContext) -> None:
         manifest, settings = context.bundle.manifest, context.settings
         self._bundle, self.device = context.bundle, context.device
+        self.frame_reader = FrameReader(context.device, context.kernels)
         self.resample: Mapping[str, str] = settings["resample"]
         self._tokenizer: Tokenizer | None = None
         self._max_boxes = manifest.bounds["geometry_tokens"][1] - 1
@@ -166,7 +169,7 @@ class Sam3:
         """Tasks of the bundle; a checkpoint without tracker does images only."""
         return IMAGE_TASKS if self.tracker is None else IMAGE_TASKS | TRACKER_TASKS
 
-    def open_concept_image(self, frame_hwc: np.ndarray) -> ConceptImagePredictor:
+    def open_concept_image(self, frame_hwc: Array) -> ConceptImagePredictor:
         """Encode an image, uint8 RGB (H,W,3); see `Engine.image`."""
         return ConceptImagePredictor(self, frame_hwc)
 
@@ -184,7 +187,7 @@ class Sam3:
         """Open a video whose frames come one by one; see `Engine.live`."""
         return LiveSession(self._tracker, logits, options)
 
-    def open_image(self, frame_hwc: np.ndarray) -> Sam2ImagePredictor:
+    def open_image(self, frame_hwc: Array) -> Sam2ImagePredictor:
         """Encode an image, uint8 RGB (H,W,3), for points, boxes and mask logits; see `Engine.image`."""
         return Sam2ImagePredictor(self._tracker, frame_hwc)
 

@@ -12,11 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
+from ...device.base import Array
 from ...errors import PromptError
 from ...media.frame_iterables import iterate_frames
-from ...media.image_files import check_frame
 from ...prompts import Concept
 from ...results import NO_STAMP, Result, Stamp
 from ...tracking.base import check_object_id, is_whole
@@ -132,7 +130,7 @@ class ConceptSession(OnlineSession):
         """
         self._check_open()
         stamp, index = stamp_at(time), self._num_frames
-        frame = check_frame(frame, index, self._size)
+        frame = self._network.frame_reader.check(frame, index, self._size)
         size = frame.shape[:2]
         if self._size is None:
             prompts = [followed.prompt.with_exemplars(followed.concept, size) for followed in self._concepts.values()]
@@ -194,7 +192,7 @@ class ConceptSession(OnlineSession):
         for followed in self._concepts.values():
             followed.close()
 
-    def _step(self, frame: int, image: np.ndarray) -> None:
+    def _step(self, frame: int, image: Array) -> None:
         found, tracks = self._search.compute(frame, image, self._concepts)
         for number, followed in self._concepts.items():
             others = sum(len(other.object_ids) for other in self._concepts.values() if other is not followed)

@@ -53,11 +53,7 @@ class Sam3Tracker(Sam2):
         return SeparableUpsampler(matrix, matrix)
 
     def encode_image(
-        self,
-        frame_hwc: np.ndarray,
-        features: ImageFeatures,
-        resample: str,
-        requests: Sequence[DecodeRequest] | None = None,
+        self, frame_hwc: Array, features: ImageFeatures, resample: str, requests: Sequence[DecodeRequest] | None = None
     ) -> None:
         """Write the feature maps of a frame; see `Sam2.encode_image`."""
         if resample == self.resample["image"]:  # an image, which may be searched for concepts as well

@@ -94,7 +94,7 @@ class ResultReader:
 
     def check_frame(self, frame: Any, number: int) -> Array:
         """Return a frame as an array; the first one sets the size of the video. Raises VideoError."""
-        frame = self._images.check_frame(frame, number, self._size)
+        frame = self._images.frame_reader.check(frame, number, self._size)
         if self.transforms is None:
             self._size = frame.shape[:2]
             self.transforms = self._images.transforms(self._size, self._logits)

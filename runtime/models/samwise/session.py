@@ -60,7 +60,7 @@ class TextSession(OnlineSession):
 
         `time`: seconds from the first frame, for `Result.time`.
         With kernels it may lie on the GPU (`__cuda_array_interface__` or DLPack: PyCUDA, CuPy, torch), where it is read
-        in stream order; do not overwrite it before its result is there.
+        in stream order; do not write over it before its result is there.
         Raises VideoError for anything that is not such a frame or changes size, UserError after `close`.
         """
         return list(results_of(self._steps(self._add(frame, stamp_at(time)))))

@@ -8,17 +8,15 @@ from typing import Any, Protocol, TypeAlias, cast
 import numpy as np
 
 from ...bundle.manifest import TensorSpec
-from ...device import interop
 from ...device.base import Array, Device
 from ...device.cubin import Kernels
 from ...device.cuda import Cuda
 from ...device.scratch import ReadbackBuffer
-from ...errors import VideoError
 from ...imaging.gpu import DeviceImages
 from ...imaging.masks import boxes_and_areas
 from ...imaging.preprocess import preprocess, resized_size
 from ...imaging.upsample import MaskUpsampler
-from ...media.image_files import check_frame, check_frame_array
+from ...tracking.frames import FrameReader
 
 Read: TypeAlias = Callable[[], dict[str, np.ndarray]]
 """Waits for the outputs of a batch, and returns host views by name, valid until it is called for a later frame."""
@@ -57,25 +55,8 @@ class ImageSettings:
     ) -> None:
         self.image_size, self.low_res_side, self.max_tracks = image_size, low_res_side, max_tracks
         self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])
-        self.device, self.kernels = device, kernels
+        self.device, self.kernels, self.frame_reader = device, kernels, FrameReader(device, kernels)
         self._resize = settings["resize"]
-
-    def check_frame(self, frame: Any, index: int, size: Size | None) -> Array:
-        """Return the frame as an array of the host, or of the device with kernels.
-
-        Raises VideoError for a frame that is not uint8 RGB (H,W,3), for another size than `size`, and for a frame on a
-        GPU that no kernel reads there.
-        """
-        if not interop.is_cuda_array(frame):
-            return check_frame(frame, index, size)
-        if self.kernels is None:
-            raise VideoError(
-                f"frame {index}: is on a GPU, and this engine reads frames from the host; load it with a CUDA "
-                "backend and kernels='on', or copy the frame"
-            )
-        array = interop.as_device_array(frame, cast(Cuda, self.device))
-        check_frame_array(array, index, size)
-        return array
 
     def transforms(self, size: Size, logits: bool) -> Transforms:
         """Allocate the transforms of a video; `logits`: read low-resolution logits back even if no mask needs them."""

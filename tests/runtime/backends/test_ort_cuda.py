@@ -165,7 +165,7 @@ def test_a_cuda_core_that_exports_nothing_is_named(monkeypatch):
     """0.4.2: the package is there, its classes are not."""
     import sys
 
-    from runtime.device.cuda import CudaCore
+    from runtime.device.driver import CudaCore
 
     package = type(sys)("cuda")
     package.core = type(sys)("cuda.core")

@@ -196,7 +196,7 @@ def test_kernels_on_off_auto(bundle, toy, caplog):
 
 def test_dlpack_memory_is_released():
     host = np.zeros((4, 4, 3), np.uint8)
-    array = interop.as_device_array(Dlpack(host), type("D", (), {"stream": 0}))
+    array = interop.as_device_array(Dlpack(host), type("D", (), {"stream": 0, "index": 0}))
     assert array.ptr == host.ctypes.data and array.dtype == np.uint8 and array.shape == (4, 4, 3)
     ctypes.c_uint8.from_address(array.ptr).value = 9
     assert host[0, 0, 0] == 9

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -100,6 +100,13 @@ class DeviceFrames:
 
     def _bind(self, frame: DeviceArray, out: DeviceArray) -> BoundLaunches:
         return self._kernels.bind(self._plan(frame, *self._tables, out, *self._sizes))
+
+
+class MaskBits(NamedTuple):
+    """Masks on the host as a device made them: bits (n, bytes) and statistics (n,5)."""
+
+    packed: np.ndarray
+    stats: np.ndarray
 
 
 class DeviceMasks:

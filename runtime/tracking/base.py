@@ -87,7 +87,7 @@ class TrackingSession(Session):
             low_res[i] = absent if output is None else output.low_res_logits
             scores[i] = absent if output is None else output.score
             ious[i] = np.nan if output is None else output.iou
-        masks = self._masks(low_res, list(outputs.values()))
+        masks, boxes = self._masks(low_res, list(outputs.values()))
         return Result(
             frame_index=frame,
             object_ids=tuple(outputs),
@@ -96,27 +96,30 @@ class TrackingSession(Session):
             scores=probability(scores),
             score_logits=scores,
             ious=ious,
-            boxes=boxes_and_areas(masks)[0].astype(np.float32),
+            boxes=boxes,
             low_res_logits=low_res if self._logits else None,
             **stamp._asdict(),
         )
 
-    def _masks(self, low_res: np.ndarray, outputs: Sequence[ObjectOutput | None]) -> np.ndarray:
-        """Make the masks of a frame, but for those that the device has made."""
+    def _masks(self, low_res: np.ndarray, outputs: Sequence[ObjectOutput | None]) -> tuple[np.ndarray, np.ndarray]:
+        """Make the masks of a frame and their boxes, but for those that the device has made."""
         assert self._upsampler is not None
         if not self._options.non_overlap_masks or len(low_res) < 2:
             made = np.empty((len(low_res), *self._upsampler.source_hw), bool)
+            boxes = np.empty((len(low_res), 4), np.float32)
             for i, output in enumerate(outputs):
+                own = slice(i, i + 1)
                 if self._device_masks is None or output is None or output.mask_bits is None:
-                    self._upsampler.masks(low_res[i : i + 1], made[i : i + 1])
+                    boxes[own] = boxes_and_areas(self._upsampler.masks(low_res[own], made[own]))[0]
                 else:
-                    made[i : i + 1] = self._device_masks.masks(output.mask_bits)
+                    made[own] = self._device_masks.masks(output.mask_bits.packed)
+                    boxes[own] = self._device_masks.boxes(output.mask_bits.stats)
                     output.mask_bits = None
-            return made
+            return made, boxes
         logits = self._upsampler.logits(low_res)
         masks: np.ndarray = logits > 0
         masks &= logits.argmax(0) == np.arange(len(logits))[:, None, None]
-        return masks
+        return masks, boxes_and_areas(masks)[0].astype(np.float32)
 
 
 def is_whole(value: Any) -> bool:

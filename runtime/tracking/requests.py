@@ -12,7 +12,7 @@ from .object_memory import DecodedMemory
 from .prompt_inputs import NO_POINTS, PointInputs
 
 if TYPE_CHECKING:
-    from ..imaging.gpu import DeviceMasks
+    from ..imaging.gpu import DeviceMasks, MaskBits
 
 
 @dataclass(eq=False)
@@ -62,7 +62,7 @@ class DecodeRequest:
 @dataclass(frozen=True, slots=True)
 class DecoderOutput:
     """Output of the mask decoder for one request, on the host; see `prompt_decoder` in `docs/architecture.md`.
-    `mask_bits`: the masks of the logits, (1, bytes), or (4, bytes) with `all_logits`; None: not made on the device."""
+    `mask_bits`: the mask of the logits, or four masks with `all_logits`; None: not made on the device."""
 
     low_res_logits: np.ndarray
     all_logits: np.ndarray | None
@@ -72,4 +72,4 @@ class DecoderOutput:
     obj_ptr: np.ndarray
     memory_tokens: tuple[int, int]
     decoded_memory: DecodedMemory | None = None
-    mask_bits: np.ndarray | None = None
+    mask_bits: MaskBits | None = None

@@ -13,6 +13,7 @@ from typing import TypedDict
 import numpy as np
 
 from ..errors import UserError, check_types
+from ..imaging.gpu import MaskBits
 from .object_memory import Block, DecodedMemory, ObjectMemory
 from .prompt_inputs import PointInputs, PromptInputs
 
@@ -71,7 +72,7 @@ class ObjectOutput:
     raw_logits      (s, s) logits to remember until `block` is written: those before holes are filled, if not prompted
     block           remembered features, None until they are written
     decoded_memory  remembered features that were computed with the mask, until `block` is written
-    mask_bits       (1, bytes) the mask of `low_res_logits` at source size, until a result has it (`DeviceMasks`)
+    mask_bits       the mask of `low_res_logits` at source size, until a result has it (`DeviceMasks`)
     given           (H,W) bool mask of a prompt that does not count yet and is not refined (SAM 3); None otherwise
     """
 
@@ -85,7 +86,7 @@ class ObjectOutput:
     raw_logits: np.ndarray | None = None
     block: Block | None = None
     decoded_memory: DecodedMemory | None = None
-    mask_bits: np.ndarray | None = None
+    mask_bits: MaskBits | None = None
     given: np.ndarray | None = None
 
     @property

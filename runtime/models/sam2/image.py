@@ -111,7 +111,7 @@ class Sam2ImagePredictor:
         for request, output in zip(requests, self._network.decode(self._features, requests, True), strict=True):
             assert output.all_logits is not None
             chosen = slice(1, 4) if request.multimask else slice(output.selected, output.selected + 1)
-            bits = None if output.mask_bits is None else output.mask_bits[chosen]
+            bits = None if output.mask_bits is None else output.mask_bits.packed[chosen]
             found.append((output.all_logits[chosen], output.ious[chosen], bits))
         return found
 

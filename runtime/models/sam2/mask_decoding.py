@@ -11,7 +11,7 @@ import numpy as np
 from ...device.base import Array, Device
 from ...device.inputs import InputBlock, numbered, of_number
 from ...device.scratch import GrowableBuffers, OutputBlock
-from ...imaging.gpu import DeviceMasks
+from ...imaging.gpu import DeviceMasks, MaskBits
 from ...tracking.object_memory import DecodedMemory
 from ...tracking.requests import DecodeRequest, DecoderOutput, ImageFeatures
 from .memory_attention import MemoryAttention
@@ -163,8 +163,15 @@ class MaskDecoding:
             obj_ptr=np.array(host["obj_ptr"][i], np.float32),
             memory_tokens=(maps * self._tokens[0], pointers * self._tokens[1]),
             decoded_memory=memory,
-            mask_bits=np.array(np.split(host["packed"], len(host["score"]))[i]) if "packed" in host else None,
+            mask_bits=_mask_bits(host, i) if "packed" in host else None,
         )
+
+
+def _mask_bits(host: Mapping[str, np.ndarray], i: int) -> MaskBits:
+    """Return a copy of what the device made for request `i`."""
+    each = len(host["packed"]) // len(host["score"])
+    own = slice(i * each, (i + 1) * each)
+    return MaskBits(np.array(host["packed"][own]), np.array(host["stats"][own]))
 
 
 def _masks_of(requests: Sequence[DecodeRequest]) -> DeviceMasks | None:

@@ -54,10 +54,10 @@ class Sam3VideoSession(VideoSession):
     def _result(self, frame: int, outputs: Mapping[int, ObjectOutput | None], stamp: Stamp) -> Result:
         """Build the result of a frame, with masks as they were given."""
         result = super()._result(frame, outputs, stamp)
-        for mask, output in zip(result.masks, outputs.values(), strict=True):
+        for i, output in enumerate(outputs.values()):
             if output is not None and output.given is not None:
-                mask[:] = output.given
-        return replace(result, boxes=boxes_and_areas(result.masks)[0].astype(np.float32))
+                result.masks[i], result.boxes[i] = output.given, boxes_and_areas(output.given[None])[0][0]
+        return result
 
     @synchronized
     def _commit_pending(self) -> dict[int, TrackedObject]:

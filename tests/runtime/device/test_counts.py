@@ -242,6 +242,8 @@ def test_clicks_give_the_masks_of_the_host(shared, loaded, toy_sam2_bundle, nump
 
     for found, expected in zip(results(shared(network)), results(loaded["host", host]), strict=True):
         np.testing.assert_array_equal(found.masks, expected.masks)
+        if isinstance(found, runtime.Result):
+            np.testing.assert_array_equal(found.boxes, expected.boxes)
         np.testing.assert_allclose(found.scores, expected.scores, 1e-5)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from runtime.imaging.gpu import MaskBits
 from runtime.tracking.prompt_inputs import NO_POINTS
 from runtime.tracking.requests import DecodeRequest, DecoderOutput
 from runtime.tracking.step import object_output
@@ -13,7 +14,7 @@ from runtime.tracking.step import object_output
 def test_bits_are_those_of_logits_without_filled_holes(hole, area, kept, given):
     logits = np.where(np.arange(36).reshape(6, 6) == 14, -1.0 if hole else 1.0, 1.0).astype(np.float32)
     logits[4:] = -1
-    bits, vector = np.zeros((1, 5), np.uint8), np.zeros(4, np.float32)
+    bits, vector = MaskBits(np.zeros((1, 5), np.uint8), np.zeros((1, 5), np.int32)), np.zeros(4, np.float32)
     decoded = DecoderOutput(logits, None, vector, 0, 1.0, vector, (0, 0), mask_bits=bits)
     request = DecodeRequest(NO_POINTS, True, output_logits=logits if given else None)
     output = object_output(request, decoded, area)

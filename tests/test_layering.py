@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.waiting import PATIENCE
+
 ROOT = Path(__file__).parent.parent
 STANDARD = set(sys.stdlib_module_names)
 
@@ -212,7 +214,7 @@ def test_kernels_is_no_package_of_its_own():
 
 
 def fresh(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 """Demuxers of FFmpeg for files of strangers: none that reads another file."""
 
+TIMEOUTS = TIMEOUT_SECONDS, TIMEOUT_SECONDS
+"""Times without data after which opening a camera or network source, and reading from it, fail."""
+
 
 def open_video_file(path: Path, stride: int, strict: bool = False) -> Source:
     """Open a video file. `strict`: damage is an error, and not left out and noted."""
@@ -89,7 +92,7 @@ def open_url(url: str, stride: int, strict: bool = False, retries: int = RETRIES
         options = {"reconnect": "1", "reconnect_delay_max": "4"}
 
     def open_container() -> InputContainer:
-        return av.open(url, container_options=options, timeout=(TIMEOUT_SECONDS, TIMEOUT_SECONDS))
+        return av.open(url, container_options=options, timeout=TIMEOUTS)
 
     files = address_files(url)
     live = None if scheme.startswith("http") else files is None
@@ -112,7 +115,7 @@ def open_device(name: str, device: str, kind: str, stride: int, retries: int = R
     import av
 
     def open_container() -> InputContainer:
-        return av.open(device, format=kind, timeout=(TIMEOUT_SECONDS, TIMEOUT_SECONDS))
+        return av.open(device, format=kind, timeout=TIMEOUTS)
 
     return _pyav_source(name, open_container, stride, live=True, retries=retries)
 

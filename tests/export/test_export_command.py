@@ -21,6 +21,7 @@ from export.networks.samwise import settings
 from export.verify import __main__ as verify
 from export.verify import parity, parity_clip, references
 from helpers import toy_exports
+from helpers.waiting import PATIENCE
 from runtime.metrics import relative_error
 
 TOKENS = [0, 17, 5, 42, 2]
@@ -168,7 +169,7 @@ def run(*arguments, **options):
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[1].parent,
-        timeout=120,
+        timeout=PATIENCE,
         **options,
     )
 

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from helpers.waiting import PATIENCE
+
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_START, TRITONSERVER_REQUEST_FLAG_SEQUENCE_END = 1, 2
 TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 START, END, FINAL = 1, 2, 1
@@ -125,7 +127,7 @@ class InferenceRequest:
         assert decoupled
         assert MODELS[self.model].execute([self]) is None
         while True:
-            response, is_last = self.sender.sent.get(timeout=30)
+            response, is_last = self.sender.sent.get(timeout=PATIENCE)
             if response is not None:
                 error = TritonError(response.error().message()) if response.has_error() else None
                 yield InferenceResponse(response.output_tensors(), error)
@@ -150,7 +152,7 @@ class Pending:
         """Wait for the last response; return all of them as (results, masks, error) until then."""
         found, is_last = [], False
         while not is_last:
-            response, is_last = self.sender.sent.get(timeout=30)
+            response, is_last = self.sender.sent.get(timeout=PATIENCE)
             arrays = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
             lines = [json.loads(line) for line in arrays["results"]] if "results" in arrays else None
             error = response.error()

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import threading
-import time
 import urllib.error
 import urllib.request
 
@@ -13,6 +12,7 @@ from PIL import Image
 from websockets.sync.client import connect
 
 import runtime
+from helpers.waiting import PATIENCE, wait_until
 from runtime.serve import wire
 from runtime.serve.__main__ import listen
 from runtime.serve.limits import Limits
@@ -31,11 +31,11 @@ class Running:
         self.port = listener.getsockname()[1]
         self.thread = threading.Thread(target=self.server.run, args=([listener],), daemon=True)
         self.thread.start()
-        wait(lambda: self.server.started)
+        wait_until(lambda: self.server.started)
         self.address = f"http://127.0.0.1:{self.port}"
 
     def connect(self, **options):
-        options = {"compression": None, "max_size": None, "ping_interval": None, **options}
+        options = {"compression": None, "max_size": None, "ping_interval": None, "open_timeout": PATIENCE, **options}
         return Socket(connect(f"ws://127.0.0.1:{self.port}/v1/stream", **options))
 
     def request(self, path, data=None, method=None, **headers):
@@ -47,13 +47,13 @@ class Running:
     @staticmethod
     def _open(request):
         try:
-            return urllib.request.urlopen(request, timeout=30)
+            return urllib.request.urlopen(request, timeout=PATIENCE)
         except urllib.error.HTTPError as error:
             return error
 
     def close(self):
         self.server.force_exit = self.server.should_exit = True
-        self.thread.join(20)
+        self.thread.join(PATIENCE)
         self.service.close()
 
 
@@ -81,7 +81,7 @@ class Socket:
         data = image if isinstance(image, bytes) else png(image)
         self.raw.send(wire.pack({"type": "frame", "tag": tag, "prompts": prompts, **fields}, data))
 
-    def receive(self, timeout=30):
+    def receive(self, timeout=PATIENCE):
         """Return the next message; of a result, the header with `payload`."""
         message = self.raw.recv(timeout)
         if isinstance(message, str):
@@ -116,10 +116,3 @@ def masks(message):
     height, width = message["size"]
     bits = np.frombuffer(message["payload"], np.uint8).reshape(len(message["objects"]), -(-height * width // 8))
     return np.unpackbits(bits, axis=1, count=height * width).reshape(-1, height, width).astype(bool)
-
-
-def wait(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it does not come"
-        time.sleep(0.01)

@@ -11,6 +11,7 @@ import pytest
 
 import runtime
 from helpers import numpy_sam3, public_methods, toy_refersam
+from helpers.waiting import PATIENCE
 from runtime import Points
 
 A = runtime.Text(tokens=[0, 5, 2])
@@ -213,7 +214,7 @@ def test_a_fork_while_another_thread_computes(engines, call):
 
     def hook():
         computes.set()
-        go_on.wait(30)
+        go_on.wait(PATIENCE)
 
     def refused():
         Hooked.hook = None
@@ -227,11 +228,11 @@ def test_a_fork_while_another_thread_computes(engines, call):
     Hooked.hook, found = hook, []
     thread = threading.Thread(target=lambda: found.extend(masks(call(engines))), daemon=True)
     thread.start()
-    assert computes.wait(30)
+    assert computes.wait(PATIENCE)
     code = forked(refused)
     Hooked.hook = None
     go_on.set()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert code == 0 and same(found, want)
 
 

@@ -15,6 +15,7 @@ from helpers import numpy_sam3
 from helpers import toy_samwise as toy
 from helpers.fake_cuda import FakeCudaBackend
 from helpers.numpy_sam3 import picture
+from helpers.waiting import PATIENCE, wait_until
 from runtime import Box, Concept, Mask, Outcome, Points, Scheduler, Text
 from runtime.backends.ort import OrtBackend
 from runtime.bundle.bundle import choose
@@ -40,7 +41,7 @@ class Inbox:
             self._ended.set()
 
     def wait(self):
-        assert self._ended.wait(30), "the stream does not end"
+        assert self._ended.wait(PATIENCE), "the stream does not end"
         return self
 
     def of(self, outcome):
@@ -66,7 +67,7 @@ class Gate:
     def run(self, **arrays):
         self.threads.add(threading.current_thread().name)
         self.entered.set()
-        assert self.open.wait(30)
+        assert self.open.wait(PATIENCE)
         self.stage.run(**arrays)
 
     def close(self):
@@ -226,11 +227,11 @@ def test_frames_of_several_streams_are_decoded_in_one_call(toy, batch):
     with Scheduler(engine, batch=batch, batch_wait=5.0) as scheduler:
         boxes, started = [Inbox() for _ in range(4)], threading.Event()
         streams = [scheduler.open([A], box) for box in boxes]
-        scheduler.submit(lambda _: started.wait(30))
+        scheduler.submit(lambda _: started.wait(PATIENCE))
         for i, stream in enumerate(streams):
             put_all(stream, clip(i, 8))
         started.set()
-        assert scheduler.drain(30)
+        assert scheduler.drain(PATIENCE)
     assert all(box.tags == list(range(8)) for box in boxes)
     together = min(batch, engine.bundle.manifest.bounds["objects"][1])
     assert together == min(batch, 2) and sum(sizes["memory_attention"]) == 7 * 4
@@ -257,11 +258,11 @@ def test_objects_of_several_live_streams_are_decoded_in_one_call(click_engine, b
     with Scheduler(click_engine, batch=batch, batch_wait=5.0) as scheduler:
         boxes, started = [Inbox() for _ in range(3)], threading.Event()
         streams = [scheduler.open(None, box) for box in boxes]
-        scheduler.submit(lambda _: started.wait(30))
+        scheduler.submit(lambda _: started.wait(PATIENCE))
         for stream in streams:
             put_all(stream, clip(0, 4), {0: {1: CLICK}})
         started.set()
-        assert scheduler.drain(30)
+        assert scheduler.drain(PATIENCE)
     for box in boxes:
         assert_equal_masks(box, alone)
     network = click_engine.networks.prompt_video
@@ -322,7 +323,7 @@ def test_an_error_of_frames_together_is_that_of_each_alone(toy):
         boxes = [Inbox() for _ in range(3)]
         for box in boxes:
             put_all(scheduler.open([A], box), clip(0, 8))
-        assert scheduler.drain(30)
+        assert scheduler.drain(PATIENCE)
     for box in boxes:
         assert_equal_masks(box, alone)
 
@@ -359,7 +360,7 @@ def test_only_the_thread_of_the_scheduler_computes(text_engine):
         put_all(stream, clip(0))
         stream.end()
         inbox.wait()
-        scheduler.submit(lambda engine: engine.image(clip(0)[0]).refer([A])).result(30)
+        scheduler.submit(lambda engine: engine.image(clip(0)[0]).refer([A])).result(PATIENCE)
     assert set.union(*(gate.threads for gate in gates)) == {"samwise-scheduler"}
 
 
@@ -383,7 +384,7 @@ def busy(scheduler, gate):
     gate.close()
     stream = scheduler.open(None, Inbox())
     stream.put(clip(99, 1)[0], {1: CLICK})
-    assert gate.entered.wait(30)
+    assert gate.entered.wait(PATIENCE)
     return stream
 
 
@@ -461,7 +462,7 @@ def test_room_for_streams_and_objects_is_refused_at_once(gated):
     second = second(None, boxes[1])
     gate.close()
     second.put(clip(5, 1)[0], {1: CLICK})
-    assert gate.entered.wait(30)
+    assert gate.entered.wait(PATIENCE)
     with pytest.raises(runtime.Busy, match="all 3 streams are in use"):
         scheduler.open(None, Inbox())  # the engine is in a step: the answer does not wait for it
     gate.open.set()
@@ -508,7 +509,7 @@ def shares(engine, **options):
             for name, more in options.items()
         }
         done = threading.Event()
-        scheduler.submit(lambda _: done.wait(30))  # all frames are there before the first step
+        scheduler.submit(lambda _: done.wait(PATIENCE))  # all frames are there before the first step
         for stream in streams.values():
             put_all(stream, clip(0, 40))
             stream.end()
@@ -561,7 +562,7 @@ def test_encoding_of_a_clip_lets_others_compute_between_its_stages(text_engine):
     with Scheduler(text_engine) as scheduler:
         boxes = [Inbox(), Inbox()]
         streams = [scheduler.open([A, B], boxes[0], window=4), scheduler.open([A], boxes[1], window=1)]
-        scheduler.submit(lambda _: started.wait(30))
+        scheduler.submit(lambda _: started.wait(PATIENCE))
         for stream, frames in zip(streams, (clip(0, 4), clip(1, 8)), strict=True):
             put_all(stream, frames)
             stream.end()
@@ -619,7 +620,7 @@ def test_a_fault_of_the_engine_ends_the_stream_whose_frame_it_was(text_engine):
             stages["adapter_1"].broken = True
             faulty.put(clip(0, 1)[0])
 
-        scheduler.submit(lambda _: breaks()).result(30)
+        scheduler.submit(lambda _: breaks()).result(PATIENCE)
         boxes[0].wait()
         stages["adapter_1"].broken = False
         put_all(other, clip(1, 8)[3:], start=3)
@@ -649,7 +650,7 @@ def test_cancel_hands_out_at_most_one_more_frame_and_frees_the_objects(text_engi
     with Scheduler(text_engine) as scheduler:
         inbox, started = Inbox(), threading.Event()
         stream = scheduler.open([A], inbox, max_pending=99)
-        scheduler.submit(lambda _: started.wait(30))
+        scheduler.submit(lambda _: started.wait(PATIENCE))
         put_all(stream, clip(0, 40))
         future = stream.call(lambda session: session.object_ids)
         started.set()
@@ -673,7 +674,7 @@ def test_a_stream_that_is_cancelled_while_its_clip_is_encoded_stops_no_other(tex
         gone, other = scheduler.open([A], boxes[0]), scheduler.open([B], boxes[1])
         gate.close()
         put_all(gone, clip(0, 4))
-        assert gate.entered.wait(30)
+        assert gate.entered.wait(PATIENCE)
         put_all(other, clip(1, 4))
         gone.cancel()
         other.end()
@@ -687,7 +688,7 @@ def test_draining_computes_what_waits_and_refuses_new_streams(text_engine):
         boxes = [Inbox(), Inbox()]
         for i, box in enumerate(boxes):
             put_all(scheduler.open([A], box), clip(i, 6))
-        assert scheduler.drain(30)
+        assert scheduler.drain(PATIENCE)
         assert all(box.wait().tags == list(range(6)) for box in boxes)
         with pytest.raises(runtime.Busy, match="draining"):
             scheduler.open([A], Inbox())
@@ -699,7 +700,7 @@ def test_draining_gives_up_after_its_time(gated):
     assert not scheduler.drain(0.05)
     assert scheduler.stuck_seconds > 0.04
     gate.open.set()
-    assert scheduler.drain(30) and stream.is_over and scheduler.stuck_seconds == 0
+    assert scheduler.drain(PATIENCE) and stream.is_over and scheduler.stuck_seconds == 0
 
 
 def test_a_stream_that_is_held_computes_nothing(click_engine):
@@ -708,7 +709,7 @@ def test_a_stream_that_is_held_computes_nothing(click_engine):
         stream = scheduler.open(None, inbox)
         stream.hold(True)
         put_all(stream, clip(0, 4), {0: {1: CLICK}})
-        scheduler.submit(lambda _: None).result(30)
+        scheduler.submit(lambda _: None).result(PATIENCE)
         assert not inbox.all and not scheduler.drain(0.05)
         stream.hold(False)
         assert inbox.wait().tags == [0, 1, 2, 3]
@@ -718,7 +719,7 @@ def test_closing_ends_streams_and_waiting_calls(text_engine):
     inbox, started = Inbox(), threading.Event()
     scheduler = Scheduler(text_engine)
     stream = scheduler.open([A], inbox)
-    scheduler.submit(lambda _: started.wait(30))
+    scheduler.submit(lambda _: started.wait(PATIENCE))
     late = scheduler.submit(lambda _: 1)
     put_all(stream, clip(0, 4))
     threading.Timer(0.05, started.set).start()
@@ -787,8 +788,8 @@ def test_a_group_spreads_streams_over_its_engines(toy):
             group.open([A], Inbox())
         for stream in streams:
             put_all(stream, clip(0, 8))
-        assert group.submit(lambda engine: engine in engines).result(30)
-        assert group.drain(30) and group.streams == () and group.stuck_seconds == 0
+        assert group.submit(lambda engine: engine in engines).result(PATIENCE)
+        assert group.drain(PATIENCE) and group.streams == () and group.stuck_seconds == 0
         for box in boxes:
             assert_equal_masks(box, alone)
         with pytest.raises(runtime.Busy, match="draining"):
@@ -849,11 +850,8 @@ def test_a_stream_that_has_ended_leaves_its_memory_at_once(text_engine):
             put_all(owner.stream, clip(0, 2))
             session = weakref.ref(owner.stream._session)
             owner.stream.end()
-            assert owner.ended.wait(30)
+            assert owner.ended.wait(PATIENCE)
             del owner
-            end = time.monotonic() + 10
-            while session() is not None:
-                assert time.monotonic() < end
-                time.sleep(0.01)
+            wait_until(lambda: session() is None)
     finally:
         gc.enable()

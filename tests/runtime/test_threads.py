@@ -10,6 +10,7 @@ import pytest
 
 import runtime
 from helpers import numpy_sam3, public_methods, toy_refersam
+from helpers.waiting import PATIENCE
 from runtime import Box, Concept, Points
 
 NANO = Path(__file__).resolve().parents[2] / "engines" / "nano"
@@ -135,7 +136,7 @@ def run(jobs):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(PATIENCE)
     assert len(found) == len(jobs), "a thread does not end"
     return [found[number] for number in range(len(jobs))]
 
@@ -187,7 +188,7 @@ def test_closing_while_another_thread_computes(engines, kind):
                 ready.set()
 
     def close():
-        ready.wait(30)
+        ready.wait(PATIENCE)
         session.close()
 
     error, _ = run([stream, close])
@@ -195,7 +196,7 @@ def test_closing_while_another_thread_computes(engines, kind):
     assert other_thread(lambda: engine.close() or True)
 
 
-def other_thread(job, seconds=30.0):
+def other_thread(job, seconds=PATIENCE):
     """Return the result of a job that runs in another thread meanwhile, or None if it does not end in time."""
     found = []
     thread = threading.Thread(target=lambda: found.append(job()), daemon=True)
@@ -229,7 +230,7 @@ def test_one_generator_in_two_calls(engines, kind, here):
         if here == "here":
             found.append(take())
         else:
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE)
         yield frame
 
     def take():
@@ -251,9 +252,9 @@ def test_one_generator_in_two_calls(engines, kind, here):
         else:
             thread = threading.Thread(target=lambda: found.extend(results), daemon=True)
             thread.start()
-            assert reading.wait(30) and take()
+            assert reading.wait(PATIENCE) and take()
             go_on.set()
-            thread.join(30)
+            thread.join(PATIENCE)
             assert len(found) == 2
 
 
@@ -287,4 +288,4 @@ def test_every_method_takes_the_lock(engines):
                 held.enter_context(engine._lock._lock)
             thread.start()
             assert not done.wait(0.02), f"{name} does not wait"
-        assert done.wait(30), f"{name} does not end"
+        assert done.wait(PATIENCE), f"{name} does not end"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import runtime
-from helpers.server import wait
+from helpers.waiting import PATIENCE, wait_until
 from runtime.serve import __main__ as serve_command
 from runtime.serve import web
 from runtime.serve.__main__ import main
@@ -61,7 +61,7 @@ def test_a_process_from_its_start_to_sigterm():
     lines = []
     threading.Thread(target=lambda: lines.extend(iter(process.stderr.readline, "")), daemon=True).start()
     try:
-        wait(lambda: process.poll() is None and re.search(r"http://127\.0\.0\.1:(\d+)", "".join(lines)), 60)
+        wait_until(lambda: process.poll() is None and re.search(r"http://127\.0\.0\.1:(\d+)", "".join(lines)))
         address = re.search(r"http://127\.0\.0\.1:\d+", "".join(lines))[0]
         with runtime.open_video(NANO / "demo" / "clip.mp4", max_frames=12) as video:
             frames = list(video)
@@ -70,7 +70,7 @@ def test_a_process_from_its_start_to_sigterm():
         def source():
             yield from frames
             sent.set()
-            wait(lambda: process.poll() is not None)  # the client would go on
+            wait_until(lambda: process.poll() is not None)  # the client would go on
 
         found = []
 
@@ -81,11 +81,11 @@ def test_a_process_from_its_start_to_sigterm():
 
         thread = threading.Thread(target=follow)
         thread.start()
-        assert sent.wait(30)
+        assert sent.wait(PATIENCE)
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-        thread.join(10)
+        assert process.wait(PATIENCE) == 0
+        thread.join(PATIENCE)
     finally:
         process.kill()
     with runtime.load(NANO, threads=1) as engine, engine.session([runtime.Text("the crab in the video")]) as session:
@@ -103,7 +103,7 @@ def test_https(toy, monkeypatch, capfd):
     options = ["--engine", str(toy), "--engines", "1", "--port", "0", "--tls-cert", PEM, "--tls-key", PEM]
     thread = threading.Thread(target=main, args=[options])
     thread.start()
-    wait(lambda: servers and servers[0].started)
+    wait_until(lambda: servers and servers[0].started)
     address = re.search(r"https://127\.0\.0\.1:\d+", capfd.readouterr().err)[0]
     try:
         frame = np.full((20, 30, 3), 90, np.uint8)
@@ -113,7 +113,7 @@ def test_https(toy, monkeypatch, capfd):
             urllib.request.urlopen(f"{address.replace('https', 'http')}/v2/health/live")
     finally:
         servers[0].should_exit = True
-        thread.join(20)
+        thread.join(PATIENCE)
 
 
 @pytest.mark.parametrize(

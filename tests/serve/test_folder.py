@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from helpers import media, numpy_sam3
+from helpers.waiting import PATIENCE, wait_until
 from runtime import tokenizer
 from runtime.cli import app
 from runtime.cli import videos as planning
@@ -216,11 +216,9 @@ def test_an_interrupt_keeps_what_is_done(toy, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "runtime.serve.folder", *map(str, given)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not len(list((out / "b" / "masks").glob("*.png"))) > 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: len(list((out / "b" / "masks").glob("*.png"))) > 2)
     process.send_signal(signal.SIGINT)
-    shown, err = process.communicate(timeout=60)
+    shown, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert "1 videos" in shown and "stopped after" in err
     assert read_head(out / "a")["complete"] and not read_head(out / "b")["complete"] and not (out / "c").exists()

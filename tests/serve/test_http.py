@@ -15,7 +15,8 @@ from PIL import Image
 import runtime
 from helpers import numpy_sam3
 from helpers.media import write
-from helpers.server import png, wait
+from helpers.server import png
+from helpers.waiting import PATIENCE, Stopwatch, wait_until
 from runtime import Box, Points, Text
 from runtime.cli.app import main
 from runtime.serve.limits import Limits
@@ -179,9 +180,9 @@ def test_jobs_are_limited_private_and_expire(click_engine, serve, tmp_path):
     assert server.request(path, data, **second)[0] == 202
     assert server.request(f"/v1/video/{jobs[0]}", **second)[0] == 404
     assert server.request(f"/v1/video/{jobs[0]}/result", **second)[0] == 404
-    wait(lambda: json.loads(server.request(f"/v1/video/{jobs[0]}", **first)[1]).get("state") in ("done", None))
-    wait(lambda: server.request(f"/v1/video/{jobs[0]}", **first)[0] == 404)
-    wait(lambda: server.request(f"/v1/video/{jobs[1]}", **first)[0] == 404)
+    wait_until(lambda: json.loads(server.request(f"/v1/video/{jobs[0]}", **first)[1]).get("state") in ("done", None))
+    wait_until(lambda: server.request(f"/v1/video/{jobs[0]}", **first)[0] == 404)
+    wait_until(lambda: server.request(f"/v1/video/{jobs[1]}", **first)[0] == 404)
     status, body = server.request(path, data * 30, **first)
     assert status == 422 and "more than 100,000 bytes" in json.loads(body)["error"]
     assert server.request(path, data, **first)[0] == 202, "a refused file takes no place"
@@ -191,7 +192,7 @@ def test_jobs_are_limited_private_and_expire(click_engine, serve, tmp_path):
 def test_an_upload_that_stops_is_given_up(click_engine, serve, path):
     server = serve(click_engine, Limits(idle_seconds=0.5))
     given = query(path, prompts=CLICKS if path == "/v1/image" else {"0": CLICKS})
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as raw:
         raw.sendall(f"POST {given} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\nabc".encode())
         answer = raw.recv(2000)
         while b"}" not in answer and (more := raw.recv(2000)):  # headers and body may come one after the other
@@ -199,7 +200,7 @@ def test_an_upload_that_stops_is_given_up(click_engine, serve, path):
     assert answer.startswith(b"HTTP/1.1 422") and b"the upload has stopped" in answer
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
         raw.sendall(f"POST {given} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\nabc".encode())
-    wait(lambda: server.request("/v2/health/ready")[0] == 200)
+    wait_until(lambda: server.request("/v2/health/ready")[0] == 200)
 
 
 @pytest.mark.parametrize("path", ["/v1/image", "/v1/video"])
@@ -207,14 +208,14 @@ def test_an_upload_that_trickles_is_given_up(click_engine, serve, path):
     """Each byte is within the time of one, and the upload would hold its place for hours."""
     server = serve(click_engine, Limits(idle_seconds=0.5))
     given = query(path, prompts=CLICKS if path == "/v1/image" else {"0": CLICKS})
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as raw:
         raw.sendall(f"POST {given} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n".encode())
         raw.settimeout(0.1)
-        started, answer = time.monotonic(), b""
+        watch, answer = Stopwatch(), b""
         while not answer:
             with contextlib.suppress(TimeoutError):
                 answer = raw.recv(2000)
-            assert time.monotonic() < started + 5
+            assert watch.seconds < 5
             with contextlib.suppress(OSError):
                 raw.sendall(b"x")
     assert answer.startswith(b"HTTP/1.1 422")
@@ -234,7 +235,7 @@ def test_a_job_is_cancelled(click_engine, serve, tmp_path):
     server = serve(click_engine)
     job = upload(server, clip_file(tmp_path, 300).read_bytes(), prompts={"0": CLICKS})
     assert json.loads(server.request(f"/v1/video/{job}", method="DELETE")[1])["state"] == "cancelled"
-    wait(lambda: not server.service.scheduler.streams)
+    wait_until(lambda: not server.service.scheduler.streams)
     assert server.request(f"/v1/video/{job}/result")[0] == 404
 
 

@@ -20,7 +20,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 if CHROMIUM is None:
     pytest.skip("there is no chromium in PATH", allow_module_level=True)
 
-from helpers.server import Running, wait
+from helpers.server import Running
+from helpers.waiting import wait_until
 from runtime.models.sam3 import network
 from runtime.prompts.json_prompts import parse_objects
 from runtime.serve import wire
@@ -482,7 +483,7 @@ def test_presses_in_quick_succession(open_tab):
     tab.says("Following")
     tab.page.click("#start")
     tab.says("Stopped")
-    wait(lambda: not tab.host.service.scheduler.streams)
+    wait_until(lambda: not tab.host.service.scheduler.streams)
     assert all("closed before the connection" in complaint for complaint in tab.complaints)
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 import runtime
 from helpers import numpy_sam3
-from helpers.server import masks, png, wait
+from helpers.server import masks, png
+from helpers.waiting import PATIENCE, wait_until
 from runtime import Box, Concept, Mask, Points, Text
 from runtime.serve.client import Client
 
@@ -172,9 +173,9 @@ def test_interleaved_clients_get_the_masks_of_each_alone(text_engine, serve):
     for thread in threads:
         thread.start()
     for index, thread in enumerate(threads):
-        thread.join(60)
+        thread.join(PATIENCE)
         assert_equal(found[index], expected[index])
-    wait(lambda: not server.service.streams and not server.service.scheduler.streams)
+    wait_until(lambda: not server.service.streams and not server.service.scheduler.streams)
 
 
 @pytest.mark.parametrize("form", ["png", "rle", "none"])

@@ -20,6 +20,7 @@ from pycocotools import mask as coco
 import runtime
 from helpers import fake_triton, numpy_sam3, toy_refersam
 from helpers.fake_triton import END, MODELS, START, TritonError, send
+from helpers.waiting import PATIENCE, wait_until
 from runtime import Concept, Points, Text, open_video
 from runtime.bundle.demo import Demo
 from runtime.serve import triton, triton_model
@@ -214,7 +215,7 @@ def test_a_stream_answers_each_frame_when_it_is_done_and_its_start_at_the_end(cl
     frames = clip(9, 3)
     first = send("segment_stream", 1, START, frames[0], {"1": CLICK})
     assert [result["frame"] for result in send("segment_stream", 1, 0, frames[1]).results] == [1]
-    response, is_last = first.sender.sent.get(timeout=30)
+    response, is_last = first.sender.sent.get(timeout=PATIENCE)
     assert json.loads(response.output_tensors()[0].as_numpy()[0])["frame"] == 0 and not is_last
     end = send("segment_stream", 1, END, frames[2])
     assert [result["frame"] for result in end.results] == [2]
@@ -319,13 +320,13 @@ def test_what_triton_itself_answers(clicks, monkeypatch, text, code, message):
 @pytest.mark.parametrize("model", ["segment_stream", "segment"])
 def test_too_many_sequences_are_refused_at_once(text, model):
     opened = [send(model, key, START, clip(1, 1)[0], [SENTENCE]) for key in range(1, 4)]
-    wait(lambda: len(MODELS["segment_stream"]._scheduler.streams) == 3)
+    wait_until(lambda: len(MODELS["segment_stream"]._scheduler.streams) == 3)
     code, message = send(model, 4, START, clip(1, 1)[0], [SENTENCE]).error
     assert code == TritonError.UNAVAILABLE and "all 3 streams are in use" in message
     assert "not open" in send(model, 4, 0, clip(1, 1)[0]).error[1]
     send(model, 1, END).responses()
     opened[0].responses()
-    wait(lambda: len(MODELS["segment_stream"]._scheduler.streams) < 3)
+    wait_until(lambda: len(MODELS["segment_stream"]._scheduler.streams) < 3)
     assert send(model, 4, START | END, clip(1, 1)[0], [SENTENCE]).results
 
 
@@ -333,7 +334,7 @@ def test_more_frames_than_may_wait(clicks, monkeypatch):
     monkeypatch.setattr(triton_model, "PENDING_FRAMES", 2)
     gate = threading.Event()
     assert send("segment", 1, START, clip(1, 1)[0], {"1": CLICK}).results
-    MODELS["segment_stream"]._scheduler.submit(lambda _: gate.wait(30))
+    MODELS["segment_stream"]._scheduler.submit(lambda _: gate.wait(PATIENCE))
     sent = [send("segment_stream", 1, 0, frame) for frame in clip(1, 6)]
     assert sent[-1].error == (TritonError.UNAVAILABLE, "2 frames of this sequence wait; send this one again later")
     gate.set()
@@ -345,7 +346,7 @@ def test_more_corrections_than_may_wait(clicks, monkeypatch):
     monkeypatch.setattr(triton_model, "PENDING_FRAMES", 3)
     gate = threading.Event()
     assert send("segment", 1, START, clip(1, 1)[0], {"1": CLICK}).results
-    MODELS["segment_stream"]._scheduler.submit(lambda _: gate.wait(30))
+    MODELS["segment_stream"]._scheduler.submit(lambda _: gate.wait(PATIENCE))
     sent = [send("segment_stream", 1, 0, prompts={"1": CLICK}) for _ in range(5)]
     code, message = sent[-1].error
     assert code == TritonError.UNAVAILABLE and "requests of this sequence wait" in message
@@ -354,13 +355,6 @@ def test_more_corrections_than_may_wait(clicks, monkeypatch):
 
 
 # -- sequences that end otherwise -------------------------------------------------------------------------------------
-
-
-def wait(condition):
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_repeated_start_ends_the_sequence_before(text):
@@ -374,8 +368,8 @@ def test_frames_that_are_dropped_for_newer_ones_are_told(clicks, monkeypatch):
     monkeypatch.setattr(triton_model, "PENDING_FRAMES", 2)
     gate = threading.Event()
     first = send("segment_stream", 1, START, clip(1, 1)[0], {"prompts": [], "keep": "latest"})
-    first.sender.sent.get(timeout=30)
-    MODELS["segment_stream"]._scheduler.submit(lambda _: gate.wait(30))
+    first.sender.sent.get(timeout=PATIENCE)
+    MODELS["segment_stream"]._scheduler.submit(lambda _: gate.wait(PATIENCE))
     sent = [send("segment_stream", 1, 0, frame) for frame in clip(1, 6)]
     gate.set()
     assert "newer ones" in sent[2].error[1]
@@ -396,7 +390,7 @@ def test_the_rows_of_a_client_that_is_gone_are_free(text, is_last):
         MODELS["segment_stream"]._scheduler.submit(lambda _: time.sleep(0.2))
         gone = send("segment_stream", 1, END, clip(1, 1)[0])
     gone.sender.is_gone = True
-    wait(lambda: not MODELS["segment_stream"]._scheduler.streams)
+    wait_until(lambda: not MODELS["segment_stream"]._scheduler.streams)
     assert gone.error[1]
     assert send("segment", 0, 0, clip(2, 1)[0], [SENTENCE] * 8).results
 
@@ -416,7 +410,7 @@ def test_a_response_that_cannot_be_sent_ends_its_sequence(clicks):
     broken = fake_triton.InferenceRequest("", 1, [], ["results"], "segment_stream")
     broken._inputs, broken.sender.fails = [fake_triton.Tensor("frame", clip(1, 1)[0])], True
     MODELS["segment_stream"].execute([broken])
-    wait(lambda: not MODELS["segment_stream"]._scheduler.streams)
+    wait_until(lambda: not MODELS["segment_stream"]._scheduler.streams)
     assert "internal fault" in first.error[1] and "has been closed" in fake_triton.LOG[0]
 
 
@@ -477,9 +471,9 @@ def test_run_starts_the_server_and_ends_it(toy, tmp_path):
     process = subprocess.Popen(
         [*command, "--run", "--port", "7000"], cwd=ROOT, env={**os.environ, "PATH": path}, stdout=-1, text=True
     )
-    wait((tmp_path / "pid").is_file)
+    wait_until((tmp_path / "pid").is_file)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 3 and out.splitlines()[-1] == "ended"
     assert f"--model-repository={tmp_path / 'r'}" in out and "--http-address=127.0.0.1 --http-port=7000" in out
     assert "--grpc-port=7001" in out and "--metrics-port=7002" in out

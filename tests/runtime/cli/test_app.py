@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +20,7 @@ import runtime
 from helpers import media
 from helpers import toy_samwise as toy_bundle
 from helpers.fake_cuda import FakeCudaBackend
+from helpers.waiting import PATIENCE, wait_until
 from runtime.bundle.bundle import choose
 from runtime.cli.app import main
 from runtime.cli.args import build_parser
@@ -58,7 +58,9 @@ class OneToken:
 
 
 def command(*args, cwd=ROOT, **kwargs):
-    return subprocess.run([*COMMAND, *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=120, **kwargs)
+    return subprocess.run(
+        [*COMMAND, *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=PATIENCE, **kwargs
+    )
 
 
 def load_results(out):
@@ -114,7 +116,7 @@ def test_progress_on_a_terminal(toy, clip, tmp_path):
             break
         shown += part
     os.close(parent)
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE) == 0
     text = shown.decode()
     assert "clip.mp4" in text and "/10 frames" in text and "10 frames in" in text
     assert "\033[38;2;255;0;0m" in text, "the colour of the object beside its name"
@@ -312,10 +314,13 @@ def started(toy, clip, out, lines):
         stderr=subprocess.PIPE,
         text=True,
     )
-    path, deadline = out / "results.jsonl", time.time() + 60
-    while time.time() < deadline and not (path.exists() and path.read_bytes().count(b"\n") > lines):
+    path = out / "results.jsonl"
+
+    def has_written():
         assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+        return path.exists() and path.read_bytes().count(b"\n") > lines
+
+    wait_until(has_written)
     return process
 
 
@@ -323,7 +328,7 @@ def started(toy, clip, out, lines):
 def test_a_signal_keeps_finished_frames(toy, long_clip, tmp_path, number):
     process = started(toy, long_clip, tmp_path, 20)
     process.send_signal(number)
-    _shown, error = process.communicate(timeout=60)
+    _shown, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number
     assert len(error.splitlines()) == 1 and "stopped after" in error
     data = load_results(tmp_path)
@@ -347,7 +352,7 @@ def test_files_of_a_killed_run_are_readable(toy, long_clip, tmp_path):
 
 def test_closed_pipe_is_not_an_error(toy):
     piped = f"{' '.join(COMMAND)} --engine {toy} --list | true"
-    done = subprocess.run(piped, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(piped, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert "Traceback" not in done.stderr
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from helpers import media
 from helpers import toy_samwise as toy_bundle
+from helpers.waiting import PATIENCE
 from runtime.cli.app import main
 
 ROOT = Path(__file__).parents[2].parent
@@ -49,7 +50,7 @@ def toy_with_tokenizer(tmp_path_factory):
 def run(toy, video, out, *args, prompt=PROMPT):
     source = ["--video", str(video)] if video is not None else []
     command = [sys.executable, "-m", "runtime.run", "--engine", toy, *source, "--out", out, *prompt, *args]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def assert_fails(done, code, *words):

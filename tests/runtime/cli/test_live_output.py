@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from helpers import media
+from helpers.waiting import PATIENCE, wait_until
 from runtime.cli import window
 from runtime.cli.app import main
 
@@ -100,10 +100,13 @@ def display(monkeypatch, tmp_path):
     pytest.importorskip("tkinter")
     if not shutil.which("Xvfb"):
         pytest.skip("needs Xvfb, a display without a screen")
-    server = subprocess.Popen(
-        ["Xvfb", ":97", "-screen", "0", "320x240x24", "-fbdir", tmp_path], stderr=subprocess.DEVNULL
+    server = subprocess.Popen(  # it tells the number that it took when it is ready
+        ["Xvfb", "-displayfd", "1", "-screen", "0", "320x240x24", "-fbdir", tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
-    monkeypatch.setenv("DISPLAY", ":97")
+    monkeypatch.setenv("DISPLAY", f":{int(server.stdout.readline())}")
 
     def brightness():
         """Mean of the picture's bytes after the header of the X window dump."""
@@ -112,25 +115,17 @@ def display(monkeypatch, tmp_path):
 
     yield brightness
     server.kill()
-    server.wait()
-
-
-def wait_until(true, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    server.communicate()
 
 
 def test_window_shows_images_until_it_is_closed(display):
-    time.sleep(1)
     assert window.unavailable_reason() is None
     opened = window.Window("clip")
     for value in (250, 20, 130):
         opened.show(np.full((480, 640, 3), value, np.uint8))
         wait_until(lambda value=value: abs(display() - value * 0.81) < 12)
     opened._process.stdin.close()  # the window ends, as when the user closes it
-    assert opened._process.wait(timeout=20) == 0
+    assert opened._process.wait(timeout=PATIENCE) == 0
     with pytest.raises(KeyboardInterrupt):
         opened.show(np.zeros((4, 4, 3), np.uint8))
     opened.close()
@@ -139,7 +134,6 @@ def test_window_shows_images_until_it_is_closed(display):
 
 
 def test_the_window_ends_with_the_run(display, clip, tmp_path):
-    time.sleep(1)
     before = set(threading.enumerate())
     assert run(clip, tmp_path, "--show") == 0
     assert set(threading.enumerate()) <= before

@@ -10,6 +10,7 @@ import runtime
 from helpers import toy_samwise as toy
 from helpers.fake_cuda import FakeCudaBackend, FakeDriver
 from helpers.samwise_schedule import A, B, C, frames, reference, run
+from helpers.waiting import PATIENCE
 from runtime.bundle.bundle import choose
 from runtime.device.array import DeviceArray
 from runtime.device.base import Cpu
@@ -174,7 +175,7 @@ def test_threads_share_the_device(engine):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     for i, (logits, _) in found.items():
         np.testing.assert_allclose(logits[0], reference(clips[i], prompts[i])[0], rtol=1e-5, atol=1e-5)
     assert len(found) == 3

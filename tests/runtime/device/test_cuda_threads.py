@@ -9,6 +9,7 @@ import runtime
 from helpers import numpy_sam3, public_methods, toy_refersam
 from helpers.fake_cuda import FakeCudaBackend, FakeDriver
 from helpers.samwise_schedule import A, frames
+from helpers.waiting import PATIENCE
 from runtime.bundle.bundle import choose
 from runtime.device.cuda import Cuda
 from runtime.engine import Engine
@@ -26,7 +27,7 @@ def in_a_thread(call):
 
     thread = threading.Thread(target=work)
     thread.start()
-    thread.join(60)
+    thread.join(PATIENCE)
     result, error = found[0]
     if error is not None:
         raise error

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import runtime
+from helpers.waiting import PATIENCE
 from runtime.bundle.manifest import StageSpec, TensorSpec
 from runtime.device.base import Cpu
 from runtime.device.workers import SMALL_TENSOR, Workers, has_small_frames, has_small_objects
@@ -36,7 +37,7 @@ def test_a_failure_is_raised_when_nothing_runs_any_more(error, in_caller):
 
     def work():
         running.append(1)
-        both.wait(30)
+        both.wait(PATIENCE)
         if (threading.get_ident() == caller) == in_caller:
             raise error("broken")
         time.sleep(0.02)
@@ -53,13 +54,13 @@ def test_a_failure_is_raised_when_nothing_runs_any_more(error, in_caller):
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
 def test_a_forked_process_has_threads_of_its_own():
     workers, both = Workers(2), threading.Barrier(2)
-    workers.run_all([lambda: both.wait(30)] * 2)
+    workers.run_all([lambda: both.wait(PATIENCE)] * 2)
     child = os.fork()
     if not child:
         code = 1
         try:
             meet = threading.Barrier(2)
-            workers.run_all([lambda: meet.wait(20)] * 2)
+            workers.run_all([lambda: meet.wait(PATIENCE)] * 2)
             code = 0
         finally:
             os._exit(code)

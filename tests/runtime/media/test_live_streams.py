@@ -2,12 +2,12 @@
 
 import itertools
 import socket
-import time
 
 import pytest
 
 import runtime
 from helpers.live_servers import FPS, Camera, HttpHandler, RtspHandler, number_of
+from helpers.waiting import PATIENCE, wait_until
 from runtime import VideoError
 from runtime.media import container, live
 from runtime.media.video_reader import open_video
@@ -23,6 +23,7 @@ def camera(request, monkeypatch):
     """Make a camera; close all of them in the end."""
     monkeypatch.delenv("http_proxy", raising=False)
     monkeypatch.setattr(live, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(container, "TIMEOUTS", (PATIENCE, PATIENCE))  # a busy machine answers late
     cameras = []
 
     def make(frames=PROBED, **options):
@@ -35,13 +36,6 @@ def camera(request, monkeypatch):
         camera.send(10_000)  # a thread that waits ends with its connection
         camera.shutdown()
         camera.server_close()
-
-
-def wait_until(true, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def seconds(numbers):
@@ -102,9 +96,10 @@ def test_a_camera_that_stays_away_is_an_error(camera):
 
 
 def test_a_camera_that_falls_silent_is_watched_again(camera, monkeypatch):
-    monkeypatch.setattr(container, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(container, "TIMEOUTS", (PATIENCE, 0.5))
     source = camera()
     with open_video(source.address, drop="none", retries=2) as video:
+        wait_until(lambda: source.last == source.sent)  # what is read is there
         numbers = [number_of(next(video)) for _ in range(PROBED - DELAY)]
         wait_until(lambda: len(source.starts) == 2)
         source.send(PROBED)
@@ -113,8 +108,8 @@ def test_a_camera_that_falls_silent_is_watched_again(camera, monkeypatch):
 
 
 def test_what_a_silent_camera_is_said_to_be(camera, monkeypatch):
-    for module in (container, live):
-        monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(container, "TIMEOUTS", (PATIENCE, 0.3))
+    monkeypatch.setattr(live, "TIMEOUT_SECONDS", 0.3)
     with open_video(camera().address, drop="none", retries=0) as video:
         with pytest.raises(VideoError, match=r"dropped after \d+ frames \(no data for 0.3 seconds\)"):
             list(video)
@@ -123,8 +118,8 @@ def test_what_a_silent_camera_is_said_to_be(camera, monkeypatch):
 @pytest.mark.parametrize("scheme", ["http", "tcp"])
 def test_an_address_that_accepts_and_stays_silent(scheme, monkeypatch):
     monkeypatch.delenv("http_proxy", raising=False)
-    for module in (container, live):
-        monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(container, "TIMEOUTS", (0.3, 0.3))
+    monkeypatch.setattr(live, "TIMEOUT_SECONDS", 0.3)
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         pytest.raises(VideoError, match=r"does not answer \(no data for 0.3 seconds\); check the address"),

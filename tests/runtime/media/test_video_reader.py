@@ -13,6 +13,7 @@ from PIL import Image
 
 from helpers import media
 from helpers.media import Server
+from helpers.waiting import PATIENCE, wait_until
 from runtime import VideoError
 from runtime.media import live, video_reader
 from runtime.media.frame_names import natural_key
@@ -26,15 +27,8 @@ def decoder_threads():
     return [t for t in threading.enumerate() if t.name.startswith("frames of")]
 
 
-def wait_until(holds, seconds=5):
-    deadline = time.time() + seconds
-    while not holds() and time.time() < deadline:
-        time.sleep(0.02)
-    assert holds()
-
-
-def assert_decoders_end(seconds=5):
-    wait_until(lambda: decoder_threads() == [], seconds)
+def assert_decoders_end():
+    wait_until(lambda: decoder_threads() == [])
 
 
 @pytest.fixture(autouse=True)
@@ -225,7 +219,7 @@ def test_frames_of_a_camera_that_is_too_fast(drop, kept):
     def camera():
         for i in range(100):
             yield Frame(np.full((2, 2, 3), i, np.uint8), Stamp(i / 8, 100 + i / 8, i))
-            assert i != 0 or taken.wait(60)
+            assert i != 0 or taken.wait(PATIENCE)
 
     with VideoReader(Source("x", 24, None, camera(), live=True), 1, None, drop) as video:
         assert next(video)[0, 0, 0] == 0

@@ -18,6 +18,7 @@ from export import bundle
 from export.networks import base
 from export.verify import parity, parity_clip, references
 from helpers.toy_sam3 import toy_sam3
+from helpers.waiting import PATIENCE
 from runtime import tokenizer
 from runtime.cli.app import main
 from runtime.prompts import Concept
@@ -83,7 +84,7 @@ def test_streams_of_a_scheduler_give_the_masks_of_each_alone(engine):
         for stream, (_, frames) in zip(streams, sources, strict=True):
             for frame in frames[16:]:
                 assert stream.put(frame)
-        assert scheduler.drain(60)
+        assert scheduler.drain(PATIENCE)
     for (concepts, frames), deliveries in zip(sources, got, strict=True):
         alone = run(engine, concepts, frames)
         assert [d.outcome.value for d in deliveries] == ["done"] * len(alone) + ["end"]

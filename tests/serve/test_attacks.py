@@ -8,6 +8,7 @@ import socket as sockets
 import struct
 import time
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from runtime.serve.limits import Limits
 FRAME = np.full((20, 30, 3), 80, np.uint8)
 GOOD = png(FRAME)
 CLICK = {"1": {"points": [[10, 8]], "labels": [1]}}
-LIMITS = Limits(message_bytes=1 << 20, header_bytes=8 << 10, pixels=4_000_000, objects=8, head_seconds=0.4)
+LIMITS = Limits(message_bytes=1 << 20, header_bytes=8 << 10, pixels=4_000_000, objects=8)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,16 @@ def server(click_engine):
     from helpers.server import Running
 
     running = Running(click_engine, LIMITS)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def hasty(click_engine):
+    """A server that does not wait for the head of a request."""
+    from helpers.server import Running
+
+    running = Running(click_engine, replace(LIMITS, head_seconds=0.4))
     yield running
     running.close()
 
@@ -358,8 +369,8 @@ def test_only_named_files_are_served(server, path):
         (b"BOGUS\r\n\r\n", b"HTTP/1.1 400"),
     ],
 )
-def test_heads_that_do_not_end(server, sent, answer):
-    with sockets.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as raw:
+def test_heads_that_do_not_end(hasty, sent, answer):
+    with sockets.create_connection(("127.0.0.1", hasty.port), timeout=PATIENCE) as raw:
         raw.sendall(sent)
         try:
             got = raw.recv(1000)
@@ -368,9 +379,9 @@ def test_heads_that_do_not_end(server, sent, answer):
     assert got.startswith(answer)
 
 
-def test_a_trickle_is_no_progress(server):
+def test_a_trickle_is_no_progress(hasty):
     """One byte at a time would keep a connection for hours."""
-    with sockets.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as raw:
+    with sockets.create_connection(("127.0.0.1", hasty.port), timeout=PATIENCE) as raw:
         watch = Stopwatch()
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             for _ in range(100):
@@ -425,8 +436,8 @@ UPGRADE = (
 
 
 @pytest.mark.parametrize("more", ["\r\nContent-Length: 5\r\n\r\nhello", "\r\nContent-Length: 5\r\n\r\n"])
-def test_a_handshake_that_does_not_end(server, more):
-    with sockets.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as raw:
+def test_a_handshake_that_does_not_end(hasty, more):
+    with sockets.create_connection(("127.0.0.1", hasty.port), timeout=PATIENCE) as raw:
         raw.sendall(f"GET /v1/stream HTTP/1.1\r\nHost: localhost{UPGRADE}{more}".encode())
         with contextlib.suppress(ConnectionResetError):
             assert not raw.recv(100).startswith(b"HTTP/1.1 101")
@@ -443,9 +454,9 @@ AMBIGUOUS = [
 
 
 @pytest.mark.parametrize("headers", AMBIGUOUS)
-def test_requests_whose_end_is_ambiguous(server, headers):
+def test_requests_whose_end_is_ambiguous(hasty, headers):
     """A proxy in front could see one request where the server sees two."""
-    with sockets.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as raw:
+    with sockets.create_connection(("127.0.0.1", hasty.port), timeout=PATIENCE) as raw:
         raw.sendall(
             b"POST /v1/image HTTP/1.1\r\nHost: localhost\r\n"
             + headers

@@ -219,7 +219,7 @@ def test_what_comes_when_the_stream_has_just_ended_is_told_in_one_line(gated, se
 
 
 def test_a_token_is_needed(click_engine, serve):
-    server = serve(click_engine, Limits(streams=2, head_seconds=0.5), tokens=["first-token", "second-token"])
+    server = serve(click_engine, Limits(streams=2), tokens=["first-token", "second-token"])
     assert server.request("/")[0] == server.request("/v2/health/ready")[0] == 200
     for path in ("/v1/model", "/metrics", "/v1/video/x"):
         assert server.request(path)[0] == 401 == server.request(path, Authorization="Bearer first-toke")[0]
@@ -236,7 +236,7 @@ def test_a_token_is_needed(click_engine, serve):
             assert "a token is needed" in socket.start(**attempt)["message"]
             with pytest.raises(ConnectionClosed):
                 socket.receive()
-    with server.connect() as stranger:
+    with serve(click_engine, Limits(head_seconds=0.5), tokens=["first-token"]).connect() as stranger:
         answer, watch = "", Stopwatch()
         while not answer.startswith("no token for 0.5 s"):
             with contextlib.suppress(ConnectionClosed):

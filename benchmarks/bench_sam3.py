@@ -1,10 +1,10 @@
 """SAM 3 at its published size beside transformers' Sam3Model with the same random weights: one frame, two concepts.
 
-    python -m pytest benchmarks/bench_sam3.py --benchmark-only [--backend openvino-bf16]
+    python -m pytest benchmarks/bench_sam3.py --benchmark-only [--backend openvino-bf16] [--precision int8-weights]
 
 It exports the weights first, into a temporary folder of 3.3 GB, and takes some ten minutes; `--layers 2` less, and
-`--keep DIR` keeps the bundle for the next run. On other backends than ONNX Runtime's the scores of all queries and the
-masks of the best are compared with ONNX Runtime's.
+`--keep DIR` keeps the bundle for the next run. With another backend than ONNX Runtime or another precision than float32
+the scores of all queries and the masks of the best are compared with ONNX Runtime's in float32.
 """
 
 from __future__ import annotations
@@ -86,6 +86,14 @@ def export_bundle(model: Any, folder: Path) -> Path:
     return bundle.export_bundle(base.describe("sam3", ours), folder, NAME, variants=("ort",), check=False)
 
 
+def in_precision(exact: Path, precision: str) -> Path:
+    """Return the folder of the bundle in another precision, made from the graphs in float32 if it is not there yet."""
+    from export import auto_cpu
+
+    folder = auto_cpu.folder_of(exact, precision)
+    return folder if (folder / "manifest.json").exists() else auto_cpu.convert(exact, precision)
+
+
 def best_queries(engine: runtime.Engine, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores (Q,) of the first concept's queries, and their masks (Q,H,W)."""
     (found,) = engine.image(frame).detect([concepts()[0]], threshold=0.0)
@@ -161,14 +169,15 @@ def test_concepts(benchmark, machine, backend, transformers, work, request):
     """Seconds in turn: ours and theirs, each the first concept on a frame and the second."""
     import torch
 
-    layers, threads = request.config.option.layers, request.config.option.threads
+    layers, threads, precision = (getattr(request.config.option, name) for name in ("layers", "threads", "precision"))
     torch.set_num_threads(threads or os.cpu_count() or 1)
     model = build(transformers, layers)
-    folder = export_bundle(model, work)
+    exact = export_bundle(model, work)
+    folder = in_precision(exact, precision)
     gc.collect()
     frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     with runtime.load(folder, backend=backend, threads=threads) as engine:
-        differences = cost(folder, engine, frame, threads) if backend != "ort" else {}
+        differences = cost(exact, engine, frame, threads) if (backend, precision) != ("ort", "fp32") else {}
         rss.reset_peak()
         calls = {"runtime": runs_ours(engine, frame), "pytorch": runs_theirs(model, engine)}
         seconds: dict[str, list[list[float]]] = {name: [] for name in calls}
@@ -188,7 +197,7 @@ def test_concepts(benchmark, machine, backend, transformers, work, request):
     best = {name: np.min(values, axis=0) for name, values in seconds.items()}
     benchmark.extra_info.update(
         machine=machine | {"backend": backend},
-        bundle="sam3-large" if layers is None else f"sam3-{layers}-layers",
+        bundle=("sam3-large" if layers is None else f"sam3-{layers}-layers") + f"-{precision}".removesuffix("-fp32"),
         precision=manifest.precision,
         bundle_sha256=sha256("".join(sorted(manifest.files.values())).encode()).hexdigest()[:16],
         runtime_seconds=best["runtime"].tolist(),

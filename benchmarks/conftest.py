@@ -33,6 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--windows", type=int, default=2, help="windows of frames in a clip beside PyTorch (default: 2)")
     add("--threads", type=int, help="CPU threads (default: the backend decides)")
     add("--keep", metavar="DIR", help="folder in which bench_sam3.py keeps its bundle for the next run")
+    precisions = ("fp32", "int8", "int8-weights", "int4-weights")
+    add("--precision", default="fp32", choices=precisions, help="of SAM 3 in bench_sam3.py (default: %(default)s)")
     add("--layers", type=int, help="layers of SAM 3's trunk and text encoder in bench_sam3.py (default: as published)")
 
 

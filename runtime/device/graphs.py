@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendError, UserError
-from .base import Device
+from .base import Array, Device
 
 if TYPE_CHECKING:
     from ..backends.base import Stage
@@ -83,6 +83,42 @@ class GraphCache:
         if self.beside:
             self._device.join()  # it uses the scratch of the graphs
         work()
+
+
+class SharedGraphs:
+    """Graphs on arrays that users take in turns: inputs are copied there before the work, and outputs from there after.
+
+    Nothing lies there between two calls, so one recording serves all users of a shape.
+    """
+
+    def __init__(self, device: Device, allocate: Callable[[], Mapping[str, Array]], max_graphs: int) -> None:
+        """`allocate` makes the arrays, as large as any of a call: a user's may be shorter in the first dimension."""
+        self._device, self._allocate, self._arrays = device, allocate, dict[str, Array]()
+        self._graphs = GraphCache(device, max_graphs=max_graphs, evicts=True)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether work is recorded."""
+        return self._graphs.graph_ready()
+
+    def run(
+        self,
+        key: Hashable,
+        work: Callable[[Mapping[str, Array]], None],
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+    ) -> None:
+        """Run `work`, which `key` names, on arrays by name: on the user's own where nothing is recorded."""
+        if not self.is_ready:
+            work({**inputs, **outputs})
+            return
+        self._arrays = self._arrays or dict(self._allocate())
+        arrays = {name: self._arrays[name][: len(array)] for name, array in {**inputs, **outputs}.items()}
+        for name, array in inputs.items():
+            self._device.copy(array, arrays[name])
+        self._graphs.run((key, *((name, len(array)) for name, array in arrays.items())), partial(work, arrays))
+        for name, array in outputs.items():
+            self._device.copy(arrays[name], array)
 
 
 class RecordedStage:

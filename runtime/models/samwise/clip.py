@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ...device.base import Array
+from ...device.graphs import GraphCache
 from ...results import NO_STAMP, Stamp
 from .clip_encoder import ClipEncoder, ClipEncoding
 from .state import TextTrack
@@ -42,14 +43,17 @@ class Clip:
     encodes_at_once = False
     """Whether no frame waits for the next one."""
 
-    def __init__(self, encoder: ClipEncoder, tracks: Sequence[TextTrack], window: int) -> None:
+    def __init__(
+        self, encoder: ClipEncoder, tracks: Sequence[TextTrack], window: int, graphs: GraphCache | None = None
+    ) -> None:
+        """`graphs`: on the arrays of the clip; None: those that sessions share."""
         self._encoder, self._tracks, self._window = encoder, tracks, window
-        self.arrays, self._graphs = encoder.new_clip(), encoder.new_graphs(len(tracks), self.runs_ahead)
+        self.arrays, self._graphs = encoder.frames.new_maps(window), graphs
         self.decoded = self.arrays
         """Arrays that frames are decoded with."""
         self.num_frames = 0
         """Frames taken so far."""
-        self._unencoded: dict[int, Callable[[], None]] = {}
+        self._unencoded: dict[int, Callable[[Array], None]] = {}
         """Place of a frame that waits for the first stage, to be encoded side by side with the next ones -> what writes
         its pixels."""
         self._waiting: list[Stamp] = []
@@ -89,9 +93,8 @@ class Clip:
         """The frame of the clip that is decoded after the next one."""
         return self._undecoded[1] if len(self._undecoded) > 1 else None
 
-    def place_frame(self) -> Array:
-        """Return the array (3, I, I) of the next frame, which may be written to."""
-        return self.arrays["pixels"][self._offset]
+    def _make_room(self) -> None:
+        """Let the arrays of the next frame be written to."""
 
     @property
     def _offset(self) -> int:
@@ -109,15 +112,16 @@ class Clip:
         """Take a frame, whose pixels `preprocess(frame, pixels)` writes, or that another clip has `encoded`; return its
         arrays for other clips, which read them only if it `is_shared`."""
         if encoded is not None:
-            self._encoder.copy_frame(encoded, self.arrays, self._offset)
+            self._encoder.frames.copy(encoded, self.arrays, self._offset)
         else:
             at_once = is_shared or self.encodes_at_once or len(self._waiting) == self._window - 1
-            waits = not at_once and len(self._unencoded) + 1 < self._encoder.num_beside()
+            waits = not at_once and len(self._unencoded) + 1 < self._encoder.frames.num_beside()
             # the caller may write over a frame that waits
-            write = partial(preprocess, frame.copy() if waits else frame, self.place_frame())
-            frames: dict[int, Callable[[], None]] = {**self._unencoded, self._offset: write}
+            self._make_room()
+            write = partial(preprocess, frame.copy() if waits else frame)
+            frames: dict[int, Callable[[Array], None]] = {**self._unencoded, self._offset: write}
             if not waits:
-                self._encoder.encode_frames(self.arrays, frames, self._graphs)
+                self._encoder.frames.encode(self.arrays, frames, self._graphs)
             self._unencoded = frames if waits else {}
         taken = {name: array[self._offset] for name, array in self.arrays.items()}
         self._waiting.append(stamp)
@@ -128,7 +132,7 @@ class Clip:
         """Make a clip of the frames that wait, complete or not."""
         if not self._waiting:
             return
-        self._encoder.encode_frames(self.arrays, self._unencoded, self._graphs)
+        self._encoder.frames.encode(self.arrays, self._unencoded, self._graphs)
         self._unencoded = {}
         self._encoding, frames = self._begin(self._waiting)
         self._undecoded.extend(frames)
@@ -169,8 +173,9 @@ class AheadClip(Clip):
     encodes_at_once = True
 
     def __init__(self, encoder: ClipEncoder, tracks: Sequence[TextTrack], window: int) -> None:
-        super().__init__(encoder, tracks, window)
+        super().__init__(encoder, tracks, window, encoder.new_graphs(len(tracks), beside=True))
         self._device = encoder.device
+        self.arrays["pixels"] = encoder.frames.new_pixels(window)
         self.decoded = self._like({"high_res_0": self.arrays["high_res_0"]})
         for track in tracks:
             inputs = ("text_0", "verb")
@@ -187,9 +192,8 @@ class AheadClip(Clip):
     def is_empty(self) -> bool:
         return not (self._waiting or self._encoded or self._ready)
 
-    def place_frame(self) -> Array:
+    def _make_room(self) -> None:
         self._hand_over()
-        return super().place_frame()
 
     def _hand_over(self) -> None:
         """Enqueue copies of the encoded clip, if it is not copied, to where it is decoded, behind the second stream."""
@@ -226,6 +230,10 @@ class RollingClip(Clip):
 
     encodes_at_once = True
 
+    def __init__(self, encoder: ClipEncoder, tracks: Sequence[TextTrack], window: int) -> None:
+        super().__init__(encoder, tracks, window)
+        self._steps = encoder.new_graphs(len(tracks))
+
     @property
     def is_full(self) -> bool:
         return bool(self._waiting)
@@ -237,10 +245,9 @@ class RollingClip(Clip):
     def _begin(self, stamps: Sequence[Stamp]) -> tuple[ClipEncoding, list[PendingFrame]]:
         last, (stamp,) = self.num_frames - 1, stamps
         if last >= self._window:
-            step = self._encoder.begin_step(self.arrays, self._tracks, last, self._graphs)
+            step = self._encoder.begin_step(self.arrays, self._tracks, last, self._steps)
             return step, [PendingFrame(last, 0, stamp)]
         for track in self._tracks:
             track.restart()
-        # every length occurs once, so that no graph is worth its recording
-        encoding = self._encoder.begin(self.arrays, self._tracks, last + 1, None, keep=last + 1 == self._window)
+        encoding = self._encoder.begin(self.arrays, self._tracks, last + 1, keep=last + 1 == self._window)
         return encoding, [*(PendingFrame(i, i, NO_STAMP, False) for i in range(last)), PendingFrame(last, last, stamp)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from ...bundle.manifest import STEP, TensorSpec
 from ...device.base import Array, Device
-from ...device.graphs import GraphCache
+from ...device.graphs import GraphCache, SharedGraphs
 from ...device.scratch import ScratchBuffers
 from ...tracking.object_memory import ObjectMemory
+from .frame_encoder import FrameEncoder, join_streams
 from .kept_maps import KeptMaps
 from .prompt_encoder import LEVELS, PromptEncoder
 from .state import TextTrack
@@ -21,7 +22,12 @@ from .state import TextTrack
 if TYPE_CHECKING:
     from ...backends.base import Stage
 
+MAX_GRAPHS = 64
+"""Most graphs that sessions share: one for each combination of a clip's length and a sentence's number of tokens."""
+
 KEPT = frozenset(f"kept_{k}" for k in range(LEVELS))
+CLIP_INPUTS = ("vision_0", "text_0", "verb")
+"""Arrays that the encoding of a clip with a sentence reads; `verb` where verbs are prompted."""
 
 
 class ClipEncoding:
@@ -67,16 +73,20 @@ class ClipEncoder:
         names = (*self.STAGES, *(self.OPTIONAL_STAGES if self.OPTIONAL_STAGES[0] in stages else ()))
         self._stages, self.device = {name: stages[name] for name in names}, device
         self._sizes, self._motion = sizes, motion
-        self.num_beside = partial(device.workers.frames_of, self._stages["hiera_0"].spec)
-        """Returns how many frames the first stage should wait for: on a host, small ones run side by side."""
+        self.frames = FrameEncoder(self._stages["hiera_0"], device, sizes)
         self._prompt = PromptEncoder(self._stages, device, scratch, sizes)
+        self._shared = SharedGraphs(device, self._new_shared, MAX_GRAPHS)
         self._current: weakref.ref[ClipEncoding] | None = None
         """The clip that has begun; gone with the session that it belongs to."""
 
-    def new_clip(self) -> dict[str, Array]:
-        """Allocate the arrays of all tracks of a video: `pixels` (window,3,I,I) and the maps of the first stage."""
-        spec = self._stages["hiera_0"].spec
-        return self._allocate([spec.input("pixels"), *spec.outputs], self._sizes)
+    def _new_shared(self) -> dict[str, Array]:
+        """Allocate what graphs that sessions share read and write."""
+        specs = [self._stages[name].spec for name in ("adapter_0", "text_prompt")]
+        inputs = [tensor for spec in specs for tensor in spec.inputs if tensor.name in CLIP_INPUTS]
+        return self._allocate([*inputs, *self._clip_outputs()], self._sizes)
+
+    def _clip_outputs(self) -> list[TensorSpec]:
+        return [*self._stages["neck"].spec.outputs, self._stages["text_prompt"].spec.output("sparse")]
 
     def _allocate(self, tensors: Sequence[TensorSpec], sizes: Mapping[str, int]) -> dict[str, Array]:
         return {t.name: self.device.empty(t.resolve(sizes), t.dtype) for t in tensors}
@@ -89,8 +99,7 @@ class ClipEncoder:
         `verbs`: positions in `tokens`. The reference repeats each one for every frame and then reads only the first;
         without a verb its token is absent.
         """
-        specs = {name: stage.spec for name, stage in self._stages.items()}
-        outputs = [specs["text_0"].output("text_0"), *specs["neck"].outputs, specs["text_prompt"].output("sparse")]
+        outputs = [self._stages["text_0"].spec.output("text_0"), *self._clip_outputs()]
         features = self._allocate(outputs, {**self._sizes, "tokens": len(tokens)})
         if self._motion:
             features["verb"] = self.device.constant(verbs[:1] if len(verbs) else np.zeros(1, np.int64))
@@ -109,47 +118,20 @@ class ClipEncoder:
         return KeptMaps(self.device, {t.name: t for t in inputs if t.name in KEPT}, window - 1)
 
     def new_graphs(self, num_tracks: int, beside: bool = False) -> GraphCache:
-        """Return the graphs of all clips of a video, which are in the same arrays; `beside`: see `Device.capture`."""
+        """Return graphs of the clips of one video, which are in its own arrays; `beside`: see `Device.capture`."""
         return GraphCache(self.device, max_graphs=(1 + num_tracks) * self._sizes["frames"], beside=beside)
-
-    def _join(self, graphs: GraphCache | None) -> None:
-        """Wait for clips on the second stream, which use the same scratch, unless `graphs` run there."""
-        if graphs is None or not graphs.beside or not graphs.graph_ready():
-            self.device.join()
-
-    def encode_frames(
-        self, clip: Mapping[str, Array], frames: Mapping[int, Callable[[], None]], graphs: GraphCache
-    ) -> None:
-        """Run the first stage on frames of the clip: place in it -> what writes its pixels before."""
-        run = self._stages["hiera_0"].run
-
-        def encode(offset: int, write_pixels: Callable[[], None]) -> None:
-            write_pixels()
-            work = partial(run, **{name: array[offset : offset + 1] for name, array in clip.items()})
-            if graphs.graph_ready():
-                graphs.run(offset, work)
-            else:
-                work()
-
-        self._join(graphs)
-        self.device.workers.run_all([partial(encode, *item) for item in frames.items()])
-
-    def copy_frame(self, frame: Mapping[str, Array], clip: Mapping[str, Array], offset: int) -> None:
-        """Take what the first stage gave for a frame of another clip."""
-        for tensor in self._stages["hiera_0"].spec.outputs:
-            self.device.copy(frame[tensor.name], clip[tensor.name][offset])
 
     def begin(
         self,
         clip: Mapping[str, Array],
         tracks: Sequence[TextTrack],
         length: int,
-        graphs: GraphCache | None,
+        graphs: GraphCache | None = None,
         keep: bool = False,
     ) -> ClipEncoding:
         """Encode the first `length` frames of the clip with every prompt, into the maps of its track, by `advance`.
 
-        graphs  records what is repeated, if given
+        graphs  on the arrays of the clip; None: those that sessions share
         keep    keep the maps of the frames, the first ones of a video, that `begin_step` will need
         """
         shared = {name: array[:length] for name, array in clip.items()}
@@ -192,9 +174,14 @@ class ClipEncoder:
         """Encode the clip with one prompt after the other: stage by stage, or in one step as a graph."""
         for i, track in enumerate(tracks):
             own = {**shared, **track.features, **track.encoded}
-            self._join(graphs)
+            join_streams(self.device, graphs)
             if graphs is not None and graphs.graph_ready():
                 graphs.run((i, length), partial(self._prompt.encode_at_once, own, length))
+                yield
+            elif graphs is None and self._shared.is_ready and not keep:
+                outputs = {t.name: own[t.name][:length] for t in self._clip_outputs()}
+                inputs = {name: own[name] for name in CLIP_INPUTS if name in own}
+                self._shared.run("clip", partial(self._prompt.encode_at_once, length=length), inputs, outputs)
                 yield
             else:
                 yield from self._prompt.encode(own, length, kept=track.kept if keep else None)
@@ -205,7 +192,7 @@ class ClipEncoder:
         for i, track in enumerate(tracks):
             assert track.kept is not None
             own = {**shared, **track.features, **track.kept.arrays}
-            self._join(graphs)
+            join_streams(self.device, graphs)
             track.kept.place(frame)
             if graphs.graph_ready():
                 graphs.run((i, STEP), partial(self._prompt.encode_at_once, own, 1, STEP))

@@ -23,9 +23,10 @@ def sample(
     and 1 are the outer edges) and weights (B,h,Q,P). Returns (B,Q,h*d).
     """
     total = None
-    levels = value_bnhd.split([h * w for h, w in shapes], 1)
+    # along the last axis: CUDA's split of three unequal parts uploads no table of pointers there
+    levels = value_bnhd.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], 2)
     for value, shape, grid, weight in zip(levels, shapes, grids, weights, strict=True):
-        maps = value.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, shape)
+        maps = value.unflatten(2, shape)
         samples = F.grid_sample(maps, grid.flatten(0, 1), mode="bilinear", padding_mode="zeros", align_corners=False)
         part = (samples * weight.flatten(0, 1)[:, None]).sum(-1)
         total = part if total is None else total + part

@@ -42,7 +42,8 @@ class VitAttention(nn.Module):
     """Self-attention with a bias q.R_y + q.R_x that depends on the distance of two cells in rows and in columns.
 
     The bias is a dot product, too: q is extended by its products with the two tables, k by the cell's row and column as
-    unit vectors. Attention then needs no bias, so any fused kernel can compute it.
+    unit vectors. Attention then needs no bias, so any fused kernel can compute it. The tables are times the root of
+    the longer width, because `attend` divides by it.
     """
 
     def __init__(self, width: int, heads: int, rows: int) -> None:
@@ -55,11 +56,12 @@ class VitAttention(nn.Module):
             self.register_buffer(name, None, persistent=False)
 
     def tables(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return tables of rows (h,1,C,h) and columns (w,C,w), C the width of a head, and unit vectors (h,w,1,h+w)."""
-        y, x = (relative_table(t, n).transpose(1, 2) for t, n in ((self.rel_pos_h, height), (self.rel_pos_w, width)))
+        """Return tables of rows (h,C,h) and columns (w,C,w), C the width of a head, and unit vectors (h,w,1,h+w)."""
+        root = (self.rel_pos_h.shape[1] + height + width) ** 0.5
+        y, x = (root * relative_table(t, n).mT for t, n in ((self.rel_pos_h, height), (self.rel_pos_w, width)))
         rows, columns = (torch.eye(n, device=y.device) for n in (height, width))
         cells = torch.cat((rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)), -1)
-        return y[:, None], x, cells[:, :, None]
+        return y, x, cells[:, :, None]
 
     def freeze(self, side: int) -> None:
         """Store the tables for square grids of this side as constants."""
@@ -71,14 +73,23 @@ class VitAttention(nn.Module):
         table_y, table_x, cells = (self.table_y, self.table_x, self.cells) if frozen else self.tables(height, width)
         q, k, v = self.qkv(x_bhwd).chunk(3, -1)
         q, k = (x.unflatten(3, (self.heads, -1)) for x in (q, k))
-        # no reshape around these products: onnxscript's optimizer mistakes them for broadcasts and swaps the axes
-        bias = torch.cat((q @ table_y, q @ table_x), -1)
-        longer = q.shape[-1] + height + width
-        # `attend` divides by the root of the longer width
-        q = torch.cat((q * (longer / q.shape[-1]) ** 0.5, bias * longer**0.5), -1)
+        scale = ((q.shape[-1] + height + width) / q.shape[-1]) ** 0.5
+        rows = _times(q, table_y)
+        columns = _times(q.transpose(1, 2), table_x).transpose(1, 2)
+        q = torch.cat((q * scale, rows, columns), -1)
         k = torch.cat((k, cells.expand(k.shape[0], -1, -1, self.heads, -1)), -1)
         mixed = attend(q.flatten(3).flatten(1, 2), k.flatten(3).flatten(1, 2), v.flatten(1, 2), self.heads)
         return self.proj(mixed).unflatten(1, (height, width))
+
+
+def _times(x_bmnhc: Tensor, tables_mck: Tensor) -> Tensor:
+    """Multiply every line of M with its table: (B,M,N,h,C) and (M,C,K) -> (B,M,N,h,K).
+
+    A product without a broadcast operand, because on CUDA those upload a table of pointers. onnxscript's optimizer
+    drops the two reshapes where B and M are equal numbers, which those of no published network are.
+    """
+    lines = x_bmnhc.flatten(2, 3) @ tables_mck.expand(x_bmnhc.shape[0], -1, -1, -1)
+    return lines.unflatten(2, x_bmnhc.shape[2:4])
 
 
 class VitBlock(nn.Module):

@@ -55,6 +55,7 @@ def stages(model: ReferSam, folded: bool = True) -> list[Stage]:
         bounds={"objects": (1, MAX_SENTENCES), "tokens": (1, c.max_tokens)},
         sizes={"objects": 2, "tokens": min(7, c.max_tokens)},
         typical={"objects": 1, "tokens": 16},
+        graph_safe=True,
     )
     encoded = (
         tensor("vit", 1, grid.side, grid.side, c.vit.width),

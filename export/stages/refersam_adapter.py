@@ -197,7 +197,8 @@ class Adapter(nn.Module):
         """Apply the rest of ViT and interactions; returns ViT map (B,s,s,D), pyramid (B,N,D), text (B,L,out)."""
         context = self.lang_prompts.weight.expand(text_blw.shape[0], -1, -1)
         rows = torch.cat((text_blw, context), 1)
-        vit, pyramid = vit_bhwd, pyramid_bnd
+        # a product of one image and several texts would upload a table of pointers on CUDA
+        vit, pyramid = (x.expand(text_blw.shape[0], *x.shape[1:]) for x in (vit_bhwd, pyramid_bnd))
         for index, interaction in enumerate(self.interactions):
             if index:
                 vit, pyramid = self.run(index, vit, pyramid, grid)
@@ -205,13 +206,14 @@ class Adapter(nn.Module):
                 if number:
                     pyramid = extractor(pyramid, vit.flatten(1, 2), grid)
                 pyramid, rows = layer(pyramid, rows, bias_bm, grid.positions, grid.sizes, folded)
-                if not index:
-                    vit = vit.expand(pyramid.shape[0], -1, -1, -1)
         return vit, pyramid, self.lang_proj(rows[:, : text_blw.shape[1]])
 
     def levels(self, pyramid_bnd: Tensor, grid: Grid) -> list[Tensor]:
         """Project each level of the pyramid to the width of the decoder, fine to coarse."""
-        return [project(x) for project, x in zip(self.adapter_proj, pyramid_bnd.split(grid.sizes, 1), strict=True)]
+        width = pyramid_bnd.shape[2]
+        # along the last axis, where CUDA's split of three unequal parts uploads no table of pointers
+        levels = pyramid_bnd.flatten(1).split([size * width for size in grid.sizes], 1)
+        return [project(x.unflatten(1, (-1, width))) for project, x in zip(self.adapter_proj, levels, strict=True)]
 
     def fine(self, stem_bcss: Tensor, level_8_bno: Tensor, grid: Grid) -> Tensor:
         """Return the stride-4 map before the last convolution of `out_conv` (B,out,I/4,I/4)."""

@@ -42,5 +42,6 @@ def coarse_mask(embedding: nn.Sequential, last: nn.Conv2d, prompt_bo: Tensor, fi
     of m.(W G + b), one row instead of 0.8 GMAC.
     """
     m = embedding(prompt_bo)
-    row, constant = m @ last.weight.flatten(1), m @ last.bias
-    return (row[:, None] @ fine_boss.flatten(2)).unflatten(2, fine_boss.shape[2:])[:, 0] + constant[:, None, None]
+    # the bias as a matrix: a product with a vector uploads a table of pointers on CUDA
+    row, constant = m @ last.weight.flatten(1), m @ last.bias[:, None]
+    return (row[:, None] @ fine_boss.flatten(2)).unflatten(2, fine_boss.shape[2:])[:, 0] + constant[:, :, None]

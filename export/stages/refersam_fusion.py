@@ -36,42 +36,71 @@ class LevelAttention(Attention):
     def forward(
         self, q_bld: Tensor, k_bnc: Tensor, v_bnc: Tensor, sizes: tuple[int, ...], folded: bool = False
     ) -> Tensor:
-        """Attend from queries (B,L,D) to keys and values (B or 1,N,C); `sizes` are the tokens per level."""
+        """Attend from queries (B,L,D) to keys and values (B,N,C); `sizes` are the tokens per level."""
         h = self.heads
         weights = self.level_weights(q_bld).unflatten(2, (h, len(sizes))).softmax(-1).transpose(1, 2)
-        q = self.q_proj(q_bld).unflatten(2, (h, -1)).transpose(1, 2)
-        q = q * q.shape[-1] ** -0.5
         if folded:
-            return self.out_proj(self._folded(q, weights, k_bnc, v_bnc, sizes))
-        k, v = (p(x).unflatten(2, (h, -1)).transpose(1, 2) for p, x in ((self.k_proj, k_bnc), (self.v_proj, v_bnc)))
-        levels = zip(k.split(sizes, 2), v.split(sizes, 2), weights.unbind(-1), strict=True)
-        mixed = sum((q @ kl.transpose(2, 3)).softmax(-1) @ vl * w[..., None] for kl, vl, w in levels)
+            return self.out_proj(self._folded(self.q_proj(q_bld), weights.flatten(1, 2), k_bnc, v_bnc, sizes))
+        q, k, v = (
+            p(x).unflatten(2, (h, -1)).transpose(1, 2)
+            for p, x in ((self.q_proj, q_bld), (self.k_proj, k_bnc), (self.v_proj, v_bnc))
+        )
+        mixed = _weights(q * q.shape[-1] ** -0.5 @ k.transpose(2, 3), weights, sizes) @ v
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def _folded(
-        self, q_bhld: Tensor, weights_bhls: Tensor, k_bnc: Tensor, v_bnc: Tensor, sizes: tuple[int, ...]
+        self, q_bld: Tensor, weights_bms: Tensor, k_bnc: Tensor, v_bnc: Tensor, sizes: tuple[int, ...]
     ) -> Tensor:
         h = self.heads
-        rows = (q_bhld @ self.k_proj.weight.unflatten(0, (h, -1))).flatten(1, 2)
-        levels = zip(k_bnc.split(sizes, 1), v_bnc.split(sizes, 1), weights_bhls.flatten(1, 2).split(1, -1), strict=True)
-        mixed = sum((rows @ kl.transpose(1, 2)).softmax(-1) @ vl * w for kl, vl, w in levels)
+        q = _by_head(q_bld, h)
+        rows = _rows(_times(q * q.shape[-1] ** -0.5, self.k_proj.weight.unflatten(0, (h, -1))))
+        mixed = _weights(rows @ k_bnc.transpose(1, 2), weights_bms, sizes) @ v_bnc
         values = self.v_proj.weight.unflatten(0, (h, -1)).transpose(1, 2)
-        return (mixed.unflatten(1, (h, -1)) @ values).transpose(1, 2).flatten(2) + self.v_proj.bias
+        mixed = _times(mixed.unflatten(1, (h, -1)).transpose(0, 1), values)
+        return mixed.permute(1, 2, 0, 3).flatten(2) + self.v_proj.bias
+
+
+def _by_head(x_blc: Tensor, heads: int) -> Tensor:
+    """Cut rows (B,L,h*d) into (h,B,L,d)."""
+    return x_blc.unflatten(2, (heads, -1)).permute(2, 0, 1, 3)
+
+
+def _rows(x_hblc: Tensor) -> Tensor:
+    """Put the rows of a sentence's heads one after another: (h,B,L,C) -> (B,h*L,C)."""
+    return x_hblc.transpose(0, 1).flatten(1, 2)
+
+
+def _times(x_hblc: Tensor, weights_hck: Tensor) -> Tensor:
+    """Multiply rows with the weights of their head: (h,B,L,C) and (h,C,K) -> (h,B,L,K).
+
+    Heads come first, because on CUDA a product that repeats an operand for each sentence uploads a table of pointers.
+    """
+    return (x_hblc.flatten(1, 2) @ weights_hck).unflatten(1, x_hblc.shape[1:3])
+
+
+def _weights(scores: Tensor, levels: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Return weights of keys (..,N) from their scores (..,N): a softmax per level, times the level's weight (..,S).
+
+    Scores are split, not keys and values: they are smaller, and along the last axis CUDA's split of three unequal parts
+    uploads no table of pointers.
+    """
+    parts = zip(scores.split(sizes, -1), levels.split(1, -1), strict=True)
+    return torch.cat([part.softmax(-1) * level for part, level in parts], -1)
 
 
 def attend_to_text(
     attention: Attention, q_bnc: Tensor, text_bmd: Tensor, bias_bm: Tensor, folded: bool = False
 ) -> Tensor:
-    """Attend from image tokens (B or 1,N,C) to text rows (B,M,D); `bias_bm` is added to the scores."""
+    """Attend from image tokens (B,N,C) to text rows (B,M,D); `bias_bm` is added to the scores."""
     if not folded:
-        return attention(q_bnc.expand(text_bmd.shape[0], -1, -1), text_bmd, text_bmd, bias_bm > MASKED / 2)
+        return attention(q_bnc, text_bmd, text_bmd, bias_bm > MASKED / 2)
     h = attention.heads
-    k, v = (p(text_bmd).unflatten(2, (h, -1)).transpose(1, 2) for p in (attention.k_proj, attention.v_proj))
+    k, v = (_by_head(p(text_bmd), h) for p in (attention.k_proj, attention.v_proj))
     k = k * k.shape[-1] ** -0.5
-    keys = (k @ attention.q_proj.weight.unflatten(0, (h, -1))).flatten(1, 2)
-    query_bias = (k @ attention.q_proj.bias.unflatten(0, (h, -1))[:, :, None])[..., 0]
-    bias = (query_bias + bias_bm[:, None]).flatten(1, 2)
-    values = (v @ attention.out_proj.weight.T.unflatten(0, (h, -1))).flatten(1, 2)
+    keys = _rows(_times(k, attention.q_proj.weight.unflatten(0, (h, -1))))
+    query_bias = _times(k, attention.q_proj.bias.unflatten(0, (h, -1))[:, :, None])[..., 0]
+    bias = (query_bias + bias_bm).transpose(0, 1).flatten(1, 2)
+    values = _rows(_times(v, attention.out_proj.weight.T.unflatten(0, (h, -1))))
     scores = q_bnc @ keys.transpose(1, 2) + bias[:, None]
     weights = scores.unflatten(2, (h, -1)).softmax(-1).flatten(2)
     return weights @ values + attention.out_proj.bias
@@ -101,7 +130,7 @@ class VisionLanguage(nn.Module):
         sizes: tuple[int, ...],
         folded: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Update the pyramid (B or 1,N,D) and rows of text and context (B,M,W); `bias_bm` hides padding."""
+        """Update the pyramid (B,N,D) and rows of text and context (B,M,W); `bias_bm` hides padding."""
         x, keys = rows_bmw, pyramid_bnd + positions_nd
         x = self.l_norm2(x + self.p2l_cross_attn(x, x, x, bias_bm > MASKED / 2))
         x = self.l_norm1(x + self.l2v_cross_attn(x, keys, pyramid_bnd, sizes, folded) * self.gamma_l2v)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.base import load_stage
+from runtime.backends.base import Stage, load_stage
 from runtime.backends.ort import OrtCudaBackend, load_cuda_libraries
 from runtime.bundle.bundle import Bundle, choose
 from runtime.bundle.manifest import TensorSpec
@@ -51,15 +51,19 @@ class Counter:
         return {name: int(number) for name, number in (line.split() for line in text.value.decode().splitlines())}
 
 
-def sizes_of(bundle: Bundle, name: str) -> dict[str, int]:
-    """Return a size for every symbol: what an engine is tuned for."""
+def sizes_of(bundle: Bundle, name: str) -> dict[str, dict[str, int]]:
+    """Return a size for every symbol: what an engine is tuned for, and several, all different."""
     spec, bounds = bundle.manifest.stages[name], bundle.manifest.bounds
-    return {symbol: min(spec.typical.get(symbol, bounds[symbol][1]), bounds[symbol][1]) for symbol in spec.symbols}
+    symbols = sorted(spec.symbols)
+    return {
+        "typical": {s: min(spec.typical.get(s, bounds[s][1]), bounds[s][1]) for s in symbols},
+        "several": {s: min(max(bounds[s][0], number), bounds[s][1]) for number, s in enumerate(symbols, 2)},
+    }
 
 
-def measure(bundle: Bundle, backend: FakeBackend, name: str, counter: Counter) -> dict[str, int]:
+def measure(stage: Stage, sizes: dict[str, int], counter: Counter) -> dict[str, int]:
     """Return the calls of one run of a stage, with zeros in every input."""
-    stage, sizes, owners = load_stage(bundle, backend, name), sizes_of(bundle, name), []
+    owners: list[np.ndarray] = []
 
     def array(tensor: TensorSpec) -> DeviceArray:
         owners.append(np.zeros(tensor.resolve(sizes), tensor.dtype))
@@ -74,16 +78,19 @@ def measure(bundle: Bundle, backend: FakeBackend, name: str, counter: Counter) -
 
 
 def main(folders: list[str]) -> None:
-    """Print bundle -> stage -> calls, or the error of a stage."""
+    """Print sizes -> bundle -> stage -> calls, or the error of a stage."""
     backend, counter = FakeBackend(), Counter()
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, dict[str, Any]]] = {"typical": {}, "several": {}}
     for folder in folders:
-        bundle, found = choose(folder), results.setdefault(Path(folder).name, {})
+        bundle = choose(folder)
+        found = {which: results[which].setdefault(Path(folder).name, {}) for which in results}
         for name in sorted(bundle.manifest.stages):
             try:
-                found[name] = measure(bundle, backend, name, counter)
+                stage = load_stage(bundle, backend, name)
+                for which, sizes in sizes_of(bundle, name).items():
+                    found[which][name] = measure(stage, sizes, counter)
             except SamwiseRuntimeError as error:
-                found[name] = {"error": str(error)}
+                found["typical"][name] = {"error": str(error)}
     print(json.dumps(results))
 
 

@@ -103,7 +103,7 @@ def summary(
 ) -> str:
     """Render the README's section: the default backend only. At least one result."""
     default = [measured for measured in results if measured["machine"]["backend"] == "ort"] or results
-    notes = sorted({measured["note"] for measured in default if measured.get("note")})
+    notes = [f"{measured['bundle']}: {measured['note']}" for measured in default if measured.get("note")]
     lines = filter(None, (peer_tables.line(peers), nano_line(nano_measured)))
     return "\n".join(
         (

@@ -102,7 +102,8 @@ def test_summarized_figures_reach_the_tables(measured):
 
 def test_a_note_is_shown_in_both_texts(measured):
     kept = report.summarize(measured)["cpu-toy-ort.json"] | {"note": "Beside other work."}
-    assert "| toy (fp32) * |" in tables.summary([kept]) and "\n\\* Beside other work.\n" in tables.summary([kept])
+    summary = tables.summary([kept])
+    assert "| toy (fp32) * |" in summary and "\n\\* toy: Beside other work.\n" in summary
     assert "**Beside other work.**" in tables.page([kept])
 
 

@@ -91,6 +91,8 @@ OVERVIEW: Mapping[str, Callable[[Measurement], str]] = {
 }
 SUMMARY = ("bundle", "text, frames/s", "click, frames/s", "times PyTorch's speed", "peak memory")
 """Columns of the README, of those above."""
+REPEATED = "-synthetic"
+"""End of the names of bundles that repeat another one's measurement; the README has one row for both, with a note."""
 
 
 def overview(results: Sequence[Measurement], columns: Sequence[str] = tuple(OVERVIEW)) -> str:
@@ -103,6 +105,7 @@ def summary(
 ) -> str:
     """Render the README's section: the default backend only. At least one result."""
     default = [measured for measured in results if measured["machine"]["backend"] == "ort"] or results
+    default = [measured for measured in default if not measured["bundle"].endswith(REPEATED)]
     notes = [f"{measured['bundle']}: {measured['note']}" for measured in default if measured.get("note")]
     lines = filter(None, (peer_tables.line(peers), nano_line(nano_measured)))
     return "\n".join(

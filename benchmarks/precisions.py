@@ -1,12 +1,13 @@
 """J&F and speed of precisions and backends on a CPU, measured on the same clips, in turn, in one process.
 
+    python -m benchmarks.precisions                               # the weights of engines/nano
     python -m benchmarks.precisions --checkpoint build/nano/run/nano.pth --tokenizer build/nano/tokenizer.json
-    python -m benchmarks.precisions --engines FOLDER              # holds nano-fp32/ and nano-int8/ already
 
-With `--checkpoint`, fp32 and INT8 bundles of these weights are exported into `--engines` if they are missing. Each
-sentence is compared with the fp32 bundle on ONNX Runtime: difference of J&F with a 95 % bootstrap interval over clips,
-IoU with its masks, CPU seconds of the whole pipeline at one thread each, alternating clip by clip. A stopped run
-continues. The table is written to docs/notes/cpu.md, between its marks, if the results go to the committed file.
+Bundles of these weights in each of PRECISIONS are exported into `--engines` if they are missing; without a checkpoint
+the weights are those in the graphs of the shipped half bundle, and no clip is compared with PyTorch. Each sentence is
+compared with the fp32 bundle on ONNX Runtime: difference of J&F with a 95 % bootstrap interval over clips, IoU with its
+masks, CPU seconds of the whole pipeline at one thread each, alternating clip by clip. A stopped run continues. The
+table is written to docs/notes/cpu.md, between its marks, if the results go to the committed file.
 """
 
 from __future__ import annotations
@@ -17,16 +18,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import runtime
+from export.bundle import export_bundle
+from export.graph_weights import load_weights
+from export.models.samwise import Samwise
 from export.nano import scores
+from export.nano.config import SIZES
 from export.nano.scores import Record
+from export.networks import base
+from export.networks.base import ExportSource
 from runtime.backends import autotune
 from runtime.bundle.bundle import Bundle, choose
 from runtime.metrics import clip_jaccard
@@ -36,6 +44,7 @@ from .accuracy import Ablation, sentences
 from .datasets import Case, nano
 
 NETWORK = "samwise+sam2"
+PRECISIONS = ("fp32", "int8", "int8-weights", "int4-weights")
 RESULT = Path("benchmarks/results/nano_precisions.json")
 DOCUMENT = Path("docs/notes/cpu.md")
 MARKS = ("<!-- table: python -m benchmarks.precisions -->", "<!-- end of table -->")
@@ -54,7 +63,7 @@ REFERENCE = "fp32"
 CONFIGURATIONS: Mapping[str, Configuration] = {
     REFERENCE: Configuration("fp32", "ort", ("onnxruntime",)),
     "fp16, as shipped": Configuration("shipped", "ort", ("onnxruntime",)),
-    "int8": Configuration("int8", "ort", ("onnxruntime",)),
+    **{name: Configuration(name, "ort", ("onnxruntime",)) for name in PRECISIONS[1:]},
     "openvino": Configuration("fp32", "openvino", ("openvino",)),
     "openvino-bf16": Configuration("fp32", "openvino-bf16", ("openvino",)),
 }
@@ -63,22 +72,61 @@ CONFIGURATIONS: Mapping[str, Configuration] = {
 def bundles(options: argparse.Namespace) -> dict[str, Bundle]:
     """Return the bundles by key; export those that are missing or have other weights. Raises BundleError, UserError."""
     found = {"shipped": choose(options.shipped)}
-    for precision in ("fp32", "int8"):
+    source = None
+    for precision in PRECISIONS:
         name = f"nano-{precision}"
-        if options.checkpoint and not _of_these_weights(options.engines / name, options.checkpoint):
-            command = [
-                *(sys.executable, "-m", "export", NETWORK, "--checkpoint", str(options.checkpoint)),
-                *("--name", name, "--precision", precision, "--out", str(options.engines)),
-                *("--threads", str(options.export_threads), "--tokenizer", str(options.tokenizer)),
-            ]
-            print("$ python", *command[1:], flush=True)
-            if subprocess.run(command).returncode:
-                raise runtime.UserError(f"the export of {name} failed; nothing was measured")
+        if options.checkpoint:
+            if not _of_these_weights(options.engines / name, options.checkpoint):
+                _export(options, name, precision)
+        elif not (options.engines / name / "manifest.json").exists():
+            source = source or recovered(found["shipped"])
+            _export_recovered(source, found["shipped"], options, name, precision)
         found[precision] = choose(options.engines / name)
     weights = {b.manifest.provenance.get("checkpoint_sha256") for b in found.values()}
     if len(weights) > 1:
         print(f"note: {options.shipped} and the bundles of {options.engines} are of different weights", file=sys.stderr)
     return found
+
+
+def _export(options: argparse.Namespace, name: str, precision: str) -> None:
+    command = [
+        *(sys.executable, "-m", "export", NETWORK, "--checkpoint", str(options.checkpoint)),
+        *("--name", name, "--precision", precision, "--out", str(options.engines)),
+        *("--threads", str(options.export_threads), "--tokenizer", str(options.tokenizer)),
+    ]
+    print("$ python", *command[1:], flush=True)
+    if subprocess.run(command).returncode:
+        raise runtime.UserError(f"the export of {name} failed; nothing was measured")
+
+
+def recovered(shipped: Bundle) -> ExportSource:
+    """Return nano with the weights in the graphs of its half bundle. Raises BundleError."""
+    model = Samwise(SIZES["small"])
+    for p in model.parameters():
+        torch.nn.init.normal_(p)  # equal ones could not be told apart
+    source = base.describe(NETWORK, model, provenance=shipped.manifest.provenance)
+    stages = list(source.stages())
+    for stage in stages:
+        load_weights(stage, shipped.folder / shipped.manifest.stages[stage.name].files["default"])
+    return replace(source, stages=lambda: stages, clip=None)
+
+
+def _export_recovered(
+    source: ExportSource, shipped: Bundle, options: argparse.Namespace, name: str, precision: str
+) -> None:
+    assert shipped.manifest.tokenizer is not None, "nano has one"
+    tokenizer = shipped.folder / shipped.manifest.tokenizer
+    print(f"exporting {name} from the graphs of {shipped.folder}", flush=True)
+    export_bundle(
+        source,
+        options.engines,
+        name,
+        precision=precision,
+        tokenizer_source=tokenizer,
+        variants=("ort",),
+        threads=options.export_threads,
+        report=lambda line: print(line, flush=True),
+    )
 
 
 def _of_these_weights(folder: Path, checkpoint: Path) -> bool:
@@ -215,9 +263,9 @@ def run(
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precisions", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--checkpoint", type=Path, help="weights of nano, to export fp32 and INT8 bundles from")
-    add("--tokenizer", type=Path, default=Path("build/nano/tokenizer.json"), help="for the export")
-    add("--engines", type=Path, default=Path("build/nano/precisions"), help="folder of nano-fp32/ and nano-int8/")
+    add("--checkpoint", type=Path, help="weights of nano to export (default: those of --shipped)")
+    add("--tokenizer", type=Path, default=Path("build/nano/tokenizer.json"), help="for the export of a checkpoint")
+    add("--engines", type=Path, default=Path("build/nano/precisions"), help="folder of nano-fp32/, ...")
     add("--shipped", type=Path, default=Path("engines/nano"), help="the half bundle (default: %(default)s)")
     add("--clips", type=int, default=20, help="clips of the nano test set (default: %(default)s)")
     add("--export-threads", type=int, default=2, help="CPU threads of an export's comparison")

@@ -160,7 +160,8 @@ def _export(options: dict[str, Any]) -> None:
             precision="fp32" if auto else precision,
             threads=threads,
             tokenizer_source=tokens,
-            compiled=True,
+            variants=("ort",) if auto else None,  # nothing for GPUs
+            compiled=not auto,
             report=_say,
         )
         if auto:

@@ -23,6 +23,7 @@ from runtime.metrics import clip_jaccard
 
 from . import onnx, quantization
 from .bundle import GRAPHS, write_manifest
+from .progress import Progress
 from .publish import replacing
 from .verify.parity_clip import ClipOutput, timed_clip_in_child
 
@@ -52,11 +53,12 @@ class Measured:
 
 def publish(exact: Path, out: Path, name: str, max_loss: float, threads: int | None, report: Report) -> Path:
     """Publish the fastest bundle as `out/name`, made from the float32 bundle `exact`. Returns its folder."""
-    found, reference = [], None
+    found, reference, progress = [], None, Progress(report)
     for precision, backend in CANDIDATES:
         try:
-            folder = exact if precision == EXACT[0] else convert(exact, precision)
-            results, seconds = timed_clip_in_child(folder, backend, threads)
+            with progress.task("measuring", f"{precision} on {backend}"):
+                folder = exact if precision == EXACT[0] else convert(exact, precision)
+                results, seconds = timed_clip_in_child(folder, backend, threads)
         except SamwiseRuntimeError as error:  # a library that is not installed, or a processor without bfloat16
             if reference is None:
                 raise

@@ -73,6 +73,11 @@ def _assign(stage: Stage, state: Mapping[str, Tensor], name: str, old: Tensor, n
             if view.shape == old.shape and torch.equal(view, old):
                 view.copy_(new)
                 return
+        if (
+            old.ndim > 2 and tensor.shape == (1, old.shape[-1]) and torch.equal(tensor.expand(old.shape), old)
+        ):  # a row, repeated
+            tensor.copy_(new.reshape(-1, old.shape[-1])[:1])
+            return
     # tables that are made from sizes alone (rotations, grids) are in no state: they are the same in both graphs
     if not torch.allclose(old, new, rtol=HALF, atol=HALF):
         raise BundleError(

@@ -102,6 +102,7 @@ def options(tmp_path):
 def bundle(folder, digest):
     folder.mkdir(parents=True)
     Manifest({"toy": {}}, "v", "fp32", 64, {}, {}, provenance={"checkpoint_sha256": digest}).dump(folder)
+    return folder
 
 
 def test_bundles_are_exported_once_for_these_weights(tmp_path, monkeypatch):
@@ -118,15 +119,29 @@ def test_bundles_are_exported_once_for_these_weights(tmp_path, monkeypatch):
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(precisions.subprocess, "run", export)
-    assert {k: b.name for k, b in precisions.bundles(wanted).items()} == {
-        "shipped": "shipped",
-        "fp32": "nano-fp32",
-        "int8": "nano-int8",
-    }
-    assert [c[c.index("--precision") + 1] for c in commands] == ["fp32", "int8"]
+    names = {"shipped": "shipped"} | {precision: f"nano-{precision}" for precision in precisions.PRECISIONS}
+    assert {k: b.name for k, b in precisions.bundles(wanted).items()} == names
+    assert [c[c.index("--precision") + 1] for c in commands] == list(precisions.PRECISIONS)
     assert all(str(tmp_path / "w.pth") in c and precisions.NETWORK in c for c in commands)
     precisions.bundles(wanted)
-    assert len(commands) == 2, "they are there now"
+    assert len(commands) == len(precisions.PRECISIONS), "they are there now"
+
+
+def test_without_a_checkpoint_the_weights_are_those_of_the_shipped_graphs(tmp_path, monkeypatch):
+    wanted, made = options(tmp_path), []
+    wanted.checkpoint = None
+    Manifest({"toy": {}}, "v", "fp16", 64, {}, {}, tokenizer="t.json").dump(bundle(tmp_path / "shipped", "x"))
+    bundle(tmp_path / "engines" / "nano-int8", "x")
+    monkeypatch.setattr(precisions, "recovered", lambda shipped: shipped.name)
+
+    def export(source, out, name, precision, tokenizer_source, **options):
+        made.append((source, precision, tokenizer_source))
+        bundle(out / name, "x")
+
+    monkeypatch.setattr(precisions, "export_bundle", export)
+    assert set(precisions.bundles(wanted)) == {"shipped", *precisions.PRECISIONS}
+    tokenizer = tmp_path / "shipped" / "t.json"
+    assert made == [("shipped", p, tokenizer) for p in precisions.PRECISIONS if p != "int8"]
 
 
 def test_a_failing_export_stops(tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from export import __main__ as command
 from export import auto_cpu, bundle
 from export.auto_cpu import Measured
 from export.verify.parity_clip import ClipOutput
+from helpers import toy_checkpoints
 from helpers.mixer import mixer, network
 from runtime import backends
 from runtime.backends import autotune
@@ -113,3 +114,21 @@ def test_empty_masks_do_not_hide_a_difference(level):
 def test_a_loss_that_means_nothing_is_refused(options, capsys):
     assert command.main(["samwise", "--checkpoint", "x.pt", *options]) == 2
     assert capsys.readouterr().err.startswith("error: --max-loss goes with")
+
+
+@pytest.mark.slow
+def test_the_command_tries_and_publishes_what_it_says(tmp_path, monkeypatch, capsys):
+    """From a checkpoint file; whichever is faster here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(auto_cpu, "CANDIDATES", (auto_cpu.EXACT, ("fp32", "abacus"), ("int8-weights", "ort")))
+    toy_checkpoints.save(tmp_path / "toy.pt", "sam2", config=toy_checkpoints.networks()["sam2"][1])
+    arguments = ["--precision", "auto-cpu", "--max-loss", "0.9", "--threads", "1", "--out", str(tmp_path / "out")]
+    assert command.main(["sam2", "--checkpoint", str(tmp_path / "toy.pt"), *arguments]) == 0
+    out = capsys.readouterr().out
+    (chosen,) = (line for line in out.splitlines() if line.endswith("  chosen"))
+    found = choose(tmp_path / "out")
+    found.verify()
+    assert found.name.endswith("-auto-cpu") and f"published {found.folder}" in out
+    assert found.manifest.precision == chosen.split()[0] and chosen.split()[1] == "ort"
+    assert "int8-weights on ort: measuring, " in out and "fp32 on abacus: " in out and "abacus: measuring" not in out
+    assert autotune.choice(found.manifest) is None and "auto will take" not in out

@@ -47,3 +47,11 @@ def test_a_constant_from_no_tensor_is_an_error_unless_it_is_the_same(shape):
     graph_weights._assign(target, state, "val_1", old, old.half().float())
     with pytest.raises(BundleError, match=r"stage layers: the constant val_1 .* comes from no tensor"):
         graph_weights._assign(target, state, "val_1", old, old + 1)
+
+
+def test_a_row_that_is_repeated_is_read_back():
+    target, new = layers(), torch.rand(1, 5)
+    state = target.module.state_dict()
+    name, row = next((name, value) for name, value in state.items() if value.shape == (1, 5))
+    graph_weights._assign(target, state, "expand", row.expand(1, 2, 5).clone(), new.expand(1, 2, 5))
+    assert torch.equal(target.module.state_dict()[name], new)

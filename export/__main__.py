@@ -157,11 +157,9 @@ def _export(options: dict[str, Any]) -> None:
             source,
             Path(work) if auto else options["out"],
             target,
-            precision="fp32" if auto else precision,
+            **({"precision": "fp32", "variants": ("ort",)} if auto else {"precision": precision, "compiled": True}),
             threads=threads,
             tokenizer_source=tokens,
-            variants=("ort",) if auto else None,  # nothing for GPUs
-            compiled=not auto,
             report=_say,
         )
         if auto:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 
 from .base import Array, Device
-from .scratch import GrowableBuffers, aligned, side_by_side
+from .scratch import Field, GrowableBuffers, aligned, side_by_side
 
 if TYPE_CHECKING:
     from ..backends.base import Stage
@@ -50,6 +50,13 @@ class InputBlock:
         host = numbered([arrays, *(group for _, group in ahead)])
         fields, total = side_by_side({name: (array.shape, array.dtype) for name, array in host.items()})
         block = self._blocks.reserve("inputs", total)
+        if total:
+            self._write(block, total, fields, host)
+        there = {name: field.of(block) for name, field in fields.items()}
+        self._ahead = [(owner, of_number(there, i)) for i, (owner, _) in enumerate(ahead, 1)]
+        return of_number(there, 0)
+
+    def _write(self, block: Array, total: int, fields: Mapping[str, Field], host: HostArrays) -> None:
         pinned = self._device.staging(block)
         for name, field in fields.items():
             array, to = host[name], field.of(pinned)
@@ -57,11 +64,8 @@ class InputBlock:
                 array.write(to)
             else:
                 to[...] = array
-        if total and pinned is not block:  # on the host they are one
+        if pinned is not block:  # on the host they are one
             self._device.upload(pinned[:total], block[:total])
-        there = {name: field.of(block) for name, field in fields.items()}
-        self._ahead = [(owner, of_number(there, i)) for i, (owner, _) in enumerate(ahead, 1)]
-        return of_number(there, 0)
 
     def take(self, owner: object, make: Callable[[], HostArrays]) -> dict[str, Array]:
         """Return the inputs of the call that `owner` stands for: uploaded before, else made and uploaded now."""

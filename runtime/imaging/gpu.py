@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from ..device.inputs import InputBlock
 from ..device.kernels import plan, reference
 from ..device.scratch import OutputBlock
 from .preprocess import Normalization, byte_weights
-from .upsample import MaskUpsampler, SeparableUpsampler
+from .upsample import SeparableUpsampler
 
 ALIGNMENT = 16
 """Bytes, of every array that a compiled kernel is given. Another library's view may lack it and is copied."""
@@ -177,47 +177,6 @@ class DeviceUpsampler:
         low = self._inputs.upload({"low": low_nss.astype(np.float32, copy=False)})["low"]
         self._masks.enqueue(low, **self._outputs.reserve(self._masks.fields(len(low_nss)), {}))
         return self._masks.masks(self._outputs.read()["packed"])
-
-
-class DeviceImages:
-    """Both operations for one size of video. Everything is allocated here, nothing per frame."""
-
-    def __init__(
-        self,
-        device: Cuda,
-        kernels: Kernels,
-        source_hw: Size,
-        resized_hw: Size,
-        image_size: int,
-        low_side: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        objects: int,
-    ) -> None:
-        self._device = device
-        self._frame = device.empty((*source_hw, 3), "uint8")
-        self._frames = DeviceFrames(device, kernels, source_hw, resized_hw, image_size, mean, std)
-        self._masks = DeviceMasks(device, kernels, MaskUpsampler(low_side, image_size, resized_hw, source_hw))
-        self._masks.reserve(objects)
-        self.postprocess = self._masks.enqueue
-
-    def results(self) -> list[TensorSpec]:
-        """Return the specs of the outputs of `postprocess`, per object."""
-        return self._masks.fields("objects")
-
-    def preprocess(self, frame: Any, out: DeviceArray) -> None:
-        """Enqueue uint8 (H,W,3), on the host or a `DeviceArray` -> pixels (3,I,I)."""
-        if isinstance(frame, DeviceArray):
-            self._frames.enqueue_given(frame, out)
-            return
-        host = self._device.staging(self._frame)
-        np.copyto(host, frame)
-        self._device.upload(host, self._frame)
-        self._frames.enqueue(self._frame, out)
-
-    def unpack(self, packed: np.ndarray, stats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return masks (n,H,W) bool and boxes (n,4) float32 of downloaded outputs of `postprocess`."""
-        return self._masks.masks(packed), self._masks.boxes(stats)
 
 
 def mask_sizes(

@@ -8,11 +8,12 @@ from typing import Any, Protocol, TypeAlias, cast
 import numpy as np
 
 from ...bundle.manifest import TensorSpec
+from ...device.array import DeviceArray
 from ...device.base import Array, Device
 from ...device.cubin import Kernels
 from ...device.cuda import Cuda
 from ...device.scratch import ReadbackBuffer
-from ...imaging.gpu import DeviceImages
+from ...imaging.gpu import DeviceFrames, DeviceMasks
 from ...imaging.masks import boxes_and_areas
 from ...imaging.preprocess import preprocess, resized_size
 from ...imaging.upsample import MaskUpsampler
@@ -94,19 +95,27 @@ class DeviceTransforms:
 
     def __init__(self, settings: ImageSettings, kernels: Kernels, size: Size, resized: Size, logits: bool) -> None:
         s = settings
-        self._images = DeviceImages(
-            cast(Cuda, s.device), kernels, size, resized, s.image_size, s.low_res_side, s.mean, s.std, s.max_tracks
-        )
-        self.outputs: Sequence[TensorSpec] = self._images.results()
-        self._logits = logits
+        self._device, self._logits = cast(Cuda, s.device), logits
+        self._frame = self._device.empty((*size, 3), "uint8")
+        self._frames = DeviceFrames(self._device, kernels, size, resized, s.image_size, s.mean, s.std)
+        upsampler = MaskUpsampler(s.low_res_side, s.image_size, resized, size)
+        self._masks = DeviceMasks(self._device, kernels, upsampler)
+        self._masks.reserve(s.max_tracks)
+        self.outputs: Sequence[TensorSpec] = self._masks.fields("objects")
 
     def preprocess_frame(self, frame: Array, pixels: Array) -> None:
-        self._images.preprocess(frame, pixels)
+        if isinstance(frame, DeviceArray):
+            self._frames.enqueue_given(frame, pixels)
+            return
+        host = self._device.staging(self._frame)
+        np.copyto(host, frame)
+        self._device.upload(host, self._frame)
+        self._frames.enqueue(self._frame, pixels)
 
     def begin_read(self, readback: ReadbackBuffer) -> Read:
         arrays = readback.arrays
-        self._images.postprocess(arrays["low_res_logits"], arrays["packed"], arrays["stats"])
+        self._masks.enqueue(arrays["low_res_logits"], arrays["packed"], arrays["stats"])
         return readback.begin_read(name for name in arrays if self._logits or name != "low_res_logits")
 
     def postprocess_masks(self, read: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        return self._images.unpack(read["packed"], read["stats"])
+        return self._masks.masks(read["packed"]), self._masks.boxes(read["stats"])

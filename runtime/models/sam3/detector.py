@@ -10,7 +10,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 
 import numpy as np
@@ -72,6 +72,11 @@ class Detector:
         self._mask_heads = MaskHeads(self._stages, self._device, self._scratch)
         self._latest: tuple[weakref.ref[Array] | None, ConceptFeatures | None] = None, None
         self._texts: OrderedDict[tuple[int, ...], Array] = OrderedDict()
+
+    @cached_property
+    def frame_features(self) -> ConceptFeatures:
+        """Features of the frame that is computed, of any session: under one lock, at fixed addresses."""
+        return self.new_features()
 
     def new_features(self) -> ConceptFeatures:
         """Allocate the features of one frame."""

@@ -37,7 +37,7 @@ class FrameSearch:
 
     def __init__(self, network: ConceptNetwork, tracker: ConceptTracker, options: ConceptOptions) -> None:
         self._network, self._tracker, self._options = network, tracker, options
-        self._features, self.maps = network.detector.new_features(), tracker.new_features()
+        self._features, self.maps = network.detector.frame_features, tracker.new_features()
 
     def compute(
         self, frame: int, image: Array, concepts: Mapping[int, FollowedConcept]

@@ -38,7 +38,7 @@ class Sam3Tracker(Sam2):
         self._detector = detector
         super().__init__(context)
         self.has_small_frames = False  # the detector encodes one at a time
-        self._trunk = detector.new_features()
+        self._features = detector.frame_features
         self.mask_side = int(self._specs["mask_prompt"].input("mask").shape[1])
 
     def _make_prompt_encoder(self, max_points: int) -> PromptEncoder:
@@ -59,7 +59,7 @@ class Sam3Tracker(Sam2):
         if resample == self.resample["image"]:  # an image, which may be searched for concepts as well
             encoded = self._detector.encode_once(frame_hwc, resample)
         else:
-            encoded = self._trunk
+            encoded = self._features
             self._detector.encode_image(frame_hwc, resample, encoded, self.inputs_of(requests))
         self.encode_trunk(encoded.trunk, features)
 

@@ -200,6 +200,36 @@ def test_graphs_of_frames_are_shared_by_sessions_while_memory_fills_up(engines, 
     np.testing.assert_array_equal(results[0], results[2])
 
 
+def test_sessions_of_concepts_share_graphs(engines, numpy_sam3_bundle):
+    """What the detector computes of a frame is read in its step only, so later sessions replay from the start."""
+    engine, host = engines["sam3"](), numpy_sam3.load(numpy_sam3_bundle)
+    pictures = [numpy_sam3.picture(i % 4, 3) for i in range(8)]
+
+    def in_turns(engine, count):
+        prompts = [runtime.Concept(tokens=[1])]
+        sessions = [engine.session(prompts, temporal_disambiguation=False) for _ in range(count)]
+        found = [[] for _ in sessions]
+        for turn in range(len(pictures) + count):
+            for i, session in enumerate(sessions):
+                if 0 <= turn - i < len(pictures):
+                    found[i] += session.push(pictures[turn - i])
+        for session in sessions:
+            session.close()
+        return found
+
+    in_turns(engine, 1)
+    in_turns(engine, 1)
+    detector = ("image_encoder", "fine_levels", "detr", "mask_head", "tracker_neck")
+    before = [engine.stages[name].calls for name in detector]
+    found, expected = in_turns(engine, 3), in_turns(host, 3)
+    assert [engine.stages[name].calls for name in detector] == before
+    for results, wanted in zip(found, expected, strict=True):
+        assert any(result.masks.any() for result in wanted)
+        for result, other in zip(results, wanted, strict=True):
+            np.testing.assert_array_equal(result.masks, other.masks)
+            assert result.object_ids == other.object_ids
+
+
 def test_a_steady_clip_launches_nothing_but_graphs(shared):
     engine = shared("samwise")
     spent = measure(engine, samwise(engine, 2), 6 * WINDOW, 4 * WINDOW)

@@ -7,7 +7,7 @@ on. Everything is allocated when the bundle is loaded, so that a frame can be ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +15,12 @@ import numpy as np
 
 from ..bundle.manifest import SplitStageSpec, StageSpec
 from ..device.array import DeviceArray
-from ..device.cubin import BoundLaunches, Kernels, Launch
+from ..device.cubin import Kernels, Launch, LaunchCache
 from ..device.cuda import Cuda
 from ..device.kernels import plan, plan_step, reference
 from ..device.scratch import GrowableBuffers
 from ..errors import BundleError
 from .base import Stage
-
-MAX_BOUND_LAUNCHES = 512
-"""Most packed launches that a stage keeps: one per address of the memory, number of slots, pointers and layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +48,7 @@ class SplitStage:
         self._tensors, self._subgraphs = split.tensors, list(subgraphs)
         self._kernels, self._device = resources.kernels, resources.device
         self._constants = {name: resources.device.constant(array) for name, array in constants.items()}
-        self.bound: dict[Hashable, BoundLaunches] = {}
-        """Packed launches by their arguments, at most `MAX_BOUND_LAUNCHES`."""
+        self.launches = LaunchCache(self._kernels)
         self._allocate(split, resources)
 
     def _allocate(self, split: SplitStageSpec, resources: SplitResources) -> None:
@@ -66,14 +62,6 @@ class SplitStage:
     def _name(self, role: str, layer: int | None = None) -> str:
         """Return the name of the tensor that has this role in the kernel's schedule."""
         return self._tensors[role].format(layer=layer)
-
-    def _launch(self, key: Hashable, launches: Callable[[], list[Launch]]) -> None:
-        """Enqueue `launches()`, which is called once per `key`."""
-        if key not in self.bound:
-            if len(self.bound) >= MAX_BOUND_LAUNCHES:
-                self.bound.clear()
-            self.bound[key] = self._kernels.bind(launches())
-        self.bound[key].run(self._device.stream)
 
     def _require_constants(self, names: Iterable[str]) -> None:
         if missing := sorted(set(names) - set(self._constants)):
@@ -151,7 +139,9 @@ class MemoryAttention(SplitStage):
     def _attend(self, layer: int, memory: DeviceArray, pointers: DeviceArray) -> None:
         (n, slots), p = memory.shape[:2], pointers.shape[1]
         key = (layer, memory.ptr, pointers.ptr, n, slots, p)
-        self._launch(key, lambda: self._launches(layer, self._sizes(n, slots, p), memory, pointers))
+        self.launches.run(
+            key, lambda: self._launches(layer, self._sizes(n, slots, p), memory, pointers), self._device.stream
+        )
 
     def _launches(
         self, layer: int, sizes: plan.MemorySizes, memory: DeviceArray, pointers: DeviceArray
@@ -194,7 +184,7 @@ class WindowAttention(SplitStage):
             for n in range(1, frames + 1)
         }
         for n in range(1, frames + 1):  # load the kernels of clips of every length, or fail now
-            self.bound[n] = self._kernels.bind(self._launches(n))
+            self._kernels.bind(self._launches(n))
 
     def _launches(self, frames: int) -> list[Launch]:
         inputs = {**self._constants, "x": self._narrow, "time": self._times[frames]}
@@ -215,7 +205,7 @@ class WindowAttention(SplitStage):
         narrow = {self._name("narrow"): self._narrow[:frames]}
         selected = {self._name("selected"): self._selected[:frames]}
         self._down.run(**{vision: arrays[vision]}, **narrow)
-        self.bound[frames].run(self._device.stream)
+        self.launches.run(frames, lambda: self._launches(frames), self._device.stream)
         outputs = {tensor.name: arrays[tensor.name] for tensor in self.spec.outputs}
         self._up.run(**{vision: arrays[vision], text: arrays[text]}, **narrow, **selected, **outputs)
 
@@ -258,6 +248,6 @@ class WindowAttentionStep(SplitStage):
         index, kept = arrays[self._name("index")], maps.shape[0]
         self._down.run(**{self._name("vision"): vision, self._name("narrow"): narrow})
         key = (narrow.ptr, maps.ptr, index.ptr, kept)
-        self._launch(key, lambda: self._launches(kept, narrow, maps, index))
+        self.launches.run(key, lambda: self._launches(kept, narrow, maps, index), self._device.stream)
         outputs = {tensor.name: arrays[tensor.name] for tensor in self._up.spec.outputs}
         self._up.run(**given, **{self._name("selected"): self._selected}, **outputs)

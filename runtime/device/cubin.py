@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,6 +23,8 @@ SHARED_ATTRIBUTE = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: above 48 KB a kernel must ask."""
 TYPES = {"fp16": "float16", "fp32": "float32", "fp64": "float64", "i32": "int32", "i64": "int64", "u8": "uint8"}
 """Element types of pointers -> names of a manifest's types."""
+MAX_BOUND_LAUNCHES = 512
+"""Most keys of launches that are kept packed."""
 SCALARS: Mapping[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
 
 
@@ -105,7 +107,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class BoundLaunches:
-    """Launches with packed arguments; `run` allocates nothing. `keep` owns the memory that the pointers refer to."""
+    """Launches with packed arguments; `run` allocates nothing. The arrays are the caller's; `keep` owns the rest."""
 
     driver: CubinDriver
     calls: tuple[tuple[Any, ...], ...]
@@ -115,6 +117,22 @@ class BoundLaunches:
         """Enqueue in order."""
         for function, grid, threads, shared, params in self.calls:
             self.driver.launch(function, grid, threads, shared, stream, params)
+
+
+class LaunchCache:
+    """Launches packed once per key, which names the addresses and sizes of their arrays; the caller owns those."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+        self.bound: dict[Hashable, BoundLaunches] = {}
+
+    def run(self, key: Hashable, launches: Callable[[], Iterable[Launch]], stream: int) -> None:
+        """Enqueue `launches()`, which is called once per key."""
+        if key not in self.bound:
+            if len(self.bound) >= MAX_BOUND_LAUNCHES:
+                self.bound.clear()
+            self.bound[key] = self._kernels.bind(launches())
+        self.bound[key].run(stream)
 
 
 class Kernels:
@@ -172,7 +190,7 @@ class Kernels:
             scratch = self._reserve(entry, launch.grid) if entry.scratch else None
             params, values = pack(entry, launch.arguments, scratch)
             calls.append((self._function(entry), launch.grid, entry.threads, entry.shared, params))
-            keep.extend((values, launch.arguments, scratch))
+            keep.extend((values, scratch))
         return BoundLaunches(self._driver, tuple(calls), tuple(keep))
 
     def _reserve(self, entry: Entry, grid: Sequence[int]) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 from ..bundle.manifest import TensorSpec
 from ..device.array import DeviceArray
 from ..device.base import Device
-from ..device.cubin import BoundLaunches, Kernels
+from ..device.cubin import Kernels, LaunchCache
 from ..device.cuda import Cuda
 from ..device.inputs import InputBlock
 from ..device.kernels import plan, reference
@@ -77,29 +77,26 @@ class DeviceFrames:
             self._plan = plan.preprocess_float
         self._sizes = source_hw, resized_hw, image_size, (rows[1].shape[1], columns[1].shape[1])
         self._tables = [_constants(device, rows), _constants(device, columns), *_constants(device, tables)]
-        self._bound: dict[tuple[int, int], BoundLaunches] = {}
+        self._launches = LaunchCache(kernels)
         self._aligned: DeviceArray | None = None
 
     def enqueue(self, frame: DeviceArray, out: DeviceArray) -> None:
         """Enqueue uint8 (H,W,3) -> pixels (3,I,I); both arrays will be given again."""
-        key = (frame.ptr, out.ptr)
-        if key not in self._bound:
-            self._bound[key] = self._bind(frame, out)
-        self._bound[key].run(self._device.stream)
+        self._launches.run((frame.ptr, out.ptr), lambda: self._planned(frame, out), self._device.stream)
 
     def enqueue_given(self, frame: DeviceArray, out: DeviceArray) -> None:
         """Do the same with a frame of the caller, which is somewhere else each time and kept until it is read."""
         self._device.keep(frame)
         if frame.ptr % ALIGNMENT == 0:
-            self._bind(frame, out).run(self._device.stream)
+            self._kernels.bind(self._planned(frame, out)).run(self._device.stream)
             return
         if self._aligned is None:
             self._aligned = self._device.empty(frame.shape, "uint8")
         self._device.copy(frame, self._aligned)
         self.enqueue(self._aligned, out)
 
-    def _bind(self, frame: DeviceArray, out: DeviceArray) -> BoundLaunches:
-        return self._kernels.bind(self._plan(frame, *self._tables, out, *self._sizes))
+    def _planned(self, frame: DeviceArray, out: DeviceArray) -> list[plan.Launch]:
+        return self._plan(frame, *self._tables, out, *self._sizes)
 
 
 class MaskBits(NamedTuple):
@@ -117,14 +114,13 @@ class DeviceMasks:
     """
 
     def __init__(self, device: Cuda, kernels: Kernels, upsampler: SeparableUpsampler) -> None:
-        self.device, self._kernels = device, kernels
+        self.device, self._launches = device, LaunchCache(kernels)
         self.source_hw: Size = upsampler.source_hw
         self._inverted = upsampler.zero_is_foreground
         rows = -upsampler.rows if self._inverted else upsampler.rows
         self._side = rows.shape[1]
         self._taps = [_constants(device, reference.mask_taps(matrix)) for matrix in (rows, upsampler.columns)]
         self._zeros = device.constant(np.zeros((1, 5), np.int32))
-        self._bound: dict[tuple[int, ...], BoundLaunches] = {}
 
     def fields(self, masks: int | str, prefix: str = "") -> list[TensorSpec]:
         """Return the specs of what `enqueue` writes."""
@@ -143,12 +139,12 @@ class DeviceMasks:
         """Enqueue low_res_logits (n,s,s) float32 -> packed masks (n, bytes) and stats (n,5)."""
         n = len(low)
         self.reserve(n)
-        key = (low.ptr, packed.ptr, stats.ptr, n)
-        if key not in self._bound:
-            launches = plan.postprocess(low, *self._taps, packed, stats, n, self._side, self.source_hw)
-            self._bound[key] = self._kernels.bind(launches)
         self.device.copy(self._zeros[:n], stats)
-        self._bound[key].run(self.device.stream)
+        self._launches.run(
+            (low.ptr, packed.ptr, stats.ptr, n),
+            lambda: plan.postprocess(low, *self._taps, packed, stats, n, self._side, self.source_hw),
+            self.device.stream,
+        )
 
     def masks(self, packed: np.ndarray) -> np.ndarray:
         """Return masks (n,H,W) bool of downloaded bits."""

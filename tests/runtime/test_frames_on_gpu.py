@@ -1,5 +1,6 @@
 """Frames in GPU memory, for every network and task: read where they are, in stream order, and kept until then."""
 
+import gc
 import re
 import shutil
 import weakref
@@ -305,3 +306,15 @@ def test_an_image_is_copied_when_it_is_given(engines):
     memory[...] = other
     wanted = engine.image(frame).predict(CLICK.points, CLICK.labels)
     np.testing.assert_array_equal(image.predict(CLICK.points, CLICK.labels).masks, wanted.masks)
+
+
+@pytest.mark.parametrize("task", [detected, concepts, live])
+def test_sessions_that_are_closed_leave_no_memory_on_the_device(engines, task):
+    """Launches that are kept packed do not own the arrays of a session. Recordings of the fake driver do."""
+    backend, held = numpy_sam3.FakeCudaNumpyBackend(), []
+    engine = runtime.Engine(engines["sam3"].bundle, backend, kernels="on", graphs="off")
+    for _ in range(4):
+        task(engine, iter(video("sam3")[:5]))
+        gc.collect()
+        held.append(backend.device.driver.allocated("device"))
+    assert held[1] == held[2] == held[3]

@@ -25,6 +25,7 @@ from runtime.backends.split_loading import load_split_stages
 from runtime.backends.split_stage import SplitResources
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
+from runtime.device import cubin
 from runtime.device.cubin import Kernels
 from runtime.device.cuda import Cuda
 from runtime.device.scratch import GrowableBuffers
@@ -196,11 +197,11 @@ def test_launches_are_packed_once_and_nothing_is_allocated(device, kernels, monk
     assert len(packed) == 2 and device.driver.calls["device"] == held
     waits = len(arrays) + len(constants()) + 1
     assert device.driver.calls["wait"] == waits, "only copies of constants wait"
-    monkeypatch.setattr(split_stage, "MAX_BOUND_LAUNCHES", 2)
+    monkeypatch.setattr(cubin, "MAX_BOUND_LAUNCHES", 2)
     for slots in (1, 2, 3):
         ages = device.constant(np.zeros((1, slots), np.int64))
         stage.run(**arrays | {"memory": arrays["memory"][:, :slots], "maskmem_tpos_index": ages}, conditioned=out)
-        assert len(stage.bound) <= 2
+        assert len(stage.launches.bound) <= 2
 
 
 def test_arrays_of_another_type_are_refused(device, kernels):
@@ -312,7 +313,7 @@ def test_step_of_an_adapter_in_two_subgraphs(device, kernels, kept, patch):
     names = {name for name, _ in device.kernel_driver.launched}
     two = {"window_attention_step_project", "window_attention_step_attend"}
     assert names == (two if (kept + 1) * patch**2 > plan.FUSED_TOKENS else {"window_attention_step_fused"})
-    assert len(stage.bound) == 1
+    assert len(stage.launches.bound) == 1
 
 
 def bundle(split):

@@ -178,6 +178,11 @@ def _transpose(node: Node) -> None:
     _replace(node, aten.permute.default, x, list(reversed(range(x.meta["val"].ndim))))
 
 
+def _subtract_reversed(node: Node) -> None:
+    x, other, *alpha = node.args
+    _replace(node, aten.sub.Tensor, other, x, **({"alpha": alpha[0]} if alpha else {}))
+
+
 def _bitwise_or(node: Node) -> None:
     _replace(node, aten.bitwise_or.Tensor, *node.args)
 
@@ -205,6 +210,7 @@ REWRITES: dict[Any, Callable[[Node], None]] = {
     aten.to.dtype: _to,
     aten.to.dtype_layout: _to,
     aten.numpy_T.default: _transpose,
+    aten.rsub.Scalar: _subtract_reversed,
     aten.__or__.Tensor: _bitwise_or,
     aten.__and__.Tensor: _bitwise_and,
     aten.conv_transpose2d.input: _conv_transpose,

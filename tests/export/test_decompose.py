@@ -26,6 +26,8 @@ REWRITTEN = {
     "T": lambda x, index: x @ x[0, 0].T[:, :3],
     "or": lambda x, index: ((x > 0) | (x < -1)).float(),
     "and": lambda x, index: ((x > 0) & (x < 1)).float(),
+    "number minus tensor": lambda x, index: (1 - x) * (3 - index[:1]),
+    "number minus multiple": lambda x, index: torch.rsub(x, 2, alpha=3),
     "transposed convolution": lambda x, index: torch.conv_transpose2d(x, x[0, :, None, :2, :2], stride=2, padding=1),
 }
 UNKNOWN = {

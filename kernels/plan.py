@@ -263,11 +263,8 @@ def preprocess(
     taps: Size,
 ) -> list[Launch]:
     """Plan `kernels/preprocess.py`. rows, columns: of `reference.pillow_taps`; taps: their numbers."""
-    block_y, block_x = 4, 128
-    grid = (cdiv(image_size, block_x), cdiv(image_size, block_y), 3)
     arguments = (frame, *rows, *columns, table, out, *source, *resized, image_size, *taps)
-    constants = {"BITS": reference.PRECISION_BITS, "BLOCK_Y": block_y, "BLOCK_X": block_x}
-    return [Launch("preprocess", grid, arguments, constants, 4, 1)]
+    return [_pixels("preprocess", image_size, arguments, {"BITS": reference.PRECISION_BITS})]
 
 
 def preprocess_float(
@@ -283,10 +280,15 @@ def preprocess_float(
     taps: Size,
 ) -> list[Launch]:
     """Plan `kernels/preprocess.py` without rounding to bytes. rows, columns: of `reference.float_taps`."""
+    arguments = (frame, *rows, *columns, unit, norm, out, *source, *resized, image_size, *taps)
+    return [_pixels("preprocess_float", image_size, arguments, {})]
+
+
+def _pixels(kernel: str, image_size: int, arguments: tuple[Any, ...], constants: dict[str, Any]) -> Launch:
+    """Cut the pixels of the network's input, three colors, into blocks."""
     block_y, block_x = 4, 128
     grid = (cdiv(image_size, block_x), cdiv(image_size, block_y), 3)
-    arguments = (frame, *rows, *columns, unit, norm, out, *source, *resized, image_size, *taps)
-    return [Launch("preprocess_float", grid, arguments, {"BLOCK_Y": block_y, "BLOCK_X": block_x}, 4, 1)]
+    return Launch(kernel, grid, arguments, constants | {"BLOCK_Y": block_y, "BLOCK_X": block_x}, 4, 1)
 
 
 def postprocess(

@@ -129,22 +129,11 @@ def window_attention_attend(
 
 
 @triton.jit
-def window_attention_fused(
-    x_ptr, time_ptr, position_ptr, norm_weight_ptr, norm_bias_ptr, qkv_weight_ptr, qkv_bias_ptr, out_weight_ptr,
-    out_bias_ptr, y_ptr, frames, height, width, windows, scale, epsilon, group,
-    C: tl.constexpr, HEAD: tl.constexpr, PATCH: tl.constexpr, ROWS: tl.constexpr,
+def _attend_rows(
+    z, member, qkv_weight_ptr, qkv_bias_ptr, out_weight_ptr, scale, C: tl.constexpr, HEAD: tl.constexpr, ROWS:
+    tl.constexpr,
 ):  # fmt: skip
-    """Grid (groups of `group` windows). A program holds ROWS >= group * n tokens; a token sees its own window only."""
-    length = frames * PATCH * PATCH
-    row = tl.arange(0, ROWS)
-    member, token = row // length, row % length
-    window = tl.program_id(0) * group + member
-    inside = (member < group) & (window < windows)
-    pixel = _pixel(window, token, frames, height, width, PATCH)
-    z = _normalised(
-        x_ptr, time_ptr, position_ptr, norm_weight_ptr, norm_bias_ptr, pixel, token, inside, epsilon, C, PATCH
-    )
-    z = z.to(x_ptr.dtype.element_ty)
+    """Attention of every head between the rows of each member, projected (ROWS, C)."""
     c, head = tl.arange(0, C), tl.arange(0, HEAD)
     # all rows of a member have a window, or none of them has and nothing of them is stored
     visible = member[:, None] == member[None, :]
@@ -165,6 +154,28 @@ def window_attention_fused(
         attended = tl.dot(p, v.to(z.dtype), input_precision="ieee")
         weight = tl.load(out_weight_ptr + c[None, :] * C + out[:, None])
         projected = tl.dot(attended.to(z.dtype), weight, projected, input_precision="ieee")
+    return projected
+
+
+@triton.jit
+def window_attention_fused(
+    x_ptr, time_ptr, position_ptr, norm_weight_ptr, norm_bias_ptr, qkv_weight_ptr, qkv_bias_ptr, out_weight_ptr,
+    out_bias_ptr, y_ptr, frames, height, width, windows, scale, epsilon, group,
+    C: tl.constexpr, HEAD: tl.constexpr, PATCH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Grid (groups of `group` windows). A program holds ROWS >= group * n tokens; a token sees its own window only."""
+    length = frames * PATCH * PATCH
+    row = tl.arange(0, ROWS)
+    member, token = row // length, row % length
+    window = tl.program_id(0) * group + member
+    inside = (member < group) & (window < windows)
+    pixel = _pixel(window, token, frames, height, width, PATCH)
+    z = _normalised(
+        x_ptr, time_ptr, position_ptr, norm_weight_ptr, norm_bias_ptr, pixel, token, inside, epsilon, C, PATCH
+    )
+    z = z.to(x_ptr.dtype.element_ty)
+    projected = _attend_rows(z, member, qkv_weight_ptr, qkv_bias_ptr, out_weight_ptr, scale, C, HEAD, ROWS)
+    c = tl.arange(0, C)
     place = pixel[:, None].to(tl.int64) * C + c[None, :]
     y = tl.load(x_ptr + place, mask=inside[:, None], other=0.0) + projected + tl.load(out_bias_ptr + c)[None, :]
     tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=inside[:, None])

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .online_softmax import attend_block
-from .window_attention import _pixel
+from .window_attention import _attend_rows, _pixel
 
 
 @triton.jit
@@ -130,35 +130,6 @@ def window_attention_step_attend(
     pixel = _pixel(window, token, 1, height, width, PATCH)[:, None].to(tl.int64) * C + c[None, :]
     y = tl.load(x_ptr + pixel, mask=inside[:, None], other=0.0) + projected + tl.load(out_bias_ptr + c)[None, :]
     tl.store(y_ptr + pixel, y.to(y_ptr.dtype.element_ty), mask=inside[:, None])
-
-
-@triton.jit
-def _attend_rows(
-    z, member, qkv_weight_ptr, qkv_bias_ptr, out_weight_ptr, scale, C: tl.constexpr, HEAD: tl.constexpr, ROWS:
-    tl.constexpr,
-):  # fmt: skip
-    """Attention of every head between the rows of each member, projected (ROWS, C)."""
-    c, head = tl.arange(0, C), tl.arange(0, HEAD)
-    # all rows of a member have a window, or none of them has and nothing of them is stored
-    visible = member[:, None] == member[None, :]
-    projected = tl.zeros([ROWS, C], tl.float32)
-    # values are computed last: with 32 rows and 8 warps no register is spilled on any target
-    for h in tl.range(0, C // HEAD):
-        out = h * HEAD + head
-        source = qkv_weight_ptr + out[None, :] * C + c[:, None]
-        q = tl.dot(z, tl.load(source), input_precision="ieee") + tl.load(qkv_bias_ptr + out)[None, :]
-        q = (q * scale).to(z.dtype)
-        k = tl.dot(z, tl.load(source + C * C), input_precision="ieee") + tl.load(qkv_bias_ptr + C + out)[None, :]
-        scores = tl.dot(q, tl.trans(k.to(z.dtype)), input_precision="ieee")
-        scores = tl.where(visible, scores, float("-inf"))
-        p = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
-        p = (p / tl.sum(p, axis=1)[:, None]).to(z.dtype)
-        v = tl.dot(z, tl.load(source + 2 * C * C), input_precision="ieee")
-        v += tl.load(qkv_bias_ptr + 2 * C + out)[None, :]
-        attended = tl.dot(p, v.to(z.dtype), input_precision="ieee")
-        weight = tl.load(out_weight_ptr + c[None, :] * C + out[:, None])
-        projected = tl.dot(attended.to(z.dtype), weight, projected, input_precision="ieee")
-    return projected
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from typing import Any
 
 from runtime.backends import create
 from runtime.backends.base import Backend
-from runtime.backends.recorder import StageRecorder, StageRecorders
+from runtime.backends.recorder import StageRecorder, StageRecorders, run_steps
 from runtime.backends.split_stage import SplitStage
 from runtime.backends.trt import TensorRtBackend
 from runtime.bundle import engine_index
@@ -19,7 +19,7 @@ from runtime.bundle.bundle import Bundle
 from runtime.engine import Engine
 
 from .parity import STAGE_ERROR, FrameComparison, StageComparison, compare_clip, compare_outputs, run_stage
-from .parity_clip import clip_results, run_steps
+from .parity_clip import clip_frames, clip_results
 from .polygraphy_dump import PolygraphyDump
 
 KERNELS = "kernels"
@@ -45,7 +45,7 @@ def check_backend(
     recorders = StageRecorders(plain.device, once_per_size=True)
     # a clip runs all stages but the steps, and these run one by one behind other clips
     reference.instrument(recorders.wrap_step)
-    run_steps(reference)
+    run_steps(reference, clip_frames(4))
     reference.instrument(recorders.wrap_other)
     want = clip_results(reference)
     precision = bundle.manifest.precision

@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime.backends import create
 from runtime.bundle.bundle import Bundle
-from runtime.bundle.manifest import STEP, Manifest
+from runtime.bundle.manifest import Manifest
 from runtime.engine import Engine
 from runtime.errors import InternalError
 from runtime.image import ImagePredictor
@@ -74,15 +74,6 @@ def _run_clip(engine: Engine) -> list[Result]:
         return [engine.image(frame).refer([prompt], logits=True) for frame in frames]
     with engine.session([prompt], logits=True) as session:
         return list(session.stream(frames))
-
-
-def run_steps(engine: Engine) -> None:
-    """Run the stages of low latency, which the clip does not need, if the bundle has them."""
-    manifest, window = engine.bundle.manifest, 3
-    if manifest.text is not None and any(name.endswith(STEP) for name in manifest.stages):
-        with engine.session([synthetic_text(manifest.text)], window=window, latency="low") as session:
-            for frame in clip_frames(window + 1):
-                session.push(frame)
 
 
 def _top_queries(image: ImagePredictor, words: Text) -> Result:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..bundle.manifest import STEP
 from ..device.base import Device
+from ..prompts.synthetic import synthetic_text
 from .base import Stage
+
+if TYPE_CHECKING:
+    from ..engine import Engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +83,12 @@ class StageRecorders(dict[str, StageRecorder]):
     def wrap_other(self, stage: Stage) -> Stage:
         """Return a recorder around a stage that is none of low latency, and such a one as it is."""
         return stage if stage.spec.name.endswith(STEP) else self.wrap(stage)
+
+
+def run_steps(engine: Engine, frames: Sequence[np.ndarray]) -> None:
+    """Run the stages of low latency, which a clip does not need, if the bundle has them: on the last frame."""
+    manifest = engine.bundle.manifest
+    if manifest.text is not None and any(name.endswith(STEP) for name in manifest.stages):
+        with engine.session([synthetic_text(manifest.text)], latency="low", window=len(frames) - 1) as session:
+            for frame in frames:
+                session.push(frame)

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..backends import NEEDS_AUTOTUNE, autotune, create
 from ..backends.base import Stage
-from ..backends.recorder import StageRecorder, StageRecorders
+from ..backends.recorder import StageRecorder, StageRecorders, run_steps
 from ..bundle.bundle import Bundle, choose
 from ..bundle.demo import Demo
 from ..bundle.manifest import STEP
@@ -86,7 +86,7 @@ def tune(
     recorders = StageRecorders(reference.backend.device)
     # a clip runs all stages but the steps of low latency, which do not count in the time of its frames
     reference.instrument(recorders.wrap_step)
-    run_steps(reference)
+    run_steps(reference, list(clip_of(bundle, 4)))
     reference.instrument(recorders.wrap_other)
     want, num_frames = masks_of(reference, frames)
     reached = {name: recorder for name, recorder in recorders.items() if recorder.calls}
@@ -169,14 +169,6 @@ def _prompts(bundle: Bundle) -> list[Text]:
 def _text_video(engine: Engine, frames: np.ndarray) -> np.ndarray:
     with engine.session(_prompts(engine.bundle)) as session:
         return np.stack([result.masks for result in session.stream(frames)])
-
-
-def run_steps(engine: Engine) -> None:
-    """Run the stages of low latency, which a clip does not need, if the bundle has them."""
-    if any(name.endswith(STEP) for name in engine.bundle.manifest.stages):
-        with engine.session(_prompts(engine.bundle), latency="low", window=2) as session:
-            for frame in clip_of(engine.bundle, 4):
-                session.push(frame)
 
 
 def _prompt_video(engine: Engine, frames: np.ndarray) -> np.ndarray:

@@ -24,10 +24,15 @@ def threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
+def decoder_threads() -> list[threading.Thread]:
+    """Threads of this process that decode a video."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("frames of")]
+
+
 def wait_for_threads() -> None:
-    """Wait until the decoder threads of the last video have ended; give up after half a second in which none ends."""
-    count, since = threading.active_count(), time.monotonic()
-    while count > 1 and time.monotonic() < since + 0.5:
-        time.sleep(0.01)
-        if threading.active_count() != count:
-            count, since = threading.active_count(), time.monotonic()
+    """Wait until the decoder threads of the last video have ended; give up after five seconds in which none ends."""
+    count, since = len(decoder_threads()), time.monotonic()
+    while count and time.monotonic() < since + 5:
+        time.sleep(0.005)
+        if len(decoder_threads()) != count:
+            count, since = len(decoder_threads()), time.monotonic()

@@ -13,6 +13,7 @@ from PIL import Image
 
 from helpers import media
 from helpers.media import Server
+from helpers.resources import decoder_threads
 from helpers.waiting import PATIENCE, wait_until
 from runtime import VideoError
 from runtime.media import live, video_reader
@@ -21,10 +22,6 @@ from runtime.media.image_files import composite_over_black, read_image
 from runtime.media.source import Frame, Source
 from runtime.media.video_reader import VideoReader, open_video
 from runtime.results import Stamp
-
-
-def decoder_threads():
-    return [t for t in threading.enumerate() if t.name.startswith("frames of")]
 
 
 def assert_decoders_end():
@@ -204,7 +201,7 @@ def test_a_live_source_drops_the_oldest():
 
     with VideoReader(Source("x", 24, None, camera(), live=True), 1, None) as video:
         assert next(video)[0, 0, 0] <= 100
-        time.sleep(0.5)
+        assert_decoders_end()
         rest = [frame[0, 0, 0] for frame in video]
     assert rest == list(range(100 - len(rest), 100))
     assert 0 < len(rest) <= video_reader.QUEUE_FRAMES

@@ -192,13 +192,13 @@ forks = pytest.mark.skipif(sys.platform == "win32", reason="processes are not fo
 parallel = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
 
 
-def forked(job, seconds=30):
+def forked(job):
     """Run a job in a forked process; return its exit code: 0 it is true, 1 it is false, -14 it did not end."""
     child = os.fork()
     if not child:
         code = 2
         try:
-            signal.alarm(seconds)
+            signal.alarm(int(PATIENCE))
             code = 0 if job() else 1
         finally:
             os._exit(code)

@@ -82,6 +82,7 @@ def test_a_process_from_its_start_to_sigterm():
         thread = threading.Thread(target=follow)
         thread.start()
         assert sent.wait(PATIENCE)
+        wait_until(lambda: len(found) >= 8)  # a window; the others wait
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0

@@ -11,7 +11,7 @@ one kernel serves the rules of all networks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -68,7 +68,7 @@ class DeviceFrames:
         std: Sequence[float],
         resample: str = "bilinear",
     ) -> None:
-        self._device, self._kernels = device, kernels
+        self._device, self._launches = device, LaunchCache(kernels)
         rows, columns = (frame_taps(resample, a, b) for a, b in zip(source_hw, resized_hw, strict=True))
         tables = [Normalization.of(mean, std, resample == "half").table_cv]
         self._plan: Callable[..., list[plan.Launch]] = plan.preprocess
@@ -77,26 +77,22 @@ class DeviceFrames:
             self._plan = plan.preprocess_float
         self._sizes = source_hw, resized_hw, image_size, (rows[1].shape[1], columns[1].shape[1])
         self._tables = [_constants(device, rows), _constants(device, columns), *_constants(device, tables)]
-        self._launches = LaunchCache(kernels)
         self._aligned: DeviceArray | None = None
 
     def enqueue(self, frame: DeviceArray, out: DeviceArray) -> None:
-        """Enqueue uint8 (H,W,3) -> pixels (3,I,I); both arrays will be given again."""
-        self._launches.run((frame.ptr, out.ptr), lambda: self._planned(frame, out), self._device.stream)
+        """Enqueue uint8 (H,W,3) -> pixels (3,I,I)."""
+        planned = partial(self._plan, frame, *self._tables, out, *self._sizes)
+        self._launches.run((frame.ptr, out.ptr), planned, self._device.stream)
 
     def enqueue_given(self, frame: DeviceArray, out: DeviceArray) -> None:
-        """Do the same with a frame of the caller, which is somewhere else each time and kept until it is read."""
+        """Do the same with a frame of the caller, which is kept until it is read."""
         self._device.keep(frame)
-        if frame.ptr % ALIGNMENT == 0:
-            self._kernels.bind(self._planned(frame, out)).run(self._device.stream)
-            return
-        if self._aligned is None:
-            self._aligned = self._device.empty(frame.shape, "uint8")
-        self._device.copy(frame, self._aligned)
-        self.enqueue(self._aligned, out)
-
-    def _planned(self, frame: DeviceArray, out: DeviceArray) -> list[plan.Launch]:
-        return self._plan(frame, *self._tables, out, *self._sizes)
+        if frame.ptr % ALIGNMENT:
+            if self._aligned is None:
+                self._aligned = self._device.empty(frame.shape, "uint8")
+            self._device.copy(frame, self._aligned)
+            frame = self._aligned
+        self.enqueue(frame, out)
 
 
 class MaskBits(NamedTuple):

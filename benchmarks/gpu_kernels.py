@@ -10,6 +10,10 @@ from dataclasses import asdict, replace
 from importlib import metadata
 from typing import Any
 
+from runtime.bundle.bundle import choose
+from runtime.device.kernels import choose_kernels
+from runtime.errors import BackendError
+
 from .gpu_run import Run, Skipped
 from .gpu_sizes import sizes
 
@@ -111,12 +115,45 @@ def cubins(run: Run) -> None:
 
 
 def frames_and_masks(run: Run) -> None:
-    """Compare preprocessing with the CPU bit by bit, and postprocessing but for pixels whose logit rounds to zero."""
+    """Compare preprocessing with the CPU bit by bit, and postprocessing but for pixels whose logit rounds to zero.
+
+    Compiled kernels need cuda-core, Triton's launches PyTorch: where one is missing, its reason is stored instead.
+    """
+    device, bench = _available(run, "cuda_core", run.machine.device), _available(run, "pytorch", run.machine.bench)
+    if device is None and bench is None:
+        raise Skipped(f"{run.results['no_cuda_core']}; {run.results['no_pytorch']}")
+    wrong = [] if device is None else _of_networks(run, device)
+    if bench is not None:
+        wrong += _of_samwise(run, bench)
+    if wrong:
+        raise ArithmeticError(f"frames or masks differ from those of the CPU: {', '.join(wrong)}")
+
+
+def _available(run: Run, name: str, make: Callable[[], Any]) -> Any:
+    """Return what is made, or None where a library is missing; the reason is stored."""
+    try:
+        return make()
+    except (BackendError, ImportError) as error:
+        run.put(f"no_{name}", str(error))
+        return None
+
+
+def _of_networks(run: Run, device: Any) -> list[str]:
+    """Compare nano's compiled kernels under the rules of SAM 2, SAM 3 and ReferSAM; returns what differs."""
+    from .gpu_images import compare
+    from .gpu_video import with_kernels
+
+    size, bundle = sizes(run.context.sizes), with_kernels(run, choose(run.engines / "nano"), device.capability)
+    kernels = choose_kernels("on", bundle.folder, device)
+    return compare(run, device, kernels, [source for source, _ in size.frames], size.frame_rules, size.mask_rules)
+
+
+def _of_samwise(run: Run, bench: Any) -> list[str]:
+    """Compare and time SAMWISE's rules, launched by Triton; returns the sizes that differ."""
     from . import bench_kernel_postprocess as postprocess
     from . import bench_kernel_preprocess as preprocess
 
-    bench, size = run.machine.bench(), sizes(run.context.sizes)
-    wrong = []
+    size, wrong = sizes(run.context.sizes), []
     for source, resized in size.frames:
         name = f"{source[0]}p"
         if run.has_time(4, name):
@@ -125,8 +162,7 @@ def frames_and_masks(run: Run) -> None:
             out = run.put(f"postprocess_{name}", postprocess.measure(bench, 3, side, size.image_size, resized, source))
             few = out["wrong_pixels"] <= 1e-5 * 3 * source[0] * source[1] and out["largest_box_difference"] <= 1
             wrong += [name] * (not into["equal"] or not few)
-    if wrong:
-        raise ArithmeticError(f"frames or masks at {', '.join(wrong)} differ from those of the CPU")
+    return wrong
 
 
 def memory_of_kernels(run: Run) -> None:

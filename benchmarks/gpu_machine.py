@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.backends import create
 from runtime.device.cubin import CudaDriver
+from runtime.device.cuda import Cuda
 
 if TYPE_CHECKING:
     from .gpu_bench import Bench
@@ -28,6 +29,10 @@ class CudaMachine:
         triton.set_allocator(lambda size, align, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.set_grad_enabled(False)
+        return Cuda()
+
+    def device(self) -> Any:
+        """Return the device as the runtime uses it, without a backend. Raises BackendError without cuda-core."""
         return Cuda()
 
     def backend(self, name: str) -> Any:

@@ -47,6 +47,10 @@ class Context:
         path.write_text(json.dumps(asdict(self)))
 
 
+OPTIONAL = ("torch", "triton")
+"""Libraries without which a section is skipped: what compares with PyTorch, or is launched by Triton."""
+
+
 class Skipped(Exception):
     """A section cannot run here; the message is the reason."""
 
@@ -111,6 +115,8 @@ def execute(context: Context) -> bool:
     try:
         load(context.section)(run)
     except Exception as error:
+        if isinstance(error, ImportError) and error.name in OPTIONAL:
+            error = Skipped(f"needs {error.name}: {error}")
         run.finish(error)
         traceback.print_exc()
         return isinstance(error, Skipped)

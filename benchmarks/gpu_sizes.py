@@ -32,6 +32,16 @@ class Sizes:
         ((2160, 3840), (576, 1024)),
     )
     image_size: int = 1024
+    frame_rules: tuple[tuple[str, str, int], ...] = (
+        ("sam2_video", "bicubic", 1024),
+        ("sam2_image", "float", 1024),
+        ("sam3_video", "half", 1008),
+        ("sam3_image", "uint8", 1008),
+        ("refersam", "bilinear", 480),
+    )
+    """Name, rule of `imaging.preprocess` and side of other networks' input."""
+    mask_rules: tuple[tuple[str, int], ...] = (("sam2", 256), ("sam3", 288), ("refersam", 120))
+    """Name and side of other networks' logits."""
     matrix: int = 8192
     copy_bytes: int = 2 << 30
     steps: int = 100

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,8 +133,33 @@ def test_rates_follow_from_counted_work(report):
 def test_checks_pass(report):
     images = result(report, "frames_and_masks")
     assert images["preprocess_6p"]["equal"] and images["postprocess_6p"]["wrong_pixels"] == 0
+    frames, masks = ([name for name, *_ in TINY[rules]] for rules in ("frame_rules", "mask_rules"))
+    assert all(images[f"frame_{name}_6p"]["largest_difference"] <= 1e-6 for name in frames)
+    assert all(images[f"masks_{name}_6p"]["wrong_pixels"] == 0 for name in masks)
     assert result(report, "shipped_kernels")["window_attention_p4_t1"]["winner"]["relative_error"] <= 2e-3
     assert result(report, "memory_of_kernels")["flat_memory"]["flat"]
+
+
+@pytest.mark.parametrize("machine", ["WithoutPyTorch", "WithoutLibraries"])
+def test_without_pytorch_sections_of_the_runtime_run_and_the_others_are_skipped(tmp_path, monkeypatch, machine):
+    for name in ("torch", "triton"):
+        monkeypatch.setitem(sys.modules, name, None)
+    shutil.copytree(NANO, tmp_path / "engines" / "nano")
+    options = Options(None, False, 600.0, tmp_path / "engines", None, f"helpers.fake_gpu:{machine}", TINY)
+    runs = {"machine", "nano_on_cpu", "nano_plain"}
+    sections = [s for s in SECTIONS if s.group in ("kernels", "sweeps") or s.name in runs]
+    (tmp_path / "work").mkdir()
+
+    def inline(context, folder):
+        return 0 if gpu_run.execute(context) else 1
+
+    entries = Check(options, tmp_path / "work", inline).run(sections)["sections"]
+    done = runs | ({"frames_and_masks"} if machine == "WithoutPyTorch" else set())
+    assert {name for name, entry in entries.items() if entry["status"] == "done"} == done
+    others = {name: entry for name, entry in entries.items() if name not in done}
+    assert {entry["status"] for entry in others.values()} == {"skipped"}
+    assert all("torch" in entry["reason"] for entry in others.values())
+    assert entries["frames_and_masks"]["result"]["no_pytorch"] == "No module named 'torch'"
 
 
 def test_table_has_our_modes_pytorch_the_limit_and_the_iou(report):

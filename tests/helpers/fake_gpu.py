@@ -52,6 +52,9 @@ class FakeMachine:
     def bench(self):
         return FakeBench()
 
+    def device(self):
+        return FakeCudaBackend(1).device
+
     def backend(self, name):
         if name.startswith("tensorrt"):
             raise BackendError(f"backend '{name}' needs {name}")
@@ -73,6 +76,16 @@ class FakeMachine:
     def compile_kernels(self, bundle, capability):
         write_image_kernels(bundle, capability)
         return len(IMAGE_SIGNATURES)
+
+
+class WithoutPyTorch(FakeMachine):
+    def bench(self):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+
+class WithoutLibraries(WithoutPyTorch):
+    def device(self):
+        raise BackendError("CUDA needs cuda-core")
 
 
 def write_image_kernels(bundle, capability):

@@ -5,6 +5,7 @@ An image is encoded once, a sentence once, and every pair of the two is fused; s
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from math import prod
@@ -15,7 +16,7 @@ import numpy as np
 from ..bundle.schema import NORMALIZATION, RESIZE, TEXT, Group
 from ..device.base import Array
 from ..device.inputs import InputBlock
-from ..device.scratch import OutputBlock
+from ..device.scratch import GrowableBuffers, OutputBlock
 from ..imaging.frame_input import FrameInput
 from ..imaging.gpu import DeviceMasks, mask_sizes
 from ..imaging.masks import boxes_and_areas
@@ -41,7 +42,7 @@ class EncodedImage:
     def refer(self, prompts: Sequence[Text], logits: bool = False) -> Result:
         """Find one mask per sentence. Raises PromptError for a sentence that the bundle cannot take."""
         on_device = self._network.device_masks(self._upsampler.source_hw)
-        low_res, coarse, ious, *bits = self._network.fuse(self.features, prompts, on_device)
+        low_res, coarse, ious, *bits = self._network.fuse(self, prompts, on_device)
         masks = on_device.masks(bits[0]) if on_device else self._upsampler.masks(low_res)
         ids = tuple(range(1, len(prompts) + 1))
         return Result(
@@ -65,7 +66,7 @@ class ReferSam:
     required_stages: ClassVar[tuple[str, ...]] = ("image", "text", "fuse")
     optional_stages: ClassVar[tuple[str, ...]] = ()
     uses_kernels: ClassVar[bool] = True
-    records_stages: ClassVar[bool] = False
+    records_stages: ClassVar[bool] = True
     settings_schema: ClassVar[Group] = Group({**NORMALIZATION, "resize": RESIZE, "text": TEXT})
     signature: ClassVar[Signature] = Signature(
         bounds=("objects",),
@@ -105,29 +106,56 @@ class ReferSam:
         # padding is read, with weight zero: it must hold numbers
         self._text = device.constant(np.zeros(self._batch * settings["text"]["max_tokens"] * self._width, text.dtype))
         self._sentences: OrderedDict[tuple[int, ...], Array] = OrderedDict()
+        recorded = device.records_stages and device.supports_graph_capture and specs["fuse"].graph_safe
+        self._fixed = GrowableBuffers(device) if recorded else None
+        """Where recorded stages find the maps of whatever image and write a sentence; None: in arrays of its own."""
+        self._present: weakref.ref[EncodedImage] | None = None
+        """The image whose maps are there."""
 
     def encode_image(self, frame_hwc: Array) -> EncodedImage:
         """Encode an image, uint8 RGB (H,W,3)."""
         pixels = self._frame_input.upload(frame_hwc, "bilinear")
         outputs = self._stages["image"].spec.outputs
         features = {t.name: self._device.empty(t.resolve({}), t.dtype) for t in outputs}
-        self._stages["image"].run(pixels=pixels, **features)
-        return EncodedImage(self, features, frame_hwc.shape[:2])
+        fixed = self._maps() or features
+        self._stages["image"].run(pixels=pixels, **fixed)
+        image = EncodedImage(self, features, frame_hwc.shape[:2])
+        if fixed is not features:
+            self._copy(fixed, features)
+            self._present = weakref.ref(image)
+        return image
+
+    def _maps(self) -> dict[str, Array]:
+        """Return the maps that recorded stages read; empty where none is recorded."""
+        if self._fixed is None:
+            return {}
+        return {t.name: self._fixed.take(t.name, t.resolve({}), t.dtype) for t in self._stages["image"].spec.outputs}
+
+    def _maps_of(self, image: EncodedImage) -> Mapping[str, Array]:
+        """Return the maps of an image where `fuse` reads them."""
+        fixed = self._maps()
+        if fixed and (self._present is None or self._present() is not image):
+            self._copy(image.features, fixed)
+            self._present = weakref.ref(image)
+        return fixed or image.features
+
+    def _copy(self, maps: Mapping[str, Array], to: Mapping[str, Array]) -> None:
+        for name, array in maps.items():
+            self._device.copy(array, to[name])
 
     def mask_upsampler(self, size: tuple[int, int]) -> CornerAlignedUpsampler:
         """Return the upsampler of low-res logits to masks of images of `size` (H, W)."""
         return CornerAlignedUpsampler(self.low_res_side, size)
 
-    def fuse(
-        self, features: Mapping[str, Array], prompts: Sequence[Text], masks: DeviceMasks | None = None
-    ) -> list[np.ndarray]:
+    def fuse(self, image: EncodedImage, prompts: Sequence[Text], masks: DeviceMasks | None = None) -> list[np.ndarray]:
         """Return low-res and coarse logits (N,s,s) and predicted IoUs (N,) of sentences on an encoded image, and the
         bits of their masks where `masks` makes them."""
         manifest = self._bundle.manifest
         self._tokenizer = self._tokenizer or Tokenizer.of(self._bundle.folder, manifest)
         texts = [self._encode_text(encode(prompt, manifest, self._tokenizer)) for prompt in prompts]
+        maps = self._maps_of(image)
         starts = range(0, len(texts), self._batch)
-        batches = [self._fuse_batch(features, texts[i : i + self._batch], masks) for i in starts]
+        batches = [self._fuse_batch(maps, texts[i : i + self._batch], masks) for i in starts]
         return [np.concatenate(part) for part in zip(*batches, strict=True)]
 
     def _encode_text(self, tokens: np.ndarray) -> Array:
@@ -138,18 +166,19 @@ class ReferSam:
                 self._sentences.popitem(last=False)
             text = self._stages["text"].spec.output("text")
             features = self._device.empty((len(tokens), self._width), text.dtype)
-            self._stages["text"].run(tokens=tokens, text=features)
+            fixed = self._fixed.take("text", features.shape, text.dtype) if self._fixed is not None else features
+            self._stages["text"].run(tokens=tokens, text=fixed)
+            if fixed is not features:
+                self._device.copy(fixed, features)
             self._sentences[key] = features
         self._sentences.move_to_end(key)
         return self._sentences[key]
 
-    def _fuse_batch(
-        self, features: Mapping[str, Array], texts: list[Array], masks: DeviceMasks | None
-    ) -> list[np.ndarray]:
+    def _fuse_batch(self, maps: Mapping[str, Array], texts: list[Array], masks: DeviceMasks | None) -> list[np.ndarray]:
         """Fuse sentences, padded to the longest, with an image; the results are copies on the host."""
         n, length = len(texts), max(len(t) for t in texts)
         batch = texts[0][None]
-        if n > 1:
+        if n > 1 or self._fixed is not None:
             batch = self._text[: n * length * self._width].reshape(n, length, self._width)
             for row, text in zip(batch, texts, strict=True):
                 self._device.copy(text, row[: len(text)])
@@ -157,7 +186,7 @@ class ReferSam:
         made = masks.fields(n) if masks else []
         outputs = self._readback.reserve([*self._stages["fuse"].spec.outputs, *made], {"objects": n})
         bits = {t.name: outputs.pop(t.name) for t in made}
-        self._stages["fuse"].run(**features, text=batch, text_count=counts, **outputs)
+        self._stages["fuse"].run(**maps, text=batch, text_count=counts, **outputs)
         if masks is not None:
             masks.enqueue(outputs["low_res_logits"], **bits)
         host = self._readback.read()

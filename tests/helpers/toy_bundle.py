@@ -28,7 +28,7 @@ SYMBOLS = {
 TYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64", onnx.TensorProto.BOOL: "bool"}
 
 
-def write(folder: Path, graphs: Mapping[str, str], **fields: Any) -> Path:
+def write(folder: Path, graphs: Mapping[str, str], graph_safe: bool | None = None, **fields: Any) -> Path:
     """Write a bundle of `graphs` into `folder` and return it. `fields` are those of the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     stages, files = {}, {}
@@ -39,7 +39,7 @@ def write(folder: Path, graphs: Mapping[str, str], **fields: Any) -> Path:
         (folder / f"{name}.onnx").write_bytes(data)
         files[f"{name}.onnx"] = hashlib.sha256(data).hexdigest()
         sides = (tuple(_tensor(v) for v in values) for values in (model.graph.input, model.graph.output))
-        stages[name] = StageSpec(name, *sides, files={"default": f"{name}.onnx"})
+        stages[name] = StageSpec(name, *sides, files={"default": f"{name}.onnx"}, graph_safe=graph_safe)
     Manifest(**{"variant": "toy", "precision": "fp32", "stages": stages, "files": files} | fields).dump(folder)
     return folder
 

@@ -236,10 +236,12 @@ def test_a_steady_clip_launches_nothing_but_graphs(shared):
     assert spent["stage"] == 0 and spent["launch"] == 2.5, "first stage, frame; two sentences per clip"
 
 
+@pytest.mark.parametrize("safe", [None, True])
 @pytest.mark.parametrize("kernels", ["off", "on"])
-def test_sentences_on_an_image_are_one_download(tmp_path, kernels):
-    """The image is uploaded when it is given, the lengths of the sentences when they are."""
-    folder = toy_refersam.build(tmp_path / "refersam")
+def test_sentences_on_an_image_are_one_download(tmp_path, kernels, safe):
+    """The image is uploaded when it is given, the lengths of the sentences when they are. Stages of earlier exports are
+    not recorded; others find every image and sentence at one place."""
+    folder = toy_refersam.build(tmp_path / "refersam", graph_safe=safe)
     write_image_kernels(folder, FakeDriver.capability)
     engine = runtime.Engine(choose(folder), FakeCudaBackend(), kernels=kernels)
     texts = [runtime.Text(tokens=[0, 5, 2]), runtime.Text(tokens=[0, 9, 7, 8, 2])]
@@ -247,11 +249,17 @@ def test_sentences_on_an_image_are_one_download(tmp_path, kernels):
     spent = measure(engine, steps, 3, 3)
     assert [spent[name] for name in COPIES] == [2, 1, 1]
     assert [spent.get(name, 0) for name in ("preprocess", "postprocess")] == [kernels == "on"] * 2
+    assert [spent.get(name, 0) for name in ("stage", "launch")] == ([0, 2] if safe else [2, 0])
     host = runtime.load(folder, backend="ort", verify=False)
     for frame in (*frames(2), frames(1)[0][:, :7], np.zeros((1, 3, 3), np.uint8)):
         found, expected = (e.image(frame).refer(texts) for e in (engine, host))
         np.testing.assert_array_equal(found.masks, expected.masks)
         np.testing.assert_array_equal(found.boxes, expected.boxes)
+    images = [[e.image(frame) for frame in frames(3)] for e in (engine, host)]
+    for turn in (0, 2, 1, 0, 0):  # the maps of an earlier image, and another number of sentences, and a new one
+        given = [*texts[: 1 + turn % 2], runtime.Text(tokens=[0, 4 + turn, 2])]
+        found, expected = (of[turn].refer(given) for of in images)
+        np.testing.assert_array_equal(found.masks, expected.masks)
 
 
 @pytest.mark.parametrize("task", [live, fed, video, image])

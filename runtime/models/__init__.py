@@ -52,8 +52,7 @@ OPTIONS = {
 
 UPLOADING = frozenset({"geometry_encoder", "mask_prompt", "image", "fuse"})
 """Stages in which ONNX Runtime uploads tables of pointers, from memory of the host that it takes back: a recorded graph
-would read it later (`tests/fake_cuda_runtime/`). They run once per prompt or picture, not per frame. Those that an
-export calls `graph_safe` do not any more."""
+would read it later (`tests/fake_cuda_runtime/`). Those that an export calls `graph_safe` do not any more."""
 
 
 class Networks(Mapping[str, Network]):

@@ -68,7 +68,7 @@ def publish(exact: Path, out: Path, name: str, max_loss: float, threads: int | N
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6
         found.append(Measured(precision, backend, seconds, loss(reference, results), size))
     best = fastest(found, max_loss)
-    report(table(found, best))
+    report(table(found, best, max_loss))
     with replacing(out, name) as folder:
         shutil.copytree(folder_of(exact, best.precision), folder, dirs_exist_ok=True)
     if best.backend != EXACT[1]:
@@ -122,12 +122,12 @@ def fastest(found: Sequence[Measured], max_loss: float) -> Measured:
     return min((m for m in found if m is found[0] or m.loss <= max_loss), key=lambda m: m.seconds)
 
 
-def table(found: Sequence[Measured], best: Measured) -> str:
-    """Format the measurements, the first of which is the reference."""
+def table(found: Sequence[Measured], best: Measured, max_loss: float) -> str:
+    """Format the measurements, the first of which is the reference, with what became of each."""
     lines = [f"{'precision':14} {'backend':14} {'speed':>6} {'IoU loss':>9} {'MB':>7}"]
     lines += [
         f"{m.precision:14} {m.backend:14} {found[0].seconds / m.seconds:5.2f}x {m.loss:9.5f} {m.megabytes:7.0f}"
-        + ("  chosen" if m is best else "")
+        + ("  chosen" if m is best else f"  loses more than {max_loss:g}" if m.loss > max_loss else "")
         for m in found
     ]
     return "\n".join(lines)

@@ -64,6 +64,7 @@ def published(exact, out, max_loss):
 def test_without_loss_an_exact_backend_is_chosen(exact, tmp_path, measured):
     found, text = published(exact, tmp_path / "out", 0.0)
     assert found.manifest.precision == "fp32" and autotune.choice(found.manifest) == "openvino"
+    assert text.count("  loses more than 0") == len(auto_cpu.CANDIDATES) - 2, "but float32"
     assert text.count("chosen") == 1 and all(f"{p:14} {b:14}" in text for p, b in auto_cpu.CANDIDATES)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..bundle.demo import Quality
 from ..errors import VideoError
+from ..media.frame_iterables import PeekableFrames
 from ..media.video_reader import VideoReader
 from ..results import Result, Stamp
 from .signals import SignalGuard
@@ -36,7 +37,7 @@ class Job:
         writer = WriterThread(self._write)
         try:
             with ProgressBar(self._video.name, self._video.count) as progress:
-                for result in self._task.stream(self._frames()):
+                for result in self._task.stream(PeekableFrames(self._frames(), self._video.peek)):
                     with guard.defer_signals():
                         self._put(writer, result)
                     progress.step()

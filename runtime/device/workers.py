@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from math import prod
 
 from ..bundle.manifest import StageSpec
@@ -16,6 +17,9 @@ MAX_WORKERS = 4
 
 SMALL_TENSOR = 1 << 18
 """Elements of the largest tensor of a small frame or object: a megabyte of float32, the cache of a core."""
+
+MAX_OBJECTS_BESIDE = 8
+"""Most objects that are decoded on one core, beside frames that other cores encode."""
 
 
 def count_cores() -> int:
@@ -70,27 +74,112 @@ class Workers:
             self._run_waiting(waiting)
         finally:
             waiting.clear()
-            errors = [other.exception() for other in others]
+            # one that has not begun, because its thread works ahead, is not waited for
+            errors = [other.exception() for other in others if not other.cancel()]
         for error in errors:
             if error is not None:
                 raise error
 
     def _run_waiting(self, waiting: deque[Callable[[], None]]) -> None:
-        self._state.is_beside = True
+        with self.beside():
+            try:
+                while waiting:
+                    try:
+                        work = waiting.popleft()
+                    except IndexError:  # another thread took the last one
+                        return
+                    work()
+            except BaseException:
+                waiting.clear()
+                raise
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Let the work of this thread take one core, as others run at the same time."""
+        before, self._state.is_beside = self.is_beside, True
         try:
-            while waiting:
-                try:
-                    work = waiting.popleft()
-                except IndexError:  # another thread took the last one
-                    return
-                work()
-        except BaseException:
-            waiting.clear()
-            raise
+            yield
         finally:
-            self._state.is_beside = False
+            self._state.is_beside = before
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Let another thread run `work` when those given before have begun."""
+        self._threads().submit(work)
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None or self._process != os.getpid():  # threads do not survive a fork
             self._pool, self._process = ThreadPoolExecutor(self.count - 1, "samwise-worker"), os.getpid()
         return self._pool
+
+
+class WorkAhead:
+    """Work that is needed later, in this order; the other threads begin with it while the caller does something else.
+
+    Unlike that of `Workers.run_all`, it may outlast the call in which it was given.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._works: deque[_Begun] = deque()
+
+    def __len__(self) -> int:
+        return len(self._works)
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Add work at the end."""
+        self._works.append(begun := _Begun(self._workers, work))
+        self._workers.submit(begun.run)
+
+    def finish_first(self) -> None:
+        """Run the first work, or, while another thread does, those behind it; raise its error."""
+        first = self._works[0]
+        for work in list(self._works):
+            if first.is_done:
+                break
+            work.run()
+        self._works.popleft().wait()
+
+    def drop(self) -> None:
+        """Drop all works, and wait for those that run."""
+        while self._works:
+            self._works.pop().cancel()
+
+
+class _Begun:
+    """One work, which the thread that comes first runs."""
+
+    def __init__(self, workers: Workers, work: Callable[[], None]) -> None:
+        self._workers, self._work, self._process = workers, work, os.getpid()
+        self._claim, self._done = threading.Lock(), threading.Event()
+        self._error: BaseException | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self._done.is_set()
+
+    def run(self) -> None:
+        """Run it, unless another thread has begun. An interrupt of the caller is raised at once."""
+        if self._process != os.getpid():  # the other thread does not survive a fork
+            self._claim, self._process = threading.Lock(), os.getpid()
+        if not self._claim.acquire(blocking=False):
+            return
+        try:
+            with self._workers.beside():
+                self._work()
+        except BaseException as error:
+            self._error = error
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._done.set()
+
+    def wait(self) -> None:
+        """Wait until it is done; raise its error."""
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+
+    def cancel(self) -> None:
+        """Keep it from beginning, or wait for its end."""
+        if not self._claim.acquire(blocking=False) and self._process == os.getpid():
+            self._done.wait()

@@ -7,6 +7,8 @@ import queue
 import threading
 from collections.abc import Iterator
 
+import numpy as np
+
 from ..errors import SamwiseRuntimeError, VideoError, summarize
 from .source import Frame, Source
 
@@ -32,6 +34,11 @@ class DecoderThread:
             self._thread = threading.Thread(target=self._run, daemon=True, name=self._name)
             self._thread.start()
         return self._queue.get()
+
+    def peek(self) -> list[np.ndarray]:
+        """Return the frames in the queue."""
+        with self._queue.mutex:
+            return [item.array for item in self._queue.queue if isinstance(item, Frame)]
 
     @property
     def stopped(self) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,20 @@ from ..errors import VideoError
 from .source import Frame
 from .video_reader import VideoReader, open_video
 
+MOST_PEEKED = 8
+"""Most frames of a list that are looked at before they are taken."""
+
 EXPECTED = "a VideoReader of runtime.open_video(...), a path, or arrays (H,W,3)"
+
+
+@contextmanager
+def opened(frames: Any) -> Iterator[Any]:
+    """Open frames that `open_video` is to open, and close them; others stay as they are. Raises VideoError."""
+    if is_source(frames):
+        with open_frames(frames) as video:
+            yield video
+    else:
+        yield frames
 
 
 def iterate_frames(frames: Any) -> Iterator[Frame]:
@@ -32,6 +46,25 @@ def iterate_frames(frames: Any) -> Iterator[Frame]:
         check_frames(frames)
         for frame in _one_by_one(frames):
             yield Frame(read_picture(frame) if isinstance(frame, (str, os.PathLike)) else frame)
+
+
+class PeekableFrames:
+    """Frames of an iterator; `peek` returns those that come next, as `VideoReader.peek` does."""
+
+    def __init__(self, frames: Iterator[Any], peek: Callable[[], Sequence[Any] | None]) -> None:
+        self._frames, self.peek = frames, peek
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._frames
+
+
+def peek(frames: Any, taken: int) -> Sequence[Any] | None:
+    """Return frames that come next, as far as they are there, after the `taken` ones of `iterate_frames`; None where
+    that is unknown, or none comes."""
+    if isinstance(frames, (VideoReader, PeekableFrames)):
+        return frames.peek()
+    known = isinstance(frames, (list, tuple, np.ndarray))
+    return list(frames[taken : taken + MOST_PEEKED]) if known and len(frames) > taken else None
 
 
 def _one_by_one(frames: Any) -> Iterator[Any]:

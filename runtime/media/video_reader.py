@@ -166,6 +166,11 @@ class VideoReader:
         finally:
             del item  # the error's traceback references this frame: without this, a cycle keeps the decoder alive
 
+    def peek(self) -> list[np.ndarray] | None:
+        """Return the next frames that are decoded by now, without delivering them; None for a live source, which may
+        drop them, and at the end."""
+        return None if self.live or self.closed else self._decoder.peek()
+
     def close(self) -> None:
         """Stop decoding and release the source. May be called twice."""
         self._decoder.stop()

@@ -5,27 +5,21 @@ The state machine of SAM 2's video predictor, rule by rule; `state.py` explains 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..device.base import Array
-from ..errors import PromptError, VideoError
+from ..errors import PromptError
 from ..media.random_access import FrameSequence
 from ..prompts import Box, Mask, Points
 from ..results import Result
 from .base import TrackingSession, check_frame_number, check_object_id
+from .feature_cache import CACHED_FRAMES, FeatureCache
 from .prompt_inputs import PointInputs, PromptInputs
-from .requests import DecodeRequest, ImageFeatures
 from .session import iterator_of_results, synchronized
 from .state import ObjectOutput, TrackedObject, TrackingOptions
 from .step import TrackerNetwork, commit_memory, predict_frame, prompt_request, tracking_request
-
-CACHED_FRAMES = 4
-"""Frames whose features are kept for the next prompt: some 20 MB each at 1024 pixels."""
 
 
 class VideoSession(TrackingSession):
@@ -200,11 +194,13 @@ class VideoSession(TrackingSession):
         if waiting:
             selected = [self._select_memory(tracked, frame, reverse) for tracked in waiting]
             requests = [tracking_request(memory, self._device_masks) for memory in selected]
-            features = self._features.get(frame, requests, next_frames)
-            predicted = predict_frame(self._network, features, requests, self._options.fill_hole_area)
-            for tracked, output in zip(waiting, predicted, strict=True):
-                tracked.store(tracked.non_cond_outputs, frame, output)
-            commit_memory(self._network, features, list(zip(waiting, predicted, strict=True)))
+            coming = [f for f in next_frames[:CACHED_FRAMES] if any(f not in t.cond_outputs for t in waiting)]
+            features = self._features.get(frame, requests, coming)
+            with self._features.beside(len(requests)):
+                predicted = predict_frame(self._network, features, requests, self._options.fill_hole_area)
+                for tracked, output in zip(waiting, predicted, strict=True):
+                    tracked.store(tracked.non_cond_outputs, frame, output)
+                commit_memory(self._network, features, list(zip(waiting, predicted, strict=True)))
         for tracked in followed.values():
             tracked.frames_tracked[frame] = reverse
         outputs = {obj: tracked.committed(frame) for obj, tracked in followed.items()}
@@ -245,59 +241,3 @@ def commit_pending(objects: Mapping[int, TrackedObject]) -> dict[int, list[tuple
     # a correction of a conditioning frame was dropped just now: no frame attends to it
     kept = {f: [(tracked, o) for tracked, o in pairs if tracked.committed(f) is o] for f, pairs in by_frame.items()}
     return {frame: pairs for frame, pairs in kept.items() if pairs}
-
-
-class FeatureCache:
-    """Features of a video's frames by frame number; those of the latest few frames are kept."""
-
-    def __init__(self, network: TrackerNetwork, frames: FrameSequence) -> None:
-        self._network, self._frames = network, frames
-        self.size: tuple[int, int] = network.frame_reader.check(frames[0], 0, None).shape[:2]
-        self._cache: OrderedDict[int, ImageFeatures] = OrderedDict()
-        self._spare: list[ImageFeatures] = []
-
-    def __getitem__(self, frame: int) -> ImageFeatures:
-        return self.get(frame)
-
-    def get(
-        self, frame: int, requests: Sequence[DecodeRequest] | None = None, next_frames: Sequence[int] = ()
-    ) -> ImageFeatures:
-        """Return the features of a frame; `requests`: what is decoded on it next. Those of the `next_frames` may be
-        computed with it."""
-        if frame in self._cache:
-            self._cache.move_to_end(frame)
-            return self._cache[frame]
-        network, resample = self._network, self._network.resample["video"]
-        images = {frame: self._read(frame), **self._read_ahead(next_frames)}
-        while self._cache and len(self._cache) + len(images) > CACHED_FRAMES:
-            self._spare.append(self._cache.popitem(last=False)[1])
-        features = [self._spare.pop() if self._spare else network.new_features() for _ in images]
-        if len(images) == 1:
-            network.encode_image(images[frame], features[0], resample, requests)
-        else:
-            pairs = zip(images.values(), features, strict=True)
-            network.device.workers.run_all([partial(network.encode_image, *pair, resample) for pair in pairs])
-        self._cache.update(zip(images, features, strict=True))
-        return features[0]
-
-    def _read(self, frame: int) -> Array:
-        return self._network.frame_reader.check(self._frames[frame], frame, self.size)
-
-    def _read_ahead(self, frames: Sequence[int]) -> dict[int, Array]:
-        """Return images that may be encoded with one that is needed now."""
-        images: dict[int, Array] = {}
-        count = self._network.device.workers.count if self._network.has_small_frames else 1
-        for frame in frames[: min(count, CACHED_FRAMES) - 1]:
-            if frame in self._cache:
-                break
-            try:
-                images[frame] = self._read(frame)
-            except VideoError:  # raised again when that frame is due
-                break
-        return images
-
-    def close(self) -> None:
-        """Drop the features and the frames."""
-        self._cache.clear()
-        self._spare.clear()
-        self._frames.close()

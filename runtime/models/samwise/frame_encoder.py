@@ -64,6 +64,11 @@ class FrameEncoder:
         else:
             run(**maps)
 
+    def encode_alone(self, frame: Mapping[str, Array], write_pixels: Callable[[Array], None]) -> None:
+        """Run on one frame in arrays of its own, `pixels` among them, as a work of `Workers`."""
+        write_pixels(frame["pixels"][0])
+        self._stage.run(**frame)
+
     def copy(self, frame: Mapping[str, Array], clip: Mapping[str, Array], offset: int) -> None:
         """Take the maps of a frame of another clip."""
         for tensor in self._stage.spec.outputs:

@@ -25,6 +25,7 @@ from .clip import AheadClip, Clip, RollingClip
 from .clip_encoder import ClipEncoder
 from .frame_decoder import FrameDecoder
 from .frame_runner import FrameRunner
+from .frames_ahead import FramesAhead
 from .joint_runner import JointRunner
 from .sentences import ResultReader, SentenceGroup, Sentences
 from .session import TextSession
@@ -109,7 +110,8 @@ class Samwise:
         open_group = partial(self._open_group, window=window, clip=clip, options=options)
         # the host has no work to overlap
         reader = ResultReader(self._images, logits, options.decode_ahead and self._images.device.name != "cpu")
-        return TextSession(Sentences(open_group, prompts, reader), self._images.device.lock)
+        frames_ahead = FramesAhead(self._encoder.frames, self._images.device, window if clip is Clip else 0)
+        return TextSession(Sentences(open_group, prompts, reader, frames_ahead), self._images.device.lock)
 
     def _open_group(
         self, prompts: Sequence[Text], window: int, clip: type[Clip], options: TextOptions

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
 from ...device.base import Array
+from ...device.workers import MAX_OBJECTS_BESIDE
 from ...errors import UserError
 from ...imaging.masks import probability
 from ...prompts import Text
 from ...results import Result, Stamp
 from .clip import Clip, PendingFrame
+from .frames_ahead import FramesAhead
 from .joint_runner import FrameWork, JointRunner
 from .state import TextTrack, TrackBatch
 from .transforms import ImageSettings, Size, Transforms
@@ -152,10 +155,15 @@ class Sentences:
     """All sentences of a video: groups that have begun, which are computed in turns, and those that wait for a clip."""
 
     def __init__(
-        self, open_group: Callable[[Sequence[Text]], SentenceGroup], prompts: Sequence[Text], reader: ResultReader
+        self,
+        open_group: Callable[[Sequence[Text]], SentenceGroup],
+        prompts: Sequence[Text],
+        reader: ResultReader,
+        ahead: FramesAhead,
     ) -> None:
         """`open_group` allocates what sentences that begin together need."""
-        self._open_group, self._reader = open_group, reader
+        self._open_group, self._reader, self._ahead = open_group, reader, ahead
+        self._decodes_beside = False
         self._last_id = self._num_frames = 0
         self._is_closed = False
         self._groups: list[SentenceGroup] = []
@@ -231,7 +239,7 @@ class Sentences:
             self._start_waiting()
         first, *others = (group.clip for group in self._groups)
         preprocess = self._reader.transforms.preprocess_frame
-        encoded = first.add(frame, preprocess, stamp, is_shared=bool(others))
+        encoded = first.add(frame, preprocess, stamp, is_shared=bool(others), encoded=self._ahead.take(frame))
         for clip in others:
             clip.add(frame, preprocess, stamp, encoded=encoded)
         self._num_frames += 1
@@ -267,7 +275,17 @@ class Sentences:
         elif again is not None:
             self._reader.read(again, is_alone(self._groups))
         else:
-            self._results.append(self._reader.decode(self._groups))
+            with self._ahead.beside() if self._decodes_beside else nullcontext():
+                self._results.append(self._reader.decode(self._groups))
+
+    def look_ahead(self, frames: Sequence[object] | None) -> None:
+        """Learn which frames come next, for cores that the decoding of a clip leaves; None: that will not be told."""
+        clips = [group.clip for group in self._groups]
+        small = self._ahead.is_useful and len(self.object_ids) <= MAX_OBJECTS_BESIDE
+        self._decodes_beside = frames is not None and small
+        if frames and self._decodes_beside and all(clip.is_encoded for clip in clips):
+            assert self._reader.transforms is not None
+            self._ahead.start(frames, self._reader.transforms.preprocess_frame)
 
     def next_work(self) -> Sequence[FrameWork]:
         """Return the work of the next frame, if one batch of tracks is all there is."""
@@ -282,6 +300,7 @@ class Sentences:
     def close(self) -> None:
         """Release the memory of all objects."""
         self._is_closed = True
+        self._ahead.drop()
         self._reader.cancel()
         for group in (*self._groups, *self._waiting):
             group.close()

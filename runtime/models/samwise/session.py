@@ -8,7 +8,7 @@ from typing import Any
 
 from ...device.base import Array
 from ...device.lock import DeviceLock
-from ...media.frame_iterables import iterate_frames
+from ...media.frame_iterables import iterate_frames, opened, peek
 from ...prompts import Text, check_texts
 from ...results import Result, Stamp
 from ...tracking.session import OnlineSession, iterator_of_results, results_of, stamp_at, steps_under_lock, synchronized
@@ -77,8 +77,13 @@ class TextSession(OnlineSession):
 
         frames  a `VideoReader`, anything that `open_video` opens, or an iterable of arrays or image files
         """
-        for frame, stamp in iterate_frames(frames):
-            yield from results_of(steps_under_lock(self._lock, self._steps(self._lock.run(self._add, frame, stamp))))
+        with opened(frames) as frames:
+            for number, (frame, stamp) in enumerate(iterate_frames(frames), 1):
+                steps = self._steps(self._lock.run(self._add, frame, stamp))
+                for step in steps_under_lock(self._lock, steps):
+                    self._lock.run(self._sentences.look_ahead, peek(frames, number))
+                    if isinstance(step, Result):
+                        yield step
         yield from results_of(steps_under_lock(self._lock, self._last_steps()))
 
     @iterator_of_results

@@ -3,8 +3,11 @@ computed side by side have the bits of those that are computed in order."""
 
 import os
 import sys
+import tempfile
 import threading
 import time
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +16,9 @@ import runtime
 from helpers.waiting import PATIENCE
 from runtime.bundle.manifest import StageSpec, TensorSpec
 from runtime.device.base import Cpu
-from runtime.device.workers import SMALL_TENSOR, Workers, has_small_frames, has_small_objects
+from runtime.device.workers import SMALL_TENSOR, WorkAhead, Workers, has_small_frames, has_small_objects
 from runtime.media.synthetic_clip import Disc, synthetic_clip
+from tests.helpers.media import write
 
 NANO = "engines/nano"
 FRAMES = synthetic_clip(11, 48, 64, Disc(lambda t: 10 + 3 * t, 24, 9, (220, 40, 60)), (30, 40))
@@ -67,6 +71,96 @@ def test_a_forked_process_has_threads_of_its_own():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_work_ahead_is_done_in_order_or_by_the_caller(count):
+    workers, done = Workers(count), []
+    ahead = WorkAhead(workers)
+    for i in range(7):
+        ahead.start(lambda i=i: done.append((i, workers.is_beside)))
+    for i in range(7):
+        ahead.finish_first()
+        assert (i, True) in done and len(ahead) == 6 - i
+    assert sorted(done) == [(i, True) for i in range(7)] and not workers.is_beside
+
+
+def test_the_caller_runs_what_the_other_thread_has_not_begun():
+    workers, caller, ran = Workers(2), threading.get_ident(), []
+    ahead, begun, go_on = WorkAhead(workers), threading.Event(), threading.Event()
+
+    def first():
+        begun.set()
+        assert go_on.wait(30)
+
+    ahead.start(first)
+    assert begun.wait(30)
+    ahead.start(lambda: (ran.append(threading.get_ident()), go_on.set()))
+    ahead.finish_first()
+    assert ran == [caller]
+    workers.run_all([lambda: ran.append(0)] * 3)
+    ahead.finish_first()
+    assert ran == [caller, 0, 0, 0]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failure_ahead_is_raised_when_it_is_due(error):
+    ahead = WorkAhead(Workers(2))
+
+    def fail():
+        raise error("broken")
+
+    ahead.start(lambda: None)
+    ahead.start(fail)
+    ahead.finish_first()
+    with pytest.raises(error, match="broken"):
+        ahead.finish_first()
+    ahead.drop()
+
+
+def test_dropped_work_ahead_does_not_begin_and_is_waited_for():
+    workers, done = Workers(2), []
+    ahead, begun = WorkAhead(workers), threading.Event()
+
+    def first():
+        begun.set()
+        time.sleep(0.02)
+        done.append(1)
+
+    ahead.start(first)
+    assert begun.wait(30)
+    ahead.start(lambda: done.append(2))
+    ahead.drop()
+    assert done == [1] and not len(ahead)
+    workers.run_all([lambda: None] * 2)
+    assert done == [1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are not forked")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_work_ahead_is_done_in_a_forked_process():
+    ahead, begun, go_on = WorkAhead(Workers(2)), threading.Event(), threading.Event()
+
+    def work():
+        begun.set()
+        go_on.wait(30)
+
+    for _ in range(2):
+        ahead.start(work)
+    assert begun.wait(30)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            go_on.set()
+            ahead.finish_first()
+            ahead.finish_first()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    go_on.set()
+    ahead.drop()
+
+
 @pytest.mark.parametrize(
     ("shapes", "small"),
     [
@@ -105,6 +199,47 @@ def sentences(*starts):
 def whole_clips(engine):
     with engine.session(sentences(3, 10), logits=True) as session:
         return list(session.stream(FRAMES))
+
+
+def one_array(engine):
+    with engine.session(sentences(3), logits=True, window=4) as session:
+        return list(session.stream(np.stack(FRAMES)))
+
+
+def a_loop_that_is_left(engine):
+    """Frames that were expected do not come: others do."""
+    with engine.session(sentences(3), logits=True, window=3) as session:
+        first = [next(session.stream(FRAMES[:9]))]
+        return first + list(session.stream(FRAMES[4:]))
+
+
+@cache
+def encoded_video():
+    """Two encodings of the same frames may differ."""
+    with tempfile.TemporaryDirectory() as folder:
+        return write(Path(folder) / "clip.mp4", np.stack(FRAMES)).read_bytes()
+
+
+def video_file(engine):
+    with tempfile.TemporaryDirectory() as folder:
+        (path := Path(folder) / "clip.mp4").write_bytes(encoded_video())
+        with engine.session(sentences(3, 10), logits=True, window=4) as session, runtime.open_video(path) as video:
+            found = list(session.stream(video))
+        with engine.session(sentences(3, 10), logits=True, window=4) as session:
+            return found + list(session.stream(path))
+
+
+def corrected_frames(engine):
+    """Prompts between results, whose frames are not those that were expected."""
+    with engine.video(FRAMES, logits=True) as video:
+        video.add_points(0, 1, [(0.3, 0.5)], [1], normalized=True)
+        found = []
+        for result in video.propagate():
+            found.append(result)
+            if result.frame_index in (2, 6):
+                found.append(video.add_points(9, 1, [(0.4, 0.5)], [1], normalized=True))
+        video.add_points(4, 2, [(0.6, 0.5)], [1], normalized=True)
+        return found + list(video.propagate(start_frame=3))
 
 
 def short_clips(engine):
@@ -166,7 +301,19 @@ def side_by_side(request):
 
 
 @pytest.mark.parametrize(
-    "follow", [whole_clips, short_clips, sentences_that_change, low_latency, known_frames], ids=lambda f: f.__name__
+    "follow",
+    [
+        whole_clips,
+        one_array,
+        a_loop_that_is_left,
+        video_file,
+        short_clips,
+        sentences_that_change,
+        low_latency,
+        known_frames,
+        corrected_frames,
+    ],
+    ids=lambda f: f.__name__,
 )
 def test_frames_side_by_side_have_the_same_bits(in_order, side_by_side, follow):
     found, want = follow(side_by_side), follow(in_order)

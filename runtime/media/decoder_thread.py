@@ -35,8 +35,10 @@ class DecoderThread:
             self._thread.start()
         return self._queue.get()
 
-    def peek(self) -> list[np.ndarray]:
-        """Return the frames in the queue."""
+    def peek(self) -> list[np.ndarray] | None:
+        """Return the frames in the queue; None at the end, and where they may be dropped."""
+        if self._drops or self.stopped:
+            return None
         with self._queue.mutex:
             return [item.array for item in self._queue.queue if isinstance(item, Frame)]
 

@@ -55,6 +55,8 @@ class VideoReader:
     start     time of the first frame in that file, in seconds
     end       end of the last frame, in seconds from the first one, once all are read; None if unknown, or as in `path`
     files     the files that it reads; none for cameras and addresses
+    peek      returns the next frames that are decoded by now, without delivering them; None at the end, and where
+            frames may be dropped
     sample_aspect_ratio  width of a pixel by its height, as shown
 
     Iteration raises VideoError when the source is damaged or changes its size, after the frames before that point.
@@ -81,6 +83,7 @@ class VideoReader:
         depth = 1 if drop == "latest" else max(1, min(QUEUE_FRAMES, QUEUE_BYTES // first.array.nbytes))
         frames = itertools.islice(_same_size(source.name, frames), max_frames)
         self._decoder = DecoderThread(source, frames, depth, drops=drop != "none")
+        self.peek = self._decoder.peek
         # The thread references the decoder and not this object, so that collecting this object ends the thread.
         weakref.finalize(self, self._decoder.stop)
 
@@ -165,11 +168,6 @@ class VideoReader:
             raise item
         finally:
             del item  # the error's traceback references this frame: without this, a cycle keeps the decoder alive
-
-    def peek(self) -> list[np.ndarray] | None:
-        """Return the next frames that are decoded by now, without delivering them; None for a live source, which may
-        drop them, and at the end."""
-        return None if self.live or self.closed else self._decoder.peek()
 
     def close(self) -> None:
         """Stop decoding and release the source. May be called twice."""

@@ -208,13 +208,7 @@ class Sentences:
         group = next(g for g in (*self._groups, *self._waiting) if object_id in g.object_ids)
         group.removed.add(object_id)
         if not group.shown:
-            self._drop(group)
-
-    def _drop(self, group: SentenceGroup) -> None:
-        if self._groups == [group]:
-            return  # it encodes frames until the sentences that wait have begun
-        (self._groups if group in self._groups else self._waiting).remove(group)
-        group.close()
+            _drop(group, self._groups, self._waiting)
 
     def _start_waiting(self) -> None:
         for group in self._waiting:
@@ -222,7 +216,7 @@ class Sentences:
             group.allocate_outputs(self._reader.transforms)
         self._groups, self._waiting = [*self._groups, *self._waiting], []
         for group in [group for group in self._groups if not group.shown]:
-            self._drop(group)
+            _drop(group, self._groups, self._waiting)
 
     def check_frame(self, frame: Any) -> Array:
         """Return the next frame as an array; with the first one, allocate what its size needs. Raises VideoError."""
@@ -304,3 +298,10 @@ class Sentences:
         self._reader.cancel()
         for group in (*self._groups, *self._waiting):
             group.close()
+
+
+def _drop(group: SentenceGroup, groups: list[SentenceGroup], waiting: list[SentenceGroup]) -> None:
+    """Close a group, unless it is the only one: that encodes frames until the sentences that wait have begun."""
+    if groups != [group]:
+        (groups if group in groups else waiting).remove(group)
+        group.close()

@@ -8,6 +8,7 @@ chose it within a loss that the user named.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,24 @@ from .. import versions
 from ..bundle.manifest import StageSpec
 from ..device.base import Cpu, Device
 from ..errors import BackendError, BundleError, InternalError, SamwiseRuntimeError, summarize
+
+
+_core: Any = None
+_core_lock = threading.Lock()
+
+
+def _shared_core(openvino: Any) -> Any:
+    """Return the only Core of the process, which is never released.
+
+    Its CPU plugin gives the thread that loads it a stack for signal handlers, and unmaps that when it is unloaded. By
+    another thread, as when an engine is dropped there, the first thread keeps the address: the next signal that Python
+    handles in it, SIGTERM for instance, ends the process with a segmentation fault (2026.4).
+    """
+    global _core
+    with _core_lock:
+        if _core is None:
+            _core = openvino.Core()
+    return _core
 
 
 class OpenVinoBackend:
@@ -33,7 +52,7 @@ class OpenVinoBackend:
             raise BackendError("backend 'openvino' needs OpenVINO: pip install 'samwise-runtime[openvino]'") from None
         if threads is not None and threads < 1:
             raise BackendError(f"threads must be 1 or more, not {threads}")
-        self._openvino, self._core = openvino, openvino.Core()
+        self._openvino, self._core = openvino, _shared_core(openvino)
         self.device: Device = Cpu()
         self.threads = threads
         self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}

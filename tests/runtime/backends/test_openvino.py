@@ -1,5 +1,7 @@
 """Tests of the OpenVINO backends against ONNX Runtime on the toy bundle."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,31 @@ def test_threads_are_checked():
 
     with pytest.raises(runtime.BackendError, match="threads"):
         OpenVinoBackend(threads=0)
+
+
+SIGNAL_AFTER_AN_ENGINE = """
+import gc, signal, sys, threading
+import runtime
+
+def drop():
+    global engine
+    del engine
+    gc.collect()
+
+engine = runtime.load(sys.argv[1], backend="openvino", threads=1)
+thread = threading.Thread(target=drop)
+thread.start()
+thread.join()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals have no stacks of their own")
+def test_signals_are_handled_after_another_thread_dropped_the_engine(toy):
+    command = [sys.executable, "-c", SIGNAL_AFTER_AN_ENGINE, str(toy)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=NANO.parents[1])
+    assert (done.returncode, done.stdout.strip()) == (0, "handled"), done.stderr
 
 
 @pytest.fixture(scope="module")

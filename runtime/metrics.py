@@ -93,18 +93,21 @@ def contour(mask: np.ndarray) -> np.ndarray:
 def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     """Dilate a bool mask (H, W) by the disk x^2 + y^2 <= radius^2.
 
-    Uses one running sum per row of the disk.
+    Rows of the disk are one row that grows from its top to its middle.
     """
     mask = np.asarray(mask, bool)
     height, width = mask.shape
     out = np.zeros_like(mask)
-    # sums[y, x]: number of set pixels of row y left of x, padded so that every window lies inside
-    sums = np.zeros((height, width + 2 * radius + 1), np.int32)
-    np.cumsum(np.pad(mask, ((0, 0), (radius, radius))), axis=1, out=sums[:, 1:])
-    for dy in range(-min(radius, height - 1), min(radius, height - 1) + 1):
-        half = math.isqrt(radius * radius - dy * dy)
-        reach = sums[:, radius + half + 1 : radius + half + 1 + width] > sums[:, radius - half : radius - half + width]
-        out[max(dy, 0) : height + min(dy, 0)] |= reach[max(-dy, 0) : height - max(dy, 0)]
+    reach, half = mask.copy(), 0
+    for dy in range(radius, -1, -1):
+        widest = min(math.isqrt(radius * radius - dy * dy), width - 1)
+        for step in range(half + 1, widest + 1):
+            reach[:, step:] |= mask[:, : width - step]
+            reach[:, : width - step] |= mask[:, step:]
+        half = widest
+        if dy < height:
+            out[dy:] |= reach[: height - dy]
+            out[: height - dy] |= reach[dy:]
     return out
 
 

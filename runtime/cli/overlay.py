@@ -131,7 +131,7 @@ class Painter:
                 colour = self._colours(result.prompt_ids[k], result.object_ids[k])
                 boxes.append((int(k), self._draw_mask(image, self._enlarge_mask(result.masks[k]), colour)))
         if boxes:
-            image = self._draw_labels(image, sorted(boxes), result)
+            self._draw_labels(image, sorted(boxes), result)
         below, right = (whole - part for whole, part in zip(self.canvas, image.shape[:2], strict=True))
         return np.pad(image, ((0, below), (0, right), (0, 0)), "edge")
 
@@ -167,11 +167,11 @@ class Painter:
         part[dilate(edge, self._unit)] = colour
         return x0, y0, x1, y1
 
-    def _draw_labels(self, image: np.ndarray, boxes: list[tuple[int, Corners]], result: Result) -> np.ndarray:
+    def _draw_labels(self, image: np.ndarray, boxes: list[tuple[int, Corners]], result: Result) -> None:
+        """Draw the labels of objects in place. `boxes`: their rows in the result, and where they are."""
         from PIL import Image, ImageDraw
 
-        canvas = Image.fromarray(image)
-        draw = ImageDraw.Draw(canvas)
+        measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
         taken: list[Corners] = []
         for k, box in boxes:
             label = self._labels.get(result.prompt_ids[k])
@@ -179,15 +179,13 @@ class Painter:
                 continue
             font = _font(max(13, round(min(self._scaled) / 26)), label)
             suffix = f" {result.object_ids[k]}" * self._has_ids + f"  {result.scores[k]:.2f}"
-            text = _fit(draw, label, suffix, font, self._scaled[1] - 4 * self._unit)
-            tag = self._place(draw.textbbox((0, 0), text, font=font), box, taken)
+            text = _fit(measure, label, suffix, font, self._scaled[1] - 4 * self._unit)
+            tag = self._place(measure.textbbox((0, 0), text, font=font), box, taken)
             taken.append(tag)
             red, green, blue = self._colours(result.prompt_ids[k], result.object_ids[k]).tolist()
-            draw.rectangle((tag[0], tag[1], tag[2] - 1, tag[3] - 1), fill=(red, green, blue))
             is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 120
-            middle = ((tag[0] + tag[2]) / 2, (tag[1] + tag[3]) / 2)
-            draw.text(middle, text, font=font, anchor="mm", fill=(255, 255, 255) if is_dark else (0, 0, 0))
-        return np.asarray(canvas)
+            ink = (255, 255, 255) if is_dark else (0, 0, 0)
+            _draw_tag(image, tag, text, font, (red, green, blue), ink)
 
     def _place(self, extent: tuple[float, ...], box: Corners, taken: list[Corners]) -> Corners:
         """Return the box of a label: above its object, else below it, else where no other label is."""
@@ -202,6 +200,25 @@ class Painter:
             if not any(x < t[2] and t[0] < x + width and y < t[3] and t[1] < y + height for t in taken):
                 break
         return x, y, x + width, y + height
+
+
+def _draw_tag(
+    image: np.ndarray, tag: Corners, text: str, font: Font, fill: tuple[int, int, int], ink: tuple[int, int, int]
+) -> None:
+    """Draw a filled box and a text in its middle on an image (H,W,3), in place."""
+    from PIL import Image, ImageDraw
+
+    middle = ((tag[0] + tag[2]) / 2, (tag[1] + tag[3]) / 2)
+    written = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox(middle, text, font=font, anchor="mm")
+    # only that part of the image is converted to Pillow's pixels and back
+    x0, y0 = (max(0, min(tag[i], int(written[i]) - 1)) for i in (0, 1))
+    x1, y1 = (max(tag[i], int(written[i]) + 2) for i in (2, 3))
+    part = image[y0:y1, x0:x1]
+    canvas = Image.fromarray(part)
+    draw = ImageDraw.Draw(canvas)
+    draw.rectangle((tag[0] - x0, tag[1] - y0, tag[2] - x0 - 1, tag[3] - y0 - 1), fill=fill)
+    draw.text((middle[0] - x0, middle[1] - y0), text, font=font, anchor="mm", fill=ink)
+    part[:] = np.asarray(canvas)
 
 
 def _fit(draw: ImageDraw.ImageDraw, label: str, suffix: str, font: Font, width: int) -> str:

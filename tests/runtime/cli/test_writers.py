@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
 from runtime import InternalError, Result, UserError
-from runtime.cli import writers
+from runtime.cli import overlay, writers
 from runtime.cli.overlay import ContactSheet, Painter, index_map, palette
 from runtime.cli.writers import OutputOptions, Outputs
 
@@ -209,7 +209,7 @@ def test_extreme_frame_sizes_can_be_drawn(size):
 
 def test_labels_stay_inside_and_apart(monkeypatch):
     tags = []
-    monkeypatch.setattr(ImageDraw.ImageDraw, "rectangle", lambda self, corners, **_: tags.append(corners))
+    monkeypatch.setattr(overlay, "_draw_tag", lambda image, tag, *_: tags.append(tag))
     boxes = ((0, 0, 640, 480), (0, 0, 640, 480), (600, 470, 640, 480))
     masks = np.zeros((3, 480, 640), bool)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
@@ -218,8 +218,20 @@ def test_labels_stay_inside_and_apart(monkeypatch):
     Painter((480, 640), dict.fromkeys((1, 2, 3), "the dog on the left"))(np.zeros((480, 640, 3), np.uint8), drawn)
     assert len(tags) == 3
     for i, (x0, y0, x1, y1) in enumerate(tags):
-        assert 0 <= x0 < x1 < 640 and 0 <= y0 < y1 < 480
-        assert not any(x0 <= t[2] and t[0] <= x1 and y0 <= t[3] and t[1] <= y1 for t in tags[:i])
+        assert 0 <= x0 < x1 <= 640 and 0 <= y0 < y1 <= 480
+        assert not any(x0 < t[2] and t[0] < x1 and y0 < t[3] and t[1] < y1 for t in tags[:i])
+
+
+@pytest.mark.parametrize("tag", [(10, 20, 190, 50), (0, 0, 300, 9), (-40, 95, 41, 101), (151, 60, 202, 81)])
+@pytest.mark.parametrize("text", ["the dog", "Ågj_|", "a"])
+def test_a_tag_is_what_pillow_draws_on_the_whole_image(tag, text):
+    image = np.random.default_rng(0).integers(0, 256, (100, 200, 3)).astype(np.uint8)
+    whole = Image.fromarray(image)
+    draw, font = ImageDraw.Draw(whole), overlay._font(17, text)
+    draw.rectangle((tag[0], tag[1], tag[2] - 1, tag[3] - 1), fill=(9, 90, 200))
+    draw.text(((tag[0] + tag[2]) / 2, (tag[1] + tag[3]) / 2), text, font=font, anchor="mm", fill=(255, 255, 255))
+    overlay._draw_tag(image, tag, text, font, (9, 90, 200), (255, 255, 255))
+    np.testing.assert_array_equal(image, np.asarray(whole))
 
 
 def test_a_contact_sheet_spans_the_whole_video():

@@ -1,4 +1,4 @@
-"""A thread that writes the files of one frame while the next frame is computed."""
+"""A thread that writes one frame while the next one is computed."""
 
 from __future__ import annotations
 
@@ -6,35 +6,32 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-
-import numpy as np
-
-from ..results import Result, Stamp
+from typing import Any
 
 QUEUE_FRAMES = 2
 """Frames that may wait to be written. A longer queue would only delay the effect of a slow disk or encoder."""
 
 
 class WriterThread:
-    """Calls `write(frame, result, stamp)` for every item, in order, in one thread.
+    """Calls `write(*item)` for every item, in order, in one thread.
 
     The first exception of `write` ends it: the next `put`, or `close`, raises it, and later items are dropped.
     """
 
-    def __init__(self, write: Callable[[np.ndarray, Result, Stamp], None]) -> None:
+    def __init__(self, write: Callable[..., None], name: str = "writer") -> None:
         self._write = write
-        self._queue: queue.Queue[tuple[np.ndarray, Result, Stamp] | None] = queue.Queue(QUEUE_FRAMES)
+        self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(QUEUE_FRAMES)
         self._error: BaseException | None = None
         self._closed = False
         self.seconds = 0.0
-        self._thread = threading.Thread(target=self._run, daemon=True, name="writer")
+        self._thread = threading.Thread(target=self._run, daemon=True, name=name)
         self._thread.start()
 
-    def put(self, frame: np.ndarray, result: Result, stamp: Stamp) -> None:
+    def put(self, *item: Any) -> None:
         """Queue one item; block while the queue is full."""
         if self._error is not None:
             raise self._error
-        self._queue.put((frame, result, stamp))
+        self._queue.put(item)
 
     def close(self) -> None:
         """Write the queued items and end the thread. May be called twice."""

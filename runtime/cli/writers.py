@@ -37,6 +37,7 @@ from .output_folder import (
     mark_png,
 )
 from .overlay import ContactSheet, Painter, index_map, palette
+from .overlay_video import OverlayVideo
 from .source_file import SourceFile
 from .summary import object_label
 from .video_writer import VideoWriter
@@ -232,12 +233,11 @@ class Outputs:
         self._events, self._show, self._overlay = options.events, options.show, options.overlay
         draws = options.overlay or options.show is not None
         self._painter = Painter(size, labels, top, options.concepts) if draws else None
-        self._video: VideoWriter | None = None
-        self._sheet: ContactSheet | None = None
+        self._video: OverlayVideo | None = None
         if self._painter is not None and options.overlay and not options.is_image:
             aspect, path = options.sample_aspect_ratio, self.folder / OVERLAY_VIDEO
-            self._video = VideoWriter(path, self._painter.canvas, fps, aspect, options.source)
-            self._sheet = ContactSheet(sample_aspect_ratio=float(aspect))
+            video = VideoWriter(path, self._painter.canvas, fps, aspect, options.source)
+            self._video = OverlayVideo(video, ContactSheet(sample_aspect_ratio=float(aspect)))
 
     def add(self, name: str, frame: np.ndarray, result: Result, stamp: Stamp = NO_STAMP) -> None:
         """Write one frame and its result. Raises InternalError.
@@ -259,9 +259,8 @@ class Outputs:
                 self._add_overlay(image, stamp.time)
 
     def _add_overlay(self, image: np.ndarray, time: float | None) -> None:
-        if self._video is not None and self._sheet is not None:
+        if self._video is not None:
             self._video.add(image, time)
-            self._sheet.add(image)
         else:
             self._write_image(OVERLAY_IMAGE, image)
 
@@ -279,11 +278,10 @@ class Outputs:
         notes = self._masks.notes() if self._masks is not None else []
         if self._video is None:
             return notes
-        self._video.close(whole, end)
-        sheet = self._sheet.render() if self._sheet is not None else None
+        sheet, of_video = self._video.close(whole, end)
         if sheet is not None:
             self._write_image(CONTACT_SHEET, sheet)
-        return notes + self._video.notes
+        return notes + of_video
 
     def close(self, footer: Mapping[str, Any]) -> list[Path]:
         """Finish every file; `footer` goes into results.json. Returns the files written. Raises InternalError."""

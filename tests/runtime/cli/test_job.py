@@ -117,16 +117,16 @@ def test_results_that_are_held_back_are_written_after_an_error(video, tmp_path, 
 
 @pytest.mark.parametrize("interrupted", [1, 2, 3])
 def test_a_signal_between_two_results_loses_none(video, tmp_path, monkeypatch, interrupted):
-    holds, put = HoldsBack(), WriterThread.put
-    indices = []
+    holds, indices = HoldsBack(), []
 
-    def interrupt(self, frame, found, time):
-        indices.append(found.frame_index)
-        if len(indices) == interrupted:
-            signal.raise_signal(signal.SIGINT)
-        put(self, frame, found, time)
+    class Interrupts(WriterThread):
+        def put(self, frame, found, time):
+            indices.append(found.frame_index)
+            if len(indices) == interrupted:
+                signal.raise_signal(signal.SIGINT)
+            super().put(frame, found, time)
 
-    monkeypatch.setattr(WriterThread, "put", interrupt)
+    monkeypatch.setattr("runtime.cli.job.WriterThread", Interrupts)
     found, written = run(video, tmp_path / "out", Task(LABELS, {}, holds.stream, waiting=holds.waiting))
     assert isinstance(found, KeyboardInterrupt) and written == indices == list(range(len(written)))
     assert len(written) >= min(len(FRAMES), interrupted + 2)

@@ -98,8 +98,7 @@ def prompt_task(engine: Engine, prompts: PromptSet, video: VideoReader) -> Task:
 def _track(
     session: LiveSession, prompts: Mapping[int, Mapping[int, Any]], video: VideoReader, frames: Iterable[np.ndarray]
 ) -> Iterator[Result]:
-    for index, frame in enumerate(frames):
-        yield from session.push(frame, prompts.get(video.frame_number(index) // video.stride))
+    return session.stream(frames, lambda index: prompts.get(video.frame_number(index) // video.stride))
 
 
 def automatic_task(engine: Engine, video: VideoReader) -> Task:

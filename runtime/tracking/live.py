@@ -12,13 +12,14 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
-from ..device.base import Array
 from ..errors import PromptError, UserError
-from ..media.frame_iterables import iterate_frames
+from ..media.frame_iterables import iterate_frames, peek
 from ..results import NO_STAMP, Result, Stamp
 from .base import TrackingSession, check_object_id
+from .live_features import LiveFeatures, Peek
 from .memory_selection import MemoryConfig, strided_frames
 from .prompt_inputs import PointInputs, PromptInputs
 from .requests import DecodeRequest
@@ -38,6 +39,9 @@ from .work import Work
 MAX_COND_FRAMES = 4
 """Conditioning frames that an object keeps unless `max_cond_frames_in_attn` says otherwise."""
 
+PromptsOn = Callable[[int], Mapping[int, Any] | None]
+"""Returns the prompts on a frame, by object."""
+
 
 class UnfinishedFrame(NamedTuple):
     """A frame that has steps left, and the objects that were known before it."""
@@ -55,9 +59,8 @@ class LiveSession(TrackingSession, OnlineSession):
         # what one frame attends to, the frame itself, and a last frame that is no multiple of the stride
         blocks = options.max_cond_frames_in_attn + network.memory_config.num_maskmem + 1
         super().__init__(network, logits, options, network.memory_pool(blocks), False)
-        self._features = network.new_features()
-        self._frame: Array | None = None
-        """The latest frame while it is not encoded."""
+        self._features = LiveFeatures(network)
+        self._on_close.callback(self._features.drop)
         self._last: int | None = None
         """Number of the frame that takes corrections."""
         self._num_frames = 0
@@ -92,17 +95,19 @@ class LiveSession(TrackingSession, OnlineSession):
         yield from steps_under_lock(self._lock, self._compute(frame, lambda _: prompts, time))
 
     def _compute(
-        self, frame: Any, prompts_on: Callable[[int], Mapping[int, Any] | None], time: float | Stamp | None
+        self, frame: Any, prompts_on: PromptsOn, time: float | Stamp | None, peek: Peek | None = None
     ) -> Iterator[Any]:
-        """Compute one frame; each step under the lock. The last one gives its result."""
+        """Compute one frame; each step under the lock. The last one gives its result. `peek` shows what comes next."""
         self._check_open()
         stamp = stamp_at(time)
         frame = self._network.frame_reader.check(frame, self._num_frames, self._size)
         if self._size is None:
             self._start(frame.shape[:2])
         index = self._num_frames
-        parsed = self._parse_all(prompts_on(index))
-        self._frame, self._last = frame, None
+        parsed = parse_all(prompts_on(index), self._parse)
+        self._pool.check_room(len(set(parsed) - set(self._objects)))
+        self._features.take(frame, peek)
+        self._last = None
         for tracked in self._objects.values():
             prune(tracked, index, self._network.memory_config, self._options)
         unfinished = self._unfinished = UnfinishedFrame(index, tuple(self._objects))
@@ -118,28 +123,32 @@ class LiveSession(TrackingSession, OnlineSession):
             self._undo(unfinished)
             raise
         self._unfinished, self._work = None, ()
-        if self._frame is not None:  # `correct` may need it when the caller has used the buffer again
-            self._frame = self._network.frame_reader.copy(self._frame)
+        self._features.keep()  # `correct` may need it
         self._last, self._num_frames, self._stamp = index, index + 1, stamp
         if parsed:
             self._prompted_frames.add(index)
         yield self._committed_result(index)
 
     @iterator_of_results
-    def stream(self, frames: Any, prompts: Mapping[int, Mapping[int, Any]] | None = None) -> Iterator[Result]:
+    def stream(
+        self, frames: Any, prompts: Mapping[int, Mapping[int, Any]] | PromptsOn | None = None
+    ) -> Iterator[Result]:
         """Push every frame; warn at the end of prompts on frames that the session has not had.
 
         frames   a `VideoReader`, anything that `open_video` opens, or an iterable of arrays or image files
         prompts  by frame number, counted from the session's first frame, then by object; those on frames that do not
-                 come have no effect
+                 come have no effect. Or a function that returns those of a frame by its number
         """
-        if not isinstance(prompts or {}, Mapping):
+        if not callable(prompts) and not isinstance(prompts or {}, Mapping):
             raise PromptError(
                 "prompts must be a dict, like {0: {1: runtime.Points([[x, y]], [1])}}: frame, object, prompt"
             )
-        for frame, stamp in iterate_frames(frames):
-            yield from self._lock.run(list, results_of(self._compute(frame, (prompts or {}).get, stamp)))
-        if missed := [frame for frame in prompts or () if frame not in self._prompted_frames]:
+        known: Mapping[int, Any] = {} if callable(prompts) else prompts or {}
+        prompts_on = prompts if callable(prompts) else known.get
+        for number, (frame, stamp) in enumerate(iterate_frames(frames), 1):
+            steps = self._compute(frame, prompts_on, stamp, partial(peek, frames, number))
+            yield from self._lock.run(list, results_of(steps))
+        if missed := [frame for frame in known if frame not in self._prompted_frames]:
             had = f"the session has had {self._num_frames} frames, from 0 on"
             warnings.warn(f"prompts on frames {', '.join(map(repr, missed))} were not used: {had}", stacklevel=5)
 
@@ -163,7 +172,8 @@ class LiveSession(TrackingSession, OnlineSession):
             raise PromptError("there is no frame to correct; push one first")
         if frame is not None and frame != last:
             raise PromptError(f"frame {frame} has left the live window; only the last one, {last}, takes prompts")
-        parsed = self._parse_all(prompts)
+        parsed = parse_all(prompts, self._parse)
+        self._pool.check_room(len(set(parsed) - set(self._objects)))
         if not parsed:
             raise PromptError("no prompt: give at least one, like {1: runtime.Points([[x, y]], [1])}")
         for obj, new in parsed.items():
@@ -187,15 +197,6 @@ class LiveSession(TrackingSession, OnlineSession):
 
     # -- one frame ------------------------------------------------------------------------------------------------
 
-    def _parse_all(self, prompts: Mapping[int, Any] | None) -> dict[int, PromptInputs]:
-        if prompts is not None and not isinstance(prompts, Mapping):
-            raise PromptError(
-                "prompts must be a dict from object id to prompt, like {1: runtime.Points([[x, y]], [1])}"
-            )
-        parsed = {check_object_id(obj): self._parse(prompt) for obj, prompt in (prompts or {}).items()}
-        self._pool.check_room(len(set(parsed) - set(self._objects)))
-        return parsed
-
     def _check_open(self) -> None:
         super()._check_open()
         if self._unfinished is not None:
@@ -209,21 +210,21 @@ class LiveSession(TrackingSession, OnlineSession):
         if not objects:
             return
         requests = [self._request(frame, tracked, prompts.get(obj)) for obj, tracked in objects.items()]
-        if self._frame is not None:
-            self._network.encode_image(self._frame, self._features, self._network.resample["video"], requests)
-            self._frame = None
+        if self._features.encode(requests):
             yield None
-        decoding = DecodeWork(self._network, self._features, requests)
+        maps, beside = self._features.maps, self._features.beside
+        decoding = DecodeWork(self._network, maps, requests)
         yield decoding
-        decoding.run_alone()
+        with beside():
+            decoding.run_alone()
         fill = self._options.fill_hole_area
         outputs = [object_output(r, d, fill) for r, d in zip(requests, decoding.outputs, strict=True)]
         for (obj, tracked), output in zip(objects.items(), outputs, strict=True):
             store(tracked, frame, prompts.get(obj), output, self._options)
         pairs = list(zip(objects.values(), outputs, strict=True))
-        memory = MemoryWork(self._network, self._features, pairs)
+        memory = MemoryWork(self._network, maps, pairs)
         yield memory
-        with freed_on_error(pairs):
+        with freed_on_error(pairs), beside():
             memory.run_alone()
         memory.finish()
 
@@ -252,6 +253,13 @@ class LiveSession(TrackingSession, OnlineSession):
     def _committed_result(self, frame: int) -> Result:
         outputs = {obj: tracked.committed(frame) for obj, tracked in self._objects.items()}
         return self._result(frame, outputs, self._stamp)
+
+
+def parse_all(prompts: Mapping[int, Any] | None, parse: Callable[[Any], PromptInputs]) -> dict[int, PromptInputs]:
+    """Return the prompts of a frame by object. Raises PromptError."""
+    if prompts is not None and not isinstance(prompts, Mapping):
+        raise PromptError("prompts must be a dict from object id to prompt, like {1: runtime.Points([[x, y]], [1])}")
+    return {check_object_id(obj): parse(prompt) for obj, prompt in (prompts or {}).items()}
 
 
 def prune(tracked: TrackedObject, frame: int, config: MemoryConfig, options: TrackingOptions) -> None:

@@ -110,7 +110,7 @@ class Samwise:
         open_group = partial(self._open_group, window=window, clip=clip, options=options)
         # the host has no work to overlap
         reader = ResultReader(self._images, logits, options.decode_ahead and self._images.device.name != "cpu")
-        frames_ahead = FramesAhead(self._encoder.frames, self._images.device, window if clip is Clip else 0)
+        frames_ahead = FramesAhead(self._encoder.frames, self._images.device, 0 if ahead else window)
         return TextSession(Sentences(open_group, prompts, reader, frames_ahead), self._images.device.lock)
 
     def _open_group(

@@ -233,7 +233,7 @@ class Sentences:
             self._start_waiting()
         first, *others = (group.clip for group in self._groups)
         preprocess = self._reader.transforms.preprocess_frame
-        encoded = first.add(frame, preprocess, stamp, is_shared=bool(others), encoded=self._ahead.take(frame))
+        encoded = first.add(frame, preprocess, stamp, is_shared=bool(others), encoded=self._ahead.take_maps(frame))
         for clip in others:
             clip.add(frame, preprocess, stamp, encoded=encoded)
         self._num_frames += 1
@@ -279,7 +279,7 @@ class Sentences:
         self._decodes_beside = frames is not None and small
         if frames and self._decodes_beside and all(clip.is_encoded for clip in clips):
             assert self._reader.transforms is not None
-            self._ahead.start(frames, self._reader.transforms.preprocess_frame)
+            self._ahead.begin(frames, self._reader.transforms.preprocess_frame)
 
     def next_work(self) -> Sequence[FrameWork]:
         """Return the work of the next frame, if one batch of tracks is all there is."""

@@ -202,6 +202,10 @@ class Live:
     def __init__(self):
         self.places, self.frames = {}, 0
 
+    def stream(self, frames, prompts_on):
+        for index, frame in enumerate(frames):
+            yield from self.push(frame, prompts_on(index))
+
     def push(self, frame, prompts):
         index, self.frames = self.frames, self.frames + 1
         for obj, parts in (prompts or {}).items():

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from runtime.bundle.manifest import StageSpec, TensorSpec
 from runtime.device.base import Cpu
 from runtime.device.workers import SMALL_TENSOR, WorkAhead, Workers, has_small_frames, has_small_objects
 from runtime.media.synthetic_clip import Disc, synthetic_clip
+from runtime.models.sam2.network import Sam2
 from tests.helpers.media import write
 
 NANO = "engines/nano"
@@ -192,6 +194,9 @@ def test_small_objects(shape, attention, small):
     assert has_small_objects(StageSpec("stage", (tensor,), (tensor,), attention=attention)) is small
 
 
+CLICK = runtime.Points([[30, 24]], [1])
+
+
 def sentences(*starts):
     return [runtime.Text(tokens=[0, *(start + 13 * j for j in range(6)), 2]) for start in starts]
 
@@ -270,6 +275,33 @@ def low_latency(engine):
         return [result for frame in FRAMES[:5] for result in session.push(frame)]
 
 
+def low_latency_of_known_frames(engine):
+    with engine.session(sentences(3, 10), logits=True, window=3, latency="low") as session:
+        first = next(session.stream(FRAMES))
+        return [first, *session.stream(FRAMES[6:])]
+
+
+def clicks_on_known_frames(engine):
+    """One list of frames is left for another; objects come and go; the last frame is corrected."""
+    with engine.live(logits=True) as session:
+        results = session.stream(FRAMES, {1: {1: CLICK}, 4: {1: CLICK, 2: runtime.Box([10, 10, 50, 40])}})
+        found = [next(results) for _ in range(6)]
+        session.remove(1)
+        found.append(session.correct({2: CLICK}))
+        found += session.stream(FRAMES[3:9], {7: {3: CLICK}})
+        frame = np.empty_like(FRAMES[0])
+        for image in FRAMES[:3]:
+            frame[:] = image
+            found += session.push(frame)
+        return found
+
+
+def clicks_in_a_video_file(engine):
+    with tempfile.TemporaryDirectory() as folder, engine.live(logits=True) as session:
+        (path := Path(folder) / "clip.mp4").write_bytes(encoded_video())
+        return list(session.stream(path, {0: {obj: runtime.Points([[9 * obj, 20]], [1]) for obj in range(4)}}))
+
+
 def known_frames(engine):
     with engine.video(FRAMES, logits=True) as video:
         for obj, x in ((1, 0.3), (2, 0.6)):
@@ -310,6 +342,9 @@ def side_by_side(request):
         short_clips,
         sentences_that_change,
         low_latency,
+        low_latency_of_known_frames,
+        clicks_on_known_frames,
+        clicks_in_a_video_file,
         known_frames,
         corrected_frames,
     ],
@@ -340,3 +375,36 @@ def test_a_frame_that_cannot_be_read_ahead_stops_the_video_when_it_is_due(monkey
             for result in video.propagate():
                 shown.append(result.frame_index)
         assert shown == [0, 1, 2, 3, 4]
+
+
+def test_a_frame_that_fails_ahead_is_refused_when_it_is_due(monkeypatch):
+    """Frames before it have results, and it may be pushed again."""
+    monkeypatch.setattr("runtime.backends.ort.count_cores", lambda: 2)
+    with runtime.load(NANO, backend="ort", verify=False) as engine, engine.live() as session:
+        encode, broken = Sam2.encode_image, True
+
+        def fail(self, frame, *args):
+            if broken and frame is FRAMES[3]:
+                raise runtime.InternalError("image_encoder failed")
+            encode(self, frame, *args)
+
+        monkeypatch.setattr(Sam2, "encode_image", fail)
+        shown = []
+        with pytest.raises(runtime.InternalError, match="image_encoder failed"):
+            for result in session.stream(FRAMES, {0: {1: CLICK}}):
+                shown.append(result.frame_index)
+        assert shown == [0, 1, 2]
+        broken = False
+        assert [result.frame_index for result in session.stream(FRAMES[3:])] == list(range(3, len(FRAMES)))
+
+
+def test_a_stream_of_clicks_that_is_left_keeps_no_reader(monkeypatch, tmp_path):
+    monkeypatch.setattr("runtime.backends.ort.count_cores", lambda: 2)
+    path = write(tmp_path / "clip.mp4", np.stack(FRAMES))
+    with runtime.load(NANO, backend="ort", verify=False) as engine, engine.live() as session:
+        video = runtime.open_video(path)
+        for prompts in ({}, {1: {1: CLICK}}):
+            next(session.stream(video, prompts))
+        alive = weakref.ref(video)
+        del video
+        assert alive() is None

@@ -209,6 +209,13 @@ def test_frames_in_portions_with_the_same_prompts(engine, recwarn):
         assert session.object_ids == (1, 2) and not recwarn.list
 
 
+def test_prompts_of_a_function(engine, recwarn):
+    prompts, asked = {0: {1: CLICK}, 2: {2: CLICK}}, []
+    with engine.live() as session:
+        found = [r.object_ids for r in session.stream(clip(4), lambda n: asked.append(n) or prompts.get(n))]
+    assert found == [(1,), (1,), (1, 2), (1, 2)] and asked == [0, 1, 2, 3] and not recwarn.list
+
+
 def test_late_prompts_are_refused(engine):
     with engine.live() as session:
         with pytest.raises(runtime.PromptError, match="push one first"):

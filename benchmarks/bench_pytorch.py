@@ -35,20 +35,33 @@ def test_sentence(benchmark, info, loaded, bundle, how, request):
 
 @pytest.mark.parametrize("how", PYTORCH)
 def test_click(benchmark, info, loaded, bundle, how, request):
-    """One object, clicked on the first of eight frames per window of `--windows`. The length of the clip is known in
-    advance, as in PyTorch's schedule: SAM 2.1 normalises the distance of pointers by it."""
-    model, plain = pytorch(bundle, "sam2", how, request)
+    """One object, clicked on the first of eight frames per window of `--windows`."""
+    pytest.importorskip("torch")
     from export.verify.parity_clip import CLICK
 
+    follow_clicks(benchmark, info, loaded, bundle, how, request, [CLICK])
+
+
+@pytest.mark.parametrize("how", PYTORCH)
+def test_four_clicks(benchmark, info, loaded, bundle, how, request):
+    """Four objects as one batch, else as `test_click`."""
+    follow_clicks(benchmark, info, loaded, bundle, how, request, [(0.2, 0.3), (0.4, 0.3), (0.6, 0.6), (0.8, 0.8)])
+
+
+def follow_clicks(benchmark, info, loaded, bundle, how, request, clicks) -> None:
+    """Follow an object for each of `clicks`, fractions of width and height. The length of the clip is known in advance,
+    as in PyTorch's schedule: SAM 2.1 normalises the distance of pointers by it."""
+    model, plain = pytorch(bundle, "sam2", how, request)
     frames = clip(8 * request.config.option.windows)
 
     def ours() -> list[runtime.Result]:
         with loaded.video(frames, fill_hole_area=0) as video:
-            video.add_points(0, 1, [CLICK], [1], normalized=True)
+            for obj, click in enumerate(clicks, 1):
+                video.add_points(0, obj, [click], [1], normalized=True)
             return list(video.propagate())
 
     def theirs():
-        return plain(model, bundle.manifest.networks, frames)
+        return plain(model, bundle.manifest.networks, frames, clicks=clicks)
 
     compare(benchmark, info, ours, theirs, len(frames), how, request.config.option)
 

@@ -179,6 +179,7 @@ def label(case: Case, _: Measurement) -> str:
     return {
         "test_sentence": "a sentence",
         "test_click": "a click",
+        "test_four_clicks": "four clicked objects",
         "test_first_sentence": "new, with one sentence",
         "test_further_sentences": f"known, {case.get('sentences')} more",
         "test_torch_eager": f"new, with one sentence, in PyTorch{' with our folds' * bool(case.get('folded'))}",
@@ -208,7 +209,7 @@ def memory(measured: Measurement) -> str:
 
 SECTIONS: tuple[Section | Callable[[Measurement], str], ...] = (
     Section(
-        ("test_sentence", "test_click"),
+        ("test_sentence", "test_click", "test_four_clicks"),
         "**Beside PyTorch**, alternating in one process. "
         "IoU of the masks with each other where both had the same weights.",
         {

@@ -28,6 +28,8 @@ ReferenceFrame = tuple[np.ndarray, np.ndarray, np.ndarray]
 ReferenceClip = Iterator[ReferenceFrame]
 Frames = Sequence[np.ndarray]
 Ids = Sequence[int]
+Clicks = Sequence[tuple[float, float]]
+"""Positions of objects, as fractions of width and height."""
 Settings = Mapping[str, Any]
 Bank = Mapping[int, Tensor]
 BILINEAR, BICUBIC = Resampling.BILINEAR, Resampling.BICUBIC
@@ -116,40 +118,47 @@ def _source_masks(mask_bii: Tensor, resized: Sequence[int], size: tuple[int, ...
 
 
 @torch.no_grad()
-def sam2_clip(model: Any, networks: Settings, frames: Frames, tokens: Ids = (), verbs: Ids = ()) -> ReferenceClip:
-    """Track the object at `CLICK` on the first of `frames`, uint8 RGB (H,W,3)."""
+def sam2_clip(
+    model: Any, networks: Settings, frames: Frames, tokens: Ids = (), verbs: Ids = (), clicks: Clicks = (CLICK,)
+) -> ReferenceClip:
+    """Track the objects at `clicks` on the first of `frames`, uint8 RGB (H,W,3), as one batch."""
     settings = networks["sam2"]
     features = (_sam2_features(model.sam, frame, settings) for frame in frames)
-    yield from _click_clip(model.sam, settings["memory"], frames, features)
+    yield from _click_clip(model.sam, settings["memory"], frames, features, clicks)
 
 
 def _click_clip(
-    sam: Any, limits: Settings, frames: Frames, features: Iterator[tuple[Tensor, Tensor, Tensor]]
+    sam: Any,
+    limits: Settings,
+    frames: Frames,
+    features: Iterator[tuple[Tensor, Tensor, Tensor]],
+    clicks: Clicks = (CLICK,),
 ) -> ReferenceClip:
-    """Track the object at `CLICK` through `frames`, of which `features` gives the maps."""
+    """Track the objects at `clicks` through `frames`, of which `features` gives the maps."""
     memory: dict[int, Tensor] = {}
     pointers: dict[int, Tensor] = {}
     longest = min(limits["max_obj_ptrs"], len(frames)) - 1
-    prompts, side = sam.sam_prompt_encoder, sam.config.image_size
-    click = torch.tensor([CLICK]) * side
-    for t, (frame, (embedding, high_res_0, high_res_1)) in enumerate(zip(frames, features, strict=True)):
+    prompts, side, count = sam.sam_prompt_encoder, sam.config.image_size, len(clicks)
+    at = torch.tensor(clicks)[:, None] * side
+    for t, (frame, maps) in enumerate(zip(frames, features, strict=True)):
+        embedding, high_res_0, high_res_1 = (one.expand(count, *one.shape[1:]) for one in maps)
         if t == 0:
             conditioned = sam.add_no_mem_embed(embedding)
-            points, labels = torch.stack((click, torch.zeros(1, 2)), 1), torch.tensor([[1, -1]])
+            points, labels = torch.cat((at, torch.zeros(count, 1, 2)), 1), torch.tensor([[1, -1]] * count)
         else:
             conditioned = _sam2_memory(sam, embedding, memory, pointers, t, limits, longest)
-            points, labels = torch.zeros(1, 2, 2), torch.tensor([[-1, -1]])
+            points, labels = torch.zeros(count, 2, 2), torch.tensor([[-1, -1]] * count)
         image = conditioned + prompts.no_mask_embed.weight[0]
         sparse, grid = prompts.points(points, labels), prompts.pe_layer.grid(sam.config.side)
         out = sam.sam_mask_decoder(image, grid, sparse, high_res_0, high_res_1)
-        best = 1 + int(out.iou[0, 1:].argmax())
-        pointer = sam.obj_ptr_proj(out.tokens[:, best])
-        logits, pointers[t] = gate(out.score, out.logits[:, best], pointer, sam.no_pointer)
+        best = torch.arange(count), 1 + out.iou[:, 1:].argmax(1)
+        pointer = sam.obj_ptr_proj(out.tokens[best])
+        logits, pointers[t] = gate(out.score, out.logits[best], pointer, sam.no_pointer)
         mask = upsample(logits, side)
         mask = (mask > 0).float() if t == 0 else mask.sigmoid()
         slot = sam.memory_encoder(embedding, upsample(mask, sam.config.mask_size))
-        if sam.config.pointer_positions and out.score <= 0:
-            slot = slot + sam.no_obj_embed_spatial
+        if sam.config.pointer_positions:
+            slot = torch.where(out.score[:, None, None] <= 0, slot + sam.no_obj_embed_spatial, slot)
         memory[t] = slot.to(torch.bfloat16).float()
         masks = _source_masks(logits, logits.shape[1:], frame.shape[:2])
         yield masks, logits.float().cpu().numpy(), out.score.float().cpu().numpy()
@@ -176,8 +185,11 @@ def _sam2_memory(
     positions = None
     if sam.config.pointer_positions:
         distance = torch.tensor([[(t - p) / longest for p in with_pointers]])
-        positions = sam.obj_ptr_tpos_proj(sine_distance(distance, sam.config.width))
-    maps, rows = torch.stack([memory[p] for p, _ in slots], 1), torch.tensor([[row for _, row in slots]])
+        positions = sam.obj_ptr_tpos_proj(sine_distance(distance, sam.config.width)).expand(len(embedding), -1, -1)
+    maps, rows = (
+        torch.stack([memory[p] for p, _ in slots], 1),
+        torch.tensor([[row for _, row in slots]] * len(embedding)),
+    )
     return sam.attend_memory(embedding, maps, rows, torch.stack([pointers[p] for p in with_pointers], 1), positions)
 
 

@@ -62,6 +62,22 @@ def test_the_command(tmp_path, capsys, new, shared_traces):
             np.testing.assert_allclose(together[key], logits, atol=1e-3 * logits.std())
 
 
+@pytest.mark.parametrize("new", [True, False], ids=["2.1", "2.0"])
+def test_objects_of_the_reference_are_a_batch(new):
+    model = toy(pointer_positions=new)
+    with torch.no_grad():
+        model.sam.sam_mask_decoder.pred_obj_score_head.layers[2].bias.fill_(0.0)  # some objects are absent
+    frames = np.random.default_rng(0).integers(0, 255, (5, 40, 60, 3), dtype=np.uint8)
+    clicks = [(0.2, 0.3), (0.7, 0.4), (0.5, 0.9)]
+    settings = sam2_network.settings(model)
+    together = list(sam2_network.clip(model, settings, frames, clicks=clicks))
+    for row, click in enumerate(clicks):
+        alone = sam2_network.clip(model, settings, frames, clicks=[click])
+        for (_, logits, scores), (_, (one,), (score,)) in zip(together, alone, strict=True):
+            np.testing.assert_allclose(logits[row], one, atol=1e-3 * max(1.0, one.std()))
+            assert abs(scores[row] - score) < 1e-3
+
+
 def test_files_that_are_not_sam2_checkpoints(tmp_path):
     torch.save({"model": {"text_encoder.x": torch.zeros(1)}}, tmp_path / "samwise.pth")
     with pytest.raises(runtime.UserError, match="python -m export samwise"):

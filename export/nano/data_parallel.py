@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 
 import torch
@@ -20,6 +21,19 @@ from torch import Tensor, nn
 BARRIER_TIMEOUT = 900
 """Seconds after which a process that waits for the others gives up."""
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+
+
+@contextlib.contextmanager
+def kept_garbage() -> Iterator[None]:
+    """Let processes that are forked here leave the garbage that they inherit alone.
+
+    An object of a library may wait, when it is freed, for a thread that only the parent has.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class ProcessGroup:
@@ -46,8 +60,9 @@ class ProcessGroup:
             work(self)
 
         processes = [self.context.Process(target=run, args=(rank,), daemon=True) for rank in range(1, self.size)]
-        for process in processes:
-            process.start()
+        with kept_garbage():
+            for process in processes:
+                process.start()
         return processes
 
     def shard(self, parameters: Sequence[nn.Parameter], costs: Sequence[float]) -> list[bool]:

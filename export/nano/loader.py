@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import tokenizer as bpe
+from .data_parallel import kept_garbage
 from .dataset import PIXELS, SyntheticClip, SyntheticDataset
 from .grammar import COLOURS, MOTIONS, NOUNS, absent_sentence
 from .scene import Actor
@@ -158,7 +159,8 @@ class Loader:
     def __init__(self, workers: int, ahead: int = 4, size: int = PIXELS) -> None:
         self.ahead, self.dataset = ahead, SyntheticDataset(size)
         fork = multiprocessing.get_context("fork")
-        self.pool = fork.Pool(workers, _start_worker, (self.dataset,)) if workers else None
+        with kept_garbage():
+            self.pool = fork.Pool(workers, _start_worker, (self.dataset,)) if workers else None
         self.tokenizer = bpe.load()
         self.pending: deque[tuple[BatchSpec, list[Row] | AsyncResult[list[Row]]]] = deque()
 

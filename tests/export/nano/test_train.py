@@ -1,7 +1,9 @@
 """Training the nano network: gradients, labels, losses, batches, data parallelism, resumed runs."""
 
+import gc
 import json
 import multiprocessing
+import os
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -290,6 +292,32 @@ class Square(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.wide, self.table = torch.nn.Linear(40, 40), torch.nn.Parameter(torch.ones(3))
+
+
+def test_processes_leave_the_garbage_of_the_parent_alone():
+    """What a library's object does as it goes, in a child: it may wait for threads of the parent, and hang."""
+    parent, gone = os.getpid(), multiprocessing.get_context("fork").Value("i", 0)
+
+    class Threaded:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            gone.value += os.getpid() != parent
+
+    group = ProcessGroup(2, 1)
+
+    def work(group):
+        gc.collect()
+        return group.gather([group.rank])
+
+    gc.disable()
+    try:
+        Threaded()
+        group.fork(work)
+        assert work(group) == [0, 1] and gone.value == 0
+    finally:
+        gc.enable()
 
 
 def test_process_group_steps_like_one_process_with_the_mean_gradient():

@@ -1,8 +1,8 @@
 """The export command: `python -m export samwise --checkpoint X.pth --out engines/`.
 
-One subcommand per network of `export.networks`, `upgrade` and `add-steps`. Exit code 2 for mistakes of the caller, 1
-for a failed export (a parity check that fails, for instance); an error is one line, and nothing incomplete is
-published.
+One subcommand per network of `export.networks`, `upgrade`, and `add-steps` and `add-cpu-graphs` for existing bundles.
+Exit code 2 for mistakes of the caller, 1 for a failed export (a parity check that fails, for instance); an error is one
+line, and nothing incomplete is published.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ from runtime.errors import SamwiseRuntimeError, UserError, fail
 from . import upgrade
 from .networks import NETWORKS, network
 
+ADDITIONS = {
+    "add-steps": ("low latency to a bundle of SAMWISE", "the stages of --latency low"),
+    "add-cpu-graphs": ("graphs that CPUs run faster to a half bundle", "the graphs for CPUs"),
+}
+"""Subcommands for existing bundles -> what they add, for the help and for the closing line."""
+
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser, with one subcommand per network."""
@@ -37,10 +43,9 @@ def parser() -> argparse.ArgumentParser:
         _add_options(commands.add_parser(name, help=f"export a {name} checkpoint"))
     convert = commands.add_parser("upgrade", help="convert a bundle of format 1 in place; needs no checkpoint")
     convert.add_argument("bundle", type=Path, metavar="BUNDLE")
-    steps = commands.add_parser(
-        "add-steps", help="add low latency to a bundle of SAMWISE in place; needs no checkpoint"
-    )
-    steps.add_argument("bundle", type=Path, metavar="BUNDLE")
+    for name, (what, _) in ADDITIONS.items():
+        add = commands.add_parser(name, help=f"add {what} in place; needs no checkpoint")
+        add.add_argument("bundle", type=Path, metavar="BUNDLE")
     return top
 
 
@@ -95,8 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return upgrade.run(options["bundle"])
     previous = _interrupt_on_sigterm()
     try:
-        if options["network"] == "add-steps":
-            _add_steps(options["bundle"])
+        if options["network"] in ADDITIONS:
+            _add(options["network"], options["bundle"])
         else:
             _export(options)
         return 0
@@ -175,14 +180,16 @@ def _check_loss(max_loss: float | None, auto: bool) -> bool:
     return auto
 
 
-def _add_steps(folder: Path) -> None:
-    """Add the stages of low latency to a bundle. Raises UserError, InternalError."""
+def _add(command: str, folder: Path) -> None:
+    """Run one of `ADDITIONS` on a bundle. Raises UserError, InternalError."""
     try:
+        from .add_cpu_graphs import add_cpu_graphs
         from .add_steps import add_steps
     except ImportError as error:
         raise UserError(f"the export needs {error.name}: pip install 'samwise-runtime[cpu,export]'") from None
-    add_steps(folder, _say)
-    _say(f"{folder}: added the stages of --latency low; other files are unchanged")
+    add = add_steps if command == "add-steps" else add_cpu_graphs
+    add(folder, _say)
+    _say(f"{folder}: added {ADDITIONS[command][1]}; other files are unchanged")
 
 
 def _provenance(name: str, checkpoint: Path) -> dict[str, str]:

@@ -6,7 +6,6 @@ files of weights. Every other graph of the bundle stays as it is, byte for byte.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -51,7 +50,7 @@ def add_steps(folder: Path, report: Callable[[str], None] = lambda line: None) -
             parity.require_passed(compared)
             rows += compared
         report(parity.format_table(rows, []))
-        _extend_parity(work / parity.FILE, rows)
+        parity.extend(work / parity.FILE, rows)
         bounds = {**manifest.bounds, **{symbol: pair for stage in found for symbol, pair in stage.bounds.items()}}
         write_manifest(replace(manifest, stages=specs, bounds={**bounds, **manifest.bounds}), work)
 
@@ -77,12 +76,3 @@ def _steps(folder: Path, manifest: Manifest) -> Iterator[Stage]:
             raise BundleError(f"{folder}: stage {stage.name} is missing; export the bundle again")
         load_weights(stage, folder / manifest.stages[stage.name].files["default"])
         yield samwise.adapter_step(stage, model.config)
-
-
-def _extend_parity(path: Path, rows: list[parity.StageComparison]) -> None:
-    """Add comparisons to the report of a bundle, if it has one."""
-    if not path.is_file():
-        return
-    report = json.loads(path.read_text())
-    report["stages"] += parity.as_json(rows, [])["stages"]
-    path.write_text(json.dumps(report, indent=1) + "\n")

@@ -16,7 +16,7 @@ from runtime.backends import create
 from runtime.backends.base import Backend
 from runtime.backends.ort import OrtBackend
 from runtime.bundle.bundle import file_sha256
-from runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
+from runtime.bundle.manifest import SUBGRAPH, Manifest, StageSpec, TensorSpec
 from runtime.errors import UserError
 from runtime.prompts.synthetic import synthetic_tokens
 
@@ -188,7 +188,10 @@ class ExportJob:
     def choose_mixed_precision(
         self, stage: Stage, models: Mapping[str, ir.Model], limit: float
     ) -> tuple[StageSpec, list[parity.StageComparison]]:
-        """Write the stage with the fastest policy whose error is within `limit`; float32 inside if none is."""
+        """Write the stage with the fastest policy whose error is within `limit`; float32 inside if none is.
+
+        For CPUs, which have few half operators, it has a graph with float32 inside in any case.
+        """
         signature = half_signature(stage.spec)
         half = {t.name for t in (*signature.inputs, *signature.outputs) if t.dtype == "float16"}
         for policy in (*precision.POLICIES, None):
@@ -200,7 +203,13 @@ class ExportJob:
                 break
         rows = [replace(row, what=f"{stage.name} [rounded]") for row in rows]
         converted = {variant: precision.to_half(model, policy, half) for variant, model in models.items()}
+        if self.has_cpu_graph(stage):
+            converted[precision.WIDE] = precision.widened(converted.get(precision.WIDE, converted["default"]))
         return _write_stage(stage, spec, converted, self.folder), rows
+
+    def has_cpu_graph(self, stage: Stage) -> bool:
+        """Tell whether a half bundle has a graph of the stage that computes in float32. Subgraphs run on GPUs only."""
+        return (self.variants is None or precision.WIDE in self.variants) and stage.spec.role != SUBGRAPH
 
     def quantized(
         self, stage: Stage, models: Mapping[str, ir.Model], limit: float

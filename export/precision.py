@@ -71,6 +71,9 @@ POLICIES = (PrecisionPolicy("fp16"), PrecisionPolicy("fp16-matmul", only_costly=
 
 FP32 = "fp32"
 
+WIDE = "ort"
+"""Variant of a half bundle that computes in float32: the one that the backends of CPUs prefer."""
+
 
 def to_half(model: ir.Model, policy: PrecisionPolicy | None, half: Collection[str]) -> ir.Model:
     """Return a copy of `model` under `policy` (None: float32 inside) with the inputs and outputs in `half` as float16.
@@ -122,6 +125,42 @@ def emulated(model: ir.Model) -> ir.Model:
             elif readers:
                 _read_as_float(graph, value, readers)
     return model
+
+
+def widened(model: ir.Model) -> ir.Model:
+    """Return a copy of a half graph that computes in float32 all that it computes in half, with the same signature.
+
+    ONNX Runtime has few half operators for a CPU: it casts before and behind each of the others, and such a cast keeps
+    it from fusing operators. Weights stay half, each behind a cast that is folded at load: both graphs share a file.
+    """
+    model = model.clone()
+    graph = model.graph
+    nodes, types = list(graph), [value.dtype or FLOAT for value in graph.outputs]
+    for value in (*graph.inputs, *list(graph.initializers.values())):
+        if value.dtype == HALF and value.uses():
+            _read_as_float(graph, value, list(value.uses()))
+    for node in nodes:
+        kind = node.attributes["to"].as_int() if node.op_type == "Cast" else None
+        if kind in (FLOAT.value, HALF.value) and node.inputs[0].dtype == FLOAT:
+            _skip_cast(graph, node)
+            continue
+        if kind == HALF.value:
+            node.attributes["to"] = ir.AttrInt64("to", FLOAT.value)
+        for value in node.outputs:
+            if value.dtype == HALF:
+                value.type = ir.TensorType(FLOAT)
+    for index, (value, dtype) in enumerate(zip(list(graph.outputs), types, strict=True)):
+        _convert_output(graph, index, value, dtype)
+    return model
+
+
+def _skip_cast(graph: ir.Graph, node: ir.Node) -> None:
+    """Let the readers of a cast read what it casts; only an output keeps it."""
+    result = node.outputs[0]
+    for reader, index in list(result.uses()):
+        reader.replace_input_with(index, node.inputs[0])
+    if not result.is_graph_output():
+        graph.remove(node)
 
 
 def _read_as_float(graph: ir.Graph, value: ir.Value, readers: list) -> None:

@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 from torch import nn
 
-from runtime.bundle.manifest import STEP, SplitStageSpec, TensorSpec
+from runtime.bundle.manifest import STEP, SUBGRAPH, SplitStageSpec, TensorSpec
 from runtime.errors import UserError
 from runtime.kernels import plan
 
@@ -105,7 +105,7 @@ def _subgraph(
     model: Samwise, name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], module: nn.Module
 ) -> Stage:
     variants = {"cuda": Variant(module, "cuda"), "trt": Variant(module, "plain")}
-    return stage_factory(model.config)(name, inputs, outputs, module, variants, role="attention_subgraph")
+    return stage_factory(model.config)(name, inputs, outputs, module, variants, role=SUBGRAPH)
 
 
 def _memory_attention(model: Samwise) -> SplitAttention:

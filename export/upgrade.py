@@ -17,7 +17,7 @@ from typing import Any
 
 from runtime.bundle import engine_index
 from runtime.bundle.bundle import Bundle, file_sha256
-from runtime.bundle.manifest import FORMAT, MANIFEST, Manifest
+from runtime.bundle.manifest import FORMAT, MANIFEST, SUBGRAPH, Manifest
 from runtime.errors import BundleError, SamwiseRuntimeError, UserError, fail
 from runtime.models import check_networks
 
@@ -55,7 +55,7 @@ STAGES: Mapping[str, Mapping[str, Any]] = {
 }
 """Attributes of the stages of format 1; those of `StageSpec` where nothing is given."""
 
-SUBGRAPH = {"role": "attention_subgraph", "attention": True}
+PART = {"role": SUBGRAPH, "attention": True}
 
 
 def upgrade(folder: Path) -> list[str]:
@@ -141,7 +141,7 @@ def convert(data: Mapping[str, Any]) -> dict[str, Any]:
         "format": FORMAT,
         "networks": _networks(data["model"].split("+"), settings, data["image_size"]),
         "stages": {
-            name: _stage(name, stage, SUBGRAPH if name in subgraphs else STAGES.get(name, {}), typical)
+            name: _stage(name, stage, PART if name in subgraphs else STAGES.get(name, {}), typical)
             for name, stage in data["stages"].items()
         },
         "split_stages": split,

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from runtime.backends import create
 from runtime.backends.base import Backend
 from runtime.backends.recorder import StageRecorder, StageRecorders, run_steps
@@ -17,9 +19,10 @@ from runtime.backends.trt import TensorRtBackend
 from runtime.bundle import engine_index
 from runtime.bundle.bundle import Bundle
 from runtime.engine import Engine
+from runtime.models.base import Capability
 
 from .parity import STAGE_ERROR, FrameComparison, StageComparison, compare_clip, compare_outputs, run_stage
-from .parity_clip import clip_frames, clip_results
+from .parity_clip import CLICK, clip_frames, clip_results
 from .polygraphy_dump import PolygraphyDump
 
 KERNELS = "kernels"
@@ -43,10 +46,11 @@ def check_backend(
     plain.variants = ("default",)
     reference = Engine(bundle, plain)
     recorders = StageRecorders(plain.device, once_per_size=True)
-    # a clip runs all stages but the steps, and these run one by one behind other clips
+    # steps run one by one behind other clips; the clip comes last, which fills the memory
     reference.instrument(recorders.wrap_step)
     run_steps(reference, clip_frames(4))
     reference.instrument(recorders.wrap_other)
+    _run_prompts(reference)
     want = clip_results(reference)
     precision = bundle.manifest.precision
     engine = Engine(bundle, other, kernels=kernels)
@@ -61,6 +65,19 @@ def check_backend(
         gpu, errors = other.device.capability, _errors_by_engine(bundle, stages)
         engine_index.mark_verified(bundle.folder, bundle.manifest, other.library, other.version, gpu, errors)
     return stages, frames
+
+
+def _run_prompts(engine: Engine) -> None:
+    """Run the stages of clicks and masks, which the clip of a network with sentences does not need."""
+    if Capability.PROMPT_VIDEO not in engine.capabilities:
+        return
+    frames = clip_frames(2)
+    mask = np.zeros(frames[0].shape[:2], bool)
+    mask[20:60, 40:90] = True
+    with engine.video(frames, fill_hole_area=0) as video:
+        video.add_points(0, 1, [CLICK], [1], normalized=True)
+        video.add_mask(0, 2, mask)
+        list(video.propagate())
 
 
 def _check_stage(

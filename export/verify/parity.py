@@ -7,6 +7,7 @@ with memory runs through the runtime and through plain torch. A bundle that miss
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -195,6 +196,16 @@ def as_json(rows: Sequence[StageComparison], clip: Sequence[FrameComparison]) ->
         "clip": [asdict(c) | {"passed": c.passed} for c in clip],
         "summary": summary(rows, clip),
     }
+
+
+def extend(path: Path, rows: Sequence[StageComparison]) -> None:
+    """Add comparisons of stages to the report of a bundle, if it has one, in place of those of the same graphs."""
+    if not path.is_file():
+        return
+    report = json.loads(path.read_text())
+    names = {row.what for row in rows}
+    report["stages"] = [row for row in report["stages"] if row["what"] not in names] + as_json(rows, ())["stages"]
+    path.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def summary(rows: Sequence[StageComparison], clip: Sequence[FrameComparison]) -> dict[str, float]:

@@ -91,6 +91,9 @@ class StageSpec:
         return next(t for t in self.outputs if t.name == name)
 
 
+SUBGRAPH = "attention_subgraph"
+"""Role of a part of a split stage."""
+
 STEP = "_step"
 """Ending of the names of stages that compute one frame of low latency, on the weights of the stage without it."""
 

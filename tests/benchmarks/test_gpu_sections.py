@@ -268,8 +268,8 @@ def test_a_variant_for_the_backend_is_timed_beside_the_default(tmp_path):
     context = gpu_run.Context("", str(tmp_path / "r.json"), 60.0, str(tmp_path), machine="helpers.fake_gpu:FakeMachine")
     run, bundle = gpu_run.Run(replace(context, sizes=TINY)), choose(NANO)
     backend = run.machine.backend("ort-cuda")
-    backend.variants = ("ort", "default")
+    backend.variants = ("cuda", "default")
     loaded = {name: load_stage(bundle, backend, name) for name in ("adapter_1", "neck")}
     found = gpu_stages._other_variants(run, bundle, backend, loaded)
     assert set(found) == {"adapter_1"} and found["adapter_1"] > 0, "the neck has one variant"
-    assert backend.variants == ("ort", "default")
+    assert backend.variants == ("cuda", "default")

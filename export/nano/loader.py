@@ -9,8 +9,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import deque
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.pool import AsyncResult
 from typing import NamedTuple
 
 import numpy as np
@@ -158,24 +158,28 @@ class Loader:
 
     def __init__(self, workers: int, ahead: int = 4, size: int = PIXELS) -> None:
         self.ahead, self.dataset = ahead, SyntheticDataset(size)
-        fork = multiprocessing.get_context("fork")
-        with kept_garbage():
-            self.pool = fork.Pool(workers, _start_worker, (self.dataset,)) if workers else None
+        self.pool: ProcessPoolExecutor | None = None
+        if workers:
+            # not multiprocessing.Pool, which waits for ever where it ends a worker that holds the lock of its results
+            fork = multiprocessing.get_context("fork")
+            self.pool = ProcessPoolExecutor(workers, fork, _start_worker, (self.dataset,))
+            with kept_garbage():
+                self.pool.submit(int).result()  # it forks with the first work
         self.tokenizer = bpe.load()
-        self.pending: deque[tuple[BatchSpec, list[Row] | AsyncResult[list[Row]]]] = deque()
+        self.pending: deque[tuple[BatchSpec, list[Row] | list[Future[Row]]]] = deque()
 
     def request(self, spec: BatchSpec, index: int) -> None:
         # visual batches use the odd seeds, the others the even ones
         tasks = [(spec, 2 * (index * spec.clips + row) + int(spec.visual)) for row in range(spec.clips)]
         if self.pool:
-            self.pending.append((spec, self.pool.starmap_async(_draw, tasks, chunksize=1)))
+            self.pending.append((spec, [self.pool.submit(_draw, *task) for task in tasks]))
         else:
             self.pending.append((spec, [_draw(*task, self.dataset) for task in tasks]))
 
     def next(self) -> Batch:
         """Return the oldest requested batch. Raises the exception of the worker, or TimeoutError after five minutes."""
         spec, rows = self.pending.popleft()
-        columns = zip(*(rows if isinstance(rows, list) else rows.get(timeout=300)), strict=True)
+        columns = zip(*(row.result(timeout=300) if isinstance(row, Future) else row for row in rows), strict=True)
         frames, instance_map, of_clips, appearance, motion = columns
         targets = [target for of_clip in of_clips for target in of_clip]
         ids = np.array([t.instance_id for t in targets], np.int64).reshape(spec.clips, spec.sentences)
@@ -184,6 +188,6 @@ class Loader:
         return Batch(spec, *images, ids, tokens, mask, kinds, np.stack(appearance), np.stack(motion))
 
     def close(self) -> None:
+        """End the workers, when they have drawn the clips that they have begun."""
         if self.pool:
-            self.pool.terminate()
-            self.pool.join()
+            self.pool.shutdown(cancel_futures=True)

@@ -20,7 +20,6 @@ from ..bundle.manifest import StageSpec
 from ..device.base import Cpu, Device
 from ..errors import BackendError, BundleError, InternalError, SamwiseRuntimeError, summarize
 
-
 _core: Any = None
 _core_lock = threading.Lock()
 

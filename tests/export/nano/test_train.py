@@ -4,6 +4,8 @@ import gc
 import json
 import multiprocessing
 import os
+import signal
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -169,6 +171,19 @@ def test_batches_are_the_same_for_any_number_of_workers():
         assert all(np.array_equal(some[0], other) for other in some[1:])
     targets, kinds = got[0][2].ravel(), got[0][4]
     assert [t == NO_TARGET for t in targets] == [k == "absent" for k in kinds]
+
+
+def test_a_worker_that_is_killed_is_an_error_at_once_and_nothing_waits_for_it():
+    loader = Loader(2, ahead=2, size=64)
+    try:
+        assert loader.pool is not None
+        os.kill(next(iter(loader.pool._processes)), signal.SIGKILL)
+        with pytest.raises(BrokenProcessPool):
+            for index in range(10_000):  # until the pool learns of it
+                loader.request(BatchSpec("clip", 2, 3, 2), index)
+                loader.next()
+    finally:
+        loader.close()
 
 
 def test_appearance_labels():

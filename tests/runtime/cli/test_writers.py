@@ -197,6 +197,27 @@ def test_drawing_changes_only_the_object():
     assert (drawn[320:] == 90).all() and (drawn[:, 300:] == 90).all()
 
 
+@pytest.mark.parametrize("height", [1, 7, 160, 161, 239, 300, 480, 500])
+def test_masks_are_drawn_as_on_the_whole_image(height):
+    """Only the surroundings of an object are enlarged, and each channel is filled alone."""
+    rng = np.random.default_rng(height)
+    size = (height, 640)
+    painter, ground = Painter(size, {}), rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+    y, x = np.mgrid[:height, :640]
+    masks = np.stack([(y - cy) ** 2 + (x - cx) ** 2 < 1 + height * 5 for cy, cx in ((0, 5), (height // 2, 320))])
+    drawn = painter(ground, Result(0, (1, 2), (1, 2), masks, np.array([0.1, 0.9]), np.zeros((2, 4), np.float32)))
+    scaled, radius = painter._scaled, painter._unit
+    want = np.array(Image.fromarray(ground).resize(scaled[::-1], Image.Resampling.BICUBIC))
+    for mask, colour in zip(masks, (np.array([255, 0, 0]), np.array([0, 255, 0])), strict=True):
+        enlarged = Image.fromarray(mask.astype(np.uint8) * 255).resize(scaled[::-1], Image.Resampling.BILINEAR)
+        inside = np.asarray(enlarged) > 127
+        edge = overlay.contour(inside)
+        want[inside] = (want[inside].astype(int) * (256 - overlay.FILL_ALPHA) + colour * overlay.FILL_ALPHA) >> 8
+        want[overlay.dilate(edge, 2 * radius)] //= 2
+        want[overlay.dilate(edge, radius)] = colour
+    np.testing.assert_array_equal(drawn[: scaled[0], : scaled[1]], want)
+
+
 @pytest.mark.parametrize("size", [(5000, 10), (10, 5000), (1, 1), (7, 3)])
 def test_extreme_frame_sizes_can_be_drawn(size):
     masks = np.ones((1, *size), bool)

@@ -150,7 +150,8 @@ class Painter:
         factor = self._scaled[0] // mask.shape[0]
         if factor <= 1:
             return _resize(mask, self._scaled)
-        rows, columns = _around(np.any(mask, axis=1)), _around(np.any(mask, axis=0))  # a pixel reaches its neighbours only
+        # a pixel reaches its neighbours only
+        rows, columns = _around(np.any(mask, axis=1)), _around(np.any(mask, axis=0))
         size = (rows.stop - rows.start) * factor, (columns.stop - columns.start) * factor
         enlarged = np.zeros(self._scaled, bool)
         y, x = rows.start * factor, columns.start * factor

@@ -2,7 +2,7 @@
 
     python -m benchmarks.idle --engine engines/ --model nano --video clip.mp4 --text "the red car"
 
-The arguments are those of `python -m runtime.run`. Counted is the time from its first frame to its last, not the loading;
+The arguments are those of `python -m runtime.run`. Counted is the time from its first frame to its last;
 `taskset` and `chrt` choose the cores and keep others away. Linux only.
 """
 

@@ -12,6 +12,7 @@ cpu_index=https://download.pytorch.org/whl/cpu
 if "$venv/bin/python" -c "import urllib.request as r; r.urlopen('$cpu_index/torch/', timeout=10)" 2>/dev/null; then
   torch+=(--extra-index-url "$cpu_index")
 fi
-"$venv/bin/pip" install --quiet "${torch[@]}"
-"$venv/bin/pip" install --quiet -e ".[cpu,export,test,serve]"
+# most modules of these libraries are never imported: bytecode is written on import
+"$venv/bin/pip" install --quiet --no-compile "${torch[@]}"
+"$venv/bin/pip" install --quiet --no-compile -e ".[cpu,export,test,serve]"
 "$venv/bin/python" -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "$@"

@@ -5,6 +5,34 @@ from pathlib import Path
 import pytest
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, whichever test does that first
+# processes of pytest-xdist share the cores: threads spin while they wait for others, and would take those of the rest
+PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+THREADS = max(1, (os.cpu_count() or 1) // PROCESSES)
+if PROCESSES > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # for torch, which reads it when it is imported
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # pytest-xdist would start the files with the fewest tests last
+
+
+def pytest_collection_modifyitems(items):
+    """Start files with slow tests first: one that starts last leaves the other processes without work."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def threads_of_onnxruntime():
+    """Use no more than this process's part of the cores, for which ONNX Runtime has no variable."""
+    from runtime.backends.ort import OrtBackend
+
+    opens = OrtBackend._open
+    with pytest.MonkeyPatch.context() as patch:
+        if PROCESSES > 1:
+            patch.setattr(OrtBackend, "_open", lambda backend, file, threads: opens(backend, file, threads or THREADS))
+        yield
 
 
 @pytest.fixture(scope="session")

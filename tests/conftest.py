@@ -1,5 +1,6 @@
 import functools
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,21 @@ def threads_of_onnxruntime():
         if PROCESSES > 1:
             patch.setattr(OrtBackend, "_open", lambda backend, file, threads: opens(backend, file, threads or THREADS))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def signals_work():
+    """Fail where a module leaves signals changed; a signal stack that is gone ends the process right there."""
+    numbers, received = sorted(signal.valid_signals() - {signal.SIGALRM}), []  # pytest-timeout's
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    assert signal.set_wakeup_fd(-1) == -1
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    signal.signal(signal.SIGUSR1, lambda *_: received.append(True))
+    signal.raise_signal(signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, before[numbers.index(signal.SIGUSR1)])
+    assert received
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import functools
 import os
 import signal
-import subprocess
 import sys
 import threading
 
@@ -18,7 +17,6 @@ from runtime import Points
 A = runtime.Text(tokens=[0, 5, 2])
 CLICK = Points([(10, 8)], [1])
 OPTIONS = {"points_per_side": 2, "pred_iou_thresh": -10.0, "stability_score_thresh": 0.0}
-SHARED = "PYTEST_XDIST_WORKER" in os.environ
 WITHIN = "in the middle of another call of this thread"
 
 
@@ -111,8 +109,6 @@ def same(have, want):
 @pytest.mark.parametrize("outer, inner", CALLS)
 def test_a_call_within_a_call_is_refused(engines, outer, inner, how):
     """The call that runs has its right results when the refusal is caught, and the engine works afterwards."""
-    if how == "signal" and SHARED:
-        pytest.skip("in a process of its own, by test_signals_in_a_process_of_their_own")
     want, refusals = masks(outer(engines)), []
 
     def call(*_):
@@ -131,15 +127,6 @@ def test_a_call_within_a_call_is_refused(engines, outer, inner, how):
         signal.signal(signal.SIGWINCH, old)
     assert len(refusals) == 3 and all(WITHIN in refusal for refusal in refusals)
     assert same(masks(outer(engines)), want)
-
-
-@pytest.mark.skipif(not SHARED, reason="this process has no other tests")
-def test_signals_in_a_process_of_their_own():
-    """What earlier tests left in a process ends it: worker processes of the suite ended without a word."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    done = subprocess.run([*command, "-k", "refused and signal"], capture_output=True, text=True, env=env)
-    assert done.returncode == 0 and " skipped" not in done.stdout, done.stdout + done.stderr
 
 
 def test_every_public_method_is_refused_within_a_call(engines):

@@ -11,13 +11,13 @@ import hashlib
 import importlib.util
 import json
 import math
-import os
 import platform
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..bundle.manifest import Manifest
+from ..device.workers import num_cores as num_cores
 from ..errors import InternalError, summarize
 from .cache_folder import cache_folder, replace_file
 
@@ -76,11 +76,6 @@ def processor() -> str:
     except OSError:
         pass
     return f"{name}, {num_cores()} cores"
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions(*distributions: str) -> str:

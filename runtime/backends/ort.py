@@ -26,7 +26,7 @@ from ..bundle.manifest import StageSpec
 from ..device.array import DeviceArray
 from ..device.base import Array, Cpu, Device
 from ..device.cuda import Cuda
-from ..device.workers import Workers, count_cores, has_small_objects
+from ..device.workers import Workers, count_cores, has_small_objects, limited_cores
 from ..errors import BackendError, BundleError, InternalError, summarize
 
 log = logging.getLogger("runtime")
@@ -50,7 +50,7 @@ def _import() -> Any:
 
 
 class OrtBackend:
-    """The CPU. `threads` None means one per physical core, as ONNX Runtime decides."""
+    """The CPU. `threads` None means one per physical core, as ONNX Runtime decides, or per core that it may use."""
 
     name = "ort"
     variants: tuple[str, ...] = ("ort", "default")
@@ -86,7 +86,8 @@ class OrtBackend:
 
     def load(self, file: Path, spec: StageSpec) -> OrtStage:
         """Load one graph. Raises BundleError when ONNX Runtime refuses it or its signature is not the manifest's."""
-        session = self._open(file, 1 if self.memory == "cpu" and has_small_objects(spec) else self.threads)
+        threads = limited_cores() if self.threads is None else self.threads
+        session = self._open(file, 1 if self.memory == "cpu" and has_small_objects(spec) else threads)
         self._check_provider(session, file)
         have = {i.name for i in session.get_inputs()} | {o.name for o in session.get_outputs()}
         want = {t.name for t in (*spec.inputs, *spec.outputs)}

@@ -18,6 +18,7 @@ import numpy as np
 from .. import versions
 from ..bundle.manifest import StageSpec
 from ..device.base import Cpu, Device
+from ..device.workers import limited_cores
 from ..errors import BackendError, BundleError, InternalError, SamwiseRuntimeError, summarize
 
 _core: Any = None
@@ -55,8 +56,8 @@ class OpenVinoBackend:
         self.device: Device = Cpu()
         self.threads = threads
         self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        if threads is not None:
-            self._options["INFERENCE_NUM_THREADS"] = threads
+        if (number := limited_cores() if threads is None else threads) is not None:
+            self._options["INFERENCE_NUM_THREADS"] = number
 
     def load(self, file: Path, spec: StageSpec) -> OpenVinoStage:
         """Compile one graph. Raises BundleError when OpenVINO refuses it or its signature is not the manifest's."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
+from pathlib import Path
 
 from ..bundle.manifest import StageSpec
 
@@ -22,10 +23,29 @@ MAX_OBJECTS_BESIDE = 8
 """Most objects that are decoded on one core, beside frames that other cores encode."""
 
 
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Of a container: microseconds of processor time, or "max", and of the period in which it may use them."""
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use: its affinity, and the quota of its container."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on Windows and macOS
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        quota, period = map(int, CPU_QUOTA.read_text().split())
+    except (OSError, ValueError):  # another system, or no quota
+        return cores
+    return max(1, min(cores, -(-quota // period)))
+
+
+def limited_cores() -> int | None:
+    """Return `num_cores` where the machine has more: a library that counts all of them starts too many threads."""
+    return cores if (cores := num_cores()) < (os.cpu_count() or 1) else None
+
+
 def count_cores() -> int:
     """Return the number of cores that this process may use, at most `MAX_WORKERS`."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on Windows and macOS
-    return min(MAX_WORKERS, len(affinity(0)) if affinity else os.cpu_count() or 1)
+    return min(MAX_WORKERS, num_cores())
 
 
 def has_small_frames(spec: StageSpec) -> bool:

@@ -9,7 +9,6 @@ The arguments are those of `python -m runtime.run`. Counted is the time from its
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ from runtime.cli.job import Job
 from runtime.cli.overlay import Painter
 from runtime.cli.video_writer import VideoWriter
 from runtime.cli.writers import MaskWriter, ResultsWriter
+from runtime.device.workers import num_cores
 from runtime.imaging import frame_input
 from runtime.imaging.upsample import MaskUpsampler
 from runtime.models.samwise import transforms
@@ -122,8 +122,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
         with measured(phases):
             error = process(job, guard)
         seconds, spent = time.perf_counter() - start, time.process_time() - cpu
-        cores = len(os.sched_getaffinity(0))
-        found.update(frames=job.stats.frames, seconds=seconds, cpu=spent, idle=1 - spent / cores / seconds)
+        idle = 1 - spent / num_cores() / seconds
+        found.update(frames=job.stats.frames, seconds=seconds, cpu=spent, idle=idle)
         for thread, (name, total) in {**ending, **seconds_of_threads()}.items():
             if phase := thread_phase(name):
                 phases.seconds[phase] += total - known.get(thread, (name, 0.0))[1]

@@ -160,7 +160,7 @@ class Loader:
         self.ahead, self.dataset = ahead, SyntheticDataset(size)
         self.pool: ProcessPoolExecutor | None = None
         if workers:
-            # not multiprocessing.Pool, which waits for ever where it ends a worker that holds the lock of its results
+            # not multiprocessing.Pool, which hangs where it ends a worker that holds the lock of its results
             fork = multiprocessing.get_context("fork")
             self.pool = ProcessPoolExecutor(workers, fork, _start_worker, (self.dataset,))
             with kept_garbage():

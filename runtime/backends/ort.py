@@ -64,6 +64,7 @@ class OrtBackend:
         if threads is not None and threads < 1:
             raise BackendError(f"threads must be 1 or more, not {threads}")
         self.threads = threads
+        self._session_threads = limited_cores() if threads is None else threads
         self.device: Device = self._create_device()
         self._share_arena()
 
@@ -86,8 +87,7 @@ class OrtBackend:
 
     def load(self, file: Path, spec: StageSpec) -> OrtStage:
         """Load one graph. Raises BundleError when ONNX Runtime refuses it or its signature is not the manifest's."""
-        threads = limited_cores() if self.threads is None else self.threads
-        session = self._open(file, 1 if self.memory == "cpu" and has_small_objects(spec) else threads)
+        session = self._open(file, 1 if self.memory == "cpu" and has_small_objects(spec) else self._session_threads)
         self._check_provider(session, file)
         have = {i.name for i in session.get_inputs()} | {o.name for o in session.get_outputs()}
         want = {t.name for t in (*spec.inputs, *spec.outputs)}

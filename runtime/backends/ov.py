@@ -40,7 +40,7 @@ def _shared_core(openvino: Any) -> Any:
 
 
 class OpenVinoBackend:
-    """`threads` None leaves the number to OpenVINO: one per physical core."""
+    """`threads` None leaves the number to OpenVINO: one per physical core, or per core that it may use."""
 
     name = "openvino"
     variants = ("ort", "default")  # OpenVINO reads ONNX Runtime's fused attention, too, and is faster with it
